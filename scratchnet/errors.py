@@ -1,0 +1,53 @@
+"""Every error that scratchnet raises on purpose.
+
+One base class, so that a script can catch them all; each is also the built-in type that a user of
+NumPy or PyTorch would catch. A message is one line: the op or file, what was expected, what came.
+"""
+
+
+class ScratchnetError(Exception):
+    """Base class of all errors raised on purpose by scratchnet."""
+
+
+class ShapeError(ScratchnetError, ValueError):
+    """Arrays whose shapes do not fit the op."""
+
+
+class DtypeError(ScratchnetError, TypeError):
+    """A dtype that the op does not take, or two that do not go together."""
+
+
+class DeviceError(ScratchnetError, RuntimeError):
+    """An unknown device, or tensors of two devices in one op."""
+
+
+class IndexOutOfRangeError(ScratchnetError, IndexError):
+    """An index, a label or an axis outside its range."""
+
+
+class GradientError(ScratchnetError, RuntimeError):
+    """A gradient that cannot be had: no graph, a freed graph, an input changed since the forward pass."""
+
+
+class NonFiniteError(ScratchnetError, FloatingPointError):
+    """A loss or gradient that is NaN or infinite."""
+
+
+class ConfigError(ScratchnetError, ValueError):
+    """An argument outside its range."""
+
+
+class DataError(ScratchnetError, ValueError):
+    """A data file or data set that is damaged, of another format, or does not fit together."""
+
+
+class DataNotFoundError(DataError, FileNotFoundError):
+    """A data set that is not on this machine; the message says how to get it."""
+
+
+class CheckpointError(ScratchnetError, ValueError):
+    """A checkpoint that is damaged, foreign, or of another model."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """No checkpoint where one was expected."""
