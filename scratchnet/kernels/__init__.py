@@ -1,0 +1,65 @@
+"""The device tables: one dictionary of kernels a device, all with the same keys.
+
+A kernel is a function on C-contiguous arrays. Its inputs come first, then the arrays that it writes
+(`out`), then plain numbers. It changes nothing but its outputs and keeps nothing. `reference.py` is
+the definition: a new kernel is one function there and one of the same name and signature in every
+other table.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+
+import numpy as np
+
+from ..errors import DeviceError
+
+Kernel = Callable[..., None]
+
+
+def _numpy_table() -> dict[str, Kernel]:
+    from . import reference
+
+    functions = {k: v for k, v in vars(reference).items() if isinstance(v, FunctionType) and k[0] != "_"}
+    # log(0) and 1/0 have IEEE answers; a NumPy warning would be one that no other device gives.
+    return {name: np.errstate(all="ignore")(function) for name, function in functions.items()}
+
+
+def _cpu_table() -> dict[str, Kernel]:
+    from . import cpu  # imports Numba: only when the device is first used
+
+    return cpu.KERNELS
+
+
+TABLES: dict[str, Callable[[], dict[str, Kernel]]] = {"numpy": _numpy_table, "cpu": _cpu_table}
+
+
+class Device:
+    """A device by name: its kernels as attributes, and `empty` to get memory on it.
+
+    >>> device("numpy").exp(x, out)        # out[...] = e ** x
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.kernels = TABLES[name]()
+        self.__dict__.update(self.kernels)
+        self.empty = np.empty
+
+    def __getattr__(self, name: str) -> Kernel:
+        raise DeviceError(f"device {self.name!r} has no kernel {name!r}")
+
+    def __repr__(self) -> str:
+        return f"Device({self.name!r})"
+
+
+@cache
+def _device(name: str) -> Device:
+    return Device(name)
+
+
+def device(name: str) -> Device:
+    """The device called `name`. Raises DeviceError for an unknown name."""
+    if name not in TABLES:
+        raise DeviceError(f"device: expected one of {', '.join(map(repr, TABLES))}, got {name!r}")
+    return _device(name)

@@ -1,0 +1,320 @@
+"""The reference device: every kernel as plain NumPy. This file is the definition of what a kernel computes.
+
+Conventions, for all devices: arrays are C-contiguous (only `copy` takes any strides); elementwise inputs
+broadcast to `out`; reductions take x as (outer, n, inner) and reduce the middle axis; row kernels take
+(rows, n). Floats are float32 or float64 and all of one dtype in one call. Kernels write every element of
+their outputs, and only those.
+"""
+
+import math
+
+import numpy as np
+
+# --- elementwise, one input: (x, out) -------------------------------------------------------------------------
+
+
+def neg(x, out):
+    np.negative(x, out=out)
+
+
+def exp(x, out):
+    np.exp(x, out=out)
+
+
+def log(x, out):
+    np.log(x, out=out)
+
+
+def sqrt(x, out):
+    np.sqrt(x, out=out)
+
+
+def abs(x, out):
+    np.absolute(x, out=out)
+
+
+def sign(x, out):
+    np.sign(x, out=out)
+
+
+def tanh(x, out):
+    np.tanh(x, out=out)
+
+
+def sigmoid(x, out):
+    e = np.exp(-np.abs(x))  # at most 1: no overflow on either side
+    out[...] = np.where(x >= 0, 1, e) / (1 + e)
+
+
+def relu(x, out):
+    np.maximum(x, 0, out=out)  # NaN stays NaN
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def erf(x, out):
+    """out = 2 / sqrt(pi) * integral of exp(-t**2) from 0 to x."""
+    out[...] = _erf(x) if x.size else 0
+
+
+def gelu(x, out):
+    """out = x * Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016, the exact form)."""
+    out[...] = 0.5 * x * (1 + _erf(x / math.sqrt(2))) if x.size else 0
+
+
+def clip(x, out, low, high):
+    """out = x limited to [low, high]; NaN stays NaN."""
+    np.clip(x, low, high, out=out)
+
+
+# --- gradients of the activations: (g, y or x, out), y = f(x) --------------------------------------------------
+
+
+def tanh_grad(g, y, out):
+    out[...] = g * (1 - y * y)
+
+
+def sigmoid_grad(g, y, out):
+    out[...] = g * y * (1 - y)
+
+
+def relu_grad(g, y, out):
+    out[...] = np.where(y > 0, g, 0)
+
+
+def gelu_grad(g, x, out):
+    """out = g * (Phi(x) + x * phi(x)), phi the normal density."""
+    cdf = 0.5 * (1 + _erf(x / math.sqrt(2))) if x.size else 0
+    out[...] = g * (cdf + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+
+
+# --- elementwise, two inputs that broadcast: (a, b, out) --------------------------------------------------------
+
+
+def add(a, b, out):
+    np.add(a, b, out=out)
+
+
+def sub(a, b, out):
+    np.subtract(a, b, out=out)
+
+
+def mul(a, b, out):
+    np.multiply(a, b, out=out)
+
+
+def div(a, b, out):
+    np.divide(a, b, out=out)
+
+
+def pow(a, b, out):
+    np.power(a, b, out=out)
+
+
+def maximum(a, b, out):
+    np.maximum(a, b, out=out)  # NaN if either is NaN
+
+
+def minimum(a, b, out):
+    np.minimum(a, b, out=out)
+
+
+def lt(a, b, out):
+    np.less(a, b, out=out)
+
+
+def le(a, b, out):
+    np.less_equal(a, b, out=out)
+
+
+def gt(a, b, out):
+    np.greater(a, b, out=out)
+
+
+def ge(a, b, out):
+    np.greater_equal(a, b, out=out)
+
+
+def eq(a, b, out):
+    np.equal(a, b, out=out)
+
+
+def ne(a, b, out):
+    np.not_equal(a, b, out=out)
+
+
+def where(condition, a, b, out):
+    """out = a where condition (bool) else b; all three broadcast."""
+    out[...] = np.where(condition, a, b)
+
+
+# --- reductions of the middle axis: x (outer, n, inner) -> out (outer, inner) -----------------------------------
+
+
+def sum(x, out):
+    np.sum(x, axis=1, out=out)  # an empty sum is 0
+
+
+def max(x, out):
+    np.max(x, axis=1, out=out)  # n >= 1; NaN if any is NaN
+
+
+def min(x, out):
+    np.min(x, axis=1, out=out)
+
+
+def argmax(x, out):
+    """out (int64) = the first index of the largest element; a NaN counts as the largest."""
+    np.argmax(x, axis=1, out=out)
+
+
+# --- movement ----------------------------------------------------------------------------------------------------
+
+
+def fill(out, value):
+    out[...] = value
+
+
+def copy(x, out):
+    """out = x, both of any strides, converted to out's dtype."""
+    np.copyto(out, x, casting="unsafe")
+
+
+def take_rows(x, index, out):
+    """out[i] = x[index[i]]: x (n, inner), index (m,) int64 in [0, n), out (m, inner)."""
+    np.take(x, index, axis=0, out=out, mode="clip")  # "clip" writes into out directly; the op has checked the range
+
+
+def scatter_rows(g, index, out):
+    """out[j] = sum of g[i] over index[i] == j, in order of i: g (m, inner), index (m,), out (n, inner)."""
+    out[...] = 0
+    np.add.at(out, index, g)
+
+
+# --- products ----------------------------------------------------------------------------------------------------
+
+
+def matmul(a, b, out, transpose_a=False, transpose_b=False):
+    """out (m, n) = op(a) (m, k) @ op(b) (k, n), where op transposes if told so; a and b are stored row by row."""
+    np.matmul(a.T if transpose_a else a, b.T if transpose_b else b, out=out)
+
+
+def linear(x, weight, bias, out):
+    """out (m, n) = x (m, k) @ weight (k, n) + bias (n,)."""
+    np.matmul(x, weight, out=out)
+    np.add(out, bias, out=out)
+
+
+# --- row softmax and cross-entropy: x (rows, n), n >= 1 ------------------------------------------------------------
+
+
+def softmax(x, out):
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    np.divide(e, e.sum(axis=1, keepdims=True), out=out)
+
+
+def softmax_grad(g, y, out):
+    """out = y * (g - sum over the row of g * y), y = softmax(x)."""
+    out[...] = y * (g - (g * y).sum(axis=1, keepdims=True))
+
+
+def logsumexp(x, out):
+    """out (rows,) = log of the row's sum of exp(x), shifted by the row's maximum."""
+    top = x.max(axis=1)
+    shift = np.where(np.isfinite(top), top, 0)  # a row of -inf gives -inf, not NaN
+    out[...] = np.log(np.exp(x - shift[:, None]).sum(axis=1)) + shift
+
+
+def log_softmax(x, out):
+    z = x - x.max(axis=1, keepdims=True)
+    np.subtract(z, np.log(np.exp(z).sum(axis=1, keepdims=True)), out=out)
+
+
+def cross_entropy(logits, labels, out):
+    """out (rows,) = -log softmax(logits)[label]; labels (rows,) int64 in [0, n)."""
+    z = logits - logits.max(axis=1, keepdims=True)
+    out[...] = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(labels)), labels]
+
+
+def cross_entropy_grad(g, logits, labels, out):
+    """out (rows, n) = g[row] * (softmax(logits) - one_hot(label)); g (rows,)."""
+    softmax(logits, out)
+    out[np.arange(len(labels)), labels] -= 1
+    out *= g[:, None]
+
+
+# --- counter-based random numbers ----------------------------------------------------------------------------------
+
+
+def _philox(counter, key):
+    """Philox 4x32 with 10 rounds (Salmon et al. 2011). counter (n, 4) uint32, key (2,) uint32 -> (n, 4) uint32."""
+    c = [counter[:, i].astype(np.uint64) for i in range(4)]
+    k0, k1 = int(key[0]), int(key[1])
+    low = np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        p0, p1 = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [(p1 >> 32) ^ c[1] ^ np.uint64(k0), p1 & low, (p0 >> 32) ^ c[3] ^ np.uint64(k1), p0 & low]
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack(c, axis=1).astype(np.uint32)
+
+
+def dropout(x, out, p, seed, stream):
+    """out = x / (1 - p) where u >= p, else 0; u[i] is a uniform number in [0, 1) that depends on (seed, stream, i) alone.
+
+    Element i (in C order) takes the upper 24 bits of word i % 4 of Philox with counter
+    (i // 4, stream) and key seed, each split into two 32-bit words, low word first.
+    """
+    blocks = np.arange((x.size + 3) // 4, dtype=np.uint64)
+    counter = np.empty((blocks.size, 4), np.uint64)
+    counter[:, 0], counter[:, 1] = blocks & np.uint64(0xFFFFFFFF), blocks >> np.uint64(32)
+    counter[:, 2], counter[:, 3] = stream & 0xFFFFFFFF, stream >> 32
+    words = _philox(counter.astype(np.uint32), (seed & 0xFFFFFFFF, seed >> 32))
+    u = (words.reshape(-1)[: x.size] >> 8) * 2.0**-24
+    out[...] = np.where((u >= p).reshape(x.shape), x * x.dtype.type(1 / (1 - p)), 0)
+
+
+# --- optimizers: one step over a flat parameter, from the old state to the new ------------------------------------------
+# Outputs may be the very arrays of the inputs (a step in place) or others (a step that can be repeated).
+
+
+def sgd(param, grad, velocity, new_param, new_velocity, lr, momentum, nesterov, weight_decay):
+    """g += weight_decay * p;  v = momentum * v + g;  p -= lr * (g + momentum * v if nesterov else v).
+
+    The rule of torch.optim.SGD with dampening 0 (Sutskever et al. 2013 with the learning rate outside).
+    """
+    f = param.dtype.type
+    g = grad + f(weight_decay) * param
+    v = f(momentum) * velocity + g
+    step = g + f(momentum) * v if nesterov else v
+    new_param[...] = param - f(lr) * step
+    new_velocity[...] = v
+
+
+def adam(param, grad, m, v, new_param, new_m, new_v, lr, beta1, beta2, eps, weight_decay, decoupled, step):
+    """m = b1*m + (1-b1)*g;  v = b2*v + (1-b2)*g**2;  p -= lr/(1-b1**t) * m / (sqrt(v)/sqrt(1-b2**t) + eps).
+
+    Kingma and Ba 2015; t = step >= 1. Weight decay adds weight_decay * p to g, or, if decoupled
+    (AdamW, Loshchilov and Hutter 2019), first takes lr * weight_decay * p from p.
+    """
+    f = param.dtype.type
+    p = param * f(1 - lr * weight_decay) if decoupled else param
+    g = grad if decoupled else grad + f(weight_decay) * param
+    first = f(beta1) * m + f(1 - beta1) * g
+    second = f(beta2) * v + f(1 - beta2) * g * g
+    rate, scale = f(lr / (1 - beta1**step)), f(1 / math.sqrt(1 - beta2**step))
+    new_param[...] = p - rate * first / (np.sqrt(second) * scale + f(eps))
+    new_m[...], new_v[...] = first, second
+
+
+def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, lr, alpha, eps, momentum, weight_decay):
+    """g += weight_decay * p;  v = alpha*v + (1-alpha)*g**2;  u = momentum*u + g / (sqrt(v) + eps);  p -= lr * u.
+
+    The rule of torch.optim.RMSprop (Tieleman and Hinton 2012, lecture 6.5).
+    """
+    f = param.dtype.type
+    g = grad + f(weight_decay) * param
+    square = f(alpha) * v + f(1 - alpha) * g * g
+    u = f(momentum) * velocity + g / (np.sqrt(square) + f(eps))
+    new_param[...] = param - f(lr) * u
+    new_v[...], new_velocity[...] = square, u
