@@ -1,0 +1,232 @@
+"""Ops that move elements and compute nothing: views wherever NumPy can give one, gathers and joins where not."""
+
+import math
+
+import numpy as np
+
+from ..errors import DtypeError, IndexOutOfRangeError, ShapeError
+from .table import contiguous, define
+
+# --- views -------------------------------------------------------------------------------------------------------
+
+
+def _reshape(device, x, shape):
+    try:
+        return x.reshape(shape, copy=False)
+    except ValueError:  # not a view: gather the elements first
+        return contiguous(device, x).reshape(shape)
+
+
+reshape = define("reshape", _reshape, lambda g, y, x, shape: reshape(g, shape=x.shape), is_view=True)
+permute = define(
+    "permute",
+    lambda device, x, axes: x.transpose(axes),
+    lambda g, y, x, axes: permute(g, axes=tuple(np.argsort(axes))),
+    is_view=True,
+)
+broadcast_to = define(
+    "broadcast_to",
+    lambda device, x, shape: np.broadcast_to(x, shape),
+    lambda g, y, x, shape: g,  # the backward pass sums it to x's shape
+    is_view=True,
+)
+getitem = define(
+    "getitem",
+    lambda device, x, key: x[key if isinstance(key, tuple) else (key,)],
+    lambda g, y, x, key: place(g, key=key, shape=x.shape),
+    is_view=True,
+)
+
+# --- copies ------------------------------------------------------------------------------------------------------
+
+
+def _place(device, x, key, shape, value=0):
+    out = device.empty(shape, x.dtype)
+    device.fill(out, value)
+    device.copy(x, out[key])
+    return out
+
+
+place = define("place", _place, lambda g, y, x, key, shape, value=0: getitem(g, key=key))
+
+
+def _take_rows(device, x, index):
+    index = contiguous(device, index)
+    out = device.empty(index.shape + x.shape[1:], x.dtype)
+    inner = math.prod(x.shape[1:])
+    device.take_rows(contiguous(device, x).reshape(len(x), inner), index.reshape(-1), out.reshape(-1, inner))
+    return out
+
+
+def _scatter_rows(device, g, index, n):
+    rows = g.shape[index.ndim :]
+    out = device.empty((n, *rows), g.dtype)
+    flat = (index.size, math.prod(rows))
+    device.scatter_rows(
+        contiguous(device, g).reshape(flat), contiguous(device, index).reshape(-1), out.reshape(n, flat[1])
+    )
+    return out
+
+
+# index: int64, already checked to lie in [0, n)
+take_rows = define(
+    "take_rows", _take_rows, lambda g, y, x, index: scatter_rows(g, index, n=x.shape[0]), None, promotes=(0,)
+)
+scatter_rows = define("scatter_rows", _scatter_rows, lambda g, y, x, index, n: take_rows(g, index), None, promotes=(0,))
+
+
+def _cat(device, *arrays, axis):
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(a.shape[axis] for a in arrays)
+    out = device.empty(tuple(shape), arrays[0].dtype)
+    start = 0
+    for a in arrays:
+        device.copy(a, out[_span(axis, start, start + a.shape[axis])])
+        start += a.shape[axis]
+    return out
+
+
+def _span(axis: int, start: int, stop: int) -> tuple[slice, ...]:
+    return (slice(None),) * axis + (slice(start, stop),)
+
+
+def _cat_vjp(i, g, y, *tensors, axis):
+    start = sum(t.shape[axis] for t in tensors[:i])
+    return getitem(g, key=_span(axis, start, start + tensors[i].shape[axis]))
+
+
+_concatenate = define("cat", _cat, variadic_vjp=_cat_vjp)
+
+# --- the forms that people call ------------------------------------------------------------------------------------
+
+
+def cat(tensors, axis=0):
+    """Joins tensors along an axis that they have; all other lengths must agree."""
+    first = tensors[0].shape
+    if not first:
+        raise ShapeError("cat: expected tensors of at least one dimension, got shape ()")
+    if not -len(first) <= axis < len(first):
+        raise IndexOutOfRangeError(f"cat: expected an axis in [{-len(first)}, {len(first)}), got {axis}")
+    axis %= len(first)
+    for t in tensors[1:]:
+        if len(t.shape) != len(first) or t.shape[:axis] + t.shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
+            raise ShapeError(f"cat: expected shapes equal but for axis {axis}, got {first} and {t.shape}")
+    return _concatenate(*tensors, axis=axis)
+
+
+def stack(tensors, axis=0):
+    """Joins tensors of one shape along a new axis."""
+    for t in tensors[1:]:
+        if t.shape != tensors[0].shape:
+            raise ShapeError(f"stack: expected equal shapes, got {tensors[0].shape} and {t.shape}")
+    return cat([unsqueeze(t, axis) for t in tensors], axis)
+
+
+def view(x, shape):
+    """x with another shape of as many elements; one length may be -1."""
+    known = math.prod(n for n in shape if n != -1)
+    if -1 in shape and shape.count(-1) == 1 and known and x.size % known == 0:
+        shape = tuple(x.size // known if n == -1 else n for n in shape)
+    if min(shape, default=0) < 0 or math.prod(shape) != x.size:
+        raise ShapeError(f"reshape: expected a shape of {x.size} elements, as {x.shape} has, got {shape}")
+    return reshape(x, shape=shape)
+
+
+def expand(x, shape):
+    """x repeated along axes of length 1 and along new leading axes, without a copy."""
+    try:
+        fits = np.broadcast_shapes(x.shape, shape) == tuple(shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ShapeError(f"broadcast_to: expected a shape that {x.shape} broadcasts to, got {tuple(shape)}")
+    return broadcast_to(x, shape=tuple(shape))
+
+
+def order_axes(x, axes):
+    """x with its axes in the given order."""
+    if sorted(a % x.ndim if x.ndim and -x.ndim <= a < x.ndim else -1 for a in axes) != list(range(x.ndim)):
+        raise ShapeError(f"permute: expected each of {x.ndim} axes once, got {tuple(axes)}")
+    return permute(x, axes=tuple(a % x.ndim for a in axes))
+
+
+def swap_axes(x, a, b):
+    """x with axes a and b exchanged."""
+    for axis in (a, b):
+        if not -x.ndim <= axis < x.ndim:
+            raise IndexOutOfRangeError(f"transpose: expected an axis in [{-x.ndim}, {x.ndim}), got {axis}")
+    axes = list(range(x.ndim))
+    axes[a], axes[b] = axes[b], axes[a]
+    return permute(x, axes=tuple(axes))
+
+
+def squeeze(x, axis=None):
+    """x without its axes of length 1, or without the one named (left alone if it is longer, as in PyTorch)."""
+    if axis is not None and not -x.ndim <= axis < x.ndim:
+        raise IndexOutOfRangeError(f"squeeze: expected an axis in [{-x.ndim}, {x.ndim}), got {axis}")
+    gone = range(x.ndim) if axis is None else (axis % x.ndim,)
+    return reshape(x, shape=tuple(n for i, n in enumerate(x.shape) if n != 1 or i not in gone))
+
+
+def unsqueeze(x, axis):
+    """x with a new axis of length 1."""
+    if not -x.ndim - 1 <= axis <= x.ndim:
+        raise IndexOutOfRangeError(f"unsqueeze: expected an axis in [{-x.ndim - 1}, {x.ndim + 1}), got {axis}")
+    axis %= x.ndim + 1
+    return reshape(x, shape=(*x.shape[:axis], 1, *x.shape[axis:]))
+
+
+def pad(x, widths, value=0):
+    """x with `value` around it; widths as in np.pad: n, (before, after), or one such pair an axis."""
+    try:
+        pairs = [(int(a), int(b)) for a, b in np.broadcast_to(widths, (x.ndim, 2))]
+    except (ValueError, TypeError):
+        pairs = [(-1, -1)]
+    if any(n < 0 for pair in pairs for n in pair):
+        raise ShapeError(f"pad: expected n, (before, after) or {x.ndim} such pairs, none negative, got {widths!r}")
+    shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pairs, strict=True))
+    key = tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, pairs, strict=True))
+    return place(x, key=key, shape=shape, value=value)
+
+
+_BASIC = (int, np.integer, slice, type(None), type(Ellipsis))
+
+
+def index(x, key):
+    """x[key] for every key that NumPy takes: a view for basic keys, a gather for integer and boolean arrays."""
+    parts = key if isinstance(key, tuple) else (key,)
+    if all(isinstance(p, _BASIC) and not isinstance(p, bool | np.bool_) for p in parts):
+        _check_key(x, key)
+        return getitem(x, key=key)
+    arrays = tuple(p if isinstance(p, _BASIC) else np.asarray(p) for p in parts)
+    for a in arrays:
+        if isinstance(a, np.ndarray) and a.size and a.dtype.kind not in "iub":
+            raise DtypeError(f"index: expected integers or booleans, got {a.dtype}")
+    arrays = tuple(
+        a.astype(np.int64) if isinstance(a, np.ndarray) and not a.size and a.dtype.kind == "f" else a for a in arrays
+    )
+    if len(arrays) == 1 and x.ndim and isinstance(arrays[0], np.ndarray) and arrays[0].dtype.kind != "b":
+        return take_rows(x, checked_index("index", arrays[0], x.shape[0]))
+    _check_key(x, arrays)
+    positions = np.arange(x.size).reshape(x.shape)[arrays]  # which element lands where, by NumPy's own rules
+    return take_rows(reshape(x, shape=(x.size,)), positions)
+
+
+def _check_key(x, key):
+    """Raises what NumPy raises, as one of our errors, without touching x's elements."""
+    try:
+        np.broadcast_to(np.empty((), bool), x.shape)[key]
+    except IndexError as error:
+        raise IndexOutOfRangeError(f"index: {error} (shape {x.shape})") from None
+
+
+def checked_index(name: str, array, n: int) -> np.ndarray:
+    """Row numbers as int64 in [0, n); negative ones count from the end. Raises IndexOutOfRangeError or DtypeError."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "iu":
+        raise DtypeError(f"{name}: expected integers, got {array.dtype}")
+    if array.size and not (-n <= array.min() and array.max() < n):
+        bad = array[(array < -n) | (array >= n)][0]
+        raise IndexOutOfRangeError(f"{name}: expected numbers in [{-n}, {n}), got {bad}")
+    array = array.astype(np.int64, copy=False)
+    return np.where(array < 0, array + n, array) if array.size and array.min() < 0 else array

@@ -1,0 +1,141 @@
+"""Matrix products and the classification loss: the ops that carry a network's arithmetic."""
+
+import math
+
+import numpy as np
+
+from ..errors import IndexOutOfRangeError, ShapeError
+from .movement import checked_index, reshape
+from .reductions import _softmax, softmax_grad, sum
+from .table import contiguous, define
+
+
+def _stored(device, x: np.ndarray) -> tuple[np.ndarray, bool]:
+    """A matrix as (rows in memory, transposed?): a transposed view is used as it lies, without a copy."""
+    if x.flags.f_contiguous and not x.flags.c_contiguous:
+        return x.T, True
+    return contiguous(device, x), False
+
+
+def _product(device, a, b, out):
+    (a, transpose_a), (b, transpose_b) = _stored(device, a), _stored(device, b)
+    device.matmul(a, b, out, transpose_a, transpose_b)
+
+
+def _matmul(device, a, b):  # (..., m, k) @ (..., k, n)
+    if a.ndim == b.ndim == 2:
+        out = device.empty((a.shape[0], b.shape[1]), a.dtype)
+        _product(device, a, b, out)
+        return out
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    out = device.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
+    a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
+    for i in np.ndindex(*batch):
+        _product(device, a[i], b[i], out[i])
+    return out
+
+
+_matmul_op = define(
+    "matmul",
+    _matmul,
+    lambda g, y, a, b: _matmul_op(g, b.transpose(-1, -2)),
+    lambda g, y, a, b: _matmul_op(a.transpose(-1, -2), g),
+)
+
+
+def matmul(a, b):
+    """Matrix product by NumPy's rules: vectors count as one row or column, leading axes broadcast."""
+    if not a.ndim or not b.ndim:
+        raise ShapeError(f"matmul: expected at least one dimension each, got shapes {a.shape} and {b.shape}")
+    left = reshape(a, shape=(1, a.shape[0])) if a.ndim == 1 else a
+    right = reshape(b, shape=(b.shape[0], 1)) if b.ndim == 1 else b
+    if left.shape[-1] != right.shape[-2]:
+        raise ShapeError(f"matmul: expected (..., m, k) @ (..., k, n), got {a.shape} @ {b.shape}")
+    y = _matmul_op(left, right)
+    if a.ndim == 1:
+        y = reshape(y, shape=y.shape[:-2] + y.shape[-1:])
+    return reshape(y, shape=y.shape[:-1]) if b.ndim == 1 else y
+
+
+def _linear(device, x, weight, bias):
+    out = device.empty((len(x), weight.shape[1]), x.dtype)
+    device.linear(*(contiguous(device, array) for array in (x, weight, bias)), out)
+    return out
+
+
+_linear_op = define(
+    "linear",
+    _linear,
+    lambda g, y, x, weight, bias: _matmul_op(g, weight.transpose(0, 1)),
+    lambda g, y, x, weight, bias: _matmul_op(x.transpose(0, 1), g),
+    lambda g, y, x, weight, bias: g,  # summed over the rows by the backward pass
+)
+
+
+def linear(x, weight, bias=None):
+    """x (..., in) @ weight (in, out) + bias (out,) in one pass -> (..., out)."""
+    if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[0]:
+        raise ShapeError(f"linear: expected x (..., in) and weight (in, out), got {x.shape} and {weight.shape}")
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ShapeError(f"linear: expected bias {weight.shape[1:]}, got {bias.shape}")
+    rows = x if x.ndim == 2 else reshape(x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
+    y = _matmul_op(rows, weight) if bias is None else _linear_op(rows, weight, bias)
+    return y if x.ndim == 2 else reshape(y, shape=(*x.shape[:-1], weight.shape[1]))
+
+
+# --- cross-entropy: softmax and negative log-likelihood in one pass, logits (rows, n), labels (rows,) -----------------
+
+
+def _cross_entropy(device, logits, labels):
+    out = device.empty(labels.shape, logits.dtype)
+    device.cross_entropy(contiguous(device, logits), contiguous(device, labels), out)
+    return out
+
+
+def _cross_entropy_grad(device, g, logits, labels):
+    out = device.empty(logits.shape, logits.dtype)
+    device.cross_entropy_grad(*(contiguous(device, array) for array in (g, logits, labels)), out)
+    return out
+
+
+def _column(g):
+    return reshape(g, shape=(*g.shape, 1))
+
+
+def _one_hot_minus_softmax_vjp(h, z, g, logits, labels):
+    """z = g * (softmax(logits) - one_hot): its gradient with respect to g is the row sum of h times the bracket."""
+    ones = (labels == labels).astype(g.dtype)
+    return sum(h * cross_entropy_grad(ones, logits, labels), -1)
+
+
+_cross_entropy_op = define(
+    "cross_entropy",
+    _cross_entropy,
+    lambda g, y, logits, labels: cross_entropy_grad(g, logits, labels),
+    None,
+    promotes=(0,),
+    floating=True,
+)
+cross_entropy_grad = define(
+    "cross_entropy_grad",
+    _cross_entropy_grad,
+    _one_hot_minus_softmax_vjp,
+    lambda h, z, g, logits, labels: softmax_grad(h * _column(g), _softmax(logits)),
+    None,
+    promotes=(0, 1),
+)
+
+
+def cross_entropy(logits, labels):
+    """-log softmax(logits)[label] for each row: logits (rows, classes), labels (rows,) integers -> (rows,).
+
+    Raises ShapeError, DtypeError, or IndexOutOfRangeError for a label outside [0, classes).
+    """
+    labels = np.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ShapeError(
+            f"cross_entropy: expected logits (rows, classes) and labels (rows,), got {logits.shape} and {labels.shape}"
+        )
+    if labels.size and labels.dtype.kind in "iu" and labels.min() < 0:
+        raise IndexOutOfRangeError(f"cross_entropy: expected labels in [0, {logits.shape[1]}), got {labels.min()}")
+    return _cross_entropy_op(logits, checked_index("cross_entropy", labels, logits.shape[1]))

@@ -1,0 +1,196 @@
+"""Reductions over axes. Every one becomes a kernel call on x seen as (outer, n, inner) with the middle axis reduced.
+
+`axis` is None (all), an int or a tuple; `keepdims` keeps reduced axes with length 1.
+"""
+
+import builtins
+import math
+
+import numpy as np
+
+from ..errors import IndexOutOfRangeError, ShapeError
+from .elementwise import exp, sqrt
+from .movement import broadcast_to, reshape
+from .table import contiguous, define
+
+
+def normalize_axis(name: str, axis, ndim: int) -> tuple[int, ...]:
+    """axis as a sorted tuple of numbers in [0, ndim). Raises IndexOutOfRangeError, or ShapeError for a repeated axis."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = []
+    for a in axis if isinstance(axis, tuple | list) else (axis,):
+        if not isinstance(a, int | np.integer) or not -ndim <= a < ndim:
+            raise IndexOutOfRangeError(
+                f"{name}: expected an axis in [{-ndim}, {ndim}) for {ndim} dimensions, got {a!r}"
+            )
+        axes.append(int(a) % ndim)
+    if len(set(axes)) != len(axes):
+        raise ShapeError(f"{name}: expected each axis once, got {axis}")
+    return tuple(sorted(axes))
+
+
+def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with the reduced axes at length 1."""
+    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+
+
+def outer_n_inner(device, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """x as a contiguous (outer, n, inner) array whose middle axis holds `axes`."""
+    if axes and axes[-1] - axes[0] != len(axes) - 1:  # not neighbours: bring them together at the end
+        x = x.transpose([i for i in range(x.ndim) if i not in axes] + list(axes))
+        axes = tuple(range(x.ndim - len(axes), x.ndim))
+    x = contiguous(device, x)
+    first, last = (axes[0], axes[-1] + 1) if axes else (0, 0)
+    split = (x.shape[:first], x.shape[first:last], x.shape[last:])
+    return x.reshape([math.prod(part) for part in split])
+
+
+def _reduce(name: str, dtype=lambda x: x.dtype, empty_is_error: bool = True):
+    """The forward of a reduction whose kernel has the op's name."""
+
+    def forward(device, x, axes, keepdims):
+        if empty_is_error and math.prod(x.shape[i] for i in axes) == 0:
+            raise ShapeError(f"{name}: expected at least one element to reduce, got shape {x.shape} and axis {axes}")
+        x3 = outer_n_inner(device, x, axes)
+        out = device.empty((x3.shape[0], x3.shape[2]), dtype(x))
+        getattr(device, name)(x3, out)
+        kept = kept_shape(x.shape, axes)
+        return out.reshape(kept if keepdims else [n for i, n in enumerate(x.shape) if i not in axes])
+
+    return forward
+
+
+def _expand(g, x, axes):
+    """g, reduced over axes with or without keepdims, broadcast to x's shape."""
+    return broadcast_to(reshape(g, shape=kept_shape(x.shape, axes)), shape=x.shape)
+
+
+def _extremum_vjp(g, y, x, axes, keepdims):
+    """Shares g evenly among the elements equal to the extremum."""
+    kept = kept_shape(x.shape, axes)
+    winners = x == reshape(y, shape=kept)
+    share = reshape(g, shape=kept) / sum(winners, axis=axes, keepdims=True).astype(x.dtype)
+    return share * winners
+
+
+_sum = define(
+    "sum",
+    _reduce("sum", lambda x: x.dtype if x.dtype.kind == "f" else np.dtype(np.int64), empty_is_error=False),
+    lambda g, y, x, axes, keepdims: _expand(g, x, axes),
+)
+_max = define("max", _reduce("max"), _extremum_vjp)
+_min = define("min", _reduce("min"), _extremum_vjp)
+_argmax = define("argmax", _reduce("argmax", lambda x: np.int64), None)
+
+
+def sum(x, axis=None, keepdims=False):
+    """Sum of elements; integers and booleans are summed as int64."""
+    return _sum(x, axes=normalize_axis("sum", axis, x.ndim), keepdims=keepdims)
+
+
+def max(x, axis=None, keepdims=False):
+    """Largest element (NaN if any is); its gradient is shared evenly among ties. Values alone, as in NumPy."""
+    return _max(x, axes=normalize_axis("max", axis, x.ndim), keepdims=keepdims)
+
+
+def min(x, axis=None, keepdims=False):
+    """Smallest element (NaN if any is); its gradient is shared evenly among ties. Values alone, as in NumPy."""
+    return _min(x, axes=normalize_axis("min", axis, x.ndim), keepdims=keepdims)
+
+
+def argmax(x, axis=None, keepdims=False):
+    """int64 index of the first largest element along one axis, or in the flattened tensor."""
+    if axis is not None and not isinstance(axis, int | np.integer):
+        raise IndexOutOfRangeError(f"argmax: expected one axis or None, got {axis!r}")
+    return _argmax(x, axes=normalize_axis("argmax", axis, x.ndim), keepdims=keepdims)
+
+
+def count(x, axis) -> int:
+    """Number of elements that a reduction over `axis` folds into one."""
+    return math.prod(x.shape[i] for i in normalize_axis("mean", axis, x.ndim))
+
+
+def mean(x, axis=None, keepdims=False):
+    """Arithmetic mean, in x's float dtype (float32 for integers)."""
+    return sum(x, axis, keepdims) / count(x, axis)
+
+
+def var(x, axis=None, keepdims=False, ddof=0):
+    """Mean squared distance from the mean, divided by n - ddof (NumPy's words: 0 unless told; PyTorch divides by n - 1)."""
+    d = x - mean(x, axis, keepdims=True)
+    return sum(d * d, axis, keepdims) / builtins.max(count(x, axis) - ddof, 0)
+
+
+def std(x, axis=None, keepdims=False, ddof=0):
+    """Square root of the variance."""
+    return sqrt(var(x, axis, keepdims, ddof))
+
+
+# --- row softmax: the same view with axes last, so each kernel sees (rows, n) ------------------------------------
+
+
+def _rows(device, x):
+    return contiguous(device, x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _row_op(name: str, keep: bool):
+    def forward(device, *arrays):
+        rows = [_rows(device, a) for a in arrays]
+        out = device.empty(rows[0].shape if keep else rows[0].shape[:1], arrays[0].dtype)
+        getattr(device, name)(*rows, out)
+        return out.reshape(arrays[0].shape if keep else arrays[0].shape[:-1])
+
+    return forward
+
+
+_softmax = define("softmax", _row_op("softmax", True), lambda g, y, x: softmax_grad(g, y), floating=True)
+softmax_grad = define(
+    "softmax_grad",
+    _row_op("softmax_grad", True),
+    lambda h, z, g, y: softmax_grad(h, y),
+    lambda h, z, g, y: h * (g - sum(g * y, -1, True)) - g * sum(h * y, -1, True),
+)
+_log_softmax = define(
+    "log_softmax",
+    _row_op("log_softmax", True),
+    lambda g, y, x: g - exp(y) * sum(g, -1, True),
+    floating=True,
+)
+_logsumexp = define(
+    "logsumexp",
+    _row_op("logsumexp", False),
+    lambda g, y, x: reshape(g, shape=(*g.shape, 1)) * _softmax(x),
+    floating=True,
+)
+
+
+def _along(name, op, x, axis):
+    """op over the last axis, applied over any one axis."""
+    (axis,) = normalize_axis(name, axis, x.ndim)
+    if x.shape[axis] == 0:
+        raise ShapeError(f"{name}: expected at least one element along axis {axis}, got shape {x.shape}")
+    if axis == x.ndim - 1:
+        return op(x)
+    return op(x.transpose(axis, -1)).transpose(axis, -1)
+
+
+def softmax(x, axis=-1):
+    """exp(x) / sum(exp(x)) along one axis, shifted by the maximum so that nothing overflows."""
+    return _along("softmax", _softmax, x, axis)
+
+
+def log_softmax(x, axis=-1):
+    """log(softmax(x)) along one axis, without the loss of digits of taking the log afterwards."""
+    return _along("log_softmax", _log_softmax, x, axis)
+
+
+def logsumexp(x, axis=None, keepdims=False):
+    """log(sum(exp(x))) over axes, shifted by the maximum so that nothing overflows."""
+    axes = normalize_axis("logsumexp", axis, x.ndim)
+    if count(x, axes) == 0:
+        raise ShapeError(f"logsumexp: expected at least one element to reduce, got shape {x.shape} and axis {axes}")
+    rest = [i for i in range(x.ndim) if i not in axes]
+    rows = x.permute(*rest, *axes).reshape([x.shape[i] for i in rest] + [count(x, axes)])
+    y = _logsumexp(rows)
+    return reshape(y, shape=kept_shape(x.shape, axes)) if keepdims else y

@@ -1,0 +1,101 @@
+"""The op table. An op is one row: a name, a forward in terms of kernels, and one vector-Jacobian product an input.
+
+Rows are written with `unary`, `binary` and `define` in the modules beside this one. A VJP is written in
+terms of ops on tensors, so it can be differentiated again. This package never imports Tensor: calling an
+op asks its first input, which is a tensor, to apply it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+VJP = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Op:
+    """One differentiable function.
+
+    forward(device, *arrays, **params) -> array: a new array, or a view of an input if `is_view`.
+    vjps[i](g, y, *inputs, **params) -> gradient with respect to input i, given the gradient g of the output y;
+        None if the output does not depend smoothly on that input. Gradients of broadcast inputs are summed to
+        the input's shape by the backward pass, so that no row has to.
+    promotes: the inputs that must share one dtype (None: all); a Python number takes it.
+    floating: integers become float32 first, as the result is a real number.
+    is_view: the output shares the first input's memory where it can.
+    broadcasts: the inputs' shapes must broadcast together.
+    """
+
+    name: str
+    forward: Callable[..., np.ndarray]
+    vjps: tuple[VJP | None, ...] | VJP
+    promotes: tuple[int, ...] | None = None
+    floating: bool = False
+    is_view: bool = False
+    broadcasts: bool = False
+
+    def __call__(self, x, *inputs, **params):
+        return x._apply(self, x, *inputs, **params)
+
+    def vjp(self, i: int) -> VJP | None:
+        """The VJP of input i. Ops of any number of inputs have one function, which is told i."""
+        if isinstance(self.vjps, tuple):
+            return self.vjps[i]
+        vjps = self.vjps
+        return lambda *args, **params: vjps(i, *args, **params)
+
+
+OPS: dict[str, Op] = {}
+
+
+def define(name: str, forward: Callable[..., np.ndarray], *vjps: VJP | None, **options) -> Op:
+    """Adds a row to the table."""
+    if name in OPS:
+        raise KeyError(f"op {name!r} is in the table already")
+    OPS[name] = Op(name, forward, options.pop("variadic_vjp", vjps), **options)
+    return OPS[name]
+
+
+def unary(name: str, vjp: VJP | None, floating: bool = True) -> Op:
+    """A row for y[i] = f(x[i]), whose kernel has the op's name; vjp(g, y, x, **params)."""
+
+    def forward(device, x, **params):
+        x = contiguous(device, x)
+        out = device.empty(x.shape, x.dtype)
+        getattr(device, name)(x, out, **params)
+        return out
+
+    return define(name, forward, vjp, floating=floating)
+
+
+def binary(name: str, *vjps: VJP | None, dtype: type | None = None, floating: bool = False) -> Op:
+    """A row for y = f(a, b) with broadcasting, whose kernel has the op's name; dtype: of the output, if not a's."""
+
+    def forward(device, a, b):
+        shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
+        out = device.empty(shape, dtype or a.dtype)
+        getattr(device, name)(compact(device, a), compact(device, b), out)
+        return out
+
+    return define(name, forward, *(vjps or (None, None)), floating=floating, broadcasts=True)
+
+
+def contiguous(device, x: np.ndarray) -> np.ndarray:
+    """x itself if its elements lie in C order without gaps, else a copy that does."""
+    if x.flags.c_contiguous:
+        return x
+    out = device.empty(x.shape, x.dtype)
+    device.copy(x, out)
+    return out
+
+
+def compact(device, x: np.ndarray) -> np.ndarray:
+    """x contiguous, where an axis that only repeats one element (stride 0) is cut to length 1.
+
+    So a broadcast view costs nothing: the kernel broadcasts it again.
+    """
+    if not x.flags.c_contiguous and 0 in x.strides:
+        x = x[tuple(slice(1) if stride == 0 else slice(None) for stride in x.strides)]
+    return contiguous(device, x)
