@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import numbers
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -30,6 +29,7 @@ _clock = itertools.count()
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _ALLOWED_KINDS = "fiub"
+_new = object.__new__
 
 
 def is_recording() -> bool:
@@ -109,12 +109,14 @@ class Tensor:
             raise DtypeError(f"Tensor: expected float32 or float64 for requires_grad, got {self._data.dtype}")
         self.requires_grad = bool(requires_grad)
 
-    @classmethod
-    def _wrap(cls, data: np.ndarray, device: Device, node: Node | None = None) -> Tensor:
+    @staticmethod
+    def _wrap(data: np.ndarray, device: Device, node: Node | None = None) -> Tensor:
         """A tensor around an array that is known to be good."""
-        t = Tensor.__new__(Tensor)
-        t._data, t._device, t._node, t._base, t._version = data, device, node, None, 0
-        t.grad, t.requires_grad = None, node is not None
+        t = _new(Tensor)
+        t._data, t._device, t._node = data, device, node
+        t._base = t.grad = None
+        t._version = 0
+        t.requires_grad = node is not None
         return t
 
     @staticmethod
@@ -513,9 +515,10 @@ def as_tensor(x: ArrayLike, like: Tensor | None = None) -> Tensor:
         return x
     if like is None:
         return Tensor(x)
-    if isinstance(x, numbers.Real | np.generic) and not isinstance(x, bool | np.bool_):
-        exact = isinstance(x, numbers.Integral) and like.dtype.kind in "iu"
-        x = np.array(x, like.dtype if exact or like.dtype in FLOATS else None)
+    if isinstance(x, int | float | np.number) and not isinstance(x, bool):
+        exact = like._data.dtype.kind in "iu" and isinstance(x, int | np.integer)
+        if exact or like._data.dtype.kind == "f":
+            return Tensor._wrap(np.array(x, like._data.dtype), like._device)
     return Tensor._wrap(_as_array(x, None), like._device)
 
 
@@ -570,32 +573,35 @@ def _rebuild(cls: type, data: np.ndarray, requires_grad: bool, device: str) -> T
 
 
 def _prepare(op: ops.Op, inputs: tuple) -> tuple[Tensor, ...]:
-    """The inputs as tensors of one device, those that the op promotes in one float dtype."""
-    like = next(x for x in inputs if isinstance(x, Tensor))
-    device, dtype, simple = like._device, like._data.dtype, True
-    for x in inputs:
-        if not isinstance(x, Tensor) or x._device is not device or x._data.dtype is not dtype:
-            simple = False
-    if not simple or dtype not in FLOATS:
-        like = next((x for x in inputs if isinstance(x, Tensor) and x.dtype in FLOATS), like)
-        inputs = tuple(as_tensor(x, like) for x in inputs)
+    """The inputs as tensors of one device, those that the op promotes in one dtype."""
+    like = inputs[0] if isinstance(inputs[0], Tensor) else next(x for x in inputs if isinstance(x, Tensor))
+    device, dtype = like._device, like._data.dtype
+    if dtype is FLOATS[0] or dtype is FLOATS[1]:
+        if len(inputs) == 1:
+            return inputs
         for x in inputs:
-            if x._device is not device:
-                raise DeviceError(f"{op.name}: expected one device, got {device.name!r} and {x.device!r}; use .to(...)")
-        inputs = _promote(op, inputs)
-    if len(inputs) > 1:
-        _check_broadcast(op, inputs)
-    return inputs
+            if not isinstance(x, Tensor) or x._device is not device or x._data.dtype is not dtype:
+                break
+        else:
+            return inputs  # the usual case
+    like = next((x for x in inputs if isinstance(x, Tensor) and x._data.dtype.kind == "f"), like)
+    tensors = tuple([x if isinstance(x, Tensor) else as_tensor(x, like) for x in inputs])
+    for x in tensors:
+        if x._device is not device:
+            raise DeviceError(f"{op.name}: expected one device, got {device.name!r} and {x.device!r}; use .to(...)")
+    return _promote(op, tensors)
 
 
 def _promote(op: ops.Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     group = range(len(inputs)) if op.promotes is None else op.promotes
-    dtypes = {inputs[i].dtype for i in group}
-    floats = dtypes & set(FLOATS)
+    dtypes = {inputs[i]._data.dtype for i in group}
+    floats = [dtype for dtype in dtypes if dtype.kind == "f"]
     if len(floats) > 1:
         raise DtypeError(f"{op.name}: expected one float dtype, got float32 and float64; use .astype(...)")
+    if len(dtypes) == 1 and (floats or not op.floating):
+        return inputs
     if floats:
-        target = floats.pop()
+        target = floats[0]
     elif op.floating:
         target = np.dtype(np.float32)
     else:
@@ -603,19 +609,6 @@ def _promote(op: ops.Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if target.kind == "f":  # NumPy has no integer type that holds both
             raise DtypeError(f"{op.name}: expected integers of one kind, got {', '.join(sorted(map(str, dtypes)))}")
     return tuple(t.astype(target) if i in group else t for i, t in enumerate(inputs))
-
-
-def _check_broadcast(op: ops.Op, inputs: tuple[Tensor, ...]) -> None:
-    if not op.broadcasts:
-        return
-    shape = inputs[0]._data.shape
-    if all(t._data.shape == shape for t in inputs):
-        return
-    try:
-        np.broadcast_shapes(*[t.shape for t in inputs])
-    except ValueError:
-        shapes = " and ".join(str(t.shape) for t in inputs)
-        raise ShapeError(f"{op.name}: expected shapes that broadcast together, got {shapes}") from None
 
 
 _to_device = ops.Op("to", lambda device, x: x, (lambda g, y, x: g.to(x.device),))

@@ -2,9 +2,7 @@
 
 import math
 
-import numpy as np
-
-from .table import binary, compact, define, unary
+from .table import binary, broadcast_shape, compact, define, unary
 
 # --- one input: vjp(g, y, x) ------------------------------------------------------------------------------------
 
@@ -63,7 +61,7 @@ lt, le, gt, ge, eq, ne = (binary(name, dtype=bool) for name in ("lt", "le", "gt"
 
 
 def _where(device, condition, a, b):
-    out = device.empty(np.broadcast_shapes(condition.shape, a.shape, b.shape), a.dtype)
+    out = device.empty(broadcast_shape("where", condition, a, b), a.dtype)
     device.where(*(compact(device, array) for array in (condition, a, b)), out)
     return out
 
@@ -75,7 +73,6 @@ where = define(
     lambda g, y, condition, a, b: where(condition, g, 0.0),
     lambda g, y, condition, a, b: where(condition, 0.0, g),
     promotes=(1, 2),
-    broadcasts=True,
 )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ShapeError
+
 VJP = Callable[..., Any]
 
 
@@ -25,7 +27,6 @@ class Op:
     promotes: the inputs that must share one dtype (None: all); a Python number takes it.
     floating: integers become float32 first, as the result is a real number.
     is_view: the output shares the first input's memory where it can.
-    broadcasts: the inputs' shapes must broadcast together.
     """
 
     name: str
@@ -34,7 +35,6 @@ class Op:
     promotes: tuple[int, ...] | None = None
     floating: bool = False
     is_view: bool = False
-    broadcasts: bool = False
 
     def __call__(self, x, *inputs, **params):
         return x._apply(self, x, *inputs, **params)
@@ -74,12 +74,23 @@ def binary(name: str, *vjps: VJP | None, dtype: type | None = None, floating: bo
     """A row for y = f(a, b) with broadcasting, whose kernel has the op's name; dtype: of the output, if not a's."""
 
     def forward(device, a, b):
-        shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
-        out = device.empty(shape, dtype or a.dtype)
+        out = device.empty(broadcast_shape(name, a, b), dtype or a.dtype)
         getattr(device, name)(compact(device, a), compact(device, b), out)
         return out
 
-    return define(name, forward, *(vjps or (None, None)), floating=floating, broadcasts=True)
+    return define(name, forward, *(vjps or (None, None)), floating=floating)
+
+
+def broadcast_shape(name: str, *arrays: np.ndarray) -> tuple[int, ...]:
+    """The shape that the arrays broadcast to. Raises ShapeError if they do not."""
+    shape = arrays[0].shape
+    if len(arrays) == 2 and arrays[1].shape == shape:
+        return shape
+    try:
+        return np.broadcast(*arrays).shape
+    except ValueError:
+        shapes = " and ".join(str(a.shape) for a in arrays)
+        raise ShapeError(f"{name}: expected shapes that broadcast together, got {shapes}") from None
 
 
 def contiguous(device, x: np.ndarray) -> np.ndarray:
