@@ -1,0 +1,35 @@
+"""Command lines from dataclasses: each field is a flag, with its default and its help text."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar, get_args, get_type_hints
+
+Config = TypeVar("Config")
+
+
+def flag(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
+    """A dataclass field that `parse_flags` offers as a flag. A tuple takes one value or more."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def parse_flags(config: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """An instance of the dataclass `config` filled from the command line (argv, or the process's own).
+
+    Field types: int, float, str, bool (`--name` and `--no-name`), tuple[T, ...], and any of these with None.
+    Bad flags end the program with a message and status 2, as argparse does.
+    """
+    parser = argparse.ArgumentParser(description=config.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        kind = next(t for t in (*get_args(hints[field.name]), hints[field.name]) if t not in (type(None), Ellipsis))
+        options: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": kind, "choices": field.metadata["choices"]}
+            options |= {"nargs": "+"} if isinstance(field.default, tuple) else {}
+            options |= {"metavar": kind.__name__.upper()} if not field.metadata["choices"] else {}
+        parser.add_argument("--" + field.name.replace("_", "-"), **options)
+    values = vars(parser.parse_args(argv))
+    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,410 @@
+"""Trainer: the loop around a model, in five steps: prepare, split, compute, merge, report.
+
+It takes batches from a DataLoader, splits each into K logical shards, computes their gradients, merges them in
+shard order into one optimizer step, and reports epochs to a progress line, a metrics log and checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import checkpoint, metrics_log
+from .autograd import first_nonfinite
+from .data import DataLoader
+from .errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
+from .nn import Module
+from .random import Generator, using
+from .tensor import Tensor, no_grad
+
+Batch = tuple[np.ndarray, ...]
+
+
+class History:
+    """What each epoch brought: a list of records, and a column of them by name: `history["val_loss"]`."""
+
+    def __init__(self, records: list[dict[str, Any]]):
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, column: str) -> list[Any]:
+        return [record.get(column) for record in self.records]
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} epochs, last {self.records[-1] if self.records else None})"
+
+
+class Trainer:
+    """Trains a model by synchronous gradient descent over K shards a batch.
+
+    loss(output, target) must be a mean over the batch: shard k of n_k samples weighs n_k / n, so the merged
+    gradient is the batch's true mean. K = `shards` enters the arithmetic (sums are folded in shard order) and
+    so the last bits of the result; nothing else about the machine does.
+
+    model, optimizer, loss, scheduler: as in PyTorch; the scheduler steps once an optimizer step.
+    workers, strategy: one process and "all_reduce" are what exists now.
+    shards: K; None means one a worker.
+    seed: of the random numbers that layers draw; those of step t and shard k depend on (seed, t, k) alone.
+    folder: where checkpoints and metrics.jsonl go; None keeps nothing.
+    save_every: optimizer steps between checkpoints; None saves at the end of each epoch.
+    config: anything JSON can hold, stored in the checkpoint for whoever reads it.
+    progress: show a progress bar (if tqdm is installed) and print a line an epoch.
+
+    SIGINT and SIGTERM during `fit` end the run after the step in hand, with a checkpoint if there is a folder;
+    a second one ends it at once. Raises ConfigError for arguments outside their range.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Any,
+        loss: Callable[..., Tensor],
+        scheduler: Any = None,
+        workers: int = 1,
+        shards: int | None = None,
+        strategy: str = "all_reduce",
+        *,
+        seed: int = 0,
+        folder: str | Path | None = None,
+        save_every: int | None = None,
+        config: dict[str, Any] | None = None,
+        progress: bool = True,
+    ):
+        if workers != 1:
+            raise ConfigError(f"Trainer: expected workers=1 (a pool of processes does not exist yet), got {workers!r}")
+        if strategy != "all_reduce":
+            raise ConfigError(f"Trainer: expected strategy 'all_reduce', got {strategy!r}")
+        for name, value in {"shards": shards, "save_every": save_every}.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"Trainer: expected {name} >= 1 or None, got {value!r}")
+        self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
+        self.shards = shards or workers
+        self.seed, self.save_every, self.config, self.progress = seed, save_every, config or {}, progress
+        self.folder = None if folder is None else Path(folder)
+        self._device = next(iter(model.parameters())).device
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train_loader: DataLoader,
+        val_loader: DataLoader | None = None,
+        epochs: int = 1,
+        resume: str | Path | None = None,
+    ) -> History:
+        """Trains until `epochs` epochs are done in all, those before a resume included.
+
+        resume: "auto" goes on from the newest whole checkpoint of the folder, or starts if there is none; a path
+        goes on from that file. The result has the bytes of a run that was never interrupted.
+
+        Raises NonFiniteError, naming the step and the first op, if a loss is not finite; CheckpointError if the
+        checkpoint is of another run (other shards, batch size, seed, ...), or if the folder holds a run and
+        `resume` is None.
+        """
+        if not isinstance(epochs, int) or epochs < 0:
+            raise ConfigError(f"fit: expected epochs >= 0, got {epochs!r}")
+        if not len(train_loader):
+            raise ConfigError("fit: expected at least one batch to train on, got none")
+        run = _Run(train_loader, self)
+        with contextlib.ExitStack() as stack:
+            if self.folder is not None:
+                run.checkpoints = stack.enter_context(checkpoint.CheckpointFolder(self.folder))
+            self._resume(run, resume)
+            run.stop = stack.enter_context(_stop_on_signal())
+            while run.epoch < epochs:
+                self._epoch(run, epochs, val_loader)
+        return History(run.history)
+
+    def _epoch(self, run: _Run, epochs: int, val_loader: DataLoader | None) -> None:
+        start, first = time.perf_counter(), run.samples
+        self.model.train()
+        with _bar(run, epochs, self.progress) as bar:
+            for batch in run.loader.batches(run.epoch, run.batch):
+                self._step(batch, run)
+                bar.update()
+                if run.stop.requested or (self.save_every and run.step % self.save_every == 0):
+                    run.save(self)
+                run.stop.leave_if_requested()
+        seconds = time.perf_counter() - start
+        record: dict[str, Any] = {"epoch": run.epoch + 1, "step": run.step, "train_loss": run.loss_sum / run.samples}
+        if val_loader is not None:
+            record |= {f"val_{name}": value for name, value in self.evaluate(val_loader).items()}
+        run.history.append(record)
+        timing = {"seconds": seconds, "samples_per_second": (run.samples - first) / seconds}
+        if self.folder is not None:
+            metrics_log.append_jsonl(self.folder / "metrics.jsonl", record | timing)
+        if self.progress:
+            print(_line(record | timing, epochs), flush=True)
+        run.next_epoch()
+        run.save(self)
+
+    def _step(self, batch: Batch, run: _Run) -> None:
+        n = len(batch[0])
+        shards = [split(batch, k, self.shards) for k in range(self.shards)]
+        self.optimizer.zero_grad()
+        with _merged_buffers(self.model, [len(shard[0]) / n for shard in shards]) as next_shard:
+            for k, shard in enumerate(shards):
+                if len(shard[0]):
+                    run.loss_sum += self._compute(shard, k, len(shard[0]) / n, run.step) * len(shard[0])
+                    next_shard()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        run.step, run.batch, run.samples = run.step + 1, run.batch + 1, run.samples + n
+
+    def _compute(self, shard: Batch, k: int, weight: float, step: int) -> float:
+        """The shard's loss; its gradient, times its weight, is added to `.grad`, so in shard order."""
+        *inputs, target = (Tensor(array, device=self._device) for array in shard)
+        with using(Generator(self.seed, stream=(step * self.shards + k) << 20)):
+            loss = self.loss(self.model(*inputs), target)
+        if loss.size != 1:
+            raise ShapeError(f"fit: expected a loss of one element, the mean over the batch, got shape {loss.shape}")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"fit: expected a finite loss, got {value} at step {step}, shard {k}; first not finite: {first_nonfinite(loss)}"
+            )
+        loss.backward(np.full(loss.shape, weight, loss.dtype))
+        return value
+
+    def _resume(self, run: _Run, resume: str | Path | None) -> None:
+        found = None
+        if run.checkpoints is not None and resume in (None, "auto"):
+            if resume is None and run.checkpoints.steps():
+                raise CheckpointError(
+                    f"{self.folder}: expected an empty folder for a new run, got one with checkpoints; "
+                    "resume='auto' goes on with them"
+                )
+            latest = run.checkpoints.load_latest()
+            found = latest and latest[1]
+        elif resume == "auto":
+            raise ConfigError("fit: expected Trainer(folder=...) with resume='auto', got none")
+        elif resume is not None:
+            found = checkpoint.load(resume)
+        if found is not None:
+            run.load(found, self)
+        if self.folder is not None:
+            _trim_log(self.folder / "metrics.jsonl", run.epoch)
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def evaluate(self, loader: DataLoader) -> dict[str, float]:
+        """{"loss": ..., "accuracy": ...} over a loader, in evaluation mode; accuracy where targets are class numbers."""
+        if not len(loader):
+            raise ConfigError("evaluate: expected at least one batch, got none")
+        loss_sum, correct, samples, classes = 0.0, 0, 0, True
+        with _evaluating(self.model):
+            for *inputs, target in loader.batches(0):
+                output = self.model(*(Tensor(array, device=self._device) for array in inputs))
+                loss_sum += self.loss(output, Tensor(target, device=self._device)).item() * len(target)
+                samples += len(target)
+                classes = classes and output.ndim == 2 and target.ndim == 1 and target.dtype.kind in "iu"
+                if classes:
+                    correct += int((output.numpy().argmax(axis=1) == target).sum())
+        result = {"loss": loss_sum / samples}
+        return result | {"accuracy": correct / samples} if classes else result
+
+    def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
+        """The model's outputs for the rows of x (for a classifier: logits), in evaluation mode, as a NumPy array."""
+        x = np.asarray(x)
+        with _evaluating(self.model):
+            starts = range(0, max(len(x), 1), batch_size)
+            outputs = [self.model(Tensor(x[i : i + batch_size], device=self._device)).numpy() for i in starts]
+        return np.concatenate(outputs)
+
+
+def split(batch: Batch, k: int, shards: int) -> Batch:
+    """Shard k of K: consecutive rows, n // K or one more of them; views."""
+    n = len(batch[0])
+    return tuple(array[k * n // shards : (k + 1) * n // shards] for array in batch)
+
+
+class _Run:
+    """Where a run stands: what a checkpoint holds besides model, optimizer and scheduler."""
+
+    def __init__(self, loader: DataLoader, trainer: Trainer):
+        self.loader = loader
+        self.checkpoints: checkpoint.CheckpointFolder | None = None
+        self.stop = _Stop()
+        self.history: list[dict[str, Any]] = []
+        self.epoch, self.step = 0, 0
+        self._start_epoch()
+        self.identity = {  # all that the arithmetic of a run depends on, besides the three state dicts
+            "shards": trainer.shards,
+            "seed": trainer.seed,
+            "batch_size": loader.batch_size,
+            "samples": len(loader.dataset),
+            "shuffle": bool(loader.shuffle),
+            "loader_seed": loader.seed,
+            "drop_last": bool(loader.drop_last),
+        }
+
+    def _start_epoch(self) -> None:
+        self.batch, self.samples, self.loss_sum = 0, 0, 0.0
+
+    def next_epoch(self) -> None:
+        self.epoch += 1
+        self._start_epoch()
+
+    def save(self, trainer: Trainer) -> None:
+        if self.checkpoints is not None:
+            position = {name: getattr(self, name) for name in self._POSITION}
+            self.checkpoints.save(
+                self.step,
+                **{name: part for name, part in _parts(trainer).items()},
+                position=position,
+                identity=self.identity,
+                config=trainer.config,
+            )
+
+    def load(self, state: dict[str, Any], trainer: Trainer) -> None:
+        for name in ("identity", "position", *_parts(trainer)):
+            if name not in state:
+                raise CheckpointError(f"resume: expected a checkpoint of a Trainer, got one without {name!r}")
+        for name, value in self.identity.items():
+            if state["identity"].get(name) != value:
+                raise CheckpointError(f"resume: expected {name}={state['identity'].get(name)}, as saved, got {value}")
+        for name, part in _parts(trainer).items():
+            part.load_state_dict(state[name])
+        for name in self._POSITION:
+            setattr(self, name, state["position"][name])
+
+    _POSITION = ("epoch", "batch", "step", "samples", "loss_sum", "history")
+
+
+def _parts(trainer: Trainer) -> dict[str, Any]:
+    parts = {"model": trainer.model, "optimizer": trainer.optimizer, "scheduler": trainer.scheduler}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+@contextlib.contextmanager
+def _evaluating(model: Module) -> Iterator[None]:
+    """Evaluation mode and no recording, then the mode that was before."""
+    was_training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
+def _merged_buffers(model: Module, weights: list[float]) -> Iterator[Callable[[], None]]:
+    """Every shard sees the buffers (running statistics) of the step's start; afterwards they are the weighted mean.
+
+    Call what it yields after each non-empty shard. Integer buffers (counters) advance once a step.
+    """
+    buffers = [buffer._data for buffer in model.buffers()]
+    before = [array.copy() for array in buffers]
+    after: list[list[np.ndarray]] = []
+
+    def next_shard() -> None:
+        after.append([array.copy() for array in buffers])
+        for array, old in zip(buffers, before, strict=True):
+            array[...] = old
+
+    yield next_shard
+    weights = [weight for weight in weights if weight]
+    for i, array in enumerate(buffers):
+        if array.dtype.kind != "f" or len(after) == 1:
+            array[...] = after[0][i]
+        else:
+            array[...] = 0
+            for weight, shard in zip(weights, after, strict=True):
+                array += array.dtype.type(weight) * shard[i]
+
+
+# --- reporting -------------------------------------------------------------------------------------------------------
+
+
+def _line(record: dict[str, Any], epochs: int) -> str:
+    names = {"train_loss": "train loss", "val_loss": "val loss", "val_accuracy": "val accuracy"}
+    parts = [f"{label} {record[name]:.4f}" for name, label in names.items() if name in record]
+    speed = f"{record['seconds']:.2f} s  {record['samples_per_second']:,.0f} samples/s"
+    return "  ".join([f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}", *parts, speed])
+
+
+def _bar(run: _Run, epochs: int, show: bool) -> Any:
+    """A progress bar over the batches of an epoch: tqdm's, where it is installed and there is a terminal."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _NoBar()
+    return tqdm(
+        total=len(run.loader),
+        initial=run.batch,
+        desc=f"epoch {run.epoch + 1}/{epochs}",
+        leave=False,
+        unit="batch",
+        disable=None if show else True,
+    )
+
+
+class _NoBar(contextlib.nullcontext):
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def update(self) -> None:
+        pass
+
+
+def _trim_log(path: Path, epochs: int) -> None:
+    """Drops the lines of epochs that a resumed run will do again, so that the log holds each epoch once."""
+    if not path.exists():
+        return
+    records = metrics_log.read_jsonl(path)
+    kept = [record for record in records if record.get("epoch", 0) <= epochs]
+    if kept != records:
+        metrics_log.write_jsonl(path, kept)
+
+
+# --- signals -----------------------------------------------------------------------------------------------------------
+
+
+class _Stop:
+    """Set by SIGINT or SIGTERM; asked after each step."""
+
+    requested: int | None = None
+
+    def leave_if_requested(self) -> None:
+        if self.requested == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.requested is not None:
+            sys.exit(128 + self.requested)
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[_Stop]:
+    """Inside, the first SIGINT or SIGTERM only asks to stop; the next one acts as it did before."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():  # Python takes signals in the main thread only
+        yield stop
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: Any) -> None:
+        stop.requested = number
+        restore()
+
+    for number in previous:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        restore()

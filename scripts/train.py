@@ -1,0 +1,68 @@
+"""Trains a classifier of 28x28 images: prepare, split, compute, merge, report."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import scratchnet as sn
+from scratchnet.flags import flag, parse_flags
+from scratchnet.report import plot_curves
+
+
+@dataclass
+class Config:
+    """Train a multi-layer perceptron on images of 28x28 pixels."""
+
+    data: str = flag("fashion-mnist-mini", "data set: fashion-mnist-mini, fashion-mnist, or a folder in MNIST format")
+    hidden: tuple[int, ...] = flag((128,), "widths of the hidden layers")
+    activation: str = flag("relu", "activation of the hidden layers", ["relu", "tanh", "sigmoid", "gelu"])
+    dropout: float = flag(0.0, "probability of dropping a hidden unit")
+    epochs: int = flag(10, "passes over the training data")
+    batch_size: int = flag(64, "samples an optimizer step")
+    lr: float = flag(0.1, "highest learning rate of the one-cycle schedule")
+    momentum: float = flag(0.9, "momentum of SGD")
+    weight_decay: float = flag(0.0, "L2 penalty")
+    validation: float = flag(0.1, "fraction of the training data kept for validation")
+    seed: int = flag(0, "seed of initial weights, order of samples and dropout")
+    shards: int = flag(1, "logical shards a batch; part of the arithmetic, unlike threads")
+    threads: int | None = flag(None, "CPU threads of the kernels; all cores unless given")
+    device: str = flag("cpu", "table of kernels", ["cpu", "numpy"])
+    folder: str = flag("runs/latest", "where checkpoints, metrics.jsonl and curves.png go")
+    resume: str | None = flag(None, "'auto' to go on from the folder's newest checkpoint, or a checkpoint file")
+    save_every: int | None = flag(None, "steps between checkpoints; one an epoch unless given")
+
+
+def main(config: Config) -> float:
+    sn.manual_seed(config.seed)
+    sn.default_device(config.device)
+    if config.threads is not None:
+        sn.set_num_threads(config.threads)
+
+    # 1. Prepare: read, clean, scale; hold data back to validate on.
+    full, test = sn.data.load(config.data)
+    train, val = sn.data.random_split(full, [1 - config.validation, config.validation], seed=config.seed)
+    scale = sn.data.Standardize.fit(train, per_feature=False)
+
+    # 2. Split: samples into batches here, each batch into shards in the trainer.
+    train_loader = sn.data.DataLoader(train.map(scale), config.batch_size, shuffle=True, seed=config.seed)
+    val_loader, test_loader = (sn.data.DataLoader(part.map(scale), 1024) for part in (val, test))
+
+    # 3. Compute gradients of the shards, 4. merge them into one step: the trainer does both, many times.
+    features, classes = train[0][0].size, int(full.arrays[1].max()) + 1
+    model = sn.nn.MLP(features, *config.hidden, classes, activation=config.activation, dropout=config.dropout)
+    optimizer = sn.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+    schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(train_loader))
+    trainer = sn.Trainer(
+        model, optimizer, sn.nn.CrossEntropyLoss(), schedule, shards=config.shards, seed=config.seed,
+        folder=config.folder, save_every=config.save_every, config=asdict(config),
+    )  # fmt: skip
+    history = trainer.fit(train_loader, val_loader, config.epochs, config.resume)
+
+    # 5. Report: measure on data that nothing above has seen; write the curves.
+    result = trainer.evaluate(test_loader)
+    plot_curves(history, Path(config.folder) / "curves.png")
+    print(f"test loss {result['loss']:.4f}  test accuracy {result['accuracy']:.2%}  results in {config.folder}")
+    return result["accuracy"]
+
+
+if __name__ == "__main__":
+    main(parse_flags(Config))
