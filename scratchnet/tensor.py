@@ -176,7 +176,7 @@ class Tensor:
         return self._data.item()
 
     def numpy(self) -> np.ndarray:
-        """The array itself (shared memory). Raises GradientError if the tensor requires grad: use `.detach().numpy()`."""
+        """The array itself (shared memory). Raises GradientError if the tensor requires grad: use .detach() first."""
         if self.requires_grad:
             raise GradientError("numpy: expected a tensor that does not require grad; call .detach() first")
         return self._data
@@ -466,7 +466,7 @@ class Tensor:
     @property
     def T(self) -> Tensor:
         """The matrix transposed (all axes reversed), a view."""
-        return self.permute(*reversed(range(self.ndim)))
+        return ops.permute(self, axes=tuple(range(self.ndim))[::-1])
 
     def reshape(self, *shape: Any) -> Tensor:
         """Another shape of as many elements; one length may be -1. A view where NumPy can give one."""
@@ -576,14 +576,20 @@ def _prepare(op: ops.Op, inputs: tuple) -> tuple[Tensor, ...]:
     """The inputs as tensors of one device, those that the op promotes in one dtype."""
     like = inputs[0] if isinstance(inputs[0], Tensor) else next(x for x in inputs if isinstance(x, Tensor))
     device, dtype = like._device, like._data.dtype
-    if dtype is FLOATS[0] or dtype is FLOATS[1]:
-        if len(inputs) == 1:
-            return inputs
+    if dtype is FLOATS[0] or dtype is FLOATS[1]:  # the usual case: tensors of one dtype, and Python numbers
+        weak = False
         for x in inputs:
-            if not isinstance(x, Tensor) or x._device is not device or x._data.dtype is not dtype:
+            if isinstance(x, Tensor):
+                if x._data.dtype is not dtype or x._device is not device:
+                    break
+            elif type(x) is float or type(x) is int:
+                weak = True
+            else:
                 break
         else:
-            return inputs  # the usual case
+            if not weak:
+                return inputs
+            return tuple([x if isinstance(x, Tensor) else Tensor._wrap(np.array(x, dtype), device) for x in inputs])
     like = next((x for x in inputs if isinstance(x, Tensor) and x._data.dtype.kind == "f"), like)
     tensors = tuple([x if isinstance(x, Tensor) else as_tensor(x, like) for x in inputs])
     for x in tensors:

@@ -124,6 +124,7 @@ class Trainer:
             run.stop = stack.enter_context(_stop_on_signal())
             while run.epoch < epochs:
                 self._epoch(run, epochs, val_loader)
+                run.stop.leave_if_requested()
         return History(run.history)
 
     def _epoch(self, run: _Run, epochs: int, val_loader: DataLoader | None) -> None:
@@ -172,9 +173,8 @@ class Trainer:
             raise ShapeError(f"fit: expected a loss of one element, the mean over the batch, got shape {loss.shape}")
         value = loss.item()
         if not math.isfinite(value):
-            raise NonFiniteError(
-                f"fit: expected a finite loss, got {value} at step {step}, shard {k}; first not finite: {first_nonfinite(loss)}"
-            )
+            origin = first_nonfinite(loss)
+            raise NonFiniteError(f"fit: expected a finite loss, got {value} at step {step}, shard {k}, from {origin}")
         loss.backward(np.full(loss.shape, weight, loss.dtype))
         return value
 
@@ -200,7 +200,7 @@ class Trainer:
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def evaluate(self, loader: DataLoader) -> dict[str, float]:
-        """{"loss": ..., "accuracy": ...} over a loader, in evaluation mode; accuracy where targets are class numbers."""
+        """{"loss": ..., "accuracy": ...} over a loader, in evaluation mode; accuracy if targets are class numbers."""
         if not len(loader):
             raise ConfigError("evaluate: expected at least one batch, got none")
         loss_sum, correct, samples, classes = 0.0, 0, 0, True
@@ -262,7 +262,7 @@ class _Run:
             position = {name: getattr(self, name) for name in self._POSITION}
             self.checkpoints.save(
                 self.step,
-                **{name: part for name, part in _parts(trainer).items()},
+                **_parts(trainer),
                 position=position,
                 identity=self.identity,
                 config=trainer.config,
@@ -370,7 +370,7 @@ def _trim_log(path: Path, epochs: int) -> None:
         metrics_log.write_jsonl(path, kept)
 
 
-# --- signals -----------------------------------------------------------------------------------------------------------
+# --- signals ---------------------------------------------------------------------------------------------------------
 
 
 class _Stop:

@@ -1,6 +1,7 @@
 """Trains a classifier of 28x28 images: prepare, split, compute, merge, report."""
 
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 import scratchnet as sn
@@ -26,7 +27,7 @@ class Config:
     shards: int = flag(1, "logical shards a batch; part of the arithmetic, unlike threads")
     threads: int | None = flag(None, "CPU threads of the kernels; all cores unless given")
     device: str = flag("cpu", "table of kernels", ["cpu", "numpy"])
-    folder: str = flag("runs/latest", "where checkpoints, metrics.jsonl and curves.png go")
+    folder: str | None = flag(None, "where checkpoints, metrics.jsonl and curves.png go; runs/DATE-TIME unless given")
     resume: str | None = flag(None, "'auto' to go on from the folder's newest checkpoint, or a checkpoint file")
     save_every: int | None = flag(None, "steps between checkpoints; one an epoch unless given")
 
@@ -36,6 +37,8 @@ def main(config: Config) -> float:
     sn.default_device(config.device)
     if config.threads is not None:
         sn.set_num_threads(config.threads)
+
+    folder = Path(config.folder or f"runs/{datetime.now():%Y%m%d-%H%M%S}")
 
     # 1. Prepare: read, clean, scale; hold data back to validate on.
     full, test = sn.data.load(config.data)
@@ -53,14 +56,14 @@ def main(config: Config) -> float:
     schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(train_loader))
     trainer = sn.Trainer(
         model, optimizer, sn.nn.CrossEntropyLoss(), schedule, shards=config.shards, seed=config.seed,
-        folder=config.folder, save_every=config.save_every, config=asdict(config),
+        folder=folder, save_every=config.save_every, config=asdict(config),
     )  # fmt: skip
-    history = trainer.fit(train_loader, val_loader, config.epochs, config.resume)
+    history = trainer.fit(train_loader, val_loader if len(val) else None, config.epochs, config.resume)
 
     # 5. Report: measure on data that nothing above has seen; write the curves.
     result = trainer.evaluate(test_loader)
-    plot_curves(history, Path(config.folder) / "curves.png")
-    print(f"test loss {result['loss']:.4f}  test accuracy {result['accuracy']:.2%}  results in {config.folder}")
+    plot_curves(history, folder / "curves.png")
+    print(f"test loss {result['loss']:.4f}  test accuracy {result['accuracy']:.2%}  results in {folder}")
     return result["accuracy"]
 
 

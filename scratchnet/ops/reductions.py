@@ -15,9 +15,14 @@ from .table import contiguous, define
 
 
 def normalize_axis(name: str, axis, ndim: int) -> tuple[int, ...]:
-    """axis as a sorted tuple of numbers in [0, ndim). Raises IndexOutOfRangeError, or ShapeError for a repeated axis."""
+    """axis as a sorted tuple of numbers in [0, ndim).
+
+    Raises IndexOutOfRangeError for one outside, ShapeError for one named twice.
+    """
     if axis is None:
         return tuple(range(ndim))
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)
     axes = []
     for a in axis if isinstance(axis, tuple | list) else (axis,):
         if not isinstance(a, int | np.integer) or not -ndim <= a < ndim:
@@ -41,6 +46,8 @@ def outer_n_inner(device, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
         x = x.transpose([i for i in range(x.ndim) if i not in axes] + list(axes))
         axes = tuple(range(x.ndim - len(axes), x.ndim))
     x = contiguous(device, x)
+    if len(axes) == x.ndim:
+        return x.reshape(1, x.size, 1)
     first, last = (axes[0], axes[-1] + 1) if axes else (0, 0)
     split = (x.shape[:first], x.shape[first:last], x.shape[last:])
     return x.reshape([math.prod(part) for part in split])
@@ -55,8 +62,9 @@ def _reduce(name: str, dtype=lambda x: x.dtype, empty_is_error: bool = True):
         x3 = outer_n_inner(device, x, axes)
         out = device.empty((x3.shape[0], x3.shape[2]), dtype(x))
         getattr(device, name)(x3, out)
-        kept = kept_shape(x.shape, axes)
-        return out.reshape(kept if keepdims else [n for i, n in enumerate(x.shape) if i not in axes])
+        if keepdims:
+            return out.reshape(kept_shape(x.shape, axes))
+        return out.reshape([n for i, n in enumerate(x.shape) if i not in axes])
 
     return forward
 
@@ -117,7 +125,7 @@ def mean(x, axis=None, keepdims=False):
 
 
 def var(x, axis=None, keepdims=False, ddof=0):
-    """Mean squared distance from the mean, divided by n - ddof (NumPy's words: 0 unless told; PyTorch divides by n - 1)."""
+    """Mean squared distance from the mean, divided by n - ddof (0 unless told, as in NumPy; PyTorch's is 1)."""
     d = x - mean(x, axis, keepdims=True)
     return sum(d * d, axis, keepdims) / builtins.max(count(x, axis) - ddof, 0)
 
