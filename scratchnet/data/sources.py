@@ -1,0 +1,184 @@
+"""Where data sets come from: the embedded one, the full Fashion-MNIST, any MNIST folder.
+
+Every source ends in a folder with the four files of MNIST; one function reads and checks such a folder.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import io
+import os
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from scratchnet.data.dataset import TensorDataset
+from scratchnet.data.idx import idx_header, parse_idx, read_idx, write_whole
+from scratchnet.errors import ConfigError, DataError, DataNotFoundError
+
+Progress = Callable[[str, int, int | None], object]
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+# SHA-256 of each file's content, unpacked: it is the same however a mirror packed it (Debian strips the gzip header).
+FASHION_MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+MNIST_FILES = tuple(FASHION_MNIST_SHA256)
+FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"  # SCRATCHNET_DATA_URL overrides it
+FASHION_MNIST_HINT = (
+    "get it with `apt-get install dataset-fashion-mnist`, or set SCRATCHNET_DATA to a folder that holds its four files"
+)
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+EMBEDDED_FOLDER = Path(__file__).parent / "fashion_mnist_mini"
+
+STALL_SECONDS = 10.0  # the longest wait for the next bytes of a download
+DOWNLOAD_SECONDS = 600.0  # the longest download of one file
+MAX_DOWNLOAD = 1 << 26  # bytes of one file, packed or unpacked; the largest has 47,040,016
+
+
+def load(name_or_folder: str | os.PathLike, progress: Progress | None = None) -> tuple[TensorDataset, TensorDataset]:
+    """Load a data set by name or folder: (train, test), two TensorDatasets.
+
+    Their samples are flat float32 rows in [0, 1], (height * width,), and int64 labels; images stay uint8 in memory.
+
+    name_or_folder: "fashion-mnist-mini" (6,000 + 1,000 images, part of this package); "fashion-mnist" (60,000 + 10,000,
+    from $SCRATCHNET_DATA, the user's cache or Debian's folder, else downloaded into the cache); or a folder with the
+    files of MNIST (train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-..., t10k-labels-...), gzipped or not.
+    progress: called as progress(file_name, bytes_done, bytes_in_all or None) while downloading.
+    Raises DataNotFoundError for a data set that is not to be had (it says how to get it), DataError for damaged files.
+    """
+    if not isinstance(name_or_folder, str | os.PathLike):
+        raise ConfigError(f"load: expected a name or a folder, got {type(name_or_folder).__name__}")
+    find_folder = SOURCES.get(name_or_folder) if isinstance(name_or_folder, str) else None
+    files = _find_files(find_folder(progress) if find_folder else Path(name_or_folder))
+    train = _load_part(files["train-images-idx3-ubyte"], files["train-labels-idx1-ubyte"])
+    test = _load_part(files["t10k-images-idx3-ubyte"], files["t10k-labels-idx1-ubyte"])
+    features, expected = test.arrays[0].shape[1], train.arrays[0].shape[1]
+    if features != expected:
+        path = files["t10k-images-idx3-ubyte"]
+        raise DataError(f"{path}: expected images of {expected} pixels as for training, found {features}")
+    return train, test
+
+
+# --- a folder of four files -----------------------------------------------------------------------------------------
+
+
+def _find_files(folder):
+    """{canonical name: path} of MNIST's four files in `folder`, whichever of their spellings is there."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        known = ", ".join(SOURCES)
+        raise DataNotFoundError(
+            f"{folder}: expected {known} or a folder with MNIST files ({error.strerror})"
+        ) from error
+    return {name: folder / _spelling(name, names, folder) for name in MNIST_FILES}
+
+
+def _spelling(name, names, folder):
+    for spelling in (name, f"{name}.gz", name.replace("-idx", ".idx"), f"{name.replace('-idx', '.idx')}.gz"):
+        if spelling in names:
+            return spelling
+    found = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "an empty folder"
+    raise DataNotFoundError(f"{folder}: expected {name} or {name}.gz, found {found}")
+
+
+def _load_part(images_path, labels_path):
+    images, labels = read_idx(images_path), read_idx(labels_path)
+    if images.dtype != np.uint8 or images.ndim != 3 or images.size == 0:
+        found = f"{images.dtype} {images.shape}"
+        raise DataError(f"{images_path}: expected images, uint8 (n, height, width), found {found}")
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(f"{labels_path}: expected labels, integers (n,), found {labels.dtype} {labels.shape}")
+    if len(labels) != len(images):
+        raise DataError(f"{labels_path}: expected {len(images)} labels, one an image, found {len(labels)}")
+    if labels.min() < 0 or labels.max() > 255:
+        raise DataError(f"{labels_path}: expected labels from 0 to 255, found {labels.min()} to {labels.max()}")
+    return TensorDataset(images.reshape(len(images), -1), labels.astype(np.int64), scale=1 / 255)
+
+
+# --- the full Fashion-MNIST -----------------------------------------------------------------------------------------
+
+
+def _fashion_mnist(progress):
+    """The first folder that holds the full set; else the cache folder, filled by a download."""
+    chosen = os.environ.get("SCRATCHNET_DATA")
+    places = [Path(chosen, "fashion-mnist"), Path(chosen)] if chosen else []
+    cache = _cache_folder()
+    for folder in (*places, cache, DEBIAN_FOLDER):
+        with contextlib.suppress(DataNotFoundError):
+            _find_files(folder)
+            return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"no cache folder {cache}: {error.strerror}"
+        raise DataNotFoundError(f"fashion-mnist: {reason}; {FASHION_MNIST_HINT}") from error
+    for name, sha256 in FASHION_MNIST_SHA256.items():
+        if not (cache / f"{name}.gz").exists():
+            write_whole(cache / f"{name}.gz", _download(f"{name}.gz", sha256, progress))
+    return cache
+
+
+def _cache_folder():
+    """Where downloads are kept, beside the cache of compiled kernels."""
+    if chosen := os.environ.get("SCRATCHNET_CACHE_DIR"):
+        return Path(chosen, "fashion-mnist")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "scratchnet", "fashion-mnist")
+
+
+def _download(file_name, sha256, progress):
+    """The bytes of one upstream file, checked against the digest of its unpacked content."""
+    url = os.environ.get("SCRATCHNET_DATA_URL", FASHION_MNIST_URL).rstrip("/") + f"/{file_name}"
+    try:
+        packed = _fetch(url, lambda done, total: progress and progress(file_name, done, total))
+        array = parse_idx(io.BytesIO(packed), url, MAX_DOWNLOAD)
+    except (OSError, http.client.HTTPException, ValueError) as error:  # a DataError is a ValueError
+        raise DataNotFoundError(f"fashion-mnist: download of {url} failed ({error}); {FASHION_MNIST_HINT}") from error
+    found = hashlib.sha256(idx_header(array) + array.tobytes()).hexdigest()
+    if found != sha256:
+        raise DataError(f"{url}: expected content with SHA-256 {sha256}, found {found}; {FASHION_MNIST_HINT}")
+    return packed
+
+
+def _fetch(url, progress):
+    """All bytes behind a URL, in bounded time and memory. Raises OSError, HTTPException or ValueError."""
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    content = bytearray()
+    with urllib.request.urlopen(url, timeout=STALL_SECONDS) as response:
+        total = response.length  # None if the server does not say
+        while piece := response.read1(1 << 16):  # not `read`: it would wait for all 64 KiB of a trickle
+            content += piece
+            progress(len(content), total)
+            if len(content) > MAX_DOWNLOAD:
+                raise DataError(f"expected at most {MAX_DOWNLOAD} bytes, found more")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(content)} bytes in {DOWNLOAD_SECONDS:.0f} s")
+    if total is not None and len(content) != total:
+        raise DataError(f"expected {total} bytes, found {len(content)}")
+    return content
+
+
+SOURCES = {
+    "fashion-mnist-mini": lambda progress: EMBEDDED_FOLDER,
+    "fashion-mnist": _fashion_mnist,
+}
