@@ -2,8 +2,12 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
+
+from .errors import ScratchnetError
 
 Config = TypeVar("Config")
 
@@ -33,3 +37,13 @@ def parse_flags(config: type[Config], argv: Sequence[str] | None = None) -> Conf
         parser.add_argument("--" + field.name.replace("_", "-"), **options)
     values = vars(parser.parse_args(argv))
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def run_script(main: Callable[[Config], Any], config: type[Config]) -> None:
+    """Parses the flags, calls main, and turns what scratchnet raises into one line and status 1 (130 for Ctrl-C)."""
+    try:
+        main(parse_flags(config))
+    except ScratchnetError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scratchnet.flags import flag, parse_flags
+from scratchnet.flags import flag, run_script
 
 
 @dataclass
@@ -143,4 +143,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_flags(Config))
+    run_script(main, Config)

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 import scratchnet as sn
-from scratchnet.flags import flag, parse_flags
+from scratchnet.flags import flag, run_script
 from scratchnet.report import plot_curves
 
 
@@ -68,4 +68,4 @@ def main(config: Config) -> float:
 
 
 if __name__ == "__main__":
-    main(parse_flags(Config))
+    run_script(main, Config)
