@@ -1,0 +1,53 @@
+"""Kernels that move elements. Plain copies are NumPy's: memory is their limit, and it handles strides and all dtypes."""
+
+import numpy as np
+
+from .blocks import ranged
+from .compile import jit
+
+RANGES = 16  # parts of the destination rows that scatter_rows fills on its own; each part reads the whole index
+
+
+@jit
+def _take_rows(x, index, out, lo, hi):
+    for i in range(lo, hi):
+        source, target = x[index[i]], out[i]
+        for j in range(target.size):
+            target[j] = source[j]
+
+
+@jit
+def _scatter_rows(g, index, out, lo, hi):
+    first, last = out.shape[0] * lo // RANGES, out.shape[0] * hi // RANGES
+    out[first:last] = 0
+    for i in range(index.size):
+        if first <= index[i] < last:
+            source, target = g[i], out[index[i]]
+            for j in range(target.size):
+                target[j] += source[j]
+
+
+_run_take, _run_scatter = ranged(_take_rows, "take_rows"), ranged(_scatter_rows, "scatter_rows")
+
+
+def fill(out, value):
+    out.fill(value)
+
+
+def copy(x, out):
+    if x.dtype == out.dtype:
+        np.copyto(out, x)
+    else:
+        with np.errstate(all="ignore"):  # a conversion that overflows has an IEEE answer
+            np.copyto(out, x, casting="unsafe")
+
+
+def take_rows(x, index, out):
+    _run_take(index.size, out.shape[1], x, index, out)
+
+
+def scatter_rows(g, index, out):
+    _run_scatter(RANGES, (g.size + out.size) // RANGES, g, index, out)
+
+
+KERNELS = {"fill": fill, "copy": copy, "take_rows": take_rows, "scatter_rows": scatter_rows}

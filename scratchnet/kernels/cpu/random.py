@@ -1,0 +1,56 @@
+"""Counter-based random numbers: Philox 4x32-10 (Salmon et al. 2011), the same words as the reference's."""
+
+import math
+
+import numpy as np
+
+from .blocks import ranged
+from .compile import jit
+
+MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+LOW, SHIFT, TO_24_BITS = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(8)
+
+
+@jit
+def philox(c0, c1, c2, c3, k0, k1):
+    """Four 32-bit words for a counter of four and a key of two, all held in uint64."""
+    for _ in range(10):
+        p0, p1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
+        c0, c1, c2, c3 = (p1 >> SHIFT) ^ c1 ^ k0, p1 & LOW, (p0 >> SHIFT) ^ c3 ^ k1, p0 & LOW
+        k0, k1 = (k0 + WEYL_0) & LOW, (k1 + WEYL_1) & LOW
+    return c0, c1, c2, c3
+
+
+@jit
+def _dropout(x, out, drop_below, scale, key_0, key_1, stream_0, stream_1, lo, hi):
+    """Items are groups of four elements, one Philox block each; an element stays if its 24 bits are >= drop_below."""
+    scale, zero = out.dtype.type(scale), out.dtype.type(0)
+    limit, k0, k1 = np.uint64(drop_below), np.uint64(key_0), np.uint64(key_1)
+    c2, c3 = np.uint64(stream_0), np.uint64(stream_1)
+    whole = min(hi, out.size // 4)
+    x4, out4 = x[4 * lo :], out[4 * lo :]
+    for i in range(whole - lo):
+        group = np.uint64(lo + i)
+        w0, w1, w2, w3 = philox(group & LOW, group >> SHIFT, c2, c3, k0, k1)
+        out4[4 * i] = x4[4 * i] * scale if (w0 >> TO_24_BITS) >= limit else zero
+        out4[4 * i + 1] = x4[4 * i + 1] * scale if (w1 >> TO_24_BITS) >= limit else zero
+        out4[4 * i + 2] = x4[4 * i + 2] * scale if (w2 >> TO_24_BITS) >= limit else zero
+        out4[4 * i + 3] = x4[4 * i + 3] * scale if (w3 >> TO_24_BITS) >= limit else zero
+    if whole < hi:
+        group = np.uint64(whole)
+        words = philox(group & LOW, group >> SHIFT, c2, c3, k0, k1)
+        for j in range(4 * whole, out.size):
+            out[j] = x[j] * scale if (words[j - 4 * whole] >> TO_24_BITS) >= limit else zero
+
+
+_run_dropout = ranged(_dropout, "dropout")
+
+
+def dropout(x, out, p, seed, stream):
+    words = seed & 0xFFFFFFFF, seed >> 32, stream & 0xFFFFFFFF, stream >> 32
+    drop_below = math.ceil(p * 2**24)  # u = bits / 2**24 >= p, without rounding
+    _run_dropout((out.size + 3) // 4, 4, x.ravel(), out.ravel(), drop_below, 1 / (1 - p), *words)
+
+
+KERNELS = {"dropout": dropout}

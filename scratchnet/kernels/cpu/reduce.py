@@ -1,0 +1,111 @@
+"""Reductions of the middle axis of (outer, n, inner): runs of fixed length, then the results of the runs, and so on.
+
+The order of a sum is a tree that depends on n alone: no run is longer than RUN, and within a contiguous run the
+compiler adds in parallel lanes, always the same. So the error grows with RUN and the depth of the tree, not with n.
+"""
+
+import numpy as np
+
+from .. import reference
+from . import scalars
+from .blocks import ranged
+from .compile import jit, stamp
+
+# ruff: noqa: F821 - `combine` and `fold` are globals of each stamp
+
+RUN_CONTIGUOUS, RUN_STRIDED = 4096, 256  # elements of a run: summed in 16 or more lanes, or one after the other
+TILE = 2048  # columns that a strided run takes at a time: a tile of `out` stays in the L1 cache
+
+
+@jit(reduction=True)
+def _add(a, b):  # a function of its own: `reduction` must not reach the add of elementwise.py
+    return a + b
+
+
+@jit(reduction=True)
+def _fold(x):
+    result = x[0]
+    for i in range(1, x.size):
+        result = combine(result, x[i])
+    return result
+
+
+@jit
+def _reduce_contiguous(x, out, n, run, lo, hi):
+    """out[i] = the i-th run of x (rows, n) flat; the runs of a row follow each other."""
+    runs = (n + run - 1) // run
+    for i in range(lo, hi):
+        start = i % runs * run
+        row = x[i // runs * n :]
+        out[i] = fold(row[start : min(start + run, n)])
+
+
+@jit
+def _reduce_strided(x, out, n, inner, run, lo, hi):
+    """out (outer, runs, inner) = runs over the middle axis of x (outer, n, inner), both flat; an item is a tile of one."""
+    runs, tiles = (n + run - 1) // run, (inner + TILE - 1) // TILE
+    for i in range(lo, hi):
+        column, target = i % tiles * TILE, i // tiles
+        width = min(TILE, inner - column)
+        outer, first = target // runs, target % runs * run
+        total = out[target * inner + column :][:width]
+        total[:] = x[(outer * n + first) * inner + column :][:width]
+        for row in range(outer * n + first + 1, outer * n + min(first + run, n)):
+            values = x[row * inner + column :][:width]
+            for j in range(width):
+                total[j] = combine(total[j], values[j])
+
+
+@jit
+def _argmax(x, out, n, inner, lo, hi):
+    for i in range(lo, hi):
+        column = x[(i // inner * n) * inner + i % inner :]
+        best, best_index = column[0], 0
+        for k in range(1, n):
+            value = column[k * inner]
+            if value > best or (value != value and best == best):
+                best, best_index = value, k
+        out[i] = best_index
+
+
+def reduction(name, combine, empty):
+    """The kernel (x, out) that folds the middle axis with `combine`; `empty(x, out)` answers for n = 0."""
+    fold = stamp(_fold, f"fold_{name}", combine=combine)
+    contiguous = ranged(_reduce_contiguous, name, fold=fold)
+    strided = ranged(_reduce_strided, f"{name}_strided", combine=combine)
+
+    def kernel(x, out):
+        outer, n, inner = x.shape
+        if n == 0:
+            empty(x, out)
+            return
+        x, limit = x.ravel(), RUN_CONTIGUOUS if inner == 1 else RUN_STRIDED
+        while True:
+            run = min(n, limit)
+            runs = -(-n // run)
+            target = out.ravel() if runs == 1 else np.empty(outer * runs * inner, x.dtype)
+            if inner == 1:
+                contiguous(outer * runs, run, x, target, n, run)
+            else:
+                strided(outer * runs * -(-inner // TILE), run * min(inner, TILE), x, target, n, inner, run)
+            if runs == 1:
+                return
+            x, n = target, runs
+
+    return kernel
+
+
+_run_argmax = ranged(_argmax, "argmax")
+
+
+def argmax(x, out):
+    _, n, inner = x.shape
+    _run_argmax(out.size, n, x.ravel(), out.ravel(), n, inner)
+
+
+KERNELS = {
+    "sum": reduction("sum", _add, reference.sum),
+    "max": reduction("max", scalars.maximum, reference.max),
+    "min": reduction("min", scalars.minimum, reference.min),
+    "argmax": argmax,
+}

@@ -1,0 +1,174 @@
+"""What the elementwise kernels do to one element, as in the reference: the stamps of elementwise.py are made from these.
+
+Constants are float32 where they are exact, because a float64 constant would turn float32 arithmetic into float64.
+NumPy's functions, not those of `math`, so that the answers for 0, infinity and NaN are the same without the JIT.
+"""
+
+import math
+
+import numpy as np
+
+from .compile import jit
+
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+SQRT_2, SQRT_2_PI = math.sqrt(2), math.sqrt(2 * math.pi)
+
+# --- one input ---------------------------------------------------------------------------------------------------
+
+
+@jit
+def neg(x):
+    return -x
+
+
+@jit
+def exp(x):
+    return np.exp(x)
+
+
+@jit
+def log(x):
+    return np.log(x)
+
+
+@jit
+def sqrt(x):
+    return np.sqrt(x)
+
+
+@jit
+def absolute(x):
+    return abs(x)
+
+
+@jit
+def sign(x):
+    return x if x != x else (ONE if x > ZERO else (-ONE if x < ZERO else ZERO))
+
+
+@jit
+def tanh(x):
+    return np.tanh(x)
+
+
+@jit
+def sigmoid(x):
+    e = np.exp(-abs(x))  # at most 1: no overflow on either side
+    return (ONE if x >= ZERO else e) / (ONE + e)
+
+
+@jit
+def relu(x):
+    return ZERO if x <= ZERO else x  # NaN is not <= 0
+
+
+@jit
+def erf(x):
+    return math.erf(x)
+
+
+@jit
+def normal_cdf(x):
+    return 0.5 * (1 + math.erf(np.float64(x / type(x)(SQRT_2))))
+
+
+@jit
+def gelu(x):
+    return x * normal_cdf(x)
+
+
+@jit
+def clip(x, low, high):
+    raised = low if x < low else x
+    return high if raised > high else raised
+
+
+# --- gradients of the activations ------------------------------------------------------------------------------------
+
+
+@jit
+def tanh_grad(g, y):
+    return g * (ONE - y * y)
+
+
+@jit
+def sigmoid_grad(g, y):
+    return g * y * (ONE - y)
+
+
+@jit
+def relu_grad(g, y):
+    return g if y > ZERO else ZERO
+
+
+@jit
+def gelu_grad(g, x):
+    return g * (normal_cdf(x) + x * np.exp(-HALF * x * x) / SQRT_2_PI)
+
+
+# --- two inputs -------------------------------------------------------------------------------------------------------
+
+
+@jit
+def add(a, b):
+    return a + b
+
+
+@jit
+def sub(a, b):
+    return a - b
+
+
+@jit
+def mul(a, b):
+    return a * b
+
+
+@jit
+def div(a, b):
+    return a / b
+
+
+@jit
+def pow(a, b):
+    return a**b
+
+
+@jit
+def maximum(a, b):
+    return a if (a >= b) | (a != a) else b  # `|` makes no branch, so the loop around vectorises
+
+
+@jit
+def minimum(a, b):
+    return a if (a <= b) | (a != a) else b
+
+
+@jit
+def lt(a, b):
+    return a < b
+
+
+@jit
+def le(a, b):
+    return a <= b
+
+
+@jit
+def gt(a, b):
+    return a > b
+
+
+@jit
+def ge(a, b):
+    return a >= b
+
+
+@jit
+def eq(a, b):
+    return a == b
+
+
+@jit
+def ne(a, b):
+    return a != b
