@@ -100,6 +100,8 @@ class TensorDataset(_BatchDataset):
         return (take(features, positions), *(_take(array, positions) for array in others))
 
     def _take_scaled(self, array, positions):
+        if array.dtype != np.uint8:  # only images are worth a kernel, and each further type would have to be compiled
+            return array.take(positions, axis=0).astype(np.float32) * self.scale
         row_shape = array.shape[1:]
         out = np.empty((len(positions), math.prod(row_shape)), np.float32)
         gather_rows(array.reshape(len(array), out.shape[1]), positions, self.scale, out)
@@ -185,8 +187,8 @@ def _as_rows(values, what):
         raise ShapeError(f"{what}: expected at least one dimension, got a single number")
     if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
         raise DataError(f"{what}: expected integers that fit in int64, found {array.max()}")
-    dtype = np.float32 if array.dtype == np.float16 else array.dtype.newbyteorder("=")
-    return np.ascontiguousarray(array, dtype)
+    dtype = array.dtype.newbyteorder("=")
+    return np.ascontiguousarray(array, np.float32 if dtype == np.float16 else dtype)
 
 
 def _check_lengths(arrays, what):

@@ -10,7 +10,7 @@ from scratchnet.kernels.cpu.compile import jit
 
 @jit
 def gather_rows(rows, index, scale, out):
-    """out[i, j] = float32(rows[index[i], j]) * scale. rows: (n, f), index: (b,) int64, scale: float32, out: (b, f)."""
+    """out[i] = rows[index[i]] * scale: rows (n, f) uint8, index (b,) int64, scale float32, out (b, f) float32."""
     for i in range(index.size):
         source, target = rows[index[i]], out[i]
         for j in range(source.size):

@@ -9,6 +9,7 @@ import http.client
 import io
 import os
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -153,7 +154,8 @@ def _download(file_name, sha256, progress):
         packed = _fetch(url, lambda done, total: progress and progress(file_name, done, total))
         array = parse_idx(io.BytesIO(packed), url, MAX_DOWNLOAD)
     except (OSError, http.client.HTTPException, ValueError) as error:  # a DataError is a ValueError
-        raise DataNotFoundError(f"fashion-mnist: download of {url} failed ({error}); {FASHION_MNIST_HINT}") from error
+        reason = " ".join(str(error).split())  # a server's nonsense may hold line breaks
+        raise DataNotFoundError(f"fashion-mnist: download of {url} failed ({reason}); {FASHION_MNIST_HINT}") from error
     found = hashlib.sha256(idx_header(array) + array.tobytes()).hexdigest()
     if found != sha256:
         raise DataError(f"{url}: expected content with SHA-256 {sha256}, found {found}; {FASHION_MNIST_HINT}")
@@ -164,7 +166,12 @@ def _fetch(url, progress):
     """All bytes behind a URL, in bounded time and memory. Raises OSError, HTTPException or ValueError."""
     deadline = time.monotonic() + DOWNLOAD_SECONDS
     content = bytearray()
-    with urllib.request.urlopen(url, timeout=STALL_SECONDS) as response:
+    try:
+        response = urllib.request.urlopen(url, timeout=STALL_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()  # it is also the server's answer, with an open socket
+        raise
+    with response:
         total = response.length  # None if the server does not say
         while piece := response.read1(1 << 16):  # not `read`: it would wait for all 64 KiB of a trickle
             content += piece

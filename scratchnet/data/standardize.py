@@ -11,6 +11,7 @@ from scratchnet.data.dataset import Dataset, TensorDataset, gather
 from scratchnet.errors import DataError, ShapeError
 
 CHUNK = 4096  # rows at a time: bounds memory, and fixes the order of the sums
+SMALLEST_STD = np.finfo(np.float32).tiny  # what is smaller would be 0 in float32
 
 
 class Standardize:
@@ -27,7 +28,7 @@ class Standardize:
         """Measure the features of a Dataset, or an array (n, ...), in two passes in float64.
 
         per_feature=False gives one mean and one std for all features, the usual choice for images.
-        The std is that of the population (ddof 0); a feature that never changes gets std 1, so it becomes 0.
+        The std is that of the population (ddof 0). A feature that never changes (std below 1.2e-38) gets std 1.
         """
         dataset = data if isinstance(data, Dataset) else TensorDataset(data)
         if len(dataset) == 0:
@@ -42,7 +43,8 @@ class Standardize:
         mean = total / rows
         squares = sum(np.square(chunk - mean).sum(axis=axis) for chunk in _chunks(dataset))
         std = np.sqrt(squares / rows)
-        return cls(mean, np.where(low == high, 1.0, std))
+        # A constant feature whose sum was rounded has a small std and no meaning: so look at its range, not its std.
+        return cls(mean, np.where((low == high) | (std < SMALLEST_STD), 1.0, std))
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """batch: (b, ...) features -> the same shape, in the batch's float type (float32 for integers)."""
@@ -59,14 +61,14 @@ class Standardize:
         return {"mean": self.mean.copy(), "std": self.std.copy()}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
-        """Take the figures of a `state_dict`. Raises DataError unless all are there, finite, and stds positive."""
+        """Take the figures of a `state_dict`. Raises DataError unless all are there, finite, and no std is 0."""
         if set(state) != {"mean", "std"}:
             raise DataError(f"Standardize: expected a state with mean and std, got {sorted(state)}")
         mean, std = np.array(state["mean"], np.float64), np.array(state["std"], np.float64)
         if mean.shape != std.shape:
             raise ShapeError(f"Standardize: expected mean and std of one shape, got {mean.shape} and {std.shape}")
-        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
-            raise DataError("Standardize: expected finite means and positive stds")
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std >= SMALLEST_STD).all()):
+            raise DataError(f"Standardize: expected finite means, and finite stds of at least {SMALLEST_STD:.1e}")
         self.mean, self.std = mean, std
 
 
