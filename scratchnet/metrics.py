@@ -1,0 +1,78 @@
+"""Metrics of classifiers, from logits and labels as tensors or arrays; plain NumPy, because nothing trains on them."""
+
+from typing import Any
+
+import numpy as np
+
+from .errors import ConfigError, DtypeError, IndexOutOfRangeError, NonFiniteError, ShapeError
+from .tensor import Tensor
+
+
+def accuracy(logits: Any, labels: Any) -> float:
+    """The share of rows whose largest logit is the label's (the first one, if several are as large).
+
+    logits: (rows, classes); labels: (rows,) integers in [0, classes); at least one row.
+    Raises ShapeError, DtypeError, IndexOutOfRangeError, or NonFiniteError for a NaN, which has no rank.
+    """
+    logits, labels = _checked("accuracy", logits, labels)
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def top_k_accuracy(logits: Any, labels: Any, k: int = 5) -> float:
+    """The share of rows whose label is among the k largest logits (equal ones rank by class number).
+
+    Arguments and errors as for `accuracy`; ConfigError for k outside [1, classes].
+    """
+    logits, labels = _checked("top_k_accuracy", logits, labels)
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= logits.shape[1]:
+        raise ConfigError(f"top_k_accuracy: expected an integer k in [1, {logits.shape[1]}], got {k!r}")
+    best = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :k]
+    return float((best == labels[:, None]).any(axis=1).mean())
+
+
+def confusion_matrix(logits: Any, labels: Any) -> np.ndarray:
+    """counts (classes, classes) int64: counts[i, j] rows have label i and the largest logit at j.
+
+    Arguments and errors as for `accuracy`.
+    """
+    logits, labels = _checked("confusion_matrix", logits, labels)
+    counts = np.zeros((logits.shape[1],) * 2, np.int64)
+    np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
+    return counts
+
+
+class Mean:
+    """The running mean of what comes in pieces: `mean.update(batch_loss, n=len(batch))`, then `mean.value`."""
+
+    def __init__(self) -> None:
+        self.total, self.n = 0.0, 0
+
+    def update(self, value: float, n: int = 1) -> None:
+        """Adds the mean `value` of n more items. Raises ConfigError for n < 0."""
+        if n < 0:
+            raise ConfigError(f"Mean: expected n >= 0, got {n!r}")
+        self.total += float(value) * n
+        self.n += n
+
+    @property
+    def value(self) -> float:
+        """The mean so far. Raises ShapeError if there was nothing."""
+        if not self.n:
+            raise ShapeError("Mean: expected at least one item, got none")
+        return self.total / self.n
+
+
+def _checked(name: str, logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    logits, labels = (x.detach().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (logits, labels))
+    if logits.ndim != 2 or not logits.size or labels.shape != logits.shape[:1]:
+        raise ShapeError(
+            f"{name}: expected logits (rows, classes), labels (rows,), not empty, got {logits.shape} and {labels.shape}"
+        )
+    if logits.dtype.kind not in "fiu" or labels.dtype.kind not in "iu":
+        raise DtypeError(f"{name}: expected real logits and integer labels, got {logits.dtype} and {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        bad = labels[(labels < 0) | (labels >= logits.shape[1])][0]
+        raise IndexOutOfRangeError(f"{name}: expected labels in [0, {logits.shape[1]}), got {bad}")
+    if np.isnan(logits).any():
+        raise NonFiniteError(f"{name}: expected logits that can be ranked, got NaN")
+    return logits, labels

@@ -1,0 +1,233 @@
+"""The layers and losses as plain functions, under the names of torch.nn.functional.
+
+Inputs may be tensors or arrays. Each is a composition of ops, so gradients of any order come for free.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .. import ops, random
+from ..errors import ConfigError, DtypeError, IndexOutOfRangeError, ShapeError
+from ..functions import gelu, log_softmax, relu, sigmoid, softmax, tanh
+from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor, no_grad
+
+__all__ = [
+    "batch_norm",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "log_softmax",
+    "mse_loss",
+    "relu",
+    "sigmoid",
+    "softmax",
+    "tanh",
+]
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "sum": Tensor.sum, "none": lambda t: t}
+
+# --- layers --------------------------------------------------------------------------------------------------------
+
+
+def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Tensor:
+    """x (..., in) @ weight (in, out) + bias (out,) -> (..., out)."""
+    x = _tensor(x, weight, bias)
+    return ops.linear(x, as_tensor(weight, x), None if bias is None else as_tensor(bias, x))
+
+
+def _tensor(x: ArrayLike, *others: ArrayLike | None) -> Tensor:
+    """x as a tensor, on the device of the others if it has none."""
+    return as_tensor(x, next((t for t in others if isinstance(t, Tensor)), None))
+
+
+def dropout(x: ArrayLike, p: float = 0.5, training: bool = True) -> Tensor:
+    """x with each element set to 0 with probability p, and the others times 1 / (1 - p); x itself if not training.
+
+    The mask comes from one stream of the current random generator. Raises ConfigError for p outside [0, 1].
+    """
+    x, p = as_tensor(x), checked_probability("dropout", p)
+    if not training or p == 0:
+        return x
+    if p == 1:  # 1 / (1 - p) does not exist
+        return ops.where(as_tensor(np.zeros(x.shape, bool), x), x, 0.0)
+    generator = random.current()
+    return ops.dropout(x, p=p, seed=generator.seed, stream=generator.next_stream())
+
+
+def checked_probability(name: str, p: float) -> float:
+    """p as a float. Raises ConfigError outside [0, 1]."""
+    if not isinstance(p, int | float | np.number) or not 0 <= p <= 1:
+        raise ConfigError(f"{name}: expected p in [0, 1], got {p!r}")
+    return float(p)
+
+
+def layer_norm(
+    x: ArrayLike,
+    normalized_shape: tuple[int, ...],
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, with mean and variance over the last axes (Ba et al. 2016).
+
+    normalized_shape: the lengths of those axes, and the shape of weight and bias.
+    """
+    x, shape = _tensor(x, weight, bias), tuple(normalized_shape)
+    if not shape or x.shape[-len(shape) :] != shape:
+        raise ShapeError(f"layer_norm: expected x (..., {', '.join(map(str, shape))}), got {x.shape}")
+    y, _, _ = _standardize(x, tuple(range(-len(shape), 0)), eps)
+    return _affine("layer_norm", y, weight, bias, shape, shape)
+
+
+def batch_norm(
+    x: ArrayLike,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias a channel: x (N, C) or (N, C, L) (Ioffe and Szegedy 2015).
+
+    training: mean and variance of the batch; the running ones move by `momentum` towards them, in place (the
+        variance towards the unbiased one, as in PyTorch). Otherwise the running ones are used, if given.
+
+    Raises ShapeError for another shape of x, or for one value a channel in training.
+    """
+    x = _tensor(x, running_mean, weight, bias)
+    if x.ndim not in (2, 3):
+        raise ShapeError(f"batch_norm: expected x (N, C) or (N, C, L), got {x.shape}")
+    axes, channels = ((0,), (0, 2))[x.ndim - 2], (x.shape[1],)
+    column = (x.shape[1], 1)[: x.ndim - 1]  # a value a channel, as it broadcasts against x
+    for t in (running_mean, running_var):
+        if t is not None and t.shape != channels:
+            raise ShapeError(f"batch_norm: expected running statistics {channels}, got {t.shape}")
+    if training or running_mean is None or running_var is None:
+        n = x.size // max(x.shape[1], 1)
+        if training and n < 2:
+            raise ShapeError(f"batch_norm: expected more than one value a channel in training, got x {x.shape}")
+        y, mean, var = _standardize(x, axes, eps)
+        if training:
+            _move(running_mean, mean, momentum)
+            _move(running_var, var * (n / max(n - 1, 1)), momentum)
+    else:
+        y = (x - running_mean.reshape(column)) / (running_var.reshape(column) + eps).sqrt()
+    return _affine("batch_norm", y, weight, bias, channels, column)
+
+
+def _standardize(x: Tensor, axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x with mean 0 and variance 1 over some axes, that mean, and that (biased) variance."""
+    mean = x.mean(axes, keepdims=True)
+    centered = x - mean
+    var = (centered * centered).mean(axes, keepdims=True)
+    return centered / (var + eps).sqrt(), mean, var
+
+
+def _affine(
+    name: str,
+    y: Tensor,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    shape: tuple[int, ...],
+    broadcast: tuple[int, ...],
+) -> Tensor:
+    """y * weight + bias, both of `shape` and seen as `broadcast`."""
+    for t in (weight, bias):
+        if t is not None and np.shape(t) != shape:
+            raise ShapeError(f"{name}: expected weight and bias {shape}, got {np.shape(t)}")
+    if weight is not None:
+        y = y * as_tensor(weight, y).reshape(broadcast)
+    return y if bias is None else y + as_tensor(bias, y).reshape(broadcast)
+
+
+def _move(running: Tensor | None, target: Tensor, momentum: float) -> None:
+    """running = (1 - momentum) * running + momentum * target, in place."""
+    if running is None:
+        return
+    with no_grad():
+        moved = running * (1 - momentum) + target.reshape(running.shape) * momentum
+    running._device.copy(moved._data, running._data)
+    running._version += 1
+
+
+def embedding(indices: ArrayLike, weight: ArrayLike, padding_idx: int | None = None) -> Tensor:
+    """Rows of weight (n, dim) by number: indices (...) of integers in [0, n) -> (..., dim).
+
+    padding_idx: a row that gets no gradient.
+    Raises DtypeError for indices that are not integers, IndexOutOfRangeError for one outside [0, n).
+    """
+    weight, indices = as_tensor(weight), np.asarray(indices)
+    if weight.ndim != 2:
+        raise ShapeError(f"embedding: expected weight (n, dim), got {weight.shape}")
+    if indices.dtype.kind in "iu" and indices.size and indices.min() < 0:  # NumPy's meaning would hide a mistake
+        raise IndexOutOfRangeError(f"embedding: expected numbers in [0, {len(weight)}), got {indices.min()}")
+    indices = ops.checked_index("embedding", indices, len(weight))
+    rows = ops.take_rows(weight, indices)
+    if padding_idx is None:
+        return rows
+    (padding_idx,) = ops.checked_index("embedding: padding_idx", [padding_idx], len(weight))
+    return ops.where(as_tensor((indices == padding_idx)[..., None], weight), rows.detach(), rows)
+
+
+# --- losses --------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, reduction: str = "mean", label_smoothing: float = 0.0
+) -> Tensor:
+    """-log softmax(logits)[label] a row: logits (rows, classes), labels (rows,) of integers in [0, classes).
+
+    label_smoothing: the part e of the target that is spread evenly over all classes (Szegedy et al. 2016):
+        (1 - e) * loss + e * mean over classes of -log softmax(logits).
+    Raises ShapeError, DtypeError, IndexOutOfRangeError for a label, ConfigError for the options.
+    """
+    logits = _tensor(logits, labels)
+    loss = ops.cross_entropy(logits, labels)
+    if checked_probability("label_smoothing", label_smoothing):
+        loss = loss * (1 - label_smoothing) - logits.log_softmax().mean(-1) * label_smoothing
+    return _reduced(loss, reduction)
+
+
+def mse_loss(x: ArrayLike, target: ArrayLike, reduction: str = "mean") -> Tensor:
+    """(x - target) ** 2, both of one shape: broadcasting (n, 1) against (n,) would be a silent mistake."""
+    x, target = _pair("mse_loss", x, target)
+    difference = x - target
+    return _reduced(difference * difference, reduction)
+
+
+def binary_cross_entropy_with_logits(logits: ArrayLike, target: ArrayLike, reduction: str = "mean") -> Tensor:
+    """-(target * log p + (1 - target) * log(1 - p)), p = sigmoid(logits); target in [0, 1], of the logits' shape.
+
+    The two logarithms are the log-softmax of (logit, 0), so large logits neither overflow nor give log(0).
+    """
+    logits, target = _pair("binary_cross_entropy_with_logits", logits, target)
+    log_p = ops.stack([logits, as_tensor(np.zeros(logits.shape, logits.dtype), logits)], -1).log_softmax()
+    return _reduced(-(target * log_p[..., 0] + (1 - target) * log_p[..., 1]), reduction)
+
+
+def _pair(name: str, x: ArrayLike, target: ArrayLike) -> tuple[Tensor, Tensor]:
+    x = _tensor(x, target)
+    if x.dtype not in FLOATS:
+        raise DtypeError(f"{name}: expected float32 or float64 predictions, got {x.dtype}")
+    target = as_tensor(target, x)
+    if x.shape != target.shape:
+        raise ShapeError(f"{name}: expected predictions and targets of one shape, got {x.shape} and {target.shape}")
+    return x, target if target.dtype.kind == "f" else target.astype(x.dtype)
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    return REDUCTIONS[checked_reduction(reduction)](loss)
+
+
+def checked_reduction(reduction: str) -> str:
+    """reduction itself. Raises ConfigError if it is none."""
+    if reduction not in REDUCTIONS:
+        raise ConfigError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    return reduction

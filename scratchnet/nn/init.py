@@ -1,0 +1,99 @@
+"""Initialisers: they fill a tensor in place, with numbers from one stream of the current generator, and return it.
+
+The fans are read off a weight of shape (fan_in, fan_out), this package's layout: a layer is x @ weight + bias.
+"""
+
+import math
+
+import numpy as np
+
+from .. import random
+from ..errors import ConfigError, DtypeError, ShapeError
+from ..tensor import FLOATS, Tensor
+
+# The factor by which a nonlinearity shrinks a signal's standard deviation, to be made up for by the weight before it.
+GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
+
+
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    """The gain of a nonlinearity by name; `param` is leaky_relu's slope (0.01 unless given).
+
+    Raises ConfigError for a name that is not in the table.
+    """
+    if nonlinearity == "leaky_relu":
+        return math.sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
+    if nonlinearity not in GAINS:
+        raise ConfigError(f"calculate_gain: expected one of {', '.join(GAINS)}, leaky_relu, got {nonlinearity!r}")
+    return GAINS[nonlinearity]
+
+
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
+    """Uniform on [a, b]. Drawn in float64 and rounded to the tensor's dtype."""
+    if not a <= b:
+        raise ConfigError(f"uniform_: expected a <= b, got {a} and {b}")
+    return _set("uniform_", tensor, random.current().numpy().uniform(a, b, tensor.shape))
+
+
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Normal with a mean and a standard deviation. Drawn in float64 and rounded to the tensor's dtype."""
+    if not std >= 0:
+        raise ConfigError(f"normal_: expected std >= 0, got {std}")
+    return _set("normal_", tensor, random.current().numpy().normal(mean, std, tensor.shape))
+
+
+def constant_(tensor: Tensor, value: float) -> Tensor:
+    """One value everywhere."""
+    return _set("constant_", tensor, value)
+
+
+def zeros_(tensor: Tensor) -> Tensor:
+    """0 everywhere."""
+    return constant_(tensor, 0.0)
+
+
+def ones_(tensor: Tensor) -> Tensor:
+    """1 everywhere."""
+    return constant_(tensor, 1.0)
+
+
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """U(-bound, bound), bound = gain * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    bound = gain * math.sqrt(6 / sum(_fans("xavier_uniform_", tensor)))
+    return uniform_(tensor, -bound, bound)
+
+
+def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """N(0, std**2), std = gain * sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(_fans("xavier_normal_", tensor))))
+
+
+def kaiming_uniform_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
+    """U(-bound, bound), bound = gain * sqrt(3 / fan) (He et al. 2015); a: the slope of leaky_relu."""
+    bound = math.sqrt(3) * _kaiming_std("kaiming_uniform_", tensor, a, mode, nonlinearity)
+    return uniform_(tensor, -bound, bound)
+
+
+def kaiming_normal_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
+    """N(0, std**2), std = gain / sqrt(fan) (He et al. 2015); a: the slope of leaky_relu."""
+    return normal_(tensor, 0.0, _kaiming_std("kaiming_normal_", tensor, a, mode, nonlinearity))
+
+
+def _kaiming_std(name: str, tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
+    fans = dict(zip(("fan_in", "fan_out"), _fans(name, tensor), strict=True))
+    if mode not in fans:
+        raise ConfigError(f"{name}: expected mode fan_in or fan_out, got {mode!r}")
+    return calculate_gain(nonlinearity, a) / math.sqrt(fans[mode])
+
+
+def _fans(name: str, tensor: Tensor) -> tuple[int, int]:
+    if tensor.ndim != 2 or not tensor.size:
+        raise ShapeError(f"{name}: expected a weight of shape (fan_in, fan_out), got {tensor.shape}")
+    return tensor.shape[0], tensor.shape[1]
+
+
+def _set(name: str, tensor: Tensor, value: np.ndarray | float) -> Tensor:
+    if tensor.dtype not in FLOATS:
+        raise DtypeError(f"{name}: expected a float32 or float64 tensor, got {tensor.dtype}")
+    tensor._data[...] = value
+    tensor._owner._version += 1
+    return tensor

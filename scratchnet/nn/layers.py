@@ -1,0 +1,258 @@
+"""The layers: each holds parameters and options, and calls the function of functional.py that does the work."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from ..errors import ConfigError, IndexOutOfRangeError, ShapeError
+from ..tensor import ArrayLike, Tensor, as_tensor
+from . import functional as F
+from . import init
+from .module import Buffer, Module, Parameter
+
+
+def _sizes(name: str, *sizes: int) -> tuple[int, ...]:
+    """Lengths as Python integers. Raises ConfigError if one is not an integer above 0."""
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+            raise ConfigError(f"{name}: expected sizes of at least 1, got {size!r}")
+    return tuple(int(size) for size in sizes)
+
+
+def _empty(*shape: int) -> Parameter:
+    return Parameter(np.empty(shape, np.float32))
+
+
+class Linear(Module):
+    """x (..., in) @ weight (in, out) + bias (out,) -> (..., out).
+
+    Weight and bias start as U(-1 / sqrt(in), 1 / sqrt(in)), as in PyTorch; float32.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        self.in_features, self.out_features = _sizes("Linear", in_features, out_features)
+        self.weight = _empty(self.in_features, self.out_features)
+        self.bias = _empty(self.out_features) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias anew."""
+        bound = 1 / math.sqrt(self.in_features)
+        init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        return as_tensor(x).relu()
+
+
+class Tanh(Module):
+    """tanh(x)."""
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        return as_tensor(x).tanh()
+
+
+class Sigmoid(Module):
+    """1 / (1 + exp(-x))."""
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        return as_tensor(x).sigmoid()
+
+
+class GELU(Module):
+    """x * Phi(x), the exact form."""
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        return as_tensor(x).gelu()
+
+
+class Dropout(Module):
+    """In training, sets each element to 0 with probability p and scales the others by 1 / (1 - p)."""
+
+    def __init__(self, p: float = 0.5):
+        self.p = F.checked_probability("Dropout", p)
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        return F.dropout(x, self.p, self.training)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class LayerNorm(Module):
+    """Mean 0 and variance 1 over the last axes, then weight and bias, which start as 1 and 0.
+
+    normalized_shape: the lengths of those axes, or one length.
+    """
+
+    def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, elementwise_affine: bool = True):
+        shape = normalized_shape if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+        self.normalized_shape, self.eps = _sizes("LayerNorm", *shape), eps
+        self.weight = Parameter(np.ones(self.normalized_shape, np.float32)) if elementwise_affine else None
+        self.bias = Parameter(np.zeros(self.normalized_shape, np.float32)) if elementwise_affine else None
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.weight is not None}"
+
+
+class BatchNorm1d(Module):
+    """Mean 0 and variance 1 a channel, then weight and bias: x (N, C) or (N, C, L).
+
+    In training the statistics are those of the batch, and running_mean and running_var move towards them by
+    `momentum`; in evaluation the running ones are used.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
+        (self.num_features,) = shape = _sizes("BatchNorm1d", num_features)
+        self.eps, self.momentum = eps, F.checked_probability("BatchNorm1d: momentum", momentum)
+        self.weight = Parameter(np.ones(shape, np.float32)) if affine else None
+        self.bias = Parameter(np.zeros(shape, np.float32)) if affine else None
+        self.running_mean = Buffer(np.zeros(shape, np.float32))
+        self.running_var = Buffer(np.ones(shape, np.float32))
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+    def extra_repr(self) -> str:
+        affine = self.weight is not None
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={affine}"
+
+
+class Embedding(Module):
+    """Rows of weight (num_embeddings, embedding_dim) by number: integers (...) -> (..., embedding_dim).
+
+    The rows start as N(0, 1). padding_idx: a row that starts as 0 and is not trained; -1 is the last one.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None):
+        self.num_embeddings, self.embedding_dim = _sizes("Embedding", num_embeddings, embedding_dim)
+        if padding_idx is not None:
+            n = self.num_embeddings
+            if not -n <= padding_idx < n:
+                raise IndexOutOfRangeError(f"Embedding: expected padding_idx in [{-n}, {n}), got {padding_idx}")
+            padding_idx %= n
+        self.padding_idx = padding_idx
+        self.weight = _empty(self.num_embeddings, self.embedding_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the rows anew."""
+        init.normal_(self.weight)
+        if self.padding_idx is not None:
+            self.weight._data[self.padding_idx] = 0
+
+    def forward(self, indices: ArrayLike) -> Tensor:
+        return F.embedding(indices, self.weight, self.padding_idx)
+
+    def extra_repr(self) -> str:
+        padding = f", padding_idx={self.padding_idx}" * (self.padding_idx is not None)
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+
+
+class Flatten(Module):
+    """The axes from start_dim to end_dim as one: (N, a, b) -> (N, a * b)."""
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1):
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        x = as_tensor(x)
+        start, end = (axis + x.ndim if axis < 0 else axis for axis in (self.start_dim, self.end_dim))
+        if not 0 <= start <= end < x.ndim:
+            raise ShapeError(f"Flatten: expected axes {self.start_dim} to {self.end_dim}, got x {x.shape}")
+        return x.reshape(*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :])
+
+    def extra_repr(self) -> str:
+        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+
+
+class Sequential(Module):
+    """Modules applied one after the other: Sequential(a, b) or, with names, Sequential({"first": a, "second": b}).
+
+    Indexing and slicing give modules and parts; `len` and iteration work as on a list.
+    """
+
+    def __init__(self, *modules: Module | Mapping[str, Module]):
+        named = modules[0] if len(modules) == 1 and isinstance(modules[0], Mapping) else dict(enumerate(modules))
+        for name, module in named.items():
+            self._add(str(name), module)
+
+    def _add(self, name: str, module: Any) -> None:
+        if not isinstance(module, Module):
+            raise ConfigError(f"Sequential: expected modules, got {type(module).__name__}")
+        if not name or "." in name or hasattr(self, name):
+            raise ConfigError(f"Sequential: expected a new name without a dot, got {name!r}")
+        setattr(self, name, module)
+
+    def append(self, module: Module) -> Self:
+        """Adds a module at the end, named by its position."""
+        self._add(str(len(self)), module)
+        return self
+
+    def _layers(self) -> dict[str, Module]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Module)}
+
+    def __len__(self) -> int:
+        return len(self._layers())
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self._layers().values())
+
+    def __getitem__(self, i: int | slice) -> Module:
+        if isinstance(i, slice):
+            return Sequential(dict(list(self._layers().items())[i]))
+        if not -len(self) <= i < len(self):
+            raise IndexOutOfRangeError(f"Sequential: expected a position in [{-len(self)}, {len(self)}), got {i}")
+        return list(self)[i]
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        return as_tensor(x)
+
+
+ACTIVATIONS: dict[str, type[Module]] = {"relu": ReLU, "tanh": Tanh, "sigmoid": Sigmoid, "gelu": GELU}
+
+
+class MLP(Sequential):
+    """A multi-layer perceptron: linear layers of the given sizes, with an activation and dropout between them.
+
+    >>> MLP(784, 128, 10)        # linear1 (784, 128), relu1, linear2 (128, 10): the last layer gives logits
+
+    activation: one of ACTIVATIONS. dropout: the probability; 0 leaves the layers out.
+    """
+
+    def __init__(self, *sizes: int, activation: str = "relu", dropout: float = 0.0):
+        sizes = _sizes("MLP", *sizes)
+        if len(sizes) < 2:
+            raise ConfigError(f"MLP: expected at least an input and an output size, got {sizes}")
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"MLP: expected activation one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        dropout = F.checked_probability("MLP: dropout", dropout)
+        layers: dict[str, Module] = {}
+        for i in range(1, len(sizes)):
+            layers[f"linear{i}"] = Linear(sizes[i - 1], sizes[i])
+            if i == len(sizes) - 1:
+                break
+            layers[f"{activation}{i}"] = ACTIVATIONS[activation]()
+            if dropout:
+                layers[f"dropout{i}"] = Dropout(dropout)
+        super().__init__(layers)

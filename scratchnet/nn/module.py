@@ -1,0 +1,240 @@
+"""Module: a function with parameters. Parameters are the attributes of type Parameter, of the module and those in it.
+
+There is no registry beside the attributes: what `parameters`, `state_dict` and the others find, they find by
+walking `vars(module)`, in the order of assignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Self, TypeVar
+
+import numpy as np
+
+from ..errors import CheckpointError, ConfigError
+from ..kernels import Device
+from ..tensor import FLOATS, ArrayLike, Tensor
+
+T = TypeVar("T")
+
+
+class Parameter(Tensor):
+    """A tensor that training changes: a leaf that requires grad, in C-contiguous memory of its own.
+
+    Arguments as for Tensor; the data are copied, because optimizers write into them.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: ArrayLike, requires_grad: bool = True, dtype: Any = None, device: str | None = None):
+        super().__init__(data, requires_grad, dtype, device)
+        self._data = np.array(self._data, order="C")
+
+    def __repr__(self) -> str:
+        return "Parameter containing:\n" + super().__repr__()
+
+
+class Buffer(Tensor):
+    """A tensor of a module's state that is not trained, such as running statistics; the data are copied too."""
+
+    __slots__ = ()
+
+    def __init__(self, data: ArrayLike, dtype: Any = None, device: str | None = None):
+        super().__init__(data, False, dtype, device)
+        self._data = np.array(self._data, order="C")
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict(strict=False)` passed over."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Module:
+    """Base of all layers and models: assign Parameters and Modules to attributes, and write `forward`.
+
+    >>> class Affine(Module):
+    ...     def __init__(self, n):
+    ...         self.scale, self.shift = Parameter(np.ones(n, np.float32)), Parameter(np.zeros(n, np.float32))
+    ...     def forward(self, x):
+    ...         return x * self.scale + self.shift
+
+    Modules in a list or dict are not found; put them in a Sequential. A parameter or module that is reachable by
+    two names counts once, under the first.
+    """
+
+    training: bool = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module computes; each subclass writes its own."""
+        raise NotImplementedError(f"{type(self).__name__}: expected a method forward, got none")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    # --- attributes ---------------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Guards what is registered: `self.weight = self.weight * 2` would silently stop training it."""
+        old = self.__dict__.get(name)
+        if isinstance(old, Buffer) and type(value) is Tensor:
+            value = Buffer(value, device=value.device)
+        for kind in (Parameter, Buffer, Module):
+            if isinstance(old, kind) and not (value is None or isinstance(value, kind)):
+                raise ConfigError(
+                    f"{type(self).__name__}.{name}: expected a {kind.__name__} or None, got {type(value).__name__}"
+                )
+        object.__setattr__(self, name, value)
+
+    def register_buffer(self, name: str, data: ArrayLike) -> None:
+        """Adds state that is saved and moved with the module but not trained."""
+        setattr(self, name, Buffer(data))
+
+    # --- what is inside -----------------------------------------------------------------------------------------
+
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """This module (named "") and all inside it, outer before inner, by dotted name."""
+        seen: set[int] = set()
+
+        def walk(name: str, module: Module) -> Iterator[tuple[str, Module]]:
+            if id(module) in seen:
+                return
+            seen.add(id(module))
+            yield name, module
+            for key, value in vars(module).items():
+                if isinstance(value, Module):
+                    yield from walk(f"{name}.{key}" if name else key, value)
+
+        return walk("", self)
+
+    def _named(self, *kinds: type[T]) -> Iterator[tuple[str, T]]:
+        """Attributes of some kinds, in this module and those inside, by dotted name; each object once."""
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, kinds) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield (f"{path}.{name}" if path else name), value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Every parameter, by dotted name."""
+        return self._named(Parameter)
+
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """Every buffer, by dotted name."""
+        return self._named(Buffer)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all inside it."""
+        return (module for _, module in self.named_modules())
+
+    def children(self) -> Iterator[Module]:
+        """The modules one level below."""
+        return iter({id(value): value for value in vars(self).values() if isinstance(value, Module)}.values())
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Every parameter: what an optimizer wants."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def buffers(self) -> Iterator[Buffer]:
+        """Every buffer."""
+        return (buffer for _, buffer in self.named_buffers())
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters and buffers as NumPy arrays, by dotted name."""
+        return {name: t._data.copy() for name, t in self._named(Parameter, Buffer)}
+
+    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> IncompatibleKeys:
+        """Writes saved arrays into the parameters and buffers; everything is checked before anything is written.
+
+        strict: names must match one to one; without it, what is missing or unexpected is passed over and returned.
+
+        Raises CheckpointError naming what is missing, unexpected, or of another shape or dtype.
+        """
+        if not isinstance(state, Mapping):
+            raise CheckpointError(f"{type(self).__name__}: expected a state dict, got {type(state).__name__}")
+        own: dict[str, Tensor] = dict(self._named(Parameter, Buffer))
+        new = {k: v.detach().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in state.items() if k in own}
+        missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
+        problems = []
+        if strict and missing:
+            problems.append(f"missing {', '.join(missing)}")
+        if strict and unexpected:
+            problems.append(f"unexpected {', '.join(map(str, unexpected))}")
+        for k, value in new.items():
+            if (value.shape, value.dtype) != (own[k].shape, own[k].dtype):
+                problems.append(f"{k}: expected {own[k].dtype} {own[k].shape}, got {value.dtype} {value.shape}")
+        if problems:
+            raise CheckpointError(f"{type(self).__name__}: state dict does not fit: {'; '.join(problems)}")
+        for k, value in new.items():
+            own[k]._data[...] = value
+            own[k]._version += 1
+        return IncompatibleKeys(missing, unexpected)
+
+    # --- modes --------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets `training` here and inside: dropout drops, batch norm uses the batch's statistics."""
+        for module in self.modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Evaluation mode: `train(False)`."""
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freezes parameters, or lets them train again."""
+        for parameter in self.parameters():
+            parameter.requires_grad = bool(requires_grad)
+        return self
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def to(self, device: str | None = None, dtype: Any = None) -> Self:
+        """Moves parameters and buffers to a device, or float ones to a float dtype, with their gradients.
+
+        Do it before the optimizer is made: its state stays where it was.
+        Raises DeviceError, or ConfigError for another dtype than float32 and float64.
+        """
+        if dtype is not None and np.dtype(dtype) not in FLOATS:
+            raise ConfigError(f"to: expected float32 or float64, got {np.dtype(dtype)}")
+        for _, t in self._named(Parameter, Buffer):
+            t._data, t._device = _converted(t, device, dtype)
+            if t.grad is not None:
+                t.grad = Tensor._wrap(*_converted(t.grad, device, dtype))
+            t._version += 1
+        return self
+
+    def apply(self, fn: Callable[[Module], Any]) -> Self:
+        """Calls fn on every module inside, inner before outer, and on this one."""
+        for child in self.children():
+            child.apply(fn)
+        fn(self)
+        return self
+
+    # --- printing -----------------------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        """What stands in the brackets when the module is printed."""
+        return ""
+
+    def __repr__(self) -> str:
+        lines = [f"({name}): {value!r}" for name, value in vars(self).items() if isinstance(value, Module)]
+        if not lines:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        inside = "\n".join([self.extra_repr()] * bool(self.extra_repr()) + lines)
+        return f"{type(self).__name__}(\n  " + inside.replace("\n", "\n  ") + "\n)"
+
+
+def _converted(t: Tensor, device: str | None, dtype: Any) -> tuple[np.ndarray, Device]:
+    t = t.detach().to(device or t.device)
+    if dtype is not None and t.dtype in FLOATS:
+        t = t.astype(dtype)
+    return t._data, t._device

@@ -1,0 +1,90 @@
+"""Random numbers by counting: a number depends on (seed, stream, position) alone, not on what was drawn before.
+
+Dropout and initialisers take one stream each from the current generator. A trainer that runs a piece of work under
+`using(Generator(seed, stream))` makes its randomness a function of that pair, wherever and whenever it runs.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from .errors import CheckpointError, ConfigError
+
+_WORD = 2**64
+
+
+def _word(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ConfigError(f"{name}: expected an integer, got {value!r}")
+    return int(value) % _WORD
+
+
+class Generator:
+    """A seed and a counter of streams.
+
+    seed: any integer; it counts modulo 2**64, so -1 is 2**64 - 1.
+    stream: the number of the first stream to hand out, modulo 2**64 too.
+
+    A generator is not for use by two threads at a time: give each its own, with `using`.
+    """
+
+    def __init__(self, seed: int, stream: int = 0):
+        self.seed = _word("seed", seed)
+        self.stream = _word("stream", stream)
+
+    def next_stream(self) -> int:
+        """The number of a stream that this generator has not handed out before."""
+        stream = self.stream
+        self.stream = (stream + 1) % _WORD
+        return stream
+
+    def numpy(self) -> np.random.Generator:
+        """NumPy's generator over the next stream: Philox 4x64 whose key is (seed, stream)."""
+        return np.random.Generator(np.random.Philox(key=self.seed | self.next_stream() << 64))
+
+    def state_dict(self) -> dict[str, int]:
+        """{"seed": ..., "stream": ...}: all there is."""
+        return {"seed": self.seed, "stream": self.stream}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from a saved state. Raises CheckpointError for anything else, and then changes nothing."""
+        try:
+            loaded = Generator(**state)
+        except (ConfigError, TypeError):
+            raise CheckpointError(f"Generator: expected integers seed and stream, got {state!r}") from None
+        self.seed, self.stream = loaded.seed, loaded.stream
+
+    def __repr__(self) -> str:
+        return f"Generator(seed={self.seed}, stream={self.stream})"
+
+
+_default = Generator(0)
+_current: ContextVar[Generator] = ContextVar("generator", default=_default)
+
+
+def current() -> Generator:
+    """The generator that layers and initialisers draw from: that of the innermost `using`, or the default one."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def using(generator: Generator) -> Iterator[Generator]:
+    """Inside, in this thread, random numbers come from `generator`."""
+    token = _current.set(generator)
+    try:
+        yield generator
+    finally:
+        _current.reset(token)
+
+
+def manual_seed(seed: int) -> Generator:
+    """Starts the default generator again from `seed` (any integer, modulo 2**64), and returns it.
+
+    Its seed is 0 until then, so a program draws the same numbers each time it runs.
+    Raises ConfigError for a seed that is not an integer.
+    """
+    _default.seed, _default.stream = _word("manual_seed", seed), 0
+    return _default
