@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchnet import Tensor, default_device
+from scratchnet import Tensor
 from scratchnet.data import DataLoader, TensorDataset
 from scratchnet.errors import ConfigError
 
@@ -91,10 +91,9 @@ def test_shuffling_is_uniform():
 
 def test_iterating_gives_tensors_and_moves_on_to_the_next_epoch():
     loader = DataLoader(dataset(10), 4, shuffle=True)
-    with default_device("numpy"):
-        first, second = list(loader), list(loader)
-        loader.set_epoch(1)
-        again, third = list(loader), list(loader)
+    first, second = list(loader), list(loader)
+    loader.set_epoch(1)
+    again, third = list(loader), list(loader)
     x, y = first[0]
     assert isinstance(x, Tensor) and isinstance(y, Tensor)
     assert (x.shape, x.dtype, y.shape, y.dtype) == ((4, 3), np.float32, (4,), np.int64)
@@ -108,8 +107,7 @@ def test_iterating_gives_tensors_and_moves_on_to_the_next_epoch():
 
 def test_two_iterators_at_once_do_not_disturb_each_other():
     loader = DataLoader(dataset(10), 3, shuffle=True)
-    with default_device("numpy"):
-        pairs = list(zip(loader, loader, strict=True))
+    pairs = list(zip(loader, loader, strict=True))
     assert [y.numpy().tolist() for (_, y), _ in pairs] == labels(loader.batches(0))
     assert [y.numpy().tolist() for _, (_, y) in pairs] == labels(loader.batches(1))
 

@@ -67,6 +67,11 @@ def test_a_batch_keeps_type_shape_and_memory(x):
     assert np.isfinite(z).all()
 
 
+def test_a_feature_whose_std_float32_cannot_hold_stays_finite():
+    x = np.array([[1e-40], [2e-40]], np.float32)
+    np.testing.assert_allclose(Standardize.fit(x)(x), 0, atol=1e-30)
+
+
 def test_integers_come_out_as_float32():
     assert Standardize(1.0, 2.0)(np.array([[1, 3]])).tolist() == [[0.0, 1.0]]
     assert Standardize(1.0, 2.0)(np.array([[1, 3]])).dtype == np.float32
