@@ -48,9 +48,9 @@ def decode(content):
     data = content[4 + 4 * ndim :]
     if len(data) != math.prod(shape) * dtype.itemsize:
         return None
-    return np.array(
-        [value[0] for value in struct.iter_unpack(f">{dtype.char}", data)], dtype.newbyteorder("=")
-    ).reshape(shape)
+    words = {1: "B", 2: "H", 4: "I", 8: "Q"}[dtype.itemsize]  # integers: a Python float would change signalling NaNs
+    values = [value[0] for value in struct.iter_unpack(f">{words}", data)]
+    return np.array(values, f"u{dtype.itemsize}").view(dtype.newbyteorder("=")).reshape(shape)
 
 
 def written(folder, content, name="file"):
