@@ -1,10 +1,35 @@
 """scratchnet: a neural-network engine from scratch, whose answer never depends on the hardware that computes it."""
 
-from . import metrics, nn, optim
+from . import data, errors, functions, metrics, nn, optim
 from .autograd import grad, value_and_grad
-from .errors import *  # noqa: F403
-from .functions import *  # noqa: F403
+from .checkpoint import load, save
+from .errors import *
+from .functions import *
+from .kernels import get_num_threads, set_num_threads
 from .random import manual_seed
 from .tensor import Tensor, default_device, no_grad, tensor
+from .trainer import History, Trainer
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "History",
+    "Tensor",
+    "Trainer",
+    "data",
+    "default_device",
+    "get_num_threads",
+    "grad",
+    "load",
+    "manual_seed",
+    "metrics",
+    "nn",
+    "no_grad",
+    "optim",
+    "save",
+    "set_num_threads",
+    "tensor",
+    "value_and_grad",
+    *errors.__all__,
+    *functions.__all__,
+]

@@ -51,3 +51,14 @@ class CheckpointError(ScratchnetError, ValueError):
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """No checkpoint where one was expected."""
+
+
+class ContractError(ScratchnetError, AssertionError):
+    """A kernel that breaks its contract; raised by scratchnet.testing."""
+
+
+class GradcheckError(ScratchnetError, AssertionError):
+    """A gradient that differs from the difference quotient; raised by scratchnet.testing."""
+
+
+__all__ = [name for name, value in list(globals().items()) if isinstance(value, type)]

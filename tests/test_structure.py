@@ -21,7 +21,7 @@ RANKS = {
     "functions": 4,
     "data": 4,
     "checkpoint": 4,
-    "metrics_log": 4,
+    "metrics_log": 5,
     "metrics": 4,
     "nn": 5,
     "optim": 5,

@@ -63,3 +63,17 @@ def device(name: str) -> Device:
     if name not in TABLES:
         raise DeviceError(f"device: expected one of {', '.join(map(repr, TABLES))}, got {name!r}")
     return _device(name)
+
+
+def set_num_threads(n: int) -> None:
+    """Threads that the kernels of the cpu device may use; results keep their bits. Raises ConfigError outside 1..cores."""
+    from .cpu.compile import set_num_threads  # here, not above: a program that never computes never loads Numba
+
+    set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """Threads that the kernels of the cpu device may use."""
+    from .cpu.compile import get_num_threads
+
+    return get_num_threads()
