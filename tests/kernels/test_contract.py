@@ -1,0 +1,161 @@
+"""Every kernel of every device keeps the contract of the tables: values, inputs, outputs, layouts, by one row each."""
+
+import inspect
+
+import numpy as np
+import pytest
+from conftest import JIT, SIZES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scratchnet import kernels
+from scratchnet.kernels import TABLES, reference
+from scratchnet.testing import KERNEL_ROWS, LAYOUTS, arrays, kernel_cases
+from scratchnet.testing.kernels import _philox as oracle_philox
+
+OTHERS = [name for name in TABLES if name != "numpy"]
+WITH_INTEGERS = [name for name, row in KERNEL_ROWS.items() if row.integers]
+
+
+def kernel(device: str, name: str):
+    return kernels.device(device).kernels[name]
+
+
+@pytest.mark.parametrize("device", TABLES)
+def test_every_kernel_has_a_row_and_every_row_a_kernel(device):
+    assert set(kernels.device(device).kernels) == set(KERNEL_ROWS)
+
+
+@pytest.mark.parametrize("device", OTHERS)
+@pytest.mark.parametrize("name", KERNEL_ROWS)
+def test_signatures_are_the_same_on_all_devices(device, name):
+    own, reference = (inspect.signature(kernel(d, name)) for d in (device, "numpy"))
+    assert list(own.parameters) == list(reference.parameters)
+    assert [p.default for p in own.parameters.values()] == [p.default for p in reference.parameters.values()]
+
+
+@pytest.mark.parametrize("device", TABLES)
+@pytest.mark.parametrize("name", KERNEL_ROWS)
+@given(data=st.data())
+def test_floats_match_the_oracle(name, device, data):
+    case = data.draw(kernel_cases(name, **SIZES))
+    case.check(kernel(device, name))
+
+
+@pytest.mark.parametrize("device", TABLES)
+@pytest.mark.parametrize("name", WITH_INTEGERS)
+@settings(max_examples=5)
+@given(data=st.data())
+def test_integers_match_the_oracle(name, device, data):
+    case = data.draw(kernel_cases(name, dtypes=[np.int64], **SIZES))
+    case.check(kernel(device, name))
+
+
+@pytest.mark.parametrize("device", OTHERS)
+@pytest.mark.parametrize("name", KERNEL_ROWS)
+@given(data=st.data())
+def test_devices_match_the_reference(name, device, data):
+    case = data.draw(kernel_cases(name, **SIZES))
+    case.check(kernel(device, name), reference=kernel("numpy", name), layouts=("C",))
+
+
+@pytest.mark.skipif(not JIT, reason="plain Python takes minutes for large arrays")
+@pytest.mark.parametrize("device", OTHERS)
+@pytest.mark.parametrize("name", KERNEL_ROWS)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_large_arrays_match_the_oracle(name, device, data):
+    case = data.draw(kernel_cases(name, dtypes=[np.float32], sizes=(129, 517), max_elements=2**18))
+    case.check(kernel(device, name), layouts=("offset",))
+
+
+# --- what a table of cases does not say ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", TABLES)
+@given(operands=arrays("mnk", layouts=tuple(LAYOUTS), dtypes=(np.float32, np.float64, np.int64, bool), **SIZES))
+def test_copy_takes_any_layout_and_converts(device, operands):
+    (x,) = operands
+    for dtype in (np.float32, np.float64, np.int64):
+        for layout in ("C", "Fortran", "strided", "reversed"):
+            out = LAYOUTS[layout](np.full(x.shape, 77, dtype))
+            kernel(device, "copy")(x, out)
+            np.testing.assert_array_equal(out, x.astype(dtype))
+
+
+@pytest.mark.parametrize("device", TABLES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8, bool])
+def test_fill_takes_any_dtype(device, dtype):
+    out = np.empty((3, 5), dtype)
+    kernel(device, "fill")(out, 1)
+    assert (out == 1).all()
+
+
+@pytest.mark.parametrize("device", TABLES)
+@pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
+@given(data=st.data())
+def test_an_optimizer_gives_the_same_bits_in_place(name, device, data):
+    case = data.draw(kernel_cases(name, **SIZES))
+    step = kernel(device, name)
+    param, grad, *state = [x.copy() for x in case.inputs]
+    apart = [np.empty_like(x) for x in (param, *state)]
+    step(param, grad, *state, *apart, **case.params)
+    step(param, grad, *state, param, *state, **case.params)
+    assert [x.tobytes() for x in (param, *state)] == [x.tobytes() for x in apart]
+
+
+@pytest.mark.parametrize("device", TABLES)
+def test_scatter_adds_in_the_order_of_the_index(device):
+    g = np.array([[1e8], [1.0], [-1e8], [1.0]], np.float32)  # 1 in this order, 2 or 0 in others
+    out = np.empty((2, 1), np.float32)
+    kernel(device, "scatter_rows")(g, np.array([1, 1, 1, 1]), out)
+    assert out.tolist() == [[0.0], [1.0]]
+
+
+@pytest.mark.parametrize("device", TABLES)
+def test_argmax_is_the_first_of_equals_and_nan_is_the_largest(device):
+    x = np.array([[1, 3, 3, 2], [5, np.nan, 9, np.nan], [-np.inf] * 4], np.float32).reshape(3, 4, 1)
+    out = np.empty((3, 1), np.int64)
+    kernel(device, "argmax")(x, out)
+    assert out.ravel().tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("device", TABLES)
+def test_dropout_draws_depend_on_the_element_and_its_stream_alone(device):
+    def draw(size, seed, stream):
+        out = np.empty(size, np.float32)
+        kernel(device, "dropout")(np.ones(size, np.float32), out, 0.5, seed, stream)
+        return out.tobytes()
+
+    assert draw(100, 1, 2)[: 4 * 33] == draw(33, 1, 2)
+    assert (
+        len({draw(100, 1, 2), draw(100, 1, 3), draw(100, 2, 2), draw(100, 1, 2 + 2**32), draw(100, 1 + 2**32, 2)}) == 5
+    )
+
+
+@pytest.mark.parametrize("device", TABLES)
+def test_dropout_keeps_the_share_that_it_promises(device):
+    x, out = np.ones(20_000 if JIT else 2_000, np.float64), np.empty(20_000 if JIT else 2_000)
+    kernel(device, "dropout")(x, out, 0.3, 5, 6)
+    kept = (out != 0).mean()
+    assert abs(kept - 0.7) < 5 * np.sqrt(0.3 * 0.7 / x.size)  # five standard deviations
+    np.testing.assert_allclose(out[out != 0], 1 / 0.7, rtol=1e-15)
+
+
+# Known answers for Philox 4x32-10, from the authors' library (Random123, kat_vectors).
+PHILOX = [
+    ([0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), PHILOX)
+def test_the_reference_draws_known_random_numbers(counter, key, words):
+    drawn = reference._philox(np.array([counter], np.uint32), key)[0]
+    assert " ".join(f"{word:08x}" for word in drawn) == words
+    assert " ".join(f"{word:08x}" for word in oracle_philox(counter, key)) == words
