@@ -1,13 +1,13 @@
 """Gradients of functions: `grad`, `value_and_grad` of any order, and the search for the op that made a NaN."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from . import ops
 from .errors import ShapeError
-from .tensor import FLOATS, Tensor, as_tensor, backpropagate, initial_gradient, is_recording, recording
+from .tensor import FLOATS, Node, Tensor, as_tensor, backpropagate, initial_gradient, is_recording, recording
 
 
 def grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
@@ -25,26 +25,48 @@ def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0)
     numbers_of = argnums if isinstance(argnums, tuple) else (argnums,)
 
     def with_value(*args, **kwargs):
-        args = list(args)
-        outer = is_recording()
+        inputs = list(args)
         for i in numbers_of:
-            args[i] = _variable(as_tensor(args[i]))
-        variables = [args[i] for i in numbers_of]
+            inputs[i] = _variable(as_tensor(inputs[i]))
+        variables = [inputs[i] for i in numbers_of]
+        create_graph = is_recording()
         with recording(True):
-            y = f(*args, **kwargs)
+            y = f(*inputs, **kwargs)
             if not isinstance(y, Tensor) or y.size != 1:
                 came = f"shape {y.shape}" if isinstance(y, Tensor) else type(y).__name__
                 raise ShapeError(f"grad: expected a function whose result is one element, got {came}")
             found = {}
             if y.requires_grad:
-                nested = outer and any(not v.is_leaf or v.requires_grad for v in variables)
-                found = backpropagate(y, initial_gradient(y, None), variables, retain_graph=True, create_graph=nested)
-        gradients = tuple(
-            found[id(v._node or v)][1] if id(v._node or v) in found else v.detach() * 0 for v in variables
-        )
-        return y, gradients if isinstance(argnums, tuple) else gradients[0]
+                found = backpropagate(
+                    y, initial_gradient(y, None), variables, retain_graph=True, create_graph=create_graph
+                )
+        keys = [id(v._node or v) for v in variables]
+        gradients = [found[k][1] if k in found else v.detach() * 0 for k, v in zip(keys, variables, strict=True)]
+        y, *gradients = (t if _depends_on_others(t, variables) else t.detach() for t in (y, *gradients))
+        return y, tuple(gradients) if isinstance(argnums, tuple) else gradients[0]
 
     return with_value
+
+
+def _depends_on_others(y: Tensor, variables: list[Tensor]) -> bool:
+    """True if a gradient may still be wanted through y: its record leads to more than variables of our own making."""
+    return any(
+        leaf.requires_grad and all(leaf is not v for v in variables) for leaf, _ in _ancestors(y) if leaf.is_leaf
+    )
+
+
+def _ancestors(y: Tensor) -> Iterator[tuple[Tensor, Node | None]]:
+    """y and the tensors in its record, each node once, with the node that made it."""
+    seen, stack = set(), [y]
+    while stack:
+        t = stack.pop()
+        node = t._node
+        if node is None:
+            yield t, None
+        elif id(node) not in seen and node.inputs is not None:
+            seen.add(id(node))
+            yield t, node
+            stack.extend(node.inputs)
 
 
 def _variable(x: Tensor) -> Tensor:
@@ -61,14 +83,11 @@ def _variable(x: Tensor) -> Tensor:
 def first_nonfinite(y: Tensor) -> str | None:
     """The name of the first op in y's record whose result is not finite although its inputs are; "an input" if
     a leaf is not finite already; None if all is finite."""
-    nodes, stack = {}, [y]
-    while stack:
-        t = stack.pop()
-        if t._node is None:
-            if t.dtype.kind == "f" and not np.isfinite(t._data).all():
-                return "an input"
-        elif t._node.order not in nodes and t._node.inputs is not None:
-            nodes[t._node.order] = t._node
-            stack.extend(t._node.inputs)
-    bad = (order for order in sorted(nodes) if not np.isfinite(nodes[order].out).all())
-    return next((nodes[order].op.name for order in bad), None)
+    nodes = []
+    for t, node in _ancestors(y):
+        if node is not None:
+            nodes.append(node)
+        elif t.dtype.kind == "f" and not np.isfinite(t._data).all():
+            return "an input"
+    nodes.sort(key=lambda node: node.order)
+    return next((node.op.name for node in nodes if not np.isfinite(node.out).all()), None)

@@ -564,7 +564,7 @@ def _as_shape(args: tuple) -> tuple[int, ...]:
 
 
 def _rebuild(cls: type, data: np.ndarray, requires_grad: bool, device: str) -> Tensor:
-    t = cls.__new__(cls)
+    t: Tensor = _new(cls)
     Tensor.__init__(t, data, requires_grad, None, device)
     return t
 

@@ -1,6 +1,7 @@
 """The scripts as a person runs them: flags from the dataclass, files at the end, one line for bad input."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 def train(*flags):
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SCRATCHNET_QUIET": "1"})
 
 
 @pytest.fixture
@@ -35,7 +36,8 @@ def test_train_leaves_a_checkpoint_a_log_and_a_picture(tmp_path, small):
     folder = tmp_path / "a run"
     done = train("--data", small, "--epochs", 2, "--hidden", 16, 8, "--folder", folder)
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^epoch [12]/2  train loss \d.*val loss \d.*val accuracy \d.* samples/s$", done.stdout, re.M)) == 2
+    line = r"^epoch [12]/2  train loss \d.*val loss \d.*val accuracy \d.* samples/s$"
+    assert len(re.findall(line, done.stdout, re.M)) == 2
     assert re.search(r"test accuracy \d+\.\d\d%", done.stdout)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -52,7 +54,7 @@ def test_train_leaves_a_checkpoint_a_log_and_a_picture(tmp_path, small):
     ("flags", "message"),
     [
         (["--data", "no-such-set"], "fashion-mnist"),
-        (["--epochs", "-1"], "epochs"),
+        (["--epochs", "-1"], "total_steps"),
         (["--shards", "0"], "shards"),
         (["--threads", "0"], "threads"),
         (["--batch-size", "0"], "batch_size"),

@@ -239,7 +239,7 @@ def test_bits_do_not_depend_on_threads():
     assert results[0] == results[1]
 
 
-# --- learning, evaluation, bad input -------------------------------------------------------------------------------------
+# --- learning, evaluation, bad input ----------------------------------------------------------------------------------
 
 
 def test_it_learns_and_reports(tmp_path):
