@@ -26,10 +26,8 @@ class LRScheduler:
     """
 
     def __init__(self, optimizer: Optimizer, **options: Any):
-        if not isinstance(optimizer, Optimizer):
-            raise ConfigError(f"{type(self).__name__}: expected an optimizer, got {type(optimizer).__name__}")
         self.optimizer, self.options = optimizer, options
-        self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self.base_lrs = [float(group["lr"]) for group in _groups(optimizer)]
         self._set(0)
 
     def values(self, group: int, step: int) -> dict[str, Any]:
@@ -70,6 +68,12 @@ class LRScheduler:
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"{type(self).__name__}({options})"
+
+
+def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"lr_scheduler: expected an optimizer, got {type(optimizer).__name__}")
+    return optimizer.param_groups
 
 
 def _checked(name: str, value: Any, low: float, high: float = math.inf, integer: bool = False) -> Any:
@@ -148,7 +152,7 @@ class OneCycleLR(LRScheduler):
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ):
-        groups = len(optimizer.param_groups)
+        groups = len(_groups(optimizer))
         rates = list(max_lr) if isinstance(max_lr, Sequence | np.ndarray) else [max_lr] * groups
         if len(rates) != groups:
             raise ConfigError(f"OneCycleLR: expected one max_lr or {groups}, one a group, got {len(rates)}")

@@ -1,7 +1,7 @@
 """The optimizers: each names an update kernel, its state arrays and its numbers; one `step` runs them all.
 
 Gradients come from `Tensor.grad`; the kernel writes the new parameter and state over the old ones. A step is one
-call a parameter: kernel(param, grad, *state, new_param, *new_state, *numbers), on flat arrays.
+call a parameter: kernel(param, grad, *state, new_param, *new_state, *numbers).
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, ConfigError, DtypeError, ShapeError
+from ..ops.table import contiguous
 from ..tensor import FLOATS, Tensor
 
 Group = dict[str, Any]
@@ -28,14 +29,14 @@ PAIRS = {"betas"}
 
 
 class _Slot:
-    """A parameter, the group it is in, what the rule remembers of it (flat arrays), and how many steps it took."""
+    """A parameter, the group it is in, what the rule remembers of it (arrays), and how many steps it took."""
 
     __slots__ = ("arrays", "dtype", "group", "param", "shape", "step")
 
     def __init__(self, param: Tensor, group: Group, n_arrays: int):
         self.param, self.group, self.step = param, group, 0
         self.shape, self.dtype = param.shape, param.dtype
-        self.arrays = [param._device.empty(param.size, param.dtype) for _ in range(n_arrays)]
+        self.arrays = [param._device.empty(param.shape, param.dtype) for _ in range(n_arrays)]
         for array in self.arrays:
             param._device.fill(array, 0)
 
@@ -65,7 +66,7 @@ class Optimizer:
     def add_param_group(self, group: Group) -> None:
         """Adds parameters with options of their own."""
         if not isinstance(group, dict) or "params" not in group:
-            raise ConfigError(f"{self._name}: expected a group with 'params', got {group!r:.80}")
+            raise ConfigError(f"{self._name}: expected a group with 'params', got {type(group).__name__}")
         params = _as_list(group["params"])
         group = self.defaults | group | {"params": params}
         self._check_options(group)
@@ -90,14 +91,14 @@ class Optimizer:
         ready = [(s, self._gradient(s, s.param.grad)) for s in self._slots if s.param.grad is not None]
         for slot, gradient in ready:
             param = slot.param
-            data, arrays = param._data.ravel(), slot.arrays  # ravel: a view, as parameters are contiguous
+            data, arrays = param._data, slot.arrays
             slot.step += 1
             update = getattr(param._device, self.kernel)
             update(data, gradient, *arrays, data, *arrays, *self.numbers(slot.group, slot.step))
             param._owner._version += 1
 
     def _gradient(self, slot: _Slot, grad: Tensor) -> np.ndarray:
-        """The gradient as a flat array, checked against the slot."""
+        """The gradient as a contiguous array, checked against the slot."""
         param, gradient = slot.param, grad._data
         if gradient.shape != slot.shape:
             raise ShapeError(f"{self._name}: expected a gradient of shape {slot.shape}, got {gradient.shape}")
@@ -105,7 +106,7 @@ class Optimizer:
             raise DtypeError(
                 f"{self._name}: expected parameter and gradient {slot.dtype}, got {param.dtype} and {gradient.dtype}"
             )
-        return gradient.ravel()
+        return contiguous(param._device, gradient)
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -115,8 +116,7 @@ class Optimizer:
         In the groups, "params" holds the parameters' numbers.
         """
         state = [
-            {"step": slot.step}
-            | {name: a.reshape(slot.shape).copy() for name, a in zip(self.state, slot.arrays, strict=True)}
+            {"step": slot.step} | {name: a.copy() for name, a in zip(self.state, slot.arrays, strict=True)}
             for slot in self._slots
         ]
         groups = [
@@ -132,21 +132,24 @@ class Optimizer:
         """
         try:
             expected, found = _layout(self.state_dict()), _layout(state)
-            for group in state["param_groups"]:
-                self._check_options(group)
-        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._name}: expected a state dict of its own, got {error!r:.200}") from None
         for what in expected | found:
             if expected.get(what) != found.get(what):
                 raise CheckpointError(
                     f"{self._name}: state dict: {what}: expected {expected.get(what)}, got {found.get(what)}"
                 )
+        try:
+            for group in state["param_groups"]:
+                self._check_options(group)
+        except ConfigError as error:
+            raise CheckpointError(f"state dict: {error}") from None
         for group, new in zip(self.param_groups, state["param_groups"], strict=True):
             group |= {k: tuple(v) if k in PAIRS else v for k, v in new.items() if k != "params"}
         for slot, new in zip(self._slots, state["state"], strict=True):
             slot.step = new["step"]
             for array, name in zip(slot.arrays, self.state, strict=True):
-                array[...] = new[name].reshape(-1)
+                array[...] = new[name]
 
     # --- checks and printing --------------------------------------------------------------------------------------
 

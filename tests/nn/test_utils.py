@@ -1,0 +1,77 @@
+"""clip_grad_norm_ against NumPy's norms."""
+
+import math
+
+import numpy as np
+import pytest
+
+import scratchnet as sn
+from scratchnet.nn.utils import clip_grad_norm_
+
+RNG = np.random.default_rng(0)
+
+
+def parameters(scale=1.0, dtype=np.float64):
+    """Two with a gradient, one without."""
+    params = [sn.nn.Parameter(np.zeros(shape, dtype)) for shape in ((3, 4), (5,), (2,))]
+    for p in params[:2]:
+        p.grad = sn.Tensor((scale * RNG.standard_normal(p.shape)).astype(dtype))
+    return params
+
+
+def flat(params):
+    return np.concatenate([p.grad.numpy().ravel() for p in params if p.grad is not None])
+
+
+@pytest.mark.parametrize("norm_type", [1, 2.0, 3, math.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_are_scaled_to_the_norm(norm_type, dtype, device):
+    params = parameters(10.0, dtype)
+    before = flat(params).astype(np.float64)
+    norm = clip_grad_norm_(params, 1.5, norm_type)
+    np.testing.assert_allclose(norm, np.linalg.norm(before, norm_type), rtol=1e-12)
+    assert flat(params).dtype == dtype
+    np.testing.assert_allclose(flat(params), before * 1.5 / (norm + 1e-6), rtol=1e-6)
+    assert params[2].grad is None
+
+
+def test_small_gradients_stay_as_they_are():
+    params = parameters(1e-3)
+    before, objects = flat(params), [p.grad for p in params]
+    clip_grad_norm_(iter(params), 1.0)
+    assert [p.grad for p in params] == objects and np.array_equal(flat(params), before)
+
+
+def test_squares_of_large_float32_gradients_do_not_overflow():
+    params = parameters(1e25, np.float32)
+    before = flat(params).astype(np.float64)
+    assert clip_grad_norm_(params, 1.0) == pytest.approx(np.linalg.norm(before), rel=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(flat(params)), 1.0, rtol=1e-5)
+
+
+def test_one_parameter_or_none_with_a_gradient_is_fine():
+    p, *_, q = parameters(10.0)
+    assert clip_grad_norm_(p, 1.0) > 1
+    assert np.linalg.norm(p.grad.numpy()) == pytest.approx(1.0, abs=1e-6)
+    assert clip_grad_norm_([q], 1.0) == 0.0
+    assert clip_grad_norm_([], 1.0, math.inf) == 0.0
+
+
+@pytest.mark.parametrize("norm_type", [2, math.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_norm_that_is_not_finite_is_refused_on_request_and_changes_nothing(value, norm_type):
+    params = parameters()
+    params[0].grad.numpy()[0, 0] = value
+    before = flat(params)
+    with pytest.raises(sn.NonFiniteError, match="expected finite gradients"):
+        clip_grad_norm_(params, 1.0, norm_type, error_if_nonfinite=True)
+    np.testing.assert_array_equal(flat(params), before)
+    assert not math.isfinite(clip_grad_norm_(params, 1.0, norm_type))
+    if math.isnan(value):
+        assert np.isnan(flat(params)).all()  # it is not hidden
+
+
+@pytest.mark.parametrize("options", [{"max_norm": -1.0}, {"max_norm": math.nan}, {"max_norm": 1.0, "norm_type": 0}])
+def test_an_option_out_of_range_is_refused(options):
+    with pytest.raises(sn.ConfigError, match=r"^clip_grad_norm_: expected"):
+        clip_grad_norm_(parameters(), **options)

@@ -1,0 +1,218 @@
+"""Schedules against their closed forms, written out here as PyTorch's documentation gives them."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+
+import scratchnet as sn
+from scratchnet.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, StepLR
+
+BASE = 0.05
+
+
+def sgd(lr=BASE, **options):
+    return sn.optim.SGD([sn.nn.Parameter(np.zeros(2))], lr, **options)
+
+
+def run(schedule, steps):
+    """The learning rate (of the first group) for each of the optimizer's steps."""
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        schedule.step()
+    return rates
+
+
+def one_cycle(low, peak, end, total, pct, anneal):
+    """The values of OneCycleLR's two phases: from low to peak at step pct * total - 1, to `end` at total - 1."""
+    top = pct * total - 1
+    return [
+        anneal(low, peak, t / top) if t <= top else anneal(peak, end, (t - top) / (total - 1 - top))
+        for t in range(total)
+    ]
+
+
+def cosine(a, b, fraction):
+    return (a + b) / 2 + (a - b) / 2 * math.cos(math.pi * fraction)
+
+
+def line(a, b, fraction):
+    return a * (1 - fraction) + b * fraction
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_step_lr_decays_every_step_size_steps():
+    expected = [0.05] * 3 + [0.005] * 3 + [0.0005] * 2
+    np.testing.assert_allclose(run(StepLR(sgd(), 3), 8), expected, rtol=1e-12)
+    np.testing.assert_allclose(run(StepLR(sgd(), 1, gamma=0.5), 4), [BASE / 2**t for t in range(4)], rtol=1e-12)
+
+
+def test_cosine_annealing_follows_half_a_cosine():
+    expected = [0.01 + (BASE - 0.01) * (1 + math.cos(math.pi * t / 10)) / 2 for t in range(25)]  # it comes back up
+    rates = run(CosineAnnealingLR(sgd(), T_max=10, eta_min=0.01), 25)
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+    assert (rates[0], rates[10]) == (BASE, 0.01)
+
+
+def test_linear_lr_rises_on_a_line_and_stays():
+    expected = [0.025, 0.03125, 0.0375, 0.04375, 0.05, 0.05, 0.05]  # the example of PyTorch's documentation
+    np.testing.assert_allclose(run(LinearLR(sgd(), start_factor=0.5, total_iters=4), 7), expected, rtol=1e-12)
+    down = run(LinearLR(sgd(), start_factor=1.0, end_factor=0.2, total_iters=2), 4)
+    np.testing.assert_allclose(down, [BASE, 0.6 * BASE, 0.2 * BASE, 0.2 * BASE], rtol=1e-12)
+
+
+def test_linear_lr_starts_at_a_third():
+    assert LinearLR(sgd()).get_last_lr() == [BASE / 3]
+
+
+@pytest.mark.parametrize(("strategy", "anneal"), [("cos", cosine), ("linear", line)])
+@pytest.mark.parametrize(("total", "pct"), [(20, 0.3), (100, 0.25), (7, 0.5)])
+def test_one_cycle_rises_to_max_lr_and_falls(strategy, anneal, total, pct):
+    schedule = OneCycleLR(
+        sgd(), 0.4, total, pct_start=pct, anneal_strategy=strategy, div_factor=10, final_div_factor=50
+    )
+    expected = one_cycle(0.04, 0.4, 0.04 / 50, total, pct, anneal)
+    np.testing.assert_allclose(run(schedule, total), expected, rtol=1e-9)
+
+
+def test_one_cycle_defaults_are_those_of_pytorch():
+    schedule = OneCycleLR(sgd(), 1.0, total_steps=10)
+    expected = one_cycle(1 / 25, 1.0, 1 / 25 / 1e4, 10, 0.3, cosine)
+    rates = run(schedule, 10)
+    np.testing.assert_allclose(rates, expected, rtol=1e-9)
+    assert rates[2] == max(rates) == 1.0 and rates[9] == min(rates) == pytest.approx(4e-6, rel=1e-12)
+
+
+@pytest.mark.parametrize("make", [sgd, lambda: sn.optim.RMSprop([sn.nn.Parameter(np.zeros(2))])])
+def test_one_cycle_moves_momentum_the_other_way(make):
+    optimizer = make()
+    schedule = OneCycleLR(optimizer, 1.0, 20, base_momentum=0.8, max_momentum=0.9)
+    momenta = []
+    for _ in range(20):
+        momenta.append(optimizer.param_groups[0]["momentum"])
+        schedule.step()
+    np.testing.assert_allclose(momenta, one_cycle(0.9, 0.8, 0.9, 20, 0.3, cosine), rtol=1e-12)
+
+
+def test_one_cycle_moves_the_first_beta_of_adam():
+    optimizer = sn.optim.Adam([sn.nn.Parameter(np.zeros(2))], betas=(0.5, 0.99))
+    schedule = OneCycleLR(optimizer, 1.0, 20)
+    assert optimizer.param_groups[0]["betas"] == (0.95, 0.99)
+    run(schedule, 5)
+    assert optimizer.param_groups[0]["betas"] == (pytest.approx(0.85), 0.99)
+
+
+def test_one_cycle_leaves_momentum_alone_if_told():
+    optimizer = sgd(momentum=0.7)
+    run(OneCycleLR(optimizer, 1.0, 20, cycle_momentum=False), 5)
+    assert optimizer.param_groups[0]["momentum"] == 0.7
+
+
+@pytest.mark.parametrize("pct", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("total", [1, 2, 10])
+def test_one_cycle_with_an_empty_phase_is_finite_and_ends_low_or_at_the_top(total, pct):
+    rates = run(OneCycleLR(sgd(), 1.0, total, pct_start=pct), total)
+    assert np.isfinite(rates).all()
+    assert rates[-1] == pytest.approx(1.0 if pct == 1.0 else 4e-6)
+
+
+def test_one_cycle_refuses_more_steps_than_it_has():
+    optimizer = sgd()
+    schedule = OneCycleLR(optimizer, 1.0, total_steps=5)
+    for _ in range(5):  # the fifth belongs to the optimizer's last step
+        schedule.step()
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(sn.ConfigError, match="at most total_steps=5"):
+        schedule.step()
+    assert optimizer.param_groups[0] == before and schedule.last_step == 5
+
+
+# --- groups, state, refusals -----------------------------------------------------------------------------------------
+
+
+def test_each_group_has_its_own_base():
+    groups = [{"params": sn.nn.Parameter(np.zeros(1)), "lr": lr} for lr in (1.0, 0.1)]
+    schedule = StepLR(sn.optim.SGD(groups, lr=0.5), 1)
+    schedule.step()
+    np.testing.assert_allclose(schedule.get_last_lr(), [0.1, 0.01])
+    schedule = OneCycleLR(sn.optim.SGD(groups, lr=0.5), [1.0, 2.0], 10)
+    np.testing.assert_allclose(schedule.get_last_lr(), [1 / 25, 2 / 25])
+
+
+SCHEDULES = [
+    lambda o: StepLR(o, 2),
+    lambda o: CosineAnnealingLR(o, 10),
+    lambda o: LinearLR(o),
+    lambda o: OneCycleLR(o, 1.0, 20),
+]
+
+
+@pytest.mark.parametrize("make", SCHEDULES)
+def test_a_schedule_goes_on_bit_for_bit_from_its_state(make):
+    schedule = make(sgd())
+    whole = run(schedule, 12)
+    schedule = make(sgd())
+    run(schedule, 5)
+    state = json.loads(json.dumps(schedule.state_dict()))
+    optimizer = sgd(lr=7.0)
+    other = make(optimizer)
+    other.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == whole[5]
+    assert run(other, 7) == whole[5:]
+
+
+@pytest.mark.parametrize("make", SCHEDULES)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(make):
+    good = make(sgd()).state_dict()
+    bad_ones = [
+        None,
+        {},
+        good | {"more": 1},
+        good | {"last_step": -1},
+        good | {"last_step": "2"},
+        good | {"base_lrs": []},
+    ]
+    bad_ones += [good | {"base_lrs": ["1"]}, good | {"options": good["options"] | {"gamma": 3}}]
+    for state in bad_ones:
+        schedule = make(sgd())
+        with pytest.raises(sn.CheckpointError) as caught:
+            schedule.load_state_dict(copy.deepcopy(state))
+        assert "\n" not in str(caught.value)
+        assert schedule.state_dict() == good
+
+
+BAD_OPTIONS = [
+    lambda: StepLR(sgd(), 0),
+    lambda: StepLR(sgd(), 2.5),
+    lambda: StepLR(sgd(), 2, gamma=-1),
+    lambda: CosineAnnealingLR(sgd(), 0),
+    lambda: CosineAnnealingLR(sgd(), 10, eta_min=-1),
+    lambda: LinearLR(sgd(), start_factor=-0.1),
+    lambda: LinearLR(sgd(), total_iters=0),
+    lambda: OneCycleLR(sgd(), -1.0, 10),
+    lambda: OneCycleLR(sgd(), [1.0, 2.0], 10),
+    lambda: OneCycleLR(sgd(), 1.0, 0),
+    lambda: OneCycleLR(sgd(), 1.0, True),
+    lambda: OneCycleLR(sgd(), 1.0, 10, pct_start=1.5),
+    lambda: OneCycleLR(sgd(), 1.0, 10, anneal_strategy="steep"),
+    lambda: OneCycleLR(sgd(), 1.0, 10, div_factor=0),
+    lambda: OneCycleLR(sgd(), 1.0, 10, max_momentum=2),
+    lambda: OneCycleLR(sgd(), "1", 10),
+    lambda: StepLR("sgd", 2),
+    lambda: OneCycleLR(None, 1.0, 10),
+]
+
+
+@pytest.mark.parametrize("make", BAD_OPTIONS)
+def test_an_option_out_of_range_is_refused(make):
+    with pytest.raises(sn.ConfigError, match=r"expected .*, got "):
+        make()
+
+
+def test_the_printed_form_names_the_options():
+    assert repr(StepLR(sgd(), 3)) == "StepLR(step_size=3, gamma=0.1)"

@@ -1,0 +1,73 @@
+"""Metrics of classifiers against counting by hand."""
+
+import numpy as np
+import pytest
+
+import scratchnet as sn
+from scratchnet.metrics import Mean, accuracy, confusion_matrix, top_k_accuracy
+
+LOGITS = np.array([[0.1, 0.9, 0.0], [2.0, 1.0, 0.5], [0.3, 0.2, 0.4], [1.0, 1.0, 0.0]], np.float32)
+LABELS = np.array([1, 2, 0, 0])  # right, last, second, first of two equal ones
+METRICS = (accuracy, top_k_accuracy, confusion_matrix)
+
+
+def test_accuracy_counts_rows_whose_first_largest_logit_is_the_label():
+    assert accuracy(LOGITS, LABELS) == 2 / 4
+
+
+@pytest.mark.parametrize(("k", "expected"), [(1, 2 / 4), (2, 3 / 4), (3, 1.0)])
+def test_top_k_accuracy_counts_labels_among_the_k_largest(k, expected):
+    assert top_k_accuracy(LOGITS, LABELS, k) == expected
+
+
+def test_confusion_matrix_has_labels_as_rows_and_predictions_as_columns():
+    counts = confusion_matrix(LOGITS, LABELS)
+    np.testing.assert_array_equal(counts, [[1, 0, 1], [0, 1, 0], [1, 0, 0]])
+    assert counts.dtype == np.int64
+
+
+def test_tensors_and_arrays_of_any_real_dtype_are_taken():
+    logits = sn.Tensor(LOGITS, requires_grad=True)
+    assert accuracy(logits, sn.Tensor(LABELS)) == 0.5
+    assert top_k_accuracy(np.array([[200, 3, 100]], np.uint8), np.array([2], np.uint8), 2) == 1.0
+    assert accuracy([[0.0, np.inf]], [1]) == 1.0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("logits", "labels", "error"),
+    [
+        (LOGITS, LABELS[:3], sn.ShapeError),
+        (LOGITS[0], LABELS, sn.ShapeError),
+        (LOGITS[:0], LABELS[:0], sn.ShapeError),
+        (LOGITS, LABELS + 1, sn.IndexOutOfRangeError),
+        (LOGITS, LABELS - 1, sn.IndexOutOfRangeError),
+        (LOGITS, LABELS.astype(float), sn.DtypeError),
+        (LOGITS.astype(str), LABELS, sn.DtypeError),
+        (LOGITS * np.nan, LABELS, sn.NonFiniteError),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(metric, logits, labels, error):
+    with pytest.raises(error, match=rf"^{metric.__name__}: expected .*") as caught:
+        metric(logits, labels)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("k", [0, 4, 1.0, True])
+def test_top_k_refuses_k_outside_the_classes(k):
+    with pytest.raises(sn.ConfigError, match=r"k in \[1, 3\]"):
+        top_k_accuracy(LOGITS, LABELS, k)
+
+
+def test_mean_weighs_its_pieces():
+    mean = Mean()
+    mean.update(2.0, n=3)
+    mean.update(sn.Tensor(10.0))
+    assert mean.value == 4.0
+
+
+def test_mean_of_nothing_is_refused():
+    with pytest.raises(sn.ShapeError, match="at least one"):
+        _ = Mean().value
+    with pytest.raises(sn.ConfigError, match="n >= 0"):
+        Mean().update(1.0, n=-1)
