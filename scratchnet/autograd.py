@@ -42,17 +42,17 @@ def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0)
                 )
         keys = [id(v._node or v) for v in variables]
         gradients = [found[k][1] if k in found else v.detach() * 0 for k, v in zip(keys, variables, strict=True)]
-        y, *gradients = (t if _depends_on_others(t, variables) else t.detach() for t in (y, *gradients))
+        for v in variables:
+            v.requires_grad = not v.is_leaf  # nobody outside can ask for the gradient of a leaf made here
+        y, *gradients = (t if _is_wanted(t) else t.detach() for t in (y, *gradients))
         return y, tuple(gradients) if isinstance(argnums, tuple) else gradients[0]
 
     return with_value
 
 
-def _depends_on_others(y: Tensor, variables: list[Tensor]) -> bool:
-    """True if a gradient may still be wanted through y: its record leads to more than variables of our own making."""
-    return any(
-        leaf.requires_grad and all(leaf is not v for v in variables) for leaf, _ in _ancestors(y) if leaf.is_leaf
-    )
+def _is_wanted(y: Tensor) -> bool:
+    """True if y's record leads to a leaf that requires grad."""
+    return any(t.requires_grad for t, node in _ancestors(y) if node is None)
 
 
 def _ancestors(y: Tensor) -> Iterator[tuple[Tensor, Node | None]]:
