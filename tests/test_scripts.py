@@ -44,7 +44,7 @@ def test_train_leaves_a_checkpoint_a_log_and_a_picture(tmp_path, small):
     with CheckpointFolder(folder) as checkpoints:
         step, state = checkpoints.load_latest()
     assert step == 2 * 3  # 180 samples left to train on, 64 a batch
-    assert state["config"]["hidden"] == [16, 8]
+    assert state["config"]["hidden"] == (16, 8)
     again = train("--data", small, "--epochs", 3, "--hidden", 16, 8, "--folder", folder)
     assert again.returncode == 1
     assert again.stderr.count("\n") == 1 and "resume='auto'" in again.stderr
