@@ -1,10 +1,11 @@
 """Elementwise kernels: four loops, stamped with the scalar functions of scalars.py.
 
-Broadcasting is reduced to two axes before a loop starts. An operand is read at [row * its row stride + column * its
-step]: the whole array has (columns, 1), one row for all (0, 1), one column for all (1, 0), a scalar (0, 0). What
-does not fit this pattern is copied to the full shape first.
+Broadcasting is reduced to two axes before a loop starts, and each operand to two strides: in (row, column) it is read
+at row * row stride + column * step. The strides of the whole array are (columns, 1), of one row for all (0, 1), of one
+column for all (1, 0), of a scalar (0, 0). What does not fit this pattern is copied to the full shape first.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -13,18 +14,19 @@ from . import scalars
 from .blocks import ranged
 from .compile import jit
 
-# ruff: noqa: F821 - `function` is a global of each stamp
+# ruff: noqa: F821 - bound by each stamp
+function: Callable
 
 
 @jit
-def _unary(x, out, lo, hi):
+def _unary(lo, hi, x, out):
     x, out = x[lo:hi], out[lo:hi]  # slices start at 0: indices that may be negative would not vectorise
     for i in range(out.size):
         out[i] = function(x[i])
 
 
 @jit
-def _clip(x, out, low, high, lo, hi):
+def _clip(lo, hi, x, out, low, high):
     x, out = x[lo:hi], out[lo:hi]
     low, high = out.dtype.type(low), out.dtype.type(high)
     for i in range(out.size):
@@ -32,44 +34,54 @@ def _clip(x, out, low, high, lo, hi):
 
 
 @jit
-def _binary(a, b, out, columns, a_row, a_step, b_row, b_step, lo, hi):
+def _binary(lo, hi, a, b, out, layout):
+    columns, a_row, a_step, b_row, b_step = layout[0], layout[1], layout[2], layout[3], layout[4]
     row, start = lo // columns, lo % columns
     while lo < hi:
         size = min(columns - start, hi - lo)
         left, right, result = a[row * a_row + start * a_step :], b[row * b_row + start * b_step :], out[lo : lo + size]
         if a_step and b_step:
-            left, right = left[:size], right[:size]
-            for i in range(result.size):
+            for i in range(size):
                 result[i] = function(left[i], right[i])
         elif a_step:
-            left, scalar = left[:size], right[0]
-            for i in range(result.size):
+            scalar = right[0]
+            for i in range(size):
                 result[i] = function(left[i], scalar)
         else:
-            right, scalar = right[:size], left[0]
-            for i in range(result.size):
+            scalar = left[0]
+            for i in range(size):
                 result[i] = function(scalar, right[i])
         row, start, lo = row + 1, 0, lo + size
 
 
 @jit
-def _where(condition, a, b, out, columns, c_row, c_step, a_row, a_step, b_row, b_step, lo, hi):
+def _where(lo, hi, condition, a, b, out, layout):
+    columns, c_row, c_step = layout[0], layout[1], layout[2]
+    a_row, a_step, b_row, b_step = layout[3], layout[4], layout[5], layout[6]
     row, start = lo // columns, lo % columns
     while lo < hi:
         size = min(columns - start, hi - lo)
         test, result = condition[row * c_row + start * c_step :], out[lo : lo + size]
         yes, no = a[row * a_row + start * a_step :], b[row * b_row + start * b_step :]
-        for i in range(result.size):
-            result[i] = yes[i * a_step] if test[i * c_step] else no[i * b_step]
+        if c_step and a_step and b_step:
+            for i in range(size):
+                result[i] = yes[i] if test[i] else no[i]
+        else:
+            for i in range(size):
+                result[i] = yes[i * a_step] if test[i * c_step] else no[i * b_step]
         row, start, lo = row + 1, 0, lo + size
 
 
-# --- broadcasting as strides ----------------------------------------------------------------------------------------------
+# --- broadcasting as strides ------------------------------------------------------------------------------------------
+
+_ENDLESS = 2**62  # columns, where one row is all there is
+_FLAT = {count: np.array([_ENDLESS] + [0, 1] * count) for count in (2, 3)}
+_ONE_ROW = {(i, j): np.array([_ENDLESS, 0, i, 0, j]) for i in (True, False) for j in (True, False)}  # full or scalar
 
 
 @lru_cache(maxsize=4096)
-def _strides(shape, *operands):
-    """(columns, a row, a step, b row, b step, ...) to read the shapes `operands` as `shape`; None: copy the operands."""
+def _layout(shape, *operands):
+    """[columns, a's row stride, a's step, b's row stride, ...] to read the shapes `operands` as `shape`, or None."""
     padded = [(1,) * (len(shape) - len(operand)) + operand for operand in operands]
     groups: list[tuple[tuple[bool, ...], int]] = []  # neighbouring axes along which the same operands repeat are one
     for axis, size in enumerate(shape):
@@ -78,19 +90,16 @@ def _strides(shape, *operands):
             groups[-1] = varies, groups[-1][1] * size
         elif size != 1:
             groups.append((varies, size))
-    groups = groups or [((True,) * len(operands), 1)]
-    if len(groups) > 2 or not any(groups[-1][0]):
+    if len(groups) > 2 or (groups and not any(groups[-1][0])):
         return None
-    (by_row, _), (by_column, columns) = groups if len(groups) == 2 else (((False,) * len(operands), 1), groups[0])
-    pairs = ((row * (columns if step else 1), int(step)) for row, step in zip(by_row, by_column, strict=True))
-    return columns, *(stride for pair in pairs for stride in pair)
+    constant = (False,) * len(operands), 1
+    along, columns = groups.pop() if groups else constant
+    down, _ = groups.pop() if groups else constant
+    strides = [(row * (columns if step else 1), step) for row, step in zip(down, along, strict=True)]
+    return np.array([max(columns, 1), *(stride for pair in strides for stride in pair)], np.int64)
 
 
-def _full(x, shape):
-    return x.ravel() if x.shape == shape else np.broadcast_to(x, shape).ravel()
-
-
-# --- kernels -----------------------------------------------------------------------------------------------------------------
+# --- kernels ----------------------------------------------------------------------------------------------------------
 
 
 def unary(name, function):
@@ -98,8 +107,9 @@ def unary(name, function):
     run = ranged(_unary, name, function=function)
 
     def kernel(x, out):
-        size = out.size
-        run(size, 1, x.ravel() if x.size == size else _full(x, out.shape), out.ravel())
+        if x.size != out.size:
+            x = np.broadcast_to(x, out.shape)
+        run(out.size, 1, x.ravel(), out.ravel())
 
     return kernel
 
@@ -110,13 +120,14 @@ def binary(name, function):
 
     def kernel(a, b, out):
         size = out.size
-        if a.size == b.size == size:
-            run(size, 1, a.ravel(), b.ravel(), out.ravel(), size, 0, 1, 0, 1)
-        elif size:
-            strides = _strides(out.shape, a.shape, b.shape)
-            if strides is None:
-                a, b, strides = _full(a, out.shape), _full(b, out.shape), (size, 0, 1, 0, 1)
-            run(size, 1, a.ravel(), b.ravel(), out.ravel(), *strides)
+        a_full, b_full = a.size == size, b.size == size
+        if (a_full and b_full) or (a_full and b.size == 1) or (b_full and a.size == 1):
+            run(size, 1, a.ravel(), b.ravel(), out.ravel(), _ONE_ROW[a_full, b_full])
+        else:
+            layout = _layout(out.shape, a.shape, b.shape)
+            if layout is None:
+                a, b, layout = np.broadcast_to(a, out.shape), np.broadcast_to(b, out.shape), _FLAT[2]
+            run(size, 1, a.ravel(), b.ravel(), out.ravel(), layout)
 
     return kernel
 
@@ -126,19 +137,18 @@ _run_where = ranged(_where, "where")
 
 
 def clip(x, out, low, high):
-    run_low, run_high = -np.inf if low is None else float(low), np.inf if high is None else float(high)
-    _run_clip(out.size, 1, _full(x, out.shape), out.ravel(), run_low, run_high)
+    if x.size != out.size:
+        x = np.broadcast_to(x, out.shape)
+    low, high = -np.inf if low is None else float(low), np.inf if high is None else float(high)
+    _run_clip(out.size, 1, x.ravel(), out.ravel(), low, high)
 
 
 def where(condition, a, b, out):
-    size = out.size
-    if not size:
-        return
-    strides = _strides(out.shape, condition.shape, a.shape, b.shape)
-    if strides is None:
-        condition, a, b = (_full(x, out.shape) for x in (condition, a, b))
-        strides = (size, 0, 1, 0, 1, 0, 1)
-    _run_where(size, 1, condition.ravel(), a.ravel(), b.ravel(), out.ravel(), *strides)
+    layout = _layout(out.shape, condition.shape, a.shape, b.shape)
+    if layout is None:
+        condition, a, b = (np.broadcast_to(x, out.shape) for x in (condition, a, b))
+        layout = _FLAT[3]
+    _run_where(out.size, 1, condition.ravel(), a.ravel(), b.ravel(), out.ravel(), layout)
 
 
 UNARY = {

@@ -1,4 +1,4 @@
-"""Kernels that move elements. Plain copies are NumPy's: memory is their limit, and it handles strides and all dtypes."""
+"""Kernels that move elements. Plain copies are NumPy's: memory is their limit."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ RANGES = 16  # parts of the destination rows that scatter_rows fills on its own;
 
 
 @jit
-def _take_rows(x, index, out, lo, hi):
+def _take_rows(lo, hi, x, index, out):
     for i in range(lo, hi):
         source, target = x[index[i]], out[i]
         for j in range(target.size):
@@ -17,7 +17,7 @@ def _take_rows(x, index, out, lo, hi):
 
 
 @jit
-def _scatter_rows(g, index, out, lo, hi):
+def _scatter_rows(lo, hi, g, index, out):
     first, last = out.shape[0] * lo // RANGES, out.shape[0] * hi // RANGES
     out[first:last] = 0
     for i in range(index.size):

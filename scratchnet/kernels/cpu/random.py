@@ -23,7 +23,7 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @jit
-def _dropout(x, out, drop_below, scale, key_0, key_1, stream_0, stream_1, lo, hi):
+def _dropout(lo, hi, x, out, drop_below, scale, key_0, key_1, stream_0, stream_1):
     """Items are groups of four elements, one Philox block each; an element stays if its 24 bits are >= drop_below."""
     scale, zero = out.dtype.type(scale), out.dtype.type(0)
     limit, k0, k1 = np.uint64(drop_below), np.uint64(key_0), np.uint64(key_1)

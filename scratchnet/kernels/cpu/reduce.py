@@ -4,6 +4,8 @@ The order of a sum is a tree that depends on n alone: no run is longer than RUN,
 compiler adds in parallel lanes, always the same. So the error grows with RUN and the depth of the tree, not with n.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .. import reference
@@ -11,10 +13,11 @@ from . import scalars
 from .blocks import ranged
 from .compile import jit, stamp
 
-# ruff: noqa: F821 - `combine` and `fold` are globals of each stamp
-
 RUN_CONTIGUOUS, RUN_STRIDED = 4096, 256  # elements of a run: summed in 16 or more lanes, or one after the other
 TILE = 2048  # columns that a strided run takes at a time: a tile of `out` stays in the L1 cache
+# ruff: noqa: F821 - bound by each stamp
+combine: Callable
+fold: Callable
 
 
 @jit(reduction=True)
@@ -31,7 +34,7 @@ def _fold(x):
 
 
 @jit
-def _reduce_contiguous(x, out, n, run, lo, hi):
+def _reduce_contiguous(lo, hi, x, out, n, run):
     """out[i] = the i-th run of x (rows, n) flat; the runs of a row follow each other."""
     runs = (n + run - 1) // run
     for i in range(lo, hi):
@@ -41,23 +44,26 @@ def _reduce_contiguous(x, out, n, run, lo, hi):
 
 
 @jit
-def _reduce_strided(x, out, n, inner, run, lo, hi):
-    """out (outer, runs, inner) = runs over the middle axis of x (outer, n, inner), both flat; an item is a tile of one."""
+def _reduce_strided(lo, hi, x, out, n, inner, run):
+    """out (outer, runs, inner) = runs over the middle axis of x (outer, n, inner), flat; an item is a tile of a run."""
     runs, tiles = (n + run - 1) // run, (inner + TILE - 1) // TILE
     for i in range(lo, hi):
         column, target = i % tiles * TILE, i // tiles
         width = min(TILE, inner - column)
         outer, first = target // runs, target % runs * run
-        total = out[target * inner + column :][:width]
-        total[:] = x[(outer * n + first) * inner + column :][:width]
-        for row in range(outer * n + first + 1, outer * n + min(first + run, n)):
-            values = x[row * inner + column :][:width]
+        at = (outer * n + first) * inner + column
+        total = out[target * inner + column : target * inner + column + width]
+        for j in range(width):
+            total[j] = x[at + j]
+        for _ in range(first + 1, min(first + run, n)):
+            at += inner
+            values = x[at : at + width]
             for j in range(width):
                 total[j] = combine(total[j], values[j])
 
 
 @jit
-def _argmax(x, out, n, inner, lo, hi):
+def _argmax(lo, hi, x, out, n, inner):
     for i in range(lo, hi):
         column = x[(i // inner * n) * inner + i % inner :]
         best, best_index = column[0], 0
@@ -105,7 +111,7 @@ def argmax(x, out):
 
 KERNELS = {
     "sum": reduction("sum", _add, reference.sum),
-    "max": reduction("max", scalars.maximum, reference.max),
-    "min": reduction("min", scalars.minimum, reference.min),
+    "max": reduction("max", scalars.fold_maximum, reference.max),
+    "min": reduction("min", scalars.fold_minimum, reference.min),
     "argmax": argmax,
 }

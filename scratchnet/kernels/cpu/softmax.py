@@ -4,54 +4,69 @@ import numpy as np
 
 from .blocks import ranged
 from .compile import jit
+from .exponential import exp
+from .scalars import fold_maximum
 
 
 @jit
 def _top(row):
     top = row[0]
     for j in range(1, row.size):
-        top = row[j] if (row[j] > top) | (row[j] != row[j]) else top
+        top = fold_maximum(top, row[j])
     return top
 
 
-@jit
+@jit(reduction=True)
+def _sum(row):
+    total = 0.0
+    for j in range(row.size):
+        total += row[j]
+    return total
+
+
+@jit(reduction=True)
+def _dot(a, b):
+    total = 0.0
+    for j in range(a.size):
+        total += a[j] * b[j]
+    return total
+
+
+@jit(reduction=True)
 def _sum_exp(row, shift):
     total = 0.0
     for j in range(row.size):
-        total += np.exp(row[j] - shift)
+        total += exp(row[j] - shift)
     return total
 
 
 @jit
 def _softmax_row(row, out):
-    top, total = _top(row), 0.0
+    top = _top(row)
     for j in range(row.size):
-        out[j] = np.exp(row[j] - top)
-        total += out[j]
-    total = out.dtype.type(total)
+        out[j] = exp(row[j] - top)
+    total = out.dtype.type(_sum(out))
     for j in range(row.size):
         out[j] /= total
 
 
 @jit
-def _softmax(x, out, lo, hi):
+def _softmax(lo, hi, x, out):
     for r in range(lo, hi):
         _softmax_row(x[r], out[r])
 
 
 @jit
-def _softmax_grad(g, y, out, lo, hi):
+def _softmax_grad(lo, hi, g, y, out):
     for r in range(lo, hi):
-        dot = 0.0
-        for j in range(y.shape[1]):
-            dot += g[r, j] * y[r, j]
-        dot = out.dtype.type(dot)
-        for j in range(y.shape[1]):
-            out[r, j] = y[r, j] * (g[r, j] - dot)
+        g_row, y_row, out_row = g[r], y[r], out[r]
+        dot = out.dtype.type(_dot(g_row, y_row))
+        for j in range(out_row.size):
+            out_row[j] = y_row[j] * (g_row[j] - dot)
 
 
 @jit
-def _logsumexp(x, out, lo, hi):
+def _logsumexp(lo, hi, x, out):
     for r in range(lo, hi):
         top = _top(x[r])
         shift = top if np.isfinite(top) else out.dtype.type(0)  # a row of -inf gives -inf, not NaN
@@ -59,29 +74,31 @@ def _logsumexp(x, out, lo, hi):
 
 
 @jit
-def _log_softmax(x, out, lo, hi):
+def _log_softmax(lo, hi, x, out):
     for r in range(lo, hi):
-        top = _top(x[r])
-        log_total = out.dtype.type(np.log(_sum_exp(x[r], top)))
-        for j in range(x.shape[1]):
-            out[r, j] = (x[r, j] - top) - log_total
+        row, out_row = x[r], out[r]
+        top = _top(row)
+        log_total = out.dtype.type(np.log(_sum_exp(row, top)))
+        for j in range(row.size):
+            out_row[j] = (row[j] - top) - log_total
 
 
 @jit
-def _cross_entropy(logits, labels, out, lo, hi):
+def _cross_entropy(lo, hi, logits, labels, out):
     for r in range(lo, hi):
-        top = _top(logits[r])
-        out[r] = np.log(_sum_exp(logits[r], top)) - (logits[r, labels[r]] - top)
+        row = logits[r]
+        top = _top(row)
+        out[r] = np.log(_sum_exp(row, top)) - (row[labels[r]] - top)
 
 
 @jit
-def _cross_entropy_grad(g, logits, labels, out, lo, hi):
-    one = out.dtype.type(1)
+def _cross_entropy_grad(lo, hi, g, logits, labels, out):
     for r in range(lo, hi):
-        _softmax_row(logits[r], out[r])
-        out[r, labels[r]] -= one
-        for j in range(logits.shape[1]):
-            out[r, j] *= g[r]
+        row, scale = out[r], g[r]
+        _softmax_row(logits[r], row)
+        row[labels[r]] -= out.dtype.type(1)
+        for j in range(row.size):
+            row[j] *= scale
 
 
 def _rows(name, template):
