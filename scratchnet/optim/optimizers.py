@@ -51,7 +51,9 @@ class Optimizer:
     """
 
     kernel: str  # the update's name in the device table
-    state: tuple[str, ...]  # names of the arrays, as large as the parameter, that the update keeps; they start at 0
+    state_names: tuple[
+        str, ...
+    ]  # names of the arrays, as large as the parameter, that the update keeps; they start at 0
 
     def __init__(self, params: Iterable[Tensor] | Iterable[Group], **defaults: Any):
         self.defaults = defaults
@@ -72,7 +74,7 @@ class Optimizer:
         self._check_options(group)
         self._check_parameters(params)
         self.param_groups.append(group)
-        self._slots += [_Slot(param, group, len(self.state)) for param in params]
+        self._slots += [_Slot(param, group, len(self.state_names)) for param in params]
 
     def numbers(self, group: Group, step: int) -> tuple[float, ...]:
         """What the kernel takes after the arrays; `step` counts the parameter's updates from 1."""
@@ -116,7 +118,7 @@ class Optimizer:
         In the groups, "params" holds the parameters' numbers.
         """
         state = [
-            {"step": slot.step} | {name: a.copy() for name, a in zip(self.state, slot.arrays, strict=True)}
+            {"step": slot.step} | {name: a.copy() for name, a in zip(self.state_names, slot.arrays, strict=True)}
             for slot in self._slots
         ]
         groups = [
@@ -148,7 +150,7 @@ class Optimizer:
             group |= {k: tuple(v) if k in PAIRS else v for k, v in new.items() if k != "params"}
         for slot, new in zip(self._slots, state["state"], strict=True):
             slot.step = new["step"]
-            for array, name in zip(slot.arrays, self.state, strict=True):
+            for array, name in zip(slot.arrays, self.state_names, strict=True):
                 array[...] = new[name]
 
     # --- checks and printing --------------------------------------------------------------------------------------
@@ -227,7 +229,7 @@ class SGD(Optimizer):
     As torch.optim.SGD (Sutskever et al. 2013, with the learning rate outside).
     """
 
-    kernel, state = "sgd", ("velocity",)
+    kernel, state_names = "sgd", ("velocity",)
 
     def __init__(
         self,
@@ -254,7 +256,7 @@ class Adam(Optimizer):
     Kingma and Ba 2015, as torch.optim.Adam. g includes weight_decay * p; t counts the parameter's updates from 1.
     """
 
-    kernel, state = "adam", ("m", "v")
+    kernel, state_names = "adam", ("m", "v")
     decoupled = False
 
     def __init__(
@@ -298,7 +300,7 @@ class RMSprop(Optimizer):
     Tieleman and Hinton 2012 (lecture 6.5), as torch.optim.RMSprop.
     """
 
-    kernel, state = "rmsprop", ("v", "velocity")
+    kernel, state_names = "rmsprop", ("v", "velocity")
 
     def __init__(
         self,
