@@ -30,9 +30,10 @@ broadcast_to = define(
     lambda g, y, x, shape: g,  # the backward pass sums it to x's shape
     is_view=True,
 )
+# key: a tuple; it holds an Ellipsis if it could leave a single element, of which NumPy would give a number, not a view
 getitem = define(
     "getitem",
-    lambda device, x, key: x[key if isinstance(key, tuple) else (key,)],
+    lambda device, x, key: x[key],
     lambda g, y, x, key: place(g, key=key, shape=x.shape),
     is_view=True,
 )
@@ -54,7 +55,8 @@ def _take_rows(device, x, index):
     index = contiguous(device, index)
     out = device.empty(index.shape + x.shape[1:], x.dtype)
     inner = math.prod(x.shape[1:])
-    device.take_rows(contiguous(device, x).reshape(len(x), inner), index.reshape(-1), out.reshape(-1, inner))
+    rows = contiguous(device, x).reshape(len(x), inner)
+    device.take_rows(rows, index.reshape(-1), out.reshape(index.size, inner))
     return out
 
 
@@ -197,7 +199,7 @@ def index(x, key):
     parts = key if isinstance(key, tuple) else (key,)
     if all(isinstance(p, _BASIC) and not isinstance(p, bool | np.bool_) for p in parts):
         _check_key(x, key)
-        return getitem(x, key=key)
+        return getitem(x, key=parts if any(p is Ellipsis for p in parts) else (*parts, Ellipsis))
     arrays = tuple(p if isinstance(p, _BASIC) else np.asarray(p) for p in parts)
     for a in arrays:
         if isinstance(a, np.ndarray) and a.size and a.dtype.kind not in "iub":
@@ -209,7 +211,7 @@ def index(x, key):
         return take_rows(x, checked_index("index", arrays[0], x.shape[0]))
     _check_key(x, arrays)
     positions = np.arange(x.size).reshape(x.shape)[arrays]  # which element lands where, by NumPy's own rules
-    return take_rows(reshape(x, shape=(x.size,)), positions)
+    return take_rows(reshape(x, shape=(x.size,)), np.asarray(positions))
 
 
 def _check_key(x, key):
