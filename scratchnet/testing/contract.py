@@ -156,13 +156,14 @@ def _compare(got: np.ndarray, expected: np.ndarray, magnitude: np.ndarray, n: in
             bound = n * u / (1 - n * u) * magnitude + n * info.smallest_normal
             error = np.abs(got - expected)
             same = (got == expected) | (np.isnan(got) & np.isnan(expected))
-            near = np.isfinite(got) & (error <= bound)
+            near = np.isfinite(got) & np.isfinite(expected) & (error <= bound)
             cancels = np.abs(expected) + bound < magnitude  # an overflow of either sign, or both, on the way
             overflow = np.isfinite(expected) & (magnitude + bound > info.max) & ~np.isfinite(got)
             wrong = ~(same | near | overflow & (cancels | (got == np.copysign(np.inf, expected))))
     if not wrong.any():
         return
-    excess = np.where(wrong, np.nan_to_num(error / np.maximum(bound, np.finfo(float).tiny), nan=np.inf), -1)
+    with np.errstate(all="ignore"):
+        excess = np.where(wrong, np.nan_to_num(error / np.maximum(bound, np.finfo(float).tiny), nan=np.inf), -1)
     at = tuple(int(i) for i in np.unravel_index(np.argmax(excess), got.shape))
     raise ContractError(
         f"{where}: element {at}: expected {expected[at]!s} within {float(bound[at]):.3g}, got {got[at]!s}"

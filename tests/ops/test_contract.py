@@ -1,0 +1,446 @@
+"""Every row of the op table keeps the whole contract: values, gradients of two orders, dtypes, layouts, memory.
+
+CASES holds the calls of each op with an oracle from outside; the tests below turn each of them into the contract.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.special
+
+import scratchnet as sn
+from scratchnet.ops import OPS
+from scratchnet.testing import DOMAINS, KERNEL_ROWS, LAYOUTS, assert_matches_reference, gradcheck
+
+FLOATS = (np.float32, np.float64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op: a shape stands for random floats of the domain, an array for itself.
+
+    oracle, terms, roundings, magnitude: as in `assert_matches_reference`. flat: the float inputs on which the result
+    does not depend smoothly.
+    """
+
+    inputs: Sequence[tuple[int, ...] | np.ndarray]
+    oracle: Callable[..., Any]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    domain: str = "real"
+    terms: int = 1
+    roundings: int = 8
+    magnitude: Callable[..., Any] | None = None
+    flat: Sequence[int] = ()
+
+    def arrays(self, dtype, seed: int = 0) -> list[np.ndarray]:
+        rng = np.random.default_rng(seed)
+        shapes = [x.shape if isinstance(x, np.ndarray) else x for x in self.inputs]
+        drawn = [DOMAINS[self.domain](rng.standard_normal(shape)).astype(dtype) for shape in shapes]
+        return [x if isinstance(x, np.ndarray) else d for x, d in zip(self.inputs, drawn, strict=True)]
+
+    @property
+    def floats(self) -> list[int]:
+        """The inputs that are drawn."""
+        return [i for i, x in enumerate(self.inputs) if not isinstance(x, np.ndarray)]
+
+
+def of_kernel(name: str, shapes: Sequence, domain: str = "real", flat: Sequence[int] = (), **params) -> list[Case]:
+    """Cases of an elementwise op, by the oracle of the kernel that has its name."""
+    row = KERNEL_ROWS[name]
+    return [Case(s, row.oracle, params, domain, 1, row.roundings, row.magnitude, flat) for s in shapes]
+
+
+ONE = [[(3, 4)], [()], [(0, 3)], [(2, 1, 5)]]
+TWO = [
+    [(3, 4), (3, 4)],
+    [(3, 4), (4,)],
+    [(2, 1, 3), (4, 1)],
+    [(), (3,)],
+    [(2, 2), ()],
+    [(0, 3), (1, 3)],
+    [(3, 1), (1,)],
+]
+MASK = np.array([[True, False, True, True], [False, True, False, True], [True, False, False, False]])
+LABELS = np.array([1, 0, 4, 1, 2])
+INDEX = np.array([[2, 0], [2, 2]])
+
+
+def reduced(function: Callable, **options) -> list[Case]:
+    """Cases of a reduction of some axes, kept or not."""
+    calls = [
+        ((3, 4), (0,)),
+        ((3, 4), (1,)),
+        ((3, 4), (0, 1)),
+        ((2, 3, 4), (0, 2)),
+        ((5,), (0,)),
+        ((), ()),
+        ((3, 0, 2), (0,)),
+    ]
+    return [
+        Case(
+            [shape],
+            lambda x, axes, keepdims: function(x, axis=axes, keepdims=keepdims),
+            {"axes": axes, "keepdims": k},
+            **options,
+        )
+        for shape, axes in calls
+        for k in (False, True)
+    ]
+
+
+def argmaxed() -> list[Case]:
+    def oracle(x, axes, keepdims):
+        axis = axes[0] if len(axes) < x.ndim else None
+        return np.asarray(np.argmax(x, axis=axis, keepdims=keepdims))
+
+    return [
+        Case([shape], oracle, {"axes": axes, "keepdims": k}, flat=[0])
+        for shape, axes in [((3, 4), (0,)), ((3, 4), (1,)), ((3, 4), (0, 1)), ((2, 3, 4), (1,)), ((), ())]
+        for k in (False, True)
+    ]
+
+
+def rows(oracle: Callable, *shapes, count: int = 1, **options) -> list[Case]:
+    """Cases of an op on the last axis."""
+    return [Case([s] * count, oracle, terms=s[-1], roundings=16, **options) for s in shapes]
+
+
+def softmax(x):
+    return scipy.special.softmax(x, axis=-1)
+
+
+def softmax_grad(g, y):
+    return y * (g - (g * y).sum(axis=-1, keepdims=True))
+
+
+def one_hot(labels, n):
+    return np.eye(n)[labels]
+
+
+def placed(x, key, shape, value=0):
+    out = np.full(shape, value, x.dtype)
+    out[key] = x
+    return out
+
+
+def scattered(g, index, n):
+    out = np.zeros((n, *g.shape[index.ndim :]), g.dtype)
+    for at in np.ndindex(index.shape):
+        out[index[at]] += g[at]
+    return out
+
+
+EXACT = {"roundings": 0}
+ROW_SIZE = {"magnitude": lambda *x: 20.0}  # rows of up to 8 normal numbers: every term is smaller
+
+CASES: dict[str, list[Case]] = {
+    # elementwise, one input
+    **{name: of_kernel(name, ONE) for name in ("neg", "exp", "tanh", "sigmoid", "erf", "gelu")},
+    **{name: of_kernel(name, ONE, "positive") for name in ("log", "sqrt")},
+    **{name: of_kernel(name, ONE, "nonzero") for name in ("abs", "relu")},
+    "sign": of_kernel("sign", ONE, "nonzero", flat=[0]),
+    "clip": of_kernel("clip", ONE, "nonzero", low=-0.125, high=1.0),
+    "dropout": of_kernel("dropout", ONE, p=0.5, seed=3, stream=1),
+    "cast": [],  # its result has a dtype of its own: tested below
+    # elementwise, two inputs and more
+    **{name: of_kernel(name, TWO) for name in ("add", "sub", "mul", "maximum", "minimum", "tanh_grad", "gelu_grad")},
+    "div": of_kernel("div", TWO, "nonzero"),
+    "pow": of_kernel("pow", TWO, "positive"),
+    "sigmoid_grad": of_kernel("sigmoid_grad", TWO, "unit"),
+    "relu_grad": of_kernel("relu_grad", TWO, "nonzero", flat=[1]),
+    **{name: of_kernel(name, TWO, flat=[0, 1]) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
+    "where": [
+        Case([MASK, a, b], np.where, **EXACT)
+        for a, b in [((3, 4), (3, 4)), ((4,), (3, 1)), ((2, 3, 4), ()), ((1, 1), (3, 4))]
+    ],
+    # reductions
+    "sum": reduced(np.sum, terms=12),
+    "max": [case for case in reduced(np.max, **EXACT) if case.inputs[0] != (3, 0, 2)],
+    "min": [case for case in reduced(np.min, **EXACT) if case.inputs[0] != (3, 0, 2)],
+    "argmax": argmaxed(),
+    # views
+    "reshape": [
+        Case([a], lambda x, shape: x.reshape(shape), {"shape": b}, **EXACT)
+        for a, b in [((3, 4), (2, 6)), ((3, 4), (12,)), ((), (1, 1)), ((1,), ()), ((0, 3), (5, 0)), ((2, 3, 4), (6, 4))]
+    ],
+    "permute": [
+        Case([a], lambda x, axes: np.transpose(x, axes), {"axes": b}, **EXACT)
+        for a, b in [((3, 4), (1, 0)), ((2, 3, 4), (2, 0, 1)), ((2, 3, 4), (0, 1, 2)), ((), ()), ((0, 3), (1, 0))]
+    ],
+    "broadcast_to": [
+        Case([a], lambda x, shape: np.broadcast_to(x, shape), {"shape": b}, **EXACT)
+        for a, b in [((3, 1), (3, 4)), ((4,), (3, 4)), ((), (2, 2)), ((3, 4), (3, 4)), ((1, 3), (0, 3)), ((1,), (1, 1))]
+    ],
+    "getitem": [
+        Case([(4, 5)], lambda x, key: x[key], {"key": key}, **EXACT)
+        for key in [
+            (2,),
+            (-1,),
+            (slice(1, 3),),
+            (slice(None, None, -2),),
+            (slice(None), 2),
+            (1, 2, ...),
+            (..., 0),
+            (None, 2),
+            (slice(4, 1), slice(None)),
+            (slice(0, 4, 3), None, slice(-2, None)),
+            (..., None),
+            (np.int64(1), slice(2)),
+            (),
+        ]
+    ],
+    # copies
+    "place": [
+        Case([a], placed, {"key": key, "shape": shape, **value}, **EXACT)
+        for a, key, shape, value in [
+            ((2, 3), (slice(1, 3), slice(0, 3)), (4, 5), {}),
+            ((2, 3), (slice(1, 3), slice(0, 3)), (4, 5), {"value": 1.5}),
+            ((5,), (1,), (2, 5), {}),
+            ((), (1, 2, ...), (3, 4), {}),
+            ((2,), (slice(None, None, -2), 0), (4, 3), {}),
+            ((0, 3), (slice(0), slice(None)), (2, 3), {}),
+        ]
+    ],
+    "take_rows": [
+        Case([shape, index], lambda x, index: x[index], **EXACT)
+        for shape, index in [
+            ((3, 4), np.array([2, 0, 2, 2])),
+            ((3,), INDEX),
+            ((3, 2, 2), INDEX),
+            ((3, 0), np.array([1, 1])),
+            ((3, 4), np.array([], int)),
+            ((0, 4), np.array([], int)),
+        ]
+    ],
+    "scatter_rows": [
+        Case([shape, index], scattered, {"n": n}, terms=4)
+        for shape, index, n in [
+            ((4, 3), np.array([2, 0, 2, 2]), 3),
+            ((2, 2), INDEX, 5),
+            ((2, 2, 3), INDEX, 3),
+            ((0, 3), np.array([], int), 2),
+            ((2, 0), np.array([1, 1]), 2),
+        ]
+    ],
+    "cat": [
+        Case(shapes, lambda *xs, axis: np.concatenate(xs, axis=axis), {"axis": axis}, **EXACT)
+        for shapes, axis in [
+            ([(2, 3), (4, 3)], 0),
+            ([(2, 3), (2, 1), (2, 0)], 1),
+            ([(5,)], 0),
+            ([(2, 2, 1), (2, 2, 2)], 2),
+        ]
+    ],
+    # products
+    "matmul": [
+        Case([a, b], np.matmul, terms=a[-1] + 1)
+        for a, b in [
+            ((3, 4), (4, 5)),
+            ((1, 1), (1, 1)),
+            ((2, 3, 4), (4, 5)),
+            ((2, 1, 3, 4), (5, 4, 2)),
+            ((3, 4), (2, 4, 1)),
+            ((3, 0), (0, 2)),
+            ((0, 3), (3, 2)),
+        ]
+    ],
+    "linear": [
+        Case([(m, k), (k, n), (n,)], lambda x, w, b: x @ w + b, terms=k + 2)
+        for m, k, n in [(3, 4, 5), (1, 1, 1), (0, 3, 2), (3, 0, 2)]
+    ],
+    # rows
+    "softmax": rows(softmax, (3, 4), (2, 3, 5), (7,), (0, 3), (2, 1)),
+    "softmax_grad": rows(softmax_grad, (3, 4), (2, 3, 5), (1,), count=2, **ROW_SIZE),
+    "log_softmax": rows(lambda x: scipy.special.log_softmax(x, axis=-1), (3, 4), (2, 3, 5), (7,), (0, 3), **ROW_SIZE),
+    "logsumexp": rows(lambda x: scipy.special.logsumexp(x, axis=-1), (3, 4), (2, 3, 5), (7,), (2, 1), **ROW_SIZE),
+    "cross_entropy": [
+        Case(
+            [(5, 6), LABELS],
+            lambda x, labels: -(scipy.special.log_softmax(x, axis=1) * one_hot(labels, x.shape[1])).sum(axis=1),
+            terms=6,
+            **ROW_SIZE,
+        )
+    ],
+    "cross_entropy_grad": [
+        Case(
+            [(5,), (5, 6), LABELS],
+            lambda g, x, labels: g[:, None] * (softmax(x) - one_hot(labels, x.shape[1])),
+            terms=6,
+            **ROW_SIZE,
+        )
+    ],
+}
+
+
+def is_smooth(case: Case) -> bool:
+    return len(case.flat) < len(case.floats)
+
+
+def tensors(case: Case, arrays: Sequence[np.ndarray], requires_grad: bool = False) -> list[sn.Tensor]:
+    """The arrays as tensors; those that were drawn are leaves that require grad, if so wished."""
+    return [sn.Tensor(x, requires_grad=requires_grad and i in case.floats) for i, x in enumerate(arrays)]
+
+
+def test_every_op_has_a_case_and_every_case_an_op():
+    assert set(CASES) == set(OPS)
+    assert [name for name, cases in CASES.items() if not cases] == ["cast"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_input_has_a_derivative_unless_the_result_is_flat_in_it(name):
+    for case in CASES[name]:
+        with_vjp = [i for i in range(len(case.inputs)) if OPS[name].vjp(i) is not None]
+        assert with_vjp == [i for i in case.floats if i not in case.flat]
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", CASES)
+def test_values_match_the_oracle_on_every_layout_and_inputs_are_left_alone(name, dtype):
+    for case in CASES[name]:
+
+        def op(*arrays, case=case):
+            y = OPS[name](*tensors(case, arrays), **case.params)
+            assert type(y._data) is np.ndarray
+            return y.numpy().copy() if OPS[name].is_view else y.numpy()
+
+        op.__name__ = f"{name} {dict(case.params)}"
+        assert_matches_reference(
+            op,
+            partial(case.oracle, **case.params),
+            case.arrays(dtype),
+            terms=case.terms,
+            roundings=case.roundings,
+            magnitude=case.magnitude and partial(case.magnitude, **case.params),
+            layouts=tuple(LAYOUTS),
+        )
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_and_their_gradients_match_differences(name):
+    for case in CASES[name]:
+        arrays = case.arrays(np.float64)
+
+        def op(*floats, case=case, arrays=arrays):
+            drawn = iter(floats)
+            inputs = [next(drawn) if i in case.floats else sn.Tensor(x) for i, x in enumerate(arrays)]
+            return OPS[name](*inputs, **case.params)
+
+        op.__name__ = f"{name} {dict(case.params)}"
+        floats = [arrays[i] for i in case.floats]
+        if op(*map(sn.Tensor, floats)).dtype.kind == "f":
+            gradcheck(op, floats, order=2)
+        else:
+            assert not is_smooth(case)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", [name for name, cases in CASES.items() if any(map(is_smooth, cases))])
+def test_gradients_keep_dtype_and_shape_on_every_layout_and_own_their_memory(name, dtype):
+    for case, layout in itertools.product(CASES[name], LAYOUTS.values()):
+        arrays = [layout(x) for x in case.arrays(dtype)]
+        wide = [x.astype(np.float64) if x.dtype == dtype else x for x in arrays]
+        leaves, wide_leaves = (tensors(case, xs, requires_grad=True) for xs in (arrays, wide))
+        y = OPS[name](*leaves, **case.params)
+        gradient = np.random.default_rng(1).standard_normal(y.shape).astype(y.dtype)
+        held = [*arrays, gradient, y.detach().numpy()]
+        before = [x.tobytes() for x in held]
+        y.backward(gradient)
+        OPS[name](*wide_leaves, **case.params).backward(gradient)
+
+        assert [x.tobytes() for x in held] == before
+        for i in case.floats:
+            if i in case.flat:
+                assert leaves[i].grad is None
+                continue
+            g, exact = leaves[i].grad.numpy(), wide_leaves[i].grad.numpy()
+            assert g.dtype == dtype and g.shape == arrays[i].shape
+            assert not any(np.may_share_memory(g, other) for other in held)
+            held.append(g)
+            np.testing.assert_allclose(g, exact, rtol=0, atol=100 * np.finfo(dtype).eps * np.abs(exact).max(initial=1))
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.is_view])
+def test_a_view_shares_memory_wherever_numpy_shares_it(name):
+    for case, layout in itertools.product(CASES[name], LAYOUTS.values()):
+        (x,) = (layout(x) for x in case.arrays(np.float32))
+        y = OPS[name](sn.Tensor(x), **case.params)
+        assert np.shares_memory(y.numpy(), x) == np.shares_memory(case.oracle(x, **case.params), x)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.floating])
+def test_integers_become_float32_where_the_result_is_a_real_number(name):
+    for case in CASES[name]:
+        integers = [np.ones(x, np.int64) if i in case.floats else x for i, x in enumerate(case.inputs)]
+        y = OPS[name](*map(sn.Tensor, integers), **case.params)
+        assert y.dtype == np.float32
+        floats = [x.astype(np.float32) if i in case.floats else x for i, x in enumerate(integers)]
+        np.testing.assert_allclose(y.numpy(), case.oracle(*floats, **case.params), rtol=1e-5)
+
+
+KEEPING_INTEGERS = [name for name, op in OPS.items() if not op.floating and not name.endswith("_grad")]
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("name", KEEPING_INTEGERS)
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
+def test_integers_stay_integers_elsewhere(name, dtype):
+    for case in CASES[name]:
+        drawn = [np.random.default_rng(i).integers(0, 3, np.shape(x)) for i, x in enumerate(case.arrays(np.float32))]
+        integers = [d.astype(dtype) if i in case.floats else case.inputs[i] for i, d in enumerate(drawn)]
+        params = {key: 1 if key == "value" else value for key, value in case.params.items()}
+        params |= {key: {"low": 1, "high": 2}[key] for key in params if key in ("low", "high")}
+        y = OPS[name](*map(sn.Tensor, integers), **params)
+        expected = np.asarray(case.oracle(*integers, **params))
+        assert y.dtype == (np.int64 if name == "sum" else expected.dtype)
+        np.testing.assert_array_equal(y.numpy(), expected)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("source", FLOATS)
+@pytest.mark.parametrize("target", FLOATS)
+def test_a_cast_converts_and_its_gradient_comes_back_in_the_dtype_it_left(source, target):
+    x = sn.Tensor(np.array([1.1, 2.2], source), requires_grad=True)
+    y = OPS["cast"](x, dtype=np.dtype(target))
+    y.backward(np.array([1.3, 1.4], target))
+    assert y.dtype == target and x.grad.dtype == source
+    np.testing.assert_array_equal(y.detach().numpy(), x.detach().numpy().astype(target))
+    np.testing.assert_array_equal(x.grad.numpy(), np.array([1.3, 1.4], target).astype(source))
+    gradcheck(lambda x: OPS["cast"](x, dtype=np.dtype(np.float64)), [np.array([1.1, 2.2])], order=2)
+
+
+TIES = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(
+    ("f", "expected"),
+    [
+        (lambda x: x.max(axis=1), [[0, 0.5, 0.5], [1 / 3] * 3]),
+        (lambda x: (-x).min(axis=1), [[0, -0.5, -0.5], [-1 / 3] * 3]),
+        (lambda x: x.max(), [[0, 0.5, 0.5], [0, 0, 0]]),
+        (lambda x: x.maximum(2.0), [[0, 1, 1], [0.5] * 3]),
+        (lambda x: x.minimum(2.0), [[1, 0, 0], [0.5] * 3]),
+        (lambda x: abs(x - 3.0), [[-1, 0, 0], [-1, -1, -1]]),
+        (lambda x: (x - 2.0).relu(), [[0, 1, 1], [0, 0, 0]]),
+        (lambda x: x.clip(2.0, 3.0), [[0, 1, 1], [1, 1, 1]]),
+        (lambda x: x.sign(), None),
+    ],
+)
+def test_at_a_kink_the_gradient_is_the_documented_one(f, expected):
+    x = sn.Tensor(TIES, requires_grad=True)
+    y = f(x)
+    if expected is None:
+        assert not y.requires_grad
+        return
+    y.backward(np.ones(y.shape))
+    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-15)
