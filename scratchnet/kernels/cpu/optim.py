@@ -46,21 +46,21 @@ def _rmsprop(p, g, v, u, lr, alpha, rest, eps, momentum, weight_decay):
 
 
 @jit
-def _one_state(lo, hi, param, grad, s, new_param, new_s, *numbers):
+def _one_state(lo, hi, param, grad, s, new_param, new_s, numbers):
     param, grad, s, new_param, new_s = param[lo:hi], grad[lo:hi], s[lo:hi], new_param[lo:hi], new_s[lo:hi]
     for i in range(param.size):
         new_param[i], new_s[i] = rule(param[i], grad[i], s[i], *numbers)
 
 
 @jit
-def _one_state_in_place(lo, hi, param, grad, s, *numbers):
+def _one_state_in_place(lo, hi, param, grad, s, numbers):
     param, grad, s = param[lo:hi], grad[lo:hi], s[lo:hi]
     for i in range(param.size):
         param[i], s[i] = rule(param[i], grad[i], s[i], *numbers)
 
 
 @jit
-def _two_states(lo, hi, param, grad, s, t, new_param, new_s, new_t, *numbers):
+def _two_states(lo, hi, param, grad, s, t, new_param, new_s, new_t, numbers):
     param, grad, s, t = param[lo:hi], grad[lo:hi], s[lo:hi], t[lo:hi]
     new_param, new_s, new_t = new_param[lo:hi], new_s[lo:hi], new_t[lo:hi]
     for i in range(param.size):
@@ -68,7 +68,7 @@ def _two_states(lo, hi, param, grad, s, t, new_param, new_s, new_t, *numbers):
 
 
 @jit
-def _two_states_in_place(lo, hi, param, grad, s, t, *numbers):
+def _two_states_in_place(lo, hi, param, grad, s, t, numbers):
     param, grad, s, t = param[lo:hi], grad[lo:hi], s[lo:hi], t[lo:hi]
     for i in range(param.size):
         param[i], s[i], t[i] = rule(param[i], grad[i], s[i], t[i], *numbers)
@@ -80,12 +80,12 @@ def _stepper(name, rule, loop, loop_in_place):
 
     def step(inputs, outputs, numbers):
         size, cost, arrays = inputs[0].size, 2 * len(inputs), [x.ravel() for x in inputs]
-        numbers = map(float, numbers)
+        numbers = tuple(map(float, numbers))
         param, _, *states = inputs
         if all(map(is_, (param, *states), outputs)):
-            run_in_place(size, cost, *arrays, *numbers)
+            run_in_place(size, cost, *arrays, numbers)
         else:
-            run(size, cost, *arrays, *[x.ravel() for x in outputs], *numbers)
+            run(size, cost, *arrays, *[x.ravel() for x in outputs], numbers)
 
     return step
 
