@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .errors import ConfigError, DeviceError, DtypeError, GradientError, ShapeError
+from .errors import ConfigError, DeviceError, DtypeError, GradientError, ScratchnetError, ShapeError
 from .kernels import Device
 from .kernels import device as find_device
 
@@ -124,7 +124,10 @@ class Tensor:
         """Runs one op and records it. This is the only place where ops meet tensors."""
         tensors = _prepare(op, inputs)
         device = tensors[0]._device
-        out = op.forward(device, *[t._data for t in tensors], **params)
+        try:
+            out = op.forward(device, *[t._data for t in tensors], **params)
+        except (TypeError, ValueError) as error:
+            raise _refusal(op, tensors, error) from None
         node = None
         if _grad_enabled.get():
             for i, t in enumerate(tensors):
@@ -517,8 +520,11 @@ def as_tensor(x: ArrayLike, like: Tensor | None = None) -> Tensor:
         return Tensor(x)
     if isinstance(x, int | float | np.number) and not isinstance(x, bool):
         exact = like._data.dtype.kind in "iu" and isinstance(x, int | np.integer)
-        if exact or like._data.dtype.kind == "f":
-            return Tensor._wrap(np.array(x, like._data.dtype), like._device)
+        if exact or (like._data.dtype.kind == "f" and not isinstance(x, np.complexfloating)):
+            try:
+                return Tensor._wrap(np.array(x, like._data.dtype), like._device)
+            except OverflowError:
+                raise DtypeError(f"Tensor: expected a number that fits {like._data.dtype}, got {x}") from None
     return Tensor._wrap(_as_array(x, None), like._device)
 
 
@@ -615,6 +621,14 @@ def _promote(op: ops.Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if target.kind == "f":  # NumPy has no integer type that holds both
             raise DtypeError(f"{op.name}: expected integers of one kind, got {', '.join(sorted(map(str, dtypes)))}")
     return tuple(t.astype(target) if i in group else t for i, t in enumerate(inputs))
+
+
+def _refusal(op: ops.Op, tensors: tuple[Tensor, ...], error: Exception) -> Exception:
+    """What to raise for an error of a forward: DtypeError where NumPy has no such function of integers or booleans."""
+    if isinstance(error, ScratchnetError) or any(t._data.dtype.kind == "f" for t in tensors):
+        return error
+    dtypes = " and ".join(str(t._data.dtype) for t in tensors)
+    return DtypeError(f"{op.name}: expected floats, got {dtypes} ({str(error).splitlines()[0]})")
 
 
 _to_device = ops.Op("to", lambda device, x: x, (lambda g, y, x: g.to(x.device),))

@@ -188,7 +188,7 @@ def pad(x, widths, value=0):
         raise ShapeError(f"pad: expected n, (before, after) or {x.ndim} such pairs, none negative, got {widths!r}")
     shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pairs, strict=True))
     key = tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, pairs, strict=True))
-    return place(x, key=key, shape=shape, value=value)
+    return place(x, key=(*key, Ellipsis), shape=shape, value=value)
 
 
 _BASIC = (int, np.integer, slice, type(None), type(Ellipsis))
