@@ -105,7 +105,8 @@ class _Kernel(CPUDispatcher):
     def compile(self, sig):
         with global_compiler_lock, session:
             while _before_first_kernel:
-                _before_first_kernel.pop()()
+                _before_first_kernel[-1]()
+                _before_first_kernel.pop()
             return super().compile(sig)
 
 

@@ -1,0 +1,337 @@
+"""The inner loops that Numba's own cannot express: those of the matrix product, written in LLVM's language.
+
+`tile`, `copy_rows` and `transpose` are called from kernels like any function. They take each array together with the
+offset of an element in it; steps count elements; nothing is checked. Their code is one LLVM module, compiled once and
+called by name. Under `NUMBA_DISABLE_JIT=1` their plain NumPy twins take their places.
+"""
+
+import inspect
+from typing import NamedTuple
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from .cache import object_code
+from .compile import JIT_ENABLED, before_first_kernel
+
+
+class Tile(NamedTuple):
+    """The block of `out` that stays in registers while a loop runs over k: at most `rows` rows.
+
+    A tile of r rows is `vectors[r]` vectors wide: the fewer rows, the wider, since it takes about ten independent sums
+    to hide the latency of a fused multiply-add. The tile and one row of `b` together fit into the registers.
+    """
+
+    vector_bytes: int
+    rows: int
+    vectors: tuple[int, ...]
+
+
+TILES = {  # by the first feature that the CPU has
+    "avx512f": Tile(64, 12, (0, 8, 6, 4, 4, 3, 3, 2, 2, 2, 2, 2, 2)),  # 32 registers
+    "avx2": Tile(32, 6, (0, 8, 6, 4, 3, 2, 2)),  # 16 registers
+    "neon": Tile(16, 8, (0, 8, 6, 4, 4, 3, 3, 2, 2)),  # 32 registers
+    "": Tile(16, 6, (0, 8, 6, 4, 3, 2, 2)),  # SSE: 16 registers
+}
+
+
+def _host_tile() -> Tile:
+    features = llvm.get_host_cpu_features()
+    return next(tile for feature, tile in TILES.items() if features.get(feature, feature == ""))
+
+
+TILE = _host_tile()
+SQUARE_BYTES = min(32, TILE.vector_bytes)  # one side of the block that `transpose` turns
+
+# --- plain Python ---------------------------------------------------------------------------------------------------
+
+
+def _tile(
+    a, a_at, a_stride, turned, b, b_at, b_step, start, start_at, start_row, out, out_at, out_row, k, last, rows, vectors
+):
+    """out[i, j] = start[i, j] + sum over k of a[i, k] * b[k, j]: each sum one chain in the order of k.
+
+    a[i, k] is `a_stride` elements after a[i - 1, k] and next to a[i, k - 1], or the other way round if `turned`. The
+    columns are `vectors` whole vectors, the last of which begins at column `last` (it may overlap the one before); or,
+    if `vectors` is 0, the first `last` lanes of one.
+    """
+    a, b, start, out = a.reshape(-1), b.reshape(-1), start.reshape(-1), out.reshape(-1)
+    a_row, a_step = (1, a_stride) if turned else (a_stride, 1)
+    columns = last + TILE.vector_bytes // out.itemsize if vectors else last
+    for i in range(rows):
+        total = start[start_at + i * start_row :][:columns]
+        for step in range(k):
+            total = total + a[a_at + i * a_row + step * a_step] * b[b_at + step * b_step :][:columns]
+        out[out_at + i * out_row :][:columns] = total
+
+
+def _copy_rows(source, source_at, source_step, target, target_at, target_step, count, last, vectors):
+    """target[i, j] = source[i, j] for `count` rows; the columns are described as in `tile`."""
+    source, target = source.reshape(-1), target.reshape(-1)
+    columns = last + TILE.vector_bytes // target.itemsize if vectors else last
+    for i in range(count):
+        target[target_at + i * target_step :][:columns] = source[source_at + i * source_step :][:columns]
+
+
+def _transpose(source, source_at, source_step, target, target_at, target_step):
+    """target[j, i] = source[i, j] for a block of SQUARE_BYTES by SQUARE_BYTES."""
+    source, target = source.reshape(-1), target.reshape(-1)
+    side = SQUARE_BYTES // target.itemsize
+    for i in range(side):
+        target[target_at + i :][: side * target_step : target_step] = source[source_at + i * source_step :][:side]
+
+
+# --- LLVM -----------------------------------------------------------------------------------------------------------
+
+# Arguments of the LLVM functions: names in capitals are pointers, the others integers.
+SIGNATURES = {
+    "tile": "A a_stride turned B b_step START start_row OUT out_row k last rows vectors",
+    "copy_rows": "SOURCE source_step TARGET target_step count last vectors",
+    "transpose": "SOURCE source_step TARGET target_step",
+}
+DTYPES = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
+
+_i32, _i64 = ir.IntType(32), ir.IntType(64)
+
+
+class _Function:
+    """An LLVM function on vectors of `lanes` elements, being written. Its arguments are its items."""
+
+    def __init__(self, module, name, signature, dtype, lanes):
+        self.size, self.lanes, self.vector = int(dtype[-2:]) // 8, lanes, ir.VectorType(DTYPES[dtype], lanes)
+        self.suffix = f"v{lanes}f{8 * self.size}"
+        names = SIGNATURES[signature].split()
+        kinds = [DTYPES[dtype].as_pointer() if name.isupper() else _i64 for name in names]
+        self.llvm = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
+        self.builder = ir.IRBuilder(self.llvm.append_basic_block())
+        self.arguments = dict(zip(names, self.llvm.args, strict=True))
+
+    def __getitem__(self, name):
+        return self.arguments[name]
+
+    def at(self, pointer, *offsets):
+        """The element after `pointer` by the sum of `offsets`, which are LLVM integers or Python's."""
+        for offset in offsets:
+            pointer = self.builder.gep(pointer, [_i64(offset) if isinstance(offset, int) else offset])
+        return pointer
+
+    def times(self, n, value):
+        return self.builder.mul(value, _i64(n))
+
+    def intrinsic(self, name, result, *values):
+        signature = ir.FunctionType(result, [value.type for value in values])
+        known = self.llvm.module.globals
+        return self.builder.call(known.get(name) or ir.Function(self.llvm.module, signature, name), values)
+
+    def load(self, pointer, mask=None):
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            return self.builder.load(pointer, align=self.size)
+        return self.intrinsic(
+            f"llvm.masked.load.{self.suffix}.p0", self.vector, pointer, _i32(self.size), mask, self.vector(None)
+        )
+
+    def store(self, value, pointer, mask=None):
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            self.builder.store(value, pointer, align=self.size)
+        else:
+            self.intrinsic(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), value, pointer, _i32(self.size), mask)
+
+    def prefetch(self, pointer):
+        """Fetch the cache line of `pointer` into the first cache, for writing."""
+        pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        self.intrinsic("llvm.prefetch.p0", ir.VoidType(), pointer, _i32(1), _i32(3), _i32(1))
+
+    def shuffle(self, low, high, lanes):
+        """Lane i of the result is lane `lanes[i]` of `low` and `high` side by side."""
+        return self.builder.shuffle_vector(low, high, ir.VectorType(_i32, self.lanes)(lanes))
+
+    def splat(self, scalar):
+        """`scalar` in every lane."""
+        undefined = ir.VectorType(scalar.type, self.lanes)(ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, _i32(0))
+        return self.shuffle(first, first, [0] * self.lanes)
+
+    def multiply_add(self, a, b, c):
+        return self.intrinsic(f"llvm.fma.{self.suffix}", self.vector, a, b, c)
+
+    def columns(self, vectors):
+        """Offsets of the vectors of a row, and the mask of a row that is shorter than one vector."""
+        if vectors:
+            return [*(v * self.lanes for v in range(vectors - 1)), self["last"]], None
+        numbers = ir.VectorType(_i64, self.lanes)(list(range(self.lanes)))
+        return [0], self.builder.icmp_signed("<", numbers, self.splat(self["last"]))
+
+    def loop(self, count, carried, body):
+        """Run `body(values) -> values` `count` times on the LLVM values `carried`; return what they are at the end."""
+        builder, before = self.builder, self.builder.block
+        inside, after = self.llvm.append_basic_block(), self.llvm.append_basic_block()
+        builder.cbranch(builder.icmp_signed(">", count, _i64(0)), inside, after)
+        builder.position_at_end(inside)
+        starts = [count, *carried]
+        values = [builder.phi(value.type) for value in starts]
+        changed = [builder.sub(values[0], _i64(1)), *body(values[1:])]
+        builder.cbranch(builder.icmp_signed(">", changed[0], _i64(0)), inside, after)
+        builder.position_at_end(after)
+        results = [builder.phi(value.type) for value in carried]
+        for phi, start, value in zip([*values, *results], [*starts, *carried], [*changed, *changed[1:]], strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(value, inside)
+        return results
+
+
+def _write_tile(module, name, dtype, lanes, rows, vectors, turned):
+    f = _Function(module, name, "tile", dtype, lanes)
+    columns, mask = f.columns(vectors)
+    a_row, a_step = (1, f["a_stride"]) if turned else (f["a_stride"], 1)
+    a_rows = [i if turned else f.times(i, a_row) for i in range(rows)]
+    starts = [f.at(f["START"], f.times(i, f["start_row"]), column) for i in range(rows) for column in columns]
+    outs = [f.at(f["OUT"], f.times(i, f["out_row"]), column) for i in range(rows) for column in columns]
+
+    for i in range(rows):  # the rows below, where the next tile will be, are far away: fetch them while this one runs
+        f.prefetch(f.at(f["OUT"], f.times(rows + i, f["out_row"])))
+
+    def step(values):
+        a, b, *sums = values
+        b_row = [f.load(f.at(b, column), mask) for column in columns]
+        factors = [f.splat(f.builder.load(f.at(a, offset))) for offset in a_rows]
+        products = [(factor, right) for factor in factors for right in b_row]
+        sums = [f.multiply_add(*ab, total) for ab, total in zip(products, sums, strict=True)]
+        return [f.at(a, a_step), f.at(b, f["b_step"]), *sums]
+
+    _, _, *sums = f.loop(f["k"], [f["A"], f["B"], *(f.load(start, mask) for start in starts)], step)
+    for total, out in zip(sums, outs, strict=True):
+        f.store(total, out, mask)
+    f.builder.ret_void()
+    return f.llvm
+
+
+def _write_copy_rows(module, name, dtype, lanes, vectors):
+    f = _Function(module, name, "copy_rows", dtype, lanes)
+    columns, mask = f.columns(vectors)
+
+    def copy_row(pointers):
+        source, target = pointers
+        for column in columns:
+            f.store(f.load(f.at(source, column), mask), f.at(target, column), mask)
+        return [f.at(source, f["source_step"]), f.at(target, f["target_step"])]
+
+    f.loop(f["count"], [f["SOURCE"], f["TARGET"]], copy_row)
+    f.builder.ret_void()
+    return f.llvm
+
+
+def _write_transpose(module, name, dtype, side):
+    """Swap the off-diagonal quarters of ever larger squares: 2x2, 4x4, 8x8."""
+    f = _Function(module, name, "transpose", dtype, side)
+    rows = [f.load(f.at(f["SOURCE"], f.times(i, f["source_step"]))) for i in range(side)]
+    distance = 1
+    while distance < side:
+        keep = [lane + (side - distance if lane & distance else 0) for lane in range(side)]
+        swap = [lane + (side if lane & distance else distance) for lane in range(side)]
+        for i in [i for i in range(side) if not i & distance]:
+            low, high = rows[i], rows[i + distance]
+            rows[i], rows[i + distance] = f.shuffle(low, high, keep), f.shuffle(low, high, swap)
+        distance *= 2
+    for i, row in enumerate(rows):
+        f.store(row, f.at(f["TARGET"], f.times(i, f["target_step"])))
+    f.builder.ret_void()
+
+
+def _write_choice(module, name, signature, dtype, key, cases):
+    """A function that hands its arguments on to the one of `cases` whose number is `key(function)`."""
+    f = _Function(module, name, signature, dtype, 1)
+    end = f.llvm.append_basic_block()
+    choice = f.builder.switch(key(f), end)
+    for number, case in cases.items():
+        case.linkage = "internal"
+        choice.add_case(_i64(number), f.llvm.append_basic_block())
+        f.builder.position_at_end(f.llvm.blocks[-1])
+        f.builder.call(case, f.llvm.args, tail=True)
+        f.builder.ret_void()
+    f.builder.position_at_end(end)
+    f.builder.ret_void()
+
+
+def _tile_number(f):
+    return f.builder.add(f.builder.add(f.times(32, f["rows"]), f.times(2, f["vectors"])), f["turned"])
+
+
+def llvm_module(tile=TILE) -> str:
+    """The source of `tile_float32` and its like for a CPU of the given kind."""
+    module = ir.Module("scratchnet")
+    for dtype in DTYPES:
+        size = int(dtype[-2:]) // 8
+        lanes = tile.vector_bytes // size
+        tiles = {}
+        for rows in range(1, tile.rows + 1):
+            # Two tile heights that differ by one may stand side by side and then have one width: the larger's.
+            for vectors in sorted({0, 1, 2, *tile.vectors[rows : rows + 2]}):
+                for turned in (0, 1):
+                    name = f"tile_{dtype}_{rows}x{vectors}_{turned}"
+                    tiles[rows * 32 + vectors * 2 + turned] = _write_tile(
+                        module, name, dtype, lanes, rows, vectors, turned
+                    )
+        copies = {v: _write_copy_rows(module, f"copy_rows_{dtype}_{v}", dtype, lanes, v) for v in {0, 1, *tile.vectors}}
+        _write_choice(module, f"scratchnet_tile_{dtype}", "tile", dtype, _tile_number, tiles)
+        _write_choice(module, f"scratchnet_copy_rows_{dtype}", "copy_rows", dtype, lambda f: f["vectors"], copies)
+        _write_transpose(module, f"scratchnet_transpose_{dtype}", dtype, min(32, tile.vector_bytes) // size)
+    return str(module)
+
+
+def _target_machine():
+    host, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    return llvm.Target.from_default_triple().create_target_machine(cpu=host, features=features, opt=3, jit=True)
+
+
+_engines: list = []  # own the machine code
+
+
+def _load():
+    """Make the functions callable by name from compiled kernels."""
+    code = object_code("simd", lambda: _target_machine().emit_object(llvm.parse_assembly(llvm_module())))
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    for name in SIGNATURES:
+        for dtype in DTYPES:
+            llvm.add_symbol(f"scratchnet_{name}_{dtype}", engine.get_function_address(f"scratchnet_{name}_{dtype}"))
+    _engines.append(engine)
+
+
+def _external(twin):
+    """The intrinsic that calls the LLVM function of that name: an array and the offset behind it become a pointer."""
+    name = twin.__name__.strip("_")
+
+    def call(typing_context, *arguments):
+        symbol = f"scratchnet_{name}_{arguments[0].dtype.name}"
+        signature = types.void(*(a if isinstance(a, types.Array) else types.intp for a in arguments))
+
+        def generate(context, builder, signature, values):
+            passed = []
+            pairs = zip(signature.args, values, strict=True)
+            for kind, value in pairs:
+                if isinstance(kind, types.Array):
+                    data = context.make_array(kind)(context, builder, value).data
+                    value = builder.gep(data, [next(pairs)[1]])
+                passed.append(value)
+            function_type = ir.FunctionType(ir.VoidType(), [value.type for value in passed])
+            known = builder.module.globals
+            builder.call(known.get(symbol) or ir.Function(builder.module, function_type, symbol), passed)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    parameters = inspect.signature(twin).parameters.values()
+    first = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    call.__signature__ = inspect.Signature([first, *parameters])
+    return intrinsic(call)
+
+
+tile, copy_rows, transpose = _tile, _copy_rows, _transpose
+if JIT_ENABLED:
+    before_first_kernel(_load)
+    tile, copy_rows, transpose = _external(_tile), _external(_copy_rows), _external(_transpose)
