@@ -8,7 +8,7 @@ import inspect
 import numpy as np
 
 from .. import device
-from . import elementwise, movement, optim, random, reduce, softmax
+from . import elementwise, gemm, movement, optim, random, reduce, softmax
 from .compile import JIT_ENABLED
 
 # The dtypes for which a kernel is compiled, inputs -> outputs, in NumPy's letters: ? bool, l int64, and f float32 or
@@ -22,7 +22,7 @@ SIGNATURES = {
     **dict.fromkeys(("sum", "max", "min"), "f->f"),
     "argmax": "f->l",
     **dict.fromkeys(("take_rows", "scatter_rows"), "fl->f"),
-    **dict.fromkeys(("matmul",), "ff->f"),
+    "matmul": "ff->f",
     "linear": "fff->f",
     **dict.fromkeys(("softmax", "logsumexp", "log_softmax"), "f->f"),
     "softmax_grad": "ff->f",
@@ -96,6 +96,10 @@ def _guarded(name, kernel, signature, reference):
     return entry if JIT_ENABLED else np.errstate(all="ignore")(entry)
 
 
+def _linear(x, weight, bias, out):
+    gemm.matmul(x, weight, out, bias=bias)
+
+
 _REFERENCE = device("numpy").kernels
 
 _COMPILED = {
@@ -105,8 +109,8 @@ _COMPILED = {
     **softmax.KERNELS,
     **random.KERNELS,
     **optim.KERNELS,
-    "matmul": _REFERENCE["matmul"],
-    "linear": _REFERENCE["linear"],
+    "matmul": gemm.matmul,
+    "linear": _linear,
 }
 
 KERNELS = {
