@@ -1,6 +1,6 @@
 """scratchnet: a neural-network engine from scratch, whose answer never depends on the hardware that computes it."""
 
-from . import data, errors, functions, metrics, nn, optim
+from . import data, errors, functions, metrics, nn, optim, testing
 from .autograd import grad, value_and_grad
 from .checkpoint import load, save
 from .errors import *
@@ -29,6 +29,7 @@ __all__ = [
     "save",
     "set_num_threads",
     "tensor",
+    "testing",
     "value_and_grad",
     *errors.__all__,
     *functions.__all__,

@@ -44,7 +44,7 @@ def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0)
         gradients = [found[k][1] if k in found else v.detach() * 0 for k, v in zip(keys, variables, strict=True)]
         for v in variables:
             v.requires_grad = not v.is_leaf  # nobody outside can ask for the gradient of a leaf made here
-        y, *gradients = (t if _is_wanted(t) else t.detach() for t in (y, *gradients))
+        y, *gradients = (t if create_graph and _is_wanted(t) else t.detach() for t in (y, *gradients))
         return y, tuple(gradients) if isinstance(argnums, tuple) else gradients[0]
 
     return with_value

@@ -27,7 +27,10 @@ def _matmul(device, a, b):  # (..., m, k) @ (..., k, n)
         out = device.empty((a.shape[0], b.shape[1]), a.dtype)
         _product(device, a, b, out)
         return out
-    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    try:
+        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ValueError:
+        raise ShapeError(f"matmul: expected leading axes that broadcast, got {a.shape} @ {b.shape}") from None
     out = device.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
     a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
     for i in np.ndindex(*batch):
