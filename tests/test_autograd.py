@@ -1,0 +1,572 @@
+"""The laws of differentiation: what backward, no_grad, grad and value_and_grad promise."""
+
+import gc
+import itertools
+import math
+import sys
+import threading
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+from conftest import JIT
+from hypothesis import given
+from hypothesis import strategies as st
+
+import scratchnet as sn
+from scratchnet.autograd import first_nonfinite
+from scratchnet.testing import gradcheck
+
+pytestmark = pytest.mark.usefixtures("numpy_device")
+
+
+def leaf(*values, dtype=np.float64):
+    return sn.Tensor(np.array(values if len(values) != 1 else values[0], dtype), requires_grad=True)
+
+
+def gradient(x):
+    return x.grad.numpy().tolist()
+
+
+def error_line(error) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# --- one backward pass -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("f", "expected"),
+    [
+        (lambda x: x * x, 6.0),
+        (lambda x: x + x, 2.0),
+        (lambda x: x - x, 0.0),
+        (lambda x: x / x, 0.0),
+        (lambda x: x * x * x, 27.0),
+        (lambda x: x**2 * x, 27.0),
+        (lambda x: sn.maximum(x, x), 1.0),
+        (lambda x: sn.where(x > 2, x * x, x), 6.0),
+        (lambda x: sn.stack([x, x, x]).sum(), 3.0),
+        (lambda x: sn.cat([x.reshape(1), x.reshape(1)]) @ sn.Tensor([2.0, 5.0], dtype=np.float64), 7.0),
+    ],
+)
+def test_a_tensor_used_more_than_once_gets_the_sum_of_its_gradients(f, expected):
+    x = leaf(3.0)
+    f(x).backward()
+    assert x.grad.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_square_of_a_matrix_differentiates_both_factors():
+    gradcheck(lambda x: x @ x @ x, [np.random.default_rng(0).standard_normal((3, 3))], order=2)
+
+
+def test_a_diamond_passes_each_node_once():
+    x = leaf(1.0)
+    y = x
+    for _ in range(60):
+        y = y + y  # 2 ** 60 paths
+    y.backward()
+    assert x.grad.item() == 2.0**60
+
+
+def test_a_node_waits_for_all_its_gradients_before_it_passes_them_on():
+    x = leaf(0.5)
+    a = x * 2
+    b = a * a
+    c = b * a
+    d = c + b * c + a
+    (d * a).backward()
+    t = 1.0  # a = t: d * a = t**4 + t**6 + t**2
+    assert x.grad.item() == pytest.approx(2 * (4 * t**3 + 6 * t**5 + 2 * t), rel=1e-12)
+
+
+def test_an_unused_leaf_keeps_no_gradient():
+    x, unused = leaf(1.0), leaf(2.0)
+    (x * 3).backward()
+    assert gradient(x) == 3.0 and unused.grad is None
+
+
+def test_gradients_accumulate_until_they_are_forgotten():
+    x = leaf(1.0, 2.0)
+    for times in (1, 2, 3):
+        (x * x).sum().backward()
+        assert gradient(x) == [2.0 * times, 4.0 * times]
+    x.zero_grad()
+    assert x.grad is None
+
+
+def test_a_result_of_several_elements_needs_a_gradient_of_its_shape():
+    x = leaf(1.0, 2.0, 3.0)
+    y = x * x
+    with pytest.raises(sn.ShapeError, match=r"backward: expected a gradient for a tensor of shape \(3,\), got none"):
+        y.backward()
+    with pytest.raises(sn.ShapeError, match=r"expected a gradient of shape \(3,\), got \(1,\)"):
+        y.backward([1.0])
+    assert x.grad is None
+    y.backward([1.0, 10.0, 100.0])
+    assert gradient(x) == [2.0, 40.0, 600.0]
+
+
+def test_a_result_of_one_element_needs_no_gradient_whatever_its_shape():
+    x = leaf(3.0)
+    (x * x).reshape(1, 1).backward()
+    assert gradient(x) == 6.0
+
+
+def test_a_gradient_from_another_device_is_an_error():
+    y = leaf(1.0, 2.0) * 2
+    with pytest.raises(sn.DeviceError, match="'numpy', got 'cpu'"):
+        y.backward(sn.Tensor([1.0, 1.0], device="cpu"))
+
+
+@pytest.mark.parametrize("make", [lambda: sn.Tensor([1.0]), lambda: leaf(1.0).detach(), lambda: leaf(1.0) > 0])
+def test_backward_without_a_record_is_an_error(make):
+    with pytest.raises(sn.GradientError, match="no record"):
+        make().backward()
+
+
+def test_a_leaf_is_its_own_gradient():
+    x = leaf(2.0)
+    x.backward()
+    x.backward(np.array(3.0))
+    assert gradient(x) == 4.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_have_the_dtype_of_their_leaf(dtype):
+    x = leaf(1.0, 2.0, dtype=dtype)
+    ((x * 0.5 + 1).exp() / 3).mean().backward(1)
+    assert x.grad.dtype == dtype
+    (x * 2).backward(np.ones(2, np.float64))  # a gradient of another type is converted
+    assert x.grad.dtype == dtype
+
+
+# --- backward twice --------------------------------------------------------------------------------------------------
+
+
+def test_backward_twice_raises_and_leaves_gradients_alone():
+    x = leaf(3.0)
+    y = (x * x).exp()
+    y.backward()
+    before = gradient(x)
+    with pytest.raises(sn.GradientError, match=r"exp: expected a live record.*retain_graph=True") as error:
+        y.backward()
+    error_line(error)
+    assert gradient(x) == before
+
+
+def test_a_part_that_an_earlier_backward_freed_cannot_be_used_again():
+    x = leaf(3.0)
+    shared = x * x
+    (shared + 1).backward()
+    with pytest.raises(sn.GradientError, match="mul: expected a live record"):
+        (shared.exp() + x).backward()
+    assert gradient(x) == 6.0
+
+
+def test_retain_graph_keeps_the_record_for_another_backward():
+    x = leaf(3.0)
+    y = x * x
+    for times in (1, 2, 3):
+        y.backward(retain_graph=times < 3)
+        assert gradient(x) == 6.0 * times
+    with pytest.raises(sn.GradientError):
+        y.backward()
+
+
+# --- tensors that change in place ------------------------------------------------------------------------------------
+
+
+def bump(x):
+    """What an optimizer does to a parameter."""
+    x._owner._version += 1
+
+
+@pytest.mark.parametrize("use", [lambda x: x * x, lambda x: x.exp(), lambda x: x[0] * 2, lambda x: x.reshape(2, 1).T])
+def test_a_leaf_that_changed_since_it_was_read_is_an_error(use):
+    x = leaf(1.0, 2.0)
+    y = use(x).sum()
+    bump(x)
+    with pytest.raises(sn.GradientError, match="changed in place since") as error:
+        y.backward()
+    assert error_line(error).split(":")[0] in ("mul", "exp", "getitem", "sum")  # who read it
+    assert x.grad is None
+
+
+def test_a_change_is_seen_through_views_and_detached_tensors():
+    for other in (lambda x: x.detach(), lambda x: x[1:], lambda x: x.reshape(2, 1)):
+        x = leaf(1.0, 2.0)
+        y = (x * x).sum()
+        bump(other(x))
+        with pytest.raises(sn.GradientError):
+            y.backward()
+
+
+def test_a_change_before_reading_or_after_backward_does_no_harm():
+    x, w = leaf(2.0), leaf(5.0)
+    bump(x)
+    y = x * x
+    bump(w)  # not in the record
+    y.backward()
+    bump(x)
+    (x * x).backward()
+    assert gradient(x) == 8.0
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_only_the_record_held_is_freed_by_backward():
+    x = leaf(np.ones(1000))
+    hidden = x.exp()
+    array = weakref.ref(hidden._data)
+    y = (hidden * hidden).sum()
+    del hidden
+    gc.disable()  # reference counts alone must do it
+    try:
+        assert array() is not None
+        y.backward(retain_graph=True)
+        assert array() is not None
+        y.backward()
+        assert array() is None
+    finally:
+        gc.enable()
+
+
+def test_a_graph_without_backward_is_freed_with_its_result():
+    x = leaf(np.ones(1000))
+    hidden = x.exp()
+    array = weakref.ref(hidden._data)
+    y = (hidden * hidden).sum()
+    gc.disable()
+    try:
+        del hidden, y
+        assert array() is None
+    finally:
+        gc.enable()
+
+
+def test_no_memory_grows_from_step_to_step():
+    x = leaf(np.ones((100, 100)))
+
+    def step():
+        ((x @ x).tanh() + x.relu()).mean().backward()
+        x.zero_grad()
+
+    step()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        step()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(20):
+            step()
+        assert tracemalloc.get_traced_memory()[0] - before < 20_000  # a tenth of one matrix
+    finally:
+        tracemalloc.stop()
+
+
+def test_nothing_is_recorded_where_nothing_requires_grad():
+    x = sn.Tensor([1.0, 2.0])
+    y = (x * x).exp()
+    assert y._node is None and y.is_leaf and not y.requires_grad
+
+
+LONG = 100_000 if JIT else 5_000
+
+
+def test_a_long_chain_differentiates_without_recursion():
+    assert sys.getrecursionlimit() < LONG
+    x = leaf(1.0)
+    y = x
+    for _ in range(LONG):
+        y = y + 1.0
+    y.backward()
+    assert gradient(x) == 1.0 and y.item() == LONG + 1.0
+
+
+def test_a_long_chain_is_freed_without_recursion():
+    x = leaf(1.0)
+    y = x
+    for _ in range(LONG):
+        y = -y
+    assert first_nonfinite(y) is None
+    del y
+
+
+def test_a_long_chain_can_be_differentiated_by_grad():
+    def f(x):
+        for _ in range(LONG // 20):
+            x = x * 1.0
+        return x
+
+    assert sn.grad(f)(2.0).item() == 1.0
+
+
+# --- .grad has memory of its own -------------------------------------------------------------------------------------
+
+SHARING = {
+    "add": lambda a, b: a + b,
+    "add twice": lambda a, b: a + b + a,
+    "a view": lambda a, b: a.reshape(2, 2).T.reshape(4) + b[::-1],
+    "broadcast": lambda a, b: a.sum() + b,
+    "mean": lambda a, b: (a + b).mean() + sn.Tensor(np.zeros(4)),
+    "another device and back": lambda a, b: a.to("cpu").to("numpy") + b,
+    "itself": lambda a, b: a,
+}
+
+
+@pytest.mark.parametrize("retain", [False, True])
+@pytest.mark.parametrize("name", SHARING)
+def test_a_gradient_shares_memory_with_no_other_array(name, retain):
+    a, b = leaf(np.arange(4.0)), leaf(np.ones(4))
+    given = np.array([1.0, 2.0, 3.0, 4.0])
+    y = SHARING[name](a, b)
+    y.backward(given, retain_graph=retain)
+    held = [a.detach(), b.detach(), y.detach(), sn.Tensor(given), *[t.grad for t in (a, b) if t.grad is not None]]
+    unique = {id(t._data): t.numpy() for t in held}.values()
+    for first, second in itertools.combinations(unique, 2):
+        if first is not a._data and second is not a._data:
+            assert not np.may_share_memory(first, second)
+    assert not np.may_share_memory(a.grad.numpy(), a._data)
+    assert a.grad.numpy().flags.writeable
+
+
+def test_a_second_backward_does_not_change_the_gradient_that_somebody_kept():
+    x = leaf(1.0, 2.0)
+    (x * 2).sum().backward()
+    kept = x.grad
+    (x * 2).sum().backward()
+    assert kept.numpy().tolist() == [2.0, 2.0] and gradient(x) == [4.0, 4.0]
+
+
+# --- what is recorded ------------------------------------------------------------------------------------------------
+
+
+def test_detach_shares_memory_and_stops_gradients():
+    x = leaf(1.0, 2.0)
+    y = x.detach()
+    assert np.shares_memory(y.numpy(), x._data) and not y.requires_grad
+    (x * y).sum().backward()
+    assert gradient(x) == [1.0, 2.0]
+
+
+def test_inside_no_grad_nothing_is_recorded():
+    x = leaf(2.0)
+    with sn.no_grad():
+        y = x * x
+    assert not y.requires_grad and (x * x).requires_grad
+
+
+def test_no_grad_is_a_decorator_nests_and_survives_exceptions():
+    x = leaf(2.0)
+
+    @sn.no_grad()
+    def square(x):
+        return x * x
+
+    assert not square(x).requires_grad
+    assert not square(x).requires_grad  # it can be called again
+    with sn.no_grad():
+        with sn.no_grad():
+            pass
+        assert not (x * x).requires_grad
+    with pytest.raises(ZeroDivisionError), sn.no_grad():
+        raise ZeroDivisionError
+    assert (x * x).requires_grad
+
+
+def in_a_thread(f):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(f()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def test_no_grad_and_default_device_hold_in_one_thread_only():
+    x = leaf(2.0)
+    with sn.no_grad(), sn.default_device("numpy"):
+        assert in_a_thread(lambda: (x * x).requires_grad)
+        assert in_a_thread(lambda: sn.Tensor(1.0).device) == "cpu"
+        assert sn.Tensor(1.0).device == "numpy"
+
+    def enter():
+        with sn.no_grad(), sn.default_device("cpu"):
+            inside.set()
+            leave.wait(10)
+
+    inside, leave = threading.Event(), threading.Event()
+    thread = threading.Thread(target=enter)
+    thread.start()
+    inside.wait(10)
+    try:
+        assert (x * x).requires_grad and sn.Tensor(1.0).device == "numpy"
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_threads_differentiate_at_the_same_time_without_disturbing_each_other():
+    start = threading.Barrier(4)
+
+    def work(k):
+        x = leaf(np.full(3, float(k)))
+        start.wait(10)
+        for _ in range(5):
+            x.zero_grad()
+            (x * x * x).sum().backward()
+        results[k] = gradient(x)
+
+    results = {}
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {k: [3.0 * k * k] * 3 for k in range(4)}
+
+
+def test_gradients_travel_between_devices():
+    x = leaf(1.0, 2.0)
+    y = x.to("cpu")
+    assert y.device == "cpu" and (y * y).device == "cpu"
+    (y * y).sum().backward()
+    assert gradient(x) == [2.0, 4.0] and x.grad.device == "numpy"
+
+
+# --- grad and value_and_grad -----------------------------------------------------------------------------------------
+
+
+def nth_derivative(f, n):
+    for _ in range(n):
+        f = sn.grad(f)
+    return f
+
+
+def tanh_derivative(n, x):
+    t = math.tanh(x)
+    return [t, 1 - t**2, -2 * t * (1 - t**2), (1 - t**2) * (6 * t**2 - 2), 8 * t * (1 - t**2) * (2 - 3 * t**2)][n]
+
+
+def sigmoid_derivative(n, x):
+    s = 1 / (1 + math.exp(-x))
+    return [s, s * (1 - s), s * (1 - s) * (1 - 2 * s), s * (1 - s) * (1 - 6 * s + 6 * s**2)][n]
+
+
+CLOSED_FORMS = {
+    "tanh": (sn.tanh, tanh_derivative, 4),
+    "sigmoid": (sn.sigmoid, sigmoid_derivative, 3),
+    "exp": (sn.exp, lambda n, x: math.exp(x), 5),
+    "log": (sn.log, lambda n, x: (-1) ** (n - 1) * math.factorial(n - 1) / x**n, 5),
+    "power": (lambda x: x**5, lambda n, x: math.prod(range(6 - n, 6)) * x ** (5 - n), 5),
+    "quotient": (lambda x: 1 / x, lambda n, x: (-1) ** n * math.factorial(n) / x ** (n + 1), 4),
+    "sqrt": (sn.sqrt, lambda n, x: math.prod(0.5 - k for k in range(n)) * x ** (0.5 - n), 4),
+}
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(("name", "n"), [(name, n) for name, row in CLOSED_FORMS.items() for n in range(1, row[2] + 1)])
+@pytest.mark.parametrize("x", [0.3, 1.7])
+def test_derivatives_of_any_order_match_closed_forms(name, n, x):
+    f, closed, _ = CLOSED_FORMS[name]
+    assert nth_derivative(f, n)(np.array(x)).item() == pytest.approx(closed(n, x), rel=1e-9)
+
+
+@given(st.floats(-2, 2), st.floats(-2, 2))
+def test_mixed_partial_derivatives_commute(x, y):
+    def f(x, y):
+        return x**2 * y**3 + (x * y).tanh()
+
+    x, y = np.array(x), np.array(y)
+    by_x_then_y = sn.grad(sn.grad(f, 0), 1)(x, y).item()
+    by_y_then_x = sn.grad(sn.grad(f, 1), 0)(x, y).item()
+    t = math.tanh(x * y)
+    expected = 6 * x * y**2 + (1 - t**2) * (1 - 2 * x * y * t)
+    assert by_x_then_y == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert by_y_then_x == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_grad_takes_arrays_numbers_and_tensors_and_returns_what_was_asked_for():
+    def f(a, b, scale=1.0):
+        return (a * b).sum() * scale
+
+    a, b = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    assert sn.grad(f)(a, b).numpy().tolist() == [3.0, 4.0]
+    assert sn.grad(f, 1)(sn.Tensor(a), sn.Tensor(b), scale=2.0).numpy().tolist() == [2.0, 4.0]
+    by_both = sn.grad(f, (1, 0))(a, b)
+    assert [g.numpy().tolist() for g in by_both] == [[1.0, 2.0], [3.0, 4.0]]
+    value, g = sn.value_and_grad(f)(a, b)
+    assert value.item() == 11.0 and g.numpy().tolist() == [3.0, 4.0]
+    assert sn.grad(lambda x: x * x)(3.0).item() == 6.0
+    assert sn.grad(lambda x: x * x)(3).dtype == np.float32
+
+
+def test_grad_leaves_all_leaves_alone():
+    x, w = leaf(3.0), leaf(2.0)
+    assert sn.grad(lambda x: w * x * x)(x).item() == 12.0
+    assert x.grad is None and w.grad is None and x.requires_grad
+
+
+def test_the_gradient_of_what_does_not_depend_on_an_argument_is_zero():
+    assert sn.grad(lambda a, b: a * 2, 1)(sn.Tensor(1.0), 5.0).item() == 0.0
+    assert sn.grad(lambda a: sn.Tensor(1.0))(np.ones(())).item() == 0.0
+
+
+def test_one_derivative_does_not_mistake_the_variable_of_another_for_its_own():
+    assert sn.grad(lambda x: x * sn.grad(lambda y: x + y)(2.0))(1.0).item() == 1.0
+    assert sn.grad(lambda x: x * sn.grad(lambda y: x * y)(2.0))(3.0).item() == 6.0
+    assert sn.grad(lambda x: sn.grad(lambda x: x * x)(x) * x)(3.0).item() == 12.0
+
+
+def test_a_gradient_can_be_part_of_a_loss():
+    w = leaf(2.0, 3.0)
+    penalty = (sn.grad(lambda x: (w * x * x).sum())(np.array([1.0, 1.0])) ** 2).sum()  # (2 w x) ** 2
+    penalty.backward()
+    assert gradient(w) == [16.0, 24.0]
+
+
+def test_backward_with_create_graph_can_be_differentiated_again():
+    x = leaf(2.0)
+    (x**3).backward(create_graph=True)
+    assert gradient_of_tensor(x.grad) == 12.0 and x.grad.requires_grad
+    first = x.grad
+    x.zero_grad()
+    first.backward()
+    assert gradient(x) == 12.0  # 6 x
+
+
+def gradient_of_tensor(g):
+    return g.detach().numpy().tolist()
+
+
+def test_results_of_grad_carry_no_record_unless_something_outside_wants_one():
+    value, g = sn.value_and_grad(lambda x: x * x)(3.0)
+    assert not value.requires_grad and not g.requires_grad
+    w = leaf(2.0, dtype=np.float32)
+    value, g = sn.value_and_grad(lambda x: w * x)(3.0)
+    assert value.requires_grad and g.requires_grad
+    with sn.no_grad():
+        value, g = sn.value_and_grad(lambda x: w * x)(3.0)
+    assert not value.requires_grad and not g.requires_grad
+
+
+@pytest.mark.parametrize(("f", "came"), [(lambda x: x, r"shape \(2,\)"), (lambda x: 3.0, "float")])
+def test_grad_of_a_function_without_one_number_as_result_is_an_error(f, came):
+    with pytest.raises(sn.ShapeError, match=f"grad: expected a function whose result is one element, got {came}"):
+        sn.grad(f)(np.ones(2))
+
+
+# --- the op that made a NaN ------------------------------------------------------------------------------------------
+
+
+def test_the_first_op_with_a_result_that_is_not_finite_is_named():
+    x = leaf(-1.0, 2.0)
+    with np.errstate(all="ignore"):
+        assert first_nonfinite((x.exp() * x).log() + x.exp()) == "log"
+        assert first_nonfinite((x / 0.0) * x) == "div"
+    assert first_nonfinite(x.exp() * x) is None
+    assert first_nonfinite(leaf(np.nan) * 2) == "an input"
