@@ -5,6 +5,7 @@ offset of an element in it; steps count elements; nothing is checked. Their code
 called by name. Under `NUMBA_DISABLE_JIT=1` their plain NumPy twins take their places.
 """
 
+import functools
 import inspect
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ TILES = {  # by the first feature that the CPU has
     "avx512f": Tile(64, 12, (0, 8, 6, 4, 4, 3, 3, 2, 2, 2, 2, 2, 2)),  # 32 registers
     "avx2": Tile(32, 6, (0, 8, 6, 4, 3, 2, 2)),  # 16 registers
     "neon": Tile(16, 8, (0, 8, 6, 4, 4, 3, 3, 2, 2)),  # 32 registers
-    "": Tile(16, 6, (0, 8, 6, 4, 3, 2, 2)),  # SSE: 16 registers
+    "": Tile(16, 4, (0, 6, 4, 3, 2)),  # SSE: 16 registers, no fused multiply-add
 }
 
 
@@ -156,7 +157,7 @@ class _Function:
         return self.shuffle(first, first, [0] * self.lanes)
 
     def multiply_add(self, a, b, c):
-        return self.intrinsic(f"llvm.fma.{self.suffix}", self.vector, a, b, c)
+        return self.intrinsic(f"llvm.fmuladd.{self.suffix}", self.vector, a, b, c)
 
     def columns(self, vectors):
         """Offsets of the vectors of a row, and the mask of a row that is shorter than one vector."""
@@ -196,10 +197,14 @@ def _write_tile(module, name, dtype, lanes, rows, vectors, turned):
 
     def step(values):
         a, b, *sums = values
-        b_row = [f.load(f.at(b, column), mask) for column in columns]
-        factors = [f.splat(f.builder.load(f.at(a, offset))) for offset in a_rows]
-        products = [(factor, right) for factor in factors for right in b_row]
-        sums = [f.multiply_add(*ab, total) for ab, total in zip(products, sums, strict=True)]
+        # Hold the shorter of a's column and b's row in registers, and load the elements of the longer one by one.
+        pairs = [(i, j) for i in range(rows) for j in range(len(columns))]
+        pairs.sort(key=lambda ij: ij if rows > len(columns) else ij[::-1])
+        factor = functools.cache(lambda i: f.splat(f.builder.load(f.at(a, a_rows[i]))))
+        right = functools.cache(lambda j: f.load(f.at(b, columns[j]), mask))
+        for i, j in pairs:
+            at = i * len(columns) + j
+            sums[at] = f.multiply_add(factor(i), right(j), sums[at])
         return [f.at(a, a_step), f.at(b, f["b_step"]), *sums]
 
     _, _, *sums = f.loop(f["k"], [f["A"], f["B"], *(f.load(start, mask) for start in starts)], step)
