@@ -714,5 +714,7 @@ def unbroadcast(g: Tensor, shape: tuple[int, ...]) -> Tensor:
     if g.shape == shape:
         return g
     extra = g.ndim - len(shape)
-    repeated = tuple(i for i in range(g.ndim) if i < extra or (shape[i - extra] == 1 and g.shape[i] != 1))
-    return g.sum(repeated, keepdims=True).reshape(shape) if repeated else g.reshape(shape)
+    if extra:
+        g = g.sum(tuple(range(extra)))
+    repeated = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
+    return g.sum(repeated, keepdims=True) if repeated else g

@@ -71,7 +71,8 @@ def _reduce(name: str, dtype=lambda x: x.dtype, empty_is_error: bool = True):
 
 def _expand(g, x, axes):
     """g, reduced over axes with or without keepdims, broadcast to x's shape."""
-    return broadcast_to(reshape(g, shape=kept_shape(x.shape, axes)), shape=x.shape)
+    kept = g if g.ndim in (0, x.ndim) else reshape(g, shape=kept_shape(x.shape, axes))
+    return broadcast_to(kept, shape=x.shape)
 
 
 def _extremum_vjp(g, y, x, axes, keepdims):
