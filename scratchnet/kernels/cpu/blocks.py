@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from .compile import JIT_ENABLED, jit, stamp
 
 # The one table of thresholds. Work is counted in light operations: reading, adding and writing one element, 0.1-0.3 ns.
-PARALLEL_FROM = 65536  # a parallel region costs 1-2 us under omp and tbb, as much as 10,000 light operations
+PARALLEL_FROM = 131072  # 15 us or more: a parallel region costs 2 us under omp or tbb, and more where it wakes threads
 BLOCK = 8192  # work of one block of a parallel loop
 WEIGHT = {  # of one element, where the operation is not light
     **dict.fromkeys(("log", "pow"), 32),

@@ -66,6 +66,14 @@ def _where(lo, hi, condition, a, b, out, layout):
         if c_step and a_step and b_step:
             for i in range(size):
                 result[i] = yes[i] if test[i] else no[i]
+        elif c_step and a_step:
+            other = no[0]
+            for i in range(size):
+                result[i] = yes[i] if test[i] else other
+        elif c_step and b_step:
+            one = yes[0]
+            for i in range(size):
+                result[i] = one if test[i] else no[i]
         else:
             for i in range(size):
                 result[i] = yes[i * a_step] if test[i * c_step] else no[i * b_step]
