@@ -19,7 +19,9 @@ def _take_rows(lo, hi, x, index, out):
 @jit
 def _scatter_rows(lo, hi, g, index, out):
     first, last = out.shape[0] * lo // RANGES, out.shape[0] * hi // RANGES
-    out[first:last] = 0
+    for target in out[first:last]:
+        for j in range(target.size):
+            target[j] = 0
     for i in range(index.size):
         if first <= index[i] < last:
             source, target = g[i], out[index[i]]

@@ -102,7 +102,7 @@ def _cross_entropy_grad(lo, hi, g, logits, labels, out):
 
 
 def _rows(name, template):
-    """The kernel (arrays..., out) that runs a template over the rows of `out`; the last 2-D array has the columns."""
+    """The kernel (arrays..., out) that runs a template over rows; the first array with two axes tells how many."""
     run = ranged(template, name)
 
     def kernel(*arrays):
