@@ -9,17 +9,16 @@ import gzip
 import io
 import math
 import os
-import secrets
 import stat
 import struct
 import sys
 import zlib
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scratchnet.checkpoint import write_atomically
 from scratchnet.errors import DataError, DataNotFoundError, DtypeError, ShapeError
 
 TYPES: dict[int, np.dtype] = {
@@ -97,17 +96,11 @@ def idx_header(array: np.ndarray) -> bytes:
 
 
 def write_whole(path: str | os.PathLike, data: bytes) -> None:
-    """Write bytes so that others see the whole file or none: a temporary file beside it, then a rename."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    """Write bytes so that others see the whole file or none. Raises DataError if that fails."""
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, path)
+        write_atomically(path, data)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _parse(stream, name, max_bytes):

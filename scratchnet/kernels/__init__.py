@@ -20,7 +20,7 @@ Kernel = Callable[..., None]
 def _numpy_table() -> dict[str, Kernel]:
     from . import reference
 
-    functions = {k: v for k, v in vars(reference).items() if isinstance(v, FunctionType) and k[0] != "_"}
+    functions = {name: f for name, f in vars(reference).items() if isinstance(f, FunctionType) and name[0] != "_"}
     # log(0) and 1/0 have IEEE answers; a NumPy warning would be one that no other device gives.
     return {name: np.errstate(all="ignore")(function) for name, function in functions.items()}
 
@@ -28,7 +28,7 @@ def _numpy_table() -> dict[str, Kernel]:
 def _cpu_table() -> dict[str, Kernel]:
     from . import cpu  # imports Numba: only when the device is first used
 
-    return cpu.KERNELS
+    return cpu.KERNELS  # type: ignore[return-value]
 
 
 TABLES: dict[str, Callable[[], dict[str, Kernel]]] = {"numpy": _numpy_table, "cpu": _cpu_table}
@@ -66,7 +66,7 @@ def device(name: str) -> Device:
 
 
 def set_num_threads(n: int) -> None:
-    """Threads that the kernels of the cpu device may use; results keep their bits. Raises ConfigError outside 1..cores."""
+    """Let the kernels of the cpu device use n threads; results keep their bits. Raises ConfigError outside 1..cores."""
     from .cpu.compile import set_num_threads  # here, not above: a program that never computes never loads Numba
 
     set_num_threads(n)

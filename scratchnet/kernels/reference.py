@@ -260,7 +260,7 @@ def _philox(counter, key):
 
 
 def dropout(x, out, p, seed, stream):
-    """out = x / (1 - p) where u >= p, else 0; u[i] is a uniform number in [0, 1) that depends on (seed, stream, i) alone.
+    """out = x / (1 - p) where u >= p, else 0; u[i], uniform in [0, 1), depends on (seed, stream, i) alone.
 
     Element i (in C order) takes the upper 24 bits of word i % 4 of Philox with counter
     (i // 4, stream) and key seed, each split into two 32-bit words, low word first.
@@ -274,7 +274,7 @@ def dropout(x, out, p, seed, stream):
     out[...] = np.where((u >= p).reshape(x.shape), x * x.dtype.type(1 / (1 - p)), 0)
 
 
-# --- optimizers: one step over a flat parameter, from the old state to the new ------------------------------------------
+# --- optimizers: one step over a flat parameter, from the old state to the new ---------------------------------------
 # Outputs may be the very arrays of the inputs (a step in place) or others (a step that can be repeated).
 
 
