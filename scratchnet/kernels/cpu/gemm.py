@@ -156,6 +156,8 @@ def _multiply(a, b, start, out, transpose_a, transpose_b, work, grid_m, grid_n, 
     for block in range(first, end):
         i0, i1 = _share(m, ROWS, block // grid_n, grid_m)
         j0, j1 = _share(n, 2 * lanes, block % grid_n, grid_n)
+        if i0 == i1 or j0 == j1:  # a thin product of large k: fewer tiles than threads
+            continue
         at = block * work.shape[1]
         for k0 in range(0, max(k, 1), k_block):
             depth = min(k_block, k - k0)
