@@ -241,7 +241,7 @@ def test_the_bound_is_highams_gamma_times_the_sum_of_absolute_values(n):
         assert_matches_reference(off_by(2.0), total, [x], terms=n, roundings=2)
 
 
-def test_a_tenth_of_a_kernel_can_be_tested_against_the_table():
+def test_a_kernel_of_ones_own_can_be_tested_against_the_table():
     def my_softmax(x, out):
         e = np.exp(x - x.max(axis=1, keepdims=True))
         out[...] = e / e.sum(axis=1, keepdims=True)
@@ -250,6 +250,7 @@ def test_a_tenth_of_a_kernel_can_be_tested_against_the_table():
         e = np.exp(x)
         out[...] = e / e.sum(axis=1, keepdims=True)
 
+    @settings(max_examples=30)
     @given(kernel_cases("softmax", **SIZES))
     def check(kernel, case):
         with np.errstate(all="ignore"):

@@ -1,6 +1,7 @@
 """Every kernel of every device keeps the contract of the tables: values, inputs, outputs, layouts, by one row each."""
 
 import inspect
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from scratchnet import kernels
 from scratchnet.kernels import TABLES, reference
+from scratchnet.kernels.cpu import blocks, gemm
 from scratchnet.testing import KERNEL_ROWS, LAYOUTS, arrays, kernel_cases
 from scratchnet.testing.kernels import _philox as oracle_philox
 
@@ -59,14 +61,22 @@ def test_devices_match_the_reference(name, device, data):
     case.check(kernel(device, name), reference=kernel("numpy", name), layouts=("C",))
 
 
-@pytest.mark.skipif(not JIT, reason="plain Python takes minutes for large arrays")
-@pytest.mark.parametrize("device", OTHERS)
 @pytest.mark.parametrize("name", KERNEL_ROWS)
-@settings(max_examples=3)
 @given(data=st.data())
-def test_large_arrays_match_the_oracle(name, device, data):
-    case = data.draw(kernel_cases(name, dtypes=[np.float32], sizes=(129, 517), max_elements=2**18))
-    case.check(kernel(device, name), layouts=("offset",))
+def test_many_small_blocks_in_parallel_match_the_oracle(name, data):
+    case = data.draw(kernel_cases(name, dtypes=[np.float32], **SIZES))
+    with mock.patch.multiple(blocks, PARALLEL_FROM=1, BLOCK=100), mock.patch.object(gemm, "PARALLEL_FROM", 1):
+        case.check(kernel("cpu", name), layouts=("offset",))
+
+
+@pytest.mark.skipif(not JIT, reason="large")
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 1), (1, 3), (9, 1), (1, 65)])
+def test_thin_products_of_great_length_match(m, n):
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((m, 140_000), (140_000, n)))
+    out = np.empty((m, n), np.float32)
+    kernel("cpu", "matmul")(a, b, out)
+    np.testing.assert_array_equal(out, a.astype(float) @ b.astype(float))  # sums of small integers have no error
 
 
 # --- what a table of cases does not say ------------------------------------------------------------------------------
