@@ -185,6 +185,16 @@ def test_the_grid_covers_every_element_once(threads):
         assert grid_m * grid_n == threads and (seen == 1).all()
 
 
+@pytest.mark.parametrize("grid", [(5, 1), (1, 5), (3, 4), (16, 1)])
+@pytest.mark.parametrize("transposed", TRANSPOSED)
+def test_more_threads_than_tiles_do_no_harm(grid, transposed):
+    a, b = operands(3, 7, 5, *transposed, np.float32)
+    out, blocks = np.full((3, 7), np.nan, np.float32), grid[0] * grid[1]
+    work = gemm._workspace(out.dtype, blocks)
+    gemm._multiply(a, b, gemm._ZEROS[out.dtype], out, *transposed, work, *grid, 0, blocks)
+    assert same_bits(out, multiply(a, b, *transposed))
+
+
 def test_threads_of_python_have_memory_of_their_own(threads):
     set_num_threads(1)  # the threading layer `workqueue` must not be entered twice
     cases = [operands(50, 60, 70 if JIT_ENABLED else 5, True, True, np.float32, seed) for seed in range(4)]
