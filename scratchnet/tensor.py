@@ -698,14 +698,12 @@ def _vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         raise GradientError(
             f"{op.name}: expected a live record, but an earlier backward freed it; use retain_graph=True"
         )
+    for t, version in zip(inputs, node.versions, strict=True):
+        if t._owner._version != version:
+            raise GradientError(f"{op.name}: expected its inputs as they were, but one was changed in place since")
     y = Tensor._wrap(node.out, node.device, node)
     for i, t in enumerate(inputs):
         if t.requires_grad and (vjp := op.vjp(i)) is not None:
-            for other, version in zip(inputs, node.versions, strict=True):
-                if other._owner._version != version:
-                    raise GradientError(
-                        f"{op.name}: expected its inputs as they were, but one was changed in place since"
-                    )
             yield t, unbroadcast(vjp(g, y, *inputs, **node.params), t.shape)
 
 

@@ -222,13 +222,20 @@ def _check_key(x, key):
         raise IndexOutOfRangeError(f"index: {error} (shape {x.shape})") from None
 
 
-def checked_index(name: str, array, n: int) -> np.ndarray:
-    """Row numbers as int64 in [0, n); negative ones count from the end. Raises IndexOutOfRangeError or DtypeError."""
+def checked_index(name: str, array, n: int, from_end: bool = True) -> np.ndarray:
+    """Row numbers as int64 in [0, n); negative ones count from the end, or are refused.
+
+    Raises IndexOutOfRangeError or DtypeError.
+    """
     array = np.asarray(array)
     if array.dtype.kind not in "iu":
         raise DtypeError(f"{name}: expected integers, got {array.dtype}")
-    if array.size and not (-n <= array.min() and array.max() < n):
-        bad = array[(array < -n) | (array >= n)][0]
-        raise IndexOutOfRangeError(f"{name}: expected numbers in [{-n}, {n}), got {bad}")
+    if not array.size:
+        return array.astype(np.int64, copy=False)
+    lowest, least, most = -n if from_end else 0, array.min(), array.max()
+    if least < lowest or most >= n:
+        raise IndexOutOfRangeError(
+            f"{name}: expected integers in [{lowest}, {n}), got {least if least < lowest else most}"
+        )
     array = array.astype(np.int64, copy=False)
-    return np.where(array < 0, array + n, array) if array.size and array.min() < 0 else array
+    return array if least >= 0 else np.where(array < 0, array + n, array)
