@@ -338,7 +338,7 @@ KERNEL_ROWS: dict[str, Row] = {
         roundings=4,
         special=_NAN,
         domain=("real", "unit"),
-        magnitude=lambda g, y: np.abs(g) * (y + y**2),
+        magnitude=lambda g, y: np.abs(g) * (np.abs(y) + y**2),
     ),
     "relu_grad": Row("* *", lambda g, y: np.where(y > 0, g, 0), domain=("real", "nonnegative")),
     "gelu_grad": Row(

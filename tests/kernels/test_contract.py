@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scratchnet import kernels
 from scratchnet.kernels import TABLES, reference
 from scratchnet.kernels.cpu import blocks, gemm
-from scratchnet.testing import KERNEL_ROWS, LAYOUTS, arrays, kernel_cases
+from scratchnet.testing import KERNEL_ROWS, LAYOUTS, KernelCase, arrays, kernel_cases
 from scratchnet.testing.kernels import _philox as oracle_philox
 
 OTHERS = [name for name in TABLES if name != "numpy"]
@@ -42,6 +42,23 @@ def test_signatures_are_the_same_on_all_devices(device, name):
 def test_floats_match_the_oracle(name, device, data):
     case = data.draw(kernel_cases(name, **SIZES))
     case.check(kernel(device, name))
+
+
+ELEMENTWISE = [name for name, row in KERNEL_ROWS.items() if row.shapes in ("*", "* *", "* * *") and row.special]
+
+
+@pytest.mark.parametrize("device", TABLES)
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_all_pairs_of_special_values_match_the_oracle(name, device, dtype):
+    row = KERNEL_ROWS[name]
+    values = np.array([*row.special, 1.0, -2.0, 0.5], dtype)
+    grids = np.meshgrid(*[values] * len(row.shapes.split()))
+    domains = [row.domain] * len(grids) if isinstance(row.domain, str) else row.domain
+    inputs = tuple(x.ravel() > 0 if domain == "bool" else x.ravel() for x, domain in zip(grids, domains, strict=True))
+    for params in ({key: options[i] for key, options in row.params.items()} for i in (0, 1)):
+        case = KernelCase(name, inputs, params, row.oracle, 1, row.roundings, row.magnitude)
+        case.check(kernel(device, name), layouts=("C",))
 
 
 @pytest.mark.parametrize("device", TABLES)
