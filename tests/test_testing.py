@@ -339,7 +339,7 @@ def test_layouts_are_what_they_are_called():
     assert y["Fortran"].flags.f_contiguous and not y["Fortran"].flags.c_contiguous
     assert y["strided"].strides == (34 * 4 * 2, 8)
     assert y["reversed"].strides == (-17 * 4, -4)
-    assert y["broadcast"].strides == (0, 4)
+    assert y["broadcast"].strides == (0, -4)
     assert not y["unaligned"].flags.aligned
 
 

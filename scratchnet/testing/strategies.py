@@ -72,7 +72,7 @@ def _reversed(x: np.ndarray) -> np.ndarray:
 
 
 def _broadcast(x: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(np.array(x[:1]), x.shape) if x.ndim and len(x) else np.array(x, order="C")
+    return np.broadcast_to(_reversed(x[:1]), x.shape) if x.ndim and len(x) else np.array(x, order="C")
 
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -82,7 +82,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Fortran": lambda x: np.array(x, order="F"),
     "strided": _strided,  # every second element of every axis
     "reversed": _reversed,  # negative strides
-    "broadcast": _broadcast,  # the first entry of axis 0, repeated with stride 0: the only layout that changes values
+    "broadcast": _broadcast,  # the first entry of axis 0 with stride 0, the rest reversed: the one that changes values
     "unaligned": lambda x: _in_buffer(x, 1),  # one byte away from a whole element
 }
 """name -> a function that copies an array into that layout."""

@@ -61,6 +61,28 @@ def test_all_pairs_of_special_values_match_the_oracle(name, device, dtype):
         case.check(kernel(device, name), layouts=("C",))
 
 
+INF, NAN = np.inf, np.nan
+ROWS = [
+    [-INF] * 3,
+    [-INF, 1, 2],
+    [NAN, 1, -INF],
+    [1e30, -1e30, 1],
+    [88, 89, 90],
+    [-1e4, -1e4, -1e4],
+    [0.0, -0.0, 1e-45],
+]
+WITH_INF = [[INF, 1, 2], [INF, INF, 0], [INF, -INF, 0], [NAN, INF, 0]]
+
+
+@pytest.mark.parametrize("device", TABLES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["softmax", "logsumexp", "log_softmax", "cross_entropy"])
+def test_rows_of_special_values_match_the_oracle(name, dtype, device):
+    row, rows = KERNEL_ROWS[name], np.array(ROWS + WITH_INF * (INF in KERNEL_ROWS[name].special), dtype)
+    inputs = (rows, np.arange(len(rows)) % 3)[: len(row.shapes.split())]
+    KernelCase(name, inputs, {}, row.oracle, 3, row.roundings, row.magnitude).check(kernel(device, name))
+
+
 @pytest.mark.parametrize("device", TABLES)
 @pytest.mark.parametrize("name", WITH_INTEGERS)
 @settings(max_examples=5)

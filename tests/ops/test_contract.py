@@ -14,6 +14,7 @@ import pytest
 import scipy.special
 
 import scratchnet as sn
+from scratchnet.kernels import device
 from scratchnet.ops import OPS
 from scratchnet.testing import DOMAINS, KERNEL_ROWS, LAYOUTS, assert_matches_reference, gradcheck
 
@@ -338,6 +339,32 @@ def test_gradients_and_their_gradients_match_differences(name):
             gradcheck(op, floats, order=2, max_elements=12)
         else:
             assert not is_smooth(case)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_are_given_c_contiguous_arrays(name, monkeypatch):
+    """Only `copy` takes any layout: a device with its own memory relies on it."""
+
+    def checked(kernel):
+        def call(*args, **params):
+            assert all(x.flags.c_contiguous for x in args if isinstance(x, np.ndarray)), kernel.__name__
+            kernel(*args, **params)
+
+        return call
+
+    numpy = device("numpy")
+    for key, kernel in numpy.kernels.items():
+        if key != "copy":
+            monkeypatch.setattr(numpy, key, checked(kernel))
+    for case, layout in itertools.product(CASES[name], LAYOUTS.values()):
+        arrays = [layout(x) for x in case.arrays(np.float32)]
+        inputs = [
+            sn.Tensor(x, device="numpy", requires_grad=i in case.floats and is_smooth(case))
+            for i, x in enumerate(arrays)
+        ]
+        y = OPS[name](*inputs, **case.params)
+        if y.requires_grad:
+            y.backward(sn.Tensor(LAYOUTS["Fortran"](np.ones(y.shape, y.dtype)), device="numpy"))
 
 
 @pytest.mark.usefixtures("device")
