@@ -1,6 +1,9 @@
 """Every kernel of every device keeps the contract of the tables: values, inputs, outputs, layouts, by one row each."""
 
 import inspect
+import os
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
@@ -116,6 +119,25 @@ def test_thin_products_of_great_length_match(m, n):
     out = np.empty((m, n), np.float32)
     kernel("cpu", "matmul")(a, b, out)
     np.testing.assert_array_equal(out, a.astype(float) @ b.astype(float))  # sums of small integers have no error
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+def test_parallel_kernels_work_when_each_process_finds_those_of_others_in_the_cache(tmp_path):
+    code = """
+import sys
+from unittest import mock
+import numpy as np
+from scratchnet.kernels import device
+from scratchnet.kernels.cpu import blocks
+x, out = np.arange(100, dtype=np.float32), np.empty(100, np.float32)
+with mock.patch.multiple(blocks, PARALLEL_FROM=1, BLOCK=10):
+    for name in sys.argv[1:]:
+        device("cpu").kernels[name](x, out)
+        assert (abs(out) == x).all()
+"""
+    for names in (["neg"], ["abs"], ["abs"], ["neg"]):  # the second process loads the loop, the third all
+        environment = {**os.environ, "SCRATCHNET_CACHE_DIR": str(tmp_path), "SCRATCHNET_QUIET": "1"}
+        subprocess.run([sys.executable, "-c", code, *names], env=environment, check=True)
 
 
 # --- what a table of cases does not say ------------------------------------------------------------------------------

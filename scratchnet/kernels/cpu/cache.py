@@ -170,7 +170,11 @@ class KernelCache(_Cache):
         if content is None:
             target_context.refresh()
             return None
-        return CompileResult._rebuild(target_context, *pickle.loads(content))
+        result = CompileResult._rebuild(target_context, *pickle.loads(content))
+        # What starts the threads. A caller that is compiled later inherits it from here, which Numba forgets: loaded
+        # from the cache by a third process, the caller would run its parallel loop without threads, and crash.
+        result.library._reload_init.update(result.reload_init)
+        return result
 
     def save_overload(self, sig, result):
         cachable = not result.lifted and not result.library.has_dynamic_globals
