@@ -41,6 +41,10 @@ class Generator:
         self.stream = (stream + 1) % _WORD
         return stream
 
+    def key(self) -> np.ndarray:
+        """(seed, the next stream) as two uint64: what names the random numbers of one draw."""
+        return np.array([self.seed, self.next_stream()], np.uint64)
+
     def numpy(self) -> np.random.Generator:
         """NumPy's generator over the next stream: Philox 4x64 whose key is (seed, stream)."""
         return np.random.Generator(np.random.Philox(key=self.seed | self.next_stream() << 64))

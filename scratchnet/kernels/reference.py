@@ -259,12 +259,13 @@ def _philox(counter, key):
     return np.stack(c, axis=1).astype(np.uint32)
 
 
-def dropout(x, out, p, seed, stream):
-    """out = x / (1 - p) where u >= p, else 0; u[i], uniform in [0, 1), depends on (seed, stream, i) alone.
+def dropout(x, out, p, key):
+    """out = x / (1 - p) where u >= p, else 0; u[i], uniform in [0, 1), depends on key and i alone.
 
-    Element i (in C order) takes the upper 24 bits of word i % 4 of Philox with counter
+    key is (seed, stream), uint64. Element i (in C order) takes the upper 24 bits of word i % 4 of Philox with counter
     (i // 4, stream) and key seed, each split into two 32-bit words, low word first.
     """
+    seed, stream = map(int, key)
     blocks = np.arange((x.size + 3) // 4, dtype=np.uint64)
     counter = np.empty((blocks.size, 4), np.uint64)
     counter[:, 0], counter[:, 1] = blocks & np.uint64(0xFFFFFFFF), blocks >> np.uint64(32)
@@ -275,14 +276,17 @@ def dropout(x, out, p, seed, stream):
 
 
 # --- optimizers: one step over a flat parameter, from the old state to the new ---------------------------------------
-# Outputs may be the very arrays of the inputs (a step in place) or others (a step that can be repeated).
+# Outputs may be the very arrays of the inputs (a step in place) or others (a step that can be repeated). `numbers` are
+# float64 in an array, because they change from step to step.
 
 
-def sgd(param, grad, velocity, new_param, new_velocity, lr, momentum, nesterov, weight_decay):
+def sgd(param, grad, velocity, new_param, new_velocity, numbers):
     """g += weight_decay * p;  v = momentum * v + g;  p -= lr * (g + momentum * v if nesterov else v).
 
     The rule of torch.optim.SGD with dampening 0 (Sutskever et al. 2013 with the learning rate outside).
+    numbers: lr, momentum, nesterov, weight_decay.
     """
+    lr, momentum, nesterov, weight_decay = numbers
     f = param.dtype.type
     g = grad + f(weight_decay) * param
     v = f(momentum) * velocity + g
@@ -291,12 +295,14 @@ def sgd(param, grad, velocity, new_param, new_velocity, lr, momentum, nesterov, 
     new_velocity[...] = v
 
 
-def adam(param, grad, m, v, new_param, new_m, new_v, lr, beta1, beta2, eps, weight_decay, decoupled, step):
+def adam(param, grad, m, v, new_param, new_m, new_v, numbers):
     """m = b1*m + (1-b1)*g;  v = b2*v + (1-b2)*g**2;  p -= lr/(1-b1**t) * m / (sqrt(v)/sqrt(1-b2**t) + eps).
 
     Kingma and Ba 2015; t = step >= 1. Weight decay adds weight_decay * p to g, or, if decoupled
     (AdamW, Loshchilov and Hutter 2019), first takes lr * weight_decay * p from p.
+    numbers: lr, beta1, beta2, eps, weight_decay, decoupled, step.
     """
+    lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
     f = param.dtype.type
     p = param * f(1 - lr * weight_decay) if decoupled else param
     g = grad if decoupled else grad + f(weight_decay) * param
@@ -307,11 +313,13 @@ def adam(param, grad, m, v, new_param, new_m, new_v, lr, beta1, beta2, eps, weig
     new_m[...], new_v[...] = first, second
 
 
-def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, lr, alpha, eps, momentum, weight_decay):
+def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
     """g += weight_decay * p;  v = alpha*v + (1-alpha)*g**2;  u = momentum*u + g / (sqrt(v) + eps);  p -= lr * u.
 
     The rule of torch.optim.RMSprop (Tieleman and Hinton 2012, lecture 6.5).
+    numbers: lr, alpha, eps, momentum, weight_decay.
     """
+    lr, alpha, eps, momentum, weight_decay = numbers
     f = param.dtype.type
     g = grad + f(weight_decay) * param
     square = f(alpha) * v + f(1 - alpha) * g * g

@@ -55,8 +55,7 @@ def dropout(x: ArrayLike, p: float = 0.5, training: bool = True) -> Tensor:
         return x
     if p == 1:  # 1 / (1 - p) does not exist
         return ops.where(as_tensor(np.zeros(x.shape, bool), x), x, 0.0)
-    generator = random.current()
-    return ops.dropout(x, p=p, seed=generator.seed, stream=generator.next_stream())
+    return ops.dropout(x, p=p, key=random.current().key())
 
 
 def checked_probability(name: str, p: float) -> float:

@@ -76,7 +76,7 @@ where = define(
 )
 
 
-# The mask is a function of (p, seed, stream), so backward draws it again instead of keeping it.
+# The mask is a function of p and the key (see Generator.key), so backward draws it again instead of keeping it.
 dropout = unary("dropout", lambda g, y, x, **params: dropout(g, **params))
 
 

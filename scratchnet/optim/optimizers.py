@@ -1,7 +1,7 @@
 """The optimizers: each names an update kernel, its state arrays and its numbers; one `step` runs them all.
 
 Gradients come from `Tensor.grad`; the kernel writes the new parameter and state over the old ones. A step is one
-call a parameter: kernel(param, grad, *state, new_param, *new_state, *numbers).
+call a parameter: kernel(param, grad, *state, new_param, *new_state, numbers).
 """
 
 import math
@@ -96,7 +96,8 @@ class Optimizer:
             data, arrays = param._data, slot.arrays
             slot.step += 1
             update = getattr(param._device, self.kernel)
-            update(data, gradient, *arrays, data, *arrays, *self.numbers(slot.group, slot.step))
+            numbers = np.array(self.numbers(slot.group, slot.step), np.float64)
+            update(data, gradient, *arrays, data, *arrays, numbers)
             param._owner._version += 1
 
     def _gradient(self, slot: _Slot, grad: Tensor) -> np.ndarray:

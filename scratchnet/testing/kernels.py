@@ -5,6 +5,7 @@ large the error may be. The reference device is tested against these oracles, al
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -241,9 +242,10 @@ def _philox(counter: list[int], key: list[int]) -> list[int]:
     return [a, b, c, d]
 
 
-def _dropout(x, p, seed, stream):
-    key = [seed & _MASK, seed >> 32]
-    blocks = [_philox([i & _MASK, i >> 32, stream & _MASK, stream >> 32], key) for i in range((x.size + 3) // 4)]
+def _dropout(x, p, key):
+    seed, stream = map(int, key)
+    words = [seed & _MASK, seed >> 32]
+    blocks = [_philox([i & _MASK, i >> 32, stream & _MASK, stream >> 32], words) for i in range((x.size + 3) // 4)]
     uniform = np.array([(word >> 8) / 2**24 for block in blocks for word in block])[: x.size].reshape(x.shape)
     return np.where(uniform < p, 0, x / (1 - x.dtype.type(p)))
 
@@ -251,14 +253,15 @@ def _dropout(x, p, seed, stream):
 # Optimizers: the rule on paper, and the same rule with every term replaced by its absolute value.
 
 
-def _sgd(param, grad, velocity, lr, momentum, nesterov, weight_decay):
+def _sgd(param, grad, velocity, numbers):
+    lr, momentum, nesterov, weight_decay = numbers
     g = grad + weight_decay * param
     v = momentum * velocity + g
     return param - lr * (g + momentum * v if nesterov else v), v
 
 
-def _sgd_size(param, grad, velocity, lr, **params):
-    return _sgd(np.abs(param), np.abs(grad), np.abs(velocity), -lr, **params)
+def _sgd_size(param, grad, velocity, numbers):
+    return _sgd(np.abs(param), np.abs(grad), np.abs(velocity), (-numbers[0], *numbers[1:]))
 
 
 def _adam_parts(param, grad, m, v, beta1, beta2, weight_decay, decoupled):
@@ -266,7 +269,8 @@ def _adam_parts(param, grad, m, v, beta1, beta2, weight_decay, decoupled):
     return beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
 
 
-def _adam(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, decoupled, step):
+def _adam(param, grad, m, v, numbers):
+    lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
     m, v = _adam_parts(param, grad, m, v, beta1, beta2, weight_decay, decoupled)
     unbiased_m, unbiased_v = m / (1 - beta1**step), v / (1 - beta2**step)
     decayed = param * (1 - lr * weight_decay) if decoupled else param
@@ -278,7 +282,8 @@ def _ratio(size, value):
     return np.where(size > 0, size / value, 1)
 
 
-def _adam_size(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, decoupled, step):
+def _adam_size(param, grad, m, v, numbers):
+    lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
     rule = (beta1, beta2, weight_decay, decoupled)
     size_m, size_v = _adam_parts(np.abs(param), np.abs(grad), np.abs(m), v, *rule)
     true_v = _adam_parts(param, grad, m, v, *rule)[1]
@@ -286,17 +291,19 @@ def _adam_size(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, decoupled
     return np.abs(param) * (1 + lr * weight_decay) + update * (1 + _ratio(size_v, true_v)), size_m, size_v
 
 
-def _rmsprop(param, grad, v, velocity, lr, alpha, eps, momentum, weight_decay):
+def _rmsprop(param, grad, v, velocity, numbers):
+    lr, alpha, eps, momentum, weight_decay = numbers
     g = grad + weight_decay * param
     v = alpha * v + (1 - alpha) * g**2
     u = momentum * velocity + g / (np.sqrt(v) + eps)
     return param - lr * u, v, u
 
 
-def _rmsprop_size(param, grad, v, velocity, lr, alpha, eps, momentum, weight_decay):
+def _rmsprop_size(param, grad, v, velocity, numbers):
+    lr, alpha, eps, momentum, weight_decay = numbers
     size_g = np.abs(grad) + weight_decay * np.abs(param)
     size_v = alpha * v + (1 - alpha) * size_g**2
-    true_v = _rmsprop(param, grad, v, velocity, lr, alpha, eps, momentum, weight_decay)[1]
+    true_v = _rmsprop(param, grad, v, velocity, numbers)[1]
     size_u = momentum * np.abs(velocity) + size_g / (np.sqrt(true_v) + eps) * (1 + _ratio(size_v, true_v))
     return np.abs(param) + lr * size_u, size_v, size_u
 
@@ -308,6 +315,12 @@ _NAN = (np.nan, 0.0)
 _NO_HUGE = (np.nan, np.inf, -np.inf, -0.0, 1e-45)  # two that are huge may overflow in one order and not in another
 _NO_INF = (np.nan, -np.inf, 0.0, -0.0)  # +inf - inf: every library has its own answer
 _LR = (0.1, 1e-3)
+
+
+def _grid(*choices: Sequence[Any], dtype: Any = np.float64) -> tuple[np.ndarray, ...]:
+    """Every combination of the choices, as arrays."""
+    return tuple(np.array(numbers, dtype) for numbers in itertools.product(*choices))
+
 
 KERNEL_ROWS: dict[str, Row] = {
     # elementwise, one input
@@ -430,7 +443,7 @@ KERNEL_ROWS: dict[str, Row] = {
         _dropout,
         roundings=3,
         special=(),
-        params={"p": (0.0, 0.1, 0.5), "seed": (0, 7, 2**32 + 1, 2**63 - 1), "stream": (0, 3, 2**32 + 5)},
+        params={"p": (0.0, 0.1, 0.5), "key": _grid((0, 7, 2**32 + 1, 2**64 - 1), (0, 3, 2**32 + 5), dtype=np.uint64)},
     ),
     # optimizers
     "sgd": Row(
@@ -439,7 +452,7 @@ KERNEL_ROWS: dict[str, Row] = {
         roundings=8,
         special=(),
         magnitude=_sgd_size,
-        params={"lr": _LR, "momentum": (0.0, 0.9), "nesterov": (False, True), "weight_decay": (0.0, 0.01)},
+        params={"numbers": _grid(_LR, (0.0, 0.9), (False, True), (0.0, 0.01))},
     ),
     "adam": Row(
         "n n n n",
@@ -449,13 +462,7 @@ KERNEL_ROWS: dict[str, Row] = {
         domain=("real", "real", "real", "nonnegative"),
         magnitude=_adam_size,
         params={
-            "lr": _LR,
-            "beta1": (0.0, 0.9),
-            "beta2": (0.999,),
-            "eps": (1e-8, 1e-3),
-            "weight_decay": (0.0, 0.01),
-            "decoupled": (False, True),
-            "step": (1, 2, 1000),
+            "numbers": _grid(_LR, (0.0, 0.9), (0.999,), (1e-8, 1e-3), (0.0, 0.01), (False, True), (1, 2, 1000))
         },
     ),
     "rmsprop": Row(
@@ -465,6 +472,6 @@ KERNEL_ROWS: dict[str, Row] = {
         special=(),
         domain=("real", "real", "nonnegative", "real"),
         magnitude=_rmsprop_size,
-        params={"lr": _LR, "alpha": (0.9, 0.99), "eps": (1e-8,), "momentum": (0.0, 0.9), "weight_decay": (0.0, 0.01)},
+        params={"numbers": _grid(_LR, (0.9, 0.99), (1e-8,), (0.0, 0.9), (0.0, 0.01))},
     ),
 }

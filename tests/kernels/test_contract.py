@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scratchnet import kernels
 from scratchnet.kernels import TABLES, reference
-from scratchnet.kernels.cpu import blocks, gemm
+from scratchnet.kernels.cpu import blocks
 from scratchnet.testing import KERNEL_ROWS, LAYOUTS, KernelCase, arrays, kernel_cases
 from scratchnet.testing.kernels import _philox as oracle_philox
 
@@ -107,7 +107,7 @@ def test_devices_match_the_reference(name, device, data):
 @given(data=st.data())
 def test_many_small_blocks_in_parallel_match_the_oracle(name, data):
     case = data.draw(kernel_cases(name, dtypes=[np.float32], **SIZES))
-    with mock.patch.multiple(blocks, PARALLEL_FROM=1, BLOCK=100), mock.patch.object(gemm, "PARALLEL_FROM", 1):
+    with mock.patch.multiple(blocks, PARALLEL_FROM=1, BLOCK=100):
         case.check(kernel("cpu", name), layouts=("offset",))
 
 
@@ -195,7 +195,7 @@ def test_argmax_is_the_first_of_equals_and_nan_is_the_largest(device):
 def test_dropout_draws_depend_on_the_element_and_its_stream_alone(device):
     def draw(size, seed, stream):
         out = np.empty(size, np.float32)
-        kernel(device, "dropout")(np.ones(size, np.float32), out, 0.5, seed, stream)
+        kernel(device, "dropout")(np.ones(size, np.float32), out, 0.5, np.array([seed, stream], np.uint64))
         return out.tobytes()
 
     assert draw(100, 1, 2)[: 4 * 33] == draw(33, 1, 2)
@@ -207,7 +207,7 @@ def test_dropout_draws_depend_on_the_element_and_its_stream_alone(device):
 @pytest.mark.parametrize("device", TABLES)
 def test_dropout_keeps_the_share_that_it_promises(device):
     x, out = np.ones(20_000 if JIT else 2_000, np.float64), np.empty(20_000 if JIT else 2_000)
-    kernel(device, "dropout")(x, out, 0.3, 5, 6)
+    kernel(device, "dropout")(x, out, 0.3, np.array([5, 6], np.uint64))
     kept = (out != 0).mean()
     assert abs(kept - 0.7) < 5 * np.sqrt(0.3 * 0.7 / x.size)  # five standard deviations
     np.testing.assert_allclose(out[out != 0], 1 / 0.7, rtol=1e-15)

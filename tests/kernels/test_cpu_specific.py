@@ -18,10 +18,10 @@ CPU, NUMPY = device("cpu").kernels, device("numpy").kernels
 ROWS, COLUMNS = (700, 200) if JIT else (7, 13)  # with the JIT: parallel, in several blocks, with a remainder
 NUMBERS = {
     "clip": (-0.5, 0.5),
-    "dropout": (0.3, 1, 2),
-    "sgd": (0.1, 0.9, True, 0.01),
-    "adam": (0.1, 0.9, 0.99, 1e-8, 0.01, True, 3),
-    "rmsprop": (0.1, 0.9, 1e-8, 0.9, 0.01),
+    "dropout": (0.3, np.array([1, 2], np.uint64)),
+    "sgd": (np.array([0.1, 0.9, 1, 0.01]),),
+    "adam": (np.array([0.1, 0.9, 0.99, 1e-8, 0.01, 1, 3]),),
+    "rmsprop": (np.array([0.1, 0.9, 1e-8, 0.9, 0.01]),),
 }
 needs_jit = pytest.mark.skipif(not JIT, reason="about compiled code")
 
@@ -213,8 +213,8 @@ LOOPS = {  # a loop, what it is stamped with, its arguments, and what its inner 
     "max": (reduce._fold, {"combine": scalars.fold_maximum}, (X,), "maxps"),
     "sgd": (
         optim._one_state_in_place,
-        {"rule": optim._sgd},
-        (0, 64, X.copy(), X, X.copy(), (0.1, 0.9, 0.0, 0.1)),
+        {"prepare": optim._prepare_sgd, "rule": optim._sgd},
+        (0, 64, X.copy(), X, X.copy(), np.array([0.1, 0.9, 0.0, 0.1])),
         "fmadd",
     ),
 }

@@ -146,7 +146,7 @@ CASES: dict[str, list[Case]] = {
     **{name: of_kernel(name, ONE, "nonzero") for name in ("abs", "relu")},
     "sign": of_kernel("sign", ONE, "nonzero", flat=[0]),
     "clip": of_kernel("clip", ONE, "nonzero", low=-0.125, high=1.0),
-    "dropout": of_kernel("dropout", ONE, p=0.5, seed=3, stream=1),
+    "dropout": of_kernel("dropout", ONE, p=0.5, key=np.array([3, 1], np.uint64)),
     "cast": [],  # its result has a dtype of its own: tested below
     # elementwise, two inputs and more
     **{name: of_kernel(name, TWO) for name in ("add", "sub", "mul", "maximum", "minimum", "tanh_grad", "gelu_grad")},

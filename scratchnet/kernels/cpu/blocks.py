@@ -1,11 +1,17 @@
-"""How a kernel gets its parallel path: every kernel is written once, for a range of its work, and stamped twice.
+"""How a kernel gets its parallel path: every kernel is a loop over a range of items, each item on its own.
 
-`ranged` takes a function `body(lo, hi, *arguments)` that does the items lo to hi of some work, each on its own. Small
-work is one call for all items; large work is one parallel loop over blocks of items. Which of the two, and where the
-blocks end, depends on sizes only, and no item knows its block: so bits depend on neither.
+`ranged` makes a `Loop` of a function `body(lo, hi, *arguments)` that does the items lo to hi. Small work is one call for
+all items; large work is cut into blocks that threads take. Which of the two, and where the blocks end, depends on sizes
+only, and no item knows its block: so bits depend on neither. Under `planning`, a loop is not run but noted as a `Task`:
+that is how a training step becomes a program (see execute.py).
 """
 
-from collections.abc import Callable
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -13,7 +19,7 @@ from numba import prange
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .compile import JIT_ENABLED, jit, stamp
+from .compile import JIT_ENABLED, MAX_THREADS, jit, stamp
 
 # The one table of thresholds. Work is counted in light operations: reading, adding and writing one element, 0.1-0.3 ns.
 PARALLEL_FROM = 131072  # 15 us or more: a parallel region costs 2 us under omp or tbb, and more where it wakes threads
@@ -28,13 +34,138 @@ WEIGHT = {  # of one element, where the operation is not light
 }
 
 
-# --- one parallel loop for all kernels: a parallel function takes Numba about a second to compile ---------------------
+class Task(NamedTuple):
+    """A loop over some memory, not run yet: `size` items of `work` light operations in all, best cut by `block` items."""
+
+    loop: "Loop"
+    size: int
+    work: int
+    block: int | None
+    arguments: tuple
+
+    def arrays(self) -> Iterator[tuple[np.ndarray, bool, bool]]:
+        """The data of the body: (array, is it written?, does item i use the i-th of `size` parts of it alone?)."""
+        for i, x in enumerate(self.arguments):
+            if isinstance(x, np.ndarray) and i not in self.loop.private and not is_constant(x):
+                yield x, i in self.loop.writes, i not in self.loop.whole and x.size % max(self.size, 1) == 0
+
+
+class Plan(list):
+    """Tasks, and the memory that they share for scratch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scratch: dict[Any, np.ndarray] = {}
+
+
+_plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
+
+
+@contextlib.contextmanager
+def planning(plan: Plan) -> Iterator[None]:
+    """Inside, in this thread, loops are not run: they become tasks of the plan."""
+    token = _plan.set(plan)
+    try:
+        yield
+    finally:
+        _plan.reset(token)
+
+
+def scratch(size: int, dtype: np.dtype) -> np.ndarray:
+    """(MAX_THREADS, size) elements, a row for each thread that runs a loop: this Python thread's, or the plan's."""
+    plan = _plan.get()
+    kept = _memory.scratch if plan is None else plan.scratch
+    if (size, dtype) not in kept:
+        kept[size, dtype] = np.empty((MAX_THREADS, size), dtype)  # no memory is used before it is written
+    return kept[size, dtype]
+
+
+_constants: dict[int, np.ndarray] = {}
+
+
+def constant(x: np.ndarray) -> np.ndarray:
+    """x, an array of the kernels' own that never changes, known as such."""
+    _constants[id(x)] = x
+    return x
+
+
+def is_constant(x: np.ndarray) -> bool:
+    return id(x) in _constants
+
+
+class Loop:
+    """A body for ranges of items. `loop(size, cost, *arguments)` does `size` items, each of `cost` elements.
+
+    writes, whole, private: the positions of the arguments that are written, of the arrays that an item may read or
+    write anywhere, and of scratch. Of every other array whose elements `size` divides, item i uses the i-th of `size`
+    equal parts, and nothing else.
+    """
+
+    def __init__(
+        self,
+        template: Callable,
+        name: str,
+        writes: Sequence[int],
+        whole: Sequence[int],
+        private: Sequence[int],
+        bindings: dict,
+    ):
+        self.name, self.writes, self.whole, self.private = name, frozenset(writes), frozenset(whole), frozenset(private)
+        self.weight = WEIGHT.get(name, 1)
+        self.serial = stamp(template, name, **bindings)
+        self.pack = stamp(_pack, f"{name}_packed", body=self.serial)
+
+    def __call__(self, size: int, cost: int, *arguments: Any, block: int | None = None) -> None:
+        """block: items that a thread should do at a time; by BLOCK if None."""
+        work = size * cost * self.weight
+        tasks = _plan.get()
+        if tasks is not None:
+            tasks.append(Task(self, size, work, block, arguments))
+        elif work < PARALLEL_FROM or not JIT_ENABLED:
+            self.serial(0, size, *arguments)
+        else:
+            function = self.pack(_memory.address, *arguments)
+            _over_blocks(size, block or max(1, BLOCK * size // work), function, _memory.address)
+
+    def reading_whole(self, *whole: int) -> "Loop":
+        """This loop for arguments of which other ones are read anywhere."""
+        twin = copy.copy(self)
+        twin.whole = frozenset(whole)
+        return twin
+
+
+def ranged(
+    template: Callable,
+    name: str,
+    writes: Sequence[int],
+    whole: Sequence[int] = (),
+    private: Sequence[int] = (),
+    **bindings: Any,
+) -> Loop:
+    """A Loop over a stamp of `template`."""
+    return Loop(template, name, writes, whole, private, bindings)
+
+
+# --- calling a body by its address: a parallel function takes Numba about a second to compile, so there is one for all --
 
 _RANGE = types.intp, types.intp, types.intp  # lo, hi, the address of the arguments
+PACKED_WORDS = 512  # 64-bit words: more than the arguments of any body take
+
+
+class _Memory(threading.local):
+    """A place for the arguments of the loop that this thread is about to run."""
+
+    def __init__(self):
+        self.words = np.empty(PACKED_WORDS, np.int64)
+        self.address = self.words.ctypes.data
+        self.scratch: dict[Any, np.ndarray] = {}
+
+
+_memory = _Memory()
 
 
 def _typed_call(typing_context, function, lo, hi, arguments):
-    """Call the function at an address that `_call_in_blocks` made."""
+    """Call the function at an address that `_pack` returned."""
 
     def generate(context, builder, signature, values):
         kind = context.call_conv.get_function_type(types.none, _RANGE)
@@ -45,77 +176,47 @@ def _typed_call(typing_context, function, lo, hi, arguments):
     return types.void(types.intp, *_RANGE), generate
 
 
-_call: Callable = intrinsic(_typed_call)
+call: Callable = intrinsic(_typed_call)
 
 
-@jit(parallel=True)
-def _over_blocks(size, block, function, arguments):
-    for i in prange((size + block - 1) // block):
-        lo = np.int64(i) * block  # the index of a prange is unsigned
-        _call(function, lo, min(lo + block, size), arguments)
-
-
-def _typed_call_in_blocks(typing_context, over_blocks, size, block, body, arguments):
-    """over_blocks(size, block, address of a function that unpacks the arguments and calls body, their address)."""
+def _typed_store(typing_context, body, address, arguments):
+    """Write the arguments to memory; the address of a function that reads them there and calls `body` for a range."""
     body_signature = typing_context.resolve_function_type(body, (*_RANGE[:2], *arguments.types), {})
-    loop_signature = typing_context.resolve_function_type(over_blocks, (types.intp,) * 4, {})
-
-    def linked(context, function, signature):
-        implementation = context.get_function(function, signature)
-        for library in implementation.libs:
-            context.active_code_library.add_linking_library(library)
-        return implementation
 
     def generate(context, builder, signature, values):
-        _, size, block, _, packed = values
+        implementation = context.get_function(body, body_signature)
+        for library in implementation.libs:
+            context.active_code_library.add_linking_library(library)
+        _, address, packed = values
+        pointer = packed.type.as_pointer()
         kind = context.call_conv.get_function_type(types.none, _RANGE)
         unpacked = ir.Function(builder.module, kind, f"{builder.function.name}.unpacked")
         unpacked.linkage = "internal"
         inner = ir.IRBuilder(unpacked.append_basic_block())
-        lo, hi, address = context.call_conv.get_arguments(unpacked)
-        each = cgutils.unpack_tuple(inner, inner.load(inner.inttoptr(address, packed.type.as_pointer())))
-        linked(context, body, body_signature)(inner, [lo, hi, *each])
+        lo, hi, place = context.call_conv.get_arguments(unpacked)
+        implementation(inner, [lo, hi, *cgutils.unpack_tuple(inner, inner.load(inner.inttoptr(place, pointer)))])
         context.call_conv.return_value(inner, context.get_dummy_value())
 
-        stored = cgutils.alloca_once_value(builder, packed)
-        addresses = [builder.ptrtoint(pointer, lo.type) for pointer in (unpacked, stored)]
-        linked(context, over_blocks, loop_signature)(builder, [size, block, *addresses])
-        return context.get_dummy_value()
+        assert context.get_abi_sizeof(packed.type) <= 8 * PACKED_WORDS
+        builder.store(packed, builder.inttoptr(address, pointer))
+        return builder.ptrtoint(unpacked, address.type)
 
-    return types.void(over_blocks, types.intp, types.intp, body, arguments), generate
-
-
-def _plain_call_in_blocks(over_blocks, size, block, body, arguments):
-    for lo in range(0, size, block):
-        body(lo, min(lo + block, size), *arguments)
+    return types.intp(body, types.intp, arguments), generate
 
 
-_call_in_blocks: Callable = intrinsic(_typed_call_in_blocks) if JIT_ENABLED else _plain_call_in_blocks
+_store: Callable = intrinsic(_typed_store)
 
 # ruff: noqa: F821 - bound by each stamp
 body: Callable
 
 
 @jit
-def _parallel(size, block, *arguments):
-    _call_in_blocks(_over_blocks, size, block, body, arguments)
+def _pack(address, *arguments):
+    return _store(body, address, arguments)
 
 
-def ranged(template, name, **bindings):
-    """A function run(size, cost, *arguments) that does `size` items, each of `cost` elements, by stamps of `template`.
-
-    run.serial is the stamp for a range, run.parallel the loop over blocks; each compiles when it is first needed.
-    """
-    serial = stamp(template, name, **bindings)
-    parallel = stamp(_parallel, f"{name}_parallel", body=serial)
-    weight = WEIGHT.get(name, 1)
-
-    def run(size, cost, *arguments):
-        work = size * cost * weight
-        if work < PARALLEL_FROM:
-            serial(0, size, *arguments)
-        else:
-            parallel(size, max(1, BLOCK * size // work), *arguments)
-
-    run.serial, run.parallel = serial, parallel
-    return run
+@jit(parallel=True)
+def _over_blocks(size, block, function, arguments):
+    for i in prange((size + block - 1) // block):
+        lo = np.int64(i) * block  # the index of a prange is unsigned
+        call(function, lo, min(lo + block, size), arguments)

@@ -6,12 +6,12 @@ column for all (1, 0), of a scalar (0, 0). What does not fit this pattern is cop
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
 from . import scalars
-from .blocks import ranged
+from .blocks import constant, ranged
 from .compile import jit
 
 # ruff: noqa: F821 - bound by each stamp
@@ -83,11 +83,13 @@ def _where(lo, hi, condition, a, b, out, layout):
 # --- broadcasting as strides ------------------------------------------------------------------------------------------
 
 _ENDLESS = 2**62  # columns, where one row is all there is
-_FLAT = {count: np.array([_ENDLESS] + [0, 1] * count) for count in (2, 3)}
-_ONE_ROW = {(i, j): np.array([_ENDLESS, 0, i, 0, j]) for i in (True, False) for j in (True, False)}  # full or scalar
+_FLAT = {count: constant(np.array([_ENDLESS] + [0, 1] * count)) for count in (2, 3)}
+_ONE_ROW = {  # full or scalar
+    (i, j): constant(np.array([_ENDLESS, 0, i, 0, j])) for i in (True, False) for j in (True, False)
+}
 
 
-@lru_cache(maxsize=4096)
+@cache
 def _layout(shape, *operands):
     """[columns, a's row stride, a's step, b's row stride, ...] to read the shapes `operands` as `shape`, or None."""
     padded = [(1,) * (len(shape) - len(operand)) + operand for operand in operands]
@@ -100,11 +102,11 @@ def _layout(shape, *operands):
             groups.append((varies, size))
     if len(groups) > 2 or (groups and not any(groups[-1][0])):
         return None
-    constant = (False,) * len(operands), 1
-    along, columns = groups.pop() if groups else constant
-    down, _ = groups.pop() if groups else constant
+    repeated = (False,) * len(operands), 1
+    along, columns = groups.pop() if groups else repeated
+    down, _ = groups.pop() if groups else repeated
     strides = [(row * (columns if step else 1), step) for row, step in zip(down, along, strict=True)]
-    return np.array([max(columns, 1), *(stride for pair in strides for stride in pair)], np.int64)
+    return constant(np.array([max(columns, 1), *(stride for pair in strides for stride in pair)], np.int64))
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def _layout(shape, *operands):
 
 def unary(name, function):
     """The kernel (x, out) that applies a scalar function."""
-    run = ranged(_unary, name, function=function)
+    run = ranged(_unary, name, writes=(1,), function=function)
 
     def kernel(x, out):
         if x.size != out.size:
@@ -124,7 +126,7 @@ def unary(name, function):
 
 def binary(name, function):
     """The kernel (a, b, out) that applies a scalar function of two numbers."""
-    run = ranged(_binary, name, function=function)
+    run = ranged(_binary, name, writes=(2,), function=function)
 
     def kernel(a, b, out):
         size = out.size
@@ -140,8 +142,8 @@ def binary(name, function):
     return kernel
 
 
-_run_clip = ranged(_clip, "clip")
-_run_where = ranged(_where, "where")
+_run_clip = ranged(_clip, "clip", writes=(1,))
+_run_where = ranged(_where, "where", writes=(3,))
 
 
 def clip(x, out, low, high):

@@ -4,20 +4,19 @@ Every element of `out` is one chain of fused multiply-adds in the order of k. Ho
 out changes nothing in that chain, so the bits of an element depend on its row of op(a), its column of op(b), and k.
 """
 
-import functools
-import threading
 from types import SimpleNamespace
 
 import numpy as np
-from numba import prange
+from numba import get_thread_id
+from numba.np.ufunc.parallel import _launch_threads
 
 from scratchnet.errors import DtypeError, ShapeError
 
-from .compile import get_num_threads, jit
+from .blocks import constant, ranged, scratch
+from .compile import JIT_ENABLED, before_first_kernel, get_num_threads, jit
 from .simd import SQUARE_BYTES, TILE, copy_rows, tile, transpose
 
 # The one table of thresholds, as measured on Zen 3 (32 KiB of L1, 512 KiB of L2).
-PARALLEL_FROM = 1 << 17  # multiply-adds; below, a parallel region costs more than it gains
 K_BLOCK = 800  # steps of k at a time
 M_BLOCK = 96  # rows of a at a time: if packed, they share L2 with panels of b
 N_BLOCK = 1024  # columns of packed b at a time, in L3
@@ -32,13 +31,6 @@ CHUNK = 16  # rows of b that are packed together, for the sake of streaming read
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------
-
-
-@jit
-def _share(size, unit, part, parts):
-    """Where part number `part` of `size` items begins and ends, in whole units."""
-    units = (size + unit - 1) // unit
-    return min(size, units * part // parts * unit), min(size, units * (part + 1) // parts * unit)
 
 
 @jit
@@ -139,31 +131,40 @@ def _pack_b(b, transposed, j_begin, j_end, most, lanes, k0, depth, work, at):
             j += columns
 
 
+if JIT_ENABLED:
+    before_first_kernel(_launch_threads)  # it makes `get_thread_id` known to code that comes from the cache
+else:
+
+    def get_thread_id():
+        return 0
+
+
 # --- the product ------------------------------------------------------------------------------------------------------
 
 
 @jit
-def _multiply(a, b, start, out, transpose_a, transpose_b, work, grid_m, grid_n, first, end):
-    """out = start + op(a) @ op(b), for blocks number `first` to `end` of the grid_m x grid_n blocks of `out`.
+def _product(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
+    """Rows lo to hi of out = start + op(a) @ op(b). start is (1, n), a row for all rows; or `out`; or zeros."""
+    _multiply(a, b, start, out, transpose_a, transpose_b, work, lo, hi, 0, out.shape[1])
 
-    start is (1, n), a row for all rows; or `out` itself; or (1, WIDEST vectors) of zeros. Row number t of `work` is
-    memory for block t: _workspace's.
-    """
-    m, n = out.shape
+
+@jit
+def _product_by_columns(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
+    """The same for groups of columns, each of two vectors: for fewer rows than threads could share."""
+    columns = 2 * (TILE.vector_bytes // out.itemsize)
+    _multiply(
+        a, b, start, out, transpose_a, transpose_b, work, 0, out.shape[0], lo * columns, min(hi * columns, out.shape[1])
+    )
+
+
+@jit
+def _multiply(a, b, start, out, transpose_a, transpose_b, work, i0, i1, j0, j1):
     k = a.shape[0] if transpose_a else a.shape[1]
-    lanes = TILE.vector_bytes // out.itemsize
     k_block = _even(k, K_BLOCK, CHUNK)
-    for block in range(first, end):
-        i0, i1 = _share(m, ROWS, block // grid_n, grid_m)
-        j0, j1 = _share(n, 2 * lanes, block % grid_n, grid_n)
-        if i0 == i1 or j0 == j1:  # a thin product of large k: fewer tiles than threads
-            continue
-        at = block * work.shape[1]
-        for k0 in range(0, max(k, 1), k_block):
-            depth = min(k_block, k - k0)
-            _multiply_block(
-                a, b, out if k0 else start, out, transpose_a, transpose_b, work, at, i0, i1, j0, j1, k0, depth
-            )
+    at = get_thread_id() * work.shape[1]
+    for k0 in range(0, max(k, 1), k_block):
+        depth = min(k_block, k - k0)
+        _multiply_block(a, b, out if k0 else start, out, transpose_a, transpose_b, work, at, i0, i1, j0, j1, k0, depth)
 
 
 @jit
@@ -222,18 +223,18 @@ def _multiply_panels(a, b, start, out, transpose_a, packed_a, packed_b, a_at, b_
         j += columns
 
 
-@jit(parallel=True)
-def _multiply_parallel(a, b, start, out, transpose_a, transpose_b, work, grid_m, grid_n):
-    for block in prange(grid_m * grid_n):
-        number = np.int64(block)  # the index of a prange is unsigned
-        _multiply(a, b, start, out, transpose_a, transpose_b, work, grid_m, grid_n, number, number + 1)
-
-
 # --- the public function ----------------------------------------------------------------------------------------------
 
 _LANES = {np.dtype(t): TILE.vector_bytes // np.dtype(t).itemsize for t in (np.float32, np.float64)}
-_ZEROS = {dtype: np.zeros((1, WIDEST * lanes), dtype) for dtype, lanes in _LANES.items()}
-_memory = threading.local()
+_ZEROS = {dtype: constant(np.zeros((1, WIDEST * lanes), dtype)) for dtype, lanes in _LANES.items()}
+_SCRATCH = {  # elements for packed pieces of b and a
+    dtype: N_BLOCK * K_BLOCK + M_BLOCK // ROWS * max(-(-ROWS // lanes) * lanes * K_BLOCK, ROWS * (K_BLOCK + PAD))
+    for dtype, lanes in _LANES.items()
+}
+
+_by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(6,))
+_by_rows_of_turned = _by_rows.reading_whole(0, 1, 2)  # a row of a transposed `a` lies all over it
+_by_columns = ranged(_product_by_columns, "matmul_columns", writes=(3,), whole=(0, 1, 2, 3), private=(6,))
 
 
 def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulate=False):
@@ -265,12 +266,19 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
         start = out
     if not (a.flags.carray and b.flags.carray and start.flags.carray):
         a, b, start = _plain(a), _plain(b), _plain(start)
-    grid = (1, 1) if m * n * k < PARALLEL_FROM else _grid(m, n, 2 * _LANES[dtype], get_num_threads())
-    work = _workspace(dtype, grid[0] * grid[1])
-    if grid == (1, 1):
-        _multiply(a, b, start, out, bool(transpose_a), bool(transpose_b), work, 1, 1, 0, 1)
+    arguments = a, b, start, out, bool(transpose_a), bool(transpose_b), scratch(_SCRATCH[dtype], dtype)
+    threads = get_num_threads()
+    if m >= ROWS * threads or n < 4 * _LANES[dtype]:
+        run = _by_rows_of_turned if transpose_a else _by_rows
+        run(m, n * k, *arguments, block=_even_rows(m, threads))
     else:
-        _multiply_parallel(a, b, start, out, bool(transpose_a), bool(transpose_b), work, *grid)
+        groups = -(-n // (2 * _LANES[dtype]))
+        _by_columns(groups, m * n * k // groups, *arguments, block=-(-groups // threads))
+
+
+def _even_rows(m, threads):
+    """Rows of a block: one block a thread, in whole tiles."""
+    return -(-m // (threads * ROWS)) * ROWS
 
 
 def _plain(x):
@@ -280,25 +288,3 @@ def _plain(x):
         return x
     pointer = x.__array_interface__["data"][0]
     return np.asarray(SimpleNamespace(__array_interface__={**x.__array_interface__, "data": (pointer, False)}, owner=x))
-
-
-@functools.lru_cache(maxsize=4096)
-def _grid(m, n, columns, threads):
-    """One block of `out` a thread: the grid whose largest block has the fewest tiles, then the one that reads least."""
-
-    def cost(grid):
-        height, width = -(-m // (ROWS * grid[0])), -(-n // (columns * grid[1]))
-        return height * width, height * ROWS + width * columns
-
-    return min(((p, threads // p) for p in range(1, threads + 1) if threads % p == 0), key=cost)
-
-
-def _workspace(dtype, blocks):
-    """Memory for `blocks` packed pieces of b and a, kept for the next product of this thread."""
-    kept = _memory.__dict__.get(dtype)
-    if kept is None or len(kept) < blocks:
-        lanes = _LANES[dtype]
-        transposed_tile, tile = -(-ROWS // lanes) * lanes * K_BLOCK, ROWS * (K_BLOCK + PAD)
-        size = N_BLOCK * K_BLOCK + M_BLOCK // ROWS * max(transposed_tile, tile)
-        kept = _memory.__dict__[dtype] = np.empty((blocks, size), dtype)
-    return kept

@@ -29,7 +29,8 @@ def _scatter_rows(lo, hi, g, index, out):
                 target[j] += source[j]
 
 
-_run_take, _run_scatter = ranged(_take_rows, "take_rows"), ranged(_scatter_rows, "scatter_rows")
+_run_take = ranged(_take_rows, "take_rows", writes=(2,), whole=(0,))
+_run_scatter = ranged(_scatter_rows, "scatter_rows", writes=(2,), whole=(0, 1, 2))
 
 
 def fill(out, value):

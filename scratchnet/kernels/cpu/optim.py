@@ -1,6 +1,7 @@
 """Optimizer steps: one pass over flat arrays, from the old parameter and state to the new.
 
-Outputs may be the inputs themselves: each element is read before it is written.
+Outputs may be the inputs themselves: each element is read before it is written. A rule is two functions: `prepare`
+turns the numbers of a step into those that an element needs, `rule` updates one element.
 """
 
 import math
@@ -13,7 +14,13 @@ from .blocks import ranged
 from .compile import jit
 
 # ruff: noqa: F821 - bound by each stamp
+prepare: Callable
 rule: Callable
+
+
+@jit
+def _prepare_sgd(numbers):
+    return numbers[0], numbers[1], numbers[2] != 0, numbers[3]
 
 
 @jit
@@ -25,12 +32,26 @@ def _sgd(p, g, v, lr, momentum, nesterov, weight_decay):
 
 
 @jit
+def _prepare_adam(numbers):
+    lr, beta1, beta2, eps, weight_decay = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+    decoupled, step = numbers[5] != 0, numbers[6]
+    rate, scale = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
+    keep, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
+    return rate, scale, beta1, beta2, 1 - beta1, 1 - beta2, eps, keep, decay
+
+
+@jit
 def _adam(p, g, m, v, rate, scale, beta1, beta2, rest1, rest2, eps, keep, weight_decay):
     f = type(p)
     g += f(weight_decay) * p
     m = f(beta1) * m + f(rest1) * g
     v = f(beta2) * v + f(rest2) * g * g
     return f(keep) * p - f(rate) * m / (np.sqrt(v) * f(scale) + f(eps)), m, v
+
+
+@jit
+def _prepare_rmsprop(numbers):
+    return numbers[0], numbers[1], 1 - numbers[1], numbers[2], numbers[3], numbers[4]
 
 
 @jit
@@ -48,67 +69,57 @@ def _rmsprop(p, g, v, u, lr, alpha, rest, eps, momentum, weight_decay):
 @jit
 def _one_state(lo, hi, param, grad, s, new_param, new_s, numbers):
     param, grad, s, new_param, new_s = param[lo:hi], grad[lo:hi], s[lo:hi], new_param[lo:hi], new_s[lo:hi]
+    constants = prepare(numbers)
     for i in range(param.size):
-        new_param[i], new_s[i] = rule(param[i], grad[i], s[i], *numbers)
+        new_param[i], new_s[i] = rule(param[i], grad[i], s[i], *constants)
 
 
 @jit
 def _one_state_in_place(lo, hi, param, grad, s, numbers):
     param, grad, s = param[lo:hi], grad[lo:hi], s[lo:hi]
+    constants = prepare(numbers)
     for i in range(param.size):
-        param[i], s[i] = rule(param[i], grad[i], s[i], *numbers)
+        param[i], s[i] = rule(param[i], grad[i], s[i], *constants)
 
 
 @jit
 def _two_states(lo, hi, param, grad, s, t, new_param, new_s, new_t, numbers):
     param, grad, s, t = param[lo:hi], grad[lo:hi], s[lo:hi], t[lo:hi]
     new_param, new_s, new_t = new_param[lo:hi], new_s[lo:hi], new_t[lo:hi]
+    constants = prepare(numbers)
     for i in range(param.size):
-        new_param[i], new_s[i], new_t[i] = rule(param[i], grad[i], s[i], t[i], *numbers)
+        new_param[i], new_s[i], new_t[i] = rule(param[i], grad[i], s[i], t[i], *constants)
 
 
 @jit
 def _two_states_in_place(lo, hi, param, grad, s, t, numbers):
     param, grad, s, t = param[lo:hi], grad[lo:hi], s[lo:hi], t[lo:hi]
+    constants = prepare(numbers)
     for i in range(param.size):
-        param[i], s[i], t[i] = rule(param[i], grad[i], s[i], t[i], *numbers)
+        param[i], s[i], t[i] = rule(param[i], grad[i], s[i], t[i], *constants)
 
 
-def _stepper(name, rule, loop, loop_in_place):
-    """step(inputs, outputs, numbers) with inputs (param, grad, states...) and outputs (param, states...)."""
-    run, run_in_place = ranged(loop, name, rule=rule), ranged(loop_in_place, f"{name}_in_place", rule=rule)
+def _stepper(name, loop, loop_in_place, states, **bindings):
+    """The kernel (param, grad, *states, new_param, *new_states, numbers)."""
+    run = ranged(loop, name, writes=range(2 + states, 3 + 2 * states), whole=(3 + 2 * states,), **bindings)
+    written = (0, *range(2, 2 + states))
+    run_in_place = ranged(loop_in_place, f"{name}_in_place", writes=written, whole=(2 + states,), **bindings)
 
-    def step(inputs, outputs, numbers):
-        size, cost, arrays = inputs[0].size, 2 * len(inputs), [x.ravel() for x in inputs]
-        numbers = tuple(map(float, numbers))
-        param, _, *states = inputs
-        if all(map(is_, (param, *states), outputs)):
-            run_in_place(size, cost, *arrays, numbers)
+    def kernel(*arrays):
+        *arrays, numbers = arrays
+        inputs, outputs = arrays[: 2 + states], arrays[2 + states :]
+        param, _, *old = inputs
+        flat, cost = [x.ravel() for x in inputs], 2 * len(inputs)
+        if all(map(is_, (param, *old), outputs)):
+            run_in_place(param.size, cost, *flat, numbers)
         else:
-            run(size, cost, *arrays, *[x.ravel() for x in outputs], numbers)
+            run(param.size, cost, *flat, *[x.ravel() for x in outputs], numbers)
 
-    return step
-
-
-_step_sgd = _stepper("sgd", _sgd, _one_state, _one_state_in_place)
-_step_adam = _stepper("adam", _adam, _two_states, _two_states_in_place)
-_step_rmsprop = _stepper("rmsprop", _rmsprop, _two_states, _two_states_in_place)
+    return kernel
 
 
-def sgd(param, grad, velocity, new_param, new_velocity, lr, momentum, nesterov, weight_decay):
-    _step_sgd((param, grad, velocity), (new_param, new_velocity), (lr, momentum, nesterov, weight_decay))
-
-
-def adam(param, grad, m, v, new_param, new_m, new_v, lr, beta1, beta2, eps, weight_decay, decoupled, step):
-    rate, scale = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
-    keep, decay = (1 - lr * weight_decay, 0) if decoupled else (1, weight_decay)
-    numbers = rate, scale, beta1, beta2, 1 - beta1, 1 - beta2, eps, keep, decay
-    _step_adam((param, grad, m, v), (new_param, new_m, new_v), numbers)
-
-
-def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, lr, alpha, eps, momentum, weight_decay):
-    numbers = lr, alpha, 1 - alpha, eps, momentum, weight_decay
-    _step_rmsprop((param, grad, v, velocity), (new_param, new_v, new_velocity), numbers)
-
-
-KERNELS = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop}
+KERNELS = {
+    "sgd": _stepper("sgd", _one_state, _one_state_in_place, 1, prepare=_prepare_sgd, rule=_sgd),
+    "adam": _stepper("adam", _two_states, _two_states_in_place, 2, prepare=_prepare_adam, rule=_adam),
+    "rmsprop": _stepper("rmsprop", _two_states, _two_states_in_place, 2, prepare=_prepare_rmsprop, rule=_rmsprop),
+}

@@ -23,11 +23,11 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @jit
-def _dropout(lo, hi, x, out, drop_below, scale, key_0, key_1, stream_0, stream_1):
+def _dropout(lo, hi, x, out, drop_below, scale, key):
     """Items are groups of four elements, one Philox block each; an element stays if its 24 bits are >= drop_below."""
     scale, zero = out.dtype.type(scale), out.dtype.type(0)
-    limit, k0, k1 = np.uint64(drop_below), np.uint64(key_0), np.uint64(key_1)
-    c2, c3 = np.uint64(stream_0), np.uint64(stream_1)
+    limit, seed, stream = np.uint64(drop_below), np.uint64(key[0]), np.uint64(key[1])
+    k0, k1, c2, c3 = seed & LOW, seed >> SHIFT, stream & LOW, stream >> SHIFT
     whole = min(hi, out.size // 4)
     x4, out4 = x[4 * lo :], out[4 * lo :]
     for i in range(whole - lo):
@@ -44,13 +44,12 @@ def _dropout(lo, hi, x, out, drop_below, scale, key_0, key_1, stream_0, stream_1
             out[j] = x[j] * scale if (words[j - 4 * whole] >> TO_24_BITS) >= limit else zero
 
 
-_run_dropout = ranged(_dropout, "dropout")
+_run_dropout = ranged(_dropout, "dropout", writes=(1,), whole=(4,))
 
 
-def dropout(x, out, p, seed, stream):
-    words = seed & 0xFFFFFFFF, seed >> 32, stream & 0xFFFFFFFF, stream >> 32
+def dropout(x, out, p, key):
     drop_below = math.ceil(p * 2**24)  # u = bits / 2**24 >= p, without rounding
-    _run_dropout((out.size + 3) // 4, 4, x.ravel(), out.ravel(), drop_below, 1 / (1 - p), *words)
+    _run_dropout((out.size + 3) // 4, 4, x.ravel(), out.ravel(), drop_below, 1 / (1 - p), key)
 
 
 KERNELS = {"dropout": dropout}

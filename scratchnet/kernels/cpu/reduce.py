@@ -77,8 +77,8 @@ def _argmax(lo, hi, x, out, n, inner):
 def reduction(name, combine, empty):
     """The kernel (x, out) that folds the middle axis with `combine`; `empty(x, out)` answers for n = 0."""
     fold = stamp(_fold, f"fold_{name}", combine=combine)
-    contiguous = ranged(_reduce_contiguous, name, fold=fold)
-    strided = ranged(_reduce_strided, f"{name}_strided", combine=combine)
+    contiguous = ranged(_reduce_contiguous, name, writes=(1,), fold=fold)
+    strided = ranged(_reduce_strided, f"{name}_strided", writes=(1,), whole=(0, 1), combine=combine)
 
     def kernel(x, out):
         outer, n, inner = x.shape
@@ -101,7 +101,7 @@ def reduction(name, combine, empty):
     return kernel
 
 
-_run_argmax = ranged(_argmax, "argmax")
+_run_argmax = ranged(_argmax, "argmax", writes=(1,), whole=(0,))
 
 
 def argmax(x, out):

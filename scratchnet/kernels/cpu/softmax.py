@@ -101,9 +101,9 @@ def _cross_entropy_grad(lo, hi, g, logits, labels, out):
             row[j] *= scale
 
 
-def _rows(name, template):
+def _rows(name, template, inputs):
     """The kernel (arrays..., out) that runs a template over rows; the first array with two axes tells how many."""
-    run = ranged(template, name)
+    run = ranged(template, name, writes=(inputs,))
 
     def kernel(*arrays):
         x = arrays[0] if arrays[0].ndim == 2 else arrays[1]
@@ -113,10 +113,10 @@ def _rows(name, template):
 
 
 KERNELS = {
-    "softmax": _rows("softmax", _softmax),
-    "softmax_grad": _rows("softmax_grad", _softmax_grad),
-    "logsumexp": _rows("logsumexp", _logsumexp),
-    "log_softmax": _rows("log_softmax", _log_softmax),
-    "cross_entropy": _rows("cross_entropy", _cross_entropy),
-    "cross_entropy_grad": _rows("cross_entropy_grad", _cross_entropy_grad),
+    "softmax": _rows("softmax", _softmax, 1),
+    "softmax_grad": _rows("softmax_grad", _softmax_grad, 2),
+    "logsumexp": _rows("logsumexp", _logsumexp, 1),
+    "log_softmax": _rows("log_softmax", _log_softmax, 1),
+    "cross_entropy": _rows("cross_entropy", _cross_entropy, 2),
+    "cross_entropy_grad": _rows("cross_entropy_grad", _cross_entropy_grad, 3),
 }

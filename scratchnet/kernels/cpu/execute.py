@@ -1,0 +1,172 @@
+"""How a program runs: a list of tasks in stages, worked off by all threads in one parallel region.
+
+A *group* of tasks goes over the same rows: a thread takes a block of rows and runs every task of the group on it, so
+what one task leaves for the next is still in the cache. A *stage* is groups that do not depend on each other. Threads
+take blocks by counting up a ticket; when the last block of a stage is done, all go on to the next. Nobody waits for a
+thread that has not come: a thread that is late finds less to do. Who does which block changes nothing in the result.
+"""
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import prange
+from numba.core import types
+from numba.extending import intrinsic
+
+from .blocks import PACKED_WORDS, PARALLEL_FROM, Task, call
+from .compile import get_num_threads, jit
+
+SPINS = 4096  # looks at a counter before a waiting thread lets others run; with `pause` some 40 us
+LINE = 8  # 64-bit words of a cache line: what two threads write must not share one
+
+# --- words that threads share ---------------------------------------------------------------------------------------
+
+
+def _pointer(context, builder, signature, values):
+    data = context.make_array(signature.args[0])(context, builder, values[0]).data
+    return builder.gep(data, [values[1]])
+
+
+def _typed_take(typing_context, words, at):
+    """words[at] += 1, at once for all threads; returns what it was."""
+
+    def generate(context, builder, signature, values):
+        pointer = _pointer(context, builder, signature, values)
+        return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "acq_rel")
+
+    return types.int64(words, types.intp), generate
+
+
+def _typed_look(typing_context, words, at):
+    """words[at], and all that was written before it was."""
+
+    def generate(context, builder, signature, values):
+        return builder.load_atomic(_pointer(context, builder, signature, values), "acquire", 8)
+
+    return types.int64(words, types.intp), generate
+
+
+def _typed_pause(typing_context):
+    """A hint to the core that this thread only waits."""
+
+    def generate(context, builder, signature, values):
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            name = "llvm.x86.sse2.pause"
+            builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+_take: Callable = intrinsic(_typed_take)
+_look: Callable = intrinsic(_typed_look)
+_pause: Callable = intrinsic(_typed_pause)
+_let_others_run = types.ExternalFunction("sched_yield" if os.name == "posix" else "SwitchToThread", types.int32())
+
+# --- one thread's part ----------------------------------------------------------------------------------------------
+
+
+@jit
+def _run_block(block, group, groups, tasks):
+    """All tasks of a group on one block of its rows."""
+    first, end, rows, size = groups[group, 0], groups[group, 1], groups[group, 2], groups[group, 3]
+    lo = block * size
+    hi = min(lo + size, rows)
+    for t in range(first, end):
+        items = tasks[t, 2]  # of all rows
+        call(tasks[t, 0], items // rows * lo, items // rows * hi, tasks[t, 1])
+
+
+@jit
+def _work(stages, groups, tasks, counters, stop):
+    for stage in range(len(stages)):
+        if _look(stop, 0) != 0:  # written before the last stage ended, so all threads see it here, or none
+            return
+        group, blocks = stages[stage, 0], stages[stage, 2]
+        first, taken, done = 0, 2 * LINE * stage, 2 * LINE * stage + LINE
+        while True:
+            ticket = _take(counters, taken)
+            if ticket >= blocks:
+                break
+            while ticket >= first + groups[group, 4]:
+                first += groups[group, 4]
+                group += 1
+            _run_block(ticket - first, group, groups, tasks)
+            _take(counters, done)
+        spins = 0
+        while _look(counters, done) < blocks:
+            spins += 1
+            if spins < SPINS:
+                _pause()
+            else:
+                _let_others_run()
+
+
+@jit(parallel=True)
+def _work_together(threads, stages, groups, tasks, counters, stop):
+    for _ in prange(threads):
+        _work(stages, groups, tasks, counters, stop)
+
+
+# --- a program ------------------------------------------------------------------------------------------------------
+
+
+class Group(NamedTuple):
+    """Tasks that run one after the other on each block of `block` rows; each has a multiple of `rows` items."""
+
+    tasks: Sequence[Task]
+    rows: int
+    block: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.rows // self.block)
+
+    @property
+    def work(self) -> int:
+        return sum(task.work for task in self.tasks)
+
+
+class Executable:
+    """Stages of groups as tables of addresses, which one compiled function works off: `run()`.
+
+    stop: int64 (1,); a task that writes another value than 0 there ends the run after its stage.
+    """
+
+    def __init__(self, stages: Sequence[Sequence[Group]], stop: np.ndarray):
+        groups = [group for stage in stages for group in stage]
+        tasks = [task for group in groups for task in group.tasks]
+        ends = np.cumsum([0, *(len(group.tasks) for group in groups)])
+        self.arguments = np.zeros((len(tasks), PACKED_WORDS), np.int64)
+        places = [row.ctypes.data for row in self.arguments]
+        functions = [task.loop.pack(place, *task.arguments) for task, place in zip(tasks, places, strict=True)]
+        self.tasks = _table(
+            [(f, place, task.size) for f, place, task in zip(functions, places, tasks, strict=True)], 3
+        )
+        self.groups = _table(
+            [(ends[i], ends[i + 1], group.rows, group.block, group.blocks) for i, group in enumerate(groups)], 5
+        )
+        firsts = np.cumsum([0, *map(len, stages)])
+        self.stages = _table(
+            [(firsts[i], firsts[i + 1], sum(g.blocks for g in stage)) for i, stage in enumerate(stages)], 3
+        )
+        self.counters, self.stop, self.kept = np.zeros(2 * LINE * len(stages), np.int64), stop, tasks
+        self.shared = sum(group.work for group in groups) >= PARALLEL_FROM
+
+    def run(self) -> None:
+        """Runs all tasks, on all threads if the work is large enough."""
+        self.counters.fill(0)
+        threads = get_num_threads() if self.shared else 1
+        if threads == 1:
+            _work(self.stages, self.groups, self.tasks, self.counters, self.stop)
+        else:
+            _work_together(threads, self.stages, self.groups, self.tasks, self.counters, self.stop)
+
+
+def _table(rows: Sequence[tuple], columns: int) -> np.ndarray:
+    return np.array(rows, np.int64).reshape(len(rows), columns)
