@@ -5,6 +5,7 @@ from .autograd import grad, value_and_grad
 from .checkpoint import load, save
 from .errors import *
 from .functions import *
+from .jit import jit
 from .kernels import get_num_threads, set_num_threads
 from .random import manual_seed
 from .tensor import Tensor, default_device, no_grad, tensor
@@ -20,6 +21,7 @@ __all__ = [
     "default_device",
     "get_num_threads",
     "grad",
+    "jit",
     "load",
     "manual_seed",
     "metrics",

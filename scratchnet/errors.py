@@ -37,6 +37,10 @@ class ConfigError(ScratchnetError, ValueError):
     """An argument outside its range."""
 
 
+class JitError(ScratchnetError, RuntimeError):
+    """A step that cannot be recorded, or a recorded one that is called in another way."""
+
+
 class DataError(ScratchnetError, ValueError):
     """A data file or data set that is damaged, of another format, or does not fit together."""
 

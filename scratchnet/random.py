@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from . import trace
 from .errors import CheckpointError, ConfigError
 
 _WORD = 2**64
@@ -43,7 +44,15 @@ class Generator:
 
     def key(self) -> np.ndarray:
         """(seed, the next stream) as two uint64: what names the random numbers of one draw."""
-        return np.array([self.seed, self.next_stream()], np.uint64)
+        key = np.array([self.seed, self.next_stream()], np.uint64)
+
+        def draw_again():
+            before = self.stream
+            key[:] = self.seed, self.next_stream()
+            return lambda: setattr(self, "stream", before)
+
+        trace.effect(draw_again)
+        return key
 
     def numpy(self) -> np.random.Generator:
         """NumPy's generator over the next stream: Philox 4x64 whose key is (seed, stream)."""

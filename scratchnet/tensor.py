@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import ops
+from . import ops, trace
 from .errors import ConfigError, DeviceError, DtypeError, GradientError, ScratchnetError, ShapeError
 from .kernels import Device
 from .kernels import device as find_device
@@ -124,8 +124,13 @@ class Tensor:
         """Runs one op and records it. This is the only place where ops meet tensors."""
         tensors = _prepare(op, inputs)
         device = tensors[0]._device
+        written = trace.current()
         try:
-            out = op.forward(device, *[t._data for t in tensors], **params)
+            if written is None:
+                out = op.forward(device, *[t._data for t in tensors], **params)
+            else:
+                out = op.forward(written.on(device), *[t._data for t in tensors], **params)
+                _watch(written, tensors)
         except (TypeError, ValueError) as error:
             raise _refusal(op, tensors, error) from None
         node = None
@@ -176,12 +181,14 @@ class Tensor:
         """The one element, as a Python number. Raises ShapeError if there are more or none."""
         if self.size != 1:
             raise ShapeError(f"item: expected one element, got shape {self.shape}")
+        trace.refuse("item", self._data, self.requires_grad)
         return self._data.item()
 
     def numpy(self) -> np.ndarray:
         """The array itself (shared memory). Raises GradientError if the tensor requires grad: use .detach() first."""
         if self.requires_grad:
             raise GradientError("numpy: expected a tensor that does not require grad; call .detach() first")
+        trace.refuse("numpy", self._data)
         return self._data
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -210,7 +217,9 @@ class Tensor:
         dtype = _checked_dtype(np.dtype(dtype))
         if dtype == self.dtype:
             return self
-        return ops.cast(self, dtype=dtype) if dtype in FLOATS else Tensor._wrap(self._data.astype(dtype), self._device)
+        if dtype in FLOATS:
+            return ops.cast(self, dtype=dtype)
+        return Tensor._wrap(_copied(self._data, dtype, self._device), self._device)
 
     def __repr__(self) -> str:
         body = np.array2string(self._data, separator=", ", prefix="Tensor(", threshold=100)
@@ -270,18 +279,22 @@ class Tensor:
         """
         g = initial_gradient(self, gradient)
         found = backpropagate(self, g, retain_graph=retain_graph or create_graph, create_graph=create_graph)
-        taken = {id(g._data)}
+        taken, written = {id(g._data)}, trace.current()
         for leaf, leaf_gradient in found.values():
+            if written is not None:
+                written.touched.setdefault(id(leaf), (leaf, leaf.grad))
             if leaf.grad is not None:
                 with recording(create_graph):
                     leaf_gradient = leaf.grad + leaf_gradient
             elif not create_graph and (leaf_gradient._data.base is not None or id(leaf_gradient._data) in taken):
-                leaf_gradient = Tensor._wrap(leaf_gradient._data.copy(), leaf._device)  # .grad shares no memory
+                data = leaf_gradient._data
+                leaf_gradient = Tensor._wrap(_copied(data, data.dtype, leaf._device), leaf._device)  # memory of its own
             taken.add(id(leaf_gradient._data))
             leaf.grad = leaf_gradient
 
     def zero_grad(self) -> None:
         """Forgets the gradient."""
+        trace.zeroed(self)
         self.grad = None
 
     # --- operators ----------------------------------------------------------------------------------------------
@@ -562,6 +575,20 @@ def _checked_dtype(dtype: np.dtype) -> np.dtype:
     return dtype
 
 
+def _copied(data: np.ndarray, dtype: np.dtype, device: Device) -> np.ndarray:
+    device = trace.active(device)
+    out = device.empty(data.shape, dtype)
+    device.copy(data, out)
+    return out
+
+
+def _watch(written: trace.Trace, tensors: tuple[Tensor, ...]) -> None:
+    """A program reads parameters and buffers where they lay when it was recorded."""
+    for t in tensors:
+        if t._node is None and (t.requires_grad or type(t) is not Tensor):
+            written.watch(t, "_data")
+
+
 def _as_shape(args: tuple) -> tuple[int, ...]:
     """Lengths given one by one, or as one sequence."""
     if len(args) == 1 and isinstance(args[0], Sequence):
@@ -638,6 +665,7 @@ _to_device = ops.Op("to", lambda device, x: x, (lambda g, y, x: g.to(x.device),)
 
 
 def initial_gradient(y: Tensor, gradient: ArrayLike | None) -> Tensor:
+    """The gradient that a backward pass from y starts with: `gradient`, or 1 for one element; or what is wrong with it."""
     if not y.requires_grad:
         raise GradientError("backward: expected a tensor made from one that requires grad, got one with no record")
     if gradient is None:

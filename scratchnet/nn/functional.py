@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .. import ops, random
+from .. import ops, random, trace
 from ..errors import ConfigError, DtypeError, IndexOutOfRangeError, ShapeError
 from ..functions import gelu, log_softmax, relu, sigmoid, softmax, tanh
 from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor, no_grad
@@ -152,7 +152,7 @@ def _move(running: Tensor | None, target: Tensor, momentum: float) -> None:
         return
     with no_grad():
         moved = running * (1 - momentum) + target.reshape(running.shape) * momentum
-    running._device.copy(moved._data, running._data)
+    trace.active(running._device).copy(moved._data, running._data)
     running._version += 1
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
+from .. import trace
 from ..errors import CheckpointError, ConfigError
 from ..kernels import Device
 from ..tensor import FLOATS, ArrayLike, Tensor
@@ -71,6 +72,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__}: expected a method forward, got none")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        trace.watch(self, "training")
         return self.forward(*args, **kwargs)
 
     # --- attributes ---------------------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ class Module:
     def zero_grad(self) -> None:
         """Forgets the gradients of all parameters."""
         for parameter in self.parameters():
-            parameter.grad = None
+            parameter.zero_grad()
 
     def to(self, device: str | None = None, dtype: Any = None) -> Self:
         """Moves parameters and buffers to a device, or float ones to a float dtype, with their gradients.

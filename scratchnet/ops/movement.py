@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
+from .. import trace
 from ..errors import DtypeError, IndexOutOfRangeError, ShapeError
-from .table import contiguous, define
+from .table import array_of, contiguous, define
 
 # --- views -------------------------------------------------------------------------------------------------------
 
@@ -209,6 +210,9 @@ def index(x, key):
     )
     if len(arrays) == 1 and x.ndim and isinstance(arrays[0], np.ndarray) and arrays[0].dtype.kind != "b":
         return take_rows(x, checked_index("index", arrays[0], x.shape[0]))
+    for a in arrays:
+        if isinstance(a, np.ndarray):
+            trace.refuse("index: several arrays, or booleans", a)
     _check_key(x, arrays)
     positions = np.arange(x.size).reshape(x.shape)[arrays]  # which element lands where, by NumPy's own rules
     return take_rows(reshape(x, shape=(x.size,)), np.asarray(positions))
@@ -227,9 +231,16 @@ def checked_index(name: str, array, n: int, from_end: bool = True) -> np.ndarray
 
     Raises IndexOutOfRangeError or DtypeError.
     """
-    array = np.asarray(array)
+    array = array_of(array)
     if array.dtype.kind not in "iu":
         raise DtypeError(f"{name}: expected integers, got {array.dtype}")
+    if array.dtype != np.int64:
+        trace.refuse(f"{name}: integers that are not int64", array)
+    else:
+        lowest = -n if from_end and array.size and array.min() < 0 else 0
+        if lowest:
+            trace.refuse(f"{name}: numbers that count from the end", array)
+        trace.guard("in_range", array, (0, n), lambda: checked_index(name, array, n, from_end))
     if not array.size:
         return array.astype(np.int64, copy=False)
     lowest, least, most = -n if from_end else 0, array.min(), array.max()

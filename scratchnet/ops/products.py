@@ -7,7 +7,7 @@ import numpy as np
 from ..errors import ShapeError
 from .movement import checked_index, reshape
 from .reductions import _softmax, softmax_grad, sum
-from .table import contiguous, define
+from .table import array_of, contiguous, define
 
 
 def _stored(device, x: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -134,7 +134,7 @@ def cross_entropy(logits, labels):
 
     Raises ShapeError, DtypeError, or IndexOutOfRangeError for a label outside [0, classes).
     """
-    labels = np.asarray(labels)
+    labels = array_of(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ShapeError(
             f"cross_entropy: expected logits (rows, classes) and labels (rows,), got {logits.shape} and {labels.shape}"

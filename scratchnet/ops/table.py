@@ -81,6 +81,11 @@ def binary(name: str, *vjps: VJP | None, dtype: type | None = None, floating: bo
     return define(name, forward, *(vjps or (None, None)), floating=floating)
 
 
+def array_of(x) -> np.ndarray:
+    """The array of a tensor, or what NumPy makes of x."""
+    return x._data if hasattr(x, "_data") else np.asarray(x)
+
+
 def broadcast_shape(name: str, *arrays: np.ndarray) -> tuple[int, ...]:
     """The shape that the arrays broadcast to. Raises ShapeError if they do not."""
     shape = arrays[0].shape

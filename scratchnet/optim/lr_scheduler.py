@@ -5,11 +5,12 @@ schedule can be resumed anywhere. One schedule an optimizer: a second one would 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from .. import trace
 from ..errors import CheckpointError, ConfigError
 from .optimizers import Optimizer
 
@@ -36,7 +37,13 @@ class LRScheduler:
 
     def step(self) -> None:
         """One optimizer step is done: sets the values for the next one."""
-        self._set(self.last_step + 1)
+        self._advance()
+        trace.effect(self._advance)
+
+    def _advance(self) -> Callable[[], None]:
+        before = self.last_step
+        self._set(before + 1)
+        return lambda: self._set(before)
 
     def get_last_lr(self) -> list[float]:
         """The learning rate of each group, as last set."""

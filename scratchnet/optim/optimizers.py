@@ -5,11 +5,12 @@ call a parameter: kernel(param, grad, *state, new_param, *new_state, numbers).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from .. import trace
 from ..errors import CheckpointError, ConfigError, DtypeError, ShapeError
 from ..ops.table import contiguous
 from ..tensor import FLOATS, Tensor
@@ -51,6 +52,7 @@ class Optimizer:
     """
 
     kernel: str  # the update's name in the device table
+    n_numbers: int  # that it takes
     state_names: tuple[
         str, ...
     ]  # names of the arrays, as large as the parameter, that the update keeps; they start at 0
@@ -83,7 +85,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Forgets the gradients of all parameters."""
         for slot in self._slots:
-            slot.param.grad = None
+            slot.param.zero_grad()
 
     def step(self) -> None:
         """Updates, in place, every parameter that has a gradient.
@@ -91,14 +93,25 @@ class Optimizer:
         Raises ShapeError or DtypeError if a gradient does not fit its parameter; then nothing was updated.
         """
         ready = [(s, self._gradient(s, s.param.grad)) for s in self._slots if s.param.grad is not None]
-        for slot, gradient in ready:
-            param = slot.param
-            data, arrays = param._data, slot.arrays
+        steps = [(slot, np.empty(self.n_numbers)) for slot, _ in ready]
+        self._count(steps)
+        for (slot, gradient), (_, numbers) in zip(ready, steps, strict=True):
+            data, arrays = slot.param._data, slot.arrays
+            getattr(trace.active(slot.param._device), self.kernel)(data, gradient, *arrays, data, *arrays, numbers)
+        trace.updated([slot.param for slot, _ in ready], lambda: self._count(steps))
+
+    def _count(self, steps: list[tuple[_Slot, np.ndarray]]) -> Callable[[], None]:
+        """One more step of each slot, with its numbers for the kernel; returns what takes it back."""
+        for slot, numbers in steps:
             slot.step += 1
-            update = getattr(param._device, self.kernel)
-            numbers = np.array(self.numbers(slot.group, slot.step), np.float64)
-            update(data, gradient, *arrays, data, *arrays, numbers)
-            param._owner._version += 1
+            slot.param._owner._version += 1
+            numbers[:] = self.numbers(slot.group, slot.step)
+
+        def take_back():
+            for slot, _ in steps:
+                slot.step -= 1
+
+        return take_back
 
     def _gradient(self, slot: _Slot, grad: Tensor) -> np.ndarray:
         """The gradient as a contiguous array, checked against the slot."""
@@ -109,7 +122,7 @@ class Optimizer:
             raise DtypeError(
                 f"{self._name}: expected parameter and gradient {slot.dtype}, got {param.dtype} and {gradient.dtype}"
             )
-        return contiguous(param._device, gradient)
+        return contiguous(trace.active(param._device), gradient)
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -230,7 +243,7 @@ class SGD(Optimizer):
     As torch.optim.SGD (Sutskever et al. 2013, with the learning rate outside).
     """
 
-    kernel, state_names = "sgd", ("velocity",)
+    kernel, n_numbers, state_names = "sgd", 4, ("velocity",)
 
     def __init__(
         self,
@@ -257,7 +270,7 @@ class Adam(Optimizer):
     Kingma and Ba 2015, as torch.optim.Adam. g includes weight_decay * p; t counts the parameter's updates from 1.
     """
 
-    kernel, state_names = "adam", ("m", "v")
+    kernel, n_numbers, state_names = "adam", 7, ("m", "v")
     decoupled = False
 
     def __init__(
@@ -301,7 +314,7 @@ class RMSprop(Optimizer):
     Tieleman and Hinton 2012 (lecture 6.5), as torch.optim.RMSprop.
     """
 
-    kernel, state_names = "rmsprop", ("v", "velocity")
+    kernel, n_numbers, state_names = "rmsprop", 5, ("v", "velocity")
 
     def __init__(
         self,

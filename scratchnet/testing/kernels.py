@@ -95,7 +95,7 @@ def kernel_cases(
 
     @st.composite
     def cases(draw):
-        params = {key: draw(choice(*values)) for key, values in row.params.items()}
+        params = {key: values[draw(choice(*range(len(values))))] for key, values in row.params.items()}
         shapes = row.shapes if isinstance(row.shapes, str) else row.shapes(**params)
         content = Content(dtypes, row.domain, row.special, sizes=sizes, max_elements=max_elements)
         lengths = draw_lengths(draw, f"{shapes} {row.lengths}", content)

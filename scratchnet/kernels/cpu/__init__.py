@@ -8,7 +8,8 @@ import inspect
 import numpy as np
 
 from .. import device
-from . import elementwise, gemm, movement, optim, random, reduce, softmax
+from . import elementwise, gemm, guards, movement, optim, random, reduce, softmax
+from .blocks import Plan, planning
 from .compile import JIT_ENABLED
 
 # The dtypes for which a kernel is compiled, inputs -> outputs, in NumPy's letters: ? bool, l int64, and f float32 or
@@ -69,8 +70,7 @@ def _guarded(name, kernel, signature, reference):
     The function is written out as source, as dataclasses do it, because loops over arguments cost 0.5-1 us a call.
     """
     inputs, outputs = signature.split("->")
-    count = len(inputs + outputs)
-    accepted = {tuple(_DTYPES.get(letter, f) for letter in inputs + outputs) for f in _FLOATS}
+    count, accepted = _accepted(signature)
 
     def general(*arguments):
         arrays, numbers = arguments[:count], arguments[count:]
@@ -96,8 +96,49 @@ def _guarded(name, kernel, signature, reference):
     return entry if JIT_ENABLED else np.errstate(all="ignore")(entry)
 
 
+def _accepted(signature):
+    """How many arrays a signature has, and the dtypes for which a kernel is compiled."""
+    letters = signature.replace("->", "")
+    return len(letters), {tuple(_DTYPES.get(letter, f) for letter in letters) for f in _FLOATS}
+
+
+def plan_call(name: str, arguments: tuple, tasks: Plan) -> bool:
+    """Adds the loops that a kernel would run on these arguments to a plan, if that is all that it would do.
+
+    False, and nothing is added: the arrays are such that the kernel copies or converts, or leaves them to NumPy.
+    """
+    if not JIT_ENABLED or name not in SIGNATURES | {"copy": ""}:
+        return False
+    count, accepted = _accepted(SIGNATURES[name]) if name in SIGNATURES else (2, None)
+    arrays = arguments[:count]
+    dtypes = tuple(x.dtype for x in arrays)
+    if not (name == "copy" or all(x.flags.carray for x in arrays)) or (dtypes not in accepted if accepted else dtypes[0] not in _FLOATS):
+        return False
+    added = Plan()
+    added.scratch = tasks.scratch
+    with planning(added):
+        _COMPILED[name](*arguments)
+    known = [x for x in arguments if isinstance(x, np.ndarray)]
+    for task in added:
+        data = list(task.arrays())
+        if not all(any(np.may_share_memory(x, y) for y in known) for x, is_written, _ in data if not is_written):
+            return False  # a copy that the kernel made now, which would be stale in the next run
+        known += [x for x, is_written, _ in data if is_written]
+    tasks.extend(added)
+    return bool(added)
+
+
 def _linear(x, weight, bias, out):
     gemm.matmul(x, weight, out, bias=bias)
+
+
+def plan_guard(kind: str, arguments: tuple, tasks: Plan) -> bool:
+    """Adds the loop of a guard to a plan; False where there is no compiled one."""
+    if not JIT_ENABLED or not arguments[0].flags.carray:
+        return False
+    with planning(tasks):
+        guards.GUARDS[kind](*arguments)
+    return True
 
 
 _REFERENCE = device("numpy").kernels

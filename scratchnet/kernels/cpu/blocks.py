@@ -71,6 +71,10 @@ def planning(plan: Plan) -> Iterator[None]:
         _plan.reset(token)
 
 
+def is_planning() -> bool:
+    return _plan.get() is not None
+
+
 def scratch(size: int, dtype: np.dtype) -> np.ndarray:
     """(MAX_THREADS, size) elements, a row for each thread that runs a loop: this Python thread's, or the plan's."""
     plan = _plan.get()
@@ -189,6 +193,12 @@ def _typed_store(typing_context, body, address, arguments):
             context.active_code_library.add_linking_library(library)
         _, address, packed = values
         pointer = packed.type.as_pointer()
+        unpack = enumerate(zip(arguments.types, cgutils.unpack_tuple(builder, packed), strict=True))
+        for i, (kind, value) in unpack:  # Numba counts references to an array only for the call that it was given to
+            if isinstance(kind, types.Array):
+                array = context.make_array(kind)(context, builder, value)
+                array.meminfo, array.parent = (cgutils.get_null_value(x.type) for x in (array.meminfo, array.parent))
+                packed = builder.insert_value(packed, array._getvalue(), i)
         kind = context.call_conv.get_function_type(types.none, _RANGE)
         unpacked = ir.Function(builder.module, kind, f"{builder.function.name}.unpacked")
         unpacked.linkage = "internal"

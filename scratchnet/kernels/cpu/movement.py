@@ -2,10 +2,23 @@
 
 import numpy as np
 
-from .blocks import ranged
+from .blocks import is_planning, ranged
 from .compile import jit
 
 RANGES = 16  # parts of the destination rows that scatter_rows fills on its own; each part reads the whole index
+
+
+@jit
+def _copy(lo, hi, x, out):
+    x, out = x[lo:hi], out[lo:hi]
+    for i in range(out.size):
+        out[i] = x[i]
+
+
+@jit
+def _repeat(lo, hi, x, out):
+    for i in range(lo, hi):
+        out[i] = x[0]
 
 
 @jit
@@ -29,6 +42,7 @@ def _scatter_rows(lo, hi, g, index, out):
                 target[j] += source[j]
 
 
+_run_copy, _run_repeat = ranged(_copy, "copy", writes=(1,)), ranged(_repeat, "repeat", writes=(1,), whole=(0,))
 _run_take = ranged(_take_rows, "take_rows", writes=(2,), whole=(0,))
 _run_scatter = ranged(_scatter_rows, "scatter_rows", writes=(2,), whole=(0, 1, 2))
 
@@ -38,11 +52,21 @@ def fill(out, value):
 
 
 def copy(x, out):
-    if x.dtype == out.dtype:
+    if is_planning() and x.dtype == out.dtype and x.shape == out.shape and out.flags.carray and x.size:
+        _plan_copy(x, out)
+    elif x.dtype == out.dtype:
         np.copyto(out, x)
     else:
         with np.errstate(all="ignore"):  # a conversion that overflows has an IEEE answer
             np.copyto(out, x, casting="unsafe")
+
+
+def _plan_copy(x, out):
+    """A copy as a loop, where x has no gaps or is one element that is repeated."""
+    if not any(x.strides):
+        _run_repeat(out.size, 1, x[(slice(1),) * x.ndim].reshape(1), out.ravel())
+    elif x.flags.carray:
+        _run_copy(out.size, 1, x.ravel(), out.ravel())
 
 
 def take_rows(x, index, out):

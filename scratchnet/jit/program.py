@@ -1,0 +1,181 @@
+"""A program: what a trace becomes. Its parts are run in order: compiled stages, and kernels that only Python can call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..kernels import get_num_threads
+from ..trace import Call, Guard, Trace, Undo, memory_of
+
+
+class Program:
+    """A trace, ready to be replayed: `run(inputs)` does what the step did, for other inputs.
+
+    trace: of one call of the step. inputs: the arrays that it was called with. kept: arrays that the caller reads
+    afterwards; what else the step made is its own business, and dropped where nothing depends on it.
+    """
+
+    def __init__(self, trace: Trace, inputs: list[np.ndarray], kept: list[np.ndarray]):
+        self.trace, self.inputs, self.kept = trace, inputs, kept
+        self.effects, self.watched = trace.effects, [(*key, *pair) for key, pair in trace.watched.items()]
+        self.watched = [(thing, attribute, value) for (_, attribute), (thing, value) in trace.watched.items()]
+        self.stop = np.zeros(1, np.int64)
+        self.checks = [entry for entry in trace.calls if isinstance(entry, Guard)]
+        self.threads = 0
+        self._lower()
+
+    def holds(self) -> bool:
+        """Is all that the step read besides its arguments where it was?"""
+        return all(getattr(thing, attribute) is value for thing, attribute, value in self.watched)
+
+    def run(self, inputs: list[np.ndarray]) -> None:
+        if self.threads != get_num_threads():
+            self._build()
+        self._take(inputs)
+        undo: list[Undo | None] = [effect() for effect in self.effects]
+        try:
+            for part in self.parts:
+                part()
+            if self.stop[0]:
+                self.stop[0] = 0
+                self._explain_stop(inputs)
+        except BaseException:
+            for action in reversed(undo):
+                if action is not None:
+                    action()
+            raise
+
+    # --- lowering -----------------------------------------------------------------------------------------------------
+
+    def _lower(self) -> None:
+        """self.steps: each live call with its loops; no loops where Python has to call the kernel."""
+        steps = _live(_loops(self.trace, self.stop), self.trace, self.kept)
+        given = {id(memory_of(x)) for x in self.inputs}
+        self.steps = sorted(steps, key=lambda step: not (isinstance(step[0], Guard) and given & _memories(step[0])))
+        self._build()
+
+    def _build(self) -> None:
+        """self.parts: functions to call in order."""
+        self.threads = get_num_threads()
+        self.parts: list[Callable[[], Any]] = []
+        self.executables: list[Any] = []
+        native: list[Any] = []
+        for entry, tasks in self.steps:
+            if tasks:
+                native += [(task, self._accesses(task)) for task in tasks]
+            else:
+                self._flush(native)
+                native = []
+                self.parts.append(entry.run)
+        self._flush(native)
+        self._find_inputs()
+
+    def _flush(self, native: list[Any]) -> None:
+        if not native:
+            return
+        from ..kernels.cpu.execute import Executable
+        from .fuse import arrange
+
+        executable = Executable(arrange(native, self.threads), self.stop)
+        self.executables.append(executable)
+        self.parts.append(executable.run)
+
+    def _accesses(self, task: Any) -> list[Any]:
+        """What a task touches. What outlives the step is not written before the guards have spoken: it reads `stop`."""
+        from .fuse import access
+
+        found = [access(*data) for data in task.arrays()]
+        if any(written and not _is_own(x, self.trace) for x, written, _ in task.arrays()):
+            found.append(access(self.stop, False, False))
+        return found
+
+    # --- inputs -------------------------------------------------------------------------------------------------------
+
+    def _find_inputs(self) -> None:
+        """Where the addresses of the inputs stand in the tables: there, other ones can be put in their place."""
+        by_python = [x for entry, tasks in self.steps if not tasks for x in _arrays(entry)]
+        self.slots = []
+        for x in self.inputs:
+            start = x.__array_interface__["data"][0]
+            places = []
+            for executable in self.executables:
+                flat = executable.arguments.reshape(-1)
+                at = np.flatnonzero((flat >= start) & (flat < start + max(x.nbytes, 1)))
+                places.append((flat, at, flat[at] - start))
+            copied = any(np.may_share_memory(x, y) for y in by_python)
+            self.slots.append(None if copied else places)
+        self.sources = list(self.inputs)
+
+    def _take(self, inputs: list[np.ndarray]) -> None:
+        for i, (x, own, places) in enumerate(zip(inputs, self.inputs, self.slots, strict=True)):
+            if x is self.sources[i]:
+                continue
+            if places is None or not x.flags.carray:
+                np.copyto(own, x)
+                x = own
+            self.sources[i] = x  # held, so that its memory stays
+            start = x.__array_interface__["data"][0]
+            for flat, at, offsets in places or ():
+                flat[at] = start + offsets
+
+    def _explain_stop(self, inputs: list[np.ndarray]) -> None:
+        """Raises what the guard that stopped the run has to say; it looks at the arrays that were recorded."""
+        for x, own in zip(inputs, self.inputs, strict=True):
+            np.copyto(own, x)
+        for guard in self.checks:
+            guard.check()
+        raise AssertionError("a guard stopped the program, but none of their checks fails")
+
+
+def _arrays(entry: Call | Guard) -> list[np.ndarray]:
+    if isinstance(entry, Guard):
+        return [entry.array]
+    return [x for x in entry.arguments if isinstance(x, np.ndarray)]
+
+
+def _memories(entry: Call | Guard) -> set[int]:
+    return {id(memory_of(x)) for x in _arrays(entry)}
+
+
+def _is_own(array: np.ndarray, trace: Trace) -> bool:
+    return id(memory_of(array)) in trace.owned
+
+
+def _loops(trace: Trace, stop: np.ndarray) -> list[tuple[Call | Guard, list[Any]]]:
+    """Each call with the loops that it consists of; with none if the device has none, or the kernel does more."""
+    if any(isinstance(entry, Call) and entry.device.name != "cpu" for entry in trace.calls):
+        return [(entry, []) for entry in trace.calls]
+    from ..kernels.cpu import plan_call, plan_guard
+    from ..kernels.cpu.blocks import Plan
+
+    shared, steps = Plan(), []
+    for entry in trace.calls:
+        tasks = Plan()
+        tasks.scratch = shared.scratch
+        if isinstance(entry, Guard):
+            plan_guard(entry.kind, (entry.array, *entry.numbers, stop), tasks)
+        else:
+            plan_call(entry.kernel, entry.arguments, tasks)
+        for task in tasks:  # memory between the loops of one kernel
+            for x, _, _ in task.arrays():
+                if not any(np.may_share_memory(x, y) for y in [*_arrays(entry), stop]):
+                    trace.owned[id(memory_of(x))] = memory_of(x)
+        steps.append((entry, list(tasks)))
+    return steps
+
+
+def _live(steps: list, trace: Trace, kept: list[np.ndarray]) -> list:
+    """The steps that something depends on: what outlives the step, what the caller keeps, or another such step."""
+    wanted = {id(memory_of(x)) for x in kept}
+    live = []
+    for entry, tasks in reversed(steps):
+        arrays = [data for task in tasks for data in task.arrays()]
+        made = {id(memory_of(x)) for x, written, _ in arrays if written}
+        if tasks and not any(m in wanted or m not in trace.owned for m in made):
+            continue
+        wanted |= {id(memory_of(x)) for x, _, _ in arrays} | {id(memory_of(x)) for x in _arrays(entry)}
+        live.append((entry, tasks))
+    return live[::-1]

@@ -1,0 +1,203 @@
+"""The decorator: which program serves a call, and how arguments and results pass through it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import trace
+from ..errors import JitError
+from ..tensor import Tensor, is_recording
+from .program import Program
+
+
+class Step:
+    """A function that is recorded once for each kind of arguments, and then replayed. Made by `jit`."""
+
+    def __init__(self, function: Callable[..., Any]):
+        functools.update_wrapper(self, function)
+        self.function = function
+        self._programs: dict[Any, list[_Recorded]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if trace.current() is not None:  # a step within a step is a part of it
+            return self.function(*args, **kwargs)
+        leaves: list[Any] = []
+        key = (_key(args, leaves), _key(kwargs, leaves) if kwargs else None, is_recording())
+        arrays = [x._data if isinstance(x, Tensor) else x for x in leaves]
+        for recorded in self._programs.get(key, ()):
+            if recorded.holds():
+                return recorded.replay(arrays)
+        recorded, result = _record(self.function, args, kwargs, arrays)
+        self._programs.setdefault(key, []).append(recorded)
+        return result
+
+    @property
+    def programs(self) -> list[Program]:
+        """Every program recorded so far."""
+        return [recorded.program for found in self._programs.values() for recorded in found]
+
+    def explain(self) -> str:
+        """The newest program as text: what was recorded, what is run, how long each stage takes."""
+        if not self._programs:
+            raise JitError("explain: expected a step that was called at least once, got one without a program")
+        from .explain import explain
+
+        return explain(self.programs[-1])
+
+
+def jit(step: Callable[..., Any]) -> Step:
+    """Records a training step in its first call, and replays it as one compiled program in all later ones.
+
+        @sn.jit
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = loss_of(model(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+    Arguments: tensors and arrays may have other values in each call; with other shapes or dtypes, or another value of
+    any other argument, the step is recorded again, and so it is if a module went from train to eval mode. All else
+    that Python does in the step (conditions, attributes, numbers) stays as it was in the first call, but for the
+    counters of optimizers and schedules and for random numbers, which go on. Results are tensors of their own, without
+    a record. `.grad` of a parameter whose gradient is forgotten at the start and used by the optimizer is None
+    afterwards; other gradients are as always. Bits are those of the step without jit.
+
+    Raises JitError, which names the line, where the step looks at a value of a tensor; then it is not recorded.
+    """
+    return Step(step)
+
+
+class _Recorded:
+    """A program, the results of the step, and what becomes of gradients."""
+
+    def __init__(self, program: Program, result: Any, gradients: list[_Gradient]):
+        self.program, self.result, self.gradients = program, result, gradients
+
+    def holds(self) -> bool:
+        return self.program.holds() and all(gradient.holds() for gradient in self.gradients)
+
+    def replay(self, arrays: list[np.ndarray]) -> Any:
+        for gradient in self.gradients:
+            gradient.before()
+        self.program.run(arrays)
+        for gradient in self.gradients:
+            gradient.after()
+        return _copied(self.result)
+
+
+class _Gradient:
+    """The gradient of one leaf before and after the step: arrays of the trace, or None.
+
+    read: the step added to the gradient that was there. dropped: nobody needs the one that it leaves.
+    """
+
+    def __init__(self, leaf: Tensor, old: Tensor | None, zeroed: bool, dropped: bool):
+        self.leaf, self.zeroed = leaf, zeroed
+        self.read = None if zeroed or old is None else old._data
+        self.left = None if dropped or leaf.grad is None else leaf.grad._data
+        if dropped:
+            leaf.grad = None
+
+    def holds(self) -> bool:
+        grad = self.leaf.grad
+        if self.zeroed:
+            return True
+        return (grad is None) if self.read is None else (grad is not None and grad.shape == self.read.shape)
+
+    def before(self) -> None:
+        if self.read is not None and self.leaf.grad is not None:
+            np.copyto(self.read, self.leaf.grad._data)
+
+    def after(self) -> None:
+        self.leaf.grad = None if self.left is None else Tensor._wrap(self.left.copy(), self.leaf._device)
+
+
+def _record(function: Callable[..., Any], args: tuple, kwargs: dict, arrays: list[np.ndarray]) -> tuple[_Recorded, Any]:
+    """Runs the step and makes a program of it; also the result."""
+    inputs = [x.copy() for x in arrays]
+    replaced = iter(inputs)
+    args, kwargs = _rebuilt(args, replaced), _rebuilt(kwargs, replaced)
+    written = trace.Trace(inputs)
+    with trace.writing(written):
+        result = function(*args, **kwargs)
+    gradients = []
+    for key, (leaf, old) in written.touched.items():
+        zeroed = key in written.zeroed
+        if old is not None and not zeroed:  # what was there may belong to others: the program gets a copy to read
+            old = _own_copy(written, old)
+        gradients.append(_Gradient(leaf, old, zeroed, dropped=zeroed and key in written.consumed))
+    for leaf in written.zeroed.values():
+        if id(leaf) not in written.touched:
+            gradients.append(_Gradient(leaf, None, True, dropped=False))
+    kept = [t._data for t in _tensors(result)] + [g.left for g in gradients if g.left is not None]
+    program = Program(written, inputs, kept)
+    recorded = _Recorded(program, result, gradients)
+    copies = _copied(result)
+    for gradient in gradients:
+        gradient.after()
+    return recorded, copies
+
+
+def _own_copy(written: trace.Trace, old: Tensor) -> Tensor:
+    """old, whose memory the caller does not see any more: the calls of the trace read it instead."""
+    return old
+
+
+# --- arguments and results: tensors, arrays, and tuples, lists and dictionaries of them ---------------------------------
+
+
+def _key(value: Any, leaves: list[Any]) -> Any:
+    """What a program depends on beside the content of arrays; those are added to `leaves`."""
+    if isinstance(value, Tensor):
+        leaves.append(value)
+        return Tensor, value._data.shape, value._data.dtype, value._device.name, value.requires_grad
+    if isinstance(value, np.ndarray):
+        leaves.append(value)
+        return np.ndarray, value.shape, value.dtype
+    if isinstance(value, tuple | list):
+        return type(value), tuple([_key(item, leaves) for item in value])
+    if isinstance(value, dict):
+        return dict, tuple([(name, _key(item, leaves)) for name, item in value.items()])
+    try:
+        hash(value)
+    except TypeError:
+        raise JitError(f"jit: expected tensors, arrays or hashable values, got {type(value).__name__}") from None
+    return type(value), value
+
+
+def _rebuilt(value: Any, arrays: Any) -> Any:
+    """The same arguments with other arrays in them."""
+    if isinstance(value, Tensor):
+        t = Tensor._wrap(next(arrays), value._device)
+        t.requires_grad = value.requires_grad
+        return t
+    if isinstance(value, np.ndarray):
+        return next(arrays)
+    if isinstance(value, tuple | list):
+        return type(value)([_rebuilt(item, arrays) for item in value])
+    if isinstance(value, dict):
+        return {name: _rebuilt(item, arrays) for name, item in value.items()}
+    return value
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    items = result.values() if isinstance(result, dict) else result if isinstance(result, tuple | list) else ()
+    return [t for item in items for t in _tensors(item)]
+
+
+def _copied(result: Any) -> Any:
+    """The results as tensors of their own."""
+    if isinstance(result, Tensor):
+        return Tensor._wrap(result._data.copy(), result._device)
+    if isinstance(result, tuple | list):
+        return type(result)([_copied(item) for item in result])
+    if isinstance(result, dict):
+        return {name: _copied(item) for name, item in result.items()}
+    return result

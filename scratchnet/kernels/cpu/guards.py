@@ -1,0 +1,38 @@
+"""Loops that look at values and write 1 to `stop` where they are not as they must be: see execute.py."""
+
+import numpy as np
+
+from .blocks import ranged
+from .compile import jit
+
+
+@jit
+def _in_range(lo, hi, x, low, high, stop):
+    for i in range(lo, hi):
+        if x[i] < low or x[i] >= high:
+            stop[0] = 1
+
+
+@jit
+def _finite(lo, hi, x, stop):
+    for i in range(lo, hi):
+        if not np.isfinite(x[i]):
+            stop[0] = 1
+
+
+# They count as writers of what they look at: whatever reads it afterwards has to wait for them.
+_run_in_range = ranged(_in_range, "in_range", writes=(0, 3), whole=(0, 3))
+_run_finite = ranged(_finite, "finite", writes=(0, 1), whole=(0, 1))
+
+
+def in_range(x, low, high, stop):
+    """All of x (int64) are in [low, high), or `stop` becomes 1."""
+    _run_in_range(x.size, 1, x.ravel(), low, high, stop)
+
+
+def finite(x, stop):
+    """No element of x is NaN or infinite, or `stop` becomes 1."""
+    _run_finite(x.size, 1, x.ravel(), stop)
+
+
+GUARDS = {"in_range": in_range, "finite": finite}
