@@ -1,145 +1,386 @@
-"""Times the training step of the reference network beside PyTorch: the same work, in turns, each in its own process.
+"""Measures scratchnet and the peers that are installed on the same work, in turns, and says who is faster by how much.
 
-    python scripts/bench.py                  # needs pip install "scratchnet[bench]" for the PyTorch rows
+    python scripts/bench.py                                    # steps, epochs, time to 88 %; some minutes
+    python scripts/bench.py --sections kernels --threads 1     # products against every BLAS, bandwidth of the others
+    pip install "scratchnet[bench]"                            # the peers: PyTorch, JAX, scikit-learn
 
-Every engine runs the same step: forward, cross-entropy, backward, SGD with momentum 0.9, on one batch of float32
-images. A round times each engine once (a burst of steps); the table gives the best and the median round.
+Each engine (engines.py) runs in a process of its own with the same number of threads, on the same cores. In a round
+each engine has its turn; the tables give the best and the median round. The peak is that of fused multiply-adds on
+registers, measured in the same rounds.
 """
 
+import contextlib
+import importlib.metadata
+import importlib.util
+import itertools
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
+from engines import ARRAYS, BATCH, ELEMENTS, ENGINES
 
+from scratchnet.data import load
+from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
+
+SECTIONS = ("kernels", "steps", "epochs", "accuracy")
+NETS = ((784, 128, 10), (784, 1024, 1024, 10))
+STEPS = ("784-128-10@64", "784-128-10@512", "784-1024-1024-10@512")
+OURS = ("scratchnet", "scratchnet-eager")
+PEERS = tuple(name for name in ENGINES if name != "registers")
 
 
 @dataclass
 class Config:
-    """Time a training step of multi-layer perceptrons, in turns with PyTorch's eager mode."""
+    """Measure scratchnet and its peers on the same work, in turns, each in its own process."""
 
-    engines: tuple[str, ...] = flag(("scratchnet", "torch"), "who takes part: scratchnet, torch")
-    batch_sizes: tuple[int, ...] = flag((64, 512), "samples a step")
-    widths: tuple[int, ...] = flag((784, 128, 10), "the network's layers")
+    sections: tuple[str, ...] = flag(SECTIONS[1:], "what is measured", SECTIONS)
+    engines: tuple[str, ...] = flag(PEERS, "who takes part, if installed", PEERS)
+    steps: tuple[str, ...] = flag(STEPS, "networks and batch sizes of the section steps")
+    data: str = flag("fashion-mnist", "data set, or a folder in MNIST format")
     threads: int = flag(2, "threads of every engine")
-    rounds: int = flag(15, "rounds of each engine")
-    seconds: float = flag(0.3, "length of one round")
-    serve: str | None = flag(None, "internal: run one engine and answer requests on standard input")
+    rounds: int = flag(11, "rounds of kernels and steps; a quarter as many of epochs and of whole runs")
+    seconds: float = flag(0.2, "length of one turn; a tenth for a kernel")
+    goal: float = flag(0.88, "test accuracy that ends a run")
+    json: str | None = flag(None, "file for all figures and the machine's description")
+    picture: str | None = flag(None, "file for a picture of the ratios")
 
 
-def batch(config: Config, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    x = rng.random((batch_size, config.widths[0]), np.float32)
-    return x, rng.integers(0, config.widths[-1], batch_size)
+# --- processes --------------------------------------------------------------------------------------------------------
 
 
-def scratchnet_step(config: Config, batch_size: int) -> Callable[[], object]:
-    import scratchnet as sn
-
-    sn.set_num_threads(config.threads)
-    x, y = map(sn.Tensor, batch(config, batch_size))
-    model, loss_of = sn.nn.MLP(*config.widths), sn.nn.CrossEntropyLoss()
-    optimizer = sn.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-
-    def step():
-        optimizer.zero_grad()
-        loss = loss_of(model(x), y)
-        loss.backward()
-        optimizer.step()
-
-    return step
+def environment(threads: int, folder: str) -> dict[str, str]:
+    """What holds every library to `threads` threads, and lets each at its own best kernels."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+    names = ("OMP", "OPENBLAS", "MKL", "NUMBA")
+    xla = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" if threads == 1 else ""
+    jax = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": f"{folder}/jax", "XLA_FLAGS": xla}
+    jax["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return kept | {f"{name}_NUM_THREADS": str(threads) for name in names} | jax | {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-def torch_step(config: Config, batch_size: int) -> Callable[[], object]:
-    import torch
-
-    torch.set_num_threads(config.threads)
-    x, y = map(torch.from_numpy, batch(config, batch_size))
-    layers = []
-    for i, o in zip(config.widths, config.widths[1:], strict=False):
-        layers += [torch.nn.Linear(i, o), torch.nn.ReLU()]
-    model, loss_of = torch.nn.Sequential(*layers[:-1]), torch.nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-
-    def step():
-        optimizer.zero_grad()
-        loss = loss_of(model(x), y)
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-ENGINES = {"scratchnet": scratchnet_step, "torch": torch_step}
-
-
-def serve(config: Config) -> None:
-    """Answers each line "batch_size" with the seconds that a step took, as the mean of one round."""
-    steps: dict[int, Callable[[], object]] = {}
-    for line in sys.stdin:
-        size = int(line)
-        if size not in steps:
-            steps[size] = ENGINES[config.serve](config, size)
-            for _ in range(20):
-                steps[size]()
-        done, start = 0, time.perf_counter()
-        while (now := time.perf_counter() - start) < config.seconds:
-            for _ in range(10):
-                steps[size]()
-            done += 10
-        print(json.dumps(now / done), flush=True)
-
-
-class Engine:
+class Process:
     """An engine in a process of its own."""
 
-    def __init__(self, name: str, argv: list[str]):
-        command = [sys.executable, __file__, *argv, "--serve", name]
+    def __init__(self, name: str, threads: int, folder: str):
+        command = [sys.executable, Path(__file__).with_name("engines.py"), name, str(threads), folder]
         self.name = name
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=environment(threads, folder),
+        )  # fmt: skip
 
-    def time_step(self, batch_size: int) -> float:
-        self.process.stdin.write(f"{batch_size}\n")
+    def ask(self, section: str, work: dict, seconds: float) -> dict:
+        self.process.stdin.write(json.dumps({"section": section, "work": work, "seconds": seconds}) + "\n")
         self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit(f"bench: {self.name} ended with status {self.process.wait()}")
-        return float(json.loads(answer))
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"error": f"ended with status {self.process.wait()}"}
 
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
+
+
+def write_data(name: str, folder: str) -> None:
+    """The data set as the .npy files that all engines read: images uint8 (n, features), labels int64 (n,)."""
+    for part, dataset in zip(("train", "test"), load(name), strict=True):
+        for what, array in zip(("images", "labels"), dataset.arrays, strict=True):
+            np.save(f"{folder}/{part}-{what}.npy", array)
+
+
+def machine(config: Config) -> dict:
+    """What the figures depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    facts = dict(line.replace("\t", "").split(":", 1) for line in reversed(lines) if ":" in line)
+    flags = facts.get("flags", "").split()
+    modules = ("numpy", "numba", "torch", "jax", "scikit-learn")
+    versions = {}
+    for name in modules:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "cpu": facts.get("model name", platform.processor()).strip(),
+        "simd": [name for name in ("avx2", "fma", "avx512f", "asimd") if name in flags],
+        "cores": os.cpu_count(),
+        "threads": config.threads,
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+# --- the work ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Work:
+    """One row of work: what the engines are asked, how much arithmetic or memory it takes, and what came of it."""
+
+    section: str
+    title: str
+    request: str
+    arguments: dict
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    def __post_init__(self):
+        self.seconds: dict[str, list[float]] = {}
+        self.facts: dict[str, dict] = {}
+        self.errors: dict[str, str] = {}
+
+    def add(self, engine: str, answer: dict) -> None:
+        if "error" in answer:
+            self.errors[engine] = answer["error"]
+        elif answer["seconds"] is not None:
+            self.seconds.setdefault(engine, []).append(answer.pop("seconds"))
+            self.facts[engine] = answer
+
+    @property
+    def ours(self) -> str | None:
+        """The engine that others are compared with: ours, the recorded step before the eager one."""
+        return next((name for name in OURS if name in self.seconds), None)
+
+    @property
+    def peers(self) -> list[str]:
+        return [name for name in self.seconds if name not in OURS]
+
+    @property
+    def rival(self) -> str:
+        """The fastest peer."""
+        return min(self.peers, key=lambda name: min(self.seconds[name]))
+
+    def ratio(self, engine: str, of=min) -> float:
+        """How many times as long as ours it takes: above 1 we are faster."""
+        return of(self.seconds[engine]) / of(self.seconds[self.ours])
+
+    def report(self) -> dict:
+        """Everything, as JSON holds it."""
+        return asdict(self) | {"seconds": self.seconds, "facts": self.facts, "errors": self.errors}
+
+
+def name_of(widths: Sequence[int]) -> str:
+    return "-".join(map(str, widths))
+
+
+def products(widths: Sequence[int], batch: int) -> dict[str, dict]:
+    """The matrix products of a training step: (m, k) @ (k, n), with op(a) or op(b) stored transposed."""
+    works = {}
+    for layer, (i, o) in enumerate(itertools.pairwise(widths)):
+        forms = {"forward": (batch, i, o, False, False), "weight grad": (i, batch, o, True, False)}
+        forms |= {"input grad": (batch, o, i, False, True)} if layer else {}
+        for form, (m, k, n, ta, tb) in forms.items():
+            works[f"{form} {m}x{k}x{n}"] = {"m": m, "k": k, "n": n, "transpose_a": ta, "transpose_b": tb}
+    return works
+
+
+def step_of(text: str) -> Work:
+    """The work "784-128-10@64": a step of that network on 64 samples."""
+    try:
+        *widths, batch = (int(number) for number in text.replace("@", "-").split("-"))
+    except ValueError:
+        widths = []
+    if len(widths) < 2 or min(*widths, batch) < 1 or text != f"{name_of(widths)}@{batch}":
+        raise ConfigError(f"--steps: expected a network and a batch size, such as 784-128-10@64, got {text!r}")
+    flops = sum(2.0 * c["m"] * c["k"] * c["n"] for c in products(widths, batch).values())
+    arguments = {"widths": widths, "batch_size": batch}
+    return Work("steps", f"{name_of(widths)}, batch {batch}", "steps", arguments, flops)
+
+
+def works_of(section: str, config: Config) -> list[Work]:
+    if section == "kernels":
+        cases = {k: v for net in NETS for batch in (1, 8, 64, 512) for k, v in products(net, batch).items()}
+        for n in (1024, 2048):
+            cases[f"square {n}"] = {"m": n, "k": n, "n": n, "transpose_a": False, "transpose_b": False}
+        works = [Work(section, t, "gemms", c, flops=2.0 * c["m"] * c["k"] * c["n"]) for t, c in cases.items()]
+        size = 4 * ELEMENTS[0] * ELEMENTS[1]
+        return works + [Work(section, k, "others", {"kernel": k}, bytes=float(n * size)) for k, n in ARRAYS.items()]
+    if section == "steps":
+        return [step_of(text) for text in config.steps]
+    if section == "epochs":
+        return [Work(section, f"{name_of(NETS[0])}, batch {BATCH}, shuffled", section, {"widths": NETS[0]})]
+    title = f"{name_of(NETS[0])}, batch {BATCH}, to {config.goal:.0%} test accuracy"
+    return [Work(section, title, section, {"widths": NETS[0], "goal": config.goal})]
+
+
+def measure_in_turns(works: list[Work], engines: list[str], config: Config, folder: str, peak: Work) -> None:
+    """Fills the works of one section: its engines live side by side, and each round asks all of them."""
+    processes = [Process(name, config.threads, folder) for name in [*engines, "registers"]]
+    rounds = max(1, config.rounds // 4) if works[0].section == "epochs" else config.rounds
+    seconds = config.seconds / 10 if works[0].section == "kernels" else config.seconds
+    for work in works:
+        print(f"... {work.title}", file=sys.stderr)
+        for _ in range(rounds):
+            for process in processes[:-1]:
+                if process.name not in work.errors:
+                    work.add(process.name, process.ask(work.request, work.arguments, seconds))
+            peak.add("registers", processes[-1].ask("peak", {}, 0.02))
+    for process in processes:
+        process.close()
+
+
+def measure_runs(work: Work, engines: list[str], config: Config, folder: str) -> None:
+    """Whole processes, from start to the goal. Run 0 fills each engine's cache of compiled code and is not counted."""
+    for run in range(1 + max(1, config.rounds // 4)):
+        print(f"... {work.title}, run {run}", file=sys.stderr)
+        for name in engines:
+            start = time.perf_counter()
+            process = Process(name, config.threads, folder)
+            answer = process.ask(work.request, work.arguments | {"seed": run}, 0)
+            answer |= {"seconds": time.perf_counter() - start}
+            process.close()
+            if run or "error" in answer:
+                work.add(name, answer)
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def scaled(seconds: float) -> str:
+    unit, factor = next(
+        (u, f) for u, f, least in (("s", 1, 0.1), ("ms", 1e3, 2e-3), ("us", 1e6, 0)) if seconds >= least
+    )
+    return f"{seconds * factor:.{2 if unit == 's' else 1}f} {unit}"
+
+
+def speed(work: Work, seconds: float, peak: float) -> str:
+    if work.flops:
+        return f"{work.flops / seconds / 1e9:.1f} GFLOP/s, {work.flops / seconds / peak:.0%} of peak"
+    return f"{work.bytes / seconds / 1e9:.1f} GB/s" if work.bytes else ""
+
+
+def print_work(work: Work, peak: float) -> None:
+    """One table: an engine a line, the fastest first."""
+    print(f"\n{work.section}: {work.title}")
+    print(f"  {'engine':<18}{'best':>10}{'median':>10}   {'ours is faster: best, median':<31}")
+    for name in sorted(work.seconds, key=lambda name: min(work.seconds[name])):
+        best, median = min(work.seconds[name]), statistics.median(work.seconds[name])
+        ratio = f"{work.ratio(name):.2f}x, {work.ratio(name, statistics.median):.2f}x" if work.ours else ""
+        note = speed(work, best, peak) or ", ".join(f"{k} {v:.4g}" for k, v in work.facts[name].items())
+        print(f"  {name:<18}{scaled(best):>10}{scaled(median):>10}   {ratio:<20} {note}")
+    for name, error in work.errors.items():
+        print(f"  {name:<18} did not run: {error}")
+    losses = {name: facts["loss"] for name, facts in work.facts.items() if "loss" in facts}
+    middle = statistics.median(losses.values()) if losses else 0
+    for name, loss in losses.items():
+        if abs(loss - middle) > 1e-3 * middle:
+            print(f"  {name} does OTHER WORK: loss {loss:.6g} after 16 steps, the median engine has {middle:.6g}")
+    if losses:
+        print(f"  loss after 16 steps: {min(losses.values()):.6f} to {max(losses.values()):.6f}")
+
+
+def print_kernels(works: list[Work], peak: float) -> None:
+    """One line a kernel: the best round of each engine in us, and ours against the fastest peer."""
+    names = [n for n in ENGINES if any(n in work.seconds for work in works)]
+    print(
+        "\nkernels: best round, us"
+        + f"\n  {'':<26}"
+        + "".join(f"{n:>12}" for n in names)
+        + "   ours is faster: best, median; than; speed"
+    )
+    for work in works:
+        cells = [f"{min(work.seconds[n]) * 1e6:>12.1f}" if n in work.seconds else f"{'-':>12}" for n in names]
+        note = ""
+        if work.ours and work.peers:
+            best, median = work.ratio(work.rival), work.ratio(work.rival, statistics.median)
+            note = f"{best:5.2f}x, {median:5.2f}x  {work.rival:<8}" + ("LOSE" if max(best, median) < 1 else "")
+        ours = speed(work, min(work.seconds[work.ours]), peak) if work.ours else ""
+        print(f"  {work.title:<26}{''.join(cells)}   {note:<28} {ours}")
+        for name, error in work.errors.items():
+            print(f"    {name} did not run: {error}")
+
+
+def verdict(works: list[Work]) -> str:
+    """Where we win and where we lose, against the fastest peer of each work; losses first."""
+    lines = []
+    for work in works:
+        if not (work.ours and work.peers):
+            continue
+        rival = work.rival
+        best, median = work.ratio(rival), work.ratio(rival, statistics.median)
+        word = "ahead of" if min(best, median) >= 1 else "LOSE to" if max(best, median) < 1 else "level with"
+        shown = [1 / r if word == "LOSE to" else r for r in (best, median)]
+        note = f"{shown[0]:5.2f}x best, {shown[1]:5.2f}x median"
+        lines.append(f"  {word:<10} {rival:<14} {note}   {work.section}: {work.title}")
+    return "\n".join(sorted(lines, key=lambda line: "LOSE" not in line))
+
+
+def draw(works: list[Work], path: str) -> None:
+    """A bar a peer: how many times as long as ours its best round takes."""
+    import matplotlib.pyplot as plt
+
+    works = [work for work in works if work.ours and work.peers and work.section != "kernels"]
+    if not works:
+        raise ConfigError("--picture: expected figures of scratchnet and a peer in steps, epochs or accuracy, got none")
+    sizes = [len(work.peers) for work in works]
+    figure, axes = plt.subplots(
+        len(works), 1, figsize=(8, 0.9 * len(works) + 0.28 * sum(sizes)), sharex=True, squeeze=False,
+        gridspec_kw={"height_ratios": sizes}, layout="constrained",
+    )  # fmt: skip
+    for ax, work in zip(axes[:, 0], works, strict=True):
+        names = sorted(work.peers, key=work.ratio, reverse=True)
+        ratios = [work.ratio(name) for name in names]
+        bars = ax.barh(names, ratios, color=["#4878a8" if ratio >= 1 else "#b8503c" for ratio in ratios])
+        ax.bar_label(bars, [f"{ratio:.2f}x" for ratio in ratios], padding=3, fontsize=8)
+        ax.axvline(1, color="black", linewidth=1)
+        ax.set_title(
+            f"{work.section}: {work.title} ({work.ours} {scaled(min(work.seconds[work.ours]))})", fontsize=9, loc="left"
+        )
+        ax.tick_params(labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.margins(x=0.12)
+    axes[-1, 0].set_xlabel("time of its best round / time of ours; right of the line we are faster", fontsize=8)
+    figure.savefig(path, dpi=150)
 
 
 def main(config: Config) -> None:
-    if config.serve:
-        return serve(config)
-    engines = [Engine(name, sys.argv[1:]) for name in config.engines]
-    net = "-".join(map(str, config.widths))
-    print(f"eager training step of {net}, float32, {config.threads} threads, {config.rounds} rounds in turns")
-    print(f"{'batch':>6} {'engine':<12} {'best us':>9} {'median us':>10} {'GFLOP/s':>8} {'speed-up of scratchnet':>23}")
-    for size in config.batch_sizes:
-        times: dict[str, list[float]] = {engine.name: [] for engine in engines}
-        for _ in range(config.rounds):
-            for engine in engines:
-                times[engine.name].append(engine.time_step(size))
-        # forward and weight gradient of every layer, input gradient of all but the first
-        products = [i * o for i, o in zip(config.widths, config.widths[1:], strict=False)]
-        flops = 2 * size * (3 * sum(products) - products[0])
-        ours = statistics.median(times["scratchnet"]) if "scratchnet" in times else float("nan")
-        for name, seconds in times.items():
-            median = statistics.median(seconds)
-            print(
-                f"{size:>6} {name:<12} {min(seconds) * 1e6:>9.0f} {median * 1e6:>10.0f} "
-                f"{flops / median / 1e9:>8.1f} {median / ours:>22.2f}x"
-            )
-    for engine in engines:
-        engine.close()
+    for name in ("threads", "rounds"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"--{name}: expected at least 1, got {getattr(config, name)}")
+    if hasattr(os, "sched_setaffinity"):  # every engine inherits it; JAX counts the cores that it may use
+        cores = sorted(os.sched_getaffinity(0))
+        if config.threads > len(cores):
+            raise ConfigError(f"--threads: expected at most {len(cores)}, the cores here, got {config.threads}")
+        os.sched_setaffinity(0, cores[: config.threads])
+    here = [name for name in config.engines if importlib.util.find_spec(ENGINES[name][1])]
+    facts = machine(config)
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    if missing := set(config.engines) - set(here):
+        print(f"not installed, so not measured: {', '.join(sorted(missing))}")
+    peak, done = Work("peak", "fused multiply-adds on registers", "peak", {}), []
+    with tempfile.TemporaryDirectory() as folder:
+        write_data(config.data, folder)
+        for section in config.sections:
+            works = works_of(section, config)
+            engines = [name for name in here if section in ENGINES[name][2]]
+            if section == "accuracy":
+                measure_runs(works[0], engines, config, folder)
+            else:
+                measure_in_turns(works, engines, config, folder, peak)
+            done += works
+    rounds = peak.seconds.get("registers", [float("nan")])
+    flops = peak.facts.get("registers", {}).get("flops", float("nan")) / min(rounds)
+    print(f"peak: {flops / 1e9:.0f} GFLOP/s on {config.threads} threads, float32, a loop on registers only")
+    for work in done:
+        if work.section != "kernels":
+            print_work(work, flops)
+    if kernels := [work for work in done if work.section == "kernels"]:
+        print_kernels(kernels, flops)
+    print(f"\nscratchnet against the fastest peer\n{verdict([w for w in done if w.section != 'kernels'])}")
+    if config.json:
+        report = {"machine": facts, "config": asdict(config), "peak": flops, "works": [w.report() for w in done]}
+        Path(config.json).write_text(json.dumps(report, indent=1))
+    if config.picture:
+        draw(done, config.picture)
 
 
 if __name__ == "__main__":

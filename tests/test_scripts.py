@@ -1,6 +1,7 @@
 """The scripts as a person runs them: flags from the dataclass, files at the end, one line for bad input."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -96,3 +97,66 @@ def test_flags_follow_the_types_of_the_fields():
 
 def test_the_training_script_fits_on_a_slide():
     assert len((ROOT / "scripts" / "train.py").read_text().splitlines()) <= 90
+
+
+# --- bench.py ---------------------------------------------------------------------------------------------------------
+
+sys.path.insert(0, str(ROOT / "scripts"))  # engines.py and bench.py are not part of the package
+
+
+def bench(*flags):
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SCRATCHNET_QUIET": "1"})
+
+
+def test_bench_shows_that_the_engines_do_the_same_work_and_keeps_all_figures(tmp_path, small):
+    flags = ["--data", small, "--sections", "steps", "--steps", "784-4-10@2", "--engines", "scratchnet-eager", "numpy"]
+    files = {"json": tmp_path / "bench.json", "picture": tmp_path / "bench.png"}
+    done = bench(*flags, "--threads", 1, "--rounds", 2, "--seconds", 0.01, *(f"--{k}={v}" for k, v in files.items()))
+    assert done.returncode == 0, done.stderr
+    assert "OTHER WORK" not in done.stdout and "did not run" not in done.stdout
+    assert re.search(r"(ahead of|LOSE to|level with) +numpy +\d+\.\d\dx best, +\d+\.\d\dx median", done.stdout)
+    report = json.loads(files["json"].read_text())
+    (work,) = report["works"]
+    assert {name: len(seconds) for name, seconds in work["seconds"].items()} == {"scratchnet-eager": 2, "numpy": 2}
+    assert work["flops"] == 2 * 2 * (2 * 784 * 4 + 3 * 4 * 10)
+    losses = [facts["loss"] for facts in work["facts"].values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert report["machine"]["threads"] == 1 and report["peak"] > 0
+    assert files["picture"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_times_epochs_and_whole_runs(small):
+    done = bench(
+        "--data", small, "--sections", "epochs", "accuracy", "--engines", "numpy", "--rounds", 1, "--goal", 0.2
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"epochs: 784-128-10.*\n.*\n +numpy +\d", done.stdout)
+    assert re.search(r"to 20% test accuracy\n.*\n +numpy .*epochs \d+, accuracy 0\.[2-9]", done.stdout), done.stdout
+
+
+def test_bench_says_plainly_where_we_lose():
+    from bench import Work, verdict
+
+    work = Work("steps", "a network", "steps", {})
+    work.seconds = {"scratchnet": [2.0, 3.0, 4.0], "jax": [8.0, 9.0, 9.0], "torch": [1.0, 1.5, 2.0]}
+    assert re.search(r"LOSE to +torch +2\.00x best, +2\.00x median +steps: a network", verdict([work]))
+    del work.seconds["torch"]
+    assert re.search(r"ahead of +jax +4\.00x best, +3\.00x median", verdict([work]))
+
+
+def test_bench_names_an_engine_that_does_other_work(capsys):
+    from bench import Work, print_work
+
+    work = Work("steps", "a network", "steps", {}, flops=1e9)
+    work.seconds = {"scratchnet": [1.0], "jax": [1.0], "torch": [1.0]}
+    work.facts = {"scratchnet": {"loss": 1.01}, "jax": {"loss": 1.0}, "torch": {"loss": 1.0}}
+    print_work(work, peak=1e10)
+    assert "scratchnet does OTHER WORK" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--threads", 0], ["--rounds", 0], ["--steps", "784"], ["--threads", 10**6]])
+def test_bench_refuses_bad_input_in_one_line(small, flags):
+    done = bench("--data", small, "--engines", "numpy", *flags)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and flags[0] in done.stderr, done.stderr

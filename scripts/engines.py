@@ -1,0 +1,578 @@
+"""The engines that scripts/bench.py measures: the same network and the same work, each at its best.
+
+bench.py starts `python engines.py NAME THREADS FOLDER` for each engine, once, and sends it one JSON request a line;
+each answer is one JSON line. An engine imports its own library only, so that start-up times are its own. FOLDER holds
+the data as .npy files. A new peer is one class and one row of ENGINES.
+"""
+
+import ctypes
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+LR, MOMENTUM, BATCH = 0.05, 0.9, 64
+ELEMENTS = (512, 1024)  # of the arrays that the kernels other than products work on: 2 MiB each
+ARRAYS = {  # kernel: how many such arrays it reads and writes
+    **dict.fromkeys(("copy", "exp", "log", "tanh", "sigmoid", "gelu", "relu", "softmax"), 2),
+    "add": 3,
+    "sgd": 5,
+    "adam": 7,
+}
+OPTIMIZERS = {"sgd": ("SGD", {"momentum": MOMENTUM}), "adam": ("Adam", {})}  # as scratchnet and PyTorch call them
+
+
+def initial_layers(widths, seed):
+    """[(weight (in, out), bias (out,)), ...], U(-1 / sqrt(in), 1 / sqrt(in)), float32: the same for every engine."""
+    rng = np.random.default_rng(seed)
+    shapes = itertools.pairwise(widths)
+    return [
+        tuple(rng.uniform(-1, 1, s).astype(np.float32) / math.sqrt(s[0]) for s in ((i, o), (o,))) for i, o in shapes
+    ]
+
+
+def orders(n, seed):
+    """For each epoch, the order of the samples that sn.data.DataLoader(shuffle=True, seed=seed) takes."""
+    for epoch in itertools.count():
+        yield np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,))).permutation(n)
+
+
+def training_step(loss_of, optimizer):
+    """The step of every library with PyTorch's names; loss_of(x, y) is the model's loss on a batch."""
+
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = loss_of(x, y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+# --- the engines ------------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """A library that trains one network; x is float32 (b, features) in [0, 1], y int64 (b,), both NumPy arrays.
+
+    A subclass writes `network`, which sets `self.step(x, y) -> loss` for batches in the library's own form, and the
+    parts that differ from plain NumPy. `gemm` and `kernel` return what is timed, or None.
+    """
+
+    def __init__(self, threads):
+        self.threads = threads
+
+    def network(self, widths, seed):
+        raise NotImplementedError
+
+    def place(self, array):
+        """A NumPy array in the library's own form."""
+        return array
+
+    def load(self, images, labels, seed):
+        """Gets ready for epochs over images, uint8 (n, features)."""
+        self.x, self.y = self.place(images.astype(np.float32) * np.float32(1 / 255)), self.place(labels)
+        self.orders = orders(len(labels), seed)
+
+    def epoch(self):
+        order = self.place(next(self.orders))
+        for k in range(0, len(order), BATCH):
+            loss = self.step(self.x[order[k : k + BATCH]], self.y[order[k : k + BATCH]])
+        self.wait(loss)
+
+    def wait(self, result):
+        """Returns when `result` is computed."""
+
+    def logits(self, x):
+        raise NotImplementedError
+
+    def gemm(self, a, b, transpose_a, transpose_b):
+        return None
+
+    def kernel(self, name):
+        return None
+
+
+class Scratchnet(Engine):
+    def __init__(self, threads):
+        super().__init__(threads)
+        import scratchnet as sn
+
+        sn.set_num_threads(threads)
+        self.sn = sn
+
+    def transform(self, step):
+        return self.sn.jit(step)
+
+    def network(self, widths, seed):
+        sn = self.sn
+        self.model, cross_entropy = sn.nn.MLP(*widths), sn.nn.CrossEntropyLoss()
+        values = itertools.chain(*initial_layers(widths, seed))
+        self.model.load_state_dict(dict(zip(self.model.state_dict(), values, strict=True)))
+        optimizer = sn.optim.SGD(self.model.parameters(), lr=LR, momentum=MOMENTUM)
+        self.step = self.transform(training_step(lambda x, y: cross_entropy(self.model(x), y), optimizer))
+
+    def place(self, array):
+        return self.sn.Tensor(array)
+
+    def load(self, images, labels, seed):
+        dataset = self.sn.data.TensorDataset(images, labels, scale=1 / 255)
+        self.loader = self.sn.data.DataLoader(dataset, BATCH, shuffle=True, seed=seed)
+
+    def epoch(self):
+        for x, y in self.loader:
+            self.step(x, y)
+
+    def logits(self, x):
+        with self.sn.no_grad():
+            return self.model(self.sn.Tensor(x)).numpy()
+
+    def gemm(self, a, b, transpose_a, transpose_b):
+        matmul, out = self.sn.kernels.device("cpu").matmul, product(a, b, transpose_a, transpose_b)
+        return lambda: matmul(a, b, out, transpose_a, transpose_b)
+
+    def kernel(self, name):
+        sn, (x, y) = self.sn, operands(2)
+        kernels, out = sn.kernels.device("cpu"), np.empty_like(x)
+        if name in OPTIMIZERS:
+            parameter = sn.Tensor(x, requires_grad=True)
+            parameter.grad = sn.Tensor(y)
+            optimizer, options = OPTIMIZERS[name]
+            return getattr(sn.optim, optimizer)([parameter], lr=LR, **options).step
+        if name == "add":
+            return lambda: kernels.add(x, y, out)
+        return partial(getattr(kernels, name), x, out)
+
+
+class ScratchnetEager(Scratchnet):
+    def transform(self, step):
+        return step
+
+
+class NumPy(Engine):
+    """By hand: no allocation, one flat array of parameters, the learning rate folded into the gradient."""
+
+    def network(self, widths, seed):
+        layers = initial_layers(widths, seed)
+        self.flat = np.concatenate([array.ravel() for layer in layers for array in layer])
+        self.grad, self.velocity = np.empty_like(self.flat), np.zeros_like(self.flat)
+        self.layers, at = [], 0
+        for weight, bias in layers:
+            cuts = at, at + weight.size, at + weight.size + bias.size
+            flats = self.flat, self.grad
+            w, dw = (f[cuts[0] : cuts[1]].reshape(weight.shape) for f in flats)
+            b, db = (f[cuts[1] : cuts[2]] for f in flats)
+            self.layers.append((w, b, dw, db))
+            at = cuts[2]
+        self.buffers = {}
+
+    def memory(self, n):
+        if n not in self.buffers:
+            outputs = [np.empty((n, w.shape[1]), np.float32) for w, *_ in self.layers]
+            self.buffers[n] = outputs, list(map(np.empty_like, outputs)), [np.empty(o.shape, bool) for o in outputs]
+        return self.buffers[n]
+
+    def step(self, x, y):
+        outputs, grads, masks = self.memory(len(x))
+        inputs, probabilities, rows = [x, *outputs], outputs[-1], np.arange(len(x))
+        for k, (w, b, _, _) in enumerate(self.layers):
+            np.dot(inputs[k], w, out=outputs[k])
+            outputs[k] += b
+            if k + 1 < len(self.layers):
+                np.maximum(outputs[k], 0, out=outputs[k])
+        probabilities -= probabilities.max(axis=1, keepdims=True)
+        np.exp(probabilities, out=probabilities)
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        loss = -np.log(probabilities[rows, y]).mean()
+        probabilities[rows, y] -= 1
+        np.multiply(probabilities, np.float32(LR / len(x)), out=grads[-1])
+        for k in reversed(range(len(self.layers))):
+            w, _, dw, db = self.layers[k]
+            np.dot(inputs[k].T, grads[k], out=dw)
+            np.add.reduce(grads[k], axis=0, out=db)
+            if k:
+                np.dot(grads[k], w.T, out=grads[k - 1])
+                np.greater(outputs[k - 1], 0, out=masks[k - 1])
+                grads[k - 1] *= masks[k - 1]
+        self.velocity *= MOMENTUM
+        self.velocity += self.grad
+        self.flat -= self.velocity
+        return loss
+
+    def logits(self, x):
+        for k, (w, b, _, _) in enumerate(self.layers):
+            x = (np.maximum(x, 0) if k else x) @ w + b
+        return x
+
+    def gemm(self, a, b, transpose_a, transpose_b):
+        out = product(a, b, transpose_a, transpose_b)
+        return partial(np.matmul, a.T if transpose_a else a, b.T if transpose_b else b, out)
+
+    def kernel(self, name):
+        x, y = operands(2)
+        out = np.empty_like(x)
+
+        def softmax():
+            np.subtract(x, x.max(axis=1, keepdims=True), out=out)
+            np.exp(out, out=out)
+            np.divide(out, out.sum(axis=1, keepdims=True), out=out)
+
+        calls = {name: partial(getattr(np, name), x, out) for name in ("exp", "log", "tanh")}
+        calls |= {"copy": partial(np.copyto, out, x), "relu": partial(np.maximum, x, np.float32(0), out)}
+        return (calls | {"add": partial(np.add, x, y, out), "softmax": softmax}).get(name)
+
+
+class ScikitLearn(Engine):
+    def network(self, widths, seed):
+        from sklearn.neural_network import MLPClassifier
+
+        self.model = MLPClassifier(
+            widths[1:-1], solver="sgd", alpha=0, learning_rate_init=LR, momentum=MOMENTUM, nesterovs_momentum=False,
+            shuffle=False, batch_size=BATCH,
+        )  # fmt: skip
+        self.initial, self.classes = initial_layers(widths, seed), np.arange(widths[-1])
+
+    def step(self, x, y):
+        model = self.model
+        if not hasattr(model, "coefs_"):  # its first call draws weights: put ours in their place
+            model.partial_fit(x, y, classes=self.classes)
+            for k, (weight, bias) in enumerate(self.initial):
+                model.coefs_[k][...], model.intercepts_[k][...] = weight, bias
+            for velocity in model._optimizer.velocities:
+                velocity[...] = 0
+        model.batch_size = len(x)
+        model.partial_fit(x, y)
+        return model.loss_
+
+
+class Torch(Engine):
+    def __init__(self, threads):
+        super().__init__(threads)
+        import torch
+
+        torch.set_num_threads(threads)
+        self.torch, self.transform = torch, lambda function: function
+
+    def network(self, widths, seed):
+        torch, layers = self.torch, []
+        for weight, bias in initial_layers(widths, seed):
+            linear = torch.nn.Linear(*weight.shape)
+            linear.load_state_dict({"weight": torch.from_numpy(weight).T, "bias": torch.from_numpy(bias)})
+            layers += [linear, torch.nn.ReLU()]
+        self.model, cross_entropy = torch.nn.Sequential(*layers[:-1]), torch.nn.CrossEntropyLoss()
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=LR, momentum=MOMENTUM, fused=True)  # its fastest
+        self.step = training_step(self.transform(lambda x, y: cross_entropy(self.model(x), y)), optimizer)
+
+    def place(self, array):
+        return self.torch.from_numpy(array)
+
+    def logits(self, x):
+        with self.torch.no_grad():
+            return self.model(self.place(x)).numpy()
+
+    def gemm(self, a, b, transpose_a, transpose_b):
+        out = self.place(product(a, b, transpose_a, transpose_b))
+        a, b = self.place(a), self.place(b)
+        return partial(self.torch.mm, a.T if transpose_a else a, b.T if transpose_b else b, out=out)
+
+    def kernel(self, name):
+        torch, (x, y) = self.torch, map(self.place, operands(2))
+        out = torch.empty_like(x)
+        if name in OPTIMIZERS:
+            x.grad = y
+            optimizer, options = OPTIMIZERS[name]
+            return getattr(torch.optim, optimizer)([x], lr=LR, fused=True, **options).step
+        calls = {name: partial(getattr(torch, name), x, out=out) for name in ("exp", "log", "tanh", "sigmoid")}
+        calls |= {"copy": partial(out.copy_, x), "relu": partial(torch.clamp_min, x, 0, out=out)}
+        calls |= {"gelu": partial(torch.nn.functional.gelu, x), "softmax": partial(torch.softmax, x, 1, out=out)}
+        return (calls | {"add": partial(torch.add, x, y, out=out)}).get(name)
+
+
+class TorchLoader(Torch):
+    """Epochs through PyTorch's DataLoader, in this process (workers of its own cost more than they gain here)."""
+
+    def load(self, images, labels, seed):
+        super().load(images, labels, seed)
+        dataset = self.torch.utils.data.TensorDataset(self.x, self.y)
+        self.loader = self.torch.utils.data.DataLoader(dataset, BATCH, shuffle=True)
+
+    def epoch(self):
+        for x, y in self.loader:
+            self.step(x, y)
+
+
+class TorchCompile(Torch):
+    def __init__(self, threads):
+        super().__init__(threads)
+        self.transform = partial(self.torch.compile, dynamic=False)
+
+
+class Jax(Engine):
+    def __init__(self, threads):
+        super().__init__(threads)
+        import jax
+
+        self.jax = jax
+
+    def network(self, widths, seed):
+        jax, jnp, tree = self.jax, self.jax.numpy, self.jax.tree
+        layers = [tuple(map(jnp.array, layer)) for layer in initial_layers(widths, seed)]
+        self.state = layers, tree.map(jnp.zeros_like, layers)
+
+        def forward(layers, x):
+            x = x.astype(jnp.float32) * (1 / 255) if x.dtype == jnp.uint8 else x
+            for k, (w, b) in enumerate(layers):
+                x = (jax.nn.relu(x) if k else x) @ w + b
+            return x
+
+        def loss_of(layers, x, y):
+            z = forward(layers, x)
+            return (jax.nn.logsumexp(z, axis=1) - jnp.take_along_axis(z, y[:, None], axis=1)[:, 0]).mean()
+
+        def update(state, x, y):
+            layers, velocity = state
+            loss, grads = jax.value_and_grad(loss_of)(layers, x, y)
+            velocity = tree.map(lambda v, g: MOMENTUM * v + g, velocity, grads)
+            return (tree.map(lambda p, v: p - LR * v, layers, velocity), velocity), loss
+
+        self.forward, self.plain_update = jax.jit(forward), update
+        self.update = jax.jit(update, donate_argnums=0)
+
+    def step(self, x, y):
+        self.state, loss = self.update(self.state, x, y)
+        return loss
+
+    def place(self, array):
+        return self.jax.numpy.asarray(array)
+
+    def load(self, images, labels, seed):  # NumPy gathers bytes, the compiled step scales them: faster than floats
+        self.x, self.y, self.orders = images, labels.astype(np.int32), orders(len(labels), seed)
+
+    def epoch(self):
+        order = next(self.orders)
+        for k in range(0, len(order), BATCH):
+            loss = self.step(self.x[order[k : k + BATCH]], self.y[order[k : k + BATCH]])
+        self.wait(loss)
+
+    def wait(self, result):
+        self.jax.block_until_ready(result)
+
+    def logits(self, x):
+        return np.asarray(self.forward(self.state[0], x))
+
+    def gemm(self, a, b, transpose_a, transpose_b):
+        call = self.jax.jit(lambda a, b: (a.T if transpose_a else a) @ (b.T if transpose_b else b))
+        return partial(call, self.place(a), self.place(b))
+
+    def kernel(self, name):
+        jax, jnp, (x, y, z) = self.jax, self.jax.numpy, map(self.place, operands(3))
+        if name == "sgd":
+            update = jax.jit(lambda p, g, v: (p - LR * (MOMENTUM * v + g), MOMENTUM * v + g), donate_argnums=(0, 2))
+            state = [x, z]
+
+            def sgd():
+                state[:] = update(state[0], y, state[1])
+                return state
+
+            return sgd
+        calls = {"copy": jnp.copy, "exp": jnp.exp, "log": jnp.log, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
+        calls |= {"gelu": partial(jax.nn.gelu, approximate=False), "relu": jax.nn.relu, "softmax": jax.nn.softmax}
+        if name in calls:
+            return partial(jax.jit(calls[name]), x)
+        return partial(jax.jit(jnp.add), x, y) if name == "add" else None
+
+
+class JaxScan(Jax):
+    """An epoch as one compiled function: lax.scan over the batches, gathered inside."""
+
+    def load(self, images, labels, seed):
+        super().load(images, labels, seed)
+        self.x, self.y = self.place(self.x), self.place(self.y)
+
+        @partial(self.jax.jit, donate_argnums=0)
+        def epoch(state, x, y, order):
+            return self.jax.lax.scan(lambda s, rows: self.plain_update(s, x[rows], y[rows]), state, order)
+
+        self.compiled = epoch
+
+    def epoch(self):
+        order = next(self.orders)
+        whole = len(order) // BATCH * BATCH
+        self.state, loss = self.compiled(self.state, self.x, self.y, order[:whole].reshape(-1, BATCH))
+        if whole < len(order):
+            loss = self.step(self.x[order[whole:]], self.y[order[whole:]])
+        self.wait(loss)
+
+
+class Registers(Engine):
+    """The measure of the processor: fused multiply-adds that touch registers only, on every thread."""
+
+    LOOPS, CHAINS = 1_000_000, 10  # ten independent chains hide the latency of two units
+
+    def __init__(self, threads):
+        super().__init__(threads)
+        import llvmlite.binding as llvm
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        features = llvm.get_host_cpu_features()
+        self.lanes = 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
+        vector, chains = f"<{self.lanes} x float>", range(self.CHAINS)
+        lines = [
+            f"declare {vector} @llvm.fma.v{self.lanes}f32({vector}, {vector}, {vector})",
+            f"define void @chains(i64 %n, {vector}* %p) {{\nentry:\n  %x = load {vector}, {vector}* %p, align 4",
+            "  br label %loop\nloop:\n  %i = phi i64 [0, %entry], [%i1, %loop]",
+            *(f"  %a{c} = phi {vector} [%x, %entry], [%b{c}, %loop]" for c in chains),
+            *(
+                f"  %b{c} = call {vector} @llvm.fma.v{self.lanes}f32({vector} %a{c}, {vector} %x, {vector} %x)"
+                for c in chains
+            ),
+            "  %i1 = add i64 %i, 1\n  %more = icmp slt i64 %i1, %n\n  br i1 %more, label %loop, label %done\ndone:",
+            *(f"  store volatile {vector} %b{c}, {vector}* %p, align 4" for c in chains),
+            "  ret void\n}",
+        ]
+        machine = llvm.Target.from_default_triple().create_target_machine(llvm.get_host_cpu_name(), features.flatten())
+        self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly("\n".join(lines)), machine)
+        self.engine.finalize_object()
+        prototype = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)  # releases the GIL
+        self.chains, self.pool = prototype(self.engine.get_function_address("chains")), ThreadPoolExecutor(threads)
+
+    def run(self):
+        """2 * LOOPS * CHAINS * lanes operations a thread."""
+        values = np.full((self.threads, 16), 0.5, np.float32)
+        list(self.pool.map(lambda row: self.chains(self.LOOPS, row.ctypes.data), values))
+
+
+STEPS, EPOCHS, TRAINS = ("steps",), ("epochs", "accuracy"), ("steps", "epochs", "accuracy")
+ENGINES = {  # name: class, the module that it needs, the sections in which it takes part
+    "scratchnet": (Scratchnet, "scratchnet", ("kernels", *TRAINS)),
+    "scratchnet-eager": (ScratchnetEager, "scratchnet", TRAINS),
+    "torch": (Torch, "torch", ("kernels", *TRAINS)),
+    "torch-compile": (TorchCompile, "torch", TRAINS),
+    "torch-loader": (TorchLoader, "torch", EPOCHS[:1]),
+    "jax": (Jax, "jax", ("kernels", *TRAINS)),
+    "jax-scan": (JaxScan, "jax", EPOCHS),
+    "scikit-learn": (ScikitLearn, "sklearn", STEPS),
+    "numpy": (NumPy, "numpy", ("kernels", *TRAINS)),
+    "registers": (Registers, "llvmlite", ("peak",)),
+}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def operands(count):
+    return [np.random.default_rng(k).random(ELEMENTS, np.float32) + np.float32(0.1) for k in range(count)]
+
+
+def product(a, b, transpose_a, transpose_b):
+    """Memory for op(a) @ op(b)."""
+    return np.empty((a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1]), np.float32)
+
+
+def time_calls(call, wait, seconds):
+    """Seconds that one call takes, the mean over about `seconds`; a fifth of that before it warms the caches."""
+    start, n = time.perf_counter(), 0
+    while n == 0 or time.perf_counter() - start < seconds / 5:
+        result, n = call(), n + 1
+    wait(result)
+    count = math.ceil(seconds * n / (time.perf_counter() - start))
+    start = time.perf_counter()
+    for _ in range(count):
+        result = call()
+    wait(result)
+    return (time.perf_counter() - start) / count
+
+
+class Worker:
+    """Answers requests for one engine; what a piece of work needs is built at its first request, and kept."""
+
+    def __init__(self, name, threads, folder):
+        self.new_engine = partial(ENGINES[name][0], threads)
+        self.folder, self.built = Path(folder), {}
+
+    def answer(self, request):
+        section, work, seconds = request["section"], request["work"], request["seconds"]
+        if section == "accuracy":
+            return self.accuracy(**work)
+        key = json.dumps((section, work))
+        if key not in self.built:
+            self.built = {key: getattr(self, section)(**work)}  # the work before this is done: free its memory
+        engine, call, facts = self.built[key]
+        if call is None:
+            return {"seconds": None}
+        return facts | {"seconds": time_calls(call, engine.wait, seconds)}
+
+    def data(self, part):
+        return [np.load(self.folder / f"{part}-{what}.npy") for what in ("images", "labels")]
+
+    def steps(self, widths, batch_size):
+        """A step on each of 8 batches in turn. The loss after 16 steps shows that all engines do the same work."""
+        engine = self.new_engine()
+        engine.network(widths, seed=0)
+        images, labels = (array.take(range(8 * batch_size), axis=0, mode="wrap") for array in self.data("train"))
+        x = images.astype(np.float32) * np.float32(1 / 255)
+        place, cuts = engine.place, [slice(k * batch_size, (k + 1) * batch_size) for k in range(8)]
+        batches = itertools.cycle([(place(x[cut].copy()), place(labels[cut].copy())) for cut in cuts])
+        losses = [float(engine.step(*next(batches))) for _ in range(16)]
+        return engine, lambda: engine.step(*next(batches)), {"loss": losses[-1]}
+
+    def epochs(self, widths):
+        engine = self.new_engine()
+        engine.network(widths, seed=0)
+        engine.load(*self.data("train"), seed=0)
+        engine.epoch()
+        return engine, engine.epoch, {}
+
+    def peak(self):
+        engine = self.new_engine()
+        return engine, engine.run, {"flops": 2 * engine.LOOPS * engine.CHAINS * engine.lanes * engine.threads}
+
+    def gemms(self, m, k, n, transpose_a, transpose_b):
+        rng, engine = np.random.default_rng(0), self.new_engine()
+        a = rng.random((k, m) if transpose_a else (m, k), np.float32)
+        b = rng.random((n, k) if transpose_b else (k, n), np.float32)
+        return engine, engine.gemm(a, b, transpose_a, transpose_b), {}
+
+    def others(self, kernel):
+        engine = self.new_engine()
+        return engine, engine.kernel(kernel), {}
+
+    def accuracy(self, widths, goal, seed):
+        """Trains until `goal` of the test images are right; the caller's clock has run since this process began."""
+        engine = self.new_engine()
+        engine.network(widths, seed)
+        engine.load(*self.data("train"), seed)
+        images, labels = self.data("test")
+        x = images.astype(np.float32) * np.float32(1 / 255)
+        for epoch in range(1, 31):
+            engine.epoch()
+            reached = float((engine.logits(x).argmax(axis=1) == labels).mean())
+            if reached >= goal:
+                return {"epochs": epoch, "accuracy": reached}
+        raise RuntimeError(f"{reached:.2%} after {epoch} epochs")
+
+
+def main(name, threads, folder):
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not look like an answer
+    worker = None
+    for line in sys.stdin:
+        try:
+            worker = worker or Worker(name, int(threads), folder)
+            answer = worker.answer(json.loads(line))
+        except Exception as error:  # a peer that cannot do this work is reported, and the others go on
+            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:160]}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
