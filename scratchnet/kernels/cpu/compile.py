@@ -50,16 +50,17 @@ FASTMATH = frozenset({"contract"})
 FASTMATH_REDUCTION = FASTMATH | {"reassoc", "nsz"}
 
 
-def jit(function=None, *, parallel=False, reduction=False):
+def jit(function=None, *, parallel=False, reduction=False, inline=False):
     """Compile `function` at its first call for given argument types; use as `@jit` or `@jit(parallel=True)`.
 
     parallel: `prange` loops run on all threads. Fold sums over fixed chunks, so that bits do not depend on threads.
     reduction: let the compiler reassociate sums. Only for pure reductions: it destroys polynomials and bit tricks.
+    inline: become part of every caller, however long: a loop around a call would not vectorise.
 
     The GIL is released, division by zero gives inf or nan as in NumPy, and a * b + c is fused.
     """
     if function is None:
-        return functools.partial(jit, parallel=parallel, reduction=reduction)
+        return functools.partial(jit, parallel=parallel, reduction=reduction, inline=inline)
     if not JIT_ENABLED:
         return function
     options = {
@@ -68,6 +69,7 @@ def jit(function=None, *, parallel=False, reduction=False):
         "error_model": "numpy",
         "boundscheck": None,
         "parallel": parallel,
+        "forceinline": inline,
         "fastmath": set(FASTMATH_REDUCTION if reduction else FASTMATH),
     }
     return _Kernel(function, targetoptions=options)

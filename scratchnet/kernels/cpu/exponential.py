@@ -1,8 +1,12 @@
-"""exp and tanh of one float32 as polynomials, because a loop of them then vectorises: 5 to 8 times libm's speed.
+"""exp, its inverse and its integrals of one number, without branches or calls: so a loop around them vectorises.
 
-Largest error over every seventh float32: 1.01 units in the last place for exp, 1.33 for tanh, denormal results
-included; infinity, zero and NaN are exact. float64 goes to the C library, a call an element.
+Each float32 function is a polynomial after a reduction of its range. Largest errors over every 257th float32, denormal
+inputs and results included, in units in the last place: exp 1.01, tanh 1.30, log 0.80, erf 1.08; of the normal
+distribution 4 where x >= 0, and below 4 + x**2 in the left tail. Infinities, zeros with their signs and NaN are exact.
+float64 goes to the C library, a call an element.
 """
+
+import math
 
 import numpy as np
 from numba.core import types
@@ -11,7 +15,10 @@ from numba.extending import overload
 from .compile import jit
 
 f = np.float32
-ZERO, ONE, TWO = f(0), f(1), f(2)
+ZERO, HALF, ONE, TWO, INF, NAN = map(f, (0, 0.5, 1, 2, math.inf, math.nan))
+
+# --- exp and tanh -----------------------------------------------------------------------------------------------------
+
 LOG2_E, LN_2_HIGH, LN_2_LOW = f(1.442695041), f(0.693145751953125), f(1.428606820e-6)  # n * LN_2_HIGH is exact
 OVERFLOW, UNDERFLOW = f(89), f(-104)  # beyond these the results are infinity and 0
 ROUND = f(1.5 * 2**23)  # x + ROUND has the integer next to x in its lowest bits
@@ -28,7 +35,7 @@ def _power_of_two(n):
     return np.int32((n + 127) << 23).view(np.float32)
 
 
-@jit
+@jit(inline=True)
 def _exp_32(x):
     """2**n * exp(r) with x = n * log(2) + r and abs(r) <= log(2) / 2."""
     x = OVERFLOW if x > OVERFLOW else (UNDERFLOW if x < UNDERFLOW else x)  # NaN passes
@@ -41,29 +48,126 @@ def _exp_32(x):
     return y * _power_of_two(half) * _power_of_two(n - half)
 
 
-@jit
+@jit(inline=True)
 def _tanh_32(x):
     square, size = x * x, abs(x)
-    near = x + x * square * ((((T4 * square + T3) * square + T2) * square + T1) * square + T0)
+    near = size + size * square * ((((T4 * square + T3) * square + T2) * square + T1) * square + T0)
     far = ONE - TWO / (_exp_32(TWO * size) + ONE)
-    return near if size < TANH_SPLIT else (far if x > ZERO else -far)
+    return np.copysign(near if size < TANH_SPLIT else far, x)
 
 
-def exp(x):
-    """e ** x for a float32 or float64."""
-    return _exp_32(x) if x.dtype == np.float32 else np.exp(x)
+# --- log --------------------------------------------------------------------------------------------------------------
+
+TINY, UP, UP_BITS = f(2**-126), f(2**23), f(23)  # a denormal number times UP is normal
+SQRT_HALF_BITS = int(f(math.sqrt(0.5)).view(np.int32))
+
+# log(1 + r) = r - r**2 / 2 + r**3 * polynomial, for r from sqrt(1/2) - 1 to sqrt(2) - 1: relative error 7.5e-10
+L8, L7, L6, L5 = map(f, (0.0674660123744891, -0.11675641266456561, 0.11888174620162756, -0.12405591425061056))
+L4, L3, L2, L1 = map(f, (0.1421955090617209, -0.1666799566654316, 0.2000211873229197, -0.2500000960366635))
+L0 = f(0.3333331260280148)
 
 
-def tanh(x):
-    """The hyperbolic tangent of a float32 or float64."""
-    return _tanh_32(x) if x.dtype == np.float32 else np.tanh(x)
+@jit(inline=True)
+def _log_32(x):
+    """n * log(2) + log(1 + r) with x = 2**n * (1 + r) and 1 + r between sqrt(1/2) and sqrt(2)."""
+    bits = np.float32(x * UP if x < TINY else x).view(np.int32)
+    above = np.int32(bits - SQRT_HALF_BITS) >> 23
+    r = np.int32(bits - (above << 23)).view(np.float32) - ONE
+    n = np.float32(np.int32(above)) - (UP_BITS if x < TINY else ZERO)
+    tail = (((((((L8 * r + L7) * r + L6) * r + L5) * r + L4) * r + L3) * r + L2) * r + L1) * r + L0
+    y = (n * LN_2_LOW + (tail * r - HALF) * (r * r)) + r + n * LN_2_HIGH
+    return (y if x < INF else x) if x > ZERO else (-INF if x == ZERO else NAN)
 
 
-@overload(exp)
-def _typed_exp(x):
-    return (lambda x: _exp_32(x)) if x == types.float32 else (lambda x: np.exp(x))
+# --- erf and the normal distribution ----------------------------------------------------------------------------------
+
+ERF_SPLIT = f(0.875)
+# erf(x) = x + x * polynomial in x**2 below the split (relative error 8.5e-9); above it -log(erfc(x)) / x, as accurate
+# as erf needs it, since erfc is small there (1e-9 of erf).
+N5, N4, N3 = map(f, (-0.000620338561971045, 0.005032208991815598, -0.02679148440676358))
+N2, N1, N0 = map(f, (0.11282456053320936, -0.3761255056446771, 0.12837915753075155))
+F6, F5, F4 = map(f, (9.364864876022915e-06, -0.0003043335637857858, 0.003568276162927167))
+F3, F2, F1, F0 = map(f, (-0.02360722648792392, 0.10605964545562498, 0.6352568765860053, 1.1286229093010285))
 
 
-@overload(tanh)
-def _typed_tanh(x):
-    return (lambda x: _tanh_32(x)) if x == types.float32 else (lambda x: np.tanh(x))
+@jit(inline=True)
+def _erf_32(x):
+    square, size = x * x, abs(x)
+    near = size + size * (((((N5 * square + N4) * square + N3) * square + N2) * square + N1) * square + N0)
+    power = ((((((F6 * size + F5) * size + F4) * size + F3) * size + F2) * size + F1) * size + F0) * size
+    far = ONE - _exp_32(-power)
+    return np.copysign(far if size > ERF_SPLIT else near, x)  # NaN is not above the split
+
+
+MILLS_CENTRE, FAR = f(3.75), f(16)  # the density is 0 beyond FAR
+SQRT_2_PI_INVERSE = f(1 / math.sqrt(2 * math.pi))
+# exp(x**2 / 2) * (1 - Phi(x)) * (x + c) for x >= 0 as a polynomial in (x - c) / (x + c), c = MILLS_CENTRE: relative
+# error 1.5e-8 up to infinity (the form of Shepherd and Laframboise 1981).
+M8, M7, M6 = map(f, (0.0004434509422330707, 0.0005096306014630292, -0.00416901812050291))
+M5, M4, M3 = map(f, (0.0012000720863780678, 0.037492506079141064, -0.15152083481668932))
+M2, M1, M0 = map(f, (0.3529396043125661, -0.5881882776756937, 0.7502940742134706))
+
+
+@jit(inline=True)
+def _normal_32(x):
+    size = FAR if abs(x) > FAR else abs(x)
+    peak = _exp_32(-HALF * size * size)
+    inverse = ONE / (size + MILLS_CENTRE)
+    w = (size - MILLS_CENTRE) * inverse
+    mills = (((((((M8 * w + M7) * w + M6) * w + M5) * w + M4) * w + M3) * w + M2) * w + M1) * w + M0
+    tail = mills * inverse * peak
+    return tail if x < ZERO else ONE - tail, peak * SQRT_2_PI_INVERSE
+
+
+# --- float64 ----------------------------------------------------------------------------------------------------------
+
+
+@jit
+def _exp_64(x):
+    return np.exp(x)
+
+
+@jit
+def _tanh_64(x):
+    return np.tanh(x)
+
+
+@jit
+def _log_64(x):
+    return np.log(x)
+
+
+@jit
+def _erf_64(x):
+    return math.erf(x)
+
+
+@jit
+def _normal_64(x):
+    return 0.5 * math.erfc(-x / math.sqrt(2)), math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+# --- for both types ---------------------------------------------------------------------------------------------------
+
+
+def _by_type(name, single, double):
+    """The function that is `single` of a float32 and `double` of a float64, in kernels and in plain Python."""
+
+    def function(x):
+        return single(x) if x.dtype == np.float32 else double(x)
+
+    @overload(function)
+    def typed(x):
+        return (lambda x: single(x)) if x == types.float32 else (lambda x: double(x))
+
+    function.__name__ = function.__qualname__ = name  # tells stamps with these functions apart
+    return function
+
+
+exp = _by_type("exp", _exp_32, _exp_64)
+tanh = _by_type("tanh", _tanh_32, _tanh_64)
+log = _by_type("log", _log_32, _log_64)
+erf = _by_type("erf", _erf_32, _erf_64)
+normal = _by_type(
+    "normal", _normal_32, _normal_64
+)  # the distribution function Phi(x) and the density of the normal distribution

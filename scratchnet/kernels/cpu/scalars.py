@@ -4,8 +4,6 @@ Constants are float32 where they are exact, because a float64 constant would tur
 NumPy's functions, not those of `math`, so that the answers for 0, infinity and NaN are the same without the JIT.
 """
 
-import math
-
 import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
@@ -13,8 +11,7 @@ from numba.extending import intrinsic
 from . import exponential
 from .compile import JIT_ENABLED, jit
 
-ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
-SQRT_2, SQRT_2_PI = math.sqrt(2), math.sqrt(2 * math.pi)
+ZERO, ONE = np.float32(0), np.float32(1)
 
 # --- one input --------------------------------------------------------------------------------------------------------
 
@@ -29,9 +26,9 @@ def exp(x):
     return exponential.exp(x)
 
 
-@jit
+@jit(inline=True)
 def log(x):
-    return np.log(x)
+    return exponential.log(x)
 
 
 @jit
@@ -49,12 +46,12 @@ def sign(x):
     return x if x != x else (ONE if x > ZERO else (-ONE if x < ZERO else ZERO))
 
 
-@jit
+@jit(inline=True)
 def tanh(x):
     return exponential.tanh(x)
 
 
-@jit
+@jit(inline=True)
 def sigmoid(x):
     e = exponential.exp(-abs(x))  # at most 1: no overflow on either side
     return (ONE if x >= ZERO else e) / (ONE + e)
@@ -65,19 +62,14 @@ def relu(x):
     return ZERO if x <= ZERO else x  # NaN is not <= 0
 
 
-@jit
+@jit(inline=True)
 def erf(x):
-    return math.erf(x)
+    return exponential.erf(x)
 
 
-@jit
-def normal_cdf(x):
-    return 0.5 * (1 + math.erf(np.float64(x / type(x)(SQRT_2))))
-
-
-@jit
+@jit(inline=True)
 def gelu(x):
-    return x * normal_cdf(x)
+    return x * exponential.normal(x)[0]
 
 
 @jit
@@ -104,9 +96,10 @@ def relu_grad(g, y):
     return g if y > ZERO else ZERO
 
 
-@jit
+@jit(inline=True)
 def gelu_grad(g, x):
-    return g * (normal_cdf(x) + x * exponential.exp(-HALF * x * x) / SQRT_2_PI)
+    cdf, density = exponential.normal(x)
+    return g * (cdf + x * density)
 
 
 # --- two inputs -------------------------------------------------------------------------------------------------------

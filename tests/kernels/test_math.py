@@ -1,0 +1,105 @@
+"""The mathematical functions of the `cpu` device: errors over the whole range of float32, special values, vectors."""
+
+import re
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from conftest import JIT
+from scipy import special
+
+from scratchnet.kernels.cpu import cache, elementwise, exponential, scalars
+from scratchnet.kernels.cpu.compile import stamp
+
+INF, NAN = np.inf, np.nan
+STRIDE = 1021 if JIT else 2**22 - 3  # odd: all exponents, with other bits below
+BITS = np.arange(0, 2**32, STRIDE, dtype=np.uint64).astype(np.uint32)
+EDGES = [0, -0.0, INF, -INF, NAN, 1e-45, -1e-45, 1, -1, 0.625, 0.875, 88.7, 88.8, -103.9, -104.1, 3e38, -3e38]
+EVERY_KIND = np.concatenate([BITS.view(np.float32), np.float32(EDGES)])  # denormal, infinite, NaN
+
+
+def applied(function, x):
+    """The scalar function of each element of x, by the loop of the elementwise kernels."""
+    out = np.empty_like(x)
+    with np.errstate(all="ignore"):
+        stamp(elementwise._unary, "applied", function=function)(0, x.size, x, out)
+    return out
+
+
+def errors(got, exact, scale=None):
+    """Errors of `got` in units in the last place of `scale`, or of the exact result."""
+    with np.errstate(all="ignore"):
+        rounded = exact.astype(got.dtype)
+    finite = np.isfinite(rounded)
+    np.testing.assert_array_equal(got[~finite], rounded[~finite])  # infinities and NaN
+    size = abs(rounded if scale is None else scale)[finite]
+    return abs(got[finite] - exact[finite]) / np.spacing(np.maximum(size, np.finfo(got.dtype).tiny))
+
+
+@pytest.mark.parametrize(
+    ("function", "oracle", "ulps"),
+    [
+        (exponential.exp, np.exp, 1.1),
+        (exponential.tanh, np.tanh, 1.4),
+        (exponential.log, np.log, 0.9),
+        (exponential.erf, special.erf, 1.2),
+    ],
+    ids=["exp", "tanh", "log", "erf"],
+)
+def test_functions_keep_their_bound_for_every_kind_of_float32(function, oracle, ulps):
+    with np.errstate(all="ignore"):
+        exact = oracle(EVERY_KIND.astype(np.float64))
+    got = applied(function, EVERY_KIND)
+    assert errors(got, exact).max() <= ulps
+    np.testing.assert_array_equal(np.signbit(got[exact == 0]), np.signbit(exact[exact == 0]))
+
+
+def test_gelu_keeps_its_bound_relative_to_x_for_every_kind_of_float32():
+    with np.errstate(all="ignore"):
+        x = EVERY_KIND.astype(np.float64)
+        exact = x * special.ndtr(x)
+    assert errors(applied(scalars.gelu, EVERY_KIND), exact, scale=EVERY_KIND).max() <= 4
+
+
+def test_the_left_tail_of_gelu_is_not_cut_off():
+    x = np.linspace(-12, -1, 500).astype(np.float32)
+    exact = x * special.ndtr(x.astype(np.float64))
+    np.testing.assert_allclose(applied(scalars.gelu, x), exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("function", "points"),
+    [
+        (exponential.log, {-0.0: -INF, -1.0: NAN, -INF: NAN, INF: INF, 1.0: 0.0}),
+        (exponential.erf, {INF: 1.0, -INF: -1.0, 30.0: 1.0, -30.0: -1.0, 0.0: 0.0}),
+        (exponential.exp, {INF: INF, -INF: 0.0, 0.0: 1.0, 1e3: INF, -1e3: 0.0}),
+        (exponential.tanh, {INF: 1.0, -INF: -1.0, 0.0: 0.0, 50.0: 1.0}),
+        (scalars.gelu, {INF: INF, -INF: NAN, 0.0: 0.0, 50.0: 50.0, -50.0: 0.0}),
+    ],
+    ids=["log", "erf", "exp", "tanh", "gelu"],
+)
+def test_special_values_are_exact(function, points, dtype):
+    x = np.array([*points, NAN], dtype)
+    np.testing.assert_array_equal(applied(function, x), np.array([*points.values(), NAN], dtype))
+
+
+X = np.linspace(0.1, 3, 64, dtype=np.float32)
+UNARY = ["exp", "log", "tanh", "sigmoid", "erf", "gelu"]
+
+
+@pytest.mark.skipif(not JIT, reason="about compiled code")
+@pytest.mark.skipif(not llvm.get_host_cpu_features().get("avx2"), reason="looks for AVX instructions")
+@pytest.mark.parametrize("name", [*UNARY, "gelu_grad"])
+def test_loops_use_vectors_and_not_the_c_library(name, monkeypatch):
+    monkeypatch.setattr(cache, "_folder", lambda: None)  # code from the cache cannot be inspected
+    template, arguments = (
+        (elementwise._unary, (0, 64, X, X.copy()))
+        if name in UNARY
+        else (elementwise._binary, (0, 64, X, X, X.copy(), elementwise._FLAT[2]))
+    )
+    loop = stamp(template, f"inspected_{name}", function=getattr(scalars, name))
+    loop(*arguments)
+    (assembly,) = loop.inspect_asm().values()
+    assert re.search(r"vfn?m(add|sub)\w+ps.*%[yz]mm", assembly)
+    assert not re.search(r"\b(exp|log|tanh|erf|erfc)f?\b", assembly)  # the C library's
