@@ -236,7 +236,8 @@ def measure_runs(work: Work, engines: list[str], config: Config, folder: str) ->
             start = time.perf_counter()
             process = Process(name, config.threads, folder)
             answer = process.ask(work.request, work.arguments | {"seed": run}, 0)
-            answer |= {"seconds": time.perf_counter() - start}
+            seconds = time.perf_counter() - start
+            answer |= {"seconds": seconds, "seconds an epoch": seconds / answer.get("epochs", 1)}
             process.close()
             if run or "error" in answer:
                 work.add(name, answer)
