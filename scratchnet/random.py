@@ -5,7 +5,7 @@ Dropout and initialisers take one stream each from the current generator. A trai
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -46,12 +46,10 @@ class Generator:
         """(seed, the next stream) as two uint64: what names the random numbers of one draw."""
         key = np.array([self.seed, self.next_stream()], np.uint64)
 
-        def draw_again():
-            before = self.stream
-            key[:] = self.seed, self.next_stream()
-            return lambda: setattr(self, "stream", before)
-
-        trace.effect(draw_again)
+        written = trace.current()
+        if written is not None:  # a program draws anew in each call, from what is current then if it was now
+            given = self if written.generator is not self else None
+            written.effects.append(lambda: _draw_into(key, given or current()))
         return key
 
     def numpy(self) -> np.random.Generator:
@@ -72,6 +70,12 @@ class Generator:
 
     def __repr__(self) -> str:
         return f"Generator(seed={self.seed}, stream={self.stream})"
+
+
+def _draw_into(key: np.ndarray, generator: Generator) -> Callable[[], None]:
+    before = generator.stream
+    key[:] = generator.seed, generator.next_stream()
+    return lambda: setattr(generator, "stream", before)
 
 
 _default = Generator(0)

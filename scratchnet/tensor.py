@@ -279,10 +279,9 @@ class Tensor:
         """
         g = initial_gradient(self, gradient)
         found = backpropagate(self, g, retain_graph=retain_graph or create_graph, create_graph=create_graph)
-        taken, written = {id(g._data)}, trace.current()
+        taken = {id(g._data)}
         for leaf, leaf_gradient in found.values():
-            if written is not None:
-                written.touched.setdefault(id(leaf), (leaf, leaf.grad))
+            trace.touch(leaf)
             if leaf.grad is not None:
                 with recording(create_graph):
                     leaf_gradient = leaf.grad + leaf_gradient

@@ -54,7 +54,8 @@ class Guard(NamedTuple):
 class Trace:
     """What a step did, in order. inputs: the arrays whose content is another one in each call."""
 
-    def __init__(self, inputs: list[np.ndarray]):
+    def __init__(self, inputs: list[np.ndarray], generator: Any = None):
+        self.generator = generator  # of random numbers, when the step began
         self.calls: list[Call | Guard] = []
         self.effects: list[Callable[[], Undo | None]] = []
         self.watched: dict[tuple[int, str], tuple[Any, Any]] = {}  # (object, value of the attribute) to rely on
@@ -143,6 +144,19 @@ def effect(action: Callable[[], Undo | None]) -> None:
     trace = _current.get()
     if trace is not None:
         trace.effects.append(action)
+
+
+def touch(leaf: Any) -> None:
+    """The step looks at the gradient of `leaf`. One that was there before is an input: it is read from a copy."""
+    trace = _current.get()
+    if trace is None or id(leaf) in trace.touched:
+        return
+    if leaf.grad is not None and not trace.varies(leaf.grad._data):
+        leaf.grad = leaf.grad.__deepcopy__({})
+        trace.varying[id(leaf.grad._data)] = leaf.grad._data
+        trace.touched[id(leaf)] = leaf, leaf.grad
+    else:
+        trace.touched[id(leaf)] = leaf, None
 
 
 def updated(leaves: list[Any], count: Callable[[], Undo]) -> None:

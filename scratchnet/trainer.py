@@ -7,21 +7,25 @@ shard order into one optimizer step, and reports epochs to a progress line, a me
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import operator
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import checkpoint, metrics_log
+from . import checkpoint, metrics_log, trace
 from .autograd import first_nonfinite
 from .data import DataLoader
 from .errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
+from .jit import jit as jitted
+from .kernels import device as find_device
 from .nn import Module
 from .random import Generator, using
 from .tensor import Tensor, no_grad
@@ -59,6 +63,8 @@ class Trainer:
     folder: where checkpoints and metrics.jsonl go; None keeps nothing.
     save_every: optimizer steps between checkpoints; None saves at the end of each epoch.
     config: anything JSON can hold, stored in the checkpoint for whoever reads it.
+    jit: record a step once for each shape of batch and replay it compiled (see `scratchnet.jit`); False where a model
+        looks at values of its tensors. The bits are the same.
     progress: show a progress bar (if tqdm is installed) and print a line an epoch.
 
     SIGINT and SIGTERM during `fit` end the run after the step in hand, with a checkpoint if there is a folder;
@@ -79,6 +85,7 @@ class Trainer:
         folder: str | Path | None = None,
         save_every: int | None = None,
         config: dict[str, Any] | None = None,
+        jit: bool = True,
         progress: bool = True,
     ):
         if workers != 1:
@@ -93,6 +100,8 @@ class Trainer:
         self.seed, self.save_every, self.config, self.progress = seed, save_every, config or {}, progress
         self.folder = None if folder is None else Path(folder)
         self._device = next(iter(model.parameters())).device
+        self._generators = [Generator(seed) for _ in range(self.shards)]
+        self._train = jitted(self._compute_and_merge) if jit else self._compute_and_merge
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -152,31 +161,52 @@ class Trainer:
 
     def _step(self, batch: Batch, run: _Run) -> None:
         n = len(batch[0])
+        for k, generator in enumerate(self._generators):
+            generator.stream = (run.step * self.shards + k) << 20
+        try:
+            losses = self._train(*(Tensor(array, device=self._device) for array in batch))
+        except NonFiniteError:
+            raise self._origin(batch, run.step) from None
+        for k, loss in losses.items():
+            run.loss_sum += loss.item() * len(split(batch, k, self.shards)[0])
+        run.step, run.batch, run.samples = run.step + 1, run.batch + 1, run.samples + n
+
+    def _compute_and_merge(self, *batch: Tensor) -> dict[int, Tensor]:
+        """One optimizer step; the losses of the shards that are not empty."""
+        n, losses = len(batch[0]), {}
         shards = [split(batch, k, self.shards) for k in range(self.shards)]
         self.optimizer.zero_grad()
         with _merged_buffers(self.model, [len(shard[0]) / n for shard in shards]) as next_shard:
             for k, shard in enumerate(shards):
                 if len(shard[0]):
-                    run.loss_sum += self._compute(shard, k, len(shard[0]) / n, run.step) * len(shard[0])
+                    losses[k] = self._loss(shard, k)
+                    _require_finite(losses[k])
+                    losses[k].backward(np.full(losses[k].shape, len(shard[0]) / n, losses[k].dtype))
                     next_shard()
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
-        run.step, run.batch, run.samples = run.step + 1, run.batch + 1, run.samples + n
+        return {k: loss.detach() for k, loss in losses.items()}
 
-    def _compute(self, shard: Batch, k: int, weight: float, step: int) -> float:
-        """The shard's loss; its gradient, times its weight, is added to `.grad`, so in shard order."""
-        *inputs, target = (Tensor(array, device=self._device) for array in shard)
-        with using(Generator(self.seed, stream=(step * self.shards + k) << 20)):
+    def _loss(self, shard: tuple[Tensor, ...], k: int) -> Tensor:
+        *inputs, target = shard
+        with using(self._generators[k]):
             loss = self.loss(self.model(*inputs), target)
         if loss.size != 1:
             raise ShapeError(f"fit: expected a loss of one element, the mean over the batch, got shape {loss.shape}")
-        value = loss.item()
-        if not math.isfinite(value):
-            origin = first_nonfinite(loss)
-            raise NonFiniteError(f"fit: expected a finite loss, got {value} at step {step}, shard {k}, from {origin}")
-        loss.backward(np.full(loss.shape, weight, loss.dtype))
-        return value
+        return loss
+
+    def _origin(self, batch: Batch, step: int) -> NonFiniteError:
+        """Says which shard's loss is not finite, and which op made it so: the step is computed once more, with a record."""
+        for k in range(self.shards):
+            self._generators[k].stream = (step * self.shards + k) << 20
+            shard = split(tuple(Tensor(array, device=self._device) for array in batch), k, self.shards)
+            if len(shard[0]) and not math.isfinite(value := (loss := self._loss(shard, k)).item()):
+                origin = first_nonfinite(loss)
+                return NonFiniteError(
+                    f"fit: expected a finite loss, got {value} at step {step}, shard {k}, from {origin}"
+                )
+        return NonFiniteError(f"fit: expected a finite loss at step {step}, got one that was not")
 
     def _resume(self, run: _Run, resume: str | Path | None) -> None:
         found = None
@@ -224,10 +254,21 @@ class Trainer:
         return np.concatenate(outputs)
 
 
-def split(batch: Batch, k: int, shards: int) -> Batch:
+def split(batch: Sequence[Any], k: int, shards: int) -> tuple[Any, ...]:
     """Shard k of K: consecutive rows, n // K or one more of them; views."""
     n = len(batch[0])
-    return tuple(array[k * n // shards : (k + 1) * n // shards] for array in batch)
+    return tuple(rows[k * n // shards : (k + 1) * n // shards] for rows in batch)
+
+
+def _require_finite(loss: Tensor) -> None:
+    """Raises NonFiniteError, in this step and when it is replayed."""
+
+    def check() -> None:
+        if not np.isfinite(loss._data).all():
+            raise NonFiniteError("fit: expected a finite loss, got one that is not")
+
+    check()
+    trace.guard("finite", loss._data, (), check)
 
 
 class _Run:
@@ -306,24 +347,35 @@ def _merged_buffers(model: Module, weights: list[float]) -> Iterator[Callable[[]
 
     Call what it yields after each non-empty shard. Integer buffers (counters) advance once a step.
     """
-    buffers = [buffer._data for buffer in model.buffers()]
-    before = [array.copy() for array in buffers]
-    after: list[list[np.ndarray]] = []
+    buffers = list(model.buffers())
+    before = [_copy(buffer) for buffer in buffers]
+    after: list[list[Tensor]] = []
 
     def next_shard() -> None:
-        after.append([array.copy() for array in buffers])
-        for array, old in zip(buffers, before, strict=True):
-            array[...] = old
+        after.append([_copy(buffer) for buffer in buffers])
+        for buffer, old in zip(buffers, before, strict=True):
+            _assign(buffer, old)
 
     yield next_shard
     weights = [weight for weight in weights if weight]
-    for i, array in enumerate(buffers):
-        if array.dtype.kind != "f" or len(after) == 1:
-            array[...] = after[0][i]
-        else:
-            array[...] = 0
-            for weight, shard in zip(weights, after, strict=True):
-                array += array.dtype.type(weight) * shard[i]
+    with no_grad():
+        for i, buffer in enumerate(buffers):
+            parts = [shard[i] for shard in after]
+            if buffer.dtype.kind == "f" and len(parts) > 1:
+                parts = [part * weight for part, weight in zip(parts, weights, strict=True)]
+                parts = [functools.reduce(operator.add, parts)]
+            _assign(buffer, parts[0])
+
+
+def _copy(t: Tensor) -> Tensor:
+    device = trace.active(find_device(t.device))
+    out = device.empty(t.shape, t.dtype)
+    device.copy(t._data, out)
+    return Tensor(out, device=t.device)
+
+
+def _assign(t: Tensor, value: Tensor) -> None:
+    trace.active(find_device(t.device)).copy(value._data, t._data)
 
 
 # --- reporting -------------------------------------------------------------------------------------------------------

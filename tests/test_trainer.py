@@ -263,17 +263,26 @@ def test_predict_returns_logits_and_leaves_the_mode_alone():
     np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_the_op():
-    trainer, loader = make(lr=0.05)
-    ordinary, calls = trainer.loss, []
+@pytest.mark.parametrize("jit", [True, False])
+def test_a_loss_that_is_not_finite_names_the_step_and_the_op_and_changes_nothing(jit):
+    features, labels = data().arrays
+    features = features.copy()
+    features[17] = 1e12  # in the third batch
 
-    def loss(output, target):
-        calls.append(1)
-        return ordinary(output, target) + (output * 0.0).sum().log() if len(calls) == 3 else ordinary(output, target)
+    def run(n):
+        trainer, _ = make(dropout=0.0, jit=jit)
+        ordinary = trainer.loss
+        trainer.loss = lambda output, target: ordinary(output, target) + (1e6 - output.abs().max()).log() * 0.0
+        return trainer, sn.data.DataLoader(sn.data.TensorDataset(features[:n], labels[:n]), 8)
 
-    trainer.loss = loss
-    with pytest.raises(sn.NonFiniteError, match=r"-?inf at step 2, shard 0, from log"):
+    before, loader = run(16)
+    before.fit(loader, epochs=1)
+    trainer, loader = run(len(features))
+    with pytest.raises(sn.NonFiniteError, match=r"nan at step 2, shard 0, from log"):
         trainer.fit(loader, epochs=1)
+    assert weights(trainer) == weights(before)
+    assert [slot["step"] for slot in trainer.optimizer.state_dict()["state"]] == [2] * 4
+    assert trainer.scheduler.last_step == 2
 
 
 @pytest.mark.parametrize(

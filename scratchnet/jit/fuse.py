@@ -19,7 +19,8 @@ from ..kernels.cpu.execute import Group
 from ..kernels.cpu.gemm import ROWS
 
 SMALL = 16384  # light operations; so little work is done by one thread, in order, rather than in stages
-MOST_BLOCKS = 16  # of a group: enough for threads of uneven speed, and each block is large
+MOST_BLOCKS = 16  # of a group without products: enough for threads of uneven speed, and each block is large
+PRODUCT_ROWS = 256  # most rows of a block with a product: each block reads, and may pack, the whole other factor
 FEWEST_ROWS = 16  # a loop over fewer rows does not join one over more: it would take its blocks away
 
 
@@ -101,8 +102,7 @@ def _place(task: Task, before: Sequence[tuple[_Open, list]]) -> tuple[_Open | No
 
 def _block(group: _Open, threads: int) -> int:
     """Rows of a block: by the work, and in whole tiles where there is a product."""
-    blocks = max(1, min(MOST_BLOCKS, 4 * threads, group.work // BLOCK))
-    rows = -(-group.rows // blocks)
     if any(task.loop.name == "matmul" for task in group.tasks):
-        rows = -(-rows // ROWS) * ROWS
-    return rows
+        rows = -(-group.rows // threads)
+        return -(-min(rows, PRODUCT_ROWS) // ROWS) * ROWS
+    return -(-group.rows // max(1, min(MOST_BLOCKS, group.work // BLOCK)))

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import trace
+from .. import random, trace
 from ..errors import JitError
 from ..tensor import Tensor, is_recording
+from .explain import explain
 from .program import Program
 
 
@@ -44,8 +45,6 @@ class Step:
         """The newest program as text: what was recorded, what is run, how long each stage takes."""
         if not self._programs:
             raise JitError("explain: expected a step that was called at least once, got one without a program")
-        from .explain import explain
-
         return explain(self.programs[-1])
 
 
@@ -122,14 +121,12 @@ def _record(function: Callable[..., Any], args: tuple, kwargs: dict, arrays: lis
     inputs = [x.copy() for x in arrays]
     replaced = iter(inputs)
     args, kwargs = _rebuilt(args, replaced), _rebuilt(kwargs, replaced)
-    written = trace.Trace(inputs)
+    written = trace.Trace(inputs, random.current())
     with trace.writing(written):
         result = function(*args, **kwargs)
     gradients = []
     for key, (leaf, old) in written.touched.items():
         zeroed = key in written.zeroed
-        if old is not None and not zeroed:  # what was there may belong to others: the program gets a copy to read
-            old = _own_copy(written, old)
         gradients.append(_Gradient(leaf, old, zeroed, dropped=zeroed and key in written.consumed))
     for leaf in written.zeroed.values():
         if id(leaf) not in written.touched:
@@ -143,19 +140,16 @@ def _record(function: Callable[..., Any], args: tuple, kwargs: dict, arrays: lis
     return recorded, copies
 
 
-def _own_copy(written: trace.Trace, old: Tensor) -> Tensor:
-    """old, whose memory the caller does not see any more: the calls of the trace read it instead."""
-    return old
-
-
 # --- arguments and results: tensors, arrays, and tuples, lists and dictionaries of them ---------------------------------
 
 
 def _key(value: Any, leaves: list[Any]) -> Any:
     """What a program depends on beside the content of arrays; those are added to `leaves`."""
     if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise JitError("jit: expected arguments that do not require grad: no gradient comes out of a recorded step")
         leaves.append(value)
-        return Tensor, value._data.shape, value._data.dtype, value._device.name, value.requires_grad
+        return Tensor, value._data.shape, value._data.dtype, value._device.name
     if isinstance(value, np.ndarray):
         leaves.append(value)
         return np.ndarray, value.shape, value.dtype
@@ -173,9 +167,7 @@ def _key(value: Any, leaves: list[Any]) -> Any:
 def _rebuilt(value: Any, arrays: Any) -> Any:
     """The same arguments with other arrays in them."""
     if isinstance(value, Tensor):
-        t = Tensor._wrap(next(arrays), value._device)
-        t.requires_grad = value.requires_grad
-        return t
+        return Tensor._wrap(next(arrays), value._device)
     if isinstance(value, np.ndarray):
         return next(arrays)
     if isinstance(value, tuple | list):

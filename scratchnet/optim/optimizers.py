@@ -92,6 +92,8 @@ class Optimizer:
 
         Raises ShapeError or DtypeError if a gradient does not fit its parameter; then nothing was updated.
         """
+        for slot in self._slots:
+            trace.touch(slot.param)
         ready = [(s, self._gradient(s, s.param.grad)) for s in self._slots if s.param.grad is not None]
         steps = [(slot, np.empty(self.n_numbers)) for slot, _ in ready]
         self._count(steps)

@@ -158,14 +158,21 @@ class Executable:
         self.counters, self.stop, self.kept = np.zeros(2 * LINE * len(stages), np.int64), stop, tasks
         self.shared = sum(group.work for group in groups) >= PARALLEL_FROM
 
+    def run_stage(self, number: int) -> None:
+        """Runs one stage alone."""
+        self._run(self.stages[number : number + 1])
+
     def run(self) -> None:
         """Runs all tasks, on all threads if the work is large enough."""
+        self._run(self.stages)
+
+    def _run(self, stages: np.ndarray) -> None:
         self.counters.fill(0)
         threads = get_num_threads() if self.shared else 1
         if threads == 1:
-            _work(self.stages, self.groups, self.tasks, self.counters, self.stop)
+            _work(stages, self.groups, self.tasks, self.counters, self.stop)
         else:
-            _work_together(threads, self.stages, self.groups, self.tasks, self.counters, self.stop)
+            _work_together(threads, stages, self.groups, self.tasks, self.counters, self.stop)
 
 
 def _table(rows: Sequence[tuple], columns: int) -> np.ndarray:
