@@ -11,7 +11,7 @@ import pytest
 from conftest import JIT
 
 from scratchnet.kernels import device
-from scratchnet.kernels.cpu import SIGNATURES, blocks, cache, elementwise, optim, reduce, scalars
+from scratchnet.kernels.cpu import SIGNATURES, blocks, cache, elementwise, optim, random, reduce, scalars
 from scratchnet.kernels.cpu.compile import compile_stats, get_num_threads, set_num_threads, stamp
 
 CPU, NUMPY = device("cpu").kernels, device("numpy").kernels
@@ -104,6 +104,16 @@ def test_a_long_sum_is_not_a_long_chain(shape):
     np.testing.assert_allclose(out, exact, rtol=256 * np.finfo(np.float32).eps)
 
 
+@pytest.mark.parametrize("nans", [(), (700,), (1300, 1301), (3, 1400)])
+def test_argmax_of_a_long_row_is_its_first_maximum_or_nan(nans):
+    x = np.random.default_rng(0).integers(0, 40, (3, 1501, 1)).astype(np.float32)  # ties in each of several runs
+    x[1, 600:] += 40
+    x[2, list(nans)] = np.nan
+    out = np.empty((3, 1), np.int64)
+    CPU["argmax"](x, out)
+    np.testing.assert_array_equal(out, np.argmax(x, axis=1))
+
+
 # --- what compiles ----------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +197,8 @@ LOOPS = {  # a loop, what it is stamped with, its arguments, and what its inner 
     "relu": (elementwise._unary, {"function": scalars.relu}, (0, 64, X, X.copy()), "cmp"),
     "sum": (reduce._fold, {"combine": reduce._add}, (X,), "addps"),
     "max": (reduce._fold, {"combine": scalars.fold_maximum}, (X,), "maxps"),
+    "dropout": (random._dropout, {}, (0, 16, X, X.copy(), 5, 2.0, np.array([1, 2])), "pmuludq"),
+    "argmax": (reduce._first, {}, (X, X[0]), "pmin|pcmpgt"),
     "sgd": (
         optim._one_state_in_place,
         {"prepare": optim._prepare_sgd, "rule": optim._sgd},
@@ -205,5 +217,5 @@ def test_hot_loops_use_vectors(name, monkeypatch):
     loop = stamp(template, f"inspected_{name}", **bindings)
     loop(*arguments)
     (assembly,) = loop.inspect_asm().values()
-    packed = [line for line in assembly.splitlines() if re.search(f"{instruction}.*%[yz]mm", line)]
+    packed = [line for line in assembly.splitlines() if re.search(f"({instruction}).*%[yz]mm", line)]
     assert packed

@@ -11,8 +11,10 @@ MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 LOW, SHIFT, TO_24_BITS = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(8)
 
+ONE, TWO, THREE, FOUR = map(np.uint64, (1, 2, 3, 4))
 
-@jit
+
+@jit(inline=True)
 def philox(c0, c1, c2, c3, k0, k1):
     """Four 32-bit words for a counter of four and a key of two, all held in uint64."""
     for _ in range(10):
@@ -29,14 +31,15 @@ def _dropout(lo, hi, x, out, drop_below, scale, key):
     limit, seed, stream = np.uint64(drop_below), np.uint64(key[0]), np.uint64(key[1])
     k0, k1, c2, c3 = seed & LOW, seed >> SHIFT, stream & LOW, stream >> SHIFT
     whole = min(hi, out.size // 4)
-    x4, out4 = x[4 * lo :], out[4 * lo :]
+    x4, out4 = x[4 * lo : 4 * whole], out[4 * lo : 4 * whole]
     for i in range(whole - lo):
-        group = np.uint64(lo + i)
+        group, j = np.uint64(lo + i), FOUR * np.uint64(i)  # unsigned: indices that may be negative would not vectorise
         w0, w1, w2, w3 = philox(group & LOW, group >> SHIFT, c2, c3, k0, k1)
-        out4[4 * i] = x4[4 * i] * scale if (w0 >> TO_24_BITS) >= limit else zero
-        out4[4 * i + 1] = x4[4 * i + 1] * scale if (w1 >> TO_24_BITS) >= limit else zero
-        out4[4 * i + 2] = x4[4 * i + 2] * scale if (w2 >> TO_24_BITS) >= limit else zero
-        out4[4 * i + 3] = x4[4 * i + 3] * scale if (w3 >> TO_24_BITS) >= limit else zero
+        y0, y1, y2, y3 = x4[j] * scale, x4[j + ONE] * scale, x4[j + TWO] * scale, x4[j + THREE] * scale
+        out4[j] = y0 if (w0 >> TO_24_BITS) >= limit else zero  # a load in a branch would not vectorise either
+        out4[j + ONE] = y1 if (w1 >> TO_24_BITS) >= limit else zero
+        out4[j + TWO] = y2 if (w2 >> TO_24_BITS) >= limit else zero
+        out4[j + THREE] = y3 if (w3 >> TO_24_BITS) >= limit else zero
     if whole < hi:
         group = np.uint64(whole)
         words = philox(group & LOW, group >> SHIFT, c2, c3, k0, k1)

@@ -14,6 +14,7 @@ from .blocks import ranged
 from .compile import jit, stamp
 
 RUN_CONTIGUOUS, RUN_STRIDED = 4096, 256  # elements of a run: summed in 16 or more lanes, or one after the other
+RUN_ARGMAX = 512  # elements that are searched twice: for the maximum, then for its place
 TILE = 2048  # columns that a strided run takes at a time: a tile of `out` stays in the L1 cache
 # ruff: noqa: F821 - bound by each stamp
 combine: Callable
@@ -63,7 +64,7 @@ def _reduce_strided(lo, hi, x, out, n, inner, run):
 
 
 @jit
-def _argmax(lo, hi, x, out, n, inner):
+def _argmax_strided(lo, hi, x, out, n, inner):
     for i in range(lo, hi):
         column = x[(i // inner * n) * inner + i % inner :]
         best, best_index = column[0], 0
@@ -72,6 +73,30 @@ def _argmax(lo, hi, x, out, n, inner):
             if value > best or (value != value and best == best):
                 best, best_index = value, k
         out[i] = best_index
+
+
+@jit
+def _first(x, top):
+    """The first index of `top` or NaN in x, an array of fewer than 2**31 elements, as a minimum: it has vectors."""
+    size = np.int32(x.size)
+    first = size
+    for k in range(x.size):
+        index = np.int32(k) if (x[k] == top) | (x[k] != x[k]) else size
+        first = index if index < first else first
+    return np.int64(first)
+
+
+@jit
+def _argmax_contiguous(lo, hi, x, out, n):
+    """The maximum of each run of a row, which is NaN if any element is; then its place in the first run that has it."""
+    for i in range(lo, hi):
+        row = x[i * n : (i + 1) * n]
+        top, start = fold(row[:RUN_ARGMAX]), 0
+        for at in range(RUN_ARGMAX, n, RUN_ARGMAX):
+            value = fold(row[at : at + RUN_ARGMAX])
+            if value > top or (value != value and top == top):
+                top, start = value, at
+        out[i] = start + _first(row[start : start + RUN_ARGMAX], top)
 
 
 def reduction(name, combine, empty):
@@ -101,12 +126,17 @@ def reduction(name, combine, empty):
     return kernel
 
 
-_run_argmax = ranged(_argmax, "argmax", writes=(1,), whole=(0,))
+_fold_max = stamp(_fold, "fold_max", combine=scalars.fold_maximum)
+_run_argmax = ranged(_argmax_contiguous, "argmax", writes=(1,), fold=_fold_max)
+_run_argmax_strided = ranged(_argmax_strided, "argmax_strided", writes=(1,), whole=(0,))
 
 
 def argmax(x, out):
     _, n, inner = x.shape
-    _run_argmax(out.size, n, x.ravel(), out.ravel(), n, inner)
+    if inner == 1:
+        _run_argmax(out.size, n, x.ravel(), out.ravel(), n)
+    else:
+        _run_argmax_strided(out.size, n, x.ravel(), out.ravel(), n, inner)
 
 
 KERNELS = {
