@@ -54,6 +54,28 @@ def test_functions_keep_their_bound_for_every_kind_of_float32(function, oracle, 
     np.testing.assert_array_equal(np.signbit(got[exact == 0]), np.signbit(exact[exact == 0]))
 
 
+RANDOM = np.random.default_rng(0)
+DOUBLES = np.concatenate(
+    [
+        RANDOM.integers(0, 2**64, 100_000 if JIT else 500, dtype=np.uint64).view(np.float64),  # every kind
+        RANDOM.uniform(-746, 710, 50_000 if JIT else 500),
+        RANDOM.standard_normal(50_000 if JIT else 500),
+        1 + 0.01 * RANDOM.standard_normal(50_000 if JIT else 500),
+        [0, -0.0, INF, -INF, NAN, 5e-324, -5e-324, 709.7, 709.8, 0.625, 1e-310],
+    ]
+)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps > 2e-19, reason="no type is more precise than float64")
+@pytest.mark.parametrize(("name", "ulps"), [("exp", 1.1), ("tanh", 1.4), ("log", 0.9)])
+def test_functions_keep_their_bound_for_every_kind_of_float64(name, ulps):
+    with np.errstate(all="ignore"):
+        exact = getattr(np, name)(DOUBLES.astype(np.longdouble))
+    got = applied(getattr(exponential, name), DOUBLES)
+    assert errors(got, exact).max() <= ulps
+    np.testing.assert_array_equal(np.signbit(got[exact == 0]), np.signbit(exact[exact == 0]))
+
+
 def test_gelu_keeps_its_bound_relative_to_x_for_every_kind_of_float32():
     with np.errstate(all="ignore"):
         x = EVERY_KIND.astype(np.float64)
@@ -84,22 +106,24 @@ def test_special_values_are_exact(function, points, dtype):
     np.testing.assert_array_equal(applied(function, x), np.array([*points.values(), NAN], dtype))
 
 
-X = np.linspace(0.1, 3, 64, dtype=np.float32)
 UNARY = ["exp", "log", "tanh", "sigmoid", "erf", "gelu"]
 
 
 @pytest.mark.skipif(not JIT, reason="about compiled code")
 @pytest.mark.skipif(not llvm.get_host_cpu_features().get("avx2"), reason="looks for AVX instructions")
-@pytest.mark.parametrize("name", [*UNARY, "gelu_grad"])
-def test_loops_use_vectors_and_not_the_c_library(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "f4") for name in [*UNARY, "gelu_grad"]), *((name, "f8") for name in UNARY[:4])]
+)
+def test_loops_use_vectors_and_not_the_c_library(name, dtype, monkeypatch):
     monkeypatch.setattr(cache, "_folder", lambda: None)  # code from the cache cannot be inspected
+    x = np.linspace(0.1, 3, 64, dtype=dtype)
     template, arguments = (
-        (elementwise._unary, (0, 64, X, X.copy()))
+        (elementwise._unary, (0, 64, x, x.copy()))
         if name in UNARY
-        else (elementwise._binary, (0, 64, X, X, X.copy(), elementwise._FLAT[2]))
+        else (elementwise._binary, (0, 64, x, x, x.copy(), elementwise._FLAT[2]))
     )
     loop = stamp(template, f"inspected_{name}", function=getattr(scalars, name))
     loop(*arguments)
     (assembly,) = loop.inspect_asm().values()
-    assert re.search(r"vfn?m(add|sub)\w+ps.*%[yz]mm", assembly)
+    assert re.search(rf"vfn?m(add|sub)\w+p{'s' if dtype == 'f4' else 'd'}.*%[yz]mm", assembly)
     assert not re.search(r"\b(exp|log|tanh|erf|erfc)f?\b", assembly)  # the C library's
