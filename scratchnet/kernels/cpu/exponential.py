@@ -166,7 +166,7 @@ def _tanh_64(x):
 
 @jit(inline=True)
 def _log_64(x):
-    """As _log_32; log(1 + r) = 2 * atanh(s) with s = r / (2 + r), in the form r - (r**2 / 2 - ...) that keeps r exact."""
+    """As _log_32, with log(1 + r) = 2 * atanh(s), s = r / (2 + r), in a form in which r itself is exact."""
     bits = np.float64(x * UP_64 if x < TINY_64 else x).view(np.int64)
     above = np.int32((bits - SQRT_HALF_BITS_64) >> 52)
     r = np.int64(bits - (np.int64(above) << 52)).view(np.float64) - ONE
