@@ -33,13 +33,13 @@ def _dropout(lo, hi, x, out, drop_below, scale, key):
     whole = min(hi, out.size // 4)
     x4, out4 = x[4 * lo : 4 * whole], out[4 * lo : 4 * whole]
     for i in range(whole - lo):
-        group, j = np.uint64(lo + i), FOUR * np.uint64(i)  # unsigned: indices that may be negative would not vectorise
+        group, at = np.uint64(lo + i), FOUR * np.uint64(i)  # unsigned: indices that may be negative would not vectorise
         w0, w1, w2, w3 = philox(group & LOW, group >> SHIFT, c2, c3, k0, k1)
-        y0, y1, y2, y3 = x4[j] * scale, x4[j + ONE] * scale, x4[j + TWO] * scale, x4[j + THREE] * scale
-        out4[j] = y0 if (w0 >> TO_24_BITS) >= limit else zero  # a load in a branch would not vectorise either
-        out4[j + ONE] = y1 if (w1 >> TO_24_BITS) >= limit else zero
-        out4[j + TWO] = y2 if (w2 >> TO_24_BITS) >= limit else zero
-        out4[j + THREE] = y3 if (w3 >> TO_24_BITS) >= limit else zero
+        y0, y1, y2, y3 = x4[at] * scale, x4[at + ONE] * scale, x4[at + TWO] * scale, x4[at + THREE] * scale
+        out4[at] = y0 if (w0 >> TO_24_BITS) >= limit else zero  # a load in a branch would not vectorise either
+        out4[at + ONE] = y1 if (w1 >> TO_24_BITS) >= limit else zero
+        out4[at + TWO] = y2 if (w2 >> TO_24_BITS) >= limit else zero
+        out4[at + THREE] = y3 if (w3 >> TO_24_BITS) >= limit else zero
     if whole < hi:
         group = np.uint64(whole)
         words = philox(group & LOW, group >> SHIFT, c2, c3, k0, k1)
