@@ -664,7 +664,7 @@ _to_device = ops.Op("to", lambda device, x: x, (lambda g, y, x: g.to(x.device),)
 
 
 def initial_gradient(y: Tensor, gradient: ArrayLike | None) -> Tensor:
-    """The gradient that a backward pass from y starts with: `gradient`, or 1 for one element; or what is wrong with it."""
+    """The gradient that a backward pass from y starts with: `gradient` if it fits, or 1 for one element."""
     if not y.requires_grad:
         raise GradientError("backward: expected a tensor made from one that requires grad, got one with no record")
     if gradient is None:

@@ -45,7 +45,7 @@ class Guard(NamedTuple):
     kind: str
     array: np.ndarray
     numbers: tuple[int, ...]
-    check: Callable[[], None]
+    check: Callable[[], Any]
 
     def run(self) -> None:
         self.check()
@@ -176,7 +176,7 @@ def zeroed(leaf: Any) -> None:
         trace.zeroed[id(leaf)] = leaf
 
 
-def guard(kind: str, array: np.ndarray, numbers: tuple[int, ...], check: Callable[[], None]) -> None:
+def guard(kind: str, array: np.ndarray, numbers: tuple[int, ...], check: Callable[[], Any]) -> None:
     """Each call of the program makes sure of this before it changes anything that outlives it."""
     trace = _current.get()
     if trace is not None and trace.varies(array):

@@ -197,7 +197,7 @@ class Trainer:
         return loss
 
     def _origin(self, batch: Batch, step: int) -> NonFiniteError:
-        """Says which shard's loss is not finite, and which op made it so: the step is computed once more, with a record."""
+        """Which shard's loss is not finite, and which op made it so: the step is computed once more, with a record."""
         for k in range(self.shards):
             self._generators[k].stream = (step * self.shards + k) << 20
             shard = split(tuple(Tensor(array, device=self._device) for array in batch), k, self.shards)

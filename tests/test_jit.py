@@ -1,6 +1,7 @@
-"""A recorded step does what the step does: the same bits, for all layers, optimizers and schedules; and says what it cannot."""
+"""A recorded step does what the step does: the same bits, for all layers, optimizers and schedules."""
 
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scratchnet as sn
+from scratchnet.jit import fuse
+from scratchnet.kernels.cpu import execute
 from scratchnet.nn import functional as F
 from scratchnet.random import Generator, using
 
@@ -104,6 +107,22 @@ def same(sizes, **options):
 )
 def test_random_networks_keep_the_bits_of_the_ordinary_step(sizes, **options):
     same(sizes, **options)
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+@settings(max_examples=40, deadline=None)
+@given(
+    layers=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=4),
+    width=st.sampled_from([1, 3, 7, 17]),
+    loss=st.sampled_from(sorted(LOSSES)),
+    n=st.sampled_from([2, 3, 5, 33]),
+)
+def test_any_cut_into_blocks_keeps_the_bits(layers, width, loss, n):
+    with (
+        mock.patch.multiple(fuse, SMALL=0, BLOCK=1, PRODUCT_ROWS=1, FEWEST_ROWS=1),
+        mock.patch.object(execute, "PARALLEL_FROM", 1),
+    ):
+        same([n, n, n], layers=layers, width=width, loss=loss)
 
 
 def test_a_network_of_the_reference_size_keeps_its_bits():
@@ -301,5 +320,6 @@ def test_explain_shows_calls_and_stages_and_changes_nothing():
     training.run([8, 8])
     before = training.run([])
     text = training.step.explain()
-    assert "linear(8x16, 16x16, 16, 8x16)" in text and "sgd" in text and "us" in text or not JIT
+    assert "linear(8x16, 16x16, 16, 8x16)" in text and "sgd" in text
+    assert "stage 1" in text or not JIT
     assert training.run([]) == before

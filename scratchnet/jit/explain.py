@@ -18,12 +18,13 @@ def explain(program: Program) -> str:
 
     The stages are run to be timed; what they write that outlives the step is put back.
     """
-    calls = [entry for entry in program.trace.calls if isinstance(entry, Call)]
-    lines = [f"recorded: {len(calls)} kernel calls"]
-    lines += [_row(_of_call(call), flops(call), _bytes(_arrays(call.arguments))) for call in calls]
+    recorded = [entry for entry in program.trace.calls if isinstance(entry, Call)]
+    lines = [f"recorded: {len(recorded)} kernel calls"]
+    lines += [_row(_of_call(call), flops(call), _bytes(_arrays(call.arguments))) for call in recorded]
     python = [entry for entry, tasks in program.steps if not tasks]
     stages = [(executable, stage) for executable in program.executables for stage in range(len(executable.stages))]
-    lines += ["", f"run: {len(stages)} stages in {len(program.executables)} compiled calls, {len(python)} calls by Python"]
+    calls = f"{len(program.executables)} compiled calls, {len(python)} calls by Python"
+    lines += ["", f"run: {len(stages)} stages in {calls}"]
     by_loop = {id(task): entry for entry, tasks in program.steps for task in tasks}
     with _Restored(program):
         for number, (executable, stage) in enumerate(stages, 1):

@@ -71,7 +71,8 @@ def arrange(tasks: Sequence[tuple[Task, Sequence[Access]]], threads: int) -> lis
         before = [(group, pairs) for group, pairs in before if pairs]
         group, rows = _place(task, before)
         if group is None:
-            group = _Open(max(floor if task.work > SMALL else 0, 1 + max((group.stage for group, _ in before), default=-1)), rows)
+            earliest = floor if task.work > SMALL else 0
+            group = _Open(max(earliest, 1 + max((group.stage for group, _ in before), default=-1)), rows)
             groups.append(group)
         group.add(task, accesses, rows)
         if task.loop.name == "in_range":  # guards of arguments come first, and then a stage begins for all others

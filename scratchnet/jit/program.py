@@ -1,4 +1,4 @@
-"""A program: what a trace becomes. Its parts are run in order: compiled stages, and kernels that only Python can call."""
+"""A program: what a trace becomes. Its parts run in order: compiled stages, and kernels that only Python can call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Program:
 
     def __init__(self, trace: Trace, inputs: list[np.ndarray], kept: list[np.ndarray]):
         self.trace, self.inputs, self.kept = trace, inputs, kept
-        self.effects, self.watched = trace.effects, [(*key, *pair) for key, pair in trace.watched.items()]
+        self.effects = trace.effects
         self.watched = [(thing, attribute, value) for (_, attribute), (thing, value) in trace.watched.items()]
         self.stop = np.zeros(1, np.int64)
         self.checks = [entry for entry in trace.calls if isinstance(entry, Guard)]

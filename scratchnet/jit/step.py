@@ -140,7 +140,7 @@ def _record(function: Callable[..., Any], args: tuple, kwargs: dict, arrays: lis
     return recorded, copies
 
 
-# --- arguments and results: tensors, arrays, and tuples, lists and dictionaries of them ---------------------------------
+# --- arguments and results: tensors, arrays, and tuples, lists and dictionaries of them -------------------------------
 
 
 def _key(value: Any, leaves: list[Any]) -> Any:

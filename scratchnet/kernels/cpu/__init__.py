@@ -69,7 +69,7 @@ def _guarded(name, kernel, signature, reference):
     Inputs in another layout are brought into shape; other dtypes, and outputs in another layout, go to the reference.
     The function is written out as source, as dataclasses do it, because loops over arguments cost 0.5-1 us a call.
     """
-    inputs, outputs = signature.split("->")
+    inputs = signature.split("->")[0]
     count, accepted = _accepted(signature)
 
     def general(*arguments):
@@ -112,7 +112,9 @@ def plan_call(name: str, arguments: tuple, tasks: Plan) -> bool:
     count, accepted = _accepted(SIGNATURES[name]) if name in SIGNATURES else (2, None)
     arrays = arguments[:count]
     dtypes = tuple(x.dtype for x in arrays)
-    if not (name == "copy" or all(x.flags.carray for x in arrays)) or (dtypes not in accepted if accepted else dtypes[0] not in _FLOATS):
+    if not (name == "copy" or all(x.flags.carray for x in arrays)) or (
+        dtypes not in accepted if accepted else dtypes[0] not in _FLOATS
+    ):
         return False
     added = Plan()
     added.scratch = tasks.scratch
@@ -121,7 +123,8 @@ def plan_call(name: str, arguments: tuple, tasks: Plan) -> bool:
     known = [x for x in arguments if isinstance(x, np.ndarray)]
     for task in added:
         data = list(task.arrays())
-        if not all(any(np.may_share_memory(x, y) for y in known) for x, is_written, _ in data if not is_written):
+        reads = [x for x, is_written, _ in data if not is_written]
+        if not all(any(np.may_share_memory(x, y) for y in known) for x in reads):
             return False  # a copy that the kernel made now, which would be stale in the next run
         known += [x for x, is_written, _ in data if is_written]
     tasks.extend(added)

@@ -1,9 +1,8 @@
 """How a kernel gets its parallel path: every kernel is a loop over a range of items, each item on its own.
 
-`ranged` makes a `Loop` of a function `body(lo, hi, *arguments)` that does the items lo to hi. Small work is one call for
-all items; large work is cut into blocks that threads take. Which of the two, and where the blocks end, depends on sizes
-only, and no item knows its block: so bits depend on neither. Under `planning`, a loop is not run but noted as a `Task`:
-that is how a training step becomes a program (see execute.py).
+`ranged` makes a `Loop` of a function `body(lo, hi, *arguments)` that does the items lo to hi. Small work is one call
+for all items; large work is cut into blocks that threads take. No item knows its block, so bits do not depend on it.
+Under `planning`, a loop is not run but noted as a `Task`: that is how a training step becomes a program (execute.py).
 """
 
 import contextlib
@@ -30,12 +29,13 @@ WEIGHT = {  # of one element, where the operation is not light
     **dict.fromkeys(("softmax", "logsumexp", "log_softmax", "cross_entropy", "cross_entropy_grad"), 8),
     **dict.fromkeys(("exp", "tanh", "sigmoid", "argmax"), 8),
     **dict.fromkeys(("sqrt", "div"), 4),
+    **dict.fromkeys(("matmul", "matmul_columns"), 1 / 8),  # of one multiplication and addition
     "dropout": 32,
 }
 
 
 class Task(NamedTuple):
-    """A loop over some memory, not run yet: `size` items of `work` light operations in all, best cut by `block` items."""
+    """A loop that was not run yet: `size` items, `work` light operations in all, to be cut by `block` items."""
 
     loop: "Loop"
     size: int
@@ -121,7 +121,7 @@ class Loop:
 
     def __call__(self, size: int, cost: int, *arguments: Any, block: int | None = None) -> None:
         """block: items that a thread should do at a time; by BLOCK if None."""
-        work = size * cost * self.weight
+        work = int(size * cost * self.weight)
         tasks = _plan.get()
         if tasks is not None:
             tasks.append(Task(self, size, work, block, arguments))
@@ -150,7 +150,7 @@ def ranged(
     return Loop(template, name, writes, whole, private, bindings)
 
 
-# --- calling a body by its address: a parallel function takes Numba about a second to compile, so there is one for all --
+# --- calling a body by its address: a parallel loop takes Numba a second to compile, so there is one for all ----------
 
 _RANGE = types.intp, types.intp, types.intp  # lo, hi, the address of the arguments
 PACKED_WORDS = 512  # 64-bit words: more than the arguments of any body take

@@ -145,9 +145,7 @@ class Executable:
         self.arguments = np.zeros((len(tasks), PACKED_WORDS), np.int64)
         places = [row.ctypes.data for row in self.arguments]
         functions = [task.loop.pack(place, *task.arguments) for task, place in zip(tasks, places, strict=True)]
-        self.tasks = _table(
-            [(f, place, task.size) for f, place, task in zip(functions, places, tasks, strict=True)], 3
-        )
+        self.tasks = _table([(f, place, task.size) for f, place, task in zip(functions, places, tasks, strict=True)], 3)
         self.groups = _table(
             [(ends[i], ends[i + 1], group.rows, group.block, group.blocks) for i, group in enumerate(groups)], 5
         )

@@ -135,7 +135,7 @@ if JIT_ENABLED:
     before_first_kernel(_launch_threads)  # it makes `get_thread_id` known to code that comes from the cache
 else:
 
-    def get_thread_id():
+    def get_thread_id() -> int:
         return 0
 
 

@@ -105,8 +105,8 @@ def _stepper(name, loop, loop_in_place, states, **bindings):
     written = (0, *range(2, 2 + states))
     run_in_place = ranged(loop_in_place, f"{name}_in_place", writes=written, whole=(2 + states,), **bindings)
 
-    def kernel(*arrays):
-        *arrays, numbers = arrays
+    def kernel(*arguments):
+        *arrays, numbers = arguments
         inputs, outputs = arrays[: 2 + states], arrays[2 + states :]
         param, _, *old = inputs
         flat, cost = [x.ravel() for x in inputs], 2 * len(inputs)

@@ -48,11 +48,13 @@ def _dropout(lo, hi, x, out, drop_below, scale, key):
 
 
 _run_dropout = ranged(_dropout, "dropout", writes=(1,), whole=(4,))
+_run_uneven_dropout = _run_dropout.reading_whole(0, 1, 4)  # the last group is shorter
 
 
 def dropout(x, out, p, key):
     drop_below = math.ceil(p * 2**24)  # u = bits / 2**24 >= p, without rounding
-    _run_dropout((out.size + 3) // 4, 4, x.ravel(), out.ravel(), drop_below, 1 / (1 - p), key)
+    run = _run_uneven_dropout if out.size % 4 else _run_dropout
+    run((out.size + 3) // 4, 4, x.ravel(), out.ravel(), drop_below, 1 / (1 - p), key)
 
 
 KERNELS = {"dropout": dropout}

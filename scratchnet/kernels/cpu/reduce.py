@@ -103,6 +103,7 @@ def reduction(name, combine, empty):
     """The kernel (x, out) that folds the middle axis with `combine`; `empty(x, out)` answers for n = 0."""
     fold = stamp(_fold, f"fold_{name}", combine=combine)
     contiguous = ranged(_reduce_contiguous, name, writes=(1,), fold=fold)
+    contiguous_in_runs = contiguous.reading_whole(0)  # the last run of a row is shorter
     strided = ranged(_reduce_strided, f"{name}_strided", writes=(1,), whole=(0, 1), combine=combine)
 
     def kernel(x, out):
@@ -116,7 +117,8 @@ def reduction(name, combine, empty):
             runs = -(-n // run)
             target = out.ravel() if runs == 1 else np.empty(outer * runs * inner, x.dtype)
             if inner == 1:
-                contiguous(outer * runs, run, x, target, n, run)
+                loop = contiguous if runs == 1 else contiguous_in_runs
+                loop(outer * runs, run, x, target, n, run)
             else:
                 strided(outer * runs * -(-inner // TILE), run * min(inner, TILE), x, target, n, inner, run)
             if runs == 1:
