@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels import get_num_threads
 from ..trace import Call, Guard, memory_of
 from .program import Program
 
@@ -73,7 +74,7 @@ def _seconds(executable: Any, stage: int) -> float:
     best = float("inf")
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        executable.run_stage(stage)
+        executable.run(get_num_threads(), stage)
         best = min(best, time.perf_counter() - start)
     return best
 

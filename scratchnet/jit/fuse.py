@@ -20,7 +20,7 @@ from ..kernels.cpu.gemm import ROWS
 
 SMALL = 16384  # light operations; so little work is done by one thread, in order, rather than in stages
 MOST_BLOCKS = 16  # of a group without products: enough for threads of uneven speed, and each block is large
-PRODUCT_ROWS = 256  # most rows of a block with a product: each block reads, and may pack, the whole other factor
+PRODUCT_ROWS = 200  # most rows of a block with a product: each block reads, and may pack, the whole other factor
 FEWEST_ROWS = 16  # a loop over fewer rows does not join one over more: it would take its blocks away
 
 
@@ -78,7 +78,7 @@ def arrange(tasks: Sequence[tuple[Task, Sequence[Access]]], threads: int) -> lis
         if task.loop.name == "in_range":  # guards of arguments come first, and then a stage begins for all others
             floor = 1
     stages: list[list[Group]] = [[] for _ in range(1 + max((group.stage for group in groups), default=-1))]
-    for group in groups:
+    for group in sorted(groups, key=lambda group: -group.work):  # the largest first, so that threads end together
         stages[group.stage].append(Group(group.tasks, group.rows, _block(group, threads)))
     return stages
 
@@ -105,5 +105,5 @@ def _block(group: _Open, threads: int) -> int:
     """Rows of a block: by the work, and in whole tiles where there is a product."""
     if any(task.loop.name == "matmul" for task in group.tasks):
         rows = -(-group.rows // threads)
-        return -(-min(rows, PRODUCT_ROWS) // ROWS) * ROWS
+        return -(-rows // (-(-rows // PRODUCT_ROWS) * ROWS)) * ROWS
     return -(-group.rows // max(1, min(MOST_BLOCKS, group.work // BLOCK)))

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import get_num_threads
 from ..trace import Call, Guard, Trace, Undo, memory_of
 
 
@@ -32,13 +31,14 @@ class Program:
         return all(getattr(thing, attribute) is value for thing, attribute, value in self.watched)
 
     def run(self, inputs: list[np.ndarray]) -> None:
-        if self.threads != get_num_threads():
-            self._build()
+        threads = self.count_threads()
+        if self.threads != threads:
+            self._build(threads)
         self._take(inputs)
         undo: list[Undo | None] = [effect() for effect in self.effects]
         try:
             for part in self.parts:
-                part()
+                part(threads)
             if self.stop[0]:
                 self.stop[0] = 0
                 self._explain_stop(inputs)
@@ -55,12 +55,15 @@ class Program:
         steps = _live(_loops(self.trace, self.stop), self.trace, self.kept)
         given = {id(memory_of(x)) for x in self.inputs}
         self.steps = sorted(steps, key=lambda step: not (isinstance(step[0], Guard) and given & _memories(step[0])))
-        self._build()
+        from ..kernels.cpu.compile import get_num_threads  # here, not above: importing scratchnet does not load Numba
 
-    def _build(self) -> None:
-        """self.parts: functions to call in order."""
-        self.threads = get_num_threads()
-        self.parts: list[Callable[[], Any]] = []
+        self.count_threads = get_num_threads
+        self._build(get_num_threads())
+
+    def _build(self, threads: int) -> None:
+        """self.parts: functions of the number of threads, to call in order."""
+        self.threads = threads
+        self.parts: list[Callable[[int], Any]] = []
         self.executables: list[Any] = []
         native: list[Any] = []
         for entry, tasks in self.steps:
@@ -69,7 +72,7 @@ class Program:
             else:
                 self._flush(native)
                 native = []
-                self.parts.append(entry.run)
+                self.parts.append(_without_threads(entry.run))
         self._flush(native)
         self._find_inputs()
 
@@ -104,7 +107,9 @@ class Program:
             for executable in self.executables:
                 flat = executable.arguments.reshape(-1)
                 at = np.flatnonzero((flat >= start) & (flat < start + max(x.nbytes, 1)))
-                places.append((flat, at, flat[at] - start))
+                if len(at):
+                    offsets = flat[at] - start
+                    places.append((flat, at, offsets if offsets.any() else 0))
             copied = any(np.may_share_memory(x, y) for y in by_python)
             self.slots.append(None if copied else places)
         self.sources = list(self.inputs)
@@ -128,6 +133,10 @@ class Program:
         for guard in self.checks:
             guard.check()
         raise AssertionError("a guard stopped the program, but none of their checks fails")
+
+
+def _without_threads(run: Callable[[], None]) -> Callable[[int], None]:
+    return lambda threads: run()
 
 
 def _arrays(entry: Call | Guard) -> list[np.ndarray]:

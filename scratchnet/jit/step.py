@@ -26,9 +26,8 @@ class Step:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if trace.current() is not None:  # a step within a step is a part of it
             return self.function(*args, **kwargs)
-        leaves: list[Any] = []
-        key = (_key(args, leaves), _key(kwargs, leaves) if kwargs else None, is_recording())
-        arrays = [x._data if isinstance(x, Tensor) else x for x in leaves]
+        arrays: list[np.ndarray] = []
+        key = (*[_key(value, arrays) for value in args], _key(kwargs, arrays) if kwargs else None, is_recording())
         for recorded in self._programs.get(key, ()):
             if recorded.holds():
                 return recorded.replay(arrays)
@@ -76,12 +75,13 @@ class _Recorded:
 
     def __init__(self, program: Program, result: Any, gradients: list[_Gradient]):
         self.program, self.result, self.gradients = program, result, gradients
+        self.looked_at = [gradient for gradient in gradients if not gradient.zeroed]
 
     def holds(self) -> bool:
-        return self.program.holds() and all(gradient.holds() for gradient in self.gradients)
+        return self.program.holds() and all(gradient.holds() for gradient in self.looked_at)
 
     def replay(self, arrays: list[np.ndarray]) -> Any:
-        for gradient in self.gradients:
+        for gradient in self.looked_at:
             gradient.before()
         self.program.run(arrays)
         for gradient in self.gradients:
@@ -104,8 +104,6 @@ class _Gradient:
 
     def holds(self) -> bool:
         grad = self.leaf.grad
-        if self.zeroed:
-            return True
         return (grad is None) if self.read is None else (grad is not None and grad.shape == self.read.shape)
 
     def before(self) -> None:
@@ -143,20 +141,20 @@ def _record(function: Callable[..., Any], args: tuple, kwargs: dict, arrays: lis
 # --- arguments and results: tensors, arrays, and tuples, lists and dictionaries of them -------------------------------
 
 
-def _key(value: Any, leaves: list[Any]) -> Any:
-    """What a program depends on beside the content of arrays; those are added to `leaves`."""
+def _key(value: Any, arrays: list[np.ndarray]) -> Any:
+    """What a program depends on beside the content of arrays; those are added to `arrays`."""
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise JitError("jit: expected arguments that do not require grad: no gradient comes out of a recorded step")
-        leaves.append(value)
-        return Tensor, value._data.shape, value._data.dtype, value._device.name
+        arrays.append(value._data)
+        return value._data.shape, value._data.dtype, value._device
     if isinstance(value, np.ndarray):
-        leaves.append(value)
+        arrays.append(value)
         return np.ndarray, value.shape, value.dtype
     if isinstance(value, tuple | list):
-        return type(value), tuple([_key(item, leaves) for item in value])
+        return type(value), tuple([_key(item, arrays) for item in value])
     if isinstance(value, dict):
-        return dict, tuple([(name, _key(item, leaves)) for name, item in value.items()])
+        return dict, tuple([(name, _key(item, arrays)) for name, item in value.items()])
     try:
         hash(value)
     except TypeError:

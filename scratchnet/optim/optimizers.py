@@ -95,22 +95,29 @@ class Optimizer:
         for slot in self._slots:
             trace.touch(slot.param)
         ready = [(s, self._gradient(s, s.param.grad)) for s in self._slots if s.param.grad is not None]
-        steps = [(slot, np.empty(self.n_numbers)) for slot, _ in ready]
-        self._count(steps)
-        for (slot, gradient), (_, numbers) in zip(ready, steps, strict=True):
+        slots = [slot for slot, _ in ready]
+        numbers: dict[Any, tuple[_Slot, np.ndarray]] = {}  # one array for all slots of a group that took as many steps
+        own = [numbers.setdefault((id(s.group), s.step), (s, np.empty(self.n_numbers)))[1] for s in slots]
+        leaders = list(numbers.values())
+        self._count(slots, leaders)
+        for (slot, gradient), array in zip(ready, own, strict=True):
             data, arrays = slot.param._data, slot.arrays
-            getattr(trace.active(slot.param._device), self.kernel)(data, gradient, *arrays, data, *arrays, numbers)
-        trace.updated([slot.param for slot, _ in ready], lambda: self._count(steps))
+            getattr(trace.active(slot.param._device), self.kernel)(data, gradient, *arrays, data, *arrays, array)
+        trace.updated([slot.param for slot in slots], lambda: self._count(slots, leaders))
 
-    def _count(self, steps: list[tuple[_Slot, np.ndarray]]) -> Callable[[], None]:
-        """One more step of each slot, with its numbers for the kernel; returns what takes it back."""
-        for slot, numbers in steps:
+    def _count(self, slots: list[_Slot], leaders: list[tuple[_Slot, np.ndarray]]) -> Callable[[], None]:
+        """One more step of each slot; returns what takes it back.
+
+        leaders: a slot of each group and number of steps, and the array of the kernel's numbers for all such slots.
+        """
+        for slot in slots:
             slot.step += 1
-            slot.param._owner._version += 1
+            slot.param._version += 1
+        for slot, numbers in leaders:
             numbers[:] = self.numbers(slot.group, slot.step)
 
         def take_back():
-            for slot, _ in steps:
+            for slot in slots:
                 slot.step -= 1
 
         return take_back

@@ -461,9 +461,7 @@ KERNEL_ROWS: dict[str, Row] = {
         special=(),
         domain=("real", "real", "real", "nonnegative"),
         magnitude=_adam_size,
-        params={
-            "numbers": _grid(_LR, (0.0, 0.9), (0.999,), (1e-8, 1e-3), (0.0, 0.01), (False, True), (1, 2, 1000))
-        },
+        params={"numbers": _grid(_LR, (0.0, 0.9), (0.999,), (1e-8, 1e-3), (0.0, 0.01), (False, True), (1, 2, 1000))},
     ),
     "rmsprop": Row(
         "n n n n",

@@ -140,7 +140,7 @@ def plan_guard(kind: str, arguments: tuple, tasks: Plan) -> bool:
     if not JIT_ENABLED or not arguments[0].flags.carray:
         return False
     with planning(tasks):
-        guards.GUARDS[kind](*arguments)
+        guards.GUARDS[kind](*arguments)  # type: ignore[operator]
     return True
 
 

@@ -24,13 +24,14 @@ from .compile import JIT_ENABLED, MAX_THREADS, jit, stamp
 PARALLEL_FROM = 131072  # 15 us or more: a parallel region costs 2 us under omp or tbb, and more where it wakes threads
 BLOCK = 8192  # work of one block of a parallel loop
 WEIGHT = {  # of one element, where the operation is not light
-    **dict.fromkeys(("log", "pow"), 32),
-    **dict.fromkeys(("erf", "gelu", "gelu_grad"), 64),
+    "pow": 32,
+    **dict.fromkeys(("erf", "gelu", "gelu_grad"), 16),
     **dict.fromkeys(("softmax", "logsumexp", "log_softmax", "cross_entropy", "cross_entropy_grad"), 8),
-    **dict.fromkeys(("exp", "tanh", "sigmoid", "argmax"), 8),
+    **dict.fromkeys(("exp", "tanh", "sigmoid", "log", "argmax_strided"), 8),
+    "argmax": 2,
     **dict.fromkeys(("sqrt", "div"), 4),
     **dict.fromkeys(("matmul", "matmul_columns"), 1 / 8),  # of one multiplication and addition
-    "dropout": 32,
+    "dropout": 8,
 }
 
 

@@ -18,7 +18,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from .blocks import PACKED_WORDS, PARALLEL_FROM, Task, call
-from .compile import get_num_threads, jit
+from .compile import jit
 
 SPINS = 4096  # looks at a counter before a waiting thread lets others run; with `pause` some 40 us
 LINE = 8  # 64-bit words of a cache line: what two threads write must not share one
@@ -156,18 +156,11 @@ class Executable:
         self.counters, self.stop, self.kept = np.zeros(2 * LINE * len(stages), np.int64), stop, tasks
         self.shared = sum(group.work for group in groups) >= PARALLEL_FROM
 
-    def run_stage(self, number: int) -> None:
-        """Runs one stage alone."""
-        self._run(self.stages[number : number + 1])
-
-    def run(self) -> None:
-        """Runs all tasks, on all threads if the work is large enough."""
-        self._run(self.stages)
-
-    def _run(self, stages: np.ndarray) -> None:
+    def run(self, threads: int, stage: int | None = None) -> None:
+        """Runs all tasks, or those of one stage, on so many threads if the work is large enough."""
+        stages = self.stages if stage is None else self.stages[stage : stage + 1]
         self.counters.fill(0)
-        threads = get_num_threads() if self.shared else 1
-        if threads == 1:
+        if threads == 1 or not self.shared:
             _work(stages, self.groups, self.tasks, self.counters, self.stop)
         else:
             _work_together(threads, stages, self.groups, self.tasks, self.counters, self.stop)
