@@ -23,12 +23,13 @@ import numpy as np
 from . import checkpoint, metrics_log, trace
 from .autograd import first_nonfinite
 from .data import DataLoader
+from .data.dataset import gather, selects
 from .errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
 from .jit import jit as jitted
 from .kernels import device as find_device
 from .nn import Module
 from .random import Generator, using
-from .tensor import Tensor, no_grad
+from .tensor import Tensor, default_device, no_grad
 
 Batch = tuple[np.ndarray, ...]
 
@@ -102,6 +103,7 @@ class Trainer:
         self._device = next(iter(model.parameters())).device
         self._generators = [Generator(seed) for _ in range(self.shards)]
         self._train = jitted(self._compute_and_merge) if jit else self._compute_and_merge
+        self._select = jitted(self._select_and_compute) if jit else None
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -140,8 +142,8 @@ class Trainer:
         start, first = time.perf_counter(), run.samples
         self.model.train()
         with _bar(run, epochs, self.progress) as bar:
-            for batch in run.loader.batches(run.epoch, run.batch):
-                self._step(batch, run)
+            for positions in run.loader.batch_indices(run.epoch, run.batch):
+                self._step(positions, run)
                 bar.update()
                 if run.stop.requested or (self.save_every and run.step % self.save_every == 0):
                     run.save(self)
@@ -159,17 +161,29 @@ class Trainer:
         run.next_epoch()
         run.save(self)
 
-    def _step(self, batch: Batch, run: _Run) -> None:
-        n = len(batch[0])
+    def _step(self, positions: np.ndarray, run: _Run) -> None:
+        dataset, n = run.loader.dataset, len(positions)
         for k, generator in enumerate(self._generators):
             generator.stream = (run.step * self.shards + k) << 20
         try:
-            losses = self._train(*(Tensor(array, device=self._device) for array in batch))
+            if self._select is not None and selects(dataset):
+                losses = self._select(dataset, Tensor(positions, device=self._device))
+            else:
+                losses = self._train(*self._tensors(gather(dataset, positions)))
         except NonFiniteError:
-            raise self._origin(batch, run.step) from None
+            raise self._origin(gather(dataset, positions), run.step) from None
         for k, loss in losses.items():
-            run.loss_sum += loss.item() * len(split(batch, k, self.shards)[0])
+            run.loss_sum += loss.item() * len(split((positions,), k, self.shards)[0])
         run.step, run.batch, run.samples = run.step + 1, run.batch + 1, run.samples + n
+
+    def _tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        return tuple(Tensor(array, device=self._device) for array in batch)
+
+    def _select_and_compute(self, dataset: Any, positions: Tensor) -> dict[int, Tensor]:
+        """The same, for a step that gathers its rows itself."""
+        with default_device(self._device):
+            batch = dataset.select(positions)
+        return self._compute_and_merge(*batch)
 
     def _compute_and_merge(self, *batch: Tensor) -> dict[int, Tensor]:
         """One optimizer step; the losses of the shards that are not empty."""
@@ -200,7 +214,7 @@ class Trainer:
         """Which shard's loss is not finite, and which op made it so: the step is computed once more, with a record."""
         for k in range(self.shards):
             self._generators[k].stream = (step * self.shards + k) << 20
-            shard = split(tuple(Tensor(array, device=self._device) for array in batch), k, self.shards)
+            shard = split(self._tensors(batch), k, self.shards)
             if len(shard[0]) and not math.isfinite(value := (loss := self._loss(shard, k)).item()):
                 origin = first_nonfinite(loss)
                 return NonFiniteError(

@@ -198,13 +198,11 @@ def test_merged_shards_give_the_mean_gradient_of_the_batch(shards):
     sn.manual_seed(0)
     model = sn.nn.Linear(FEATURES, CLASSES)
     before = {k: v.astype(np.float64) for k, v in model.state_dict().items()}
-    loader = sn.data.DataLoader(data(), 11)  # 16 shards of 11 rows: some are empty
+    x, y = (array[:11] for array in data().arrays)  # 16 shards of 11 rows: some are empty
     trainer = sn.Trainer(
         model, sn.optim.SGD(model.parameters(), 0.5), sn.nn.CrossEntropyLoss(), shards=shards, progress=False
     )
-    x, y = next(loader.batches(0))
-    run = type("Run", (), {"step": 0, "batch": 0, "samples": 0, "loss_sum": 0.0})()
-    trainer._step((x, y), run)
+    history = trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, y), 11))
     z = x @ before["weight"] + before["bias"]
     p = np.exp(z - z.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
@@ -212,7 +210,7 @@ def test_merged_shards_give_the_mean_gradient_of_the_batch(shards):
     p[np.arange(len(y)), y] -= 1
     np.testing.assert_allclose(model.state_dict()["weight"], before["weight"] - 0.5 * x.T @ p / len(x), atol=1e-5)
     np.testing.assert_allclose(model.state_dict()["bias"], before["bias"] - 0.5 * p.mean(0), atol=1e-5)
-    assert run.loss_sum / len(x) == pytest.approx(loss, rel=1e-5)
+    assert history["train_loss"] == [pytest.approx(loss, rel=1e-5)]
 
 
 def test_running_statistics_of_shards_are_averaged_from_the_same_start():
@@ -221,10 +219,47 @@ def test_running_statistics_of_shards_are_averaged_from_the_same_start():
     trainer = sn.Trainer(
         model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss(), shards=2, progress=False
     )
-    x, y = next(sn.data.DataLoader(data(), 10).batches(0))
-    trainer._step((x, y), type("Run", (), {"step": 0, "batch": 0, "samples": 0, "loss_sum": 0.0})())
+    x, y = (array[:10] for array in data().arrays)
+    trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, y), 10))
     mean = 0.5 * (0.1 * x[:5].mean(0)) + 0.5 * (0.1 * x[5:].mean(0))
     np.testing.assert_allclose(model.state_dict()["0.running_mean"], mean, rtol=1e-5, atol=1e-6)
+
+
+def images(n=50, seed=0):
+    rng = np.random.default_rng(seed)
+    return sn.data.TensorDataset(
+        rng.integers(0, 256, (n, FEATURES), np.uint8), rng.integers(0, CLASSES, n), scale=1 / 255
+    )
+
+
+class Unknown(sn.data.Dataset):
+    """Images that only `gather` can give."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda d: d,
+    lambda d: d.map(sn.data.Standardize.fit(d)),
+    lambda d: sn.data.random_split(d, [40, 10])[0].map(sn.data.Standardize.fit(d, per_feature=False)),
+    lambda d: d.map(lambda x: x * 2),
+    Unknown,
+])  # fmt: skip
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_step_that_gathers_its_rows_itself_keeps_the_bits(wrap, shards):
+    results = []
+    for jit in (True, False):
+        trainer, _ = make(shards=shards, jit=jit)
+        history = trainer.fit(sn.data.DataLoader(wrap(images()), 8, shuffle=True, seed=1), epochs=3)
+        results.append((weights(trainer), history.records))
+    assert results[0] == results[1]
 
 
 def test_bits_do_not_depend_on_threads():

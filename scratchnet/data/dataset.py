@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scratchnet import ops
 from scratchnet.errors import ConfigError, DataError, DtypeError, IndexOutOfRangeError, ShapeError
+from scratchnet.tensor import Tensor
 
 
 class Samples(Protocol):
@@ -98,6 +100,13 @@ class TensorDataset(_BatchDataset):
         take = _take if self.scale is None else self._take_scaled
         return (take(features, positions), *(_take(array, positions) for array in others))
 
+    def select(self, positions):
+        """What `gather` gives, as tensors made by ops: a recorded step gathers its rows itself."""
+        features, *others = (ops.take_rows(Tensor(array), positions) for array in self.arrays)
+        if self.scale is not None:
+            features = features.astype(np.float32) * self.scale
+        return (_widened(features), *map(_widened, others))
+
     def _take_scaled(self, array, positions):
         if array.dtype != np.uint8:  # only images are worth a kernel, and each further type would have to be compiled
             return array.take(positions, axis=0).astype(np.float32) * self.scale
@@ -122,6 +131,9 @@ class Subset(_BatchDataset):
     def gather(self, positions):
         return gather(self.dataset, self.positions[_positions(positions, len(self))])
 
+    def select(self, positions):
+        return self.dataset.select(ops.take_rows(Tensor(self.positions), positions))  # type: ignore[attr-defined]
+
 
 class Mapped(_BatchDataset):
     """`dataset` with `function` applied to each batch of features, (b, ...) -> (b, ...)."""
@@ -138,6 +150,24 @@ class Mapped(_BatchDataset):
         if len(mapped) != len(features):
             raise ShapeError(f"Dataset.map: expected {len(features)} rows from {self.function}, got {len(mapped)}")
         return (mapped, *others)
+
+    def select(self, positions):
+        features, *others = self.dataset.select(positions)  # type: ignore[attr-defined]
+        return (self.function(features), *others)
+
+
+def selects(dataset: Samples) -> bool:
+    """Has the data set a `select(positions)` that takes and returns tensors? Then a recorded step can call it."""
+    if isinstance(dataset, Subset):
+        return selects(dataset.dataset)
+    if isinstance(dataset, Mapped):
+        return selects(dataset.dataset) and getattr(dataset.function, "takes_tensors", False)
+    return isinstance(dataset, TensorDataset)
+
+
+def _widened(t: Tensor) -> Tensor:
+    """Integers other than int64 as int64, as `gather` gives them."""
+    return t if t.dtype.kind == "f" else t.astype(np.int64)
 
 
 def gather(dataset: Samples, positions: ArrayLike) -> tuple[np.ndarray, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from scratchnet.data.dataset import Dataset, TensorDataset, gather
 from scratchnet.errors import DataError, ShapeError
+from scratchnet.tensor import Tensor
 
 CHUNK = 4096  # rows at a time: bounds memory, and fixes the order of the sums
 SMALLEST_STD = np.finfo(np.float32).tiny  # what is smaller would be 0 in float32
@@ -19,6 +21,8 @@ class Standardize:
 
     mean, std: float64, one figure a feature or one for all (shape ()).
     """
+
+    takes_tensors = True
 
     def __init__(self, mean: ArrayLike = 0.0, std: ArrayLike = 1.0):
         self.load_state_dict({"mean": mean, "std": std})
@@ -46,12 +50,14 @@ class Standardize:
         # A constant feature whose sum was rounded has a small std and no meaning: so look at its range, not its std.
         return cls(mean, np.where((low == high) | (std < SMALLEST_STD), 1.0, std))
 
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """batch: (b, ...) features -> the same shape, in the batch's float type (float32 for integers)."""
-        batch = np.asarray(batch)
+    def __call__(self, batch: Any) -> Any:
+        """batch: (b, ...) features, array or tensor -> the same shape, in its float type (float32 for integers)."""
+        batch = batch if isinstance(batch, Tensor) else np.asarray(batch)
         if self.mean.ndim and batch.shape[1:] != self.mean.shape:
             raise ShapeError(f"Standardize: expected rows of shape {self.mean.shape}, got {batch.shape[1:]}")
         dtype = batch.dtype if batch.dtype.kind == "f" else np.dtype(np.float32)
+        if isinstance(batch, Tensor):
+            return (batch - Tensor(self.mean.astype(dtype))) / Tensor(self.std.astype(dtype))
         out = np.subtract(batch, self.mean.astype(dtype), dtype=dtype)
         out /= self.std.astype(dtype)
         return out

@@ -112,7 +112,7 @@ class Optimizer:
         """
         for slot in slots:
             slot.step += 1
-            slot.param._version += 1
+            slot.param._owner._version += 1
         for slot, numbers in leaders:
             numbers[:] = self.numbers(slot.group, slot.step)
 

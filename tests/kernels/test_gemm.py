@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchnet import errors
-from scratchnet.kernels.cpu import gemm, simd
+from scratchnet.kernels.cpu import blocks, gemm, simd
 from scratchnet.kernels.cpu.compile import JIT_ENABLED, MAX_THREADS, compile_stats, get_num_threads, set_num_threads
 
 DTYPES = [np.float32, np.float64]
@@ -174,25 +174,17 @@ def test_bits_do_not_depend_on_threads(m, n, k, transposed, threads):
     assert all(same_bits(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 4, 6, 7, 16])
-def test_the_grid_covers_every_element_once(threads):
-    for m, n in [(1, 1), (1, 700), (64, 128), (784, 128), (10000, 10), (13, 17)]:
-        grid_m, grid_n = gemm._grid(m, n, 16, threads)
-        seen = np.zeros((m, n), int)
-        for i, j in product(range(grid_m), range(grid_n)):
-            (i0, i1), (j0, j1) = gemm._share(m, gemm.ROWS, i, grid_m), gemm._share(n, 16, j, grid_n)
-            seen[i0:i1, j0:j1] += 1
-        assert grid_m * grid_n == threads and (seen == 1).all()
-
-
-@pytest.mark.parametrize("grid", [(5, 1), (1, 5), (3, 4), (16, 1)])
+@pytest.mark.parametrize("block", [1, 2, 5, 6, 7, 50])
 @pytest.mark.parametrize("transposed", TRANSPOSED)
-def test_more_threads_than_tiles_do_no_harm(grid, transposed):
-    a, b = operands(3, 7, 5, *transposed, np.float32)
-    out, blocks = np.full((3, 7), np.nan, np.float32), grid[0] * grid[1]
-    work = gemm._workspace(out.dtype, blocks)
-    gemm._multiply(a, b, gemm._ZEROS[out.dtype], out, *transposed, work, *grid, 0, blocks)
-    assert same_bits(out, multiply(a, b, *transposed))
+def test_any_cut_by_rows_or_columns_gives_the_same_bits(block, transposed):
+    a, b = operands(61, 45, 30, *transposed, np.float32)
+    expected, out = multiply(a, b, *transposed), np.full((61, 45), np.nan, np.float32)
+    scratch = blocks.scratch(gemm._SCRATCH[out.dtype], out.dtype)
+    for loop, size in ((gemm._by_rows, 61), (gemm._by_columns, -(-45 // (2 * gemm._LANES[out.dtype])))):
+        out[...] = np.nan
+        for lo in range(0, size, block):
+            loop.serial(lo, min(lo + block, size), a, b, gemm._ZEROS[out.dtype], out, *transposed, scratch)
+        assert same_bits(out, expected)
 
 
 def test_threads_of_python_have_memory_of_their_own(threads):

@@ -12,8 +12,8 @@ from . import elementwise, gemm, guards, movement, optim, random, reduce, softma
 from .blocks import Plan, planning
 from .compile import JIT_ENABLED
 
-# The dtypes for which a kernel is compiled, inputs -> outputs, in NumPy's letters: ? bool, l int64, and f float32 or
-# float64, the same for all f of one call.
+# The dtypes for which a kernel is compiled, inputs -> outputs, in NumPy's letters: ? bool, B uint8, l int64, and f
+# float32 or float64, the same for all f of one call.
 SIGNATURES = {
     **dict.fromkeys(elementwise.UNARY, "f->f"),
     **dict.fromkeys(elementwise.BINARY, "ff->f"),
@@ -22,7 +22,8 @@ SIGNATURES = {
     "where": "?ff->f",
     **dict.fromkeys(("sum", "max", "min"), "f->f"),
     "argmax": "f->l",
-    **dict.fromkeys(("take_rows", "scatter_rows"), "fl->f"),
+    "take_rows": "fl->f ll->l Bl->B",
+    "scatter_rows": "fl->f",
     "matmul": "ff->f",
     "linear": "fff->f",
     **dict.fromkeys(("softmax", "logsumexp", "log_softmax"), "f->f"),
@@ -34,7 +35,7 @@ SIGNATURES = {
     "adam": "ffff->fff",
     "rmsprop": "ffff->fff",
 }
-_DTYPES = {"?": np.dtype(np.bool_), "l": np.dtype(np.int64)}
+_DTYPES = {letter: np.dtype(letter) for letter in "?Bl"}
 _FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 
 _ENTRY = """
@@ -98,8 +99,8 @@ def _guarded(name, kernel, signature, reference):
 
 def _accepted(signature):
     """How many arrays a signature has, and the dtypes for which a kernel is compiled."""
-    letters = signature.replace("->", "")
-    return len(letters), {tuple(_DTYPES.get(letter, f) for letter in letters) for f in _FLOATS}
+    cases = signature.replace("->", "").split()
+    return len(cases[0]), {tuple(_DTYPES.get(letter, f) for letter in letters) for letters in cases for f in _FLOATS}
 
 
 def plan_call(name: str, arguments: tuple, tasks: Plan) -> bool:
@@ -112,9 +113,7 @@ def plan_call(name: str, arguments: tuple, tasks: Plan) -> bool:
     count, accepted = _accepted(SIGNATURES[name]) if name in SIGNATURES else (2, None)
     arrays = arguments[:count]
     dtypes = tuple(x.dtype for x in arrays)
-    if not (name == "copy" or all(x.flags.carray for x in arrays)) or (
-        dtypes not in accepted if accepted else dtypes[0] not in _FLOATS
-    ):
+    if accepted and (dtypes not in accepted or not all(x.flags.carray for x in arrays)):
         return False
     added = Plan()
     added.scratch = tasks.scratch

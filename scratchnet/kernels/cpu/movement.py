@@ -5,6 +5,8 @@ import numpy as np
 from .blocks import is_planning, ranged
 from .compile import jit
 
+F4, F8, U1 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8)
+PLANNED_COPIES = {(F4, F4), (F8, F8), (U1, F4), (U1, F8)}  # that are loops in a program; others are left to NumPy
 RANGES = 16  # parts of the destination rows that scatter_rows fills on its own; each part reads the whole index
 
 
@@ -52,7 +54,13 @@ def fill(out, value):
 
 
 def copy(x, out):
-    if is_planning() and x.dtype == out.dtype and x.shape == out.shape and out.flags.carray and x.size:
+    if (
+        is_planning()
+        and (x.dtype, out.dtype) in PLANNED_COPIES
+        and x.shape == out.shape
+        and out.flags.carray
+        and x.size
+    ):
         _plan_copy(x, out)
     elif x.dtype == out.dtype:
         np.copyto(out, x)
