@@ -161,7 +161,7 @@ def _product_by_columns(lo, hi, a, b, start, out, transpose_a, transpose_b, work
 def _multiply(a, b, start, out, transpose_a, transpose_b, work, i0, i1, j0, j1):
     k = a.shape[0] if transpose_a else a.shape[1]
     k_block = _even(k, K_BLOCK, CHUNK)
-    at = get_thread_id() * work.shape[1]
+    at = max(0, get_thread_id()) * work.shape[1]  # under tbb, a thread that is in no region has number -1
     for k0 in range(0, max(k, 1), k_block):
         depth = min(k_block, k - k0)
         _multiply_block(a, b, out if k0 else start, out, transpose_a, transpose_b, work, at, i0, i1, j0, j1, k0, depth)
@@ -277,8 +277,9 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
 
 
 def _even_rows(m, threads):
-    """Rows of a block: one block a thread, in whole tiles."""
-    return -(-m // (threads * ROWS)) * ROWS
+    """Rows of a block: one block a thread, the larger ones in whole tiles."""
+    rows = -(-m // threads)
+    return rows if rows < 4 * ROWS else -(-rows // ROWS) * ROWS
 
 
 def _plain(x):
