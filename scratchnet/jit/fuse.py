@@ -71,7 +71,7 @@ def arrange(tasks: Sequence[tuple[Task, Sequence[Access]]], threads: int) -> lis
         before = [(group, pairs) for group, pairs in before if pairs]
         group, rows = _place(task, before)
         if group is None:
-            earliest = floor if task.work > SMALL else 0
+            earliest = floor if task.work > SMALL and task.loop.name != "pack" else 0
             group = _Open(max(earliest, 1 + max((group.stage for group, _ in before), default=-1)), rows)
             groups.append(group)
         group.add(task, accesses, rows)

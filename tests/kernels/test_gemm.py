@@ -32,11 +32,12 @@ needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled cod
 # (m, n, k): each row crosses a threshold of gemm.py, in m, n or k
 LARGE = [
     (2, 3, gemm.K_BLOCK + 1),  # k in two blocks
-    (gemm.PACK_B_ROWS, gemm.PACK_B_COLUMNS, 5),  # b packed, one block of rows
+    (gemm.KEEP_TILES * gemm.ROWS, 33, 5),  # the topmost tiles keep b
+    (40, 129, gemm.NEAR_BYTES // 512),  # b is not near any more
     (gemm.M_BLOCK + 1, 70, 3),  # two blocks of rows
     (7, gemm.PACK_A_COLUMNS, 4),  # a packed
     (13, gemm.PACK_TRANSPOSED_A_COLUMNS + 1, gemm.PACK_TRANSPOSED_A_K),  # a packed where transposed
-    (gemm.M_BLOCK + 50, gemm.N_BLOCK + 9, 3),  # two strips of packed b, and two blocks of rows
+    (gemm.M_BLOCK + 50, 1033, 3),  # two blocks of rows
 ]
 if JIT_ENABLED:
     LARGE += [(300, 130, 2 * gemm.K_BLOCK + 3), (64, 128, 784), (784, 128, 64), (512, 10, 128), (301, 299, 302)]
@@ -180,11 +181,23 @@ def test_any_cut_by_rows_or_columns_gives_the_same_bits(block, transposed):
     a, b = operands(61, 45, 30, *transposed, np.float32)
     expected, out = multiply(a, b, *transposed), np.full((61, 45), np.nan, np.float32)
     scratch = blocks.scratch(gemm._SCRATCH[out.dtype], out.dtype)
-    for loop, size in ((gemm._by_rows, 61), (gemm._by_columns, -(-45 // (2 * gemm._LANES[out.dtype])))):
+    right = gemm._packed(b, True, 0, 45) if transposed[1] else b
+    arguments = a, right, gemm._ZEROS[out.dtype], out, *transposed
+    columns = -(-45 // (gemm.PANEL * gemm._LANES[out.dtype]))
+    for loop, size, more in ((gemm._by_rows, 61, (0, 45)), (gemm._by_columns, columns, ())):
         out[...] = np.nan
         for lo in range(0, size, block):
-            loop.serial(lo, min(lo + block, size), a, b, gemm._ZEROS[out.dtype], out, *transposed, scratch)
+            loop.serial(lo, min(lo + block, size), *arguments, *more, scratch)
         assert same_bits(out, expected)
+
+
+@pytest.mark.parametrize("transposed", TRANSPOSED)
+def test_a_large_b_is_packed_by_columns(transposed, monkeypatch):
+    monkeypatch.setattr(gemm, "PACKED_ELEMENTS", 40 * 64)
+    monkeypatch.setattr(gemm, "PACK_B_ROWS", 1)
+    monkeypatch.setattr(gemm, "NEAR_K", 0)
+    a, b = operands(20, 150, 40, *transposed, np.float32)
+    assert_close(multiply(a, b, *transposed), a, b, *transposed, start=0)
 
 
 def test_threads_of_python_have_memory_of_their_own(threads):
@@ -314,5 +327,5 @@ def test_tiles_stay_in_registers(kind):
     assembly = machine.emit_assembly(llvm.parse_assembly(simd.llvm_module(tile)))
     assert not re.search(spill, assembly)
     vectors = tile.vectors[tile.rows]
-    body = assembly.split(f"tile_float32_{tile.rows}x{vectors}_0:")[1].split(".Lfunc_end")[0]
+    body = assembly.split(f"tile_float32_{tile.rows}x{vectors}_00:")[1].split(".Lfunc_end")[0]
     assert len(re.findall(multiply_add, body, re.MULTILINE)) == tile.rows * vectors

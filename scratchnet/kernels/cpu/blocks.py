@@ -7,6 +7,7 @@ Under `planning`, a loop is not run but noted as a `Task`: that is how a trainin
 
 import contextlib
 import copy
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -83,6 +84,17 @@ def scratch(size: int, dtype: np.dtype) -> np.ndarray:
     if (size, dtype) not in kept:
         kept[size, dtype] = np.empty((MAX_THREADS, size), dtype)  # no memory is used before it is written
     return kept[size, dtype]
+
+
+def workspace(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that the loops of one kernel call share: its content is theirs until this Python thread's next call."""
+    size = math.prod(shape)
+    if is_planning():
+        return np.empty(shape, dtype)
+    memory = _memory.workspace.get(dtype)
+    if memory is None or memory.size < size:
+        memory = _memory.workspace[dtype] = np.empty(size, dtype)
+    return memory[:size].reshape(shape)
 
 
 _constants: dict[int, np.ndarray] = {}
@@ -164,6 +176,7 @@ class _Memory(threading.local):
         self.words = np.empty(PACKED_WORDS, np.int64)
         self.address = self.words.ctypes.data
         self.scratch: dict[Any, np.ndarray] = {}
+        self.workspace: dict[Any, np.ndarray] = {}
 
 
 _memory = _Memory()

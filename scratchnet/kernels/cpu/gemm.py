@@ -12,21 +12,25 @@ from numba.np.ufunc.parallel import _launch_threads
 
 from scratchnet.errors import DtypeError, ShapeError
 
-from .blocks import constant, ranged, scratch
+from .blocks import constant, ranged, scratch, workspace
 from .compile import JIT_ENABLED, before_first_kernel, get_num_threads, jit
 from .simd import SQUARE_BYTES, TILE, copy_rows, tile, transpose
 
 # The one table of thresholds, as measured on Zen 3 (32 KiB of L1, 512 KiB of L2).
 K_BLOCK = 800  # steps of k at a time
 M_BLOCK = 96  # rows of a at a time: if packed, they share L2 with panels of b
-N_BLOCK = 1024  # columns of packed b at a time, in L3
-PACK_B_ROWS, PACK_B_COLUMNS = 48, 32  # pack b if it is used for so many rows, and is so wide, else read it where it is
-PACK_A_COLUMNS = 256  # likewise for a
+PACKED_ELEMENTS = 1 << 23  # of b at a time: more columns than these wait for their turn
+KEEP_TILES = 3  # one above the other, from which the first one keeps what it reads of b for the others
+PACK_B_ROWS = 160  # for so many it is packed before, if it is not near
+PACK_A_COLUMNS = 256  # pack a if it is used for so many columns, else read it where it is
 PACK_TRANSPOSED_A_COLUMNS, PACK_TRANSPOSED_A_K = 64, 256  # a transposed is slower to read from many lines of cache
+NEAR_K, NEAR_BYTES = 128, 256 << 10  # of b: it stays in L2, so that the tiles of a row may follow each other
 
 ROWS, VECTORS = TILE.rows, np.array(TILE.vectors)
+PANEL = TILE.vectors[ROWS]  # vectors of a panel of packed b: the width of the highest tile
 WIDEST = max(TILE.vectors)
 PAD = 16  # elements between packed rows of a, so that rows do not compete for the same lines of L1
+KEPT = NEAR_BYTES // 4  # elements of b that tiles keep at most
 CHUNK = 16  # rows of b that are packed together, for the sake of streaming reads
 
 
@@ -55,10 +59,10 @@ def _panel(rest, most, lanes):
 
 
 @jit
-def _tile_rows(i0, i1, t, tiles):
-    """The first row, and the number of rows, of tile number t of the rows i0 to i1."""
-    i = i0 + (i1 - i0) * t // tiles
-    return i, i0 + (i1 - i0) * (t + 1) // tiles - i
+def _tile_rows(i0, i1, tiles):
+    """Rows i0 to i1 in tiles as even as can be: the first `higher` tiles have one row more than the others' `rows`."""
+    rows = (i1 - i0) // tiles
+    return rows, i1 - i0 - rows * tiles
 
 
 # --- packing ----------------------------------------------------------------------------------------------------------
@@ -76,9 +80,11 @@ def _pack_a(a, transposed, i0, i1, k0, depth, work, at):
     lanes = TILE.vector_bytes // a.itemsize
     stride = _packed_stride(transposed, depth, lanes)
     tiles = (i1 - i0 + ROWS - 1) // ROWS
+    least, higher = _tile_rows(i0, i1, tiles)
     flat, flat_a = work.ravel(), a.ravel()
+    i = i0
     for t in range(tiles):
-        i, rows = _tile_rows(i0, i1, t, tiles)
+        rows = least + 1 if t < higher else least
         if transposed:
             vectors = (rows + lanes - 1) // lanes
             last = (vectors - 1) * lanes
@@ -86,6 +92,7 @@ def _pack_a(a, transposed, i0, i1, k0, depth, work, at):
                 _, vectors, last = _panel(rows, vectors, lanes)
             copy_rows(a, k0 * a.shape[1] + i, a.shape[1], work, at, stride, depth, last, vectors)
             at += depth * stride
+            i += rows
             continue
         for row in range(i, i + rows):
             begin = row * a.shape[1] + k0
@@ -94,6 +101,7 @@ def _pack_a(a, transposed, i0, i1, k0, depth, work, at):
                 target[k] = source[k]
             at += stride
         at += (ROWS - rows) * stride
+        i += rows
 
 
 @jit
@@ -115,20 +123,24 @@ def _pack_transposed_b(b, j, columns, k0, depth, work, at, step):
 
 
 @jit
-def _pack_b(b, transposed, j_begin, j_end, most, lanes, k0, depth, work, at):
-    """Copy op(b)[k0 : k0 + depth, j_begin : j_end] panel by panel, each row by row."""
-    chunk = max(1, depth) if transposed else CHUNK
-    for k in range(k0, k0 + depth, chunk):
-        count = min(chunk, k0 + depth - k)
-        j = j_begin
-        while j < j_end:
-            columns, vectors, last = _panel(j_end - j, most, lanes)
-            to = at + (j - j_begin) * depth + (k - k0) * columns
-            if transposed:
-                _pack_transposed_b(b, j, columns, k, count, work, to, columns)
-            else:
-                copy_rows(b, k * b.shape[1] + j, b.shape[1], work, to, columns, count, last, vectors)
-            j += columns
+def _pack_b(lo, hi, b, transposed, j0, packed):
+    """Copy columns of op(b), from j0 on, to `packed`: panels lo to hi of each block of k, each panel row by row."""
+    k, n = packed.shape
+    lanes = TILE.vector_bytes // b.itemsize
+    k_block = _even(k, K_BLOCK, CHUNK)
+    for k0 in range(0, k, k_block):
+        depth = min(k_block, k - k0)
+        chunk = depth if transposed else CHUNK
+        for first in range(0, depth, chunk):
+            count = min(chunk, depth - first)
+            for panel in range(lo, hi):
+                j = panel * PANEL * lanes
+                columns, vectors, last = _panel(n - j, PANEL, lanes)
+                to, row = k0 * n + j * depth + first * columns, k0 + first
+                if transposed:
+                    _pack_transposed_b(b, j0 + j, columns, row, count, packed, to, columns)
+                else:
+                    copy_rows(b, row * b.shape[1] + j0 + j, b.shape[1], packed, to, columns, count, last, vectors)
 
 
 if JIT_ENABLED:
@@ -143,96 +155,112 @@ else:
 
 
 @jit
-def _product(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
-    """Rows lo to hi of out = start + op(a) @ op(b). start is (1, n), a row for all rows; or `out`; or zeros."""
-    _multiply(a, b, start, out, transpose_a, transpose_b, work, lo, hi, 0, out.shape[1])
+def _product(lo, hi, a, b, start, out, transpose_a, packed, j0, j1, work):
+    """Rows lo to hi of out = start + op(a) @ b, columns j0 to j1, which are all that `b` holds if it is packed.
+
+    start is (1, n), a row for all rows; or `out`; or zeros.
+    """
+    _multiply(a, b, start, out, transpose_a, packed, work, lo, hi, j0, j1, j0)
 
 
 @jit
-def _product_by_columns(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
-    """The same for groups of columns, each of two vectors: for fewer rows than threads could share."""
-    columns = 2 * (TILE.vector_bytes // out.itemsize)
-    _multiply(
-        a, b, start, out, transpose_a, transpose_b, work, 0, out.shape[0], lo * columns, min(hi * columns, out.shape[1])
-    )
+def _product_by_columns(lo, hi, a, b, start, out, transpose_a, packed, work):
+    """The same for groups of columns, each as wide as a panel: for fewer rows than threads could share."""
+    columns = PANEL * (TILE.vector_bytes // out.itemsize)
+    j1 = min(hi * columns, out.shape[1])
+    _multiply(a, b, start, out, transpose_a, packed, work, 0, out.shape[0], lo * columns, j1, 0)
 
 
 @jit
-def _multiply(a, b, start, out, transpose_a, transpose_b, work, i0, i1, j0, j1):
+def _multiply(a, b, start, out, transpose_a, packed, work, i0, i1, j0, j1, b0):
+    """Rows i0 to i1, columns j0 to j1; packed, b begins with column b0."""
     k = a.shape[0] if transpose_a else a.shape[1]
-    k_block = _even(k, K_BLOCK, CHUNK)
+    pack_a = j1 - j0 >= PACK_A_COLUMNS or (
+        transpose_a and j1 - j0 >= PACK_TRANSPOSED_A_COLUMNS and k >= PACK_TRANSPOSED_A_K
+    )
     at = max(0, get_thread_id()) * work.shape[1]  # under tbb, a thread that is in no region has number -1
-    for k0 in range(0, max(k, 1), k_block):
-        depth = min(k_block, k - k0)
-        _multiply_block(a, b, out if k0 else start, out, transpose_a, transpose_b, work, at, i0, i1, j0, j1, k0, depth)
-
-
-@jit
-def _multiply_block(a, b, start, out, transpose_a, transpose_b, work, at, i0, i1, j0, j1, k0, depth):
-    """out = start + op(a)[:, k0 : k0 + depth] @ op(b)[k0 : k0 + depth, :] for rows i0 to i1, columns j0 to j1."""
-    lanes = TILE.vector_bytes // out.itemsize
-    pack_a = j1 - j0 >= PACK_A_COLUMNS
-    if transpose_a and j1 - j0 >= PACK_TRANSPOSED_A_COLUMNS and depth >= PACK_TRANSPOSED_A_K:
-        pack_a = True
-    pack_b = transpose_b or (i1 - i0 >= PACK_B_ROWS and j1 - j0 >= PACK_B_COLUMNS)
-
-    m_block = _even(i1 - i0, M_BLOCK, ROWS)
-    tiles = (min(m_block, i1 - i0) + ROWS - 1) // ROWS
-    most = VECTORS[(min(m_block, i1 - i0) + tiles - 1) // tiles]
-    strip = j1 - j0
-    if pack_b:  # used once, a strip stays in L2 until then; used again and again, it should be packed once
-        columns = WIDEST * lanes if m_block >= i1 - i0 else N_BLOCK
-        strip = columns // (most * lanes) * most * lanes
-    a_at = at + N_BLOCK * K_BLOCK
-    for j in range(j0, j1, strip):
-        j_end = min(j1, j + strip)
-        if pack_b:
-            _pack_b(b, transpose_b, j, j_end, most, lanes, k0, depth, work, at)
-        for i in range(i0, i1, m_block):
-            i_end = min(i1, i + m_block)
-            if pack_a and (j == j0 or m_block < i1 - i0):
-                _pack_a(a, transpose_a, i, i_end, k0, depth, work, a_at)
-            _multiply_panels(
-                work if pack_a else a, work if pack_b else b, start, out, transpose_a, pack_a, pack_b, a_at, at,
-                i, i_end, j, j_end, most, k0, depth,
+    k_block, m_block = _even(k, K_BLOCK, CHUNK), _even(i1 - i0, M_BLOCK, ROWS)
+    for i in range(i0, i1, m_block):
+        i_end = min(i1, i + m_block)
+        for k0 in range(0, max(k, 1), k_block):
+            depth = min(k_block, k - k0)
+            if pack_a:
+                _pack_a(a, transpose_a, i, i_end, k0, depth, work, at + KEPT)
+            _multiply_block(
+                work if pack_a else a, b, out if k0 else start, out, transpose_a, pack_a, packed, work, at,
+                i, i_end, j0, j1, b0, k0, depth,
             )  # fmt: skip
 
 
 @jit
-def _multiply_panels(a, b, start, out, transpose_a, packed_a, packed_b, a_at, b_at, i0, i1, j0, j1, most, k0, depth):
-    """_multiply_block for operands where they are, or packed at a_at and b_at."""
+def _multiply_block(a, b, start, out, turned, packed_a, packed_b, work, at, i0, i1, j0, j1, b0, k0, depth):
+    """out = start + op(a)[:, k0 : k0 + depth] @ b[k0 : k0 + depth, :] for rows i0 to i1, columns j0 to j1.
+
+    A run of equal panels at a time: tile after tile in each row of tiles if what they read of b is near, else panel
+    after panel. The topmost tiles keep what they read of b, panel by panel, for those below.
+    """
     n = out.shape[1]
     lanes = TILE.vector_bytes // out.itemsize
     start_row, start_column = n if start.shape[0] > 1 else 0, 1 if start.shape[1] == n else 0
-    a_stride = _packed_stride(transpose_a, depth, lanes) if packed_a else a.shape[1]
+    a_at, a_stride = at + KEPT, _packed_stride(turned, depth, lanes) if packed_a else a.shape[1]
     tiles = (i1 - i0 + ROWS - 1) // ROWS
+    least, higher = _tile_rows(i0, i1, tiles)
+    most = PANEL if packed_b or tiles >= KEEP_TILES else VECTORS[least + 1 if higher else least]
     j = j0
     while j < j1:
         columns, vectors, last = _panel(j1 - j, most, lanes)
-        right, b_step = (b_at + (j - j0) * depth, columns) if packed_b else (k0 * n + j, n)
-        for t in range(tiles):
-            i, rows = _tile_rows(i0, i1, t, tiles)
-            if packed_a:
-                left = a_at + t * a_stride * (depth if transpose_a else ROWS)
-            else:
-                left = k0 * a_stride + i if transpose_a else i * a_stride + k0
-            tile(
-                a, left, a_stride, transpose_a, b, right, b_step,
-                start, i * start_row + j * start_column, start_row, out, i * n + j, n, depth, last, rows, vectors,
-            )  # fmt: skip
-        j += columns
+        panels = (j1 - j) // columns if vectors == most else 1
+        near = depth <= NEAR_K and depth * columns * panels * out.itemsize <= NEAR_BYTES
+        keep = 1 if not packed_b and vectors == PANEL and tiles >= KEEP_TILES else 0
+        for panel in range(1 if near else panels):
+            column = j + panel * columns
+            for part in range(3):  # the topmost tile, if it keeps; the other high ones; the lower ones
+                if part == 0:
+                    first, count, rows = 0, keep, least + 1 if higher else least
+                elif part == 1:
+                    first, count, rows = min(keep, higher), higher - min(keep, higher), least + 1
+                else:
+                    first, count, rows = max(keep, higher), tiles - max(keep, higher), least
+                if count == 0:
+                    continue
+                i = i0 + first * least + min(first, higher)
+                if packed_a:
+                    a_next = a_stride * (depth if turned else ROWS)
+                    left = a_at + first * a_next
+                else:
+                    a_next = rows if turned else rows * a_stride
+                    left = k0 * a_stride + i if turned else i * a_stride + k0
+                in_work = keep and part > 0
+                if in_work:
+                    right, b_step, b_next = at, columns, depth * columns
+                elif packed_b:
+                    right, b_step, b_next = k0 * b.shape[1] + (column - b0) * depth, columns, depth * columns
+                else:
+                    right, b_step, b_next = k0 * n + column, n, columns
+                for step in range(count if near else 1):
+                    tile(
+                        a, left + step * a_next, a_stride, turned,
+                        work if in_work else b, right, b_step,
+                        start, (i + step * rows) * start_row + column * start_column, start_row,
+                        out, (i + step * rows) * n + column, n,
+                        work, at, keep if part == 0 else 0, depth, last, rows, vectors,
+                        panels if near else count, 0 if near else a_next, b_next if near else 0,
+                        columns * start_column if near else rows * start_row, columns if near else rows * n,
+                    )  # fmt: skip
+        j += panels * columns
 
 
 # --- the public function ----------------------------------------------------------------------------------------------
 
 _LANES = {np.dtype(t): TILE.vector_bytes // np.dtype(t).itemsize for t in (np.float32, np.float64)}
 _ZEROS = {dtype: constant(np.zeros((1, WIDEST * lanes), dtype)) for dtype, lanes in _LANES.items()}
-_SCRATCH = {  # elements for packed pieces of b and a
-    dtype: N_BLOCK * K_BLOCK + M_BLOCK // ROWS * max(-(-ROWS // lanes) * lanes * K_BLOCK, ROWS * (K_BLOCK + PAD))
+_SCRATCH = {  # elements of b that tiles keep, and of packed a
+    dtype: KEPT + M_BLOCK // ROWS * max(-(-ROWS // lanes) * lanes * K_BLOCK, ROWS * (K_BLOCK + PAD))
     for dtype, lanes in _LANES.items()
 }
 
-_by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(6,))
+_pack = ranged(_pack_b, "pack", writes=(3,), whole=(0, 3))
+_by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(8,))
 _by_rows_of_turned = _by_rows.reading_whole(0, 1, 2)  # a row of a transposed `a` lies all over it
 _by_columns = ranged(_product_by_columns, "matmul_columns", writes=(3,), whole=(0, 1, 2, 3), private=(6,))
 
@@ -266,14 +294,33 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
         start = out
     if not (a.flags.carray and b.flags.carray and start.flags.carray):
         a, b, start = _plain(a), _plain(b), _plain(start)
-    arguments = a, b, start, out, bool(transpose_a), bool(transpose_b), scratch(_SCRATCH[dtype], dtype)
-    threads = get_num_threads()
-    if m >= ROWS * threads or n < 4 * _LANES[dtype]:
-        run = _by_rows_of_turned if transpose_a else _by_rows
-        run(m, n * k, *arguments, block=_even_rows(m, threads))
-    else:
-        groups = -(-n // (2 * _LANES[dtype]))
+    work, threads, lanes = scratch(_SCRATCH[dtype], dtype), get_num_threads(), _LANES[dtype]
+    transpose_a = bool(transpose_a)
+    if m < ROWS * threads and n >= 4 * lanes:
+        packed = _packed(b, True, 0, n) if transpose_b else b
+        groups = -(-n // (PANEL * lanes))
+        arguments = a, packed, start, out, transpose_a, packed is not b, work
         _by_columns(groups, m * n * k // groups, *arguments, block=-(-groups // threads))
+        return
+    run = _by_rows_of_turned if transpose_a else _by_rows
+    near = k <= NEAR_K and k * n * out.itemsize <= NEAR_BYTES
+    if not transpose_b and (near or m < PACK_B_ROWS):
+        run(m, n * k, a, b, start, out, transpose_a, False, 0, n, work, block=_even_rows(m, threads))
+        return
+    columns = max(1, PACKED_ELEMENTS // (max(k, 1) * PANEL * lanes)) * PANEL * lanes
+    for j in range(0, n, columns):
+        j_end = min(n, j + columns)
+        packed = _packed(b, bool(transpose_b), j, j_end)
+        arguments = a, packed, start, out, transpose_a, True, j, j_end, work
+        run(m, (j_end - j) * k, *arguments, block=_even_rows(m, threads))
+
+
+def _packed(b, transposed, j0, j1):
+    """Columns j0 to j1 of op(b), in panels; the memory is this thread's, until its next product."""
+    packed = workspace((b.shape[1] if transposed else b.shape[0], j1 - j0), b.dtype)
+    panels = -(-(j1 - j0) // (PANEL * _LANES[b.dtype]))
+    _pack(panels, packed.size // panels, b, transposed, j0, packed)
+    return packed
 
 
 def _even_rows(m, threads):

@@ -7,6 +7,7 @@ called by name. Under `NUMBA_DISABLE_JIT=1` their plain NumPy twins take their p
 
 import functools
 import inspect
+import itertools
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
@@ -50,21 +51,29 @@ SQUARE_BYTES = min(32, TILE.vector_bytes)  # one side of the block that `transpo
 
 
 def _tile(
-    a, a_at, a_stride, turned, b, b_at, b_step, start, start_at, start_row, out, out_at, out_row, k, last, rows, vectors
-):
+    a, a_at, a_stride, turned, b, b_at, b_step, start, start_at, start_row, out, out_at, out_row, kept, kept_at,
+    keeping, k, last, rows, vectors, count, a_next, b_next, start_next, out_next,
+):  # fmt: skip
     """out[i, j] = start[i, j] + sum over k of a[i, k] * b[k, j]: each sum one chain in the order of k.
 
     a[i, k] is `a_stride` elements after a[i - 1, k] and next to a[i, k - 1], or the other way round if `turned`. The
     columns are `vectors` whole vectors, the last of which begins at column `last` (it may overlap the one before); or,
-    if `vectors` is 0, the first `last` lanes of one.
+    if `vectors` is 0, the first `last` lanes of one. If `keeping`, what is read of b is also written to `kept`, row
+    after row. All this for `count` tiles, each so many elements after the one before: `a_next` in a, and so on.
     """
-    a, b, start, out = a.reshape(-1), b.reshape(-1), start.reshape(-1), out.reshape(-1)
+    a, b, start, out, kept = (x.reshape(-1) for x in (a, b, start, out, kept))
     a_row, a_step = (1, a_stride) if turned else (a_stride, 1)
     columns = last + TILE.vector_bytes // out.itemsize if vectors else last
-    for i in range(rows):
+    for t, i in itertools.product(range(count), range(rows)):
+        if i == 0 and t:
+            a_at, b_at, start_at, out_at = a_at + a_next, b_at + b_next, start_at + start_next, out_at + out_next
+            kept_at += k * columns
         total = start[start_at + i * start_row :][:columns]
         for step in range(k):
-            total = total + a[a_at + i * a_row + step * a_step] * b[b_at + step * b_step :][:columns]
+            row = b[b_at + step * b_step :][:columns]
+            total = total + a[a_at + i * a_row + step * a_step] * row
+            if keeping:
+                kept[kept_at + step * columns :][:columns] = row
         out[out_at + i * out_row :][:columns] = total
 
 
@@ -88,7 +97,8 @@ def _transpose(source, source_at, source_step, target, target_at, target_step):
 
 # Arguments of the LLVM functions: names in capitals are pointers, the others integers.
 SIGNATURES = {
-    "tile": "A a_stride turned B b_step START start_row OUT out_row k last rows vectors",
+    "tile": "A a_stride turned B b_step START start_row OUT out_row KEPT keeping k last rows vectors count"
+    " a_next b_next start_next out_next",
     "copy_rows": "SOURCE source_step TARGET target_step count last vectors",
     "transpose": "SOURCE source_step TARGET target_step",
 }
@@ -175,28 +185,31 @@ class _Function:
         starts = [count, *carried]
         values = [builder.phi(value.type) for value in starts]
         changed = [builder.sub(values[0], _i64(1)), *body(values[1:])]
+        end = builder.block  # not `inside`, if the body has a loop of its own
         builder.cbranch(builder.icmp_signed(">", changed[0], _i64(0)), inside, after)
         builder.position_at_end(after)
         results = [builder.phi(value.type) for value in carried]
         for phi, start, value in zip([*values, *results], [*starts, *carried], [*changed, *changed[1:]], strict=True):
             phi.add_incoming(start, before)
-            phi.add_incoming(value, inside)
+            phi.add_incoming(value, end)
         return results
 
 
-def _write_tile(module, name, dtype, lanes, rows, vectors, turned):
+_RADIXES = 1, 16, 2, 2  # of the number of a kind of tile
+
+
+def _write_tile(module, name, dtype, lanes, rows, vectors, turned, keeping):
     f = _Function(module, name, "tile", dtype, lanes)
     columns, mask = f.columns(vectors)
     a_row, a_step = (1, f["a_stride"]) if turned else (f["a_stride"], 1)
     a_rows = [i if turned else f.times(i, a_row) for i in range(rows)]
-    starts = [f.at(f["START"], f.times(i, f["start_row"]), column) for i in range(rows) for column in columns]
-    outs = [f.at(f["OUT"], f.times(i, f["out_row"]), column) for i in range(rows) for column in columns]
-
-    for i in range(rows):  # the rows below, where the next tile will be, are far away: fetch them while this one runs
-        f.prefetch(f.at(f["OUT"], f.times(rows + i, f["out_row"])))
+    places = [(i, column) for i in range(rows) for column in columns]
+    starts = [f.times(i, f["start_row"]) for i in range(rows)]
+    outs = [f.times(i, f["out_row"]) for i in range(rows)]
+    width = f.builder.add(f["last"], _i64(lanes))
 
     def step(values):
-        a, b, *sums = values
+        a, b, kept, *sums = values
         # Hold the shorter of a's column and b's row in registers, and load the elements of the longer one by one.
         pairs = [(i, j) for i in range(rows) for j in range(len(columns))]
         pairs.sort(key=lambda ij: ij if rows > len(columns) else ij[::-1])
@@ -205,11 +218,23 @@ def _write_tile(module, name, dtype, lanes, rows, vectors, turned):
         for i, j in pairs:
             at = i * len(columns) + j
             sums[at] = f.multiply_add(factor(i), right(j), sums[at])
-        return [f.at(a, a_step), f.at(b, f["b_step"]), *sums]
+        if keeping:
+            for j, column in enumerate(columns):
+                f.store(right(j), f.at(kept, column))
+        return [f.at(a, a_step), f.at(b, f["b_step"]), f.at(kept, width if keeping else 0), *sums]
 
-    _, _, *sums = f.loop(f["k"], [f["A"], f["B"], *(f.load(start, mask) for start in starts)], step)
-    for total, out in zip(sums, outs, strict=True):
-        f.store(total, out, mask)
+    def one(pointers):
+        a, b, start, out, kept = pointers
+        for i in range(rows):  # where the next tile will be may be far away: fetch it while this one runs
+            f.prefetch(f.at(out, f["out_next"], outs[i]))
+        begin = [f.load(f.at(start, starts[i], column), mask) for i, column in places]
+        _, _, kept, *sums = f.loop(f["k"], [a, b, kept, *begin], step)
+        for total, (i, column) in zip(sums, places, strict=True):
+            f.store(total, f.at(out, outs[i], column), mask)
+        nexts = f["a_next"], f["b_next"], f["start_next"], f["out_next"]
+        return [*(f.at(pointer, offset) for pointer, offset in zip(pointers, nexts, strict=False)), kept]
+
+    f.loop(f["count"], [f[name] for name in ("A", "B", "START", "OUT", "KEPT")], one)
     f.builder.ret_void()
     return f.llvm
 
@@ -262,7 +287,10 @@ def _write_choice(module, name, signature, dtype, key, cases):
 
 
 def _tile_number(f):
-    return f.builder.add(f.builder.add(f.times(32, f["rows"]), f.times(2, f["vectors"])), f["turned"])
+    number = _i64(0)
+    for radix, digit in zip(_RADIXES, ("rows", "vectors", "turned", "keeping"), strict=True):
+        number = f.builder.add(f.times(radix, number), f[digit])
+    return number
 
 
 def llvm_module(tile=TILE) -> str:
@@ -275,11 +303,10 @@ def llvm_module(tile=TILE) -> str:
         for rows in range(1, tile.rows + 1):
             # Two tile heights that differ by one may stand side by side and then have one width: the larger's.
             for vectors in sorted({0, 1, 2, *tile.vectors[rows : rows + 2]}):
-                for turned in (0, 1):
-                    name = f"tile_{dtype}_{rows}x{vectors}_{turned}"
-                    tiles[rows * 32 + vectors * 2 + turned] = _write_tile(
-                        module, name, dtype, lanes, rows, vectors, turned
-                    )
+                for turned, keeping in itertools.product((0, 1), (0, 1) if vectors == tile.vectors[-1] else (0,)):
+                    name = f"tile_{dtype}_{rows}x{vectors}_{turned}{keeping}"
+                    number = ((rows * 16 + vectors) * 2 + turned) * 2 + keeping
+                    tiles[number] = _write_tile(module, name, dtype, lanes, rows, vectors, turned, keeping)
         copies = {v: _write_copy_rows(module, f"copy_rows_{dtype}_{v}", dtype, lanes, v) for v in {0, 1, *tile.vectors}}
         _write_choice(module, f"scratchnet_tile_{dtype}", "tile", dtype, _tile_number, tiles)
         _write_choice(module, f"scratchnet_copy_rows_{dtype}", "copy_rows", dtype, lambda f: f["vectors"], copies)
