@@ -1,6 +1,6 @@
 """scratchnet: a neural-network engine from scratch, whose answer never depends on the hardware that computes it."""
 
-from . import data, errors, functions, metrics, nn, optim, testing
+from . import data, errors, functions, metrics, nn, optim, parallel, testing
 from .autograd import grad, value_and_grad
 from .checkpoint import load, save
 from .errors import *
@@ -28,6 +28,7 @@ __all__ = [
     "nn",
     "no_grad",
     "optim",
+    "parallel",
     "save",
     "set_num_threads",
     "tensor",

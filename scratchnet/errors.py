@@ -57,6 +57,31 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """No checkpoint where one was expected."""
 
 
+class SharedMemoryError(ScratchnetError, MemoryError):
+    """Too little memory, or none of the kind that processes share."""
+
+
+class CollectiveError(ScratchnetError, RuntimeError):
+    """A collective call that cannot end: the ranks made different calls, or one of them returned or died."""
+
+
+class WorkerError(ScratchnetError, RuntimeError):
+    """A worker process that raised, was killed or ended early.
+
+    rank: its rank. signal: the number of the signal that killed it, or None. traceback: its traceback as text, or None;
+    it is also a note of the error, so that Python prints it.
+    """
+
+    def __init__(self, message: str, rank: int, signal: int | None = None, traceback: str | None = None):
+        super().__init__(message)
+        self.rank, self.signal, self.traceback = rank, signal, traceback
+        if traceback:
+            self.add_note(traceback)
+
+    def __reduce__(self):
+        return type(self), (str(self), self.rank, self.signal, self.traceback)
+
+
 class ContractError(ScratchnetError, AssertionError):
     """A kernel that breaks its contract; raised by scratchnet.testing."""
 

@@ -28,6 +28,7 @@ RANKS = {
     "optim": 6,
     "jit": 7,
     "flags": 6,
+    "parallel": 7,
     "trainer": 8,
     "report": 9,
     "testing": 9,

@@ -6,67 +6,15 @@ take blocks by counting up a ticket; when the last block of a stage is done, all
 thread that has not come: a thread that is late finds less to do. Who does which block changes nothing in the result.
 """
 
-import os
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import prange
-from numba.core import types
-from numba.extending import intrinsic
 
+from .atomics import LINE, SPINS, fetch_add, let_others_run, load_acquire, pause
 from .blocks import PACKED_WORDS, PARALLEL_FROM, Task, call
 from .compile import jit
-
-SPINS = 4096  # looks at a counter before a waiting thread lets others run; with `pause` some 40 us
-LINE = 8  # 64-bit words of a cache line: what two threads write must not share one
-
-# --- words that threads share ---------------------------------------------------------------------------------------
-
-
-def _pointer(context, builder, signature, values):
-    data = context.make_array(signature.args[0])(context, builder, values[0]).data
-    return builder.gep(data, [values[1]])
-
-
-def _typed_take(typing_context, words, at):
-    """words[at] += 1, at once for all threads; returns what it was."""
-
-    def generate(context, builder, signature, values):
-        pointer = _pointer(context, builder, signature, values)
-        return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "acq_rel")
-
-    return types.int64(words, types.intp), generate
-
-
-def _typed_look(typing_context, words, at):
-    """words[at], and all that was written before it was."""
-
-    def generate(context, builder, signature, values):
-        return builder.load_atomic(_pointer(context, builder, signature, values), "acquire", 8)
-
-    return types.int64(words, types.intp), generate
-
-
-def _typed_pause(typing_context):
-    """A hint to the core that this thread only waits."""
-
-    def generate(context, builder, signature, values):
-        if platform.machine().lower() in ("x86_64", "amd64"):
-            kind = ir.FunctionType(ir.VoidType(), [])
-            name = "llvm.x86.sse2.pause"
-            builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-_take: Callable = intrinsic(_typed_take)
-_look: Callable = intrinsic(_typed_look)
-_pause: Callable = intrinsic(_typed_pause)
-_let_others_run = types.ExternalFunction("sched_yield" if os.name == "posix" else "SwitchToThread", types.int32())
 
 # --- one thread's part ----------------------------------------------------------------------------------------------
 
@@ -85,26 +33,26 @@ def _run_block(block, group, groups, tasks):
 @jit
 def _work(stages, groups, tasks, counters, stop):
     for stage in range(len(stages)):
-        if _look(stop, 0) != 0:  # written before the last stage ended, so all threads see it here, or none
+        if load_acquire(stop, 0) != 0:  # written before the last stage ended, so all threads see it here, or none
             return
         group, blocks = stages[stage, 0], stages[stage, 2]
         first, taken, done = 0, 2 * LINE * stage, 2 * LINE * stage + LINE
         while True:
-            ticket = _take(counters, taken)
+            ticket = fetch_add(counters, taken, 1)
             if ticket >= blocks:
                 break
             while ticket >= first + groups[group, 4]:
                 first += groups[group, 4]
                 group += 1
             _run_block(ticket - first, group, groups, tasks)
-            _take(counters, done)
+            fetch_add(counters, done, 1)
         spins = 0
-        while _look(counters, done) < blocks:
+        while load_acquire(counters, done) < blocks:
             spins += 1
             if spins < SPINS:
-                _pause()
+                pause()
             else:
-                _let_others_run()
+                let_others_run()
 
 
 @jit(parallel=True)

@@ -1,0 +1,21 @@
+"""Work shared by processes: `run` starts a function in several, and a `Communicator` lets them work together.
+
+Nothing here is imported before it is used: a program of one process never loads Numba or multiprocess for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .communicator import Communicator, SerialCommunicator
+    from .launch import run
+
+_HOMES = {"Communicator": "communicator", "SerialCommunicator": "communicator", "run": "launch"}
+
+__all__ = ["Communicator", "SerialCommunicator", "run"]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

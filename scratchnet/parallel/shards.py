@@ -1,0 +1,56 @@
+"""Shards: the K equal parts of a batch, which are all that enters the arithmetic of data-parallel training."""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import trace
+from ..errors import NonFiniteError, ShapeError
+from ..nn import Module
+from ..random import Generator, using
+from ..tensor import Tensor, no_grad
+
+DRAWS = 1 << 20  # streams of random numbers that a shard may use in a step
+
+
+def split(batch: Sequence[Any], k: int, shards: int) -> tuple[Any, ...]:
+    """Shard k of K: consecutive rows, n // K or one more of them; views."""
+    n = len(batch[0])
+    return tuple(rows[k * n // shards : (k + 1) * n // shards] for rows in batch)
+
+
+def first_stream(step: int, k: int, shards: int) -> int:
+    """Where the random numbers of shard k of a step begin: they depend on nothing else."""
+    return (step * shards + k) * DRAWS
+
+
+def shard_loss(model: Module, loss: Callable[..., Tensor], shard: Sequence[Tensor], generator: Generator) -> Tensor:
+    """The mean loss over the samples of a shard, with what is random in it from `generator`."""
+    *inputs, target = shard
+    with using(generator):
+        value = loss(model(*inputs), target)
+    if value.size != 1:
+        raise ShapeError(f"fit: expected a loss of one element, the mean over the batch, got shape {value.shape}")
+    return value
+
+
+def require_finite(loss: Tensor) -> None:
+    """Raises NonFiniteError, in this step and when it is replayed."""
+
+    def check() -> None:
+        if not np.isfinite(loss._data).all():
+            raise NonFiniteError("fit: expected a finite loss, got one that is not")
+
+    check()
+    trace.guard("finite", loss._data, (), check)
+
+
+def weighted_mean(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Buffers of shards merged: the sum of weight times buffer, in shard order; of counters, the first."""
+    if parts[0].dtype.kind != "f" or len(parts) == 1:
+        return parts[0]
+    with no_grad():
+        return functools.reduce(operator.add, [part * weight for part, weight in zip(parts, weights, strict=True)])
