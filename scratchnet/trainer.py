@@ -7,14 +7,12 @@ shard order into one optimizer step, and reports epochs to a progress line, a me
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-import operator
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,12 @@ from . import checkpoint, metrics_log, trace
 from .autograd import first_nonfinite
 from .data import DataLoader
 from .data.dataset import gather, selects
-from .errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
+from .errors import CheckpointError, ConfigError, NonFiniteError
 from .jit import jit as jitted
 from .kernels import device as find_device
 from .nn import Module
-from .random import Generator, using
+from .parallel.shards import first_stream, require_finite, shard_loss, split, weighted_mean
+from .random import Generator
 from .tensor import Tensor, default_device, no_grad
 
 Batch = tuple[np.ndarray, ...]
@@ -164,7 +163,7 @@ class Trainer:
     def _step(self, positions: np.ndarray, run: _Run) -> None:
         dataset, n = run.loader.dataset, len(positions)
         for k, generator in enumerate(self._generators):
-            generator.stream = (run.step * self.shards + k) << 20
+            generator.stream = first_stream(run.step, k, self.shards)
         try:
             if self._select is not None and selects(dataset):
                 losses = self._select(dataset, Tensor(positions, device=self._device))
@@ -194,7 +193,7 @@ class Trainer:
             for k, shard in enumerate(shards):
                 if len(shard[0]):
                     losses[k] = self._loss(shard, k)
-                    _require_finite(losses[k])
+                    require_finite(losses[k])
                     losses[k].backward(np.full(losses[k].shape, len(shard[0]) / n, losses[k].dtype))
                     next_shard()
         self.optimizer.step()
@@ -203,17 +202,12 @@ class Trainer:
         return {k: loss.detach() for k, loss in losses.items()}
 
     def _loss(self, shard: tuple[Tensor, ...], k: int) -> Tensor:
-        *inputs, target = shard
-        with using(self._generators[k]):
-            loss = self.loss(self.model(*inputs), target)
-        if loss.size != 1:
-            raise ShapeError(f"fit: expected a loss of one element, the mean over the batch, got shape {loss.shape}")
-        return loss
+        return shard_loss(self.model, self.loss, shard, self._generators[k])
 
     def _origin(self, batch: Batch, step: int) -> NonFiniteError:
         """Which shard's loss is not finite, and which op made it so: the step is computed once more, with a record."""
         for k in range(self.shards):
-            self._generators[k].stream = (step * self.shards + k) << 20
+            self._generators[k].stream = first_stream(step, k, self.shards)
             shard = split(self._tensors(batch), k, self.shards)
             if len(shard[0]) and not math.isfinite(value := (loss := self._loss(shard, k)).item()):
                 origin = first_nonfinite(loss)
@@ -266,23 +260,6 @@ class Trainer:
             starts = range(0, max(len(x), 1), batch_size)
             outputs = [self.model(Tensor(x[i : i + batch_size], device=self._device)).numpy() for i in starts]
         return np.concatenate(outputs)
-
-
-def split(batch: Sequence[Any], k: int, shards: int) -> tuple[Any, ...]:
-    """Shard k of K: consecutive rows, n // K or one more of them; views."""
-    n = len(batch[0])
-    return tuple(rows[k * n // shards : (k + 1) * n // shards] for rows in batch)
-
-
-def _require_finite(loss: Tensor) -> None:
-    """Raises NonFiniteError, in this step and when it is replayed."""
-
-    def check() -> None:
-        if not np.isfinite(loss._data).all():
-            raise NonFiniteError("fit: expected a finite loss, got one that is not")
-
-    check()
-    trace.guard("finite", loss._data, (), check)
 
 
 class _Run:
@@ -372,13 +349,8 @@ def _merged_buffers(model: Module, weights: list[float]) -> Iterator[Callable[[]
 
     yield next_shard
     weights = [weight for weight in weights if weight]
-    with no_grad():
-        for i, buffer in enumerate(buffers):
-            parts = [shard[i] for shard in after]
-            if buffer.dtype.kind == "f" and len(parts) > 1:
-                parts = [part * weight for part, weight in zip(parts, weights, strict=True)]
-                parts = [functools.reduce(operator.add, parts)]
-            _assign(buffer, parts[0])
+    for i, buffer in enumerate(buffers):
+        _assign(buffer, weighted_mean([shard[i] for shard in after], weights))
 
 
 def _copy(t: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Program:
         try:
             for part in self.parts:
                 part(threads)
+            give_back(inputs, self.sources)
             if self.stop[0]:
                 self.stop[0] = 0
                 self._explain_stop(inputs)
@@ -133,6 +134,13 @@ class Program:
         for guard in self.checks:
             guard.check()
         raise AssertionError("a guard stopped the program, but none of their checks fails")
+
+
+def give_back(arrays: list[np.ndarray], copies: list[np.ndarray]) -> None:
+    """What the step wrote to copies of its arguments, to the arguments."""
+    for x, copy in zip(arrays, copies, strict=True):
+        if x is not copy and x.flags.writeable and x.tobytes() != copy.tobytes():
+            np.copyto(x, copy)
 
 
 def _without_threads(run: Callable[[], None]) -> Callable[[int], None]:

@@ -12,7 +12,7 @@ from .. import random, trace
 from ..errors import JitError
 from ..tensor import Tensor, is_recording
 from .explain import explain
-from .program import Program
+from .program import Program, give_back
 
 
 class Step:
@@ -122,6 +122,7 @@ def _record(function: Callable[..., Any], args: tuple, kwargs: dict, arrays: lis
     written = trace.Trace(inputs, random.current())
     with trace.writing(written):
         result = function(*args, **kwargs)
+    give_back(arrays, inputs)
     gradients = []
     for key, (leaf, old) in written.touched.items():
         zeroed = key in written.zeroed

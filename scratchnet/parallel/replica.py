@@ -22,7 +22,6 @@ from ..data.dataset import gather, selects
 from ..errors import ConfigError
 from ..jit import jit
 from ..kernels import Device
-from ..kernels import device as find_device
 from ..nn import Module
 from ..random import Generator
 from ..tensor import Tensor, default_device
