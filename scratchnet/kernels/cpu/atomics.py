@@ -38,6 +38,17 @@ def _typed_fetch_add(typing_context, words, at, amount):
     return types.int64(words, types.intp, types.int64), generate
 
 
+def _typed_compare_exchange(typing_context, words, at, expected, value):
+    """words[at] = value if it is `expected`, at once for all; returns whether it was."""
+
+    def generate(context, builder, signature, values):
+        pointer = _pointer(context, builder, signature, values)
+        found = builder.cmpxchg(pointer, values[2], values[3], "acq_rel", "acquire")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(words, types.intp, types.int64, types.int64), generate
+
+
 def _typed_load_acquire(typing_context, words, at):
     """words[at], and all that was written before it was."""
 
@@ -79,6 +90,13 @@ def _fetch_add(words, at, amount):
     return old
 
 
+def _compare_exchange(words, at, expected, value):
+    found = words[at] == expected
+    if found:
+        words[at] = value
+    return found
+
+
 def _load_acquire(words, at):
     return words[at]
 
@@ -93,6 +111,7 @@ def _pause():
 
 if JIT_ENABLED:
     fetch_add: Callable = intrinsic(_typed_fetch_add)
+    compare_exchange: Callable = intrinsic(_typed_compare_exchange)
     load_acquire: Callable = intrinsic(_typed_load_acquire)
     store_release: Callable = intrinsic(_typed_store_release)
     pause: Callable = intrinsic(_typed_pause)
@@ -100,7 +119,8 @@ if JIT_ENABLED:
         "sched_yield" if os.name == "posix" else "SwitchToThread", types.int32()
     )
 else:
-    fetch_add, load_acquire, store_release, pause = _fetch_add, _load_acquire, _store_release, _pause
+    fetch_add, compare_exchange = _fetch_add, _compare_exchange
+    load_acquire, store_release, pause = _load_acquire, _store_release, _pause
     let_others_run = functools.partial(time.sleep, 0)
 
 # --- waiting (POSIX only) ---------------------------------------------------------------------------------------------
