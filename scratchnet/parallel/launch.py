@@ -142,14 +142,16 @@ class Workers:
     """`size` processes, each with a pipe: worker `rank` runs `target(channel, rank, *args)`. A context: at its end
     they are gone, whatever they were doing.
 
-    target: a function of a module, imported in the worker. args: sent by pickle, SharedMemory included.
+    target: a function of a module, imported in the worker. args: sent by pickle, SharedMemory included. threads: of a
+    worker's libraries; the cores, shared out, by default.
     Raises WorkerError if a process cannot be started.
     """
 
-    def __init__(self, size: int, target: Callable, *args: Any):
+    def __init__(self, size: int, target: Callable, *args: Any, threads: int | None = None):
         self.processes: list[Any] = []
         self.channels: list[connection.Connection] = []
-        self._target, self._args, self._threads = target, args, max(1, cores() // size)
+        self._target, self._args = target, args
+        self._threads = max(1, cores() // size if threads is None else threads)
         process = multiprocess.current_process()
         if getattr(process, "_inheriting", False) or process.daemon:
             raise ConfigError("run: expected a process that is no worker itself, got one that is, or is being imported")

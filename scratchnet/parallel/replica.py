@@ -57,6 +57,18 @@ class Segment(NamedTuple):
     slots: tuple[int, ...]
 
 
+class Slice(NamedTuple):
+    """Arrays of a piece of the update: [page's and states' parts], old and new, and gradients, of each segment; and
+    buffers: those of the shards, and where the merged ones go.
+    """
+
+    old: list[list[np.ndarray]]
+    new: list[list[np.ndarray]]
+    gradients: list[list[np.ndarray]]
+    parts: list[list[np.ndarray]]
+    buffers: list[np.ndarray]
+
+
 class PageLayout:
     """Places of parameters and buffers in a page, from the sizes that a model and an optimizer have.
 
@@ -101,13 +113,25 @@ class PageLayout:
 class Replica:
     """A model, a loss and an optimizer that compute on pages and slots. What they hold themselves is left alone."""
 
-    def __init__(self, model: Module, optimizer: Any, loss: Callable[..., Tensor], shards: int, seed: int):
-        self.model, self.optimizer, self.loss, self.shards = model, optimizer, loss, shards
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Any,
+        loss: Callable[..., Tensor],
+        shards: int,
+        seed: int,
+        trained: Sequence[int] | None = None,
+    ):
+        self.model, self.optimizer, self.loss, self.shards, self.seed = model, optimizer, loss, shards, seed
         self.device: Device = next(iter(model.parameters()))._device
         self.generator = Generator(seed)
-        self.layout = PageLayout(model, optimizer, range(len(optimizer._slots)))
+        self.layout = PageLayout(model, optimizer, range(len(optimizer._slots)) if trained is None else trained)
         self._of_samples, self._of_batch, self._update = jit(self._select), jit(self._gradient), jit(self._merge)
         model.train()
+
+    def __reduce__(self):
+        trained = tuple(self.layout.parameters)
+        return Replica, (self.model, self.optimizer, self.loss, self.shards, self.seed, trained)
 
     # --- pages ----------------------------------------------------------------------------------------------------
 
@@ -130,6 +154,13 @@ class Replica:
             pairs += [(place.of(part), array) for part, array in zip([theta, *states], own, strict=True)]
         buffers = zip(self.layout.buffers, self.model.buffers(), strict=True)
         return pairs + [(place.of(theta), buffer._data) for place, buffer in buffers]
+
+    def next_numbers(self) -> np.ndarray:
+        """One more step of the optimizer, as far as Python knows of it: what its kernel takes for each segment."""
+        slots = self.optimizer._slots
+        leaders = [(slots[segment.slots[0]], np.empty(self.optimizer.n_numbers)) for segment in self.layout.segments]
+        self.optimizer._count([slots[i] for i in self.layout.parameters], leaders)
+        return np.array([numbers for _, numbers in leaders])
 
     # --- the gradient of a shard ------------------------------------------------------------------------------------
 
@@ -174,47 +205,38 @@ class Replica:
 
     # --- the merge and update of a slice ----------------------------------------------------------------------------
 
-    def update(
-        self,
-        part: tuple[int, int],
-        old: Page,
-        new: Page,
-        slots: Sequence[np.ndarray],
-        weights: Sequence[float],
-        numbers: np.ndarray,
-    ) -> None:
-        """Slice s of n, (s, n) = part: from page `old` and the slots of the shards that are not empty to page `new`.
+    def slice_of(self, part: tuple[int, int], old: Page, new: Page, slots: Sequence[np.ndarray]) -> Slice:
+        """What slice s of n, (s, n) = part, of the step from page `old` to page `new` reads and writes, and no more.
 
-        weights: what the buffers of each slot count. numbers: (segments, n), what the optimizer's kernel takes.
+        slots: those of the shards that are not empty. The buffers belong to the last slice.
         """
-        self._update(part, old, new, slots, tuple(weights), numbers)
+        spans = [_slice(segment.place, *part) for segment in self.layout.segments]
+        buffers = self.layout.buffers if part[0] == part[1] - 1 else []
+        return Slice(
+            [[span.of(x) for x in old] for span in spans],
+            [[span.of(x) for x in new] for span in spans],
+            [[span.of(slot) for slot in slots] for span in spans],
+            [[place.of(slot) for slot in slots] for place in buffers],
+            [place.of(new[0]) for place in buffers],
+        )
 
-    def _merge(
-        self,
-        part: tuple[int, int],
-        old: Page,
-        new: Page,
-        slots: Sequence[np.ndarray],
-        weights: Sequence[float],
-        numbers: np.ndarray,
-    ) -> None:
-        device = trace.active(self.device)
+    def update(self, piece: Slice, weights: Sequence[float], numbers: np.ndarray) -> None:
+        """Merge and update of a slice. weights: what the buffers of each slot count. numbers: see `next_numbers`."""
+        self._update(tuple(piece), tuple(weights), numbers)
+
+    def _merge(self, piece: tuple, weights: Sequence[float], numbers: np.ndarray) -> None:
+        device, piece = trace.active(self.device), Slice(*piece)
         kernel = getattr(device, self.optimizer.kernel)
-        for segment, own in zip(self.layout.segments, numbers, strict=True):
-            span = _slice(segment.place, *part)
-            if not span.nbytes:
-                continue
-            gradient = span.of(slots[0])
-            for slot in slots[1:]:  # in the order of shards, as one process adds them
+        for old, new, gradients, own in zip(piece.old, piece.new, piece.gradients, numbers, strict=True):
+            gradient = gradients[0]
+            for other in gradients[1:]:  # in the order of shards, as one process adds them
                 total = device.empty(gradient.shape, gradient.dtype)
-                device.add(gradient, span.of(slot), total)
+                device.add(gradient, other, total)
                 gradient = total
-            before, after = [span.of(x) for x in old], [span.of(x) for x in new]
-            kernel(before[0], gradient, *before[1:], *after, own)
-        if part[0] == part[1] - 1:
-            for place in self.layout.buffers:
-                parts = [Tensor._wrap(place.of(slot), self.device) for slot in slots]
-                device.copy(weighted_mean(parts, weights)._data, place.of(new[0]))
+            kernel(old[0], gradient, *old[1:], *new, own)
+        for parts, buffer in zip(piece.parts, piece.buffers, strict=True):
+            merged = weighted_mean([Tensor._wrap(x, self.device) for x in parts], weights)
+            device.copy(merged._data, buffer)
 
 
 def _slice(place: Place, s: int, n: int) -> Place:

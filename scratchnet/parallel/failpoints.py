@@ -1,0 +1,69 @@
+"""Named points in a worker's life at which a test can make it fail, armed from outside by an environment variable.
+
+SCRATCHNET_FAIL="point:step:rank:action", several separated by commas; rank or step may be `*`. action: the name of a
+signal (`SIGKILL`, `SIGSTOP`, ...) that the worker sends itself, `exit`, `raise`, or `sleep=seconds`. Only the first
+process of a rank fails; with `!` before the action, its successors do, too.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+VARIABLE = "SCRATCHNET_FAIL"
+POINTS = (
+    "start",
+    "idle",
+    "shard.claimed",
+    "shard.half_written",
+    "shard.written",
+    "slice.claimed",
+    "slice.half_written",
+    "slice.written",
+    "exit",
+)
+
+
+def armed(rank: int, starts: int) -> Callable[..., None]:
+    """What a worker calls as fail(point, step, *memory); `starts`: processes that had this rank before.
+
+    Where a `half_written` point fires, the second half of `memory` is overwritten first.
+    """
+    plans = [plan.split(":") for plan in os.environ.get(VARIABLE, "").split(",") if plan]
+    mine = [
+        (point, step, action.removeprefix("!"))
+        for point, step, who, action in plans
+        if who in ("*", str(rank)) and (starts == 0 or action.startswith("!"))
+    ]
+
+    def fail(point: str, step: int, *memory: np.ndarray) -> None:
+        for name, when, action in mine:
+            if name == point and when in ("*", str(step)):
+                for array in memory:
+                    array[array.size // 2 :] = 0xFF
+                _ACTIONS.get(action.partition("=")[0], _signal)(action.partition("=")[2] or action)
+
+    return fail if mine else _never
+
+
+def _never(point: str, step: int, *memory: Any) -> None:
+    pass
+
+
+def _signal(name: str) -> None:
+    os.kill(os.getpid(), signal.Signals[name])
+    time.sleep(60)  # until the signal is there
+
+
+def _raise(argument: str) -> None:
+    raise RuntimeError("a fail point was armed")
+
+
+_ACTIONS: dict[str, Callable[[str], Any]] = {
+    "exit": lambda argument: os._exit(0),
+    "raise": _raise,
+    "sleep": lambda seconds: time.sleep(float(seconds)),
+}
