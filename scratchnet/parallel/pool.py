@@ -37,7 +37,7 @@ PATIENCE = 30.0  # seconds without progress after which a worker counts as stuck
 PATIENCE_GAPS = 20  # times the longest pause so far
 MOST_WORKERS = 256
 RETRIES = 3  # workers that may die over the same piece, or without any progress
-SLICES = 8  # pieces of the merge and update: for up to so many workers
+SLICES = 16  # pieces of the merge and update, at most: one a worker
 COMPUTE, MERGE, WAIT = range(3)  # columns of `times`
 
 
@@ -56,10 +56,10 @@ class TrainingArena:
     the steps, by number modulo WINDOW. pages (2, bytes), slots (shards, bytes). times (MOST_WORKERS, LINE): seconds.
     """
 
-    def __init__(self, replica: Replica, batch: int):
+    def __init__(self, replica: Replica, batch: int, slices: int):
         layout, shards = replica.layout, replica.shards
         self.shards = Pieces(2 * LINE, shards)
-        self.slices = Pieces(self.shards.end, SLICES)
+        self.slices = Pieces(self.shards.end, slices)
         arrays = {
             "words": ((self.slices.end,), np.int64),
             "positions": ((WINDOW, batch), np.int64),
@@ -187,11 +187,12 @@ class _Worker:
         piece = self.slices.get(kind)
         if piece is None:
             old, new = self.pages[self.step % 2], self.pages[1 - self.step % 2]
-            piece = self.replica.slice_of((s, SLICES), old, new, [self.slots[k] for k in full])
+            part = s, self.arena.slices.count
+            piece = self.replica.slice_of(part, old, new, [self.slots[k] for k in full])
             self.slices[kind] = piece
         weights = [(hi - lo) / count for lo, hi in bounds if lo < hi]
-        self.replica.update(piece, weights, self.arena.numbers[self.step % WINDOW])
-        self.fail("slice.half_written", self.step, *[x for arrays in piece.new for x in arrays])
+        piece.update(self.arena.numbers[self.step % WINDOW], weights)
+        self.fail("slice.half_written", self.step, *[x for _, _, new in piece.segments for x in new])
         self.fail("slice.written", self.step)
 
 
@@ -248,7 +249,7 @@ class Pool:
     ):
         self.replica, self.patience = replica, patience
         job = Parcel((replica, dataset), "Trainer: expected a model, loss and data that can be sent to a worker")
-        self.arena = TrainingArena(replica, batch)
+        self.arena = TrainingArena(replica, batch, min(workers, SLICES))
         self.pages: list[Page] = [replica.layout.page(memory) for memory in self.arena.pages]
         for pieces in (self.arena.shards, self.arena.slices):
             pieces.sealed(self.arena.words)[:] = first

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,18 +56,6 @@ class Segment(NamedTuple):
 
     place: Place
     slots: tuple[int, ...]
-
-
-class Slice(NamedTuple):
-    """Arrays of a piece of the update: [page's and states' parts], old and new, and gradients, of each segment; and
-    buffers: those of the shards, and where the merged ones go.
-    """
-
-    old: list[list[np.ndarray]]
-    new: list[list[np.ndarray]]
-    gradients: list[list[np.ndarray]]
-    parts: list[list[np.ndarray]]
-    buffers: list[np.ndarray]
 
 
 class PageLayout:
@@ -126,7 +115,7 @@ class Replica:
         self.device: Device = next(iter(model.parameters()))._device
         self.generator = Generator(seed)
         self.layout = PageLayout(model, optimizer, range(len(optimizer._slots)) if trained is None else trained)
-        self._of_samples, self._of_batch, self._update = jit(self._select), jit(self._gradient), jit(self._merge)
+        self._of_samples, self._of_batch = jit(self._select), jit(self._gradient)
         model.train()
 
     def __reduce__(self):
@@ -206,35 +195,54 @@ class Replica:
     # --- the merge and update of a slice ----------------------------------------------------------------------------
 
     def slice_of(self, part: tuple[int, int], old: Page, new: Page, slots: Sequence[np.ndarray]) -> Slice:
-        """What slice s of n, (s, n) = part, of the step from page `old` to page `new` reads and writes, and no more.
+        """Slice s of n, (s, n) = part, of the step from page `old` to page `new`.
 
         slots: those of the shards that are not empty. The buffers belong to the last slice.
         """
         spans = [_slice(segment.place, *part) for segment in self.layout.segments]
         buffers = self.layout.buffers if part[0] == part[1] - 1 else []
         return Slice(
-            [[span.of(x) for x in old] for span in spans],
-            [[span.of(x) for x in new] for span in spans],
-            [[span.of(slot) for slot in slots] for span in spans],
-            [[place.of(slot) for slot in slots] for place in buffers],
-            [place.of(new[0]) for place in buffers],
+            self.device,
+            self.optimizer.kernel,
+            np.empty((len(spans), self.optimizer.n_numbers)),
+            [
+                ([span.of(x) for x in old], [span.of(slot) for slot in slots], [span.of(x) for x in new])
+                for span in spans
+            ],
+            [([place.of(slot) for slot in slots], place.of(new[0])) for place in buffers],
         )
 
-    def update(self, piece: Slice, weights: Sequence[float], numbers: np.ndarray) -> None:
-        """Merge and update of a slice. weights: what the buffers of each slot count. numbers: see `next_numbers`."""
-        self._update(tuple(piece), tuple(weights), numbers)
 
-    def _merge(self, piece: tuple, weights: Sequence[float], numbers: np.ndarray) -> None:
-        device, piece = trace.active(self.device), Slice(*piece)
-        kernel = getattr(device, self.optimizer.kernel)
-        for old, new, gradients, own in zip(piece.old, piece.new, piece.gradients, numbers, strict=True):
+@dataclass
+class Slice:
+    """A piece of merge and update: for each segment, parts of the old page and states, gradients, and parts of the new
+    ones; for each buffer, those of the shards, and the place of the new one.
+    """
+
+    device: Device
+    kernel: str
+    numbers: np.ndarray
+    segments: list[tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]]
+    buffers: list[tuple[list[np.ndarray], np.ndarray]]
+
+    def __post_init__(self) -> None:
+        self._step = jit(self._merge)  # of arrays that stay where they are: a replay has nothing to look up
+
+    def update(self, numbers: np.ndarray, weights: Sequence[float]) -> None:
+        """numbers: see `Replica.next_numbers`. weights: what the buffers of each slot count."""
+        self.numbers[...] = numbers
+        self._step(tuple(weights) if self.buffers else ())
+
+    def _merge(self, weights: Sequence[float]) -> None:
+        device = trace.active(self.device)
+        for (old, gradients, new), own in zip(self.segments, self.numbers, strict=True):
             gradient = gradients[0]
             for other in gradients[1:]:  # in the order of shards, as one process adds them
                 total = device.empty(gradient.shape, gradient.dtype)
                 device.add(gradient, other, total)
                 gradient = total
-            kernel(old[0], gradient, *old[1:], *new, own)
-        for parts, buffer in zip(piece.parts, piece.buffers, strict=True):
+            getattr(device, self.kernel)(old[0], gradient, *old[1:], *new, own)
+        for parts, buffer in self.buffers:
             merged = weighted_mean([Tensor._wrap(x, self.device) for x in parts], weights)
             device.copy(merged._data, buffer)
 
