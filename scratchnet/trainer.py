@@ -26,7 +26,7 @@ from .errors import CheckpointError, ConfigError, NonFiniteError
 from .jit import jit as jitted
 from .kernels import device as find_device
 from .nn import Module
-from .parallel.shards import first_stream, require_finite, shard_loss, split, weighted_mean
+from .parallel.shards import StepResult, first_stream, require_finite, shard_loss, split, weighted_mean
 from .random import Generator
 from .tensor import Tensor, default_device, no_grad
 
@@ -57,7 +57,8 @@ class Trainer:
     so the last bits of the result; nothing else about the machine does.
 
     model, optimizer, loss, scheduler: as in PyTorch; the scheduler steps once an optimizer step.
-    workers, strategy: one process and "all_reduce" are what exists now.
+    workers: processes that compute, 1 for this one alone. Their number, and how often any of them dies, changes no bit.
+    strategy: "all_reduce", the only one now: every shard's gradient is merged into each step.
     shards: K; None means one a worker.
     seed: of the random numbers that layers draw; those of step t and shard k depend on (seed, t, k) alone.
     folder: where checkpoints and metrics.jsonl go; None keeps nothing.
@@ -88,15 +89,15 @@ class Trainer:
         jit: bool = True,
         progress: bool = True,
     ):
-        if workers != 1:
-            raise ConfigError(f"Trainer: expected workers=1 (a pool of processes does not exist yet), got {workers!r}")
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise ConfigError(f"Trainer: expected workers to be an integer of at least 1, got {workers!r}")
         if strategy != "all_reduce":
             raise ConfigError(f"Trainer: expected strategy 'all_reduce', got {strategy!r}")
         for name, value in {"shards": shards, "save_every": save_every}.items():
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"Trainer: expected {name} >= 1 or None, got {value!r}")
         self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
-        self.shards = shards or workers
+        self.shards, self.workers = shards or workers, workers
         self.seed, self.save_every, self.config, self.progress = seed, save_every, config or {}, progress
         self.folder = None if folder is None else Path(folder)
         self._device = next(iter(model.parameters())).device
@@ -132,21 +133,24 @@ class Trainer:
                 run.checkpoints = stack.enter_context(checkpoint.CheckpointFolder(self.folder))
             self._resume(run, resume)
             run.stop = stack.enter_context(_stop_on_signal())
+            engine = stack.enter_context(_Pooled(self, run) if self.workers > 1 else _Alone(self, run))
             while run.epoch < epochs:
-                self._epoch(run, epochs, val_loader)
+                self._epoch(run, engine, epochs, val_loader)
                 run.stop.leave_if_requested()
         return History(run.history)
 
-    def _epoch(self, run: _Run, epochs: int, val_loader: DataLoader | None) -> None:
+    def _epoch(self, run: _Run, engine: _Alone | _Pooled, epochs: int, val_loader: DataLoader | None) -> None:
         start, first = time.perf_counter(), run.samples
         self.model.train()
         with _bar(run, epochs, self.progress) as bar:
             for positions in run.loader.batch_indices(run.epoch, run.batch):
-                self._step(positions, run)
-                bar.update()
-                if run.stop.requested or (self.save_every and run.step % self.save_every == 0):
+                engine.submit(positions)
+                run.count(engine.finished(), bar)
+                if run.stop.requested or (self.save_every and engine.submitted % self.save_every == 0):
+                    run.count(engine.settled(), bar)
                     run.save(self)
                 run.stop.leave_if_requested()
+            run.count(engine.settled(), bar)
         seconds = time.perf_counter() - start
         record: dict[str, Any] = {"epoch": run.epoch + 1, "step": run.step, "train_loss": run.loss_sum / run.samples}
         if val_loader is not None:
@@ -160,20 +164,18 @@ class Trainer:
         run.next_epoch()
         run.save(self)
 
-    def _step(self, positions: np.ndarray, run: _Run) -> None:
-        dataset, n = run.loader.dataset, len(positions)
+    def _step(self, dataset: Any, positions: np.ndarray, step: int) -> dict[int, float]:
+        """One optimizer step in this process; the losses of the shards that are not empty."""
         for k, generator in enumerate(self._generators):
-            generator.stream = first_stream(run.step, k, self.shards)
+            generator.stream = first_stream(step, k, self.shards)
         try:
             if self._select is not None and selects(dataset):
                 losses = self._select(dataset, Tensor(positions, device=self._device))
             else:
                 losses = self._train(*self._tensors(gather(dataset, positions)))
         except NonFiniteError:
-            raise self._origin(gather(dataset, positions), run.step) from None
-        for k, loss in losses.items():
-            run.loss_sum += loss.item() * len(split((positions,), k, self.shards)[0])
-        run.step, run.batch, run.samples = run.step + 1, run.batch + 1, run.samples + n
+            raise self._origin(gather(dataset, positions), step) from None
+        return {k: loss.item() for k, loss in losses.items()}
 
     def _tensors(self, batch: Batch) -> tuple[Tensor, ...]:
         return tuple(Tensor(array, device=self._device) for array in batch)
@@ -262,6 +264,86 @@ class Trainer:
         return np.concatenate(outputs)
 
 
+class _Alone:
+    """Steps in this process: done as soon as they are submitted."""
+
+    def __init__(self, trainer: Trainer, run: _Run):
+        self._trainer, self._dataset, self.submitted = trainer, run.loader.dataset, run.step
+        self._done: list[StepResult] = []
+
+    def submit(self, positions: np.ndarray) -> None:
+        losses = self._trainer._step(self._dataset, positions, self.submitted)
+        column = np.array([losses.get(k, math.nan) for k in range(self._trainer.shards)])
+        self._done.append(StepResult(self.submitted, positions, column))
+        self.submitted += 1
+
+    def finished(self) -> list[StepResult]:
+        """The steps that were done since the last call."""
+        done, self._done = self._done, []
+        return done
+
+    settled = finished
+
+    def __enter__(self) -> _Alone:
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        pass
+
+
+class _Pooled:
+    """Steps in a pool of processes. The trainer's model and optimizer follow when the steps are `settled`."""
+
+    def __init__(self, trainer: Trainer, run: _Run):
+        from .parallel.pool import Pool  # here, not above: importing scratchnet does not load multiprocess
+        from .parallel.replica import Replica
+
+        loader, self._trainer = run.loader, trainer
+        batch = min(loader.batch_size, len(loader.dataset))
+        if trainer.shards > batch:
+            raise ConfigError(f"Trainer: expected at most one shard a sample, got {trainer.shards} for {batch} samples")
+        first = split((next(loader.batch_indices(0)),), 0, trainer.shards)[0]
+        self._replica = Replica(trainer.model, trainer.optimizer, trainer.loss, trainer.shards, trainer.seed)
+        self._replica.leave_out_untrained(loader.dataset, first)
+        self._pool = Pool(self._replica, loader.dataset, batch, trainer.workers, run.step)
+        self.finished = self._pool.finished
+
+    @property
+    def submitted(self) -> int:
+        return self._pool.submitted
+
+    def submit(self, positions: np.ndarray) -> None:
+        with self._origin_named():
+            self._pool.submit(positions, self._replica.next_numbers())
+        if self._trainer.scheduler is not None:
+            self._trainer.scheduler.step()
+
+    def settled(self) -> list[StepResult]:
+        """All steps are done, and the trainer's model and optimizer have their state."""
+        with self._origin_named():
+            self._pool.drain()
+        self._pool.read()
+        return self.finished()
+
+    @contextlib.contextmanager
+    def _origin_named(self) -> Iterator[None]:
+        try:
+            yield
+        except NonFiniteError:
+            self._pool.read()
+            step = self._pool.current()
+            batch = gather(self._pool.dataset, step.positions)
+            raise self._trainer._origin(batch, step.number) from None
+
+    def __enter__(self) -> _Pooled:
+        self._pool.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._pool.read()  # what is committed is not lost, whatever happened
+        self._pool.__exit__(*exc_info)
+
+
 class _Run:
     """Where a run stands: what a checkpoint holds besides model, optimizer and scheduler."""
 
@@ -284,6 +366,16 @@ class _Run:
 
     def _start_epoch(self) -> None:
         self.batch, self.samples, self.loss_sum = 0, 0, 0.0
+
+    def count(self, steps: list[StepResult], bar: Any) -> None:
+        """Steps that were done."""
+        for step in steps:
+            n, shards = len(step.positions), len(step.losses)
+            for k, loss in enumerate(step.losses.tolist()):
+                if not math.isnan(loss):
+                    self.loss_sum += loss * len(split((step.positions,), k, shards)[0])
+            self.step, self.batch, self.samples = self.step + 1, self.batch + 1, self.samples + n
+            bar.update()
 
     def next_epoch(self) -> None:
         self.epoch += 1

@@ -11,7 +11,7 @@ import pytest
 
 import scratchnet as sn
 from scratchnet.metrics_log import read_jsonl
-from scratchnet.trainer import split
+from scratchnet.parallel.shards import split
 
 SAMPLES, FEATURES, CLASSES = 50, 6, 3
 
@@ -71,10 +71,10 @@ def test_resuming_from_any_step_ends_in_the_same_bytes(tmp_path):
         trainer, loader = make(folder, save_every=1)
         step_of = trainer._step
 
-        def stop_after(batch, run, step=step, step_of=step_of):
-            if run.step == step:
+        def stop_after(dataset, positions, number, step=step, step_of=step_of):
+            if number == step:
                 raise Stop
-            step_of(batch, run)
+            return step_of(dataset, positions, number)
 
         trainer._step = stop_after
         with pytest.raises(Stop):
@@ -90,9 +90,10 @@ sys.path[:0] = [{tests!r}]
 from test_trainer import make
 trainer, loader = make({folder!r}, save_every=2)
 step = trainer._step
-def announced(batch, run):
-    step(batch, run)
-    print("step", run.step, flush=True)
+def announced(dataset, positions, number):
+    losses = step(dataset, positions, number)
+    print("step", number + 1, flush=True)
+    return losses
 trainer._step = announced
 trainer.fit(loader, epochs=4, resume="auto")
 """
@@ -321,7 +322,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_op_and_changes_nothing
 
 
 @pytest.mark.parametrize(
-    "options", [{"workers": 0}, {"workers": 2}, {"shards": 0}, {"strategy": "gossip"}, {"save_every": 0}]
+    "options", [{"workers": 0}, {"workers": 1.5}, {"shards": 0}, {"strategy": "gossip"}, {"save_every": 0}]
 )
 def test_arguments_outside_their_range_are_refused(options):
     with pytest.raises(sn.ConfigError, match="Trainer: expected"):

@@ -16,7 +16,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from multiprocess import connection
@@ -28,7 +28,7 @@ from .claims import ALL_SEALED, STOPPED, Pieces, allow, seal, stop, take, wait_f
 from .launch import Parcel, Workers, cores, describe, dumps, loads
 from .memory import Layout, SharedMemory
 from .replica import Page, Replica, Slice
-from .shards import split
+from .shards import StepResult, split
 
 WINDOW = 256  # steps that are written ahead at most
 AHEAD = 0.2  # seconds of work that are allowed ahead, so that a run that is asked to stop does so soon
@@ -39,14 +39,6 @@ MOST_WORKERS = 256
 RETRIES = 3  # workers that may die over the same piece, or without any progress
 SLICES = 16  # pieces of the merge and update, at most: one a worker
 COMPUTE, MERGE, WAIT = range(3)  # columns of `times`
-
-
-class Step(NamedTuple):
-    """What came of a step: its number, the positions of its samples, and the mean loss of each shard (NaN: empty)."""
-
-    number: int
-    positions: np.ndarray
-    losses: np.ndarray
 
 
 class TrainingArena:
@@ -247,7 +239,7 @@ class Pool:
     def __init__(
         self, replica: Replica, dataset: Any, batch: int, workers: int, first: int = 0, patience: float = PATIENCE
     ):
-        self.replica, self.patience = replica, patience
+        self.replica, self.dataset, self.patience = replica, dataset, patience
         job = Parcel((replica, dataset), "Trainer: expected a model, loss and data that can be sent to a worker")
         self.arena = TrainingArena(replica, batch, min(workers, SLICES))
         self.pages: list[Page] = [replica.layout.page(memory) for memory in self.arena.pages]
@@ -256,13 +248,14 @@ class Pool:
         replica.write(self.pages[first % 2])
         allow(self.arena.words, first)
         self.submitted = self._collected = first
-        self._done: list[Step] = []
+        self._done: list[StepResult] = []
         self._deaths: Counter[Any] = Counter()
         self._seals, self._since, self._longest, self._seconds = 0, time.monotonic(), 0.0, math.inf
         self._crew = _Crew(0, work, self.arena, job, SPINS if workers <= cores() else 16, threads=cores() // workers)
         self._missing: set[int] = set()
         try:
             self.resize(workers)
+            self._warm_up()
         except BaseException:
             self._crew.end()
             raise
@@ -284,8 +277,20 @@ class Pool:
     def workers(self) -> int:
         return len(self._crew.processes)
 
-    def go(self) -> None:
-        """Let workers begin. Compile before: only one process may do so."""
+    def _warm_up(self) -> None:
+        """Compile, in this process alone, all that the workers will run, and then let them begin."""
+        replica, words, scratch = self.replica, np.zeros(8 * LINE, np.int64), np.zeros(2, np.int64)
+        slot, pages = np.zeros(replica.layout.nbytes, np.uint8), [page.copy() for page in self.arena.pages]
+        old, new = map(replica.layout.page, pages)
+        positions = split((np.arange(min(len(self.dataset), self.arena.positions.shape[1])),), 0, replica.shards)[0]
+        with contextlib.suppress(NonFiniteError):  # that may well be, and is said when the step is done in earnest
+            replica.gradient(self.dataset, positions, 1.0, 0, 0, old, slot)
+        numbers = np.zeros((len(replica.layout.segments), replica.optimizer.n_numbers))
+        replica.slice_of((0, 1), old, new, [slot, slot]).update(numbers, [0.5, 0.5])
+        allow(words, 1)
+        wait_for_step(words, 0, 0, scratch)
+        pieces = Pieces(2 * LINE, 1)
+        seal(words, pieces.seals, take(words, pieces.claims, pieces.seals, 1, 0, 0, 0, scratch), 0)
         self._crew.go()
 
     # --- steps ---
@@ -306,7 +311,7 @@ class Pool:
         while self._collect() < self.submitted:
             self._watch()
 
-    def finished(self) -> list[Step]:
+    def finished(self) -> list[StepResult]:
         """The steps that were done since the last call, in order."""
         done, self._done = self._done, []
         return done
@@ -315,12 +320,18 @@ class Pool:
         """The state after the last step that is done, to the model and optimizer."""
         self.replica.read(self.pages[self.arena.committed() % 2])
 
+    def current(self) -> StepResult:
+        """The step that is being computed, without losses."""
+        number = self.arena.committed()
+        row = number % WINDOW
+        return StepResult(number, self.arena.positions[row, : self.arena.counts[row]].copy(), np.empty(0))
+
     def _collect(self) -> int:
         committed = self.arena.committed()
         for number in range(self._collected, committed):
             row = number % WINDOW
             positions = self.arena.positions[row, : self.arena.counts[row]].copy()
-            self._done.append(Step(number, positions, self.arena.losses[row].copy()))
+            self._done.append(StepResult(number, positions, self.arena.losses[row].copy()))
         self._collected = committed
         return committed
 
@@ -414,5 +425,4 @@ class Pool:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         stop(self.arena.words)
-        self._crew.go()
         self._crew.__exit__(kind, error, trace)

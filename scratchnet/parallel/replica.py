@@ -122,6 +122,16 @@ class Replica:
         trained = tuple(self.layout.parameters)
         return Replica, (self.model, self.optimizer, self.loss, self.shards, self.seed, trained)
 
+    def leave_out_untrained(self, dataset: Any, positions: np.ndarray) -> None:
+        """Parameters that get no gradient are constants: the optimizer passes them by."""
+        slots, buffers = self.optimizer._slots, list(self.model.buffers())
+        kept = [buffer._data.copy() for buffer in buffers]
+        with _bound([*(slot.param for slot in slots), *buffers], [*(slot.param._data for slot in slots), *kept]):
+            batch = [Tensor(array, device=self.device.name) for array in gather(dataset, positions)]
+            shard_loss(self.model, self.loss, batch, Generator(self.seed)).sum().backward()
+            trained = [i for i, slot in enumerate(slots) if slot.param.grad is not None]
+        self.layout = PageLayout(self.model, self.optimizer, trained)
+
     # --- pages ----------------------------------------------------------------------------------------------------
 
     def write(self, page: Page) -> None:

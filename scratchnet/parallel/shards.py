@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,14 @@ from ..random import Generator, using
 from ..tensor import Tensor, no_grad
 
 DRAWS = 1 << 20  # streams of random numbers that a shard may use in a step
+
+
+class StepResult(NamedTuple):
+    """What came of a step: its number, the positions of its samples, and the mean loss of each shard (NaN: empty)."""
+
+    number: int
+    positions: np.ndarray
+    losses: np.ndarray
 
 
 def split(batch: Sequence[Any], k: int, shards: int) -> tuple[Any, ...]:
