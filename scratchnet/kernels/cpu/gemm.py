@@ -299,8 +299,8 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     if m < ROWS * threads and n >= 4 * lanes:
         packed = _packed(b, True, 0, n) if transpose_b else b
         groups = -(-n // (PANEL * lanes))
-        arguments = a, packed, start, out, transpose_a, packed is not b, work
-        _by_columns(groups, m * n * k // groups, *arguments, block=-(-groups // threads))
+        block = -(-groups // threads)
+        _by_columns(groups, m * n * k // groups, a, packed, start, out, transpose_a, packed is not b, work, block=block)
         return
     run = _by_rows_of_turned if transpose_a else _by_rows
     near = k <= NEAR_K and k * n * out.itemsize <= NEAR_BYTES
@@ -311,8 +311,8 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     for j in range(0, n, columns):
         j_end = min(n, j + columns)
         packed = _packed(b, bool(transpose_b), j, j_end)
-        arguments = a, packed, start, out, transpose_a, True, j, j_end, work
-        run(m, (j_end - j) * k, *arguments, block=_even_rows(m, threads))
+        block = _even_rows(m, threads)
+        run(m, (j_end - j) * k, a, packed, start, out, transpose_a, True, j, j_end, work, block=block)
 
 
 def _packed(b, transposed, j0, j1):
