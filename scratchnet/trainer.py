@@ -133,7 +133,8 @@ class Trainer:
                 run.checkpoints = stack.enter_context(checkpoint.CheckpointFolder(self.folder))
             self._resume(run, resume)
             run.stop = stack.enter_context(_stop_on_signal())
-            engine = stack.enter_context(_Pooled(self, run) if self.workers > 1 else _Alone(self, run))
+            engine: _Alone | _Pooled = _Pooled(self, run) if self.workers > 1 else _Alone(self, run)
+            stack.enter_context(engine)
             while run.epoch < epochs:
                 self._epoch(run, engine, epochs, val_loader)
                 run.stop.leave_if_requested()
