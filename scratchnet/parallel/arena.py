@@ -21,7 +21,7 @@ from .collectives import ALGORITHMS, algorithm_of
 from .communicator import DTYPES, Communicator, checked
 from .memory import ALIGNMENT, Heap, Layout, SharedMemory, available_bytes
 
-STAGE = 1 << 19  # bytes that a rank shows at a time, twice: what two ranks show stays in a second-level cache
+STAGE = 1 << 18  # bytes that a rank shows at a time, twice: what two ranks show stays in a second-level cache
 MAIL = 1 << 22  # bytes of all mailboxes together, at most, but for PARCELS[0]
 PARCELS = 1 << 12, 1 << 16  # bytes of a parcel, least and most
 TEXT = 512  # bytes in which a rank says what it called, for the others' error messages
@@ -123,6 +123,8 @@ class ArenaCommunicator(Communicator):
     # --- the interface ---
 
     def all_reduce(self, array, op="sum", algorithm="auto"):
+        if self._broken:
+            raise CollectiveError(self._broken)
         try:
             plan = self._plans[array.shape, array.dtype, op, algorithm]
         except (KeyError, AttributeError, TypeError):
@@ -173,6 +175,8 @@ class ArenaCommunicator(Communicator):
     # --- how calls are made, and how they fail ---
 
     def _collective(self, kind, array, op="sum", root=0):
+        if self._broken:
+            raise CollectiveError(self._broken)
         try:
             plan = self._plans[kind, array.shape, array.dtype, op, root]
         except (KeyError, AttributeError, TypeError):
@@ -219,20 +223,24 @@ class ArenaCommunicator(Communicator):
             np.divide(x, self.size, out=x)
 
     def _enter(self, text):
+        if self._broken:
+            raise CollectiveError(self._broken)
         status = kernels.enter(self._words, self._state, _signature(text), -1)
         if status != REACHED:
             self._fail(status, text)
 
     def leave(self, how: int = RETURNED) -> None:
-        """Say that this rank makes no more calls: RETURNED or RAISED. Whoever waits for it gets a CollectiveError."""
-        kernels.leave(self._words, self._state, how)
+        """Say that this rank makes no more calls: RETURNED or RAISED. Whoever waits for it gets a CollectiveError.
+
+        Not after a call that failed: it may have ended half way, where others would take this for its next step.
+        """
+        if not self._broken:
+            kernels.leave(self._words, self._state, how)
 
     def _fail(self, status, text):
         if self._broken is None:
             reasons = {ABORTED: self._why_aborted, LATE: self._why_late, MISMATCH: self._why_mismatch}
             self._broken = reasons[status](text)
-            # From now on every call here ends at once, and the others learn in their next one that this rank is gone.
-            self._state[kernels.CALLS] += 1
         raise CollectiveError(self._broken)
 
     def _why_aborted(self, text):

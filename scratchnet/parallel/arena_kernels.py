@@ -97,9 +97,7 @@ def meet(words, state):
     store_release(words, _word(state[RANK], _SYNCS), state[SYNCS])
     deadline = _deadline(state)
     for rank in range(state[SIZE]):
-        status = wait_until(
-            words, _word(rank, _SYNCS), state[SYNCS], ABORT, deadline, state[SPINS], state[SCRATCH:]
-        )
+        status = wait_until(words, _word(rank, _SYNCS), state[SYNCS], ABORT, deadline, state[SPINS], state[SCRATCH:])
         if status != REACHED:
             return status
     return REACHED

@@ -2,8 +2,8 @@
 
 An algorithm is a function of a `Link` (who am I, and how do messages travel), a flat array, which it reduces in place,
 and `combine(low, high, out)`, which adds, or takes the larger, of two arrays. It works for any number of ranks W and
-any number of elements, and leaves the same bits on every rank: of two partial results, that of the lower ranks always
-stands first, and a part that is finished on one rank is copied, never computed again.
+any number of elements, and leaves the same bits on every rank: of two partial results, that of the lower rank stands
+first, and a part that is finished on one rank is copied, never computed again.
 
 `ALGORITHMS` is the table. The classic cost model (Hockney's) prices an all-reduce of n bytes at
 steps * latency + bytes / bandwidth; `cost(W, n)` gives those figures, and a test counts them on a virtual transport.
@@ -225,7 +225,7 @@ ALGORITHMS = {
 
 # What `auto` takes: the first row that the array's bytes do not exceed. Measured by scripts/bench.py --sections
 # collectives; the message-passing ones are never faster than these where there is memory to share.
-AUTO = ((16384, "one_shot"), (float("inf"), "arena"))
+AUTO = ((32768, "one_shot"), (float("inf"), "arena"))
 
 
 def algorithm_of(name: str, nbytes: int = 0) -> str:

@@ -7,6 +7,7 @@ program: it may be a script without `if __name__ == "__main__"`, a notebook, a p
 
 import contextlib
 import ctypes
+import importlib
 import io
 import os
 import pickle
@@ -87,12 +88,26 @@ def _work(channel: connection.Connection, rank: int, arena: Any, work: "Parcel",
 
 def dumps(value: Any) -> bytes:
     """`value` as bytes; functions and classes of a main program by value, with the globals that they name."""
-    return dill.dumps(value, protocol=pickle.HIGHEST_PROTOCOL, recurse=True)
+    stream = io.BytesIO()
+    _Pickler(stream, pickle.HIGHEST_PROTOCOL, recurse=True).dump(value)
+    return stream.getvalue()
 
 
 def loads(data: bytes) -> Any:
     """What `dumps` made. A class that this process's main program has comes back as that very class."""
     return _Unpickler(io.BytesIO(data)).load()
+
+
+class _Pickler(dill.Pickler):
+    dispatch = dill.Pickler.dispatch.copy()
+
+
+def _save_module(pickler, module):
+    """By name. Dill would send what is in a module, too, if it is not installed for all users."""
+    pickler.save_reduce(importlib.import_module, (module.__name__,), obj=module)
+
+
+_Pickler.dispatch[types.ModuleType] = _save_module
 
 
 class _Unpickler(dill.Unpickler):
@@ -131,8 +146,8 @@ def describe(error: BaseException) -> dict[str, Any]:
     """What the parent is told about an exception."""
     frames = error.__traceback__ and error.__traceback__.tb_next  # without that of the caller
     text = "".join(traceback.format_exception(type(error), error, frames))
-    message = "".join(traceback.format_exception_only(error)).splitlines()
-    return {"message": message[0], "traceback": text, "follows": isinstance(error, CollectiveError)}
+    message = f"{type(error).__name__}: {error}".splitlines()[0]
+    return {"message": message, "traceback": text, "follows": isinstance(error, CollectiveError)}
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,47 @@
+"""What the ranks of a group run in tests. The parent computes with NumPy what must come out."""
+
+import numpy as np
+
+ORDERED = ("auto", "arena", "one_shot")  # they fold in rank order
+
+
+def data(seed, rank, shape, dtype):
+    """The array of one rank: positive and negative numbers of very different size."""
+    rng = np.random.default_rng((seed, rank))
+    values = rng.normal(size=shape) * 10.0 ** rng.integers(-3, 4, shape)
+    return values.astype(dtype) if np.dtype(dtype).kind == "f" else (values * 1000).astype(dtype)
+
+
+def laid_out(comm, array, layout):
+    """A new array with the values of `array` in the given layout; `heap` layouts are from comm.empty."""
+    shape, dtype = array.shape, array.dtype
+    if layout == "heap":
+        new = comm.empty(shape, dtype)
+    elif layout == "heap on some ranks":
+        new = comm.empty(shape, dtype) if comm.rank % 2 else np.empty(shape, dtype)
+    elif layout == "part of heap":
+        new = comm.empty(array.size + 3, dtype)[3:].reshape(shape)
+    elif layout == "strided":
+        new = np.empty((*shape, 2), dtype)[..., 0]
+    elif layout == "unaligned":
+        new = np.empty(array.nbytes + 1, np.uint8)[1:].view(dtype).reshape(shape)
+    else:
+        new = np.empty(shape, dtype, order=layout)
+    new[...] = array
+    return new
+
+
+def call(comm, kind, seed, shape, dtype, layout, kwargs):
+    """One collective; returns what this rank has afterwards."""
+    array = laid_out(comm, data(seed, comm.rank, shape, dtype), layout)
+    result = getattr(comm, kind)(array, **kwargs)
+    return np.array(array if kind != "reduce_scatter" else result)
+
+
+def fold(arrays, op):
+    """Folded in rank order with NumPy."""
+    function = {"max": np.maximum, "min": np.minimum}.get(op, np.add)
+    total = arrays[0]
+    for array in arrays[1:]:
+        total = function(total, array)
+    return total / total.dtype.type(len(arrays)) if op == "mean" and len(arrays) > 1 else total
