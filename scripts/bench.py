@@ -2,6 +2,7 @@
 
     python scripts/bench.py                                    # steps, epochs, time to 88 %; some minutes
     python scripts/bench.py --sections kernels --threads 1     # products against every BLAS, bandwidth of the others
+    python scripts/bench.py --sections collectives             # all-reduces of two processes
     pip install "scratchnet[bench]"                            # the peers: PyTorch, JAX, scikit-learn
 
 Each engine (engines.py) runs in a process of its own with the same number of threads, on the same cores. In a round
@@ -32,8 +33,9 @@ from scratchnet.data import load
 from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
 
-SECTIONS = ("kernels", "steps", "epochs", "accuracy")
+SECTIONS = ("kernels", "steps", "epochs", "accuracy", "collectives")
 NETS = ((784, 128, 10), (784, 1024, 1024, 10))
+ALL_REDUCES = (4096, 407_080, 4_000_000, 64_000_000)  # bytes; the second is all gradients of 784-128-10
 STEPS = ("784-128-10@64", "784-128-10@512", "784-1024-1024-10@512")
 OURS = ("scratchnet", "scratchnet-eager")
 PEERS = tuple(name for name in ENGINES if name != "registers")
@@ -43,7 +45,7 @@ PEERS = tuple(name for name in ENGINES if name != "registers")
 class Config:
     """Measure scratchnet and its peers on the same work, in turns, each in its own process."""
 
-    sections: tuple[str, ...] = flag(SECTIONS[1:], "what is measured", SECTIONS)
+    sections: tuple[str, ...] = flag(SECTIONS[1:4], "what is measured", SECTIONS)
     engines: tuple[str, ...] = flag(PEERS, "who takes part, if installed", PEERS)
     steps: tuple[str, ...] = flag(STEPS, "networks and batch sizes of the section steps")
     data: str = flag("fashion-mnist", "data set, or a folder in MNIST format")
@@ -208,6 +210,14 @@ def works_of(section: str, config: Config) -> list[Work]:
         return [step_of(text) for text in config.steps]
     if section == "epochs":
         return [Work(section, f"{name_of(NETS[0])}, batch {BATCH}, shuffled", section, {"widths": NETS[0]})]
+    if section == "collectives":
+        kinds = {"private": False, "rewritten before each call, ours in the arena": True}
+        return [
+            Work(section, f"all-reduce of {n} bytes on 2 processes, {kind}", section, arguments, bytes=float(n))
+            for kind, rewritten in kinds.items()
+            for n in ALL_REDUCES
+            for arguments in [{"elements": n // 4, "rewritten": rewritten}]
+        ]
     title = f"{name_of(NETS[0])}, batch {BATCH}, to {config.goal:.0%} test accuracy"
     return [Work(section, title, section, {"widths": NETS[0], "goal": config.goal})]
 
@@ -216,7 +226,7 @@ def measure_in_turns(works: list[Work], engines: list[str], config: Config, fold
     """Fills the works of one section: its engines live side by side, and each round asks all of them."""
     processes = [Process(name, config.threads, folder) for name in [*engines, "registers"]]
     rounds = max(1, config.rounds // 4) if works[0].section == "epochs" else config.rounds
-    seconds = config.seconds / 10 if works[0].section == "kernels" else config.seconds
+    seconds = config.seconds / 10 if works[0].section in ("kernels", "collectives") else config.seconds
     for work in works:
         print(f"... {work.title}", file=sys.stderr)
         for _ in range(rounds):
@@ -349,6 +359,8 @@ def main(config: Config) -> None:
             raise ConfigError(f"--{name}: expected at least 1, got {getattr(config, name)}")
     if hasattr(os, "sched_setaffinity"):  # every engine inherits it; JAX counts the cores that it may use
         cores = sorted(os.sched_getaffinity(0))
+        if "collectives" in config.sections and config.threads < 2:
+            raise ConfigError("--threads: expected a core for each of the 2 processes of collectives, got 1")
         if config.threads > len(cores):
             raise ConfigError(f"--threads: expected at most {len(cores)}, the cores here, got {config.threads}")
         os.sched_setaffinity(0, cores[: config.threads])

@@ -10,7 +10,9 @@ import itertools
 import json
 import math
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -111,6 +113,12 @@ class Scratchnet(Engine):
 
     def transform(self, step):
         return self.sn.jit(step)
+
+    def ranks(self):
+        from scratchnet.parallel.arena import Arena, warm_up
+
+        warm_up()
+        return LocalRanks(arena_rank, Arena(RANKS))
 
     def network(self, widths, seed):
         sn = self.sn
@@ -451,9 +459,112 @@ class Registers(Engine):
         list(self.pool.map(lambda row: self.chains(self.LOOPS, row.ctypes.data), values))
 
 
+# --- collectives ------------------------------------------------------------------------------------------------------
+
+RANKS = 2
+
+
+def time_all_reduces(all_reduce, barrier, array, rewritten, seconds):
+    """Seconds that a call takes this rank, the mean over about `seconds`; all ranks make the same number of calls."""
+    count, total = max(2, int(seconds / (5e-6 + array.nbytes * 3e-10))), 0.0
+    for k in range(count):
+        if rewritten or k % 16 == 0:
+            array[:] = 1
+        barrier()
+        start = time.perf_counter()
+        all_reduce(array)
+        total += time.perf_counter() - start
+    if array[0] != RANKS ** ((count - 1) % 16 + 1 if not rewritten else 1):
+        raise RuntimeError(f"the sum is wrong: {array[0]}")
+    return total / count
+
+
+def arena_rank(channel, rank, arena):
+    from scratchnet.parallel.arena import ArenaCommunicator
+
+    comm = ArenaCommunicator(arena, rank)
+    serve_all_reduces(channel, comm.all_reduce, comm.barrier, comm.empty)
+
+
+def gloo_rank(channel, rank, file):
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=RANKS)
+    serve_all_reduces(channel, lambda x: dist.all_reduce(torch.from_numpy(x)), dist.barrier, None)
+
+
+def serve_all_reduces(channel, all_reduce, barrier, empty):
+    while True:
+        elements, rewritten, seconds = channel.recv()
+        array = (empty if rewritten and empty else np.empty)(elements, np.float32)
+        channel.send(time_all_reduces(all_reduce, barrier, array, rewritten, seconds))
+
+
+class LocalRanks:
+    """Two processes of this machine, each in `target`; all are idle between requests."""
+
+    def __init__(self, target, *args):
+        from scratchnet.parallel.launch import Workers
+
+        self.workers = Workers(RANKS, target, *args)
+
+    def measure(self, *request):
+        self.workers.send_all(request)
+        return max(channel.recv() for channel in self.workers.channels)
+
+
+class MpiRanks:
+    """The same under mpirun; rank 0 reads requests from its stdin."""
+
+    def __init__(self):
+        root = ["--allow-run-as-root"] if os.getuid() == 0 else []
+        command = ["mpirun", "-n", str(RANKS), "--oversubscribe", *root, sys.executable, __file__, "mpi-rank"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def measure(self, *request):
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+def mpi_rank():
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    while True:
+        if comm.rank == 0:
+            request = json.loads(sys.stdin.readline() or "null")
+            comm.send(request, 1)
+        else:
+            while not comm.iprobe(source=0):  # a plain receive would keep a core busy while others are measured
+                time.sleep(0.001)
+            request = comm.recv(source=0)
+        if request is None:
+            return
+        elements, rewritten, seconds = request
+        array = np.empty(elements, np.float32)
+        mean = time_all_reduces(
+            lambda x: comm.Allreduce(MPI.IN_PLACE, x), comm.Barrier, array, rewritten, seconds
+        )  # fmt: skip
+        slowest = comm.reduce(mean, MPI.MAX)
+        if comm.rank == 0:
+            print(json.dumps(slowest), flush=True)
+
+
+class OpenMpi(Engine):
+    def ranks(self):
+        return MpiRanks()
+
+
+class Gloo(Engine):
+    def ranks(self):
+        return LocalRanks(gloo_rank, tempfile.mktemp())
+
+
 STEPS, EPOCHS, TRAINS = ("steps",), ("epochs", "accuracy"), ("steps", "epochs", "accuracy")
 ENGINES = {  # name: class, the module that it needs, the sections in which it takes part
-    "scratchnet": (Scratchnet, "scratchnet", ("kernels", *TRAINS)),
+    "scratchnet": (Scratchnet, "scratchnet", ("kernels", *TRAINS, "collectives")),
     "scratchnet-eager": (ScratchnetEager, "scratchnet", TRAINS),
     "torch": (Torch, "torch", ("kernels", *TRAINS)),
     "torch-compile": (TorchCompile, "torch", TRAINS),
@@ -462,6 +573,8 @@ ENGINES = {  # name: class, the module that it needs, the sections in which it t
     "jax-scan": (JaxScan, "jax", EPOCHS),
     "scikit-learn": (ScikitLearn, "sklearn", STEPS),
     "numpy": (NumPy, "numpy", ("kernels", *TRAINS)),
+    "openmpi": (OpenMpi, "mpi4py", ("collectives",)),
+    "gloo": (Gloo, "torch", ("collectives",)),
     "registers": (Registers, "llvmlite", ("peak",)),
 }
 
@@ -503,6 +616,8 @@ class Worker:
         section, work, seconds = request["section"], request["work"], request["seconds"]
         if section == "accuracy":
             return self.accuracy(**work)
+        if section == "collectives":
+            return self.collectives(seconds, **work)
         key = json.dumps((section, work))
         if key not in self.built:
             self.built = {key: getattr(self, section)(**work)}  # the work before this is done: free its memory
@@ -531,6 +646,11 @@ class Worker:
         engine.load(*self.data("train"), seed=0)
         engine.epoch()
         return engine, engine.epoch, {}
+
+    def collectives(self, seconds, elements, rewritten):
+        if "ranks" not in self.built:
+            self.built = {"ranks": self.new_engine().ranks()}
+        return {"seconds": self.built["ranks"].measure(elements, rewritten, seconds)}
 
     def peak(self):
         engine = self.new_engine()
@@ -565,7 +685,9 @@ class Worker:
         raise RuntimeError(f"{reached:.2%} after {epoch} epochs")
 
 
-def main(name, threads, folder):
+def main(name, threads=None, folder=None):
+    if name == "mpi-rank":
+        return mpi_rank()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not look like an answer
     worker = None

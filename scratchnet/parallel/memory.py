@@ -79,10 +79,10 @@ class SharedMemory:
             self._close()
             raise SharedMemoryError(f"shared memory: expected room for {self.size} bytes, got {error}") from None
 
-    def _close(self) -> None:
+    def _close(self, close=os.close) -> None:  # at the end of a program, `os` may be gone before the last memory
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            close(fd)
 
     __del__ = _close
 

@@ -106,4 +106,4 @@ def compiled(comm):
 
 
 def loaded_modules(comm):
-    return [name for name in ("scipy", "matplotlib", "hypothesis", "pytest", "tqdm") if name in sys.modules]
+    return [name for name in ("scipy.linalg", "matplotlib", "hypothesis", "tqdm", "pytest") if name in sys.modules]
