@@ -30,7 +30,7 @@ def which(op: str, dtype: str) -> int:
 
 
 def _memory(address, nbytes):
-    return np.frombuffer((ctypes.c_char * nbytes).from_address(address), np.uint8)
+    return np.frombuffer((ctypes.c_char * int(nbytes)).from_address(int(address)), np.uint8)
 
 
 def _fold(which, count, a, b, out, also, n):
@@ -96,17 +96,20 @@ _STEP = """
   store {v} %z{k}, {v}* %vo{k}, align {size}
   store {v} %z{k}, {v}* %vp{k}, align {size}
 """
-_COMPUTE = {  # op: for floats, for integers; NaN wins in max and min, as in NumPy
-    "sum": ("%z{k} = fadd {v} %x{k}, %y{k}", "%z{k} = add {v} %x{k}, %y{k}"),
-    "mean": ("%s{k} = fadd {v} %x{k}, %y{k}\n  %z{k} = fdiv {v} %s{k}, {d}", "%z{k} = add {v} %x{k}, %y{k}"),
-} | {
-    op: (
-        "%c{k} = fcmp o" + test + " {v} %x{k}, %y{k}\n  %u{k} = fcmp uno {v} %x{k}, %x{k}\n"
-        "  %w{k} = or {b} %c{k}, %u{k}\n  %z{k} = select {b} %w{k}, {v} %x{k}, {v} %y{k}",
-        "%w{k} = icmp s" + test + " {v} %x{k}, %y{k}\n  %z{k} = select {b} %w{k}, {v} %x{k}, {v} %y{k}",
-    )
-    for op, test in (("max", "gt"), ("min", "lt"))
-}
+_COMPUTE = (
+    {  # op: for floats, for integers; NaN wins in max and min, as in NumPy
+        "sum": ("%z{k} = fadd {v} %x{k}, %y{k}", "%z{k} = add {v} %x{k}, %y{k}"),
+        "mean": ("%s{k} = fadd {v} %x{k}, %y{k}\n  %z{k} = fdiv {v} %s{k}, {d}", "%z{k} = add {v} %x{k}, %y{k}"),
+    }
+    | {
+        op: (
+            "%c{k} = fcmp o" + test + " {v} %x{k}, %y{k}\n  %u{k} = fcmp uno {v} %x{k}, %x{k}\n"
+            "  %w{k} = or {b} %c{k}, %u{k}\n  %z{k} = select {b} %w{k}, {v} %x{k}, {v} %y{k}",
+            "%w{k} = icmp s" + test + " {v} %x{k}, %y{k}\n  %z{k} = select {b} %w{k}, {v} %x{k}, {v} %y{k}",
+        )
+        for op, test in (("max", "gt"), ("min", "lt"))
+    }
+)
 
 
 # The C library's memcpy takes microcode for some sizes, which is 2 to 4 times slower on lines that other cores share.
