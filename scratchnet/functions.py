@@ -27,6 +27,7 @@ sigmoid = _function(Tensor.sigmoid)
 relu = _function(Tensor.relu)
 gelu = _function(Tensor.gelu)
 erf = _function(Tensor.erf)
+softplus = _function(Tensor.softplus)
 clip = _function(Tensor.clip)
 maximum = _function(Tensor.maximum)
 minimum = _function(Tensor.minimum)
@@ -92,6 +93,7 @@ __all__ = [
     "sigmoid",
     "sign",
     "softmax",
+    "softplus",
     "sqrt",
     "squeeze",
     "stack",

@@ -412,6 +412,10 @@ class Tensor:
         """The error function."""
         return ops.erf(self)
 
+    def softplus(self) -> Tensor:
+        """log(1 + exp(x)), without overflow."""
+        return ops.softplus(self)
+
     def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
         """x limited to [low, high]; gradient 1 on the bounds, 0 outside."""
         limits = np.finfo(self.dtype) if self.dtype.kind == "f" else np.iinfo(self.dtype)

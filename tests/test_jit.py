@@ -125,6 +125,33 @@ def test_any_cut_into_blocks_keeps_the_bits(layers, width, loss, n):
         same([n, n, n], layers=layers, width=width, loss=loss)
 
 
+@pytest.mark.parametrize("padding", [None, 2])
+def test_an_embedding_is_recorded_and_its_numbers_are_checked_in_each_call(padding):
+    def run(jit):
+        sn.manual_seed(1)
+        table, head = sn.nn.Embedding(7, 5, padding_idx=padding), sn.nn.Linear(15, 4)
+        optimizer = sn.optim.SGD([*table.parameters(), *head.parameters()], 0.1, momentum=0.9)
+
+        def step(words, y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(head(table(words).reshape(-1, 15)), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        step, rng = sn.jit(step) if jit else step, np.random.default_rng(2)
+        batches = [(rng.integers(0, 7, (6, 3)), rng.integers(0, 4, 6)) for _ in range(4)]
+        losses = [step(sn.Tensor(words), sn.Tensor(y)).item() for words, y in batches]
+        before = table.weight.detach().numpy().tobytes()
+        for wrong in (-1, 7):
+            with pytest.raises(sn.IndexOutOfRangeError, match="embedding"):
+                step(sn.Tensor(np.full((6, 3), wrong)), sn.Tensor(np.zeros(6, np.int64)))
+        assert table.weight.detach().numpy().tobytes() == before
+        return losses, before
+
+    assert run(True) == run(False)
+
+
 def test_a_network_of_the_reference_size_keeps_its_bits():
     same([64, 64, 64, 30, 64] if JIT else [8, 8], layers=["linear", "relu", "dropout"], width=300 if JIT else 20)
 

@@ -28,10 +28,10 @@ RANKS = {
     "optim": 6,
     "jit": 7,
     "flags": 6,
-    "parallel": 7,
-    "trainer": 8,
-    "report": 9,
-    "testing": 9,
+    "parallel": 8,
+    "trainer": 9,
+    "report": 10,
+    "testing": 10,
 }
 
 

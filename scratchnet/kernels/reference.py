@@ -58,6 +58,11 @@ def erf(x, out):
     out[...] = _erf(x) if x.size else 0
 
 
+def softplus(x, out):
+    """out = log(1 + exp(x)), without overflow: max(x, 0) + log1p(exp(-|x|))."""
+    out[...] = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
 def gelu(x, out):
     """out = x * Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016, the exact form)."""
     out[...] = 0.5 * x * (1 + _erf(x / math.sqrt(2))) if x.size else 0
@@ -167,6 +172,20 @@ def min(x, out):
 def argmax(x, out):
     """out (int64) = the first index of the largest element; a NaN counts as the largest."""
     np.argmax(x, axis=1, out=out)
+
+
+def standardize(x, out, eps):
+    """out (outer, n, inner) = (x - mean) / sqrt(variance + eps), over the middle axis; the variance is divided by n."""
+    centered = x - x.mean(axis=1, keepdims=True)
+    np.divide(centered, np.sqrt((centered * centered).mean(axis=1, keepdims=True) + x.dtype.type(eps)), out=out)
+
+
+def standardize_grad(g, x, out, eps):
+    """out = (g - mean(g) - y * mean(g * y)) / sqrt(variance + eps), where y = standardize(x) and means are as there."""
+    centered = x - x.mean(axis=1, keepdims=True)
+    scale = 1 / np.sqrt((centered * centered).mean(axis=1, keepdims=True) + x.dtype.type(eps))
+    y = centered * scale
+    out[...] = (g - g.mean(axis=1, keepdims=True) - y * (g * y).mean(axis=1, keepdims=True)) * scale
 
 
 # --- movement ----------------------------------------------------------------------------------------------------

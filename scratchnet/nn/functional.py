@@ -3,13 +3,14 @@
 Inputs may be tensors or arrays. Each is a composition of ops, so gradients of any order come for free.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from .. import ops, random, trace
-from ..errors import ConfigError, DtypeError, IndexOutOfRangeError, ShapeError
-from ..functions import gelu, log_softmax, relu, sigmoid, softmax, tanh
+from ..errors import ConfigError, DtypeError, ShapeError
+from ..functions import gelu, log_softmax, relu, sigmoid, softmax, softplus, tanh
 from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor, no_grad
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "relu",
     "sigmoid",
     "softmax",
+    "softplus",
     "tanh",
 ]
 
@@ -79,7 +81,7 @@ def layer_norm(
     x, shape = _tensor(x, weight, bias), tuple(normalized_shape)
     if not shape or x.shape[-len(shape) :] != shape:
         raise ShapeError(f"layer_norm: expected x (..., {', '.join(map(str, shape))}), got {x.shape}")
-    y, _, _ = _standardize(x, tuple(range(-len(shape), 0)), eps)
+    y = ops.standardize(x.reshape(-1 if x.size else 0, math.prod(shape), 1), eps).reshape(x.shape)
     return _affine("layer_norm", y, weight, bias, shape, shape)
 
 
@@ -112,21 +114,16 @@ def batch_norm(
         n = x.size // max(x.shape[1], 1)
         if training and n < 2:
             raise ShapeError(f"batch_norm: expected more than one value a channel in training, got x {x.shape}")
-        y, mean, var = _standardize(x, axes, eps)
+        last = x if x.ndim == 2 else x.permute(0, 2, 1)
+        y = ops.standardize(last.reshape(1, n, x.shape[1]), eps).reshape(last.shape)
+        y = y if x.ndim == 2 else y.permute(0, 2, 1)
         if training:
-            _move(running_mean, mean, momentum)
-            _move(running_var, var * (n / max(n - 1, 1)), momentum)
+            with no_grad():
+                _move(running_mean, x.mean(axes), momentum)
+                _move(running_var, x.var(axes, ddof=min(1, n - 1)), momentum)
     else:
         y = (x - running_mean.reshape(column)) / (running_var.reshape(column) + eps).sqrt()
     return _affine("batch_norm", y, weight, bias, channels, column)
-
-
-def _standardize(x: Tensor, axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """x with mean 0 and variance 1 over some axes, that mean, and that (biased) variance."""
-    mean = x.mean(axes, keepdims=True)
-    centered = x - mean
-    var = (centered * centered).mean(axes, keepdims=True)
-    return centered / (var + eps).sqrt(), mean, var
 
 
 def _affine(
@@ -162,17 +159,17 @@ def embedding(indices: ArrayLike, weight: ArrayLike, padding_idx: int | None = N
     padding_idx: a row that gets no gradient.
     Raises DtypeError for indices that are not integers, IndexOutOfRangeError for one outside [0, n).
     """
-    weight, indices = as_tensor(weight), np.asarray(indices)
+    weight = as_tensor(weight)
     if weight.ndim != 2:
         raise ShapeError(f"embedding: expected weight (n, dim), got {weight.shape}")
-    if indices.dtype.kind in "iu" and indices.size and indices.min() < 0:  # NumPy's meaning would hide a mistake
-        raise IndexOutOfRangeError(f"embedding: expected numbers in [0, {len(weight)}), got {indices.min()}")
-    indices = ops.checked_index("embedding", indices, len(weight))
-    rows = ops.take_rows(weight, indices)
+    if not isinstance(indices, Tensor):
+        indices = Tensor(np.asarray(indices), device=weight.device)
+    numbers = ops.checked_index("embedding", indices, len(weight), from_end=False)  # -1 would hide a mistake
+    rows = ops.take_rows(weight, numbers)
     if padding_idx is None:
         return rows
     (padding_idx,) = ops.checked_index("embedding: padding_idx", [padding_idx], len(weight))
-    return ops.where(as_tensor((indices == padding_idx)[..., None], weight), rows.detach(), rows)
+    return ops.where((indices == int(padding_idx)).unsqueeze(-1), rows.detach(), rows)
 
 
 # --- losses --------------------------------------------------------------------------------------------------------
@@ -204,11 +201,10 @@ def mse_loss(x: ArrayLike, target: ArrayLike, reduction: str = "mean") -> Tensor
 def binary_cross_entropy_with_logits(logits: ArrayLike, target: ArrayLike, reduction: str = "mean") -> Tensor:
     """-(target * log p + (1 - target) * log(1 - p)), p = sigmoid(logits); target in [0, 1], of the logits' shape.
 
-    The two logarithms are the log-softmax of (logit, 0), so large logits neither overflow nor give log(0).
+    It is softplus(logit) - target * logit, so large logits neither overflow nor give log(0).
     """
     logits, target = _pair("binary_cross_entropy_with_logits", logits, target)
-    log_p = ops.stack([logits, as_tensor(np.zeros(logits.shape, logits.dtype), logits)], -1).log_softmax()
-    return _reduced(-(target * log_p[..., 0] + (1 - target) * log_p[..., 1]), reduction)
+    return _reduced(softplus(logits) - target * logits, reduction)
 
 
 def _pair(name: str, x: ArrayLike, target: ArrayLike) -> tuple[Tensor, Tensor]:

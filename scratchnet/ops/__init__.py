@@ -25,6 +25,7 @@ from .elementwise import (
     relu,
     sigmoid,
     sign,
+    softplus,
     sqrt,
     sub,
     tanh,
@@ -47,7 +48,7 @@ from .movement import (
     view,
 )
 from .products import cross_entropy, linear, matmul
-from .reductions import argmax, log_softmax, logsumexp, max, mean, min, softmax, std, sum, var
+from .reductions import argmax, log_softmax, logsumexp, max, mean, min, softmax, standardize, std, sum, var
 from .table import OPS, Op
 
 __all__ = [
@@ -95,9 +96,11 @@ __all__ = [
     "sigmoid",
     "sign",
     "softmax",
+    "softplus",
     "sqrt",
     "squeeze",
     "stack",
+    "standardize",
     "std",
     "sub",
     "sum",

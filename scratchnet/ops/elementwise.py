@@ -17,6 +17,7 @@ sigmoid = unary("sigmoid", lambda g, y, x: sigmoid_grad(g, y))
 relu = unary("relu", lambda g, y, x: relu_grad(g, y))
 erf = unary("erf", lambda g, y, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
 gelu = unary("gelu", lambda g, y, x: gelu_grad(g, x))
+softplus = unary("softplus", lambda g, y, x: g * sigmoid(x))
 clip = unary("clip", lambda g, y, x, low, high: g * ((x >= low) * (x <= high)), floating=False)
 
 # --- gradients of activations, as ops of their own: one pass over memory, and differentiable again --------------

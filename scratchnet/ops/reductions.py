@@ -136,6 +136,44 @@ def std(x, axis=None, keepdims=False, ddof=0):
     return sqrt(var(x, axis, keepdims, ddof))
 
 
+# --- standardization over the middle axis of (outer, n, inner): layer norm's rows, batch norm's columns --------------
+
+
+def _standardize(device, *arrays, eps):
+    out = device.empty(arrays[0].shape, arrays[0].dtype)
+    name = ("standardize", "standardize_grad")[len(arrays) - 1]
+    getattr(device, name)(*(contiguous(device, x) for x in arrays), out, eps)
+    return out
+
+
+def _standardize_grad_vjp_x(h, z, g, x, eps):
+    """With y = standardize(x), r = 1 / sqrt(variance + eps), m the mean: z = r * (g - m(g) - y * m(g * y)).
+
+    So <h, z> = n r (m(h g) - m(h) m(g) - s t) with s = m(g y), t = m(h y); r' = -r**2 y / n; s' = z / n, t' alike.
+    """
+    y, d = standardize(x, eps), x - mean(x, 1, True)
+    r = 1.0 / sqrt(mean(d * d, 1, True) + eps)
+    s, t = mean(g * y, 1, True), mean(h * y, 1, True)
+    bracket = mean(h * g, 1, True) - mean(h, 1, True) * mean(g, 1, True) - s * t
+    return -r * r * y * bracket - r * (standardize_grad(g, x, eps=eps) * t + s * standardize_grad(h, x, eps=eps))
+
+
+_standardize_op = define(
+    "standardize", _standardize, lambda g, y, x, eps: standardize_grad(g, x, eps=eps), floating=True
+)
+standardize_grad = define(
+    "standardize_grad",
+    _standardize,
+    lambda h, z, g, x, eps: standardize_grad(h, x, eps=eps),  # as a function of g it is its own transpose
+    _standardize_grad_vjp_x,
+)
+
+
+def standardize(x, eps):
+    """(x - mean) / sqrt(variance + eps) over the middle axis of x (outer, n, inner), n >= 1."""
+    return _standardize_op(x, eps=float(eps))
+
+
 # --- row softmax: the same view with axes last, so each kernel sees (rows, n) ------------------------------------
 
 

@@ -165,6 +165,30 @@ def _first_top(x):
     return (np.cumsum(hit, axis=1) == 0).sum(axis=1)
 
 
+def _spread(x, eps):
+    """1 / sqrt(variance + eps) of axis 1, and how large the rounding errors of standardized x are."""
+    d = x - x.mean(axis=1, keepdims=True)
+    r = 1 / np.sqrt((d * d).mean(axis=1, keepdims=True) + eps)
+    error = 2 * np.abs(x).max(axis=1, keepdims=True) * r
+    return d * r, r, error
+
+
+def _standardize_size(x, eps):
+    y, _, error = _spread(x, eps)
+    return np.abs(y) + error * (1 + np.abs(y))
+
+
+def _standardize_grad(g, x, eps):
+    y, r, _ = _spread(x, eps)
+    return (g - g.mean(axis=1, keepdims=True) - y * (g * y).mean(axis=1, keepdims=True)) * r
+
+
+def _standardize_grad_size(g, x, eps):
+    y, r, error = _spread(x, eps)
+    y, g = np.abs(y) + error * (1 + np.abs(y)), np.abs(g)
+    return (g + g.mean(axis=1, keepdims=True) + y * (g * y).mean(axis=1, keepdims=True)) * r * (1 + error)
+
+
 def _rows(weights, x):
     """out[j] = sum over i of weights[i, j] * x[i]."""
     return np.einsum("mn,mi->ni", weights.astype(x.dtype), x)
@@ -335,6 +359,7 @@ KERNEL_ROWS: dict[str, Row] = {
     "relu": Row("*", lambda x: np.where(x < 0, 0, x)),
     "erf": Row("*", _special("erf"), roundings=4 * _ULP),
     "gelu": Row("*", _gelu, roundings=4 * _ULP, magnitude=np.abs),
+    "softplus": Row("*", lambda x: np.logaddexp(0, x), roundings=4 * _ULP),
     "clip": Row(
         "*",
         lambda x, low, high: np.where(x < low, low, np.where(x > high, high, x)).astype(x.dtype),
@@ -381,6 +406,24 @@ KERNEL_ROWS: dict[str, Row] = {
     "max": Row("oNi", _top, integers=True),
     "min": Row("oNi", _bottom, integers=True),
     "argmax": Row("oNi", _first_top, integers=True),
+    "standardize": Row(
+        "oNi",
+        lambda x, eps: _spread(x, eps)[0],
+        terms="N",
+        roundings=8,
+        special=(),
+        magnitude=_standardize_size,
+        params={"eps": (1e-5, 0.5)},
+    ),
+    "standardize_grad": Row(
+        "oNi oNi",
+        _standardize_grad,
+        terms="N",
+        roundings=12,
+        special=(),
+        magnitude=_standardize_grad_size,
+        params={"eps": (1e-5, 0.5)},
+    ),
     # movement
     "fill": Row("", lambda value, m, n: np.full((m, n), value), lengths="mn", params={"value": (0.0, -2.5, np.nan)}),
     "copy": Row("*", lambda x: x, integers=True),

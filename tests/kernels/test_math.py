@@ -76,6 +76,12 @@ def test_functions_keep_their_bound_for_every_kind_of_float64(name, ulps):
     np.testing.assert_array_equal(np.signbit(got[exact == 0]), np.signbit(exact[exact == 0]))
 
 
+def test_softplus_keeps_its_bound_for_every_kind_of_float32():
+    with np.errstate(all="ignore"):
+        exact = np.logaddexp(0, EVERY_KIND.astype(np.float64))
+    assert errors(applied(scalars.softplus, EVERY_KIND), exact).max() <= 3
+
+
 def test_gelu_keeps_its_bound_relative_to_x_for_every_kind_of_float32():
     with np.errstate(all="ignore"):
         x = EVERY_KIND.astype(np.float64)
@@ -106,7 +112,7 @@ def test_special_values_are_exact(function, points, dtype):
     np.testing.assert_array_equal(applied(function, x), np.array([*points.values(), NAN], dtype))
 
 
-UNARY = ["exp", "log", "tanh", "sigmoid", "erf", "gelu"]
+UNARY = ["exp", "log", "tanh", "sigmoid", "erf", "gelu", "softplus"]
 
 
 @pytest.mark.skipif(not JIT, reason="about compiled code")

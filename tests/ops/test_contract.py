@@ -141,7 +141,7 @@ ROW_SIZE = {"magnitude": lambda *x: 20.0}  # rows of up to 8 normal numbers: eve
 
 CASES: dict[str, list[Case]] = {
     # elementwise, one input
-    **{name: of_kernel(name, ONE) for name in ("neg", "exp", "tanh", "sigmoid", "erf", "gelu")},
+    **{name: of_kernel(name, ONE) for name in ("neg", "exp", "tanh", "sigmoid", "erf", "gelu", "softplus")},
     **{name: of_kernel(name, ONE, "positive") for name in ("log", "sqrt")},
     **{name: of_kernel(name, ONE, "nonzero") for name in ("abs", "relu")},
     "sign": of_kernel("sign", ONE, "nonzero", flat=[0]),
@@ -256,6 +256,10 @@ CASES: dict[str, list[Case]] = {
     ],
     # rows
     "softmax": rows(softmax, (3, 4), (2, 3, 5), (7,), (0, 3), (2, 1)),
+    "standardize": of_kernel("standardize", [[(2, 5, 3)], [(4, 6, 1)], [(1, 7, 2)]], eps=0.5),
+    "standardize_grad": of_kernel(
+        "standardize_grad", [[(2, 5, 3), (2, 5, 3)], [(4, 6, 1), (4, 6, 1)], [(1, 7, 2), (1, 7, 2)]], eps=0.5
+    ),
     "softmax_grad": rows(softmax_grad, (3, 4), (2, 3, 5), (1,), count=2, **ROW_SIZE),
     "log_softmax": rows(lambda x: scipy.special.log_softmax(x, axis=-1), (3, 4), (2, 3, 5), (7,), (0, 3), **ROW_SIZE),
     "logsumexp": rows(lambda x: scipy.special.logsumexp(x, axis=-1), (3, 4), (2, 3, 5), (7,), (2, 1), **ROW_SIZE),

@@ -8,7 +8,7 @@ import inspect
 import numpy as np
 
 from .. import device
-from . import elementwise, gemm, guards, movement, optim, random, reduce, softmax
+from . import elementwise, gemm, guards, movement, norm, optim, random, reduce, softmax
 from .blocks import Plan, planning
 from .compile import JIT_ENABLED
 
@@ -22,6 +22,8 @@ SIGNATURES = {
     "where": "?ff->f",
     **dict.fromkeys(("sum", "max", "min"), "f->f"),
     "argmax": "f->l",
+    "standardize": "f->f",
+    "standardize_grad": "ff->f",
     "take_rows": "fl->f ll->l Bl->B",
     "scatter_rows": "fl->f",
     "matmul": "ff->f",
@@ -150,6 +152,7 @@ _COMPILED = {
     **reduce.KERNELS,
     **movement.KERNELS,
     **softmax.KERNELS,
+    **norm.KERNELS,
     **random.KERNELS,
     **optim.KERNELS,
     "matmul": gemm.matmul,

@@ -28,7 +28,8 @@ WEIGHT = {  # of one element, where the operation is not light
     "pow": 32,
     **dict.fromkeys(("erf", "gelu", "gelu_grad"), 16),
     **dict.fromkeys(("softmax", "logsumexp", "log_softmax", "cross_entropy", "cross_entropy_grad"), 8),
-    **dict.fromkeys(("exp", "tanh", "sigmoid", "log", "argmax_strided"), 8),
+    **dict.fromkeys(("exp", "tanh", "sigmoid", "log", "softplus", "argmax_strided"), 8),
+    **dict.fromkeys(("standardize", "standardize_grad", "standardize_columns", "standardize_grad_columns"), 4),
     "argmax": 2,
     **dict.fromkeys(("sqrt", "div"), 4),
     **dict.fromkeys(("matmul", "matmul_columns"), 1 / 8),  # of one multiplication and addition

@@ -173,6 +173,7 @@ UNARY = {
     "relu": scalars.relu,
     "erf": scalars.erf,
     "gelu": scalars.gelu,
+    "softplus": scalars.softplus,
 }
 BINARY = {
     "tanh_grad": scalars.tanh_grad,

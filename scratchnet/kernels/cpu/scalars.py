@@ -72,6 +72,14 @@ def gelu(x):
     return x * exponential.normal(x)[0]
 
 
+@jit(inline=True)
+def softplus(x):
+    e = exponential.exp(-abs(x))
+    u = ONE + e  # log(1 + e) = log(u) * e / (u - 1) undoes the rounding of u (Goldberg 1991, theorem 4)
+    tail = e if u == ONE else exponential.log(u) * (e / (u - ONE))
+    return (x if x > ZERO else (ZERO if x <= ZERO else x)) + tail
+
+
 @jit
 def clip(x, low, high):
     raised = low if x < low else x

@@ -1,0 +1,152 @@
+"""Standardization of the middle axis of (outer, n, inner): what layer norm does to rows, and batch norm to columns.
+
+A row stays in L1 while its mean, its variance and its results are computed, and so does a strip of columns one cache
+line wide. Sums are in float64; those of a row in lanes that depend on its length alone, those of a column in order.
+"""
+
+import numpy as np
+
+from .blocks import ranged
+from .compile import jit
+
+STRIP = 16  # columns
+
+
+@jit(reduction=True)
+def _sum(row):
+    total = 0.0
+    for j in range(row.size):
+        total += row[j]
+    return total
+
+
+@jit(reduction=True)
+def _sum_of_squares(row, shift):
+    total = 0.0
+    for j in range(row.size):
+        total += (row[j] - shift) * (row[j] - shift)
+    return total
+
+
+@jit(reduction=True)
+def _sum_of_products(a, b, shift):
+    total = 0.0
+    for j in range(a.size):
+        total += a[j] * (b[j] - shift)
+    return total
+
+
+@jit
+def _standardize_rows(lo, hi, x, out, n, eps):
+    for r in range(lo, hi):
+        row, result = x[r * n : (r + 1) * n], out[r * n : (r + 1) * n]
+        mean = _sum(row) / n
+        scale = 1.0 / np.sqrt(_sum_of_squares(row, mean) / n + eps)
+        for j in range(n):
+            result[j] = (row[j] - mean) * scale
+
+
+@jit
+def _standardize_rows_grad(lo, hi, g, x, out, n, eps):
+    for r in range(lo, hi):
+        row, g_row, result = x[r * n : (r + 1) * n], g[r * n : (r + 1) * n], out[r * n : (r + 1) * n]
+        mean, g_mean = _sum(row) / n, _sum(g_row) / n
+        scale = 1.0 / np.sqrt(_sum_of_squares(row, mean) / n + eps)
+        slope = _sum_of_products(g_row, row, mean) / n * scale * scale
+        for j in range(n):
+            result[j] = (g_row[j] - g_mean - (row[j] - mean) * slope) * scale
+
+
+@jit
+def _standardize_columns(lo, hi, x, out, n, inner, eps, sums):
+    """An item is a strip of columns. sums (2, outer * inner) float64: the strip's means, then its scales."""
+    strips = (inner + STRIP - 1) // STRIP
+    for item in range(lo, hi):
+        column = item % strips * STRIP
+        width, at = min(STRIP, inner - column), item // strips * n * inner + column
+        first = item // strips * inner + column
+        mean, scale = sums[0, first : first + width], sums[1, first : first + width]
+        _means(x, at, n, inner, mean)
+        _scales(x, at, n, inner, mean, eps, scale)
+        for i in range(n):
+            row, result = x[at + i * inner : at + i * inner + width], out[at + i * inner : at + i * inner + width]
+            for j in range(width):
+                result[j] = (row[j] - mean[j]) * scale[j]
+
+
+@jit
+def _standardize_columns_grad(lo, hi, g, x, out, n, inner, eps, sums):
+    """sums (4, outer * inner) float64: means, scales, means of g, and slopes."""
+    strips = (inner + STRIP - 1) // STRIP
+    for item in range(lo, hi):
+        column = item % strips * STRIP
+        width, at = min(STRIP, inner - column), item // strips * n * inner + column
+        first = item // strips * inner + column
+        mean, scale = sums[0, first : first + width], sums[1, first : first + width]
+        g_mean, slope = sums[2, first : first + width], sums[3, first : first + width]
+        _means(x, at, n, inner, mean)
+        _scales(x, at, n, inner, mean, eps, scale)
+        _means(g, at, n, inner, g_mean)
+        slope[:] = 0.0
+        for i in range(n):
+            row, g_row = x[at + i * inner : at + i * inner + width], g[at + i * inner : at + i * inner + width]
+            for j in range(width):
+                slope[j] += g_row[j] * (row[j] - mean[j])
+        for j in range(width):
+            slope[j] = slope[j] / n * scale[j] * scale[j]
+        for i in range(n):
+            row, g_row = x[at + i * inner : at + i * inner + width], g[at + i * inner : at + i * inner + width]
+            result = out[at + i * inner : at + i * inner + width]
+            for j in range(width):
+                result[j] = (g_row[j] - g_mean[j] - (row[j] - mean[j]) * slope[j]) * scale[j]
+
+
+@jit
+def _means(x, at, n, inner, mean):
+    width = mean.size
+    mean[:] = 0.0
+    for i in range(n):
+        row = x[at + i * inner : at + i * inner + width]
+        for j in range(width):
+            mean[j] += row[j]
+    for j in range(width):
+        mean[j] /= n
+
+
+@jit
+def _scales(x, at, n, inner, mean, eps, scale):
+    """1 / sqrt(variance + eps)."""
+    width = mean.size
+    scale[:] = 0.0
+    for i in range(n):
+        row = x[at + i * inner : at + i * inner + width]
+        for j in range(width):
+            scale[j] += (row[j] - mean[j]) * (row[j] - mean[j])
+    for j in range(width):
+        scale[j] = 1.0 / np.sqrt(scale[j] / n + eps)
+
+
+def _kernel(name, rows, columns, inputs):
+    """The kernel (inputs..., out, eps)."""
+    by_rows = ranged(rows, name, writes=(inputs,))
+    by_columns = ranged(columns, f"{name}_columns", writes=(inputs, inputs + 4), whole=range(inputs + 1), private=())
+
+    def kernel(*arguments):
+        *arrays, eps = arguments
+        outer, n, inner = arrays[0].shape
+        if arrays[0].size == 0:
+            return
+        flat = [x.ravel() for x in arrays]
+        if inner == 1:
+            by_rows(outer, n, *flat, n, float(eps))
+        else:
+            strips = outer * -(-inner // STRIP)
+            by_columns(strips, n * STRIP, *flat, n, inner, float(eps), np.empty((2 * inputs, outer * inner)))
+
+    return kernel
+
+
+KERNELS = {
+    "standardize": _kernel("standardize", _standardize_rows, _standardize_columns, 1),
+    "standardize_grad": _kernel("standardize_grad", _standardize_rows_grad, _standardize_columns_grad, 2),
+}
