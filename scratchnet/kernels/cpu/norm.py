@@ -1,7 +1,7 @@
 """Standardization of the middle axis of (outer, n, inner): what layer norm does to rows, and batch norm to columns.
 
 A row stays in L1 while its mean, its variance and its results are computed; a strip of columns, wide enough for
-vectors, in L2. Sums are in float64: those of a row in lanes that depend on its length alone, those of a column in order.
+vectors, in L2. Sums are in float64: of a row in lanes that depend on its length alone, of a column in order.
 """
 
 import numpy as np
