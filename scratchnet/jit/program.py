@@ -54,6 +54,7 @@ class Program:
     def _lower(self) -> None:
         """self.steps: each live call with its loops; no loops where Python has to call the kernel."""
         steps = _live(_loops(self.trace, self.stop), self.trace, self.kept)
+        steps = _without_copies(steps, self.trace, self.kept)
         given = {id(memory_of(x)) for x in self.inputs}
         self.steps = sorted(steps, key=lambda step: not (isinstance(step[0], Guard) and given & _memories(step[0])))
         from ..kernels.cpu.compile import get_num_threads  # here, not above: importing scratchnet does not load Numba
@@ -196,3 +197,46 @@ def _live(steps: list, trace: Trace, kept: list[np.ndarray]) -> list:
         wanted |= {id(memory_of(x)) for x, _, _ in arrays} | {id(memory_of(x)) for x in _arrays(entry)}
         live.append((entry, tasks))
     return live[::-1]
+
+
+def _without_copies(steps: list, trace: Trace, kept: list[np.ndarray]) -> list:
+    """Where a loop makes an array only to be copied, it writes to the copy's place at once."""
+    steps, wanted = list(steps), {id(memory_of(x)) for x in kept}
+    for at, (entry, tasks) in enumerate(tuple(steps)):
+        if isinstance(entry, Guard) or entry.kernel != "copy" or not tasks:
+            continue
+        source, target = entry.arguments
+        memory = memory_of(source)
+        whole = source.size == memory.size and source.dtype == target.dtype and target.flags.carray
+        if not whole or id(memory) not in trace.owned or id(memory) in wanted:
+            continue
+        users = [i for i, step in enumerate(steps) if i != at and any(memory_of(x) is memory for x in _touched(step))]
+        if len(users) != 1 or users[0] > at or not steps[users[0]][1]:
+            continue
+        between = [x for step in steps[users[0] : at] for x in _touched(step)]
+        if any(np.may_share_memory(target, x) for x in between):
+            continue
+        maker, loops = steps[users[0]]
+        steps[users[0]] = maker, [loop._replace(arguments=_moved(loop.arguments, memory, target)) for loop in loops]
+        steps[at] = None
+    return [step for step in steps if step is not None]
+
+
+def _touched(step: Any) -> list[np.ndarray]:
+    if step is None:
+        return []
+    entry, tasks = step
+    return _arrays(entry) + [x for task in tasks for x, _, _ in task.arrays()]
+
+
+def _moved(arguments: tuple, memory: np.ndarray, target: np.ndarray) -> tuple:
+    """The arguments of a loop with what lies in `memory` at the same place of `target`."""
+    start = memory.__array_interface__["data"][0]
+
+    def moved(x: Any) -> Any:
+        if not isinstance(x, np.ndarray) or memory_of(x) is not memory:
+            return x
+        offset = x.__array_interface__["data"][0] - start
+        return np.ndarray(x.shape, x.dtype, target, offset, x.strides)
+
+    return tuple(moved(x) for x in arguments)

@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -125,14 +126,14 @@ else:
 
 # --- waiting (POSIX only) ---------------------------------------------------------------------------------------------
 
-SPINS = 4096  # looks at a word before the waiting thread lets others run; with `pause` some 40 us
-YIELDS = 256  # turns that it gives to others before it sleeps between two looks
+SPINS = 4096  # looks at a word before the waiting thread lets others run; with `pause` 40 to 200 us
+YIELDS = 2048  # turns that it gives to others before it sleeps between two looks; about a millisecond
 NAP = 50  # microseconds of sleep; the kernel adds about as much
 NEVER = np.iinfo(np.int64).max  # a deadline that does not come
 
 _CLOCK = getattr(time, "CLOCK_MONOTONIC", 0)
-_clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uintp))
-_usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
+_clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uintp))
+_usleep: Any = types.ExternalFunction("usleep", types.int32(types.uint32))
 
 
 @jit
