@@ -5,27 +5,27 @@ work is done by arena_kernels.py, and the algorithms of collectives.py run over 
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import CollectiveError, SharedMemoryError
-from ..kernels.cpu.atomics import ABORTED, LATE, REACHED, SPINS, load_acquire, nanoseconds, store_release
+from ..kernels.cpu.atomics import ABORTED, LATE, REACHED, load_acquire, nanoseconds, store_release
 from ..kernels.cpu.compile import JIT_ENABLED, jit
 from ..kernels.cpu.folds import which
 from . import arena_kernels as kernels
 from .arena_kernels import MISMATCH, Words
 from .collectives import ALGORITHMS, algorithm_of
 from .communicator import DTYPES, Communicator, checked
-from .memory import ALIGNMENT, Heap, Layout, SharedMemory, available_bytes
+from .memory import ALIGNMENT, Heap, Layout, SharedMemory, available_bytes, cores
 
 STAGE = 1 << 18  # bytes that a rank shows at a time, twice: what two ranks show stays in a second-level cache
 MAIL = 1 << 22  # bytes of all mailboxes together, at most, but for PARCELS[0]
 PARCELS = 1 << 12, 1 << 16  # bytes of a parcel, least and most
 TEXT = 512  # bytes in which a rank says what it called, for the others' error messages
 HEAP = 1 << 36  # bytes that the arrays of a rank's `empty` may fill: addresses, not memory
+SPINS = 512  # looks before a rank that waits lets others run: 10 to 30 us, should another program have its core
 PATIENCE = 10.0  # seconds for the other ranks to say what they called, once calls turned out to differ
 
 GONE = {1: "had returned from its function", 2: "had raised an exception"}  # signatures of ranks that call no more
@@ -55,7 +55,7 @@ class Arena:
     def __init__(self, size: int):
         self.size, layout = size, Layout()
         self.parcel = int(np.clip(MAIL // (2 * size * size), *PARCELS)) // ALIGNMENT * ALIGNMENT
-        self.words_at = layout.place(8 * Words(size).count)
+        self.words_at = layout.place(8 * Words(size).total)
         self.texts_at = layout.place(TEXT * size)
         self.mail_at = layout.place(2 * size * size * self.parcel)
         self.stage_at = layout.place(2 * STAGE * size)
@@ -72,7 +72,7 @@ class Arena:
 
     @property
     def words(self) -> np.ndarray:
-        return self.memory.array(self.words_at, Words(self.size).count, np.int64)
+        return self.memory.array(self.words_at, Words(self.size).total, np.int64)
 
     def abort(self) -> None:
         """Let every wait of every rank end at once, with a CollectiveError."""
@@ -101,7 +101,7 @@ class ArenaCommunicator(Communicator):
         self._heap = Heap(arena.memory, arena.heaps_at + rank * arena.heap_bytes, arena.heap_bytes)
         self._texts = arena.memory.array(arena.texts_at, (arena.size, TEXT), np.uint8)
         if spins is None:
-            spins = SPINS if self.size <= len(os.sched_getaffinity(0)) else 16
+            spins = SPINS if self.size <= cores() else 16
         base = arena.memory.array(0, 1, np.uint8).ctypes.data
         self._state = np.zeros(kernels.STATE_WORDS, np.int64)
         for word, value in {

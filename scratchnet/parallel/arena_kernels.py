@@ -49,7 +49,7 @@ class Words(NamedTuple):
     size: int
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return self.mail(self.size, 0)
 
     def text(self, rank: int) -> int:

@@ -90,8 +90,9 @@ def ring(link: Link, x: np.ndarray, combine: Combine) -> None:
     """Parts of the array travel round a ring, first growing into sums, then as finished sums.
 
     Each rank sends 2 n (W - 1) / W bytes, the least possible, in 2 (W - 1) steps: best for large arrays on few ranks,
-    or where neighbours have the only fast links. Patarasuk and Yuan, "Bandwidth Optimal All-reduce Algorithms for Clusters
-    of Workstations" (2009). Each part is folded from another rank on: its own order, but the same in every run.
+    or where neighbours have the only fast links. Patarasuk and Yuan, "Bandwidth Optimal All-reduce Algorithms for
+    Clusters of Workstations" (2009). Each part is folded from another rank on: in an order of its
+    own, but the same in every run.
     """
     parts, incoming = _parts(x, link.size), np.empty_like(x)
     after, before = (link.rank + 1) % link.size, (link.rank - 1) % link.size

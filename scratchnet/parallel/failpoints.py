@@ -1,8 +1,9 @@
 """Named points in a worker's life at which a test can make it fail, armed from outside by an environment variable.
 
-SCRATCHNET_FAIL="point:step:rank:action", several separated by commas; rank or step may be `*`. action: the name of a
-signal (`SIGKILL`, `SIGSTOP`, ...) that the worker sends itself, `exit`, `raise`, or `sleep=seconds`. Only the first
-process of a rank fails; with `!` before the action, its successors do, too.
+SCRATCHNET_FAIL="point:step:rank:action", several separated by commas; rank or step may be `*`, and `5+` are steps from
+5 on. action: the name of a signal (`SIGKILL`, `SIGSTOP`, ...) that the worker sends itself, `exit`, `raise`, or
+`sleep=seconds`. Only the first process of a rank fails; with `!` before the action, its successors do, too.
+SCRATCHNET_FIRED names a file that gets a line for each failure, just before it happens.
 """
 
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 VARIABLE = "SCRATCHNET_FAIL"
+LOG = "SCRATCHNET_FIRED"
 POINTS = (
     "start",
     "idle",
@@ -41,12 +43,21 @@ def armed(rank: int, starts: int) -> Callable[..., None]:
 
     def fail(point: str, step: int, *memory: np.ndarray) -> None:
         for name, when, action in mine:
-            if name == point and when in ("*", str(step)):
+            if name == point and (when in ("*", str(step)) or (when.endswith("+") and step >= int(when[:-1]))):
+                note(f"{point}:{step}:{rank}:{action}")
                 for array in memory:
                     array[array.size // 2 :] = 0xFF
                 _ACTIONS.get(action.partition("=")[0], _signal)(action.partition("=")[2] or action)
 
     return fail if mine else _never
+
+
+def note(line: str) -> None:
+    """One line to the file of SCRATCHNET_FIRED, if there is one; in one write, so that processes do not mix theirs."""
+    if os.environ.get(LOG):
+        file = os.open(os.environ[LOG], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.write(file, f"{line}\n".encode())
+        os.close(file)
 
 
 def _never(point: str, step: int, *memory: Any) -> None:

@@ -25,16 +25,11 @@ import numpy as np
 from multiprocess import connection
 
 from ..errors import CollectiveError, ConfigError, WorkerError
-from .memory import SharedMemory
+from .memory import SharedMemory, cores
 
 THREAD_VARIABLES = tuple(f"{name}_NUM_THREADS" for name in ("NUMBA", "OMP", "OPENBLAS", "MKL"))
 LAST_WORDS = 1.0  # seconds that other workers have to tell what happened, once one has failed in a collective call
 END = 5.0  # seconds that a worker whose result is here has to end by itself
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None) -> list:
@@ -200,7 +195,7 @@ class Workers:
                 channel.send(message)
 
     def results(self, abort: Callable[[], None]) -> list:
-        """What the workers send as ("result", value), in rank order; WorkerError for ("error", describe(...)), or death.
+        """What workers send as ("result", value), in rank order; WorkerError for ("error", describe(...)), or death.
 
         abort: called at the first failure, so that the others stop waiting.
         """

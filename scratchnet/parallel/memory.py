@@ -36,6 +36,11 @@ def _new_file() -> int:
     return fd
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def available_bytes() -> int | None:
     """Memory that can be had without pushing others out, or None where the system does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):

@@ -105,15 +105,16 @@ def work(channel: connection.Connection, rank: int, arena: TrainingArena, job: P
     channel.recv()
     fail = failpoints.armed(rank, int(arena.starts[rank]) - 1)
     fail("start", arena.committed())
-    replica, dataset = job.open()
-    worker = _Worker(rank, arena, replica, dataset, spins, fail)
+    worker = None
     try:
+        replica, dataset = job.open()
+        worker = _Worker(rank, arena, replica, dataset, spins, fail)
         worker.run()
     except NonFiniteError:
-        channel.send_bytes(dumps(("nonfinite", worker.doing)))
+        channel.send_bytes(dumps(("nonfinite", worker and worker.doing)))
     except Exception as error:
-        channel.send_bytes(dumps(("error", worker.doing, describe(error))))
-    fail("exit", worker.step)
+        channel.send_bytes(dumps(("error", worker and worker.doing, describe(error))))
+    fail("exit", worker.step if worker else 0)
 
 
 class _Worker:
@@ -122,7 +123,8 @@ class _Worker:
         self.spins, self.scratch = spins, np.zeros(2, np.int64)
         self.pages: list[Page] = [replica.layout.page(memory) for memory in arena.pages]
         self.slots = list(arena.slots)
-        self.step, self.doing = arena.committed(), (-1, -1)
+        self.step = arena.committed()
+        self.doing: tuple[int, int] | None = None
         self.times = arena.times[rank]
         self.slices: dict[Any, Slice] = {}  # by number, page and shards that are not empty
 
@@ -247,7 +249,7 @@ class Pool:
             pieces.sealed(self.arena.words)[:] = first
         replica.write(self.pages[first % 2])
         allow(self.arena.words, first)
-        self.submitted = self._collected = first
+        self.submitted = self._collected = self._first = first
         self._done: list[StepResult] = []
         self._deaths: Counter[Any] = Counter()
         self._seals, self._since, self._longest, self._seconds = 0, time.monotonic(), 0.0, math.inf
@@ -272,6 +274,7 @@ class Pool:
             self._crew.processes[rank].join()
             self._release(rank)
         self._crew.drop(workers)
+        self._missing -= set(range(workers, MOST_WORKERS))
 
     @property
     def workers(self) -> int:
@@ -297,6 +300,8 @@ class Pool:
 
     def submit(self, positions: np.ndarray, numbers: np.ndarray) -> None:
         """The next step: its samples, and what the optimizer's kernel takes. Waits while too many are not done yet."""
+        if self._collect() == self.submitted:  # there was nothing to do: that is no pause of the workers
+            self._seals, self._since = self._count_seals(), time.monotonic()
         while self.submitted - self._collect() >= min(max(AHEAD / self._seconds, 2), WINDOW // 2):
             self._watch()
         row = self.submitted % WINDOW
@@ -352,10 +357,10 @@ class Pool:
 
     def _hear(self, rank: int, channel: connection.Connection) -> None:
         try:
-            kind, (step, piece), *more = loads(channel.recv_bytes())
+            kind, doing, *more = loads(channel.recv_bytes())
         except (EOFError, OSError):  # it died
             return
-        where = f"worker {rank}, step {step}, shard {piece}"
+        where = f"worker {rank}, " + ("step {}, shard {}".format(*doing) if doing else "at its start")
         if kind == "nonfinite":
             raise NonFiniteError(f"{where}: expected a finite loss, got one that is not")
         raise WorkerError(f"{where}: {more[0]['message']}", rank, None, more[0]["traceback"])
@@ -395,9 +400,13 @@ class Pool:
         (shard,) = split((positions,), k, self.replica.shards)
         return f" (samples {', '.join(map(str, shard[:4]))}{', ...' if len(shard) > 4 else ''})"
 
+    def _count_seals(self) -> int:
+        """Since the pool began."""
+        both = self.arena.shards, self.arena.slices
+        return sum(int((pieces.sealed(self.arena.words) - self._first).sum()) for pieces in both)
+
     def _look_for_stuck(self) -> None:
-        arena, now = self.arena, time.monotonic()
-        seals = int(arena.shards.sealed(arena.words).sum() + arena.slices.sealed(arena.words).sum())
+        arena, now, seals = self.arena, time.monotonic(), self._count_seals()
         if seals != self._seals:
             gap, self._since = now - self._since, now
             per_step = arena.shards.count + arena.slices.count

@@ -30,7 +30,7 @@ def which(op: str, dtype: str) -> int:
 
 
 def _memory(address, nbytes):
-    return np.frombuffer((ctypes.c_char * int(nbytes)).from_address(int(address)), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * int(nbytes)).from_address(int(address)))
 
 
 def _fold(which, count, a, b, out, also, n):
