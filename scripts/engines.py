@@ -479,9 +479,16 @@ def time_all_reduces(all_reduce, barrier, array, rewritten, seconds):
     return total / count
 
 
+def bind(rank):
+    """To a core of its own, as mpirun does with two ranks: else the system may put both on one."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
+
+
 def arena_rank(channel, rank, arena):
     from scratchnet.parallel.arena import ArenaCommunicator
 
+    bind(rank)
     comm = ArenaCommunicator(arena, rank)
     serve_all_reduces(channel, comm.all_reduce, comm.barrier, comm.empty)
 
@@ -490,6 +497,7 @@ def gloo_rank(channel, rank, file):
     import torch
     import torch.distributed as dist
 
+    bind(rank)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=RANKS)
     serve_all_reduces(channel, lambda x: dist.all_reduce(torch.from_numpy(x)), dist.barrier, None)
 
@@ -544,9 +552,7 @@ def mpi_rank():
             return
         elements, rewritten, seconds = request
         array = np.empty(elements, np.float32)
-        mean = time_all_reduces(
-            lambda x: comm.Allreduce(MPI.IN_PLACE, x), comm.Barrier, array, rewritten, seconds
-        )  # fmt: skip
+        mean = time_all_reduces(partial(comm.Allreduce, MPI.IN_PLACE), comm.Barrier, array, rewritten, seconds)
         slowest = comm.reduce(mean, MPI.MAX)
         if comm.rank == 0:
             print(json.dumps(slowest), flush=True)
