@@ -1,21 +1,16 @@
-"""How all tests run: on which devices, with how many random examples, and on arrays of what size.
+"""How all tests run: on which devices, and with how many random examples.
 
-HYPOTHESIS_PROFILE=thorough draws many more examples, new ones each time. With NUMBA_DISABLE_JIT=1 the kernels are plain
-Python: few examples, small arrays.
+HYPOTHESIS_PROFILE=thorough draws many more examples, new ones each time. With NUMBA_DISABLE_JIT=1 there are few.
 """
 
 import os
 
-import numba
 import pytest
 from hypothesis import HealthCheck, settings
+from sizes import JIT
 
 import scratchnet as sn
 from scratchnet.kernels import TABLES
-from scratchnet.testing import EDGES
-
-JIT = not numba.config.DISABLE_JIT
-SIZES = {"sizes": EDGES, "max_elements": 2**13} if JIT else {"sizes": EDGES[:7], "max_elements": 2**7}
 
 COMMON = {
     "deadline": None,

@@ -10,9 +10,9 @@ import weakref
 
 import numpy as np
 import pytest
-from conftest import JIT
 from hypothesis import given
 from hypothesis import strategies as st
+from sizes import JIT
 
 import scratchnet as sn
 from scratchnet.autograd import first_nonfinite

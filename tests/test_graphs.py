@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from conftest import JIT
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from sizes import JIT
 
 import scratchnet as sn
 from scratchnet.kernels import TABLES

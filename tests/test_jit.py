@@ -5,9 +5,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import JIT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import JIT
 
 import scratchnet as sn
 from scratchnet.jit import fuse

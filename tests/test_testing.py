@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import SIZES
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
+from sizes import SIZES
 
 import scratchnet as sn
 from scratchnet import testing

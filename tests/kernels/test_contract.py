@@ -8,9 +8,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import JIT, SIZES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import JIT, SIZES
 
 from scratchnet import kernels
 from scratchnet.kernels import TABLES, reference

@@ -8,7 +8,7 @@ import sys
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from conftest import JIT
+from sizes import JIT
 
 from scratchnet.kernels import device
 from scratchnet.kernels.cpu import SIGNATURES, blocks, cache, elementwise, optim, random, reduce, scalars
@@ -22,6 +22,8 @@ NUMBERS = {
     "sgd": (np.array([0.1, 0.9, 1, 0.01]),),
     "adam": (np.array([0.1, 0.9, 0.99, 1e-8, 0.01, 1, 3]),),
     "rmsprop": (np.array([0.1, 0.9, 1e-8, 0.9, 0.01]),),
+    "standardize": (1e-5,),
+    "standardize_grad": (1e-5,),
 }
 needs_jit = pytest.mark.skipif(not JIT, reason="about compiled code")
 
@@ -37,6 +39,8 @@ def case(name, dtype=np.float32, rows=ROWS, columns=COLUMNS, seed=0):
         **{k: ([x[0].reshape(1, -1, 1)], [np.empty((1, 1), dtype)]) for k in ("sum", "max", "min")},
         "argmax": ([x[0][:, :, None]], [np.empty((rows, 1), np.int64)]),
         **{k: ([x[0], index], empty[:1]) for k in ("take_rows", "scatter_rows")},
+        "standardize": ([x[0][None]], [empty[0][None]]),
+        "standardize_grad": ([x[0][None], x[1][None]], [empty[0][None]]),
         "logsumexp": ([x[0]], [np.empty(rows, dtype)]),
         "cross_entropy": ([x[0], index], [np.empty(rows, dtype)]),
         "cross_entropy_grad": ([x[1][:, 0].copy(), x[0], index], empty[:1]),

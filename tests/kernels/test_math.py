@@ -5,8 +5,8 @@ import re
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from conftest import JIT
 from scipy import special
+from sizes import JIT
 
 from scratchnet.kernels.cpu import cache, elementwise, exponential, scalars
 from scratchnet.kernels.cpu.compile import stamp

@@ -14,4 +14,3 @@ def group(request):
         group = Group(request.param)
         yield group
         group.end()
-        del group

@@ -26,3 +26,4 @@ class Group:
 
     def end(self):
         self.workers.end()
+        self.workers = self.arena = None

@@ -100,5 +100,5 @@ def test_auto_is_the_first_row_of_the_table_that_fits():
 
 
 def test_an_unknown_algorithm_is_refused_by_name():
-    with pytest.raises(sn.ConfigError, match="ring.*got 'star'"):
+    with pytest.raises(sn.ConfigError, match=r"ring.*got 'star'"):
         algorithm_of("star")

@@ -90,7 +90,7 @@ def test_unequal_calls_are_named_on_all_ranks():
 
 
 def test_a_rank_that_returns_while_others_wait_is_named():
-    with pytest.raises(sn.WorkerError, match="CollectiveError: .*rank 2 had returned from its function"):
+    with pytest.raises(sn.WorkerError, match=r"CollectiveError: .*rank 2 had returned from its function"):
         sn.parallel.run(workers.returns_early, workers=3)
 
 
@@ -173,7 +173,9 @@ def test_a_program_from_stdin_or_a_notebook_has_no_file_and_runs():
 
 
 def test_an_interactive_prompt_runs_it():
-    lines = "import scratchnet as sn\nk = 7\ndef fn(comm):\n    return comm.rank + k\n\nsn.parallel.run(fn, workers=2)\n"
+    lines = (
+        "import scratchnet as sn\nk = 7\ndef fn(comm):\n    return comm.rank + k\n\nsn.parallel.run(fn, workers=2)\n"
+    )
     assert "[7, 8]" in python("-i", text=lines).stdout
 
 
@@ -248,7 +250,7 @@ def test_a_system_without_room_for_processes_is_an_error_and_leaves_none(monkeyp
         original(process)
 
     monkeypatch.setattr(launch.multiprocess.context.SpawnProcess, "start", start)
-    with pytest.raises(sn.WorkerError, match="worker 1 could not be started: .*temporarily unavailable"):
+    with pytest.raises(sn.WorkerError, match=r"worker 1 could not be started: .*temporarily unavailable"):
         sn.parallel.run(print, workers=2)
 
 

@@ -74,7 +74,7 @@ def test_a_heap_commits_only_what_it_hands_out():
 
 def test_a_heap_that_is_too_small_is_an_error():
     heap = Heap(SharedMemory(4096), 0, 4096)
-    with pytest.raises(sn.SharedMemoryError, match="room for 8000 bytes|room for 8064 bytes"):
+    with pytest.raises(sn.SharedMemoryError, match=r"room for 8000 bytes|room for 8064 bytes"):
         heap.empty(1000, np.float64)
 
 
