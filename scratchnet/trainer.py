@@ -7,12 +7,13 @@ shard order into one optimizer step, and reports epochs to a progress line, a me
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,33 @@ from .jit import jit as jitted
 from .kernels import device as find_device
 from .nn import Module
 from .parallel.shards import StepResult, first_stream, require_finite, shard_loss, split, weighted_mean
+from .parallel.strategies import AllReduce, LocalSGD, Strategy, options_of, strategy_of
 from .random import Generator
 from .tensor import Tensor, default_device, no_grad
 
 Batch = tuple[np.ndarray, ...]
+SAY_EVERY = 0.5  # seconds between two looks at workers
 
 
 class History:
-    """What each epoch brought: a list of records, and a column of them by name: `history["val_loss"]`."""
+    """What each epoch brought: a list of records, and a column of them by name: `history["val_loss"]`.
 
-    def __init__(self, records: list[dict[str, Any]]):
-        self.records = records
+    workers: of each worker that there was in the end, seconds that it computed, merged and waited, shards that it did,
+    and processes that it had; of more than one, if there was a pool.
+    """
+
+    def __init__(self, records: list[dict[str, Any]], workers: Sequence[dict[str, float]] = ()):
+        self.records, self.workers = records, list(workers)
+
+    def lines_of_workers(self) -> list[str]:
+        """A line a worker: what it did with its time."""
+        lines = []
+        for rank, row in enumerate(self.workers if len(self.workers) > 1 else []):
+            total = sum(row[name] for name in ("computing", "merging", "waiting")) or 1.0
+            parts = [f"{row[name] / total:4.0%} {name}" for name in ("computing", "merging", "waiting")]
+            again = f", started {row['starts']} times" if row["starts"] > 1 else ""
+            lines.append(f"worker {rank}  {'  '.join(parts)}  {row['shards']:,.0f} shards{again}")
+        return lines
 
     def __len__(self) -> int:
         return len(self.records)
@@ -57,16 +74,22 @@ class Trainer:
     so the last bits of the result; nothing else about the machine does.
 
     model, optimizer, loss, scheduler: as in PyTorch; the scheduler steps once an optimizer step.
-    workers: processes that compute, 1 for this one alone. Their number, and how often any of them dies, changes no bit.
-    strategy: "all_reduce", the only one now: every shard's gradient is merged into each step.
+    workers: processes that compute, 1 for this one alone; "auto" measures and picks. With a strategy that is exact (all
+        but the asynchronous ones) neither their number nor how often any of them dies changes a bit.
+    strategy: how gradients become new parameters: a value of `scratchnet.parallel`, such as LocalSGD(every=8), or the
+        name of one: "all_reduce" (the default), "parameter_server", "local_sgd", "hogwild".
     shards: K; None means one a worker.
-    seed: of the random numbers that layers draw; those of step t and shard k depend on (seed, t, k) alone.
+    seed: of the random numbers that layers draw; those of batch b and shard k depend on (seed, b, k) alone.
+    accumulate: batches whose mean gradient makes one step. Each shard goes over them one after the other.
+    clip_norm: scale the merged gradient so that its norm, as one vector, is at most this.
+    nonfinite: "raise" NonFiniteError where a loss or gradient is NaN or infinite, or "skip" that step, with a warning.
     folder: where checkpoints and metrics.jsonl go; None keeps nothing.
-    save_every: optimizer steps between checkpoints; None saves at the end of each epoch.
+    save_every: steps between checkpoints; None saves at the end of each epoch.
     config: anything JSON can hold, stored in the checkpoint for whoever reads it.
     jit: record a step once for each shape of batch and replay it compiled (see `scratchnet.jit`); False where a model
         looks at values of its tensors. The bits are the same.
     progress: show a progress bar (if tqdm is installed) and print a line an epoch.
+    timeline: file for what each worker did when, which https://ui.perfetto.dev opens; None keeps none.
 
     SIGINT and SIGTERM during `fit` end the run after the step in hand, with a checkpoint if there is a folder;
     a second one ends it at once. Raises ConfigError for arguments outside their range.
@@ -78,32 +101,67 @@ class Trainer:
         optimizer: Any,
         loss: Callable[..., Tensor],
         scheduler: Any = None,
-        workers: int = 1,
+        workers: int | str = 1,
         shards: int | None = None,
-        strategy: str = "all_reduce",
+        strategy: str | Strategy = "all_reduce",
         *,
         seed: int = 0,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        nonfinite: str = "raise",
         folder: str | Path | None = None,
         save_every: int | None = None,
         config: dict[str, Any] | None = None,
         jit: bool = True,
         progress: bool = True,
+        timeline: str | Path | None = None,
     ):
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-            raise ConfigError(f"Trainer: expected workers to be an integer of at least 1, got {workers!r}")
-        if strategy != "all_reduce":
-            raise ConfigError(f"Trainer: expected strategy 'all_reduce', got {strategy!r}")
+        if workers != "auto":
+            _require_workers(workers)
         for name, value in {"shards": shards, "save_every": save_every}.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"Trainer: expected {name} >= 1 or None, got {value!r}")
+        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+            raise ConfigError(f"Trainer: expected accumulate to be an integer of at least 1, got {accumulate!r}")
+        if nonfinite not in ("raise", "skip"):
+            raise ConfigError(f"Trainer: expected nonfinite 'raise' or 'skip', got {nonfinite!r}")
+        if clip_norm is not None and not (isinstance(clip_norm, int | float) and clip_norm > 0):
+            raise ConfigError(f"Trainer: expected clip_norm > 0 or None, got {clip_norm!r}")
+        self.strategy = strategy_of(strategy)
+        if not self.strategy.merges_gradients and (clip_norm is not None or nonfinite == "skip" or accumulate > 1):
+            raise ConfigError(
+                "Trainer: expected a strategy that merges gradients with accumulate, clip_norm or nonfinite='skip', "
+                f"got {self.strategy}"
+            )
         self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
-        self.shards, self.workers = shards or workers, workers
+        self.workers: Any = workers
+        self._shards = shards
+        self.accumulate, self.clip_norm, self.nonfinite = accumulate, clip_norm, nonfinite
         self.seed, self.save_every, self.config, self.progress = seed, save_every, config or {}, progress
         self.folder = None if folder is None else Path(folder)
+        self.jit, self.timeline = jit, timeline
         self._device = next(iter(model.parameters())).device
-        self._generators = [Generator(seed) for _ in range(self.shards)]
+        self._generators: list[Generator] = []  # one a shard
         self._train = jitted(self._compute_and_merge) if jit else self._compute_and_merge
         self._select = jitted(self._select_and_compute) if jit else None
+
+    @property
+    def shards(self) -> int:
+        """K."""
+        return self._shards or (self.workers if isinstance(self.workers, int) else 1)
+
+    def resize(self, workers: int) -> None:
+        """Have so many workers from the next step on: for another thread, while `fit` runs; or before it.
+
+        The number of shards stays as it is, so no bit changes; without `shards` it is the number of workers, and then
+        this raises ConfigError while a run is in progress.
+        """
+        _require_workers(workers)
+        if self._shards is None and self._is_running:
+            raise ConfigError("resize: expected a Trainer with shards=K, whose arithmetic stays the same, got none")
+        self.workers = workers
+
+    _is_running = False
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -127,33 +185,50 @@ class Trainer:
             raise ConfigError(f"fit: expected epochs >= 0, got {epochs!r}")
         if not len(train_loader):
             raise ConfigError("fit: expected at least one batch to train on, got none")
+        if self.workers == "auto":
+            from .parallel.planner import choose  # here, not above: importing scratchnet does not load multiprocess
+
+            self.workers = choose(self, train_loader)
         run = _Run(train_loader, self)
         with contextlib.ExitStack() as stack:
             if self.folder is not None:
                 run.checkpoints = stack.enter_context(checkpoint.CheckpointFolder(self.folder))
             self._resume(run, resume)
             run.stop = stack.enter_context(_stop_on_signal())
-            engine: _Alone | _Pooled = _Pooled(self, run) if self.workers > 1 else _Alone(self, run)
-            stack.enter_context(engine)
+            run.engine = _engine_of(self, run)
+            stack.push(lambda *exc_info: run.engine.__exit__(*exc_info))
+            self._is_running = True
+            stack.callback(lambda: setattr(self, "_is_running", False))
             while run.epoch < epochs:
-                self._epoch(run, engine, epochs, val_loader)
+                self._epoch(run, epochs, val_loader)
                 run.stop.leave_if_requested()
-        return History(run.history)
+            history = History(run.history, run.engine.report())
+        if self.progress:
+            print("\n".join(history.lines_of_workers()), end="\n" if len(history.workers) > 1 else "", flush=True)
+        return history
 
-    def _epoch(self, run: _Run, engine: _Alone | _Pooled, epochs: int, val_loader: DataLoader | None) -> None:
+    def _epoch(self, run: _Run, epochs: int, val_loader: DataLoader | None) -> None:
         start, first = time.perf_counter(), run.samples
         self.model.train()
         with _bar(run, epochs, self.progress) as bar:
             for positions in run.loader.batch_indices(run.epoch, run.batch):
-                engine.submit(positions)
-                run.count(engine.finished(), bar)
-                if run.stop.requested or (self.save_every and engine.submitted % self.save_every == 0):
-                    run.count(engine.settled(), bar)
+                run.engine.submit(positions)
+                run.count(run.engine.finished(), bar)
+                if not run.engine.is_between:
+                    continue
+                if run.stop.requested or (self.save_every and run.engine.submitted % self.save_every == 0):
+                    run.count(run.engine.settled(), bar)
                     run.save(self)
                 run.stop.leave_if_requested()
-            run.count(engine.settled(), bar)
+                if run.engine.workers != self.workers:
+                    self._resize(run, bar)
+            run.count(run.engine.settled(), bar)
         seconds = time.perf_counter() - start
-        record: dict[str, Any] = {"epoch": run.epoch + 1, "step": run.step, "train_loss": run.loss_sum / run.samples}
+        record: dict[str, Any] = {
+            "epoch": run.epoch + 1,
+            "step": run.step,
+            "train_loss": run.loss_sum / max(run.samples, 1),
+        }
         if val_loader is not None:
             record |= {f"val_{name}": value for name, value in self.evaluate(val_loader).items()}
         run.history.append(record)
@@ -165,18 +240,32 @@ class Trainer:
         run.next_epoch()
         run.save(self)
 
+    def _resize(self, run: _Run, bar: Any) -> None:
+        """Let the run go on with self.workers workers."""
+        if not run.engine.resize(self.workers):
+            run.count(run.engine.settled(), bar)
+            run.engine.__exit__(None, None, None)
+            run.memory = run.engine.memory()
+            run.engine = _engine_of(self, run)
+
     def _step(self, dataset: Any, positions: np.ndarray, step: int) -> dict[int, float]:
         """One optimizer step in this process; the losses of the shards that are not empty."""
-        for k, generator in enumerate(self._generators):
-            generator.stream = first_stream(step, k, self.shards)
+        self._start_streams(step)
         try:
             if self._select is not None and selects(dataset):
                 losses = self._select(dataset, Tensor(positions, device=self._device))
             else:
                 losses = self._train(*self._tensors(gather(dataset, positions)))
         except NonFiniteError:
-            raise self._origin(gather(dataset, positions), step) from None
+            lost = NonFiniteError(f"fit: expected a finite loss at step {step}, got one that was not")
+            raise self._origin(gather(dataset, positions), step, step) or lost from None
         return {k: loss.item() for k, loss in losses.items()}
+
+    def _start_streams(self, batch: int) -> None:
+        """Each shard's random numbers begin where those of a batch do."""
+        self._generators += [Generator(self.seed) for _ in range(self.shards - len(self._generators))]
+        for k, generator in enumerate(self._generators):
+            generator.stream = first_stream(batch, k, self.shards)
 
     def _tensors(self, batch: Batch) -> tuple[Tensor, ...]:
         return tuple(Tensor(array, device=self._device) for array in batch)
@@ -207,17 +296,17 @@ class Trainer:
     def _loss(self, shard: tuple[Tensor, ...], k: int) -> Tensor:
         return shard_loss(self.model, self.loss, shard, self._generators[k])
 
-    def _origin(self, batch: Batch, step: int) -> NonFiniteError:
-        """Which shard's loss is not finite, and which op made it so: the step is computed once more, with a record."""
+    def _origin(self, batch: Batch, number: int, step: int) -> NonFiniteError | None:
+        """Which shard's loss is not finite, and which op made it so: a batch is computed once more, with a record."""
+        self._start_streams(number)
         for k in range(self.shards):
-            self._generators[k].stream = first_stream(step, k, self.shards)
             shard = split(self._tensors(batch), k, self.shards)
             if len(shard[0]) and not math.isfinite(value := (loss := self._loss(shard, k)).item()):
                 origin = first_nonfinite(loss)
                 return NonFiniteError(
                     f"fit: expected a finite loss, got {value} at step {step}, shard {k}, from {origin}"
                 )
-        return NonFiniteError(f"fit: expected a finite loss at step {step}, got one that was not")
+        return None
 
     def _resume(self, run: _Run, resume: str | Path | None) -> None:
         found = None
@@ -266,7 +355,9 @@ class Trainer:
 
 
 class _Alone:
-    """Steps in this process: done as soon as they are submitted."""
+    """AllReduce in this process: a step is done as soon as it is submitted, as one recorded program."""
+
+    workers, is_between = 1, True
 
     def __init__(self, trainer: Trainer, run: _Run):
         self._trainer, self._dataset, self.submitted = trainer, run.loader.dataset, run.step
@@ -274,8 +365,8 @@ class _Alone:
 
     def submit(self, positions: np.ndarray) -> None:
         losses = self._trainer._step(self._dataset, positions, self.submitted)
-        column = np.array([losses.get(k, math.nan) for k in range(self._trainer.shards)])
-        self._done.append(StepResult(self.submitted, positions, column))
+        row = np.array([[losses.get(k, math.nan) for k in range(self._trainer.shards)]])
+        self._done.append(StepResult(self.submitted, self.submitted, [positions], row))
         self.submitted += 1
 
     def finished(self) -> list[StepResult]:
@@ -285,42 +376,91 @@ class _Alone:
 
     settled = finished
 
-    def __enter__(self) -> _Alone:
-        return self
+    def resize(self, workers: int) -> bool:
+        """Have so many workers from now on; False: that takes another engine."""
+        return workers == 1
+
+    def memory(self) -> dict[str, np.ndarray]:
+        """What is to be saved besides model, optimizer and scheduler."""
+        return {}
+
+    def report(self) -> list[dict[str, float]]:
+        """What each worker did."""
+        return []
 
     def __exit__(self, *exc_info: Any) -> None:
         pass
 
 
 class _Pooled:
-    """Steps in a pool of processes. The trainer's model and optimizer follow when the steps are `settled`."""
+    """Steps of any strategy in a pool of processes, or, with one worker, piece by piece in this one.
+
+    The trainer's model and optimizer follow when the steps are `settled`.
+    """
 
     def __init__(self, trainer: Trainer, run: _Run):
-        from .parallel.pool import Pool  # here, not above: importing scratchnet does not load multiprocess
+        from .parallel.pool import Pool, Solo  # here, not above: importing scratchnet does not load multiprocess
         from .parallel.replica import Replica
 
-        loader, self._trainer = run.loader, trainer
+        loader, self._trainer, self._strategy = run.loader, trainer, trainer.strategy
         batch = min(loader.batch_size, len(loader.dataset))
         if trainer.shards > batch:
             raise ConfigError(f"Trainer: expected at most one shard a sample, got {trainer.shards} for {batch} samples")
         first = split((next(loader.batch_indices(0)),), 0, trainer.shards)[0]
-        self._replica = Replica(trainer.model, trainer.optimizer, trainer.loss, trainer.shards, trainer.seed)
+        self._replica = Replica(
+            trainer.model, trainer.optimizer, trainer.loss, trainer.shards, trainer.seed, trainer.strategy,
+            trainer.clip_norm, trainer.nonfinite == "skip", trainer.jit,
+        )  # fmt: skip
         self._replica.leave_out_untrained(loader.dataset, first)
-        self._pool = Pool(self._replica, loader.dataset, batch, trainer.workers, run.step)
+        options: dict[str, Any] = {"span": self._strategy.batches(trainer.accumulate), "first": run.step}
+        options["timeline"] = trainer.timeline
+        pool: Callable[..., Any] = Solo if trainer.workers == 1 else functools.partial(Pool, workers=trainer.workers)
+        self._pool = pool(self._replica, loader.dataset, batch, **options)
+        self._pool.remember(run.memory)
+        self._batches: list[np.ndarray] = []
+        self._next = run.batches
         self.finished = self._pool.finished
+        self.report = self._pool.report
 
     @property
     def submitted(self) -> int:
         return self._pool.submitted
 
+    @property
+    def workers(self) -> int:
+        return self._pool.workers
+
+    @property
+    def is_between(self) -> bool:
+        """Is there no step of which only some batches are known?"""
+        return not self._batches
+
     def submit(self, positions: np.ndarray) -> None:
+        self._batches.append(positions)
+        if len(self._batches) == (self._strategy.batches(self._trainer.accumulate) if self._is_apart() else 1):
+            self._begin()
+
+    def _is_apart(self) -> bool:
+        """Does the next step take several batches?"""
+        return not isinstance(self._strategy, LocalSGD) or self.submitted >= self._strategy.warmup
+
+    def _begin(self) -> None:
+        """A step of the batches that have come together."""
+        batches, self._batches = self._batches, []
+        apart = isinstance(self._strategy, LocalSGD) and self._is_apart()
+        numbers = []
+        for _ in batches if apart else batches[:1]:
+            numbers.append(self._replica.next_numbers())
+            if self._trainer.scheduler is not None:
+                self._trainer.scheduler.step()
         with self._origin_named():
-            self._pool.submit(positions, self._replica.next_numbers())
-        if self._trainer.scheduler is not None:
-            self._trainer.scheduler.step()
+            self._pool.submit(batches, numbers, self._next, apart)
+        self._next += len(batches)
 
     def settled(self) -> list[StepResult]:
         """All steps are done, and the trainer's model and optimizer have their state."""
+        if self._batches:
+            self._begin()
         with self._origin_named():
             self._pool.drain()
         self._pool.read()
@@ -328,21 +468,39 @@ class _Pooled:
 
     @contextlib.contextmanager
     def _origin_named(self) -> Iterator[None]:
+        """A loss that is not finite in a worker is computed once more here, which can name the op."""
         try:
             yield
         except NonFiniteError:
             self._pool.read()
             step = self._pool.current()
-            batch = gather(self._pool.dataset, step.positions)
-            raise self._trainer._origin(batch, step.number) from None
+            if self._strategy.merges_gradients and not self._strategy.lag:
+                for i, positions in enumerate(step.batches):
+                    batch = gather(self._pool.dataset, positions)
+                    if origin := self._trainer._origin(batch, step.first + i, step.number):
+                        raise origin from None
+            raise
 
-    def __enter__(self) -> _Pooled:
-        self._pool.__enter__()
-        return self
+    def resize(self, workers: int) -> bool:
+        if workers == 1 or self.workers == 1:
+            return workers == self.workers
+        self._pool.resize(workers)
+        return True
+
+    def memory(self) -> dict[str, np.ndarray]:
+        return self._pool.memory()
 
     def __exit__(self, *exc_info: Any) -> None:
         self._pool.read()  # what is committed is not lost, whatever happened
         self._pool.__exit__(*exc_info)
+
+
+def _engine_of(trainer: Trainer, run: _Run) -> _Alone | _Pooled:
+    """What computes the steps of a run."""
+    is_plain = trainer.strategy == AllReduce() and trainer.accumulate == 1 and trainer.clip_norm is None
+    if trainer.workers == 1 and is_plain and trainer.nonfinite == "raise" and trainer.timeline is None:
+        return _Alone(trainer, run)
+    return _Pooled(trainer, run)
 
 
 class _Run:
@@ -354,6 +512,7 @@ class _Run:
         self.stop = _Stop()
         self.history: list[dict[str, Any]] = []
         self.epoch, self.step = 0, 0
+        self.memory: dict[str, np.ndarray] = {}  # of the merges, from a checkpoint
         self._start_epoch()
         self.identity = {  # all that the arithmetic of a run depends on, besides the three state dicts
             "shards": trainer.shards,
@@ -363,7 +522,18 @@ class _Run:
             "shuffle": bool(loader.shuffle),
             "loader_seed": loader.seed,
             "drop_last": bool(loader.drop_last),
+            "accumulate": trainer.accumulate,
+            "clip_norm": trainer.clip_norm,
+            "nonfinite": trainer.nonfinite,
+            **options_of(trainer.strategy),
         }
+
+    engine: _Alone | _Pooled
+
+    @property
+    def batches(self) -> int:
+        """Of the whole run, so far."""
+        return self.epoch * len(self.loader) + self.batch
 
     def _start_epoch(self) -> None:
         self.batch, self.samples, self.loss_sum = 0, 0, 0.0
@@ -371,12 +541,16 @@ class _Run:
     def count(self, steps: list[StepResult], bar: Any) -> None:
         """Steps that were done."""
         for step in steps:
-            n, shards = len(step.positions), len(step.losses)
-            for k, loss in enumerate(step.losses.tolist()):
-                if not math.isnan(loss):
-                    self.loss_sum += loss * len(split((step.positions,), k, shards)[0])
-            self.step, self.batch, self.samples = self.step + 1, self.batch + 1, self.samples + n
-            bar.update()
+            for positions, losses in zip(step.batches, step.losses.tolist(), strict=True):
+                for k, loss in enumerate(losses):
+                    if not math.isnan(loss):
+                        n = len(split((positions,), k, len(losses))[0])
+                        self.loss_sum, self.samples = self.loss_sum + loss * n, self.samples + n
+                self.batch += 1
+                bar.update()
+            self.step += 1
+        if steps:
+            bar.say(self.engine)
 
     def next_epoch(self) -> None:
         self.epoch += 1
@@ -389,6 +563,7 @@ class _Run:
                 self.step,
                 **_parts(trainer),
                 position=position,
+                memory=self.engine.memory(),
                 identity=self.identity,
                 config=trainer.config,
             )
@@ -404,6 +579,7 @@ class _Run:
             part.load_state_dict(state[name])
         for name in self._POSITION:
             setattr(self, name, state["position"][name])
+        self.memory = state.get("memory", {})
 
     _POSITION = ("epoch", "batch", "step", "samples", "loss_sum", "history")
 
@@ -473,7 +649,22 @@ def _bar(run: _Run, epochs: int, show: bool) -> Any:
         from tqdm import tqdm
     except ImportError:
         return _NoBar()
-    return tqdm(
+
+    class Bar(tqdm):
+        said, before = 0.0, np.zeros(0)
+
+        def say(self, engine: _Alone | _Pooled) -> None:
+            """What each worker did lately."""
+            if self.disable or time.monotonic() < self.said + SAY_EVERY:
+                return
+            self.said = time.monotonic()
+            rows = np.array([[row["computing"] + row["merging"], row["waiting"]] for row in engine.report()])
+            new = rows - self.before if rows.shape == self.before.shape else rows
+            self.before = rows
+            if len(new) and (new.sum(axis=1) > 0).all():
+                self.set_postfix_str("busy " + " ".join(f"{x:.0%}" for x in new[:, 0] / new.sum(axis=1)), refresh=False)
+
+    return Bar(
         total=len(run.loader),
         initial=run.batch,
         desc=f"epoch {run.epoch + 1}/{epochs}",
@@ -490,6 +681,9 @@ class _NoBar(contextlib.nullcontext):
     def update(self) -> None:
         pass
 
+    def say(self, engine: _Alone | _Pooled) -> None:
+        pass
+
 
 def _trim_log(path: Path, epochs: int) -> None:
     """Drops the lines of epochs that a resumed run will do again, so that the log holds each epoch once."""
@@ -499,6 +693,11 @@ def _trim_log(path: Path, epochs: int) -> None:
     kept = [record for record in records if record.get("epoch", 0) <= epochs]
     if kept != records:
         metrics_log.write_jsonl(path, kept)
+
+
+def _require_workers(workers: Any) -> None:
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ConfigError(f"Trainer: expected workers to be 'auto' or an integer of at least 1, got {workers!r}")
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------

@@ -149,21 +149,21 @@ def strikes(plans):
 class WatchedPool(pool.Pool):
     """A pool that fails where it is told to, and that keeps what it knew."""
 
-    def __init__(self, config, strike, *args):
+    def __init__(self, config, strike, *args, **options):
         self.strike, self.folder, self.wait = strike, Path(config.folder), config.ready
-        super().__init__(*args, patience=config.patience)
+        super().__init__(*args, **options, patience=config.patience)
 
     def _warm_up(self):
         self.strike("starting", 0)
         super()._warm_up()
 
-    def submit(self, positions, numbers):
+    def submit(self, *step):
         deadline = time.monotonic() + self.wait
         while time.monotonic() < deadline and not self.all_ready():
             self._watch()
         self.wait = 0
         self.strike("submit", self.submitted)
-        super().submit(positions, numbers)
+        super().submit(*step)
 
     def __exit__(self, *exc_info):
         facts["starts"] = self.arena.starts[: self.workers].tolist()

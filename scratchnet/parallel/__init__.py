@@ -1,10 +1,13 @@
 """Work shared by processes: `run` starts a function in several, and a `Communicator` lets them work together.
 
-Nothing here is imported before it is used: a program of one process never loads Numba or multiprocess for it.
+The strategies say how a Trainer merges what its workers compute. Processes come from launch.py, which is not imported
+before it is used: a program of one process never loads Numba or multiprocess for it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from .strategies import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
 
 if TYPE_CHECKING:
     from .communicator import Communicator, SerialCommunicator
@@ -12,7 +15,18 @@ if TYPE_CHECKING:
 
 _HOMES = {"Communicator": "communicator", "SerialCommunicator": "communicator", "run": "launch"}
 
-__all__ = ["Communicator", "SerialCommunicator", "run"]
+__all__ = [
+    "AllReduce",
+    "Communicator",
+    "Float16",
+    "Hogwild",
+    "LocalSGD",
+    "ParameterServer",
+    "PowerSGD",
+    "SerialCommunicator",
+    "TopK",
+    "run",
+]
 
 
 def __getattr__(name):

@@ -49,7 +49,7 @@ def armed(rank: int, starts: int) -> Callable[..., None]:
                     array[array.size // 2 :] = 0xFF
                 _ACTIONS.get(action.partition("=")[0], _signal)(action.partition("=")[2] or action)
 
-    return fail if mine else _never
+    return fail if mine else never
 
 
 def note(line: str) -> None:
@@ -60,8 +60,8 @@ def note(line: str) -> None:
         os.close(file)
 
 
-def _never(point: str, step: int, *memory: Any) -> None:
-    pass
+def never(point: str, step: int, *memory: Any) -> None:
+    """Nothing is armed."""
 
 
 def _signal(name: str) -> None:

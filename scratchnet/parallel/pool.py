@@ -1,193 +1,196 @@
 """A pool of processes that computes the steps of a run: its bytes depend neither on their number nor on their deaths.
 
 The parent writes what a step needs (positions of samples, numbers of the optimizer) ahead of time and lets the workers
-go; they share out shards and slices by themselves (claims.py), and the parent only watches. All state is in the arena:
-two pages that take turns, a slot for each shard, and the words. A worker holds nothing that another could not compute
-again, so one that dies is replaced, and what it had not sealed is done once more.
+go; they share out the pieces by themselves (claims.py), and the parent only watches. All state is in the arena: pages
+that take turns, a slot for each shard, and the words. A worker holds nothing that another could not compute again, so
+one that dies is replaced, and what it had not sealed is done once more.
 
     page t -> [gradient of shard k -> slot k]  all sealed -> [slice s of page t + 1]  all sealed = step t is committed
+
+`Solo` is the same without processes: this one does the pieces.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from multiprocess import connection
 
 from ..errors import ConfigError, NonFiniteError, WorkerError
-from ..kernels.cpu.atomics import LINE, SPINS
-from . import failpoints
-from .claims import ALL_SEALED, STOPPED, Pieces, allow, seal, stop, take, wait_for_step
-from .launch import Parcel, Workers, cores, describe, dumps, loads
-from .memory import Layout, SharedMemory
-from .replica import Page, Replica, Slice
+from ..kernels.cpu.atomics import SPINS
+from .claims import NOTHING, Phase, allow, lay_out, seal, stop, table_of, take
+from .compress import Compressor
+from .launch import Parcel, Workers, loads
+from .memory import cores
+from .replica import Replica
 from .shards import StepResult, split
+from .strategies import LocalSGD
+from .timeline import Timeline
+from .training_arena import COMPUTE, MERGE, MOST_WORKERS, SHARDS, SLICES, WAIT, TrainingArena
+from .worker import LOSS_IS_BAD, Worker, work
 
-WINDOW = 256  # steps that are written ahead at most
 AHEAD = 0.2  # seconds of work that are allowed ahead, so that a run that is asked to stop does so soon
 POLL = 0.002  # seconds between two looks of the parent
 PATIENCE = 30.0  # seconds without progress after which a worker counts as stuck, at least
 PATIENCE_GAPS = 20  # times the longest pause so far
-MOST_WORKERS = 256
 RETRIES = 3  # workers that may die over the same piece, or without any progress
-SLICES = 16  # pieces of the merge and update, at most: one a worker
-COMPUTE, MERGE, WAIT = range(3)  # columns of `times`
+SLOW = 4.0  # times as long a shard as others take: a worker that deserves a warning
+SLOW_AFTER = 20  # shards
+
+log = logging.getLogger("scratchnet.parallel")
 
 
-class TrainingArena:
-    """What the processes of a pool share. It travels to them as an open file.
+class Steps:
+    """Steps that are told to workers, and what came of them.
 
-    words: int64. positions (WINDOW, batch), counts (WINDOW,), numbers (WINDOW, segments, n), losses (WINDOW, shards):
-    the steps, by number modulo WINDOW. pages (2, bytes), slots (shards, bytes). times (MOST_WORKERS, LINE): seconds.
+    replica: the model, optimizer and loss at their start, and the strategy. dataset: what the positions of a step
+    number. batch: the most samples of a batch. span: the most batches of a step. first: the number of the first step.
+    timeline: a file for what each worker did when, see timeline.py.
     """
 
-    def __init__(self, replica: Replica, batch: int, slices: int):
-        layout, shards = replica.layout, replica.shards
-        self.shards = Pieces(2 * LINE, shards)
-        self.slices = Pieces(self.shards.end, slices)
-        arrays = {
-            "words": ((self.slices.end,), np.int64),
-            "positions": ((WINDOW, batch), np.int64),
-            "counts": ((WINDOW,), np.int64),
-            "numbers": ((WINDOW, len(layout.segments), replica.optimizer.n_numbers), np.float64),
-            "losses": ((WINDOW, shards), np.float64),
-            "times": ((MOST_WORKERS, LINE), np.float64),
-            "starts": ((MOST_WORKERS,), np.int64),
-            "pages": ((2, layout.page_bytes), np.uint8),
-            "slots": ((shards, layout.nbytes), np.uint8),
-        }
-        room = Layout()
-        self.places = {
-            name: (room.place(math.prod(shape) * np.dtype(dtype).itemsize), shape, dtype)
-            for name, (shape, dtype) in arrays.items()
-        }
-        self.memory = SharedMemory(room.size)
-        self._map()
+    def __init__(
+        self,
+        replica: Replica,
+        dataset: Any,
+        batch: int,
+        workers: int,
+        span: int = 1,
+        first: int = 0,
+        timeline: str | Path | None = None,
+    ):
+        self.replica, self.dataset = replica, dataset
+        self.arena = TrainingArena(replica, batch, span, min(workers, SLICES), timeline is not None)
+        self.timeline = None if timeline is None else Timeline(timeline, self.arena)
+        for pieces in self.arena.pieces:
+            pieces.sealed(self.arena.words)[:] = first
+        replica.write(replica.layout.page(self.arena.newest()))
+        allow(self.arena.words, first)
+        self.submitted = self._collected = self._base = first
+        self._done: list[StepResult] = []
+        self.compressor = Compressor(replica, self.arena) if replica.strategy.compression else None
+        if self.compressor:
+            self.compressor.start()
 
-    def _map(self) -> None:
-        for name, place in self.places.items():
-            setattr(self, name, self.memory.array(*place))
+    def submit(self, batches: Sequence[np.ndarray], numbers: Sequence[np.ndarray], first: int, apart: bool) -> None:
+        """The next step: positions of the samples of each batch, what the optimizer's kernel takes in each of its
+        steps, the number of the first batch in the run, and whether shards train apart.
+        """
+        arena, row = self.arena, self.submitted % self.arena.window
+        positions = np.concatenate(batches)
+        arena.positions[row, : len(positions)] = positions
+        arena.counts[row] = 0
+        arena.counts[row, : len(batches)] = [len(batch) for batch in batches]
+        arena.numbers[row, : len(numbers)] = numbers
+        arena.batches[row], arena.first[row], arena.apart[row] = len(batches), first, apart
+        arena.version[row] = max(self._base, self.submitted - self.replica.strategy.lag)
+        self.submitted += 1
+        allow(arena.words, self.submitted)
 
-    def __getstate__(self):
-        return {name: getattr(self, name) for name in ("shards", "slices", "places", "memory")}
+    def drain(self) -> None:
+        """Wait until all steps are done."""
+        while self._collect() < self.submitted:
+            self._watch()
+        self._base = self.submitted
 
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._map()
+    def _watch(self) -> None:
+        raise NotImplementedError
 
-    words: np.ndarray
-    positions: np.ndarray
-    counts: np.ndarray
-    numbers: np.ndarray
-    losses: np.ndarray
-    times: np.ndarray
-    starts: np.ndarray
-    pages: np.ndarray
-    slots: np.ndarray
+    def finished(self) -> list[StepResult]:
+        """The steps that were done since the last call, in order."""
+        self._collect()
+        done, self._done = self._done, []
+        return done
 
-    def committed(self) -> int:
-        """Steps that are done: their page is whole."""
-        return int(self.slices.sealed(self.words).min())
+    def read(self) -> None:
+        """The state after the last step that is done, to the model and optimizer."""
+        self.replica.read(self.replica.layout.page(self.arena.newest()))
+
+    def current(self) -> StepResult:
+        """The step that is being computed, without losses."""
+        return self._result(self.arena.committed(), with_losses=False)
+
+    def _collect(self) -> int:
+        committed = self.arena.committed()
+        for number in range(self._collected, committed):
+            self._done.append(self._result(number))
+            self._warn_of_skipped(number)
+        self._collected = committed
+        return committed
+
+    def _result(self, number: int, with_losses: bool = True) -> StepResult:
+        arena, row = self.arena, number % self.arena.window
+        counts = arena.counts[row, : arena.batches[row]].tolist()
+        batches = np.split(arena.positions[row, : sum(counts)].copy(), np.cumsum(counts)[:-1])
+        losses = arena.losses[row, : len(counts)].copy() if with_losses else np.empty((0, 0))
+        return StepResult(number, int(arena.first[row]), batches, losses)
+
+    def _warn_of_skipped(self, number: int) -> None:
+        bad = self.arena.bad[number % self.arena.window]
+        for k in np.flatnonzero(bad):
+            name = "loss" if bad[k] == LOSS_IS_BAD else f"gradient of {self.replica.name_of(int(bad[k]) - 1)!r}"
+            log.warning("step %d was skipped: in shard %d the %s is not finite", number, k, name)
+
+    def memory(self) -> dict[str, np.ndarray]:
+        """What the merges remember besides pages: the residuals of compression, as bytes. All steps are done."""
+        if self.compressor is None:
+            return {}
+        residuals = self.arena.residuals[self.submitted % 2]
+        return {"residuals": residuals.copy(), "factors": self.arena.factors.copy()}
+
+    def remember(self, memory: dict[str, np.ndarray]) -> None:
+        """Go on from what `memory` gave, before the first step."""
+        if self.compressor is not None and memory:
+            self.arena.residuals[self.submitted % 2] = memory["residuals"]
+            self.arena.factors[...] = memory["factors"]
+
+    def report(self) -> list[dict[str, float]]:
+        """Of each worker: seconds that it computed, merged and waited, shards that it did, processes that it had."""
+        columns = {"computing": COMPUTE, "merging": MERGE, "waiting": WAIT, "shards": SHARDS}
+        return [
+            {name: float(self.arena.times[rank, column]) for name, column in columns.items()}
+            | {"starts": int(self.arena.starts[rank])}
+            for rank in range(self.workers)
+        ]
+
+    workers: int
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.timeline:
+            self.timeline.write(self.workers)
 
 
-# --- a worker ---------------------------------------------------------------------------------------------------------
+class Solo(Steps):
+    """All pieces are done by this process, as soon as a step is submitted."""
 
+    workers = 1
 
-def work(channel: connection.Connection, rank: int, arena: TrainingArena, job: Parcel, spins: int) -> None:
-    """The life of a worker: take a piece, do it, seal it, until told to stop."""
-    channel.recv()
-    fail = failpoints.armed(rank, int(arena.starts[rank]) - 1)
-    fail("start", arena.committed())
-    worker = None
-    try:
-        replica, dataset = job.open()
-        worker = _Worker(rank, arena, replica, dataset, spins, fail)
-        worker.run()
-    except NonFiniteError:
-        channel.send_bytes(dumps(("nonfinite", worker and worker.doing)))
-    except Exception as error:
-        channel.send_bytes(dumps(("error", worker and worker.doing, describe(error))))
-    fail("exit", worker.step if worker else 0)
+    def __init__(self, replica: Replica, dataset: Any, batch: int, **options: Any):
+        super().__init__(replica, dataset, batch, 1, **options)
+        self.arena.starts[0] = 1
+        self._worker = Worker(0, self.arena, replica, dataset, spins=-1)
 
+    def submit(self, batches: Sequence[np.ndarray], numbers: Sequence[np.ndarray], first: int, apart: bool) -> None:
+        super().submit(batches, numbers, first, apart)
+        try:
+            self._worker.run()
+        except NonFiniteError as error:
+            step, k = self._worker.doing or (self.submitted, 0)
+            raise NonFiniteError(f"fit: step {step}, shard {k}: {error}") from None
 
-class _Worker:
-    def __init__(self, rank: int, arena: TrainingArena, replica: Replica, dataset: Any, spins: int, fail: Callable):
-        self.rank, self.arena, self.replica, self.dataset, self.fail = rank, arena, replica, dataset, fail
-        self.spins, self.scratch = spins, np.zeros(2, np.int64)
-        self.pages: list[Page] = [replica.layout.page(memory) for memory in arena.pages]
-        self.slots = list(arena.slots)
-        self.step = arena.committed()
-        self.doing: tuple[int, int] | None = None
-        self.times = arena.times[rank]
-        self.slices: dict[Any, Slice] = {}  # by number, page and shards that are not empty
-
-    def run(self) -> None:
-        words = self.arena.words
-        last = time.perf_counter()
-        while True:
-            self.fail("idle", self.step)
-            if not wait_for_step(words, self.step, self.spins, self.scratch):
-                return
-            count = int(self.arena.counts[self.step % WINDOW])
-            shards = self.replica.shards
-            bounds = [(k * count // shards, (k + 1) * count // shards) for k in range(shards)]
-            for pieces, column, do in (
-                (self.arena.shards, COMPUTE, self._gradient),
-                (self.arena.slices, MERGE, self._update),
-            ):
-                while True:
-                    piece = take(
-                        words, pieces.claims, pieces.seals, pieces.count, self.step, self.rank, self.spins, self.scratch
-                    )
-                    now = time.perf_counter()
-                    self.times[WAIT] += now - last
-                    if piece == STOPPED:
-                        return
-                    if piece == ALL_SEALED:
-                        last = now
-                        break
-                    do(piece, bounds, count)
-                    last = time.perf_counter()
-                    self.times[column] += last - now
-                    seal(words, pieces.seals, piece, self.step)
-            self.step += 1
-
-    def _gradient(self, k: int, bounds: list[tuple[int, int]], count: int) -> None:
-        lo, hi = bounds[k]
-        self.doing = self.step, k
-        self.fail("shard.claimed", self.step)
-        row = self.step % WINDOW
-        if lo < hi:
-            self.arena.losses[row, k] = self.replica.gradient(
-                self.dataset, self.arena.positions[row, lo:hi], (hi - lo) / count, self.step, k,
-                self.pages[self.step % 2], self.slots[k],
-            )  # fmt: skip
-        else:
-            self.arena.losses[row, k] = math.nan
-        self.fail("shard.half_written", self.step, self.slots[k])
-        self.fail("shard.written", self.step)
-
-    def _update(self, s: int, bounds: list[tuple[int, int]], count: int) -> None:
-        self.fail("slice.claimed", self.step)
-        full = tuple([k for k, (lo, hi) in enumerate(bounds) if lo < hi])
-        kind = s, self.step % 2, full
-        piece = self.slices.get(kind)
-        if piece is None:
-            old, new = self.pages[self.step % 2], self.pages[1 - self.step % 2]
-            part = s, self.arena.slices.count
-            piece = self.replica.slice_of(part, old, new, [self.slots[k] for k in full])
-            self.slices[kind] = piece
-        weights = [(hi - lo) / count for lo, hi in bounds if lo < hi]
-        piece.update(self.arena.numbers[self.step % WINDOW], weights)
-        self.fail("slice.half_written", self.step, *[x for _, _, new in piece.segments for x in new])
-        self.fail("slice.written", self.step)
+    def resize(self, workers: int) -> None:
+        raise ConfigError(f"workers: expected 1 in a run without processes, got {workers}")
 
 
 class _Crew(Workers):
@@ -228,33 +231,37 @@ class _Crew(Workers):
             self.channels[rank].send("go")
 
 
-class Pool:
-    """Processes that compute the steps given by `submit`, in order. A context: at its end they are gone.
+class Pool(Steps):
+    """Steps that processes compute, in order. A context: at its end they are gone.
 
-    replica: the model, optimizer and loss at their start. dataset: what the positions of a step number. batch: the most
-    samples of a step. first: the number of the first step. patience: seconds; see PATIENCE above.
+    workers: how many. threads: of each; the cores, shared out, by default. patience: seconds; see PATIENCE above. The
+    rest: see Steps.
 
     Raises ConfigError for what cannot be sent; SharedMemoryError; while it runs, WorkerError for an exception in a
     worker, a piece over which RETRIES workers died, or workers that cannot be started, and NonFiniteError for a loss.
     """
 
     def __init__(
-        self, replica: Replica, dataset: Any, batch: int, workers: int, first: int = 0, patience: float = PATIENCE
+        self,
+        replica: Replica,
+        dataset: Any,
+        batch: int,
+        workers: int,
+        *,
+        threads: int | None = None,
+        patience: float = PATIENCE,
+        **options: Any,
     ):
-        self.replica, self.dataset, self.patience = replica, dataset, patience
         job = Parcel((replica, dataset), "Trainer: expected a model, loss and data that can be sent to a worker")
-        self.arena = TrainingArena(replica, batch, min(workers, SLICES))
-        self.pages: list[Page] = [replica.layout.page(memory) for memory in self.arena.pages]
-        for pieces in (self.arena.shards, self.arena.slices):
-            pieces.sealed(self.arena.words)[:] = first
-        replica.write(self.pages[first % 2])
-        allow(self.arena.words, first)
-        self.submitted = self._collected = self._first = first
-        self._done: list[StepResult] = []
+        super().__init__(replica, dataset, batch, workers, **options)
+        self.patience, self._first = patience, self.submitted
         self._deaths: Counter[Any] = Counter()
         self._seals, self._since, self._longest, self._seconds = 0, time.monotonic(), 0.0, math.inf
-        self._crew = _Crew(0, work, self.arena, job, SPINS if workers <= cores() else 16, threads=cores() // workers)
+        spins = SPINS if workers <= cores() else 16
+        threads = max(1, cores() // workers) if threads is None else threads
+        self._crew = _Crew(0, work, self.arena, job, spins, threads=threads)
         self._missing: set[int] = set()
+        self._slow: set[int] = set()
         try:
             self.resize(workers)
             self._warm_up()
@@ -277,68 +284,40 @@ class Pool:
         self._missing -= set(range(workers, MOST_WORKERS))
 
     @property
-    def workers(self) -> int:
+    def workers(self) -> int:  # type: ignore[override]
         return len(self._crew.processes)
 
     def _warm_up(self) -> None:
         """Compile, in this process alone, all that the workers will run, and then let them begin."""
-        replica, words, scratch = self.replica, np.zeros(8 * LINE, np.int64), np.zeros(2, np.int64)
-        slot, pages = np.zeros(replica.layout.nbytes, np.uint8), [page.copy() for page in self.arena.pages]
+        replica = self.replica
+        slot, pages = np.zeros(replica.layout.nbytes, np.uint8), [self.arena.pages[0].copy() for _ in range(2)]
         old, new = map(replica.layout.page, pages)
         positions = split((np.arange(min(len(self.dataset), self.arena.positions.shape[1])),), 0, replica.shards)[0]
         with contextlib.suppress(NonFiniteError):  # that may well be, and is said when the step is done in earnest
             replica.gradient(self.dataset, positions, 1.0, 0, 0, old, slot)
+        replica.find_nonfinite(slot)
         numbers = np.zeros((len(replica.layout.segments), replica.optimizer.n_numbers))
         replica.slice_of((0, 1), old, new, [slot, slot]).update(numbers, [0.5, 0.5])
+        if isinstance(replica.strategy, LocalSGD):
+            replica.average_of((0, 1), [old, old], new).update([0.5, 0.5])
+        if replica.clip_norm is not None:
+            replica.sum_of_squares((0, 1), [slot, slot])
+        pieces = lay_out([Phase("warm", 1, slack=1)])
+        words, scratch, table = np.zeros(pieces[-1].end, np.int64), np.zeros(2, np.int64), table_of(pieces)
         allow(words, 1)
-        wait_for_step(words, 0, 0, scratch)
-        pieces = Pieces(2 * LINE, 1)
-        seal(words, pieces.seals, take(words, pieces.claims, pieces.seals, 1, 0, 0, 0, scratch), 0)
+        while take(words, table, 0, -1, scratch) != NOTHING:
+            seal(words, pieces[0].seals, 1)
         self._crew.go()
 
     # --- steps ---
 
-    def submit(self, positions: np.ndarray, numbers: np.ndarray) -> None:
-        """The next step: its samples, and what the optimizer's kernel takes. Waits while too many are not done yet."""
+    def submit(self, batches: Sequence[np.ndarray], numbers: Sequence[np.ndarray], first: int, apart: bool) -> None:
+        """See Steps. Waits while too many steps are not done yet."""
         if self._collect() == self.submitted:  # there was nothing to do: that is no pause of the workers
             self._seals, self._since = self._count_seals(), time.monotonic()
-        while self.submitted - self._collect() >= min(max(AHEAD / self._seconds, 2), WINDOW // 2):
+        while self.submitted - self._collect() >= min(max(AHEAD / self._seconds, 2), self.arena.window // 2):
             self._watch()
-        row = self.submitted % WINDOW
-        self.arena.positions[row, : len(positions)] = positions
-        self.arena.counts[row] = len(positions)
-        self.arena.numbers[row] = numbers
-        self.submitted += 1
-        allow(self.arena.words, self.submitted)
-
-    def drain(self) -> None:
-        """Wait until all steps are done."""
-        while self._collect() < self.submitted:
-            self._watch()
-
-    def finished(self) -> list[StepResult]:
-        """The steps that were done since the last call, in order."""
-        done, self._done = self._done, []
-        return done
-
-    def read(self) -> None:
-        """The state after the last step that is done, to the model and optimizer."""
-        self.replica.read(self.pages[self.arena.committed() % 2])
-
-    def current(self) -> StepResult:
-        """The step that is being computed, without losses."""
-        number = self.arena.committed()
-        row = number % WINDOW
-        return StepResult(number, self.arena.positions[row, : self.arena.counts[row]].copy(), np.empty(0))
-
-    def _collect(self) -> int:
-        committed = self.arena.committed()
-        for number in range(self._collected, committed):
-            row = number % WINDOW
-            positions = self.arena.positions[row, : self.arena.counts[row]].copy()
-            self._done.append(StepResult(number, positions, self.arena.losses[row].copy()))
-        self._collected = committed
-        return committed
+        super().submit(batches, numbers, first, apart)
 
     # --- watching ---
 
@@ -357,20 +336,22 @@ class Pool:
 
     def _hear(self, rank: int, channel: connection.Connection) -> None:
         try:
-            kind, doing, *more = loads(channel.recv_bytes())
+            kind, doing, message = loads(channel.recv_bytes())
         except (EOFError, OSError):  # it died
             return
-        where = f"worker {rank}, " + ("step {}, shard {}".format(*doing) if doing else "at its start")
+        where = "worker {}, step {}, shard {}".format(rank, *doing) if doing else f"worker {rank}, at its start"
         if kind == "nonfinite":
-            raise NonFiniteError(f"{where}: expected a finite loss, got one that is not")
-        raise WorkerError(f"{where}: {more[0]['message']}", rank, None, more[0]["traceback"])
+            raise NonFiniteError(f"fit: {where}: {message}")
+        raise WorkerError(f"{where}: {message['message']}", rank, None, message["traceback"])
 
     def _replace(self, rank: int) -> None:
         process = self._crew.processes[rank]
         process.join()  # from here on it writes nothing
         code = process.exitcode
         how = signal.Signals(-code).name if code < 0 else f"exit with status {code}"
-        for what in self._release(rank) or ["no piece"]:
+        had = self._release(rank) or ["no piece"]
+        log.warning("worker %d ended by %s over %s; another takes its place", rank, how, ", ".join(had))
+        for what in had:
             self._deaths[what] += 1
             if self._deaths[what] >= RETRIES * (1 if what != "no piece" else self.workers):
                 raise WorkerError(
@@ -378,60 +359,68 @@ class Pool:
                     rank, max(0, -code) or None,
                 )  # fmt: skip
         self.arena.starts[rank] += 1
+        began = time.perf_counter()
         try:
             self._crew.restart(rank)
         except WorkerError as error:  # no room for a new process: the others go on
             self._missing.add(rank)
+            log.warning("worker %d could not be started again; %d are left", rank, self.workers - len(self._missing))
             if len(self._missing) == self.workers:
                 raise error
+        if self.timeline:
+            self.timeline.note(f"worker {rank} ended by {how}: start another", began, time.perf_counter())
 
     def _release(self, rank: int) -> list[str]:
         """Frees what a dead worker had not sealed; returns what that was."""
         found = []
-        for name, pieces in (("shard", self.arena.shards), ("slice", self.arena.slices)):
+        for pieces in self.arena.pieces:
             for piece, step in pieces.owned(self.arena.words, rank):
+                name = pieces.phase.name
                 found.append(f"{name} {piece} of step {step}{self._samples(piece, step) if name == 'shard' else ''}")
                 pieces.release(self.arena.words, piece, step)
         return found
 
     def _samples(self, k: int, step: int) -> str:
-        row = step % WINDOW
-        positions = self.arena.positions[row, : self.arena.counts[row]]
-        (shard,) = split((positions,), k, self.replica.shards)
+        shard = np.concatenate([split((b,), k, self.replica.shards)[0] for b in self._result(step).batches])
         return f" (samples {', '.join(map(str, shard[:4]))}{', ...' if len(shard) > 4 else ''})"
 
     def _count_seals(self) -> int:
         """Since the pool began."""
-        both = self.arena.shards, self.arena.slices
-        return sum(int((pieces.sealed(self.arena.words) - self._first).sum()) for pieces in both)
+        return sum(int((pieces.sealed(self.arena.words) - self._first).sum()) for pieces in self.arena.pieces)
 
     def _look_for_stuck(self) -> None:
         arena, now, seals = self.arena, time.monotonic(), self._count_seals()
         if seals != self._seals:
             gap, self._since = now - self._since, now
-            per_step = arena.shards.count + arena.slices.count
+            per_step = sum(pieces.count for pieces in arena.pieces)
             if self._seals:
                 self._longest = max(self._longest, gap)
                 self._seconds = 0.9 * min(self._seconds, 1.0) + 0.1 * gap * per_step / (seals - self._seals)
             self._seals = seals
             self._deaths.pop("no piece", None)
+            self._look_for_slow()
         elif now - self._since > max(self.patience, PATIENCE_GAPS * self._longest) and self._collected < self.submitted:
             self._since = now
-            owners = [
-                r for r in range(self.workers) if any(p.owned(arena.words, r) for p in (arena.shards, arena.slices))
-            ]
+            owners = [r for r in range(self.workers) if any(p.owned(arena.words, r) for p in arena.pieces)]
             for rank in owners or range(self.workers):
                 if rank not in self._missing:
+                    log.warning("worker %d made no progress for %.0f s: it is killed", rank, self.patience)
                     self._crew.processes[rank].kill()
 
-    def report(self) -> list[dict[str, float]]:
-        """Seconds that each worker computed, merged and waited."""
-        names = ("computing", "merging", "waiting")
-        return [dict(zip(names, map(float, self.arena.times[rank]), strict=False)) for rank in range(self.workers)]
-
-    def __enter__(self) -> Pool:
-        return self
+    def _look_for_slow(self) -> None:
+        """A warning, once, of a worker whose shards take much longer than those of others; it gets fewer of them."""
+        times = self.arena.times[: self.workers]
+        done = times[:, SHARDS]
+        if self.workers < 2 or done.sum() < SLOW_AFTER * self.workers or done.min() < 2:
+            return
+        seconds = times[:, COMPUTE] / done
+        for rank in np.flatnonzero(seconds > SLOW * np.median(seconds)).tolist():
+            if rank not in self._slow:
+                self._slow.add(rank)
+                ratio = seconds[rank] / np.median(seconds)
+                log.warning("worker %d takes %.1f times as long as others for a shard", rank, ratio)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         stop(self.arena.words)
         self._crew.__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)

@@ -1,9 +1,9 @@
-"""What a worker computes: the gradient of a shard, and a slice of the merge and update. Pure functions of memory.
+"""What a worker computes: gradients of shards, steps of its own, and slices of the merge. Pure functions of memory.
 
 A *page* is all parameters and buffers side by side, and what the optimizer remembers of them. A *slot* is laid out like
 the parameters and buffers of a page: it holds the gradients, and the new buffers, that one shard gave. So
 
-    slot k   = gradient(page t, samples of shard k, random numbers of (step, k))
+    slot k   = gradient(page t, samples of shard k, random numbers of shard k)
     page t+1 = update(page t, slot 0, slot 1, ..., numbers of the step),  slice by slice
 
 and either may be done again, by anyone, with the same bytes as its result.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,11 +22,13 @@ from ..data.dataset import gather, selects
 from ..errors import ConfigError
 from ..jit import jit
 from ..kernels import Device
+from ..kernels.cpu.vectors import is_finite, sum_of_squares
 from ..nn import Module
 from ..random import Generator
 from ..tensor import Tensor, default_device
 from .memory import round_up
 from .shards import first_stream, require_finite, shard_loss, weighted_mean
+from .strategies import AllReduce, Strategy
 
 UNIT = 16  # elements: slices begin and end on whole cache lines
 
@@ -98,9 +99,22 @@ class PageLayout:
         states = [memory[begin + j * step :][: max(self.parameter_bytes, 1)] for j in range(self.states)]
         return [memory[: self.nbytes], *states]
 
+    def cut(self, part: tuple[int, int]) -> list[Place]:
+        """Of each segment slice s of n, (s, n) = part, in whole units but for the end."""
+        s, n = part
+        places = []
+        for segment in self.segments:
+            offset, (size,), dtype = segment.place
+            lo, hi = (size * i // n // UNIT * UNIT if i < n else size for i in (s, s + 1))
+            places.append(Place(offset + lo * dtype.itemsize, (hi - lo,), dtype))
+        return places
+
 
 class Replica:
-    """A model, a loss and an optimizer that compute on pages and slots. What they hold themselves is left alone."""
+    """A model, a loss and an optimizer that compute on pages and slots. What they hold themselves is left alone.
+
+    shards, seed: see Trainer; clip_norm, skip_nonfinite, jit: too. trained: see PageLayout; None: all.
+    """
 
     def __init__(
         self,
@@ -109,18 +123,25 @@ class Replica:
         loss: Callable[..., Tensor],
         shards: int,
         seed: int,
+        strategy: Strategy | None = None,
+        clip_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        jit: bool = True,
         trained: Sequence[int] | None = None,
     ):
         self.model, self.optimizer, self.loss, self.shards, self.seed = model, optimizer, loss, shards, seed
+        self.strategy, self.clip_norm = strategy or AllReduce(), clip_norm
+        self.skip_nonfinite, self.jit = skip_nonfinite, jit
         self.device: Device = next(iter(model.parameters()))._device
         self.generator = Generator(seed)
         self.layout = PageLayout(model, optimizer, range(len(optimizer._slots)) if trained is None else trained)
-        self._of_samples, self._of_batch = jit(self._select), jit(self._gradient)
+        self._of_samples = _recorded(self._select, jit)
+        self._of_batch = _recorded(self._gradient, jit)
         model.train()
 
     def __reduce__(self):
-        trained = tuple(self.layout.parameters)
-        return Replica, (self.model, self.optimizer, self.loss, self.shards, self.seed, trained)
+        arguments = self.model, self.optimizer, self.loss, self.shards, self.seed, self.strategy, self.clip_norm
+        return Replica, (*arguments, self.skip_nonfinite, self.jit, tuple(self.layout.parameters))
 
     def leave_out_untrained(self, dataset: Any, positions: np.ndarray) -> None:
         """Parameters that get no gradient are constants: the optimizer passes them by."""
@@ -161,32 +182,50 @@ class Replica:
         self.optimizer._count([slots[i] for i in self.layout.parameters], leaders)
         return np.array([numbers for _, numbers in leaders])
 
+    def name_of(self, i: int) -> str:
+        """The model's name of the parameter in the optimizer's slot i."""
+        parameter = self.optimizer._slots[i].param
+        return next((name for name, own in self.model.named_parameters() if own is parameter), f"number {i}")
+
     # --- the gradient of a shard ------------------------------------------------------------------------------------
 
     def gradient(
-        self, dataset: Any, positions: np.ndarray, weight: float, step: int, k: int, page: Page, slot: np.ndarray
+        self,
+        dataset: Any,
+        positions: np.ndarray,
+        weight: float,
+        batch: int,
+        k: int,
+        page: Page,
+        slot: np.ndarray,
+        fresh: bool = True,
     ) -> float:
         """The mean loss of the samples at `positions`; `weight` times its gradient, and the new buffers, go to `slot`.
 
+        batch, k: number of the batch in the run, and of the shard in it: they name the random numbers. fresh: if not,
+        the gradient is added to what is in the slot, whose buffers move on.
+
         Raises NonFiniteError, before anything is written, if the loss is not finite.
         """
-        self.generator.stream = first_stream(step, k, self.shards)
+        self.generator.stream = first_stream(batch, k, self.shards)
         theta, scale = page[0], np.full((), weight, self.optimizer._slots[0].dtype)
         if selects(dataset):
-            return self._of_samples(dataset, Tensor(positions), scale, theta, slot).item()
-        batch = [Tensor(array, device=self.device.name) for array in gather(dataset, positions)]
-        return self._of_batch(batch, scale, theta, slot).item()
+            return self._of_samples(dataset, Tensor(positions), scale, theta, slot, fresh).item()
+        tensors = [Tensor(array, device=self.device.name) for array in gather(dataset, positions)]
+        return self._of_batch(tensors, scale, theta, slot, fresh).item()
 
     def _select(
-        self, dataset: Any, positions: Tensor, scale: np.ndarray, theta: np.ndarray, slot: np.ndarray
+        self, dataset: Any, positions: Tensor, scale: np.ndarray, theta: np.ndarray, slot: np.ndarray, fresh: bool
     ) -> Tensor:
         with default_device(self.device.name):
             batch = dataset.select(positions)
-        return self._gradient(batch, scale, theta, slot)
+        return self._gradient(batch, scale, theta, slot, fresh)
 
-    def _gradient(self, batch: Sequence[Tensor], scale: np.ndarray, theta: np.ndarray, slot: np.ndarray) -> Tensor:
+    def _gradient(
+        self, batch: Sequence[Tensor], scale: np.ndarray, theta: np.ndarray, slot: np.ndarray, fresh: bool
+    ) -> Tensor:
         device, layout = trace.active(self.device), self.layout
-        for place in layout.buffers:  # a shard moves a copy of its own
+        for place in layout.buffers if fresh else []:  # a shard moves a copy of its own
             device.copy(place.of(theta), place.of(slot))
         parameters = [self.optimizer._slots[i].param for i in layout.parameters]
         places = [place.of(theta) for place in layout.parameters.values()]
@@ -199,69 +238,148 @@ class Replica:
             if missing:
                 raise ConfigError(f"fit: expected a gradient for every parameter in each shard, got none for {missing}")
             for parameter, place in zip(parameters, layout.parameters.values(), strict=True):
-                device.copy(parameter.grad._data, place.of(slot))  # type: ignore[union-attr]
+                gradient, own = parameter.grad._data, place.of(slot)  # type: ignore[union-attr]
+                if fresh:
+                    device.copy(gradient, own)
+                else:
+                    device.add(own, gradient, own)
         return loss.detach()
+
+    def find_nonfinite(self, slot: np.ndarray) -> int:
+        """The first parameter whose gradient in the slot is NaN or infinite, by its number; or -1."""
+        if all(is_finite(segment.place.of(slot)) for segment in self.layout.segments):
+            return -1
+        return next(i for i, place in self.layout.parameters.items() if not np.isfinite(place.of(slot)).all())
 
     # --- the merge and update of a slice ----------------------------------------------------------------------------
 
     def slice_of(self, part: tuple[int, int], old: Page, new: Page, slots: Sequence[np.ndarray]) -> Slice:
-        """Slice s of n, (s, n) = part, of the step from page `old` to page `new`.
+        """Slice s of n, (s, n) = part, of the step from page `old` to page `new`, which may be the same.
 
         slots: those of the shards that are not empty. The buffers belong to the last slice.
         """
-        spans = [_slice(segment.place, *part) for segment in self.layout.segments]
-        buffers = self.layout.buffers if part[0] == part[1] - 1 else []
-        return Slice(
-            self.device,
-            self.optimizer.kernel,
-            np.empty((len(spans), self.optimizer.n_numbers)),
-            [
-                ([span.of(x) for x in old], [span.of(slot) for slot in slots], [span.of(x) for x in new])
-                for span in spans
-            ],
-            [([place.of(slot) for slot in slots], place.of(new[0])) for place in buffers],
-        )
+        segments = [
+            ([span.of(x) for x in old], [span.of(slot) for slot in slots], [span.of(x) for x in new])
+            for span in self.layout.cut(part)
+        ]
+        return Slice(self, segments, self._buffers(part, slots, new))
+
+    def average_of(self, part: tuple[int, int], pages: Sequence[Page], new: Page) -> Average:
+        """Slice s of n, (s, n) = part, of the mean of pages: parameters and states of the optimizer."""
+        arrays = [
+            ([span.of(page[j]) for page in pages], span.of(new[j]))
+            for span in self.layout.cut(part)
+            for j in range(len(new))
+        ]
+        return Average(self, arrays, self._buffers(part, [page[0] for page in pages], new))
+
+    def _buffers(self, part: tuple[int, int], slots: Sequence[np.ndarray], new: Page) -> list[_Merged]:
+        places = self.layout.buffers if part[0] == part[1] - 1 else []
+        return [([place.of(slot) for slot in slots], place.of(new[0])) for place in places]
+
+    def sum_of_squares(self, part: tuple[int, int], slots: Sequence[np.ndarray]) -> float:
+        """Of slice s of n of the merged gradient, in float64."""
+        total = 0.0
+        for span in self.layout.cut(part):
+            merged, *others = [span.of(slot) for slot in slots]
+            for other in others:
+                merged = merged + other
+            total += sum_of_squares(merged)
+        return total
 
 
-@dataclass
+_Merged = tuple[list[np.ndarray], np.ndarray]  # what is merged, and where to
+
+
 class Slice:
-    """A piece of merge and update: for each segment, parts of the old page and states, gradients, and parts of the new
-    ones; for each buffer, those of the shards, and the place of the new one.
+    """A piece of merge and update.
+
+    segments: of each, parts of the old page and states, gradients, and parts of the new ones. buffers: of each, those
+    of the shards, and the place of the new one.
     """
 
-    device: Device
-    kernel: str
-    numbers: np.ndarray
-    segments: list[tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]]
-    buffers: list[tuple[list[np.ndarray], np.ndarray]]
+    def __init__(
+        self,
+        replica: Replica,
+        segments: list[tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]],
+        buffers: list[_Merged],
+    ):
+        self.device, self.kernel, self.segments, self.buffers = (
+            replica.device, replica.optimizer.kernel, segments, buffers
+        )  # fmt: skip
+        self.numbers = np.empty((len(segments), replica.optimizer.n_numbers))
+        self.factors = [np.ones((), old[0].dtype) for old, _, _ in segments] if replica.clip_norm is not None else None
+        # Of arrays that stay where they are: a replay has nothing to look up.
+        self._step = _recorded(self._merge, replica.jit)
 
-    def __post_init__(self) -> None:
-        self._step = jit(self._merge)  # of arrays that stay where they are: a replay has nothing to look up
-
-    def update(self, numbers: np.ndarray, weights: Sequence[float]) -> None:
-        """numbers: see `Replica.next_numbers`. weights: what the buffers of each slot count."""
+    def update(self, numbers: np.ndarray, weights: Sequence[float], factor: float = 1.0) -> None:
+        """numbers: see `Replica.next_numbers`. weights: of the buffers of each slot. factor: of the gradient."""
         self.numbers[...] = numbers
+        for own in self.factors or []:
+            own[...] = factor
         self._step(tuple(weights) if self.buffers else ())
+
+    def skip(self) -> None:
+        """The new page is the old one."""
+        for old, _, new in self.segments:
+            for source, target in zip(old, new, strict=True):
+                np.copyto(target, source)
+
+    @property
+    def written(self) -> list[np.ndarray]:
+        return [x for _, _, new in self.segments for x in new]
 
     def _merge(self, weights: Sequence[float]) -> None:
         device = trace.active(self.device)
-        for (old, gradients, new), own in zip(self.segments, self.numbers, strict=True):
-            gradient = gradients[0]
-            for other in gradients[1:]:  # in the order of shards, as one process adds them
-                total = device.empty(gradient.shape, gradient.dtype)
-                device.add(gradient, other, total)
-                gradient = total
-            getattr(device, self.kernel)(old[0], gradient, *old[1:], *new, own)
-        for parts, buffer in self.buffers:
-            merged = weighted_mean([Tensor._wrap(x, self.device) for x in parts], weights)
-            device.copy(merged._data, buffer)
+        for i, (old, gradients, new) in enumerate(self.segments):
+            gradient = _folded(device, gradients)
+            if self.factors is not None:
+                scaled = device.empty(gradient.shape, gradient.dtype)
+                device.mul(gradient, self.factors[i], scaled)
+                gradient = scaled
+            getattr(device, self.kernel)(old[0], gradient, *old[1:], *new, self.numbers[i])
+        _merge_buffers(self.device, self.buffers, weights)
 
 
-def _slice(place: Place, s: int, n: int) -> Place:
-    """Slice s of n of a flat place, in whole units but for the end."""
-    (size,) = place.shape
-    lo, hi = (size * i // n // UNIT * UNIT if i < n else size for i in (s, s + 1))
-    return Place(place.offset + lo * place.dtype.itemsize, (hi - lo,), place.dtype)
+class Average:
+    """A piece of the mean of pages. arrays: parts of all pages, and of the new one; buffers: as in Slice."""
+
+    def __init__(self, replica: Replica, arrays: list[_Merged], buffers: list[_Merged]):
+        self.device, self.arrays, self.buffers = replica.device, arrays, buffers
+        self._step = _recorded(self._merge, replica.jit)
+
+    def update(self, weights: Sequence[float]) -> None:
+        self._step(tuple(weights) if self.buffers else ())
+
+    @property
+    def written(self) -> list[np.ndarray]:
+        return [out for _, out in self.arrays]
+
+    def _merge(self, weights: Sequence[float]) -> None:
+        device = trace.active(self.device)
+        for parts, out in self.arrays:
+            device.mul(_folded(device, parts), np.full((), 1 / len(parts), out.dtype), out)
+        _merge_buffers(self.device, self.buffers, weights)
+
+
+def _folded(device: Device, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum, in the order of shards, as one process adds them."""
+    total = arrays[0]
+    for other in arrays[1:]:
+        merged = device.empty(total.shape, total.dtype)
+        device.add(total, other, merged)
+        total = merged
+    return total
+
+
+def _merge_buffers(device: Device, buffers: Sequence[_Merged], weights: Sequence[float]) -> None:
+    for parts, buffer in buffers:
+        merged = weighted_mean([Tensor._wrap(x, device) for x in parts], weights)
+        trace.active(device).copy(merged._data, buffer)
+
+
+def _recorded(step: Callable, is_jitted: bool) -> Callable:
+    return jit(step) if is_jitted else step
 
 
 @contextlib.contextmanager

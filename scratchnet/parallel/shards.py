@@ -13,14 +13,17 @@ from ..nn import Module
 from ..random import Generator, using
 from ..tensor import Tensor, no_grad
 
-DRAWS = 1 << 20  # streams of random numbers that a shard may use in a step
+DRAWS = 1 << 20  # streams of random numbers that a shard may use
 
 
 class StepResult(NamedTuple):
-    """What came of a step: its number, the positions of its samples, and the mean loss of each shard (NaN: empty)."""
+    """What came of a step: its number, that of its first batch in the run, the positions of each batch's samples, and
+    the mean loss of each batch's shards: (batches, shards), NaN where there are no samples or the step was skipped.
+    """
 
     number: int
-    positions: np.ndarray
+    first: int
+    batches: list[np.ndarray]
     losses: np.ndarray
 
 
@@ -30,9 +33,9 @@ def split(batch: Sequence[Any], k: int, shards: int) -> tuple[Any, ...]:
     return tuple(rows[k * n // shards : (k + 1) * n // shards] for rows in batch)
 
 
-def first_stream(step: int, k: int, shards: int) -> int:
-    """Where the random numbers of shard k of a step begin: they depend on nothing else."""
-    return (step * shards + k) * DRAWS
+def first_stream(batch: int, k: int, shards: int) -> int:
+    """Where the random numbers of shard k of a batch begin: they depend on nothing else."""
+    return (batch * shards + k) * DRAWS
 
 
 def shard_loss(model: Module, loss: Callable[..., Tensor], shard: Sequence[Tensor], generator: Generator) -> Tensor:
