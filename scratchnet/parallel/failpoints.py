@@ -9,7 +9,7 @@ SCRATCHNET_FIRED names a file that gets a line for each failure, just before it 
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,9 @@ POINTS = (
 
 
 def armed(rank: int, starts: int) -> Callable[..., None]:
-    """What a worker calls as fail(point, step, *memory); `starts`: processes that had this rank before.
+    """What a worker calls as fail(point, step, memory); `starts`: processes that had this rank before.
 
-    Where a `half_written` point fires, the second half of `memory` is overwritten first.
+    Where a `half_written` point fires, the second half of each array that memory() gives is overwritten first.
     """
     plans = [plan.split(":") for plan in os.environ.get(VARIABLE, "").split(",") if plan]
     mine = [
@@ -41,12 +41,13 @@ def armed(rank: int, starts: int) -> Callable[..., None]:
         if who in ("*", str(rank)) and (starts == 0 or action.startswith("!"))
     ]
 
-    def fail(point: str, step: int, *memory: np.ndarray) -> None:
+    def fail(point: str, step: int, memory: Callable[[], Iterable[np.ndarray]] = tuple) -> None:
         for name, when, action in mine:
             if name == point and (when in ("*", str(step)) or (when.endswith("+") and step >= int(when[:-1]))):
                 note(f"{point}:{step}:{rank}:{action}")
-                for array in memory:
-                    array[array.size // 2 :] = 0xFF
+                for array in memory():
+                    flat = array.reshape(-1).view(np.uint8)
+                    flat[flat.size // 2 :] = 0xFF
                 _ACTIONS.get(action.partition("=")[0], _signal)(action.partition("=")[2] or action)
 
     return fail if mine else never
@@ -60,7 +61,7 @@ def note(line: str) -> None:
         os.close(file)
 
 
-def never(point: str, step: int, *memory: Any) -> None:
+def never(point: str, step: int, memory: Any = None) -> None:
     """Nothing is armed."""
 
 

@@ -99,6 +99,10 @@ class PageLayout:
         states = [memory[begin + j * step :][: max(self.parameter_bytes, 1)] for j in range(self.states)]
         return [memory[: self.nbytes], *states]
 
+    def arrays(self, slot: np.ndarray) -> list[np.ndarray]:
+        """What a slot holds: gradients, and buffers; not the gaps between them."""
+        return [place.of(slot) for place in (*self.parameters.values(), *self.buffers)]
+
     def cut(self, part: tuple[int, int]) -> list[Place]:
         """Of each segment slice s of n, (s, n) = part, in whole units but for the end."""
         s, n = part

@@ -55,33 +55,30 @@ class TrainingArena:
 
     batch: the most samples of a batch; span: the most batches of a step. timeline: keep what each worker did, and when.
 
-    words: int64, see claims.py. Of each step, by number modulo `window`: positions (span * batch,) of samples, counts
-    (span,) of samples in each batch, batches, first: number of the first batch, version of the parameters that
-    gradients are of, apart: whether shards train apart (LocalSGD), numbers (span, segments, n) of the optimizer, losses
-    (span, shards), bad (shards,): 0, or what was not finite, see Worker. pages (P, bytes), slots (rings, shards, bytes);
-    residuals (2, shards, bytes) and sent (shards, bytes) of compression; squares (rings, NORMS): parts of the norm;
-    times (MOST_WORKERS, LINE): seconds; starts (MOST_WORKERS,): of processes.
+    Raises SharedMemoryError where there is not enough memory.
     """
 
-    words: np.ndarray
-    positions: np.ndarray
-    counts: np.ndarray
-    batches: np.ndarray
-    first: np.ndarray
-    version: np.ndarray
-    apart: np.ndarray
-    numbers: np.ndarray
-    losses: np.ndarray
-    bad: np.ndarray
-    pages: np.ndarray
-    slots: np.ndarray
-    squares: np.ndarray
-    residuals: np.ndarray
-    sent: np.ndarray
-    factors: np.ndarray
-    times: np.ndarray
-    starts: np.ndarray
-    events: np.ndarray
+    words: np.ndarray  # int64, see claims.py
+    # Of each step, by its number modulo `window`:
+    positions: np.ndarray  # (span * batch,) of samples, batch after batch
+    counts: np.ndarray  # (span,) samples in each batch
+    batches: np.ndarray  # how many
+    first: np.ndarray  # number of the first one in the run
+    version: np.ndarray  # of the parameters that the gradients are of
+    apart: np.ndarray  # do shards train apart? See LocalSGD
+    numbers: np.ndarray  # (span, segments, n) for the optimizer's kernel
+    losses: np.ndarray  # (span, shards), NaN where there are no samples
+    bad: np.ndarray  # (shards,) 0, or what was not finite, see worker.py
+    # Of the run:
+    pages: np.ndarray  # (pages, bytes)
+    slots: np.ndarray  # (steps that wait at once, shards, bytes)
+    squares: np.ndarray  # (steps that wait at once, NORMS) parts of the squared norm
+    residuals: np.ndarray  # (2, shards, bytes) that compression left out
+    sent: np.ndarray  # (shards, bytes) and
+    factors: np.ndarray  # (shards + 1, 2, bytes) of PowerSGD
+    times: np.ndarray  # (MOST_WORKERS, LINE) seconds by column; the last counts events
+    starts: np.ndarray  # (MOST_WORKERS,) processes that each worker had
+    events: np.ndarray  # (EVENT_RANKS, EVENTS, fields of Event)
 
     def __init__(self, replica: Replica, batch: int, span: int, workers: int, timeline: bool = False):
         layout, shards, strategy = replica.layout, replica.shards, replica.strategy

@@ -109,7 +109,7 @@ class Worker:
             if self.compressor:
                 self.compressor.send(k, step, is_full)
         self.times[SHARDS] += 1
-        self.fail("shard.half_written", step, slot)
+        self.fail("shard.half_written", step, lambda: self.replica.layout.arrays(slot))
 
     def _version(self, row: int) -> int:
         """Which page holds the parameters that the gradients of a step are of."""
@@ -186,7 +186,7 @@ class Worker:
                 merge.skip()
             else:
                 merge.update(arena.numbers[row, 0], weights, self._factor(step))
-        self.fail("slice.half_written", step, *merge.written)
+        self.fail("slice.half_written", step, lambda: merge.written)
 
     def serve(self, k: int, step: int) -> None:
         """Asynchronous: the gradient of shard k alone becomes an update."""
