@@ -20,7 +20,7 @@ def flag(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
 def parse_flags(config: type[Config], argv: Sequence[str] | None = None) -> Config:
     """An instance of the dataclass `config` filled from the command line (argv, or the process's own).
 
-    Field types: int, float, str, bool (`--name` and `--no-name`), tuple[T, ...], and any of these with None.
+    Field types: int, float, str, bool (`--name` and `--no-name`), tuple[T, ...], any of these with None, and int | str.
     Bad flags end the program with a message and status 2, as argparse does.
     """
     parser = argparse.ArgumentParser(description=config.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -31,12 +31,20 @@ def parse_flags(config: type[Config], argv: Sequence[str] | None = None) -> Conf
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options |= {"type": kind, "choices": field.metadata["choices"]}
+            options |= {"type": _number_or_text if hints[field.name] == int | str else kind}
+            options |= {"choices": field.metadata["choices"]}
             options |= {"nargs": "+"} if isinstance(field.default, tuple) else {}
             options |= {"metavar": kind.__name__.upper()} if not field.metadata["choices"] else {}
         parser.add_argument("--" + field.name.replace("_", "-"), **options)
     values = vars(parser.parse_args(argv))
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _number_or_text(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def run_script(main: Callable[[Config], Any], config: type[Config]) -> None:

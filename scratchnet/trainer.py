@@ -7,6 +7,7 @@ shard order into one optimizer step, and reports epochs to a progress line, a me
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 import signal
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,11 +27,15 @@ from .data.dataset import gather, selects
 from .errors import CheckpointError, ConfigError, NonFiniteError
 from .jit import jit as jitted
 from .kernels import device as find_device
+from .kernels import get_num_threads, set_num_threads
 from .nn import Module
 from .parallel.shards import StepResult, first_stream, require_finite, shard_loss, split, weighted_mean
 from .parallel.strategies import AllReduce, LocalSGD, Strategy, options_of, strategy_of
 from .random import Generator
 from .tensor import Tensor, default_device, no_grad
+
+if TYPE_CHECKING:
+    from .parallel.planner import Choice
 
 Batch = tuple[np.ndarray, ...]
 SAY_EVERY = 0.5  # seconds between two looks at workers
@@ -185,12 +190,12 @@ class Trainer:
             raise ConfigError(f"fit: expected epochs >= 0, got {epochs!r}")
         if not len(train_loader):
             raise ConfigError("fit: expected at least one batch to train on, got none")
-        if self.workers == "auto":
-            from .parallel.planner import choose  # here, not above: importing scratchnet does not load multiprocess
-
-            self.workers = choose(self, train_loader)
+        choice = self._choose(train_loader) if self.workers == "auto" else None
         run = _Run(train_loader, self)
         with contextlib.ExitStack() as stack:
+            if choice and choice.plan.workers == 1:
+                stack.callback(set_num_threads, get_num_threads())
+                set_num_threads(choice.plan.threads)
             if self.folder is not None:
                 run.checkpoints = stack.enter_context(checkpoint.CheckpointFolder(self.folder))
             self._resume(run, resume)
@@ -200,14 +205,43 @@ class Trainer:
             self._is_running = True
             stack.callback(lambda: setattr(self, "_is_running", False))
             while run.epoch < epochs:
-                self._epoch(run, epochs, val_loader)
+                seconds = self._epoch(run, epochs, val_loader)
                 run.stop.leave_if_requested()
+                if choice and self.progress:
+                    print(choice.compare(seconds / len(train_loader)), flush=True)
+                    choice = None
             history = History(run.history, run.engine.report())
         if self.progress:
             print("\n".join(history.lines_of_workers()), end="\n" if len(history.workers) > 1 else "", flush=True)
         return history
 
-    def _epoch(self, run: _Run, epochs: int, val_loader: DataLoader | None) -> None:
+    def _choose(self, loader: DataLoader) -> Choice:
+        """workers="auto": the fastest plan, tried with this model and optimizer, which are put back afterwards."""
+        from .parallel.planner import choose  # here, not above: importing scratchnet does not load multiprocess
+
+        parts = {"model": self.model, "optimizer": self.optimizer}
+        before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+
+        def engine_of(workers: int) -> _Alone | _Pooled:
+            trial = Trainer(
+                self.model, self.optimizer, self.loss, None, workers, self._shards, self.strategy, seed=self.seed,
+                accumulate=self.accumulate, clip_norm=self.clip_norm, nonfinite=self.nonfinite, jit=self.jit,
+            )  # fmt: skip
+            return _engine_of(trial, _Run(loader, trial))
+
+        try:
+            most = self._shards or min(loader.batch_size, len(loader.dataset))
+            choice = choose(most, engine_of, lambda: loader.batch_indices(0))
+        finally:
+            for name, part in parts.items():
+                part.load_state_dict(before[name])
+        self.workers = choice.plan.workers
+        if self.progress:
+            print(choice.explain(), flush=True)
+        return choice
+
+    def _epoch(self, run: _Run, epochs: int, val_loader: DataLoader | None) -> float:
+        """Seconds of training."""
         start, first = time.perf_counter(), run.samples
         self.model.train()
         with _bar(run, epochs, self.progress) as bar:
@@ -239,6 +273,7 @@ class Trainer:
             print(_line(record | timing, epochs), flush=True)
         run.next_epoch()
         run.save(self)
+        return seconds
 
     def _resize(self, run: _Run, bar: Any) -> None:
         """Let the run go on with self.workers workers."""

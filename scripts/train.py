@@ -6,7 +6,17 @@ from pathlib import Path
 
 import scratchnet as sn
 from scratchnet.flags import flag, run_script
+from scratchnet.parallel import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
 from scratchnet.report import plot_curves
+
+COMPRESSIONS = {"none": None, "float16": Float16(), "top_k": TopK(0.05), "power_sgd": PowerSGD(2)}
+STRATEGIES = {
+    "all_reduce": lambda config: AllReduce(COMPRESSIONS[config.compression]),
+    "parameter_server": lambda config: ParameterServer(config.staleness),
+    "asynchronous": lambda config: ParameterServer(None),
+    "local_sgd": lambda config: LocalSGD(config.every),
+    "hogwild": lambda config: Hogwild(),
+}
 
 
 @dataclass
@@ -24,12 +34,20 @@ class Config:
     weight_decay: float = flag(0.0, "L2 penalty")
     validation: float = flag(0.1, "fraction of the training data kept for validation")
     seed: int = flag(0, "seed of initial weights, order of samples and dropout")
-    shards: int = flag(1, "logical shards a batch; part of the arithmetic, unlike threads")
+    workers: int | str = flag(1, "processes that compute, or auto to measure and pick; changes no bit")
+    shards: int | None = flag(None, "logical shards a batch, part of the arithmetic; one a worker unless given")
+    strategy: str = flag("all_reduce", "how gradients become new parameters", list(STRATEGIES))
+    staleness: int = flag(0, "updates that gradients are behind: parameter_server")
+    every: int = flag(8, "batches between averages: local_sgd")
+    compression: str = flag("none", "what is left out of gradients: all_reduce", list(COMPRESSIONS))
+    accumulate: int = flag(1, "batches an optimizer step")
+    clip_norm: float | None = flag(None, "largest norm of the merged gradient")
     threads: int | None = flag(None, "CPU threads of the kernels; all cores unless given")
     device: str = flag("cpu", "table of kernels", ["cpu", "numpy"])
     folder: str | None = flag(None, "where checkpoints, metrics.jsonl and curves.png go; runs/DATE-TIME unless given")
     resume: str | None = flag(None, "'auto' to go on from the folder's newest checkpoint, or a checkpoint file")
     save_every: int | None = flag(None, "steps between checkpoints; one an epoch unless given")
+    timeline: str | None = flag(None, "file for what each worker did when, to open in https://ui.perfetto.dev")
 
 
 def main(config: Config) -> float:
@@ -53,10 +71,13 @@ def main(config: Config) -> float:
     features, classes = train[0][0].size, int(full.arrays[1].max()) + 1
     model = sn.nn.MLP(features, *config.hidden, classes, activation=config.activation, dropout=config.dropout)
     optimizer = sn.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
-    schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.epochs * len(train_loader))
+    steps = config.epochs * -(-len(train_loader) // config.accumulate)
+    schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
     trainer = sn.Trainer(
-        model, optimizer, sn.nn.CrossEntropyLoss(), schedule, shards=config.shards, seed=config.seed,
-        folder=folder, save_every=config.save_every, config=asdict(config),
+        model, optimizer, sn.nn.CrossEntropyLoss(), schedule, config.workers, config.shards,
+        STRATEGIES[config.strategy](config), seed=config.seed, accumulate=config.accumulate,
+        clip_norm=config.clip_norm, folder=folder, save_every=config.save_every, timeline=config.timeline,
+        config=asdict(config),
     )  # fmt: skip
     history = trainer.fit(train_loader, val_loader if len(val) else None, config.epochs, config.resume)
 
