@@ -421,6 +421,6 @@ class Pool(Steps):
                 log.warning("worker %d takes %.1f times as long as others for a shard", rank, ratio)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
         stop(self.arena.words)
         self._crew.__exit__(kind, error, trace)
-        super().__exit__(kind, error, trace)

@@ -1,0 +1,399 @@
+"""What each strategy computes, against the formulas in NumPy; that exact ones keep their bits; that all learn."""
+
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+from residue import no_residue
+
+import scratchnet as sn
+from scratchnet.parallel import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
+from scratchnet.parallel.compress import orthonormalize
+
+ROWS, FEATURES, CLASSES, BATCH = 22, 5, 3, 8  # the last batch has 6 samples
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((ROWS, FEATURES)), RNG.standard_normal((ROWS, CLASSES))
+
+
+class Linear(sn.nn.Module):
+    """x @ weight in float64, from a given start."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.weight = sn.nn.Parameter(start.copy())
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+START = RNG.standard_normal((FEATURES, CLASSES))
+
+
+def squares(output, target):
+    return ((output - target) ** 2).mean()
+
+
+def products(output, target):
+    """Its gradient does not depend on the weight: x.T @ target / size."""
+    return (output * target).mean()
+
+
+def train(
+    strategy, loss=squares, workers=1, shards=2, epochs=2, lr=0.1, momentum=0.0, x=X, y=Y, shuffle=False, **options
+):
+    """The weight after a run, and the history."""
+    model = Linear(START)
+    optimizer = sn.optim.SGD(model.parameters(), lr, momentum=momentum)
+    loader = sn.data.DataLoader(sn.data.TensorDataset(x, y), BATCH, shuffle=shuffle, seed=5)
+    trainer = sn.Trainer(
+        model, optimizer, loss, None, workers, shards, strategy, progress=False, **options
+    )  # fmt: skip
+    history = trainer.fit(loader, epochs=epochs)
+    return model.weight.detach().numpy().copy(), history
+
+
+def gradient(weight, x, y):
+    return 2 * x.T @ (x @ weight - y) / y.size
+
+
+def batches(epochs=2):
+    for _ in range(epochs):
+        for begin in range(0, ROWS, BATCH):
+            yield X[begin : begin + BATCH], Y[begin : begin + BATCH]
+
+
+def shard(k, shards, x, y):
+    n = len(x)
+    return x[k * n // shards : (k + 1) * n // shards], y[k * n // shards : (k + 1) * n // shards]
+
+
+# --- formulas ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [AllReduce(), ParameterServer()])
+def test_a_synchronous_step_descends_the_gradient_of_the_batch(strategy):
+    weight, velocity = START.copy(), 0.0
+    for x, y in batches():
+        velocity = 0.9 * velocity + gradient(weight, x, y)
+        weight = weight - 0.1 * velocity
+    np.testing.assert_allclose(train(strategy, momentum=0.9, accumulate=1)[0], weight, rtol=1e-12)
+
+
+@pytest.mark.parametrize("delay", [1, 2, 5])
+def test_gradients_of_a_delayed_server_come_from_older_parameters(delay):
+    old = [START.copy()]
+    for epoch in range(2):
+        first = len(old) - 1  # all is waited for at the end of an epoch
+        for t, (x, y) in enumerate(list(batches(1)), first):
+            old.append(old[-1] - 0.1 * gradient(old[max(t - delay, first)], x, y))
+        del epoch
+    np.testing.assert_allclose(train(ParameterServer(delay))[0], old[-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_local_sgd_averages_copies_and_their_momentum(warmup):
+    weight, velocity, steps, shards = START.copy(), np.zeros_like(START), 0, 2
+    for _ in range(2):
+        rest = list(batches(1))
+        while rest:
+            if steps < warmup:
+                x, y = rest.pop(0)
+                velocity = 0.9 * velocity + gradient(weight, x, y)
+                weight = weight - 0.1 * velocity
+            else:
+                took, rest = rest[:2], rest[2:]
+                copies = []
+                for k in range(shards):
+                    w, v = weight, velocity
+                    for x, y in took:
+                        v = 0.9 * v + gradient(w, *shard(k, shards, x, y))
+                        w = w - 0.1 * v
+                    copies.append((w, v))
+                weight, velocity = (sum(parts) / shards for parts in zip(*copies, strict=True))
+            steps += 1
+    found, history = train(LocalSGD(every=2, warmup=warmup), momentum=0.9)
+    np.testing.assert_allclose(found, weight, rtol=1e-12)
+    assert history["step"][-1] == steps
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_accumulated_batches_make_one_step_of_their_mean_gradient(shards):
+    weight = START.copy()
+    for _ in range(2):
+        whole = list(batches(1))
+        for group in (whole[:2], whole[2:]):
+            x, y = (np.concatenate(parts) for parts in zip(*group, strict=True))
+            weight = weight - 0.1 * gradient(weight, x, y)
+    found, history = train(AllReduce(), accumulate=2, shards=shards)
+    np.testing.assert_allclose(found, weight, rtol=1e-12)
+    assert history["step"] == [2, 4]
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.3, 100.0])
+def test_clipping_scales_the_merged_gradient(limit):
+    weight = START.copy()
+    for x, y in batches():
+        g = gradient(weight, x, y)
+        weight = weight - 0.1 * g * min(1, limit / (np.linalg.norm(g) + 1e-6))
+    np.testing.assert_allclose(train(AllReduce(), clip_norm=limit)[0], weight, rtol=1e-9)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_push_of_an_asynchronous_worker_is_an_update(workers):
+    """Gradients that depend on nothing add up to the same in any order."""
+    weight = START - 0.1 * sum(x.T @ y / y.size for x, y in batches())
+    found, _ = train(ParameterServer(None), products, workers=workers, shards=3)
+    np.testing.assert_allclose(found, weight, rtol=1e-12)
+
+
+def test_hogwild_alone_loses_nothing():
+    weight = START - 0.1 * sum(x.T @ y / y.size for x, y in batches())
+    np.testing.assert_allclose(train(Hogwild(), products, shards=3)[0], weight, rtol=1e-12)
+
+
+# --- compression: sent = C(gradient + residual), and the rest stays ---------------------------------------------------
+
+
+def half(v):
+    return np.clip(v, -65504, 65504).astype(np.float16).astype(np.float64)
+
+
+def top(v, ratio):
+    kept = np.argsort(-np.abs(v).ravel(), kind="stable")[: math.ceil(ratio * v.size)]
+    out = np.zeros(v.size)
+    out[kept] = v.ravel()[kept]
+    return out.reshape(v.shape)
+
+
+@pytest.mark.parametrize(
+    ("compression", "oracle"), [(Float16(), half), (TopK(0.2), lambda v: top(v, 0.2)), (TopK(1.0), lambda v: v)]
+)
+def test_what_is_left_out_of_a_gradient_comes_with_the_next(compression, oracle):
+    weight, residuals, scale = START.copy(), [np.zeros_like(START) for _ in range(3)], 1e4
+    for x, y in batches(4):
+        for k in range(3):
+            part, target = shard(k, 3, x, scale * y)
+            v = part.T @ target / target.size * len(part) / len(x) + residuals[k]
+            sent = oracle(v)
+            weight, residuals[k] = weight - 0.1 * sent, v - sent
+    found, _ = train(AllReduce(compression), products, shards=3, epochs=4, y=scale * Y)
+    np.testing.assert_allclose(found, weight, rtol=1e-9)
+
+
+def test_power_sgd_sends_all_of_a_gradient_of_its_rank():
+    """One row of x: gradients are outer products, of rank 1."""
+    x, y = np.repeat(X[:1], BATCH, 0), np.repeat(Y[:1], BATCH, 0)
+    weight = START - 3 * 0.1 * x.T @ y / y.size
+    found, _ = train(AllReduce(PowerSGD(1)), products, shards=2, epochs=3, x=x, y=y)
+    np.testing.assert_allclose(found, weight, rtol=1e-9)
+
+
+def test_power_sgd_forgets_nothing():
+    """The same gradient of full rank again and again: what was sent comes near to all of it."""
+    x, y = X[:BATCH], Y[:BATCH]
+    full = x.T @ y / y.size
+    errors = []
+    for epochs in (1, 30):
+        found, _ = train(AllReduce(PowerSGD(1)), products, shards=2, epochs=epochs, x=x, y=y)
+        errors.append(np.linalg.norm((START - found) / 0.1 / epochs - full) / np.linalg.norm(full))
+    assert errors[0] > 0.2  # a matrix of rank 1 is not it
+    assert errors[1] < 0.1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_orthonormal_columns_span_what_they_did(dtype):
+    a = RNG.standard_normal((9, 4)).astype(dtype)
+    a[:, 2] = a[:, 0] - a[:, 1]  # dependent: it becomes zero
+    q = a.copy()
+    orthonormalize(q)
+    eps = 100 * np.finfo(dtype).eps
+    np.testing.assert_allclose(q.T @ q, np.diag([1, 1, 0, 1]), atol=eps)
+    np.testing.assert_allclose(q @ (q.T @ a), a, atol=10 * eps)
+
+
+# --- the same bits ----------------------------------------------------------------------------------------------------
+
+EXACT = {
+    "all_reduce": {"strategy": AllReduce()},
+    "clipped": {"strategy": AllReduce(), "clip_norm": 0.05, "accumulate": 2},
+    "parameter_server": {"strategy": ParameterServer()},
+    "delayed": {"strategy": ParameterServer(2)},
+    "local_sgd": {"strategy": LocalSGD(2, warmup=1)},
+    "top_k": {"strategy": AllReduce(TopK(0.3))},
+    "power_sgd": {"strategy": AllReduce(PowerSGD(1))},
+}
+
+
+@pytest.mark.parametrize("case", EXACT.values(), ids=EXACT)
+def test_bits_do_not_depend_on_workers(case):
+    with no_residue():
+        results = [train(momentum=0.9, shards=4, shuffle=True, workers=workers, **case) for workers in (1, 3)]
+    (one, history), (several, other) = results
+    assert one.tobytes() == several.tobytes()
+    assert history.records == other.records
+    assert sum(row["shards"] for row in other.workers) >= 4
+
+
+def test_the_parameter_server_has_the_bits_of_all_reduce():
+    both = [train(strategy, momentum=0.9, shards=4)[0].tobytes() for strategy in (AllReduce(), ParameterServer())]
+    assert both[0] == both[1]
+
+
+class Resizing(sn.data.DataLoader):
+    """A loader that changes the trainer's workers before some batches."""
+
+    def batch_indices(self, epoch, start=0):
+        for number, positions in enumerate(super().batch_indices(epoch, start), start):
+            if (epoch, number) in self.plan:
+                self.trainer.resize(self.plan[epoch, number])
+            yield positions
+
+
+@pytest.mark.parametrize("strategy", [AllReduce(), AllReduce(TopK(0.3)), LocalSGD(2)], ids=repr)
+def test_workers_come_and_go_without_changing_a_bit(strategy):
+    results = []
+    for plan in ({}, {(0, 1): 3, (1, 0): 2, (1, 2): 1, (2, 1): 2}):
+        model = Linear(START)
+        loader = Resizing(sn.data.TensorDataset(X, Y), BATCH, shuffle=True, seed=5)
+        trainer = sn.Trainer(
+            model, sn.optim.Adam(model.parameters()), squares, shards=4, strategy=strategy, progress=False
+        )
+        loader.plan, loader.trainer = plan, trainer
+        with no_residue():
+            history = trainer.fit(loader, epochs=3)
+        assert trainer.workers == (2 if plan else 1)
+        results.append((model.weight.detach().numpy().tobytes(), history.records))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("case", EXACT.values(), ids=EXACT)
+def test_a_resumed_run_ends_in_the_same_bytes(case, tmp_path):
+    """Residuals of compression and the age of gradients are restored, too."""
+    common = {"momentum": 0.9, "shards": 4, "shuffle": True, **case}
+    whole, history = train(**common, epochs=4, save_every=2, folder=tmp_path / "whole")
+    train(**common, epochs=2, save_every=2, folder=tmp_path / "parts")
+    model = Linear(START)
+    optimizer = sn.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    loader = sn.data.DataLoader(sn.data.TensorDataset(X, Y), BATCH, shuffle=True, seed=5)
+    trainer = sn.Trainer(
+        model, optimizer, squares, shards=4, progress=False, save_every=2, folder=tmp_path / "parts", **case
+    )
+    parts = trainer.fit(loader, epochs=4, resume="auto")
+    assert model.weight.detach().numpy().tobytes() == whole.tobytes()
+    assert parts.records == history.records
+
+
+# --- learning, on real images -----------------------------------------------------------------------------------------
+
+LEARNERS = {
+    "parameter_server": {"strategy": ParameterServer()},
+    "delayed": {"strategy": ParameterServer(2), "lr": 0.1, "momentum": 0.0},  # delays act like momentum
+    "asynchronous": {"strategy": ParameterServer(None)},
+    "local_sgd": {"strategy": LocalSGD(4, warmup=20)},
+    "hogwild": {"strategy": Hogwild()},
+    "float16": {"strategy": AllReduce(Float16())},
+    "top_k": {"strategy": AllReduce(TopK(0.05))},
+    "power_sgd": {"strategy": AllReduce(PowerSGD(2))},
+    "clipped": {"strategy": AllReduce(), "clip_norm": 1.0},
+}
+
+
+def accuracy_on_images(workers, lr=0.02, momentum=0.9, **options):
+    sn.manual_seed(0)
+    images, test = sn.data.load("fashion-mnist-mini")
+    model = sn.nn.MLP(784, 32, 10)
+    trainer = sn.Trainer(
+        model, sn.optim.SGD(model.parameters(), lr, momentum=momentum), sn.nn.CrossEntropyLoss(), workers=workers,
+        shards=2, progress=False, **options,
+    )  # fmt: skip
+    trainer.fit(sn.data.DataLoader(images, 64, shuffle=True), epochs=4)
+    return trainer.evaluate(sn.data.DataLoader(test, 1000))["accuracy"]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return accuracy_on_images(1)
+
+
+@pytest.mark.parametrize("options", LEARNERS.values(), ids=LEARNERS)
+def test_it_learns_as_one_process_does(options, alone):
+    workers = 1 if options["strategy"] == AllReduce() or options["strategy"].compression else 2
+    assert alone > 0.8
+    assert accuracy_on_images(workers, **options) > alone - 0.04
+
+
+# --- what is not finite, looking inside, bad input --------------------------------------------------------------------
+
+
+def roots(output, target):
+    """Finite at 0, where its gradient is not."""
+    return (output * output).sum(axis=1).sqrt().mean()
+
+
+BAD = np.where(np.arange(ROWS)[:, None] == 10, 0.0, X)  # a row of zeros, in the second batch
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_gradient_that_is_not_finite_names_shard_and_parameter(workers):
+    options = {"workers": workers, "strategy": AllReduce(), "x": BAD, "loss": roots}
+    with pytest.raises(sn.NonFiniteError, match=r"step 1, shard 0: expected a finite gradient of 'weight'"):
+        train(**options, clip_norm=1.0) if workers == 1 else train(**options)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_step_that_is_not_finite_is_skipped_if_asked(workers, caplog):
+    weight = START.copy()
+    for i, (x, _) in enumerate(batches(1)):
+        if i != 1:
+            z = x @ weight
+            weight = weight - 0.1 * x.T @ (z / np.linalg.norm(z, axis=1, keepdims=True)) / len(x)
+    with caplog.at_level(logging.WARNING, "scratchnet.parallel"):
+        found, history = train(AllReduce(), roots, workers, epochs=1, x=BAD, nonfinite="skip")
+    np.testing.assert_allclose(found, weight, rtol=1e-12)
+    assert "step 1 was skipped: in shard 0 the gradient of 'weight' is not finite" in caplog.text
+    assert np.isfinite(history["train_loss"]).all()
+
+
+def test_a_timeline_shows_each_piece_of_each_worker(tmp_path):
+    train(AllReduce(), workers=2, shards=3, epochs=2, timeline=tmp_path / "timeline.json")
+    events = json.loads((tmp_path / "timeline.json").read_text())["traceEvents"]
+    names = {event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert names == {"parent", "worker 0", "worker 1"}
+    spans = [event for event in events if event["ph"] == "X" and event["name"] != "wait"]
+    assert sum(event["name"] == "compute" for event in spans) == 6 * 3
+    assert sum(event["name"] == "update" for event in spans) == 6 * 2
+    assert all(event["dur"] >= 0 for event in spans)
+    by_step = {step: [e["ts"] for e in spans if e["args"]["step"] == step] for step in range(6)}
+    assert all(max(by_step[step]) <= min(by_step[step + 1]) for step in range(5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "gossip"}, "expected strategy to be one of all_reduce, parameter_server, local_sgd, hogwild"),
+        ({"strategy": LocalSGD(2), "clip_norm": 1.0}, "expected a strategy that merges gradients"),
+        ({"strategy": Hogwild(), "accumulate": 2}, "expected a strategy that merges gradients"),
+        ({"strategy": AllReduce(), "clip_norm": -1.0}, "clip_norm > 0"),
+        ({"strategy": AllReduce(), "accumulate": 0}, "accumulate to be an integer of at least 1"),
+        ({"strategy": AllReduce(), "nonfinite": "ignore"}, "'raise' or 'skip'"),
+        ({"strategy": AllReduce(), "workers": "many"}, "'auto' or an integer"),
+        ({"strategy": AllReduce(), "shards": BATCH + 1, "workers": 2}, "at most one shard a sample, got 9 for 8"),
+    ],
+)
+def test_arguments_outside_their_range_are_refused(options, message):
+    with pytest.raises(sn.ConfigError, match=message):
+        train(**options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LocalSGD(every=0), lambda: LocalSGD(warmup=-1), lambda: ParameterServer(-1), lambda: TopK(0),
+        lambda: PowerSGD(0), lambda: AllReduce("float16"), lambda: ParameterServer(2, Float16()),
+    ],
+)  # fmt: skip
+def test_strategies_outside_their_range_are_refused(make):
+    with pytest.raises(sn.ConfigError, match="expected"):
+        make()
