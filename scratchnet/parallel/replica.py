@@ -249,6 +249,10 @@ class Replica:
                     device.add(own, gradient, own)
         return loss.detach()
 
+    def gradient_of(self, dataset: Any, n: int, page: Page, slot: np.ndarray, fresh: bool = True) -> Gradient:
+        """`gradient` for n samples, from this page to this slot, again and again."""
+        return Gradient(self, dataset, n, page, slot, fresh)
+
     def find_nonfinite(self, slot: np.ndarray) -> int:
         """The first parameter whose gradient in the slot is NaN or infinite, by its number; or -1."""
         if all(is_finite(segment.place.of(slot)) for segment in self.layout.segments):
@@ -290,6 +294,36 @@ class Replica:
                 merged = merged + other
             total += sum_of_squares(merged)
         return total
+
+
+class Gradient:
+    """The gradient of a shard of n samples, from a page to a slot that stay where they are: see `Replica.gradient`.
+
+    A replay has nothing to look up, which takes a third of the time that a call with arguments does.
+    """
+
+    def __init__(self, replica: Replica, dataset: Any, n: int, page: Page, slot: np.ndarray, fresh: bool):
+        self.replica, self.dataset, self.page, self.slot, self.fresh = replica, dataset, page, slot, fresh
+        self.positions, self.loss = np.zeros(n, np.int64), np.zeros((), replica.optimizer._slots[0].dtype)
+        self.scale = np.zeros((), self.loss.dtype)
+        self._step = _recorded(self._compute, replica.jit) if selects(dataset) else None
+
+    def compute(self, positions: np.ndarray, weight: float, batch: int, k: int) -> float:
+        """The mean loss; see `Replica.gradient`."""
+        replica = self.replica
+        if self._step is None:
+            return replica.gradient(self.dataset, positions, weight, batch, k, self.page, self.slot, self.fresh)
+        replica.generator.stream = first_stream(batch, k, replica.shards)
+        self.positions[...] = positions
+        self.scale[...] = weight
+        self._step()
+        return self.loss.item()
+
+    def _compute(self) -> None:
+        replica, device = self.replica, trace.active(self.replica.device)
+        positions = Tensor._wrap(self.positions, replica.device)
+        loss = replica._select(self.dataset, positions, self.scale, self.page[0], self.slot, self.fresh)
+        device.copy(loss._data.reshape(()), self.loss)
 
 
 _Merged = tuple[list[np.ndarray], np.ndarray]  # what is merged, and where to

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from multiprocess import connection
@@ -44,6 +44,27 @@ def work(channel: connection.Connection, rank: int, arena: TrainingArena, job: P
     fail("exit", arena.committed())
 
 
+class Shares(NamedTuple):
+    """Of a step: parts of each shard, (batch, first sample, end); samples in all; shards with any, and their part."""
+
+    parts: list[list[tuple[int, int, int]]]
+    samples: int
+    full: tuple[int, ...]
+    weights: list[float]
+
+    @classmethod
+    def of(cls, counts: Sequence[int], shards: int) -> Shares:
+        """Batches of so many samples."""
+        ends = [sum(counts[:a]) for a in range(len(counts))]
+        parts = [
+            [(a, ends[a] + k * n // shards, ends[a] + (k + 1) * n // shards) for a, n in enumerate(counts)]
+            for k in range(shards)
+        ]
+        sizes = [sum(hi - lo for _, lo, hi in part) for part in parts]
+        full = tuple([k for k, size in enumerate(sizes) if size])
+        return cls(parts, sum(counts), full, [sizes[k] / sum(counts) for k in full])
+
+
 class Worker:
     """Worker `rank` of those that share `arena`. spins: see `take`. fail: see failpoints."""
 
@@ -62,8 +83,8 @@ class Worker:
         self.doing: tuple[int, int] | None = None
         self.table = table_of(arena.pieces)
         self.times, self.events = arena.times[rank], arena.events[rank] if rank < len(arena.events) else None
-        self.merges: dict[Any, Any] = {}  # recorded, by what they work on
-        self.shares: dict[tuple[int, ...], tuple[tuple[int, ...], list[float]]] = {}  # see _shares
+        self.kept: dict[Any, Any] = {}  # what is recorded, by what it works on
+        self.shares: dict[tuple[int, ...], Shares] = {}
         self.own = np.zeros(replica.layout.nbytes, np.uint8)  # a slot for steps apart
         self.compressor = Compressor(replica, arena) if replica.strategy.compression else None
 
@@ -99,133 +120,130 @@ class Worker:
 
     def shard(self, k: int, step: int) -> None:
         """The gradient of shard k, or its steps apart, to its slot."""
-        row = step % self.arena.window
-        slot = self.arena.slots[step % len(self.arena.slots), k]
+        row, ring = step % self.arena.window, step % len(self.arena.slots)
         if self.arena.apart[row]:
-            self._train_apart(k, row, slot)
+            self._train_apart(k, row)
         else:
-            page = self.pages[self._version(row)]
-            is_full = self._gradient(k, row, page, slot)
+            self._gradient(k, row, ring, self._version(row))
             if self.compressor:
-                self.compressor.send(k, step, is_full)
+                self.compressor.send(k, step, k in self._shares(row).full)
         self.times[SHARDS] += 1
-        self.fail("shard.half_written", step, lambda: self.replica.layout.arrays(slot))
+        self.fail("shard.half_written", step, lambda: self.replica.layout.arrays(self.arena.slots[ring, k]))
 
     def _version(self, row: int) -> int:
         """Which page holds the parameters that the gradients of a step are of."""
         arena = self.arena
         return int(arena.updates() if arena.is_free else arena.version[row]) % len(self.pages)
 
-    def _parts(self, k: int, row: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Shard k of each batch of a step: the batch's number in the step, and the positions of the samples."""
-        end = 0
-        for a in range(int(self.arena.batches[row])):
-            begin, n, shards = end, int(self.arena.counts[row, a]), self.replica.shards
-            end = begin + n
-            yield a, self.arena.positions[row, begin + k * n // shards : begin + (k + 1) * n // shards]
-
-    def _gradient(self, k: int, row: int, page: Page, slot: np.ndarray) -> bool:
-        """The gradient of the mean loss over all batches of a step, as far as shard k has them. False: no samples."""
-        arena, replica, fresh = self.arena, self.replica, True
-        total = int(arena.counts[row].sum())
-        arena.bad[row, k] = 0
+    def _gradient(self, k: int, row: int, ring: int, version: int) -> None:
+        """The gradient, as far as shard k has the samples, of the mean loss over all batches of a step."""
+        arena, replica, shares = self.arena, self.replica, self._shares(row)
+        page, slot, first = self.pages[version], arena.slots[ring, k], int(arena.first[row])
+        bad, fresh = 0, True
         try:
-            for a, positions in self._parts(k, row):
-                arena.losses[row, a, k] = math.nan
-                if len(positions):
-                    arena.losses[row, a, k] = replica.gradient(
-                        self.dataset, positions, len(positions) / total, int(arena.first[row]) + a, k, page, slot, fresh
-                    )
+            for a, lo, hi in shares.parts[k]:
+                loss = math.nan
+                if lo < hi:
+                    gradient = self._kept(
+                        ("gradient", k, hi - lo, version, ring, fresh),
+                        lambda n, fresh: replica.gradient_of(self.dataset, n, page, slot, fresh), hi - lo, fresh,
+                    )  # fmt: skip
+                    loss = gradient.compute(arena.positions[row, lo:hi], (hi - lo) / shares.samples, first + a, k)
                     fresh = False
+                arena.losses[row, a, k] = loss
             if not fresh:
-                arena.bad[row, k] = 1 + replica.find_nonfinite(slot)
+                bad = 1 + replica.find_nonfinite(slot)
         except NonFiniteError:
-            arena.bad[row, k], arena.losses[row, :, k] = LOSS_IS_BAD, math.nan
-        if arena.bad[row, k] and not replica.skip_nonfinite:
-            what = "loss" if arena.bad[row, k] == LOSS_IS_BAD else "gradient"
-            name = "" if what == "loss" else f" of {replica.name_of(int(arena.bad[row, k]) - 1)!r}"
-            raise NonFiniteError(f"expected a finite {what}{name}, got one that is not")
-        return not fresh
+            bad, arena.losses[row, :, k] = LOSS_IS_BAD, math.nan
+        arena.bad[row, k] = bad
+        if bad and not replica.skip_nonfinite:
+            what = "loss" if bad == LOSS_IS_BAD else f"gradient of {replica.name_of(bad - 1)!r}"
+            raise NonFiniteError(f"expected a finite {what}, got one that is not")
 
-    def _train_apart(self, k: int, row: int, slot: np.ndarray) -> None:
+    def _train_apart(self, k: int, row: int) -> None:
         """From the newest page, a step of its own for each batch: the slot is then a page."""
         arena, replica = self.arena, self.replica
+        slot = arena.slots[0, k]
         slot[...] = arena.pages[self._version(row)]
         page = replica.layout.page(slot)
-        update = self._merge(("apart", k), lambda: replica.slice_of((0, 1), page, page, [self.own]))
+        update = self._kept(("update", k), lambda: replica.slice_of((0, 1), page, page, [self.own]))
         arena.bad[row, k] = 0
-        for a, positions in self._parts(k, row):
-            arena.losses[row, a, k] = math.nan
-            if len(positions):
-                number = int(arena.first[row]) + a
-                arena.losses[row, a, k] = replica.gradient(self.dataset, positions, 1.0, number, k, page, self.own)
+        for a, lo, hi in self._shares(row).parts[k]:
+            loss = math.nan
+            if lo < hi:
+                kind = "apart", k, hi - lo
+                gradient = self._kept(kind, lambda n: replica.gradient_of(self.dataset, n, page, self.own), hi - lo)
+                loss = gradient.compute(arena.positions[row, lo:hi], 1.0, int(arena.first[row]) + a, k)
                 update.update(arena.numbers[row, a], (1.0,))
+            arena.losses[row, a, k] = loss
 
     # --- phases: merges ---------------------------------------------------------------------------------------------
 
     def norm(self, i: int, step: int) -> None:
         """Part i of the squared norm of the merged gradient."""
-        slots = [self._merged(step)[k] for k in self._shares(step)[0]]
+        slots = [self._merged(step)[k] for k in self._shares(step % self.arena.window).full]
         self.arena.squares[step % len(self.arena.squares), i] = self.replica.sum_of_squares((i, NORMS), slots)
 
     def slice(self, s: int, step: int) -> None:
         """Slice s of the page after the step, from the page before it and all slots."""
         arena, replica, row = self.arena, self.replica, step % self.arena.window
-        part, (full, weights) = (s, arena.pieces[-1].count), self._shares(step)
-        old, new = (self.pages[t % len(self.pages)] for t in (step, step + 1))
+        part, shares = (s, arena.pieces[-1].count), self._shares(row)
+        old, new = (t % len(self.pages) for t in (step, step + 1))
         apart, ring = bool(arena.apart[row]), step % len(arena.slots)
-        kind = s, step % len(self.pages), ring, full, apart
         if apart:
-            pages = [replica.layout.page(arena.slots[ring, k]) for k in full]
-            merge = self._merge(kind, lambda: replica.average_of(part, pages, new))
-            merge.update(weights)
+            pages = [replica.layout.page(arena.slots[ring, k]) for k in shares.full]
+            merge = self._kept(("mean", s, new, shares.full), lambda: replica.average_of(part, pages, self.pages[new]))
+            merge.update(shares.weights)
         else:
-            slots = [self._merged(step)[k] for k in full]
-            merge = self._merge(kind, lambda: replica.slice_of(part, old, new, slots))
-            if arena.bad[row].any():
+            merge = self._kept(
+                ("slice", s, old, ring, shares.full),
+                lambda: replica.slice_of(
+                    part, self.pages[old], self.pages[new], [self._merged(step)[k] for k in shares.full]
+                ),
+            )
+            if replica.skip_nonfinite and arena.bad[row].any():
                 merge.skip()
             else:
-                merge.update(arena.numbers[row, 0], weights, self._factor(step))
+                merge.update(arena.numbers[row, 0], shares.weights, self._factor(step))
         self.fail("slice.half_written", step, lambda: merge.written)
 
     def serve(self, k: int, step: int) -> None:
         """Asynchronous: the gradient of shard k alone becomes an update."""
         old, new = ((self.arena.updates() + i) % len(self.pages) for i in (0, 1))
-        self._apply(k, step, self.pages[old], self.pages[new], old)
+        self._apply(k, step % self.arena.window, old, new)
 
     def live(self, k: int, step: int) -> None:
         """Hogwild: the gradient of shard k, and at once its update, in place."""
-        self._gradient(k, step % self.arena.window, self.pages[0], self.arena.slots[0, k])
+        row = step % self.arena.window
+        self._gradient(k, row, 0, 0)
         self.times[SHARDS] += 1
-        self._apply(k, step, self.pages[0], self.pages[0], 0)
+        self._apply(k, row, 0, 0)
 
-    def _apply(self, k: int, step: int, old: Page, new: Page, kind: int) -> None:
-        row, slot = step % self.arena.window, self.arena.slots[0, k]
-        merge = self._merge((kind, k), lambda: self.replica.slice_of((0, 1), old, new, [slot]))
-        if self.arena.bad[row, k] or k not in self._shares(step)[0]:
-            for source, target in zip(old, new, strict=True):
+    def _apply(self, k: int, row: int, old: int, new: int) -> None:
+        pages, slot = (self.pages[old], self.pages[new]), self.arena.slots[0, k]
+        merge = self._kept(("apply", k, old), lambda: self.replica.slice_of((0, 1), *pages, [slot]))
+        if self.arena.bad[row, k] or k not in self._shares(row).full:
+            for source, target in zip(*pages, strict=True):
                 target[...] = source
         else:
             merge.update(self.arena.numbers[row, 0], (1.0,))
 
     def basis(self, piece: int, step: int) -> None:
         """PowerSGD: the common basis."""
-        self.compressor.find_basis(step, self._shares(step)[0])  # type: ignore[union-attr]
+        self.compressor.find_basis(step, self._shares(step % self.arena.window).full)  # type: ignore[union-attr]
 
     def project(self, k: int, step: int) -> None:
         """PowerSGD: what shard k sends."""
-        self.compressor.project(k, step, k in self._shares(step)[0])  # type: ignore[union-attr]
+        is_full = k in self._shares(step % self.arena.window).full
+        self.compressor.project(k, step, is_full)  # type: ignore[union-attr]
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 
-    def _shares(self, step: int) -> tuple[tuple[int, ...], list[float]]:
-        """The shards that have samples in a step, and what part of all samples each has."""
-        row, shards = step % self.arena.window, self.replica.shards
+    def _shares(self, row: int) -> Shares:
+        """How the samples of a step are shared out."""
         counts = tuple(self.arena.counts[row, : self.arena.batches[row]].tolist())
         if counts not in self.shares:
-            sizes = [sum((k + 1) * n // shards - k * n // shards for n in counts) for k in range(shards)]
-            full = tuple([k for k, size in enumerate(sizes) if size])
-            self.shares[counts] = full, [sizes[k] / sum(counts) for k in full]
+            self.shares[counts] = Shares.of(counts, self.replica.shards)
         return self.shares[counts]
 
     def _merged(self, step: int) -> np.ndarray:
@@ -240,8 +258,8 @@ class Worker:
         norm = math.sqrt(sum(self.arena.squares[step % len(self.arena.squares)].tolist()))
         return min(1.0, self.replica.clip_norm / (norm + 1e-6))
 
-    def _merge(self, kind: Any, make: Callable[[], Any]) -> Any:
-        """The recorded merge of a kind, made at its first use."""
-        if kind not in self.merges:
-            self.merges[kind] = make()
-        return self.merges[kind]
+    def _kept(self, kind: Any, make: Callable[..., Any], *arguments: Any) -> Any:
+        """What is recorded, of a kind, made at its first use."""
+        if kind not in self.kept:
+            self.kept[kind] = make(*arguments)
+        return self.kept[kind]
