@@ -158,8 +158,9 @@ class Trainer:
     def resize(self, workers: int) -> None:
         """Have so many workers from the next step on: for another thread, while `fit` runs; or before it.
 
-        The number of shards stays as it is, so no bit changes; without `shards` it is the number of workers, and then
-        this raises ConfigError while a run is in progress.
+        The number of shards stays as it is, so no bit changes (but a run of a delayed ParameterServer that began with
+        one worker waits for all its steps first, as at a checkpoint); without `shards` it is the number of workers, and
+        then this raises ConfigError while a run is in progress.
         """
         _require_workers(workers)
         if self._shards is None and self._is_running:
@@ -517,8 +518,8 @@ class _Pooled:
             raise
 
     def resize(self, workers: int) -> bool:
-        if workers == 1 or self.workers == 1:
-            return workers == self.workers
+        if not self._pool.has_processes:
+            return workers == 1
         self._pool.resize(workers)
         return True
 
@@ -592,7 +593,13 @@ class _Run:
         self._start_epoch()
 
     def save(self, trainer: Trainer) -> None:
+        """Raises NonFiniteError, and saves nothing, if a parameter is NaN or infinite: a gradient was, not its loss."""
         if self.checkpoints is not None:
+            for name, parameter in trainer.model.named_parameters():
+                if not np.isfinite(parameter._data).all():
+                    raise NonFiniteError(
+                        f"fit: expected finite parameters at step {self.step}, got {name!r} that is not"
+                    )
             position = {name: getattr(self, name) for name in self._POSITION}
             self.checkpoints.save(
                 self.step,

@@ -162,6 +162,7 @@ class Steps:
         ]
 
     workers: int
+    has_processes = True
 
     def __enter__(self) -> Steps:
         return self
@@ -174,7 +175,7 @@ class Steps:
 class Solo(Steps):
     """All pieces are done by this process, as soon as a step is submitted."""
 
-    workers = 1
+    workers, has_processes = 1, False
 
     def __init__(self, replica: Replica, dataset: Any, batch: int, **options: Any):
         super().__init__(replica, dataset, batch, 1, **options)
@@ -188,9 +189,6 @@ class Solo(Steps):
         except NonFiniteError as error:
             step, k = self._worker.doing or (self.submitted, 0)
             raise NonFiniteError(f"fit: step {step}, shard {k}: {error}") from None
-
-    def resize(self, workers: int) -> None:
-        raise ConfigError(f"workers: expected 1 in a run without processes, got {workers}")
 
 
 class _Crew(Workers):
