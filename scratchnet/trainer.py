@@ -597,9 +597,7 @@ class _Run:
         if self.checkpoints is not None:
             for name, parameter in trainer.model.named_parameters():
                 if not np.isfinite(parameter._data).all():
-                    raise NonFiniteError(
-                        f"fit: expected finite parameters at step {self.step}, got {name!r} that is not"
-                    )
+                    raise NonFiniteError(f"fit: step {self.step}: expected finite parameters, got others in {name!r}")
             position = {name: getattr(self, name) for name in self._POSITION}
             self.checkpoints.save(
                 self.step,

@@ -333,7 +333,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
     """The loss is finite, its gradient is not: the square root of 0."""
     trainer, loader = make(tmp_path, dropout=0.0, save_every=1, jit=False)
     trainer.loss = lambda output, target: (output * 0).abs().sum(axis=1).sqrt().mean()
-    with pytest.raises(sn.NonFiniteError, match="step 1: expected finite parameters, got others in 'linear1.weight'"):
+    with pytest.raises(sn.NonFiniteError, match=r"step 1: expected finite parameters, got others in 'linear1.weight'"):
         trainer.fit(loader, epochs=1)
     assert not list(tmp_path.glob("checkpoint-*"))
 
