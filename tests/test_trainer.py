@@ -1,10 +1,12 @@
 """The Trainer: the same bits after a resume, a kill or a signal; shards that add up to the batch; clear refusals."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 import scratchnet as sn
 from scratchnet.metrics_log import read_jsonl
 from scratchnet.parallel.shards import split
+from scratchnet.trainer import _bar
 
 SAMPLES, FEATURES, CLASSES = 50, 6, 3
 
@@ -287,6 +290,27 @@ def test_it_learns_and_reports(tmp_path):
     assert set(record) == {
         "epoch", "step", "train_loss", "val_loss", "val_accuracy", "seconds", "samples_per_second",
     }  # fmt: skip
+
+
+def test_the_progress_line_shows_what_each_worker_does(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def engine(busy, waiting):
+        rows = [{"computing": b, "merging": 0.0, "waiting": w} for b, w in zip(busy, waiting, strict=True)]
+        return SimpleNamespace(report=lambda: rows)
+
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setattr("scratchnet.trainer.SAY_EVERY", 0.0)
+    run = SimpleNamespace(loader=range(10), batch=0, epoch=0)
+    with _bar(run, 3, show=True) as bar:
+        bar.say(engine([3.0, 1.0], [1.0, 1.0]))
+        bar.say(engine([4.0, 2.0], [4.0, 1.0]))  # since then: 1 s busy and 3 s waiting, and 1 s busy
+        bar.refresh()
+    assert "epoch 1/3" in sys.stderr.getvalue()
+    assert "busy 25% 100%" in sys.stderr.getvalue()
 
 
 def test_predict_returns_logits_and_leaves_the_mode_alone():
