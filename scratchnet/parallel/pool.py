@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from multiprocess import connection
 
-from ..errors import ConfigError, NonFiniteError, WorkerError
+from ..errors import ConfigError, IndexOutOfRangeError, NonFiniteError, WorkerError
 from ..kernels.cpu.atomics import SPINS
 from .claims import NOTHING, Phase, allow, lay_out, seal, stop, table_of, take
 from .compress import Compressor
@@ -86,6 +86,10 @@ class Steps:
         """
         arena, row = self.arena, self.submitted % self.arena.window
         positions = np.concatenate(batches)
+        if positions.min() < 0 or positions.max() >= len(self.dataset):  # workers rely on it
+            raise IndexOutOfRangeError(
+                f"fit: expected positions from 0 to {len(self.dataset) - 1}, got {positions.min()} to {positions.max()}"
+            )
         arena.positions[row, : len(positions)] = positions
         arena.counts[row] = 0
         arena.counts[row, : len(batches)] = [len(batch) for batch in batches]

@@ -369,6 +369,19 @@ def test_a_timeline_shows_each_piece_of_each_worker(tmp_path):
     assert all(max(by_step[step]) <= min(by_step[step + 1]) for step in range(5))
 
 
+def test_positions_outside_the_data_are_refused():
+    class Beyond(sn.data.DataLoader):
+        def batch_indices(self, epoch, start=0):
+            return iter([np.arange(ROWS - 4, ROWS + 4)])
+
+    model = Linear(START)
+    trainer = sn.Trainer(
+        model, sn.optim.SGD(model.parameters(), 0.1), squares, shards=2, strategy=ParameterServer(), progress=False
+    )
+    with pytest.raises(sn.IndexOutOfRangeError, match="positions from 0 to 21, got 18 to 25"):
+        trainer.fit(Beyond(sn.data.TensorDataset(X, Y), BATCH))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
