@@ -2,8 +2,8 @@
 
 The folder is `SCRATCHNET_CACHE_DIR`, else `$XDG_CACHE_HOME/scratchnet`, else `~/.cache/scratchnet`; in it, one
 subfolder for each state of the sources of this package folder, versions of Python, NumPy, Numba and llvmlite, and CPU.
-Without a writable folder everything works, and compiles anew in each process. `SCRATCHNET_QUIET=1` silences the note
-on stderr that the first run is compiling.
+Without one everything works, and compiles anew in each process; one that is read-only serves as far as it goes.
+`SCRATCHNET_QUIET=1` silences the note on stderr that the first run is compiling.
 """
 
 import atexit
@@ -142,7 +142,8 @@ class _Session:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
     def _summarise(self):
-        kept = f"kept in {_folder()}" if _folder() else "not kept: no writable cache folder"
+        folder = _folder()
+        kept = f"kept in {folder}" if folder and os.access(folder, os.W_OK) else "not kept: no writable cache folder"
         print(f"scratchnet: compiled {self.compiled} kernels in {self.seconds:.1f} s ({kept})", file=sys.stderr)
 
 
@@ -251,7 +252,7 @@ _PACKAGE_DIGEST = _package_digest()
 
 @functools.cache
 def _folder():
-    """This version's cache folder, created if need be, or None where there is no place to write."""
+    """This version's cache folder, created if need be; it may be one that can only be read. None: there is none."""
     base = os.environ.get("SCRATCHNET_CACHE_DIR")
     if not base:
         home = os.environ.get("XDG_CACHE_HOME", "")
@@ -264,7 +265,7 @@ def _folder():
         tempfile.TemporaryFile(dir=folder).close()
         os.utime(folder)  # "used today", for `_remove_stale`
     except OSError:
-        return None
+        return folder if os.path.isdir(folder) else None
     return folder
 
 
