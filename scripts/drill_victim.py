@@ -29,6 +29,7 @@ from scratchnet.parallel.failpoints import note
 
 SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 8  # the last batch has 2 samples: with 4 or 8 shards, some are empty
 SAVE_EVERY = 4
+STRATEGIES = {"all_reduce": lambda: "all_reduce"}
 
 
 @dataclass
@@ -40,10 +41,12 @@ class Config:
     shards: int = flag(4, "logical shards a batch")
     epochs: int = flag(3, "passes over the data, of 7 steps each")
     optimizer: str = flag("momentum", "rule of the updates", ["momentum", "adam"])
+    strategy: str = flag("all_reduce", "how gradients become new parameters", list(STRATEGIES))
     data: str = flag("plain", "data set", ["plain", "nan", "raises", "kills"])
-    strike: str = flag("", "point:number:signal in the parent, several separated by commas")
+    strike: str = flag("", "point:number:signal in the parent, or an error's name; several separated by commas")
     memory: int | None = flag(None, "bytes of address space of a worker")
     processes: int | None = flag(None, "processes that can be started in all")
+    file_size: int | None = flag(None, "bytes of the largest file, one in memory included")
     patience: float = flag(30.0, "seconds without progress after which a worker counts as stuck")
     ready: float = flag(20.0, "seconds that the first step waits for all workers, so that each takes part")
 
@@ -115,7 +118,7 @@ def make(config):
     loader = sn.data.DataLoader(samples(config.data), BATCH, shuffle=True, seed=3)
     trainer = sn.Trainer(
         model, optimizer, Loss(config.folder), schedule, workers=config.workers, shards=config.shards,
-        folder=config.folder, save_every=SAVE_EVERY, progress=False,
+        strategy=STRATEGIES[config.strategy](), folder=config.folder, save_every=SAVE_EVERY, progress=False,
     )  # fmt: skip
     return trainer, loader
 
@@ -131,13 +134,15 @@ def digest(trainer, history):
 
 
 def strikes(plans):
-    """strike(point, number): sends this process a signal if that is planned; Ctrl-C reaches the whole group."""
+    """strike(point, number): what is planned there. A signal to this process (Ctrl-C: to its group), or an OSError."""
     plans = [plan.split(":") for plan in plans.split(",") if plan]
 
     def strike(point, number):
         for name, when, how in plans:
             if (name, when) == (point, str(number)):
                 note(f"{name}:{when}:parent:{how}")
+                if how in errno.errorcode.values():
+                    raise OSError(getattr(errno, how), os.strerror(getattr(errno, how)))
                 if how == "SIGINT":
                     os.killpg(0, signal.SIGINT)
                 else:
@@ -172,6 +177,13 @@ class WatchedPool(pool.Pool):
     def all_ready(self):
         running = [p for rank, p in enumerate(self._crew.processes) if rank not in self._missing]
         return all((self.folder / f"ready-{process.pid}").exists() for process in running)
+
+
+def limit_files(config):
+    """Of this process; a file in memory is one, and there RLIMIT_FSIZE is as good as a full memory."""
+    if config.file_size is not None:
+        note(f"file size:{config.file_size}")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (config.file_size, config.file_size))
 
 
 def limit_workers(config):
@@ -222,12 +234,14 @@ def open_files():
 
 
 def main(config):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
     Path(config.folder).mkdir(parents=True, exist_ok=True)
     resource_tracker.ensure_running()
     trainer, loader = make(config)
     strike = strikes(config.strike)
     strike_at_renames(strike)
     limit_workers(config)
+    limit_files(config)
     pool.Pool = functools.partial(WatchedPool, config, strike)
     before, end = open_files(), None
     try:
@@ -236,7 +250,7 @@ def main(config):
     except BaseException as error:  # an interrupt, too; without its frames, which hold arrays of the pool
         facts.update(error=type(error).__name__, notes="".join(getattr(error, "__notes__", [])))
         end = error.with_traceback(None)
-        end.__context__ = None
+        end.__context__ = end.__cause__ = None
     gc.collect()
     print(json.dumps(facts | {"files": sorted(open_files() - before)}), flush=True)
     if end is not None:

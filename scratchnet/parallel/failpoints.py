@@ -1,13 +1,14 @@
 """Named points in a worker's life at which a test can make it fail, armed from outside by an environment variable.
 
 SCRATCHNET_FAIL="point:step:rank:action", several separated by commas; rank or step may be `*`, and `5+` are steps from
-5 on. action: the name of a signal (`SIGKILL`, `SIGSTOP`, ...) that the worker sends itself, `exit`, `raise`, or
-`sleep=seconds`. Only the first process of a rank fails; with `!` before the action, its successors do, too.
-SCRATCHNET_FIRED names a file that gets a line for each failure, just before it happens.
+5 on. action: the name of a signal (`SIGKILL`, `SIGSTOP`, ...) that the worker sends itself, `exit` at once, `sys.exit`,
+`raise`, `loop` for ever, or `sleep=seconds`. Only the first process of a rank fails; with `!` before the action, its
+successors do, too. SCRATCHNET_FIRED names a file that gets a line for each failure, just before it happens.
 """
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -74,8 +75,15 @@ def _raise(argument: str) -> None:
     raise RuntimeError("a fail point was armed")
 
 
+def _loop(argument: str) -> None:
+    while True:
+        pass
+
+
 _ACTIONS: dict[str, Callable[[str], Any]] = {
     "exit": lambda argument: os._exit(0),
+    "sys.exit": lambda argument: sys.exit(0),
     "raise": _raise,
+    "loop": _loop,
     "sleep": lambda seconds: time.sleep(float(seconds)),
 }

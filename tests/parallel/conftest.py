@@ -1,8 +1,13 @@
 """Groups of processes for tests of collectives; each must leave nothing behind."""
 
+import sys
+from pathlib import Path
+
 import pytest
 from residue import no_residue
 from servants import Group
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # drill.py is not part of the package
 
 SIZES = (1, 2, 3, 4, 7)
 

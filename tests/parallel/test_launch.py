@@ -187,9 +187,11 @@ def test_a_module_runs_with_dash_m(tmp_path):
 # --- the parent ends --------------------------------------------------------------------------------------------------
 
 PARENT = """
-import os, time
+import os, signal, time
 import numpy as np
 import scratchnet as sn
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
 
 def fn(comm):
     print(os.getpid(), flush=True)

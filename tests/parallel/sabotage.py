@@ -1,0 +1,101 @@
+"""Ways to break what keeps a run exact, so that the drill has something to find. SABOTAGE names one of them.
+
+`apply` is called in the parent, and in each worker when it opens its job: see Loss.
+"""
+
+import os
+import subprocess
+
+import drill_victim
+import numpy as np
+
+from scratchnet import checkpoint
+from scratchnet.parallel import pool
+from scratchnet.parallel.replica import Replica
+
+
+def apply(folder):
+    if os.environ.get("SABOTAGE"):
+        globals()[os.environ["SABOTAGE"]](folder)
+
+
+class Loss(drill_victim.Loss):
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        apply(self.folder)
+
+
+class Slice:
+    """A slice of merge and update that does it in another way; `true`: the slices that it is made of."""
+
+    def __init__(self, *true):
+        self.true, self.segments = true, true[-1].segments
+
+
+def arrival_order(folder):
+    """Gradients are added in the order in which they came, not in that of their shards."""
+    gradient, slice_of = Replica.gradient, Replica.slice_of
+
+    def stamped(self, dataset, positions, weight, step, k, *memory):
+        result = gradient(self, dataset, positions, weight, step, k, *memory)
+        with open(f"{folder}/done-{k}", "w"):
+            os.utime(f"{folder}/done-{k}")
+        return result
+
+    class Arrived(Slice):
+        def __init__(self, replica, part, old, new, slots):
+            super().__init__(slice_of(replica, part, old, new, slots))
+            self.of, self.slots, self.shards = (replica, part, old, new), slots, replica.shards
+
+        def update(self, *numbers):
+            order = range(len(self.slots))
+            if len(self.slots) == self.shards:  # none is empty
+                order = sorted(order, key=lambda k: os.stat(f"{folder}/done-{k}").st_mtime_ns)
+            slice_of(*self.of, [self.slots[k] for k in order]).update(*numbers)
+
+    Replica.gradient, Replica.slice_of = stamped, lambda *args: Arrived(*args)
+
+
+def in_place(folder):
+    """An update overwrites what it reads, so that it cannot be done again."""
+    slice_of = Replica.slice_of
+
+    class InPlace(Slice):
+        def __init__(self, replica, part, old, new, slots):
+            self.both = slice_of(replica, part, old, new, slots)
+            super().__init__(slice_of(replica, part, old, old, slots))
+
+        def update(self, *numbers):
+            self.true[0].update(*numbers)
+            for old, _, new in self.both.segments:
+                for source, target in zip(old, new, strict=True):
+                    np.copyto(target, source)
+
+    Replica.slice_of = lambda *args: InPlace(*args)
+
+
+def seal_first(folder):
+    """A piece is sealed before it is done."""
+    take = pool.take
+
+    def take_and_seal(words, claims, seals, count, step, *rest):
+        piece = take(words, claims, seals, count, step, *rest)
+        if piece >= 0:
+            pool.seal(words, seals, piece, step)
+        return piece
+
+    pool.take = take_and_seal
+
+
+def no_checksum(folder):
+    """A checkpoint is believed."""
+    checkpoint._check_digest = lambda blob: None
+
+
+def leave_something(folder):
+    """A process and an open file stay."""
+    if os.getpid() == os.getsid(0):
+        leave_something.process = subprocess.Popen(
+            ["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        leave_something.file = open(f"{folder}/left", "w")  # noqa: SIM115

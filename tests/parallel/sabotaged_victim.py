@@ -1,0 +1,30 @@
+"""scripts/drill_victim.py, but for what SABOTAGE breaks in it."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import drill_victim
+import sabotage
+
+from scratchnet.flags import run_script
+
+
+def main(config):
+    drill_victim.Loss = sabotage.Loss
+    before = drill_victim.open_files
+
+    def then_sabotage():
+        """Called the first time just before the run."""
+        found = before()
+        drill_victim.open_files = before
+        sabotage.apply(config.folder)
+        return found
+
+    drill_victim.open_files = then_sabotage
+    drill_victim.main(config)
+
+
+if __name__ == "__main__":
+    run_script(main, drill_victim.Config)
