@@ -34,7 +34,8 @@ GRACE = 2.0  # seconds that processes of a session may outlive their parent
 PACE = "shard.claimed:*:*:sleep=0.01,slice.claimed:*:*:sleep=0.005"  # so that no worker is done before others begin
 DEADLY = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGTERM", "exit", "sys.exit")
 SIZES = (2, 3, 4, 7)
-STRATEGIES = ("all_reduce",)  # those that promise the same bytes
+EPOCHS = {"all_reduce": 3, "parameter_server": 3, "stale": 3, "local_sgd": 7, "top_k": 3, "power_sgd": 3}  # 21 steps
+STRATEGIES = tuple(EPOCHS)
 CACHE = Path(os.environ.get("SCRATCHNET_CACHE_DIR") or Path.home() / ".cache" / "scratchnet").absolute()
 WORLDS = {  # what a shell does before it becomes the victim
     "tiny /dev/shm": "mount -t tmpfs -o size=4k none /dev/shm",
@@ -90,7 +91,8 @@ class Trial:
     world: str = ""
 
     def job(self) -> list[str]:
-        return ["--shards", str(self.shards), "--optimizer", OPTIMIZERS[self.shards], "--strategy", self.strategy]
+        optimizer, epochs = OPTIMIZERS[self.shards], str(EPOCHS[self.strategy])
+        return f"--shards {self.shards} --optimizer {optimizer} --strategy {self.strategy} --epochs {epochs}".split()
 
 
 @dataclass
@@ -324,6 +326,10 @@ def several(workers: int, shards: int = 4) -> list[Trial]:
             f"the same one again and again, {size}", "workers: several", fail="shard.written:2+:1:!SIGKILL",
             mark="shard.written", restarts=True, **size,
         ),
+        Trial(
+            f"workers come and go, {size}", "workers: resized", fail="shard.written:5+:1:SIGKILL",
+            flags=("--resize", f"4:{workers + 2},9:1,12:{workers}"), mark="resize", fires=3, **size,
+        ),
         slow(workers, shards),
     ]  # fmt: skip
 
@@ -447,7 +453,7 @@ def quick() -> list[Trial]:
         stuck("loop", "slice.claimed", 2),
     ]
     killed = [ended_by(point, "SIGKILL", 2) for point in ("shard.half_written", "slice.half_written")]
-    trials += in_each_strategy([*killed, parents(2)[0]])
+    trials += in_each_strategy([*killed[:1], parents(2)[0]]) + in_each_strategy(killed[1:])[:3]
     return trials + several(3) + errors(2) + parents(2) + elsewhere(("tiny /dev/shm", "read-only kernel cache"))
 
 

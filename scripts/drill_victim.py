@@ -9,6 +9,7 @@ import errno
 import functools
 import gc
 import hashlib
+import itertools
 import json
 import os
 import resource
@@ -22,14 +23,21 @@ import numpy as np
 from multiprocess import resource_tracker, util
 
 import scratchnet as sn
-from scratchnet import checkpoint
+from scratchnet import checkpoint, parallel
 from scratchnet.flags import flag, run_script
 from scratchnet.parallel import pool
 from scratchnet.parallel.failpoints import note
 
 SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 8  # the last batch has 2 samples: with 4 or 8 shards, some are empty
 SAVE_EVERY = 4
-STRATEGIES = {"all_reduce": lambda: "all_reduce"}
+JOBS = {  # options of the Trainer; all of these promise the same bytes
+    "all_reduce": {},
+    "parameter_server": {"strategy": parallel.ParameterServer(staleness=0)},
+    "stale": {"strategy": parallel.ParameterServer(staleness=2)},
+    "local_sgd": {"strategy": parallel.LocalSGD(every=3)},
+    "top_k": {"strategy": parallel.AllReduce(compression=parallel.TopK(0.3)), "clip_norm": 0.5},
+    "power_sgd": {"strategy": parallel.AllReduce(compression=parallel.PowerSGD(1))},
+}
 
 
 @dataclass
@@ -41,9 +49,10 @@ class Config:
     shards: int = flag(4, "logical shards a batch")
     epochs: int = flag(3, "passes over the data, of 7 steps each")
     optimizer: str = flag("momentum", "rule of the updates", ["momentum", "adam"])
-    strategy: str = flag("all_reduce", "how gradients become new parameters", list(STRATEGIES))
+    strategy: str = flag("all_reduce", "how gradients become new parameters", list(JOBS))
     data: str = flag("plain", "data set", ["plain", "nan", "raises", "kills"])
     strike: str = flag("", "point:number:signal in the parent, or an error's name; several separated by commas")
+    resize: str = flag("", "batch:workers, from that batch on; several separated by commas")
     memory: int | None = flag(None, "bytes of address space of a worker")
     processes: int | None = flag(None, "processes that can be started in all")
     file_size: int | None = flag(None, "bytes of the largest file, one in memory included")
@@ -118,7 +127,7 @@ def make(config):
     loader = sn.data.DataLoader(samples(config.data), BATCH, shuffle=True, seed=3)
     trainer = sn.Trainer(
         model, optimizer, Loss(config.folder), schedule, workers=config.workers, shards=config.shards,
-        strategy=STRATEGIES[config.strategy](), folder=config.folder, save_every=SAVE_EVERY, progress=False,
+        folder=config.folder, save_every=SAVE_EVERY, progress=False, **JOBS[config.strategy],
     )  # fmt: skip
     return trainer, loader
 
@@ -207,6 +216,21 @@ def limit_workers(config):
     util.spawnv_passfds = limited
 
 
+def resize_at(trainer, loader, plans):
+    """Workers come and go while the run is under way."""
+    plans = dict(map(int, plan.split(":")) for plan in plans.split(",") if plan)
+    batches_of, count = loader.batch_indices, itertools.count()
+
+    def batch_indices(*args):
+        for positions in batches_of(*args):
+            if (workers := plans.get(next(count))) is not None:
+                note(f"resize:{workers}")
+                trainer.resize(workers)
+            yield positions
+
+    loader.batch_indices = batch_indices
+
+
 def strike_at_renames(strike):
     """Points before and after each rename of a checkpoint, by number."""
     replace, count = os.replace, iter(range(10**6))
@@ -240,6 +264,7 @@ def main(config):
     trainer, loader = make(config)
     strike = strikes(config.strike)
     strike_at_renames(strike)
+    resize_at(trainer, loader, config.resize)
     limit_workers(config)
     limit_files(config)
     pool.Pool = functools.partial(WatchedPool, config, strike)

@@ -10,7 +10,8 @@ import drill_victim
 import numpy as np
 
 from scratchnet import checkpoint
-from scratchnet.parallel import pool
+from scratchnet.kernels.cpu.atomics import LINE
+from scratchnet.parallel import worker
 from scratchnet.parallel.replica import Replica
 
 
@@ -29,7 +30,7 @@ class Slice:
     """A slice of merge and update that does it in another way; `true`: the slices that it is made of."""
 
     def __init__(self, *true):
-        self.true, self.segments = true, true[-1].segments
+        self.true, self.written = true, true[-1].written
 
 
 def arrival_order(folder):
@@ -75,16 +76,18 @@ def in_place(folder):
 
 
 def seal_first(folder):
-    """A piece is sealed before it is done."""
-    take = pool.take
+    """A gradient is sealed before it is there."""
+    shard, seal = worker.Worker.shard, worker.seal
 
-    def take_and_seal(words, claims, seals, count, step, *rest):
-        piece = take(words, claims, seals, count, step, *rest)
-        if piece >= 0:
-            pool.seal(words, seals, piece, step)
-        return piece
+    def sealed(self, k, step):
+        seal(self.arena.words, self.arena.pieces[0].seals + k * LINE, step + 1)
+        shard(self, k, step)
 
-    pool.take = take_and_seal
+    def seal_once(words, at, steps):
+        if words[at] < steps:
+            seal(words, at, steps)
+
+    worker.Worker.shard, worker.seal = sealed, seal_once
 
 
 def no_checksum(folder):
