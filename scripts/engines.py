@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pool_engines import Alone, DdpTurns, Floor, PoolTurns, first_rows
 
 LR, MOMENTUM, BATCH = 0.05, 0.9, 64
 ELEMENTS = (512, 1024)  # of the arrays that the kernels other than products work on: 2 MiB each
@@ -138,6 +139,19 @@ class Scratchnet(Engine):
     def epoch(self):
         for x, y in self.loader:
             self.step(x, y)
+
+    def together(self, what, widths, batch_size, shards, data):
+        """The threads of one process."""
+        if what != "measure" or shards != RANKS:
+            return None
+        self.network(widths, seed=0)
+        x, y = first_rows(*data, batch_size)
+        x = x.astype(np.float32) * np.float32(1 / 255)
+        batches = [(self.place(x[k : k + batch_size].copy()), self.place(y[k : k + batch_size].copy()))
+                   for k in range(0, len(x), batch_size)]  # fmt: skip
+        batches = itertools.cycle(batches)
+        losses = [float(self.step(*next(batches))) for _ in range(17)]  # of which the last is that after 16 steps
+        return Alone(lambda: self.step(*next(batches)), self.wait, {"loss": losses[-1]})
 
     def logits(self, x):
         with self.sn.no_grad():
@@ -558,6 +572,40 @@ def mpi_rank():
             print(json.dumps(slowest), flush=True)
 
 
+# --- steps that processes share: see pool_engines.py ------------------------------------------------------------------
+
+
+class ScratchnetPool(Scratchnet):
+    """sn.Trainer with so many workers, one thread each. Not guarded: see unguarded.py."""
+
+    def __init__(self, threads, workers, guarded=True):
+        super().__init__(threads)
+        self.workers, self.guarded = workers, guarded
+
+    def together(self, what, widths, batch_size, shards, data):
+        if self.workers > shards or (what != "measure" and (self.workers, self.guarded) != (2, True)):
+            return None
+        self.network(widths, seed=0)
+        return PoolTurns(self.workers, self.guarded, self.model, *data, batch_size, shards)
+
+
+class Ddp(Engine):
+    """PyTorch's DistributedDataParallel over Gloo, one thread a process."""
+
+    def together(self, what, widths, batch_size, shards, data):
+        if what != "measure" or shards != RANKS:
+            return None
+        return DdpTurns(RANKS, initial_layers(widths, 0), *data, batch_size, tempfile.mktemp(), bind)
+
+
+class Copies(Engine):
+    """What a merge would take if it only moved its bytes."""
+
+    def together(self, what, widths, batch_size, shards, data):
+        parameters = sum((i + 1) * o for i, o in itertools.pairwise(widths))
+        return Floor(RANKS, parameters, shards, bind) if what == "merge" else None
+
+
 class OpenMpi(Engine):
     def ranks(self):
         return MpiRanks()
@@ -570,7 +618,7 @@ class Gloo(Engine):
 
 STEPS, EPOCHS, TRAINS = ("steps",), ("epochs", "accuracy"), ("steps", "epochs", "accuracy")
 ENGINES = {  # name: class, the module that it needs, the sections in which it takes part
-    "scratchnet": (Scratchnet, "scratchnet", ("kernels", *TRAINS, "collectives")),
+    "scratchnet": (Scratchnet, "scratchnet", ("kernels", *TRAINS, "collectives", "pool")),
     "scratchnet-eager": (ScratchnetEager, "scratchnet", TRAINS),
     "torch": (Torch, "torch", ("kernels", *TRAINS)),
     "torch-compile": (TorchCompile, "torch", TRAINS),
@@ -581,6 +629,10 @@ ENGINES = {  # name: class, the module that it needs, the sections in which it t
     "numpy": (NumPy, "numpy", ("kernels", *TRAINS)),
     "openmpi": (OpenMpi, "mpi4py", ("collectives",)),
     "gloo": (Gloo, "torch", ("collectives",)),
+    **{f"pool-{n}": (partial(ScratchnetPool, workers=n), "scratchnet", ("pool",)) for n in (1, 2, 3, 4)},
+    "pool-2-unguarded": (partial(ScratchnetPool, workers=2, guarded=False), "scratchnet", ("pool",)),
+    "ddp-gloo": (Ddp, "torch", ("pool",)),
+    "copies": (Copies, "scratchnet", ("pool",)),
     "registers": (Registers, "llvmlite", ("peak",)),
 }
 
@@ -624,6 +676,8 @@ class Worker:
             return self.accuracy(**work)
         if section == "collectives":
             return self.collectives(seconds, **work)
+        if section == "pool":
+            return self.pool(seconds, **work)
         key = json.dumps((section, work))
         if key not in self.built:
             self.built = {key: getattr(self, section)(**work)}  # the work before this is done: free its memory
@@ -657,6 +711,17 @@ class Worker:
         if "ranks" not in self.built:
             self.built = {"ranks": self.new_engine().ranks()}
         return {"seconds": self.built["ranks"].measure(elements, rewritten, seconds)}
+
+    def pool(self, seconds, what, **work):
+        """what: a method of pool_engines.PoolTurns: "measure" steps, for one."""
+        key = json.dumps((what, work))
+        if key not in self.built:
+            for old in self.built.values():
+                old and old.close()
+            self.built = {}
+            self.built[key] = self.new_engine().together(what, **work, data=self.data("train"))
+        turns = self.built[key]
+        return getattr(turns, what)(seconds) if turns else {"seconds": None}
 
     def peak(self):
         engine = self.new_engine()
