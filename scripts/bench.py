@@ -3,6 +3,7 @@
     python scripts/bench.py                                    # steps, epochs, time to 88 %; some minutes
     python scripts/bench.py --sections kernels --threads 1     # products against every BLAS, bandwidth of the others
     python scripts/bench.py --sections collectives             # all-reduces of two processes
+    python scripts/bench.py --sections pool                    # steps that processes share, and what a pool costs
     pip install "scratchnet[bench]"                            # the peers: PyTorch, JAX, scikit-learn
 
 Each engine (engines.py) runs in a process of its own with the same number of threads, on the same cores. In a round
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,11 +34,14 @@ from scratchnet.data import load
 from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
 
-SECTIONS = ("kernels", "steps", "epochs", "accuracy", "collectives")
+SECTIONS = ("kernels", "steps", "epochs", "accuracy", "collectives", "pool")
 NETS = ((784, 128, 10), (784, 1024, 1024, 10))
 ALL_REDUCES = (4096, 407_080, 4_000_000, 64_000_000)  # bytes; the second is all gradients of 784-128-10
 STEPS = ("784-128-10@64", "784-128-10@512", "784-1024-1024-10@512")
-OURS = ("scratchnet", "scratchnet-eager")
+SHARED = ((NETS[0], 64), (NETS[0], 512), (NETS[1], 512))  # networks and batch sizes of steps that processes share
+MERGED = ((784, 1024, 256, 10), NETS[1], (784, 4096, 4096, 10))  # networks of 4, 7 and 80 MB
+POOLS = tuple(name for name in ENGINES if name.startswith("pool-"))
+OURS = ("pool-2", *POOLS, "scratchnet", "scratchnet-eager")
 PEERS = tuple(name for name in ENGINES if name != "registers")
 
 
@@ -55,6 +59,7 @@ class Config:
     goal: float = flag(0.88, "test accuracy that ends a run")
     json: str | None = flag(None, "file for all figures and the machine's description")
     picture: str | None = flag(None, "file for a picture of the ratios")
+    speedup: str | None = flag(None, "file for a picture of the section pool: speed by number of workers")
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -218,18 +223,39 @@ def works_of(section: str, config: Config) -> list[Work]:
             for n in ALL_REDUCES
             for arguments in [{"elements": n // 4, "rewritten": rewritten}]
         ]
+    if section == "pool":
+        return list(pool_works())
     title = f"{name_of(NETS[0])}, batch {BATCH}, to {config.goal:.0%} test accuracy"
     return [Work(section, title, section, {"widths": NETS[0], "goal": config.goal})]
 
 
+def pool_works() -> Iterator[Work]:
+    """Steps of 2 and of 4 shards, merges, kills, starts; `what` says to pool_engines.py which it is."""
+
+    def work(title: str, what: str, widths: Sequence[int], batch: int, shards: int = 2) -> Work:
+        arguments = {"what": what, "widths": widths, "batch_size": batch, "shards": shards}
+        return Work("pool", f"{title}, {name_of(widths)}, batch {batch}", "pool", arguments)
+
+    for shards in (2, 4):
+        yield from (work(f"step of {shards} shards", "measure", *case, shards) for case in SHARED)
+    for widths in MERGED:
+        parameters = sum((i + 1) * o for i, o in itertools.pairwise(widths))
+        yield work(f"merge and update of {4e-6 * parameters:.1f} MB", "merge", widths, 2)
+        # it reads the gradients of 2 shards, parameters and momentum, and writes the latter two
+    yield work("a worker is killed, until its step is committed", "recover", *SHARED[1])
+    yield work("4 workers, until the first step is committed", "start", *SHARED[0], 4)
+
+
 def measure_in_turns(works: list[Work], engines: list[str], config: Config, folder: str, peak: Work) -> None:
     """Fills the works of one section: its engines live side by side, and each round asks all of them."""
-    processes = [Process(name, config.threads, folder) for name in [*engines, "registers"]]
+    threads = {name: 1 if name in ("ddp-gloo", *POOLS) else config.threads for name in [*engines, "registers"]}
+    processes = [Process(name, count, folder) for name, count in threads.items()]
     rounds = max(1, config.rounds // 4) if works[0].section == "epochs" else config.rounds
     seconds = config.seconds / 10 if works[0].section in ("kernels", "collectives") else config.seconds
+    few = ("start", "recover")  # what takes seconds
     for work in works:
         print(f"... {work.title}", file=sys.stderr)
-        for _ in range(rounds):
+        for _ in range(max(2, rounds // 3) if work.arguments.get("what") in few else rounds):
             for process in processes[:-1]:
                 if process.name not in work.errors:
                     work.add(process.name, process.ask(work.request, work.arguments, seconds))
@@ -353,14 +379,65 @@ def draw(works: list[Work], path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
+def print_pool(works: list[Work]) -> None:
+    """What the pool's figures say together, best rounds and medians."""
+    print("\npool, in short: best, median")
+    for work in works:
+        of = {name: [f(times) for f in (min, statistics.median)] for name, times in work.seconds.items()}
+
+        def say(text: str, name: str, other: str, work: Work = work, of: dict = of) -> None:
+            """How many times as long `name` takes as `other`."""
+            if name in of and other in of:
+                best, median = (a / b for a, b in zip(of[name], of[other], strict=True))
+                print(f"  {best:6.3f} {median:6.3f}  {text}: {work.title}")
+
+        what = work.arguments["what"]
+        if what == "measure" and work.arguments["shards"] == 2:
+            say("times as fast as PyTorch's DDP over Gloo, 2 processes each", "ddp-gloo", "pool-2")
+            say("times as fast as one process with 2 threads", "scratchnet", "pool-2")
+            say("times as long as without what keeps it exact", "pool-2", "pool-2-unguarded")
+        if what == "measure":
+            for n in (2, 3, 4):
+                say(f"speed-up of {n} workers", "pool-1", f"pool-{n}")
+        if what == "merge":
+            say("of the speed at which copies move as many bytes", "copies", "pool-2")
+        if what in ("recover", "start") and work.ours:
+            times = work.seconds[work.ours]
+            figures = f"{min(times):6.3f} {statistics.median(times):6.3f} {max(times):6.3f}"
+            print(f"  {figures}  s, best, median, worst: {work.title}")
+    memory = next((work.facts["pool-2"] for work in works if "USS MB" in work.facts.get("pool-2", {})), {})
+    print("  a worker adds " + ", ".join(f"{k} {memory[k]:.1f}" for k in memory if k.endswith("MB")))
+
+
+def draw_speedup(works: list[Work], path: str) -> None:
+    """Speed against one worker, by number of workers; the cores that there are end the straight line."""
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    cores, most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 1
+    for work in works:
+        times = {n: min(work.seconds[f"pool-{n}"]) for n in range(1, 9) if f"pool-{n}" in work.seconds}
+        if 1 in times:
+            label = work.title.partition(", ")[2]
+            ax.plot(list(times), [times[1] / t for t in times.values()], marker="o", label=label)
+            most = max(times)
+    ax.plot([1, cores, most], [1, cores, cores], color="black", linewidth=0.8, linestyle=":", label=f"{cores} cores")
+    ax.set(
+        xlabel="workers, one thread each", ylabel="speed, of one worker's", xticks=range(1, most + 1), ylim=(0, None)
+    )
+    ax.legend(fontsize=8, frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
 def main(config: Config) -> None:
     for name in ("threads", "rounds"):
         if getattr(config, name) < 1:
             raise ConfigError(f"--{name}: expected at least 1, got {getattr(config, name)}")
     if hasattr(os, "sched_setaffinity"):  # every engine inherits it; JAX counts the cores that it may use
         cores = sorted(os.sched_getaffinity(0))
-        if "collectives" in config.sections and config.threads < 2:
-            raise ConfigError("--threads: expected a core for each of the 2 processes of collectives, got 1")
+        if {"collectives", "pool"} & set(config.sections) and config.threads < 2:
+            raise ConfigError("--threads: expected a core for each of the 2 processes of collectives and pool, got 1")
         if config.threads > len(cores):
             raise ConfigError(f"--threads: expected at most {len(cores)}, the cores here, got {config.threads}")
         os.sched_setaffinity(0, cores[: config.threads])
@@ -389,6 +466,10 @@ def main(config: Config) -> None:
     if kernels := [work for work in done if work.section == "kernels"]:
         print_kernels(kernels, flops)
     print(f"\nscratchnet against the fastest peer\n{verdict([w for w in done if w.section != 'kernels'])}")
+    if shared := [work for work in done if work.section == "pool"]:
+        print_pool(shared)
+        if config.speedup:
+            draw_speedup([work for work in shared if work.arguments["shards"] == 4], config.speedup)
     if config.json:
         report = {"machine": facts, "config": asdict(config), "peak": flops, "works": [w.report() for w in done]}
         Path(config.json).write_text(json.dumps(report, indent=1))

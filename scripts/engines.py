@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pool_engines import Alone, DdpTurns, Floor, PoolTurns, first_rows
+from pool_engines import Alone, DdpTurns, Floor, PoolTurns, Start, first_rows
 
 LR, MOMENTUM, BATCH = 0.05, 0.9, 64
 ELEMENTS = (512, 1024)  # of the arrays that the kernels other than products work on: 2 MiB each
@@ -583,8 +583,11 @@ class ScratchnetPool(Scratchnet):
         self.workers, self.guarded = workers, guarded
 
     def together(self, what, widths, batch_size, shards, data):
-        if self.workers > shards or (what != "measure" and (self.workers, self.guarded) != (2, True)):
+        wanted = {"measure": self.workers, "start": 4}.get(what, 2)
+        if self.workers > shards or self.workers != wanted or (not self.guarded and (what, shards) != ("measure", 2)):
             return None
+        if what == "start":
+            return Start(lambda: self.network(widths, seed=0) or self.model, self.workers, data, batch_size, shards)
         self.network(widths, seed=0)
         return PoolTurns(self.workers, self.guarded, self.model, *data, batch_size, shards)
 

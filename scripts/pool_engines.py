@@ -171,6 +171,13 @@ class PoolTurns(Turns):
 
     # --- what a pool costs ---
 
+    def measure(self, seconds):
+        if self.pool is not None and "USS MB" not in self.facts:
+            super().measure(seconds)  # so that all they need is there
+            found = [smaps(pid) for pid in workers_of(os.getpid())]
+            self.facts |= {name: sum(row[name] for row in found) / len(found) for name in found[0]}
+        return super().measure(seconds)
+
     def merge(self, seconds):
         """Seconds that the merge and update of a step take: of the worker that takes longest."""
         before = [row["merging"] for row in self.pool.report()]
@@ -181,14 +188,16 @@ class PoolTurns(Turns):
         }
 
     def recover(self, seconds):
-        """Kill a worker at some instant of a step: seconds until that step is committed."""
-        arena, pid = self.pool.arena, workers_of(os.getpid())[-1]
+        """Kill worker 1 while it has a piece of a step: seconds until that step is committed."""
+        arena, begun = self.pool.arena, self.pool.arena.committed()
         self.signal(signal.SIGCONT)
-        self.requests.put(max(1000, round(2 / self.seconds)) if self.seconds else 1000)
+        self.requests.put(2000)
         self._answer()
-        while arena.committed() < self.pool.submitted - 1:  # the beginning
-            time.sleep(0.0005)
-        time.sleep(0.2)
+        while arena.committed() < begun + 200:
+            time.sleep(0.001)
+        pid = self.pool._crew.processes[1].pid
+        while not any(pieces.owned(arena.words, 1) for pieces in arena.pieces):
+            pass
         step, start = arena.committed(), time.perf_counter()
         os.kill(pid, signal.SIGKILL)
         while arena.committed() <= step:
@@ -198,10 +207,21 @@ class PoolTurns(Turns):
         self.signal(signal.SIGSTOP)
         return {"seconds": seconds}
 
-    def memory(self):
-        """Bytes that each worker has for itself, and of what it shares with no arena: means."""
-        found = [smaps(pid) for pid in workers_of(os.getpid())]
-        return {name: sum(row[name] for row in found) / len(found) for name in found[0]}
+
+class Start:
+    """A pool from nothing to its first step, again and again."""
+
+    def __init__(self, model, workers, data, batch_size, shards):
+        self.begin = lambda: PoolTurns(workers, True, model(), *data, batch_size, shards)
+        self.begin().close()
+
+    def start(self, seconds):
+        turns = self.begin()
+        turns.close()
+        return {"seconds": turns.seconds_to_first_step}
+
+    def close(self):
+        pass
 
 
 def smaps(pid):
