@@ -4,6 +4,7 @@ HYPOTHESIS_PROFILE=thorough draws many more examples, new ones each time. With N
 """
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,21 @@ COMMON = {
 settings.register_profile("default", max_examples=10 if JIT else 4, **COMMON)
 settings.register_profile("thorough", max_examples=300, **{**COMMON, "derandomize": False})
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+# Tests that come out the same whatever the threading layer, with the JIT and without: files, data sets, reports, and
+# processes, which have kernels of their own. They are marked `once`; .ci/run repeats the others, `-m "not once"`.
+ONCE = """data/test_idx data/test_loader data/test_sources kernels/test_compile parallel/test_collectives
+    parallel/test_drill parallel/test_launch parallel/test_memory parallel/test_planner parallel/test_pool
+    parallel/test_strategies test_checkpoint test_lr_scheduler test_metrics test_metrics_log test_readme test_scripts
+    test_structure test_trainer""".split()
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if str(item.path.relative_to(here).with_suffix("")) in ONCE:
+            item.add_marker("once")
 
 
 @pytest.fixture(params=TABLES)

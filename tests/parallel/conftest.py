@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from residue import no_residue
-from servants import Group
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # drill.py is not part of the package
+
+from residue import no_residue
+from servants import Group
 
 SIZES = (1, 2, 3, 4, 7)
 

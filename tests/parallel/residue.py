@@ -5,6 +5,7 @@ import gc
 import os
 from pathlib import Path
 
+from drill import shared_memory
 from multiprocess import resource_tracker
 
 TRACKER = "multiprocess.resource_tracker"  # one helper process of multiprocess, which ends with this one
@@ -38,7 +39,7 @@ def alive(pid):
 
 
 def _here():
-    return {"processes": children(), "files": open_files(), "shared memory": dict.fromkeys(os.listdir("/dev/shm"))}
+    return {"processes": children(), "files": open_files(), "shared memory": dict.fromkeys(shared_memory())}
 
 
 def _new(before):
