@@ -4,7 +4,6 @@ HYPOTHESIS_PROFILE=thorough draws many more examples, new ones each time. With N
 """
 
 import os
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,16 +25,22 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # Tests that come out the same whatever the threading layer, with the JIT and without: files, data sets, reports, and
 # processes, which have kernels of their own. They are marked `once`; .ci/run repeats the others, `-m "not once"`.
-ONCE = """data/test_idx data/test_loader data/test_sources kernels/test_compile parallel/test_collectives
-    parallel/test_drill parallel/test_launch parallel/test_memory parallel/test_planner parallel/test_pool
-    parallel/test_strategies test_checkpoint test_lr_scheduler test_metrics test_metrics_log test_readme test_scripts
-    test_structure test_trainer""".split()
+ONCE = {
+    "data": ("test_idx", "test_loader", "test_sources"),
+    "kernels": ("test_compile",),
+    "parallel": (
+        "test_collectives", "test_drill", "test_launch", "test_memory", "test_planner", "test_pool", "test_strategies",
+    ),
+    "tests": (
+        "test_checkpoint", "test_lr_scheduler", "test_metrics", "test_metrics_log", "test_readme", "test_scripts",
+        "test_structure", "test_trainer",
+    ),
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    here = Path(__file__).parent
     for item in items:
-        if str(item.path.relative_to(here).with_suffix("")) in ONCE:
+        if item.path.stem in ONCE.get(item.path.parent.name, ()):
             item.add_marker("once")
 
 
