@@ -17,6 +17,7 @@ from residue import no_residue
 
 import scratchnet as sn
 from scratchnet import checkpoint
+from scratchnet.kernels.cpu.compile import JIT_ENABLED, compile_stats
 from scratchnet.parallel import memory
 
 SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 16  # the last batch has 2 samples: with 4 or 8 shards, some are empty
@@ -161,6 +162,30 @@ def test_a_trainer_goes_on_where_it_stopped_without_a_folder():
     pooled, loader = make(2, 4)
     assert [pooled.fit(loader, epochs=1).records, pooled.fit(loader, epochs=1).records] == [h.records for h in both]
     assert digest(pooled, both[1]) == digest(alone, both[1])
+
+
+class Reporting:
+    """A loss that, at the end of a worker that it came to, writes down how many kernels that worker compiled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, output, target):
+        return sn.nn.functional.cross_entropy(output, target)
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        multiprocess.util.Finalize(None, self.report, exitpriority=0)
+
+    def report(self):
+        (self.folder / str(os.getpid())).write_text(str(compile_stats().compiled))
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="without the JIT nothing is compiled")
+def test_a_fresh_worker_compiles_nothing(tmp_path):
+    trainer, loader = make(2, 4, loss=Reporting(tmp_path))
+    trainer.fit(loader, epochs=1)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["0", "0"]
 
 
 # --- main programs of every kind --------------------------------------------------------------------------------------
