@@ -12,7 +12,7 @@ import numpy as np
 from scratchnet import checkpoint
 from scratchnet.kernels.cpu.atomics import LINE
 from scratchnet.parallel import worker
-from scratchnet.parallel.replica import Replica
+from scratchnet.parallel.replica import Gradient, Replica
 
 
 def apply(folder):
@@ -35,10 +35,10 @@ class Slice:
 
 def arrival_order(folder):
     """Gradients are added in the order in which they came, not in that of their shards."""
-    gradient, slice_of = Replica.gradient, Replica.slice_of
+    compute, slice_of = Gradient.compute, Replica.slice_of
 
-    def stamped(self, dataset, positions, weight, step, k, *memory):
-        result = gradient(self, dataset, positions, weight, step, k, *memory)
+    def stamped(self, positions, weight, batch, k):
+        result = compute(self, positions, weight, batch, k)
         with open(f"{folder}/done-{k}", "w"):
             os.utime(f"{folder}/done-{k}")
         return result
@@ -54,7 +54,7 @@ def arrival_order(folder):
                 order = sorted(order, key=lambda k: os.stat(f"{folder}/done-{k}").st_mtime_ns)
             slice_of(*self.of, [self.slots[k] for k in order]).update(*numbers)
 
-    Replica.gradient, Replica.slice_of = stamped, lambda *args: Arrived(*args)
+    Gradient.compute, Replica.slice_of = stamped, lambda *args: Arrived(*args)
 
 
 def in_place(folder):
