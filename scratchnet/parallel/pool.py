@@ -416,10 +416,10 @@ class Pool(Steps):
         if self.workers < 2 or done.sum() < SLOW_AFTER * self.workers or done.min() < 2:
             return
         seconds = times[:, COMPUTE] / done
-        for rank in np.flatnonzero(seconds > SLOW * np.median(seconds)).tolist():
-            if rank not in self._slow:
+        for rank in set(range(self.workers)) - self._slow:
+            ratio = seconds[rank] / np.median(np.delete(seconds, rank))
+            if ratio > SLOW:
                 self._slow.add(rank)
-                ratio = seconds[rank] / np.median(seconds)
                 log.warning("worker %d takes %.1f times as long as others for a shard", rank, ratio)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:

@@ -11,6 +11,7 @@ from residue import no_residue
 import scratchnet as sn
 from scratchnet.parallel import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
 from scratchnet.parallel.compress import orthonormalize
+from scratchnet.parallel.failpoints import VARIABLE
 
 ROWS, FEATURES, CLASSES, BATCH = 22, 5, 3, 8  # the last batch has 6 samples
 RNG = np.random.default_rng(0)
@@ -354,6 +355,17 @@ def test_a_step_that_is_not_finite_is_skipped_if_asked(workers, caplog):
     np.testing.assert_allclose(found, weight, rtol=1e-12)
     assert "step 1 was skipped: in shard 0 the gradient of 'weight' is not finite" in caplog.text
     assert np.isfinite(history["train_loss"]).all()
+
+
+def test_a_slow_worker_gets_fewer_shards_and_a_warning(monkeypatch, caplog):
+    monkeypatch.setenv(VARIABLE, "shard.claimed:*:0:!sleep=0.0001,shard.claimed:*:1:!sleep=0.02")
+    with caplog.at_level(logging.WARNING, "scratchnet.parallel"):
+        slow, history = train(AllReduce(), workers=2, shards=8, epochs=30)
+    monkeypatch.delenv(VARIABLE)
+    assert slow.tobytes() == train(AllReduce(), shards=8, epochs=30)[0].tobytes()
+    fast, slow = (row["shards"] for row in history.workers)
+    assert fast > 2 * slow
+    assert "worker 1 takes" in caplog.text
 
 
 def test_a_timeline_shows_each_piece_of_each_worker(tmp_path):
