@@ -44,7 +44,7 @@ PATIENCE = 30.0  # seconds without progress after which a worker counts as stuck
 PATIENCE_GAPS = 20  # times the longest pause so far
 RETRIES = 3  # workers that may die over the same piece, or without any progress
 SLOW = 4.0  # times as long a shard as others take: a worker that deserves a warning
-SLOW_AFTER = 20  # shards
+SLOW_AFTER = 10  # shards of each worker: the first ones are recorded, which takes longer
 
 log = logging.getLogger("scratchnet.parallel")
 
@@ -413,7 +413,7 @@ class Pool(Steps):
         """A warning, once, of a worker whose shards take much longer than those of others; it gets fewer of them."""
         times = self.arena.times[: self.workers]
         done = times[:, SHARDS]
-        if self.workers < 2 or done.sum() < SLOW_AFTER * self.workers or done.min() < 2:
+        if self.workers < 2 or done.min() < SLOW_AFTER:
             return
         seconds = times[:, COMPUTE] / done
         for rank in set(range(self.workers)) - self._slow:
