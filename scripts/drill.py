@@ -511,9 +511,9 @@ def table(trials: list[Trial], results: list[Result]) -> Iterator[str]:
         for name in (trial.group, "all"):
             rows.setdefault(name, Counter()).update(counts)
     rows["all"] = rows.pop("all")
-    yield f"{'fault':28}" + "".join(f"{column:>{max(9, len(column) + 2)}}" for column in columns)
+    yield f"{'fault':34}" + "".join(f"{column:>{max(9, len(column) + 2)}}" for column in columns)
     for name, row in rows.items():
-        yield f"{name:28}" + "".join(f"{row[column]:>{max(9, len(column) + 2)}}" for column in columns)
+        yield f"{name:34}" + "".join(f"{row[column]:>{max(9, len(column) + 2)}}" for column in columns)
 
 
 def main(config: Config) -> None:
