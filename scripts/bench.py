@@ -395,7 +395,8 @@ def print_pool(works: list[Work]) -> None:
         if what == "measure" and work.arguments["shards"] == 2:
             say("times as fast as PyTorch's DDP over Gloo, 2 processes each", "ddp-gloo", "pool-2")
             say("times as fast as one process with 2 threads", "scratchnet", "pool-2")
-            say("times as long as without what keeps it exact", "pool-2", "pool-2-unguarded")
+            say("times as long as with one page instead of two", "pool-2", "pool-2-one-page")
+            say("times as long as with one page and without claims", "pool-2", "pool-2-unguarded")
         if what == "measure":
             for n in (2, 3, 4):
                 say(f"speed-up of {n} workers", "pool-1", f"pool-{n}")

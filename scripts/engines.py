@@ -576,20 +576,20 @@ def mpi_rank():
 
 
 class ScratchnetPool(Scratchnet):
-    """sn.Trainer with so many workers, one thread each. Not guarded: see unguarded.py."""
+    """sn.Trainer with so many workers, one thread each. without: see unguarded.py."""
 
-    def __init__(self, threads, workers, guarded=True):
+    def __init__(self, threads, workers, without=()):
         super().__init__(threads)
-        self.workers, self.guarded = workers, guarded
+        self.workers, self.without = workers, without
 
     def together(self, what, widths, batch_size, shards, data):
         wanted = {"measure": self.workers, "start": 4}.get(what, 2)
-        if self.workers > shards or self.workers != wanted or (not self.guarded and (what, shards) != ("measure", 2)):
+        if self.workers > shards or self.workers != wanted or (self.without and (what, shards) != ("measure", 2)):
             return None
         if what == "start":
             return Start(lambda: self.network(widths, seed=0) or self.model, self.workers, data, batch_size, shards)
         self.network(widths, seed=0)
-        return PoolTurns(self.workers, self.guarded, self.model, *data, batch_size, shards)
+        return PoolTurns(self.workers, self.without, self.model, *data, batch_size, shards)
 
 
 class Ddp(Engine):
@@ -633,7 +633,8 @@ ENGINES = {  # name: class, the module that it needs, the sections in which it t
     "openmpi": (OpenMpi, "mpi4py", ("collectives",)),
     "gloo": (Gloo, "torch", ("collectives",)),
     **{f"pool-{n}": (partial(ScratchnetPool, workers=n), "scratchnet", ("pool",)) for n in (1, 2, 3, 4)},
-    "pool-2-unguarded": (partial(ScratchnetPool, workers=2, guarded=False), "scratchnet", ("pool",)),
+    "pool-2-one-page": (partial(ScratchnetPool, workers=2, without=("pages",)), "scratchnet", ("pool",)),
+    "pool-2-unguarded": (partial(ScratchnetPool, workers=2, without=("pages", "claims")), "scratchnet", ("pool",)),
     "ddp-gloo": (Ddp, "torch", ("pool",)),
     "copies": (Copies, "scratchnet", ("pool",)),
     "registers": (Registers, "llvmlite", ("peak",)),

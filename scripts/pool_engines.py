@@ -74,20 +74,20 @@ def workers_of(pid):
 
 
 class Loss:
-    """Cross entropy. Where it is not guarded, it takes the guards off in each process that it comes to."""
+    """Cross entropy, which takes guards off in each process that it comes to: without: see unguarded.py."""
 
-    def __init__(self, criterion, guarded):
-        self.criterion, self.guarded = criterion, guarded
+    def __init__(self, criterion, without):
+        self.criterion, self.without = criterion, without
 
     def __call__(self, output, target):
         return self.criterion(output, target)
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        if not self.guarded:
+        if self.without:
             from unguarded import unguard
 
-            unguard()
+            unguard(self.without)
 
 
 class Stop(Exception):
@@ -97,7 +97,7 @@ class Stop(Exception):
 class PoolTurns(Turns):
     """A run of sn.Trainer whose epochs are turns: its loader waits at the start of each to be asked for steps."""
 
-    def __init__(self, workers, guarded, model, images, labels, batch_size, shards):
+    def __init__(self, workers, without, model, images, labels, batch_size, shards):
         import scratchnet as sn
 
         rows = np.arange(BATCHES * batch_size).reshape(BATCHES, batch_size)
@@ -122,7 +122,7 @@ class PoolTurns(Turns):
 
         loader = Loader(sn.data.TensorDataset(*first_rows(images, labels, batch_size), scale=1 / 255), batch_size)
         optimizer = sn.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
-        loss = Loss(sn.nn.CrossEntropyLoss(), guarded)
+        loss = Loss(sn.nn.CrossEntropyLoss(), without)
         trainer = sn.Trainer(model, optimizer, loss, workers=workers, shards=shards, progress=False)
         self.thread = threading.Thread(target=self._run, args=(trainer, loader), daemon=True)
         with watched_pools() as pools:
@@ -212,7 +212,7 @@ class Start:
     """A pool from nothing to its first step, again and again."""
 
     def __init__(self, model, workers, data, batch_size, shards):
-        self.begin = lambda: PoolTurns(workers, True, model(), *data, batch_size, shards)
+        self.begin = lambda: PoolTurns(workers, (), model(), *data, batch_size, shards)
         self.begin().close()
 
     def start(self, seconds):

@@ -1,8 +1,8 @@
 """A pool without what keeps it exact, for bench.py to measure what that costs; nothing else uses it.
 
-Updates go in place instead of to the page after, and each worker has its own piece of each phase instead of claiming
-one, so that what is left of the protocol is one barrier between phases, which any synchronous pool needs. It takes two
-phases with as many pieces as there are workers.
+"pages": updates go in place instead of to the page after. "claims": each worker has its own piece of each phase instead
+of claiming one, so that what is left of the protocol is one barrier between phases, which any synchronous pool needs;
+but then nobody helps a worker that the system makes wait. It takes two phases with as many pieces as there are workers.
 """
 
 from scratchnet.kernels.cpu.atomics import NEVER, REACHED, load_acquire, wait_a_turn
@@ -28,11 +28,12 @@ def take_own(words, phases, rank, spins, scratch):
         turn += 1
 
 
-def unguard():
-    """In this process, from now on."""
-    if claims.take is take_own:
+def unguard(without):
+    """In this process, from now on; without: "pages", "claims"."""
+    if "claims" in without:
+        claims.take = worker.take = take_own
+    if "pages" not in without or worker.Worker.__init__.__name__ == "one_page":
         return
-    claims.take = worker.take = take_own
     new = worker.Worker.__init__
 
     def one_page(self, *args, **kwargs):

@@ -135,6 +135,21 @@ def test_bench_times_epochs_and_whole_runs(small):
     assert re.search(r"to 20% test accuracy\n.*\n +numpy .*epochs \d+, accuracy 0\.[2-9]", done.stdout), done.stdout
 
 
+def test_bench_pools_do_the_same_work_as_one_process(tmp_path, small):
+    from bench import Process, write_data
+
+    write_data(str(small), str(tmp_path))
+    work = {"what": "measure", "widths": (784, 4, 10), "batch_size": 8, "shards": 2}
+    answers = {}
+    for name in ("scratchnet", "pool-1", "pool-2", "pool-2-one-page", "pool-2-unguarded"):
+        process = Process(name, 1, str(tmp_path))
+        answers[name] = process.ask("pool", work, 0.01)
+        process.close()
+        assert answers[name]["seconds"] > 0, answers
+    losses = [answer["loss"] for answer in answers.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(set(losses[1:])) == 1
+
+
 def test_bench_says_plainly_where_we_lose():
     from bench import Work, verdict
 
