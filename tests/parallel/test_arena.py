@@ -18,8 +18,8 @@ SHAPES = st.one_of(
     st.sampled_from([(0,), (), (1,), (15,), (16,), (17,), (3, 5), (0, 4), (33, 31), (127,), (8192 + 3,)]),
     st.lists(st.integers(0, 9), max_size=3).map(tuple),
 )
-# The stage holds 256 KB a rank: these go through it in one, two and more chunks.
-LARGE = [(arena.STAGE // 4 + 5,), (3 * arena.STAGE // 4 + 17,), (7 * arena.STAGE // 4,)] if JIT else [(3000,)]
+# These float32 arrays go through the stage in one, two and three chunks.
+LARGE = [(arena.STAGE // 8,), (arena.STAGE // 4 + 5,), (5 * arena.STAGE // 8 + 17,)] if JIT else [(3000,)]
 
 
 def ops_of(dtype):
