@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -163,7 +164,7 @@ class Scratchnet(Engine):
 
     def kernel(self, name):
         sn, (x, y) = self.sn, operands(2)
-        kernels, out = sn.kernels.device("cpu"), np.empty_like(x)
+        kernels, out = sn.kernels.device("cpu"), aligned(x.shape)
         if name in OPTIMIZERS:
             parameter = sn.Tensor(x, requires_grad=True)
             parameter.grad = sn.Tensor(y)
@@ -240,7 +241,7 @@ class NumPy(Engine):
 
     def kernel(self, name):
         x, y = operands(2)
-        out = np.empty_like(x)
+        out = aligned(x.shape)
 
         def softmax():
             np.subtract(x, x.max(axis=1, keepdims=True), out=out)
@@ -437,7 +438,7 @@ class JaxScan(Jax):
 class Registers(Engine):
     """The measure of the processor: fused multiply-adds that touch registers only, on every thread."""
 
-    LOOPS, CHAINS = 1_000_000, 10  # ten independent chains hide the latency of two units
+    LOOPS, CHAINS = 4_000_000, 10  # ten independent chains hide the latency of two units
 
     def __init__(self, threads):
         super().__init__(threads)
@@ -466,6 +467,8 @@ class Registers(Engine):
         self.engine.finalize_object()
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)  # releases the GIL
         self.chains, self.pool = prototype(self.engine.get_function_address("chains")), ThreadPoolExecutor(threads)
+        together = threading.Barrier(threads)
+        list(self.pool.map(lambda rank: (together.wait(), bind(rank)), range(threads)))
 
     def run(self):
         """2 * LOOPS * CHAINS * lanes operations a thread."""
@@ -644,13 +647,30 @@ ENGINES = {  # name: class, the module that it needs, the sections in which it t
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
+def aligned(shape, dtype=np.float32):
+    """Memory that begins with a line of cache, as PyTorch's, JAX's and scratchnet's own does."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def random_array(shape, seed=0):
+    array = aligned(shape)
+    np.random.default_rng(seed).random(out=array, dtype=np.float32)
+    return array
+
+
 def operands(count):
-    return [np.random.default_rng(k).random(ELEMENTS, np.float32) + np.float32(0.1) for k in range(count)]
+    arrays = [random_array(ELEMENTS, k) for k in range(count)]
+    for array in arrays:
+        array += np.float32(0.1)
+    return arrays
 
 
 def product(a, b, transpose_a, transpose_b):
     """Memory for op(a) @ op(b)."""
-    return np.empty((a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1]), np.float32)
+    return aligned((a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1]))
 
 
 def time_calls(call, wait, seconds):
@@ -732,9 +752,9 @@ class Worker:
         return engine, engine.run, {"flops": 2 * engine.LOOPS * engine.CHAINS * engine.lanes * engine.threads}
 
     def gemms(self, m, k, n, transpose_a, transpose_b):
-        rng, engine = np.random.default_rng(0), self.new_engine()
-        a = rng.random((k, m) if transpose_a else (m, k), np.float32)
-        b = rng.random((n, k) if transpose_b else (k, n), np.float32)
+        engine = self.new_engine()
+        a = random_array((k, m) if transpose_a else (m, k))
+        b = random_array((n, k) if transpose_b else (k, n), 1)
         return engine, engine.gemm(a, b, transpose_a, transpose_b), {}
 
     def others(self, kernel):

@@ -28,7 +28,10 @@ class Program:
 
     def holds(self) -> bool:
         """Is all that the step read besides its arguments where it was?"""
-        return all(getattr(thing, attribute) is value for thing, attribute, value in self.watched)
+        for thing, attribute, value in self.watched:  # a loop, as `all` takes twice as long
+            if getattr(thing, attribute) is not value:
+                return False
+        return True
 
     def run(self, inputs: list[np.ndarray]) -> None:
         threads = self.count_threads()
@@ -109,9 +112,7 @@ class Program:
             for executable in self.executables:
                 flat = executable.arguments.reshape(-1)
                 at = np.flatnonzero((flat >= start) & (flat < start + max(x.nbytes, 1)))
-                if len(at):
-                    offsets = flat[at] - start
-                    places.append((flat, at, offsets if offsets.any() else 0))
+                places += [(flat, int(place), int(flat[place]) - start) for place in at]
             copied = any(np.may_share_memory(x, y) for y in by_python)
             self.slots.append(None if copied else places)
         self.sources = list(self.inputs)
@@ -125,8 +126,8 @@ class Program:
                 x = own
             self.sources[i] = x  # held, so that its memory stays
             start = x.__array_interface__["data"][0]
-            for flat, at, offsets in places or ():
-                flat[at] = start + offsets
+            for flat, place, offset in places or ():
+                flat[place] = start + offset
 
     def _explain_stop(self, inputs: list[np.ndarray]) -> None:
         """Raises what the guard that stopped the run has to say; it looks at the arrays that were recorded."""

@@ -6,9 +6,11 @@ the definition: a new kernel is one function there and one of the same name and 
 other table.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +36,19 @@ def _cpu_table() -> dict[str, Kernel]:
 TABLES: dict[str, Callable[[], dict[str, Kernel]]] = {"numpy": _numpy_table, "cpu": _cpu_table}
 
 
+LINE, ALIGNED_FROM = 64, 16384  # bytes: of a line of cache, and of the smallest arrays for which it matters
+
+
+def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array to be filled. Large ones begin with a line of cache, since vectors across two lines cost twice."""
+    size = math.prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
+    if size < ALIGNED_FROM:
+        return np.empty(shape, dtype)
+    memory = np.empty(size + LINE, np.uint8)
+    start = -memory.__array_interface__["data"][0] % LINE
+    return np.ndarray(shape, dtype, memoryview(memory), start)  # of an array of its own, not of a view
+
+
 class Device:
     """A device by name: its kernels as attributes, and `empty` to get memory on it.
 
@@ -44,7 +59,7 @@ class Device:
         self.name = name
         self.kernels = TABLES[name]()
         self.__dict__.update(self.kernels)
-        self.empty = np.empty
+        self.empty = empty
 
     def __getattr__(self, name: str) -> Kernel:
         raise DeviceError(f"device {self.name!r} has no kernel {name!r}")

@@ -39,6 +39,13 @@ LARGE = [
     (13, gemm.PACK_TRANSPOSED_A_COLUMNS + 1, gemm.PACK_TRANSPOSED_A_K),  # a packed where transposed
     (gemm.M_BLOCK + 50, 1033, 3),  # two blocks of rows
 ]
+LARGE += [
+    (2 * simd.TILE.vector_bytes // 4 + 3, gemm.NARROW, gemm.TURNED_K + 1),  # on its side, with a turned by blocks of k
+    (simd.TILE.vector_bytes, 3, 5),  # on its side, narrower than a square
+    (gemm.FEW_ROWS, 40, gemm.FEW_ROWS_ELEMENTS // 40 + 3),  # b in whole rows
+    (5, 70, gemm.THIN_K),  # row by row
+    (9, 70, gemm.TURNED_K + 9),  # b turned by blocks of k
+]
 if JIT_ENABLED:
     LARGE += [(300, 130, 2 * gemm.K_BLOCK + 3), (64, 128, 784), (784, 128, 64), (512, 10, 128), (301, 299, 302)]
 
@@ -182,12 +189,15 @@ def test_any_cut_by_rows_or_columns_gives_the_same_bits(block, transposed):
     expected, out = multiply(a, b, *transposed), np.full((61, 45), np.nan, np.float32)
     scratch = blocks.scratch(gemm._SCRATCH[out.dtype], out.dtype)
     right = gemm._packed(b, True, 0, 45) if transposed[1] else b
-    arguments = a, right, gemm._ZEROS[out.dtype], out, *transposed
-    columns = -(-45 // (gemm.PANEL * gemm._LANES[out.dtype]))
-    for loop, size, more in ((gemm._by_rows, 61, (0, 45)), (gemm._by_columns, columns, ())):
+    zeros, columns = gemm._ZEROS[out.dtype], -(-45 // (gemm.PANEL * gemm._LANES[out.dtype]))
+    plain, packed = (a, b, zeros, out, *transposed), (a, right, zeros, out, transposed[0], False)
+    cases = [(gemm._by_rows, 61, (*plain, False, 0, 45)), (gemm._by_columns, columns, plain)]
+    if transposed[1]:
+        cases.append((gemm._by_rows, 61, (*packed, True, 0, 45)))
+    for loop, size, arguments in cases:
         out[...] = np.nan
         for lo in range(0, size, block):
-            loop.serial(lo, min(lo + block, size), *arguments, *more, scratch)
+            loop.serial(lo, min(lo + block, size), *arguments, scratch)
         assert same_bits(out, expected)
 
 

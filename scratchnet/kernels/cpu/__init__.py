@@ -163,3 +163,5 @@ KERNELS = {
     name: _guarded(name, kernel, SIGNATURES[name], _REFERENCE[name]) if name in SIGNATURES else kernel
     for name, kernel in _COMPILED.items()
 }
+if JIT_ENABLED:
+    KERNELS["matmul"] = gemm.at_once(KERNELS["matmul"])

@@ -4,6 +4,7 @@ Every element of `out` is one chain of fused multiply-adds in the order of k. Ho
 out changes nothing in that chain, so the bits of an element depend on its row of op(a), its column of op(b), and k.
 """
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +33,11 @@ WIDEST = max(TILE.vectors)
 PAD = 16  # elements between packed rows of a, so that rows do not compete for the same lines of L1
 KEPT = NEAR_BYTES // 4  # elements of b that tiles keep at most
 CHUNK = 16  # rows of b that are packed together, for the sake of streaming reads
+NARROW = 12  # columns at most, whose product is computed on its side, with rows along the vectors
+FEW_ROWS, FEW_ROWS_ELEMENTS = 3, 4096  # so few rows take b in whole rows, so much at a time, as memory is read fastest
+TURNED_K = 128  # steps of k of a transposed b that are turned at a time: they stay in L1
+THIN_K = 8  # so few steps of k are written row by row, as memory is written fastest
+DIRECT = 1 << 20  # multiplications that one thread does at once, without Python to plan them
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------
@@ -117,9 +123,10 @@ def _pack_transposed_b(b, j, columns, k0, depth, work, at, step):
         return
     for next_c in range(0, columns, side):
         c = min(next_c, columns - side)
-        for next_k in range(0, depth, side):
-            k = min(next_k, depth - side)
-            transpose(b, (j + c) * row + k0 + k, row, work, at + k * step + c, step)
+        source, target, rest = (j + c) * row + k0, at + c, depth - side
+        transpose(b, source, row, work, target, step, depth // side, side, side * step)
+        if depth % side:
+            transpose(b, source + rest, row, work, target + rest * step, step, 1, 0, 0)
 
 
 @jit
@@ -155,46 +162,127 @@ else:
 
 
 @jit
-def _product(lo, hi, a, b, start, out, transpose_a, packed, j0, j1, work):
+def _place(work):
+    """Where the row of `work` begins that is this thread's."""
+    return max(0, get_thread_id()) * work.shape[1]  # under tbb, a thread that is in no region has number -1
+
+
+@jit
+def _product(lo, hi, a, b, start, out, transpose_a, transpose_b, packed, j0, j1, work):
     """Rows lo to hi of out = start + op(a) @ b, columns j0 to j1, which are all that `b` holds if it is packed.
 
     start is (1, n), a row for all rows; or `out`; or zeros.
     """
-    _multiply(a, b, start, out, transpose_a, packed, work, lo, hi, j0, j1, j0)
+    _multiply(a, b, start, out, transpose_a, transpose_b, packed, work, _place(work), lo, hi, j0, j1, j0)
 
 
 @jit
-def _product_by_columns(lo, hi, a, b, start, out, transpose_a, packed, work):
+def _product_by_columns(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
     """The same for groups of columns, each as wide as a panel: for fewer rows than threads could share."""
     columns = PANEL * (TILE.vector_bytes // out.itemsize)
     j1 = min(hi * columns, out.shape[1])
-    _multiply(a, b, start, out, transpose_a, packed, work, 0, out.shape[0], lo * columns, j1, 0)
+    _multiply(
+        a, b, start, out, transpose_a, transpose_b, False, work, _place(work), 0, out.shape[0], lo * columns, j1, 0
+    )  # fmt: skip
 
 
 @jit
-def _multiply(a, b, start, out, transpose_a, packed, work, i0, i1, j0, j1, b0):
-    """Rows i0 to i1, columns j0 to j1; packed, b begins with column b0."""
+def _multiply(a, b, start, out, transpose_a, transpose_b, packed, work, at, i0, i1, j0, j1, b0):
+    """Rows i0 to i1, columns j0 to j1; packed, b begins with column b0, and is not transposed any more.
+
+    work: scratch, ours from `at` on.
+    """
     k = a.shape[0] if transpose_a else a.shape[1]
-    pack_a = j1 - j0 >= PACK_A_COLUMNS or (
-        transpose_a and j1 - j0 >= PACK_TRANSPOSED_A_COLUMNS and k >= PACK_TRANSPOSED_A_K
-    )
-    at = max(0, get_thread_id()) * work.shape[1]  # under tbb, a thread that is in no region has number -1
-    k_block, m_block = _even(k, K_BLOCK, CHUNK), _even(i1 - i0, M_BLOCK, ROWS)
-    for i in range(i0, i1, m_block):
-        i_end = min(i1, i + m_block)
-        for k0 in range(0, max(k, 1), k_block):
-            depth = min(k_block, k - k0)
-            if pack_a:
-                _pack_a(a, transpose_a, i, i_end, k0, depth, work, at + KEPT)
+    lanes = TILE.vector_bytes // out.itemsize
+    if not packed and out.shape[1] <= NARROW and i1 - i0 >= 2 * lanes:
+        _multiply_on_its_side(a, b, start, out, transpose_a, transpose_b, work, at, i0, i1)
+    elif transpose_b:
+        _multiply_turned(a, b, start, out, transpose_a, work, at, i0, i1, j0, j1)
+    else:
+        pack_a = (j1 - j0 >= PACK_A_COLUMNS and i1 - i0 > FEW_ROWS and k > THIN_K) or (
+            transpose_a and j1 - j0 >= PACK_TRANSPOSED_A_COLUMNS and k >= PACK_TRANSPOSED_A_K
+        )
+        few = i1 - i0 <= FEW_ROWS and not packed
+        k_block = max(4, FEW_ROWS_ELEMENTS // b.shape[1]) if few else _even(k, K_BLOCK, CHUNK)
+        m_block = _even(i1 - i0, M_BLOCK, ROWS)
+        for i in range(i0, i1, m_block):
+            i_end = min(i1, i + m_block)
+            for k0 in range(0, max(k, 1), k_block):
+                depth = min(k_block, k - k0)
+                if pack_a:
+                    _pack_a(a, transpose_a, i, i_end, k0, depth, work, at + KEPT)
+                _multiply_block(
+                    work if pack_a else a, b, k0 * b.shape[1], out if k0 else start, out, transpose_a, pack_a, packed,
+                    work, at, i, i_end, j0, j1, b0, k0, depth,
+                )  # fmt: skip
+
+
+@jit
+def _multiply_turned(a, b, start, out, transpose_a, work, at, i0, i1, j0, j1):
+    """With b transposed: it is turned panel by panel, and used while it is in L1."""
+    k = a.shape[0] if transpose_a else a.shape[1]
+    panel = PANEL * (TILE.vector_bytes // out.itemsize)
+    for j in range(j0, j1, panel):
+        columns = min(panel, j1 - j)
+        for k0 in range(0, max(k, 1), TURNED_K):
+            depth = min(TURNED_K, k - k0)
+            _pack_transposed_b(b, j, columns, k0, depth, work, at, columns)
             _multiply_block(
-                work if pack_a else a, b, out if k0 else start, out, transpose_a, pack_a, packed, work, at,
-                i, i_end, j0, j1, b0, k0, depth,
+                a, work, at, out if k0 else start, out, transpose_a, False, True,
+                work, at, i0, i1, j, j + columns, j, k0, depth,
             )  # fmt: skip
 
 
 @jit
-def _multiply_block(a, b, start, out, turned, packed_a, packed_b, work, at, i0, i1, j0, j1, b0, k0, depth):
+def _multiply_on_its_side(a, b, start, out, transpose_a, transpose_b, work, at, i0, i1):
+    """Few columns: out.T = op(b).T @ op(a).T, in which the long rows of op(a).T fill the vectors."""
+    k, n = a.shape[0] if transpose_a else a.shape[1], out.shape[1]
+    lanes, side = TILE.vector_bytes // out.itemsize, SQUARE_BYTES // out.itemsize
+    flat, flat_out, flat_start = work.ravel(), out.ravel(), start.ravel()
+    b_stride, b_step = (b.shape[1], 1) if transpose_b else (n, n)
+    k_block = _even(k, K_BLOCK if transpose_a else TURNED_K, CHUNK)
+    i = i0
+    while i < i1:
+        columns, vectors, last = _panel(i1 - i, VECTORS[n], lanes)
+        for c in range(n):
+            sums = flat[at + c * columns : at + (c + 1) * columns]
+            if start.shape[0] > 1:
+                for r in range(columns):
+                    sums[r] = flat_start[(i + r) * n + c]
+            else:
+                first = flat_start[c]
+                for r in range(columns):
+                    sums[r] = first
+        turned_at = at + n * columns
+        for k0 in range(0, k, k_block):
+            depth = min(k_block, k - k0)
+            if not transpose_a:
+                _pack_transposed_b(a, i, columns, k0, depth, work, turned_at, columns)
+            tile(
+                b, k0 * b_step, b_stride, not transpose_b,
+                a if transpose_a else work, k0 * a.shape[1] + i if transpose_a else turned_at,
+                a.shape[1] if transpose_a else columns,
+                work, at, columns, work, at, columns, work, at, 0, depth, last, n, vectors, 1, 0, 0, 0, 0,
+            )  # fmt: skip
+        if columns >= side and n >= side:
+            for next_c in range(0, n, side):
+                c = min(next_c, n - side)
+                source, target, rest = at + c * columns, i * n + c, columns - side
+                transpose(work, source, columns, out, target, n, columns // side, side, side * n)
+                if columns % side:
+                    transpose(work, source + rest, columns, out, target + rest * n, n, 1, 0, 0)
+        else:
+            for r in range(columns):
+                for c in range(n):
+                    flat_out[(i + r) * n + c] = flat[at + c * columns + r]
+        i += columns
+
+
+@jit
+def _multiply_block(a, b, b_at, start, out, turned, packed_a, packed_b, work, at, i0, i1, j0, j1, b0, k0, depth):
     """out = start + op(a)[:, k0 : k0 + depth] @ b[k0 : k0 + depth, :] for rows i0 to i1, columns j0 to j1.
+
+    b_at: where row k0 of b begins.
 
     A run of equal panels at a time: tile after tile in each row of tiles if what they read of b is near, else panel
     after panel. The topmost tiles keep what they read of b, panel by panel, for those below.
@@ -203,15 +291,17 @@ def _multiply_block(a, b, start, out, turned, packed_a, packed_b, work, at, i0, 
     lanes = TILE.vector_bytes // out.itemsize
     start_row, start_column = n if start.shape[0] > 1 else 0, 1 if start.shape[1] == n else 0
     a_at, a_stride = at + KEPT, _packed_stride(turned, depth, lanes) if packed_a else a.shape[1]
-    tiles = (i1 - i0 + ROWS - 1) // ROWS
+    thin = depth <= THIN_K and not packed_a
+    tiles = i1 - i0 if thin else (i1 - i0 + ROWS - 1) // ROWS
     least, higher = _tile_rows(i0, i1, tiles)
-    most = PANEL if packed_b or tiles >= KEEP_TILES else VECTORS[least + 1 if higher else least]
+    keeps = tiles >= KEEP_TILES and not packed_b and not thin
+    most = PANEL if packed_b or keeps else VECTORS[least + 1 if higher else least]
     j = j0
     while j < j1:
         columns, vectors, last = _panel(j1 - j, most, lanes)
         panels = (j1 - j) // columns if vectors == most else 1
-        near = depth <= NEAR_K and depth * columns * panels * out.itemsize <= NEAR_BYTES
-        keep = 1 if not packed_b and vectors == PANEL and tiles >= KEEP_TILES else 0
+        near = panels > 1 and depth <= NEAR_K and depth * columns * panels * out.itemsize <= NEAR_BYTES
+        keep = 1 if keeps and vectors == PANEL else 0
         for panel in range(1 if near else panels):
             column = j + panel * columns
             for part in range(3):  # the topmost tile, if it keeps; the other high ones; the lower ones
@@ -234,9 +324,9 @@ def _multiply_block(a, b, start, out, turned, packed_a, packed_b, work, at, i0, 
                 if in_work:
                     right, b_step, b_next = at, columns, depth * columns
                 elif packed_b:
-                    right, b_step, b_next = k0 * b.shape[1] + (column - b0) * depth, columns, depth * columns
+                    right, b_step, b_next = b_at + (column - b0) * depth, columns, depth * columns
                 else:
-                    right, b_step, b_next = k0 * n + column, n, columns
+                    right, b_step, b_next = b_at + column, n, columns
                 for step in range(count if near else 1):
                     tile(
                         a, left + step * a_next, a_stride, turned,
@@ -260,7 +350,7 @@ _SCRATCH = {  # elements of b that tiles keep, and of packed a
 }
 
 _pack = ranged(_pack_b, "pack", writes=(3,), whole=(0, 3))
-_by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(8,))
+_by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(9,))
 _by_rows_of_turned = _by_rows.reading_whole(0, 1, 2)  # a row of a transposed `a` lies all over it
 _by_columns = ranged(_product_by_columns, "matmul_columns", writes=(3,), whole=(0, 1, 2, 3), private=(6,))
 
@@ -296,23 +386,77 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
         a, b, start = _plain(a), _plain(b), _plain(start)
     work, threads, lanes = scratch(_SCRATCH[dtype], dtype), get_num_threads(), _LANES[dtype]
     transpose_a = bool(transpose_a)
+    transpose_b = bool(transpose_b)
     if m < ROWS * threads and n >= 4 * lanes:
-        packed = _packed(b, True, 0, n) if transpose_b else b
         groups = -(-n // (PANEL * lanes))
         block = -(-groups // threads)
-        _by_columns(groups, m * n * k // groups, a, packed, start, out, transpose_a, packed is not b, work, block=block)
+        _by_columns(groups, m * n * k // groups, a, b, start, out, transpose_a, transpose_b, work, block=block)
         return
     run = _by_rows_of_turned if transpose_a else _by_rows
     near = k <= NEAR_K and k * n * out.itemsize <= NEAR_BYTES
-    if not transpose_b and (near or m < PACK_B_ROWS):
-        run(m, n * k, a, b, start, out, transpose_a, False, 0, n, work, block=_even_rows(m, threads))
+    if m < PACK_B_ROWS or n <= NARROW or near:
+        block = _even_rows(m, threads)
+        run(m, n * k, a, b, start, out, transpose_a, transpose_b, False, 0, n, work, block=block)
         return
     columns = max(1, PACKED_ELEMENTS // (max(k, 1) * PANEL * lanes)) * PANEL * lanes
     for j in range(0, n, columns):
         j_end = min(n, j + columns)
-        packed = _packed(b, bool(transpose_b), j, j_end)
+        packed = _packed(b, transpose_b, j, j_end)
         block = _even_rows(m, threads)
-        run(m, (j_end - j) * k, a, packed, start, out, transpose_a, True, j, j_end, work, block=block)
+        run(m, (j_end - j) * k, a, packed, start, out, transpose_a, False, True, j, j_end, work, block=block)
+
+
+@jit
+def _direct(a, b, out, transpose_a, transpose_b, work):
+    """out = op(a) @ op(b), if that is little enough to do at once; was it? work: float32, for scratch."""
+    (m, n), (rows, k), (depth, columns) = out.shape, a.shape, b.shape
+    if transpose_a:
+        rows, k = k, rows
+    if transpose_b:
+        depth, columns = columns, depth
+    if rows != m or depth != k or columns != n or m * n == 0 or m * n * k > DIRECT:
+        return False
+    lanes = TILE.vector_bytes // out.itemsize
+    memory = work.view(out.dtype)
+    zeros = memory[: WIDEST * lanes]
+    zeros[:] = 0
+    start = zeros.reshape((1, zeros.size))
+    _multiply(a, b, start, out, transpose_a, transpose_b, False, memory.reshape((1, memory.size)), zeros.size, 0, m, 0, n, 0)
+    return True
+
+
+class _Scratch(threading.local):
+    """Memory of this Python thread for `_direct`."""
+
+    def __init__(self):
+        self.work = np.empty(WIDEST * TILE.vector_bytes // 4 + 2 * max(_SCRATCH.values()), np.float32)
+
+
+def at_once(general):
+    """`matmul` for a table: small products spend more time in Python than in arithmetic, so they go to compiled code
+    as they are; whatever that does not take goes to `general`, the kernel with all its checks.
+    """
+    compile_for, scratch = _direct._compile_for_args, _Scratch()
+
+    def compile_for_floats(a, b, out, transpose_a, transpose_b, work):
+        arrays, dtype = (a, b, out), getattr(out, "dtype", None)
+        if dtype in _LANES and all(x.dtype == dtype and x.ndim == 2 and x.flags.carray for x in arrays):
+            if type(transpose_a) is type(transpose_b) is bool:
+                return compile_for(a, b, out, transpose_a, transpose_b, work)
+        raise TypeError
+
+    _direct._compile_for_args = compile_for_floats
+
+    def matmul(a, b, out, transpose_a=False, transpose_b=False):
+        try:
+            if _direct(a, b, out, transpose_a, transpose_b, scratch.work):
+                return
+        except TypeError:
+            pass
+        general(a, b, out, transpose_a, transpose_b)
+
+    matmul.__doc__ = general.__doc__
+    return matmul
 
 
 def _packed(b, transposed, j0, j1):

@@ -85,12 +85,13 @@ def _copy_rows(source, source_at, source_step, target, target_at, target_step, c
         target[target_at + i * target_step :][:columns] = source[source_at + i * source_step :][:columns]
 
 
-def _transpose(source, source_at, source_step, target, target_at, target_step):
-    """target[j, i] = source[i, j] for a block of SQUARE_BYTES by SQUARE_BYTES."""
+def _transpose(source, source_at, source_step, target, target_at, target_step, count, source_next, target_next):
+    """target[j, i] = source[i, j] for `count` blocks of SQUARE_BYTES by SQUARE_BYTES, each so far after the last."""
     source, target = source.reshape(-1), target.reshape(-1)
     side = SQUARE_BYTES // target.itemsize
-    for i in range(side):
-        target[target_at + i :][: side * target_step : target_step] = source[source_at + i * source_step :][:side]
+    for square, i in itertools.product(range(count), range(side)):
+        row = source[source_at + square * source_next + i * source_step :][:side]
+        target[target_at + square * target_next + i :][: side * target_step : target_step] = row
 
 
 # --- LLVM -----------------------------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ SIGNATURES = {
     "tile": "A a_stride turned B b_step START start_row OUT out_row KEPT keeping k last rows vectors count"
     " a_next b_next start_next out_next",
     "copy_rows": "SOURCE source_step TARGET target_step count last vectors",
-    "transpose": "SOURCE source_step TARGET target_step",
+    "transpose": "SOURCE source_step TARGET target_step count source_next target_next",
 }
 DTYPES = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 
@@ -257,17 +258,23 @@ def _write_copy_rows(module, name, dtype, lanes, vectors):
 def _write_transpose(module, name, dtype, side):
     """Swap the off-diagonal quarters of ever larger squares: 2x2, 4x4, 8x8."""
     f = _Function(module, name, "transpose", dtype, side)
-    rows = [f.load(f.at(f["SOURCE"], f.times(i, f["source_step"]))) for i in range(side)]
-    distance = 1
-    while distance < side:
-        keep = [lane + (side - distance if lane & distance else 0) for lane in range(side)]
-        swap = [lane + (side if lane & distance else distance) for lane in range(side)]
-        for i in [i for i in range(side) if not i & distance]:
-            low, high = rows[i], rows[i + distance]
-            rows[i], rows[i + distance] = f.shuffle(low, high, keep), f.shuffle(low, high, swap)
-        distance *= 2
-    for i, row in enumerate(rows):
-        f.store(row, f.at(f["TARGET"], f.times(i, f["target_step"])))
+
+    def square(pointers):
+        source, target = pointers
+        rows = [f.load(f.at(source, f.times(i, f["source_step"]))) for i in range(side)]
+        distance = 1
+        while distance < side:
+            keep = [lane + (side - distance if lane & distance else 0) for lane in range(side)]
+            swap = [lane + (side if lane & distance else distance) for lane in range(side)]
+            for i in [i for i in range(side) if not i & distance]:
+                low, high = rows[i], rows[i + distance]
+                rows[i], rows[i + distance] = f.shuffle(low, high, keep), f.shuffle(low, high, swap)
+            distance *= 2
+        for i, row in enumerate(rows):
+            f.store(row, f.at(target, f.times(i, f["target_step"])))
+        return [f.at(source, f["source_next"]), f.at(target, f["target_next"])]
+
+    f.loop(f["count"], [f["SOURCE"], f["TARGET"]], square)
     f.builder.ret_void()
 
 
