@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -194,6 +194,12 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __array_function__(self, function: Callable, types: Any, args: tuple, kwargs: dict) -> Any:
+        """NumPy's functions take the numbers of a tensor, and return arrays."""
+        if function in (np.shape, np.ndim, np.size) and args and args[0] is self:  # these do not look at the numbers
+            return function(self._data, *args[1:], **kwargs)
+        return function(*_without_tensors(args), **_without_tensors(kwargs))
+
     def detach(self) -> Tensor:
         """The same memory without the record."""
         t = Tensor._wrap(self._data, self._device)
@@ -285,7 +291,9 @@ class Tensor:
             if leaf.grad is not None:
                 with recording(create_graph):
                     leaf_gradient = leaf.grad + leaf_gradient
-            elif not create_graph and (leaf_gradient._data.base is not None or id(leaf_gradient._data) in taken):
+            elif not create_graph and (
+                isinstance(leaf_gradient._data.base, np.ndarray) or id(leaf_gradient._data) in taken
+            ):
                 data = leaf_gradient._data
                 leaf_gradient = Tensor._wrap(_copied(data, data.dtype, leaf._device), leaf._device)  # memory of its own
             taken.add(id(leaf_gradient._data))
@@ -422,6 +430,8 @@ class Tensor:
         infinite = self.dtype.kind == "f"
         low = (-np.inf if infinite else limits.min) if low is None else low
         high = (np.inf if infinite else limits.max) if high is None else high
+        for bound in (low, high):
+            as_tensor(bound, self)  # DtypeError if it does not fit
         if low > high:
             raise ConfigError(f"clip: expected low <= high, got {low} and {high}")
         return ops.clip(self, low=low, high=high)
@@ -540,7 +550,8 @@ def as_tensor(x: ArrayLike, like: Tensor | None = None) -> Tensor:
             try:
                 return Tensor._wrap(np.array(x, like._data.dtype), like._device)
             except OverflowError:
-                raise DtypeError(f"Tensor: expected a number that fits {like._data.dtype}, got {x}") from None
+                got = x if abs(x) < 2**64 else f"an integer of {int(x).bit_length()} bits"
+                raise DtypeError(f"Tensor: expected a number that fits {like._data.dtype}, got {got}") from None
     return Tensor._wrap(_as_array(x, None), like._device)
 
 
@@ -592,6 +603,15 @@ def _watch(written: trace.Trace, tensors: tuple[Tensor, ...]) -> None:
             written.watch(t, "_data")
 
 
+def _without_tensors(x: Any) -> Any:
+    """x with arrays in place of tensors; GradientError for one that requires grad."""
+    if isinstance(x, Tensor):
+        return x.numpy()
+    if isinstance(x, dict):
+        return {name: _without_tensors(item) for name, item in x.items()}
+    return type(x)([_without_tensors(item) for item in x]) if type(x) in (tuple, list) else x
+
+
 def _as_shape(args: tuple) -> tuple[int, ...]:
     """Lengths given one by one, or as one sequence."""
     if len(args) == 1 and isinstance(args[0], Sequence):
@@ -625,7 +645,8 @@ def _prepare(op: ops.Op, inputs: tuple) -> tuple[Tensor, ...]:
         else:
             if not weak:
                 return inputs
-            return tuple([x if isinstance(x, Tensor) else Tensor._wrap(np.array(x, dtype), device) for x in inputs])
+            with contextlib.suppress(OverflowError):  # an integer that no float holds is refused below
+                return tuple([x if isinstance(x, Tensor) else Tensor._wrap(np.array(x, dtype), device) for x in inputs])
     like = next((x for x in inputs if isinstance(x, Tensor) and x._data.dtype.kind == "f"), like)
     tensors = tuple([x if isinstance(x, Tensor) else as_tensor(x, like) for x in inputs])
     for x in tensors:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import JitError
-from .kernels import Device
+from .kernels import Device, aligned
 
 _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
 _PACKAGE = str(Path(__file__).parent)
@@ -87,7 +87,7 @@ class _Recorder:
         self.name = device.name
 
     def empty(self, shape: Any, dtype: Any) -> np.ndarray:
-        array = self._device.empty(shape, dtype)
+        array = aligned(shape, dtype) if self.name == "cpu" else self._device.empty(shape, dtype)
         self._trace.owned[id(array)] = array
         return array
 

@@ -16,6 +16,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -24,8 +25,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from engines import ARRAYS, BATCH, ELEMENTS, ENGINES
@@ -246,7 +248,35 @@ def pool_works() -> Iterator[Work]:
     yield work("4 workers, until the first step is committed", "start", *SHARED[0], 4)
 
 
-def measure_in_turns(works: list[Work], engines: list[str], config: Config, folder: str, peak: Work) -> None:
+class Roof(NamedTuple):
+    """What the machine can do a second: operations on registers, bytes that a copy reads and writes."""
+
+    flops: float
+    bytes: float
+
+    def share(self, work: Work, seconds: float) -> str:
+        if work.flops:
+            return f"{work.flops / seconds / 1e9:.1f} GFLOP/s, {work.flops / seconds / self.flops:.0%} of peak"
+        if work.bytes and work.section == "kernels":
+            return f"{work.bytes / seconds / 1e9:.1f} GB/s, {work.bytes / seconds / self.bytes:.0%} of a copy"
+        return f"{work.bytes / seconds / 1e9:.1f} GB/s" if work.bytes else ""
+
+
+@dataclass
+class Peak:
+    """The machine's own limits, as measured in every round."""
+
+    answers: list[dict] = field(default_factory=list)
+
+    def roof(self) -> Roof:
+        if not self.answers:  # only whole runs were measured
+            return Roof(math.nan, math.nan)
+        return Roof(
+            *(max(x[what] / x[time] for x in self.answers) for what, time in (("flops", "seconds"), ("bytes", "copy")))
+        )
+
+
+def measure_in_turns(works: list[Work], engines: list[str], config: Config, folder: str, peak: Peak) -> None:
     """Fills the works of one section: its engines live side by side, and each round asks all of them."""
     threads = {name: 1 if name in ("ddp-gloo", *POOLS) else config.threads for name in [*engines, "registers"]}
     processes = [Process(name, count, folder) for name, count in threads.items()]
@@ -259,7 +289,7 @@ def measure_in_turns(works: list[Work], engines: list[str], config: Config, fold
             for process in processes[:-1]:
                 if process.name not in work.errors:
                     work.add(process.name, process.ask(work.request, work.arguments, seconds))
-            peak.add("registers", processes[-1].ask("peak", {}, 0.02))
+            peak.answers.append(processes[-1].ask("peak", {}, 0.02))
     for process in processes:
         process.close()
 
@@ -289,20 +319,14 @@ def scaled(seconds: float) -> str:
     return f"{seconds * factor:.{2 if unit == 's' else 1}f} {unit}"
 
 
-def speed(work: Work, seconds: float, peak: float) -> str:
-    if work.flops:
-        return f"{work.flops / seconds / 1e9:.1f} GFLOP/s, {work.flops / seconds / peak:.0%} of peak"
-    return f"{work.bytes / seconds / 1e9:.1f} GB/s" if work.bytes else ""
-
-
-def print_work(work: Work, peak: float) -> None:
+def print_work(work: Work, roof: Roof) -> None:
     """One table: an engine a line, the fastest first."""
     print(f"\n{work.section}: {work.title}")
     print(f"  {'engine':<18}{'best':>10}{'median':>10}   {'ours is faster: best, median':<31}")
     for name in sorted(work.seconds, key=lambda name: min(work.seconds[name])):
         best, median = min(work.seconds[name]), statistics.median(work.seconds[name])
         ratio = f"{work.ratio(name):.2f}x, {work.ratio(name, statistics.median):.2f}x" if work.ours else ""
-        note = speed(work, best, peak) or ", ".join(f"{k} {v:.4g}" for k, v in work.facts[name].items())
+        note = roof.share(work, best) or ", ".join(f"{k} {v:.4g}" for k, v in work.facts[name].items())
         print(f"  {name:<18}{scaled(best):>10}{scaled(median):>10}   {ratio:<20} {note}")
     for name, error in work.errors.items():
         print(f"  {name:<18} did not run: {error}")
@@ -315,7 +339,7 @@ def print_work(work: Work, peak: float) -> None:
         print(f"  loss after 16 steps: {min(losses.values()):.6f} to {max(losses.values()):.6f}")
 
 
-def print_kernels(works: list[Work], peak: float) -> None:
+def print_kernels(works: list[Work], roof: Roof) -> None:
     """One line a kernel: the best round of each engine in us, and ours against the fastest peer."""
     names = [n for n in ENGINES if any(n in work.seconds for work in works)]
     print(
@@ -330,7 +354,7 @@ def print_kernels(works: list[Work], peak: float) -> None:
         if work.ours and work.peers:
             best, median = work.ratio(work.rival), work.ratio(work.rival, statistics.median)
             note = f"{best:5.2f}x, {median:5.2f}x  {work.rival:<8}" + ("LOSE" if max(best, median) < 1 else "")
-        ours = speed(work, min(work.seconds[work.ours]), peak) if work.ours else ""
+        ours = roof.share(work, min(work.seconds[work.ours])) if work.ours else ""
         print(f"  {work.title:<26}{''.join(cells)}   {note:<28} {ours}")
         for name, error in work.errors.items():
             print(f"    {name} did not run: {error}")
@@ -447,7 +471,7 @@ def main(config: Config) -> None:
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     if missing := set(config.engines) - set(here):
         print(f"not installed, so not measured: {', '.join(sorted(missing))}")
-    peak, done = Work("peak", "fused multiply-adds on registers", "peak", {}), []
+    peak, done = Peak(), []
     with tempfile.TemporaryDirectory() as folder:
         write_data(config.data, folder)
         for section in config.sections:
@@ -458,21 +482,26 @@ def main(config: Config) -> None:
             else:
                 measure_in_turns(works, engines, config, folder, peak)
             done += works
-    rounds = peak.seconds.get("registers", [float("nan")])
-    flops = peak.facts.get("registers", {}).get("flops", float("nan")) / min(rounds)
-    print(f"peak: {flops / 1e9:.0f} GFLOP/s on {config.threads} threads, float32, a loop on registers only")
+    roof = peak.roof()
+    print(f"peak: {roof.flops / 1e9:.0f} GFLOP/s on {config.threads} threads, float32, a loop on registers only")
+    print(f"copy: {roof.bytes / 1e9:.0f} GB/s read and written, {4 * ELEMENTS[0] * ELEMENTS[1] >> 20} MiB arrays")
     for work in done:
         if work.section != "kernels":
-            print_work(work, flops)
+            print_work(work, roof)
     if kernels := [work for work in done if work.section == "kernels"]:
-        print_kernels(kernels, flops)
+        print_kernels(kernels, roof)
     print(f"\nscratchnet against the fastest peer\n{verdict([w for w in done if w.section != 'kernels'])}")
     if shared := [work for work in done if work.section == "pool"]:
         print_pool(shared)
         if config.speedup:
             draw_speedup([work for work in shared if work.arguments["shards"] == 4], config.speedup)
     if config.json:
-        report = {"machine": facts, "config": asdict(config), "peak": flops, "works": [w.report() for w in done]}
+        report = {
+            "machine": facts,
+            "config": asdict(config),
+            "roof": roof._asdict(),
+            "works": [w.report() for w in done],
+        }
         Path(config.json).write_text(json.dumps(report, indent=1))
     if config.picture:
         draw(done, config.picture)

@@ -436,7 +436,7 @@ class JaxScan(Jax):
 
 
 class Registers(Engine):
-    """The measure of the processor: fused multiply-adds that touch registers only, on every thread."""
+    """The measure of the machine, on every thread: fused multiply-adds on registers, and copies of memory."""
 
     LOOPS, CHAINS = 4_000_000, 10  # ten independent chains hide the latency of two units
 
@@ -469,6 +469,12 @@ class Registers(Engine):
         self.chains, self.pool = prototype(self.engine.get_function_address("chains")), ThreadPoolExecutor(threads)
         together = threading.Barrier(threads)
         list(self.pool.map(lambda rank: (together.wait(), bind(rank)), range(threads)))
+        cut = ELEMENTS[0] // threads * ELEMENTS[1]
+        self.copies = [(aligned((cut,)), random_array((cut,), rank)) for rank in range(threads)]
+
+    def copy(self):
+        """The copy of an array of the kernels' size, a part of it on each thread."""
+        list(self.pool.map(lambda pair: np.copyto(*pair), self.copies))
 
     def run(self):
         """2 * LOOPS * CHAINS * lanes operations a thread."""
@@ -698,6 +704,8 @@ class Worker:
         section, work, seconds = request["section"], request["work"], request["seconds"]
         if section == "accuracy":
             return self.accuracy(**work)
+        if section == "peak":
+            return self.peak(seconds)
         if section == "collectives":
             return self.collectives(seconds, **work)
         if section == "pool":
@@ -747,9 +755,17 @@ class Worker:
         turns = self.built[key]
         return getattr(turns, what)(seconds) if turns else {"seconds": None}
 
-    def peak(self):
-        engine = self.new_engine()
-        return engine, engine.run, {"flops": 2 * engine.LOOPS * engine.CHAINS * engine.lanes * engine.threads}
+    def peak(self, seconds):
+        """Seconds of arithmetic and of a copy, and how much of each there is."""
+        if not self.built:
+            self.built = {"engine": self.new_engine()}
+        engine = self.built["engine"]
+        return {
+            "seconds": time_calls(engine.run, engine.wait, seconds),
+            "flops": 2 * engine.LOOPS * engine.CHAINS * engine.lanes * engine.threads,
+            "copy": time_calls(engine.copy, engine.wait, seconds),
+            "bytes": sum(x.nbytes for pair in engine.copies for x in pair),
+        }
 
     def gemms(self, m, k, n, transpose_a, transpose_b):
         engine = self.new_engine()

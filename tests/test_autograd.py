@@ -490,6 +490,16 @@ def test_mixed_partial_derivatives_commute(x, y):
     assert by_y_then_x == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.parametrize("power", [1, 2, 3])
+@pytest.mark.parametrize("x", [0.0, 1.5, -2.0])
+def test_derivatives_beyond_the_degree_of_a_power_are_zero_at_zero_too(power, x):
+    derivative = lambda x: x**power  # noqa: E731
+    for order in range(1, power + 4):
+        derivative = sn.grad(derivative)
+        expected = math.perm(power, order) * x ** (power - order) if order <= power else 0.0
+        assert derivative(x).item() == expected
+
+
 def test_grad_takes_arrays_numbers_and_tensors_and_returns_what_was_asked_for():
     def f(a, b, scale=1.0):
         return (a * b).sum() * scale

@@ -340,6 +340,18 @@ def test_the_reference_step_is_one_compiled_call_of_few_stages():
     assert len(native) == 1 and len(executable.stages) <= 4
 
 
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [({}, True), ({"optimizer": "nesterov"}, True), ({"optimizer": "Adam"}, False), ({"clip": 1.0}, False)],
+)
+def test_a_weight_gradient_that_only_sgd_reads_is_never_written(options, fused):
+    training = Training(width=40, **options)
+    training.run([64, 64])
+    assert ("matmul_sgd" in training.step.explain()) == fused
+    same([64, 64, 64], width=40, **options)
+
+
 def test_explain_shows_calls_and_stages_and_changes_nothing():
     training = Training(width=16)
     with pytest.raises(sn.JitError, match="called at least once"):

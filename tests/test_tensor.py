@@ -663,6 +663,34 @@ def test_every_function_is_its_method_and_takes_what_can_become_a_tensor():
     assert sn.cat([sn.Tensor([1.0]), np.float32([2.0]), [3.0]]).numpy().tolist() == [1.0, 2.0, 3.0]
 
 
+def test_numpys_functions_take_the_numbers_of_tensors():
+    x = sn.Tensor(X)
+    assert np.sum(x) == X.sum() and type(np.sum(x)) is np.float64
+    np.testing.assert_array_equal(np.max(x, axis=0), X.max(axis=0))
+    np.testing.assert_array_equal(np.concatenate([x, X]), np.concatenate([X, X]))
+    parameter = sn.Tensor(X, requires_grad=True)
+    with pytest.raises(sn.GradientError, match="detach"):
+        np.sum(parameter)
+    assert np.shape(parameter) == X.shape
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, n: x * n,
+        lambda x, n: n + x,
+        lambda x, n: x**n,
+        lambda x, n: x < n,
+        lambda x, n: x.clip(0, n),
+        lambda x, n: sn.where(x > 0, x, n),
+    ],
+)
+def test_an_integer_that_no_float_holds_is_refused(use):
+    with pytest.raises(sn.DtypeError, match="fits float32, got an integer of 1329 bits") as error:
+        use(sn.Tensor([1.0, 2.0]), 10**400)
+    error_line(error)
+
+
 @settings(max_examples=20)
 @given(st.data())
 def test_broadcasting_is_numpys_and_its_gradient_has_the_shape_of_each_input(data):

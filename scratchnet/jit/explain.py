@@ -46,9 +46,10 @@ def explain(program: Program) -> str:
 def flops(call: Call) -> int:
     """Additions and multiplications of a call: of a product 2 m k n, of anything else one for each element."""
     arrays = _arrays(call.arguments)
-    if call.kernel in ("matmul", "linear"):
+    if call.kernel in ("matmul", "linear", "matmul_sgd"):
         out = arrays[-1]
-        return 2 * arrays[0].size // (out.shape[0] or 1) * out.size
+        update = out.size if call.kernel == "matmul_sgd" else 0
+        return 2 * arrays[0].size // (out.shape[0] or 1) * out.size + update
     return 0 if call.kernel in ("copy", "fill", "take_rows") else max((x.size for x in arrays), default=0)
 
 

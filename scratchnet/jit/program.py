@@ -28,7 +28,7 @@ class Program:
 
     def holds(self) -> bool:
         """Is all that the step read besides its arguments where it was?"""
-        for thing, attribute, value in self.watched:  # a loop, as `all` takes twice as long
+        for thing, attribute, value in self.watched:  # noqa: SIM110 - `all` takes twice as long
             if getattr(thing, attribute) is not value:
                 return False
         return True
@@ -58,6 +58,7 @@ class Program:
         """self.steps: each live call with its loops; no loops where Python has to call the kernel."""
         steps = _live(_loops(self.trace, self.stop), self.trace, self.kept)
         steps = _without_copies(steps, self.trace, self.kept)
+        steps = _with_updates(steps, self.trace, self.kept)
         given = {id(memory_of(x)) for x in self.inputs}
         self.steps = sorted(steps, key=lambda step: not (isinstance(step[0], Guard) and given & _memories(step[0])))
         from ..kernels.cpu.compile import get_num_threads  # here, not above: importing scratchnet does not load Numba
@@ -221,6 +222,39 @@ def _without_copies(steps: list, trace: Trace, kept: list[np.ndarray]) -> list:
         steps[users[0]] = maker, [loop._replace(arguments=_moved(loop.arguments, memory, target)) for loop in loops]
         steps[at] = None
     return [step for step in steps if step is not None]
+
+
+def _with_updates(steps: list, trace: Trace, kept: list[np.ndarray]) -> list:
+    """Where a product is a gradient that only SGD reads, its tiles update the weights and are not written at all."""
+    steps, wanted = list(steps), {id(memory_of(x)) for x in kept}
+    for at, (entry, tasks) in enumerate(tuple(steps)):
+        if isinstance(entry, Guard) or entry.kernel != "sgd" or not tasks:
+            continue
+        from ..kernels.cpu.gemm import with_update
+
+        parameter, gradient, velocity, new_parameter, new_velocity, numbers = entry.arguments
+        memory = memory_of(gradient)
+        users = [i for i, step in enumerate(steps) if i != at and any(memory_of(x) is memory for x in _touched(step))]
+        in_place = parameter is new_parameter and velocity is new_velocity
+        if not in_place or id(memory) not in trace.owned or id(memory) in wanted or len(users) != 1 or users[0] > at:
+            continue
+        maker, loops = steps[users[0]]
+        fused = with_update(loops[-1], parameter, velocity, numbers) if loops else None
+        read = [x for loop in loops for x, is_written, _ in loop.arrays() if not is_written]
+        if fused is None or any(_writes(step, read) for step in steps[users[0] + 1 : at]):
+            continue
+        arguments = *maker.arguments[:2], velocity, numbers, parameter
+        steps[at] = Call("matmul_sgd", entry.device, arguments), [*loops[:-1], fused]
+        steps[users[0]] = None
+    return [step for step in steps if step is not None]
+
+
+def _writes(step: Any, arrays: list[np.ndarray]) -> bool:
+    if step is None:
+        return False
+    entry, tasks = step  # a kernel that Python calls may write to any of its arrays
+    written = [x for task in tasks for x, is_written, _ in task.arrays() if is_written] if tasks else _arrays(entry)
+    return any(np.may_share_memory(x, y) for x in written for y in arrays)
 
 
 def _touched(step: Any) -> list[np.ndarray]:

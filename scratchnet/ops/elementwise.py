@@ -40,7 +40,8 @@ div = binary("div", lambda g, y, a, b: g / b, lambda g, y, a, b: -g * y / b, flo
 
 
 def _pow_vjp_base(g, y, a, b):
-    return g * where(b == 0, 0.0, b * a ** (b - 1))  # x ** 0 is flat, at x = 0 too
+    flat = b == 0  # x ** 0 is flat, at x = 0 too, where x ** -1 and its derivatives are not finite
+    return g * where(flat, 0.0, b * a ** where(flat, 1.0, b - 1))
 
 
 def _pow_vjp_exponent(g, y, a, b):

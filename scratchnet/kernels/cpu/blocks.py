@@ -19,6 +19,7 @@ from numba import prange
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from .. import aligned
 from .compile import JIT_ENABLED, MAX_THREADS, jit, stamp
 
 # The one table of thresholds. Work is counted in light operations: reading, adding and writing one element, 0.1-0.3 ns.
@@ -32,7 +33,7 @@ WEIGHT = {  # of one element, where the operation is not light
     **dict.fromkeys(("standardize", "standardize_grad", "standardize_columns", "standardize_grad_columns"), 4),
     "argmax": 2,
     **dict.fromkeys(("sqrt", "div"), 4),
-    **dict.fromkeys(("matmul", "matmul_columns"), 1 / 8),  # of one multiplication and addition
+    **dict.fromkeys(("matmul", "matmul_columns", "matmul_sgd"), 1 / 8),  # of one multiplication and addition
     "dropout": 8,
 }
 
@@ -83,7 +84,7 @@ def scratch(size: int, dtype: np.dtype) -> np.ndarray:
     plan = _plan.get()
     kept = _memory.scratch if plan is None else plan.scratch
     if (size, dtype) not in kept:
-        kept[size, dtype] = np.empty((MAX_THREADS, size), dtype)  # no memory is used before it is written
+        kept[size, dtype] = aligned((MAX_THREADS, size), dtype)  # no memory is used before it is written
     return kept[size, dtype]
 
 
@@ -91,10 +92,10 @@ def workspace(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array that the loops of one kernel call share: its content is theirs until this Python thread's next call."""
     size = math.prod(shape)
     if is_planning():
-        return np.empty(shape, dtype)
+        return aligned(shape, dtype)
     memory = _memory.workspace.get(dtype)
     if memory is None or memory.size < size:
-        memory = _memory.workspace[dtype] = np.empty(size, dtype)
+        memory = _memory.workspace[dtype] = aligned(size, dtype)
     return memory[:size].reshape(shape)
 
 

@@ -127,7 +127,9 @@ def compile_stats():
 
 def get_num_threads():
     """How many threads parallel kernels use."""
-    if threading_layer._is_initialized:  # then Numba's own function takes two locks, and five times as long, to say the same
+    if (
+        threading_layer._is_initialized
+    ):  # then Numba's own function takes two locks, and five times as long, to say the same
         return threading_layer._get_num_threads()
     return numba.get_num_threads()
 

@@ -13,7 +13,7 @@ from numba.np.ufunc.parallel import _launch_threads
 
 from scratchnet.errors import DtypeError, ShapeError
 
-from .blocks import constant, ranged, scratch, workspace
+from .blocks import constant, is_constant, ranged, scratch, workspace
 from .compile import JIT_ENABLED, before_first_kernel, get_num_threads, jit
 from .simd import SQUARE_BYTES, TILE, copy_rows, tile, transpose
 
@@ -177,6 +177,20 @@ def _product(lo, hi, a, b, start, out, transpose_a, transpose_b, packed, j0, j1,
 
 
 @jit
+def _product_and_update(lo, hi, a, b, zeros, parameter, velocity, packed, numbers, work):
+    """A step of SGD for rows lo to hi of a parameter whose gradient is a.T @ b, with no more than K_BLOCK terms."""
+    at, n = _place(work), parameter.shape[1]
+    numbers_at = at + work.shape[1] - numbers.size
+    flat = work.ravel()
+    for i in range(numbers.size):
+        flat[numbers_at + i] = numbers[i]
+    own = flat[numbers_at : numbers_at + numbers.size].reshape((1, numbers.size))
+    _multiply_plainly(
+        a, b, zeros, parameter, True, packed, velocity, own, True, work, at, lo, hi, 0, n, 0, max(1, a.shape[0])
+    )  # fmt: skip
+
+
+@jit
 def _product_by_columns(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
     """The same for groups of columns, each as wide as a panel: for fewer rows than threads could share."""
     columns = PANEL * (TILE.vector_bytes // out.itemsize)
@@ -199,22 +213,33 @@ def _multiply(a, b, start, out, transpose_a, transpose_b, packed, work, at, i0, 
     elif transpose_b:
         _multiply_turned(a, b, start, out, transpose_a, work, at, i0, i1, j0, j1)
     else:
-        pack_a = (j1 - j0 >= PACK_A_COLUMNS and i1 - i0 > FEW_ROWS and k > THIN_K) or (
-            transpose_a and j1 - j0 >= PACK_TRANSPOSED_A_COLUMNS and k >= PACK_TRANSPOSED_A_K
-        )
         few = i1 - i0 <= FEW_ROWS and not packed
         k_block = max(4, FEW_ROWS_ELEMENTS // b.shape[1]) if few else _even(k, K_BLOCK, CHUNK)
-        m_block = _even(i1 - i0, M_BLOCK, ROWS)
-        for i in range(i0, i1, m_block):
-            i_end = min(i1, i + m_block)
-            for k0 in range(0, max(k, 1), k_block):
-                depth = min(k_block, k - k0)
-                if pack_a:
-                    _pack_a(a, transpose_a, i, i_end, k0, depth, work, at + KEPT)
-                _multiply_block(
-                    work if pack_a else a, b, k0 * b.shape[1], out if k0 else start, out, transpose_a, pack_a, packed,
-                    work, at, i, i_end, j0, j1, b0, k0, depth,
-                )  # fmt: skip
+        _multiply_plainly(
+            a, b, start, out, transpose_a, packed, out, start, False, work, at, i0, i1, j0, j1, b0, k_block
+        )
+
+
+@jit
+def _multiply_plainly(
+    a, b, start, out, transpose_a, packed, velocity, numbers, updating, work, at, i0, i1, j0, j1, b0, k_block
+):  # fmt: skip
+    """b as it is stored, or packed, so many rows at a time."""
+    k = a.shape[0] if transpose_a else a.shape[1]
+    pack_a = (j1 - j0 >= PACK_A_COLUMNS and i1 - i0 > FEW_ROWS and k > THIN_K) or (
+        transpose_a and j1 - j0 >= PACK_TRANSPOSED_A_COLUMNS and k >= PACK_TRANSPOSED_A_K
+    )
+    m_block = _even(i1 - i0, M_BLOCK, ROWS)
+    for i in range(i0, i1, m_block):
+        i_end = min(i1, i + m_block)
+        for k0 in range(0, max(k, 1), k_block):
+            depth = min(k_block, k - k0)
+            if pack_a:
+                _pack_a(a, transpose_a, i, i_end, k0, depth, work, at + KEPT)
+            _multiply_block(
+                work if pack_a else a, b, k0 * b.shape[1], out if k0 else start, out, transpose_a, pack_a, packed,
+                velocity, numbers, updating, work, at, i, i_end, j0, j1, b0, k0, depth,
+            )  # fmt: skip
 
 
 @jit
@@ -229,7 +254,7 @@ def _multiply_turned(a, b, start, out, transpose_a, work, at, i0, i1, j0, j1):
             _pack_transposed_b(b, j, columns, k0, depth, work, at, columns)
             _multiply_block(
                 a, work, at, out if k0 else start, out, transpose_a, False, True,
-                work, at, i0, i1, j, j + columns, j, k0, depth,
+                out, start, False, work, at, i0, i1, j, j + columns, j, k0, depth,
             )  # fmt: skip
 
 
@@ -262,7 +287,8 @@ def _multiply_on_its_side(a, b, start, out, transpose_a, transpose_b, work, at, 
                 b, k0 * b_step, b_stride, not transpose_b,
                 a if transpose_a else work, k0 * a.shape[1] + i if transpose_a else turned_at,
                 a.shape[1] if transpose_a else columns,
-                work, at, columns, work, at, columns, work, at, 0, depth, last, n, vectors, 1, 0, 0, 0, 0,
+                work, at, columns, work, at, columns, work, at, 0, work, at, work, at, 0, depth, last, n, vectors,
+                1, 0, 0, 0, 0,
             )  # fmt: skip
         if columns >= side and n >= side:
             for next_c in range(0, n, side):
@@ -279,7 +305,10 @@ def _multiply_on_its_side(a, b, start, out, transpose_a, transpose_b, work, at, 
 
 
 @jit
-def _multiply_block(a, b, b_at, start, out, turned, packed_a, packed_b, work, at, i0, i1, j0, j1, b0, k0, depth):
+def _multiply_block(
+    a, b, b_at, start, out, turned, packed_a, packed_b, velocity, numbers, updating, work, at, i0, i1, j0, j1, b0, k0,
+    depth,
+):  # fmt: skip
     """out = start + op(a)[:, k0 : k0 + depth] @ b[k0 : k0 + depth, :] for rows i0 to i1, columns j0 to j1.
 
     b_at: where row k0 of b begins.
@@ -333,7 +362,8 @@ def _multiply_block(a, b, b_at, start, out, turned, packed_a, packed_b, work, at
                         work if in_work else b, right, b_step,
                         start, (i + step * rows) * start_row + column * start_column, start_row,
                         out, (i + step * rows) * n + column, n,
-                        work, at, keep if part == 0 else 0, depth, last, rows, vectors,
+                        work, at, keep if part == 0 else 0,
+                        velocity, (i + step * rows) * n + column, numbers, 0, updating, depth, last, rows, vectors,
                         panels if near else count, 0 if near else a_next, b_next if near else 0,
                         columns * start_column if near else rows * start_row, columns if near else rows * n,
                     )  # fmt: skip
@@ -344,14 +374,15 @@ def _multiply_block(a, b, b_at, start, out, turned, packed_a, packed_b, work, at
 
 _LANES = {np.dtype(t): TILE.vector_bytes // np.dtype(t).itemsize for t in (np.float32, np.float64)}
 _ZEROS = {dtype: constant(np.zeros((1, WIDEST * lanes), dtype)) for dtype, lanes in _LANES.items()}
-_SCRATCH = {  # elements of b that tiles keep, and of packed a
-    dtype: KEPT + M_BLOCK // ROWS * max(-(-ROWS // lanes) * lanes * K_BLOCK, ROWS * (K_BLOCK + PAD))
+_SCRATCH = {  # elements of b that tiles keep, of packed a, and the numbers of an update
+    dtype: 16 + KEPT + M_BLOCK // ROWS * max(-(-ROWS // lanes) * lanes * K_BLOCK, ROWS * (K_BLOCK + PAD))
     for dtype, lanes in _LANES.items()
 }
 
 _pack = ranged(_pack_b, "pack", writes=(3,), whole=(0, 3))
 _by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(9,))
 _by_rows_of_turned = _by_rows.reading_whole(0, 1, 2)  # a row of a transposed `a` lies all over it
+_updating = ranged(_product_and_update, "matmul_sgd", writes=(3, 4), whole=(0, 1, 2, 6), private=(7,))
 _by_columns = ranged(_product_by_columns, "matmul_columns", writes=(3,), whole=(0, 1, 2, 3), private=(6,))
 
 
@@ -421,7 +452,9 @@ def _direct(a, b, out, transpose_a, transpose_b, work):
     zeros = memory[: WIDEST * lanes]
     zeros[:] = 0
     start = zeros.reshape((1, zeros.size))
-    _multiply(a, b, start, out, transpose_a, transpose_b, False, memory.reshape((1, memory.size)), zeros.size, 0, m, 0, n, 0)
+    _multiply(
+        a, b, start, out, transpose_a, transpose_b, False, memory.reshape((1, memory.size)), zeros.size, 0, m, 0, n, 0
+    )
     return True
 
 
@@ -440,10 +473,10 @@ def at_once(general):
 
     def compile_for_floats(a, b, out, transpose_a, transpose_b, work):
         arrays, dtype = (a, b, out), getattr(out, "dtype", None)
-        if dtype in _LANES and all(x.dtype == dtype and x.ndim == 2 and x.flags.carray for x in arrays):
-            if type(transpose_a) is type(transpose_b) is bool:
-                return compile_for(a, b, out, transpose_a, transpose_b, work)
-        raise TypeError
+        plain = dtype in _LANES and all(x.dtype == dtype and x.ndim == 2 and x.flags.carray for x in arrays)
+        if not plain or not type(transpose_a) is type(transpose_b) is bool:
+            raise TypeError
+        return compile_for(a, b, out, transpose_a, transpose_b, work)
 
     _direct._compile_for_args = compile_for_floats
 
@@ -457,6 +490,20 @@ def at_once(general):
 
     matmul.__doc__ = general.__doc__
     return matmul
+
+
+def with_update(task, parameter, velocity, numbers):
+    """A loop that is planned of a product which is the gradient of `parameter`, made one that also updates it by SGD.
+
+    None where the sums are cut, so that no tile ever holds the gradient.
+    """
+    if task.loop is not _by_rows_of_turned:
+        return None
+    a, b, start, out, _, _, packed, j0, j1, work = task.arguments
+    whole = (j0, j1) == (0, out.shape[1]) and is_constant(start) and _even(a.shape[0], K_BLOCK, CHUNK) >= a.shape[0]
+    if not whole or out.shape != parameter.shape or out.shape[1] <= NARROW:
+        return None
+    return task._replace(loop=_updating, arguments=(a, b, start, parameter, velocity, packed, numbers, work))
 
 
 def _packed(b, transposed, j0, j1):

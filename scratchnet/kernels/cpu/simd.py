@@ -52,29 +52,40 @@ SQUARE_BYTES = min(32, TILE.vector_bytes)  # one side of the block that `transpo
 
 def _tile(
     a, a_at, a_stride, turned, b, b_at, b_step, start, start_at, start_row, out, out_at, out_row, kept, kept_at,
-    keeping, k, last, rows, vectors, count, a_next, b_next, start_next, out_next,
+    keeping, velocity, velocity_at, numbers, numbers_at, updating, k, last, rows, vectors, count, a_next, b_next,
+    start_next, out_next,
 ):  # fmt: skip
     """out[i, j] = start[i, j] + sum over k of a[i, k] * b[k, j]: each sum one chain in the order of k.
 
     a[i, k] is `a_stride` elements after a[i - 1, k] and next to a[i, k - 1], or the other way round if `turned`. The
     columns are `vectors` whole vectors, the last of which begins at column `last` (it may overlap the one before); or,
     if `vectors` is 0, the first `last` lanes of one. If `keeping`, what is read of b is also written to `kept`, row
-    after row. All this for `count` tiles, each so many elements after the one before: `a_next` in a, and so on.
+    after row. If `updating`, the sums are the gradient of the parameters in `out`, which take a step of SGD, as in
+    optim.py, with a velocity stored like them and the numbers (lr, momentum, nesterov, weight decay). All this for
+    `count` tiles, each so many elements after the one before: `a_next` in a, and so on.
     """
-    a, b, start, out, kept = (x.reshape(-1) for x in (a, b, start, out, kept))
+    a, b, start, out, kept, velocity = (x.reshape(-1) for x in (a, b, start, out, kept, velocity))
+    lr, momentum, nesterov, decay = numbers.reshape(-1)[numbers_at:][:4] if updating else (0, 0, 0, 0)
     a_row, a_step = (1, a_stride) if turned else (a_stride, 1)
     columns = last + TILE.vector_bytes // out.itemsize if vectors else last
     for t, i in itertools.product(range(count), range(rows)):
         if i == 0 and t:
             a_at, b_at, start_at, out_at = a_at + a_next, b_at + b_next, start_at + start_next, out_at + out_next
-            kept_at += k * columns
+            kept_at, velocity_at = kept_at + k * columns, velocity_at + out_next
         total = start[start_at + i * start_row :][:columns]
         for step in range(k):
             row = b[b_at + step * b_step :][:columns]
             total = total + a[a_at + i * a_row + step * a_step] * row
             if keeping:
                 kept[kept_at + step * columns :][:columns] = row
-        out[out_at + i * out_row :][:columns] = total
+        place = slice(out_at + i * out_row, out_at + i * out_row + columns)
+        if updating:
+            total = total + decay * out[place]
+            velocity[velocity_at + i * out_row :][:columns] *= momentum
+            velocity[velocity_at + i * out_row :][:columns] += total
+            speed = velocity[velocity_at + i * out_row :][:columns]
+            total = out[place] - lr * (total + momentum * speed if nesterov else speed)
+        out[place] = total
 
 
 def _copy_rows(source, source_at, source_step, target, target_at, target_step, count, last, vectors):
@@ -98,7 +109,8 @@ def _transpose(source, source_at, source_step, target, target_at, target_step, c
 
 # Arguments of the LLVM functions: names in capitals are pointers, the others integers.
 SIGNATURES = {
-    "tile": "A a_stride turned B b_step START start_row OUT out_row KEPT keeping k last rows vectors count"
+    "tile": "A a_stride turned B b_step START start_row OUT out_row KEPT keeping VELOCITY NUMBERS updating k"
+    " last rows vectors count"
     " a_next b_next start_next out_next",
     "copy_rows": "SOURCE source_step TARGET target_step count last vectors",
     "transpose": "SOURCE source_step TARGET target_step count source_next target_next",
@@ -196,10 +208,10 @@ class _Function:
         return results
 
 
-_RADIXES = 1, 16, 2, 2  # of the number of a kind of tile
+_RADIXES = 1, 16, 2, 2, 2  # of the number of a kind of tile
 
 
-def _write_tile(module, name, dtype, lanes, rows, vectors, turned, keeping):
+def _write_tile(module, name, dtype, lanes, rows, vectors, turned, keeping, updating):
     f = _Function(module, name, "tile", dtype, lanes)
     columns, mask = f.columns(vectors)
     a_row, a_step = (1, f["a_stride"]) if turned else (f["a_stride"], 1)
@@ -224,18 +236,39 @@ def _write_tile(module, name, dtype, lanes, rows, vectors, turned, keeping):
                 f.store(right(j), f.at(kept, column))
         return [f.at(a, a_step), f.at(b, f["b_step"]), f.at(kept, width if keeping else 0), *sums]
 
+    def update(i, gradient, out, velocity):
+        """A step of SGD for row i, all of it read before it is written: vectors may overlap."""
+        numbers = [f.builder.load(f.at(f["NUMBERS"], i)) for i in range(4)]  # here, so as to need no register before
+        rate, momentum, decay = f.splat(f.builder.fneg(numbers[0])), f.splat(numbers[1]), f.splat(numbers[3])
+        nesterov = f.builder.fcmp_unordered("!=", numbers[2], numbers[2].type(0))
+        at = [(f.at(out, outs[i], column), f.at(velocity, outs[i], column)) for column in columns]
+        old = [(f.load(p, mask), f.load(v, mask)) for p, v in at]
+        for g, (p, v), (p_at, v_at) in zip(gradient, old, at, strict=True):
+            g = f.multiply_add(decay, p, g)
+            v = f.multiply_add(momentum, v, g)
+            speed = f.builder.select(nesterov, f.multiply_add(momentum, v, g), v)
+            f.store(f.multiply_add(rate, speed, p), p_at, mask)
+            f.store(v, v_at, mask)
+
     def one(pointers):
-        a, b, start, out, kept = pointers
+        a, b, start, out, velocity, kept = pointers
         for i in range(rows):  # where the next tile will be may be far away: fetch it while this one runs
-            f.prefetch(f.at(out, f["out_next"], outs[i]))
+            for column in columns if updating else columns[:1]:
+                f.prefetch(f.at(out, f["out_next"], outs[i], column))
+                if updating:
+                    f.prefetch(f.at(velocity, f["out_next"], outs[i], column))
         begin = [f.load(f.at(start, starts[i], column), mask) for i, column in places]
         _, _, kept, *sums = f.loop(f["k"], [a, b, kept, *begin], step)
-        for total, (i, column) in zip(sums, places, strict=True):
-            f.store(total, f.at(out, outs[i], column), mask)
-        nexts = f["a_next"], f["b_next"], f["start_next"], f["out_next"]
+        if updating:
+            for i in range(rows):
+                update(i, sums[i * len(columns) : (i + 1) * len(columns)], out, velocity)
+        else:
+            for total, (i, column) in zip(sums, places, strict=True):
+                f.store(total, f.at(out, outs[i], column), mask)
+        nexts = f["a_next"], f["b_next"], f["start_next"], f["out_next"], f["out_next"]
         return [*(f.at(pointer, offset) for pointer, offset in zip(pointers, nexts, strict=False)), kept]
 
-    f.loop(f["count"], [f[name] for name in ("A", "B", "START", "OUT", "KEPT")], one)
+    f.loop(f["count"], [f[name] for name in ("A", "B", "START", "OUT", "VELOCITY", "KEPT")], one)
     f.builder.ret_void()
     return f.llvm
 
@@ -295,7 +328,7 @@ def _write_choice(module, name, signature, dtype, key, cases):
 
 def _tile_number(f):
     number = _i64(0)
-    for radix, digit in zip(_RADIXES, ("rows", "vectors", "turned", "keeping"), strict=True):
+    for radix, digit in zip(_RADIXES, ("rows", "vectors", "turned", "keeping", "updating"), strict=True):
         number = f.builder.add(f.times(radix, number), f[digit])
     return number
 
@@ -310,10 +343,13 @@ def llvm_module(tile=TILE) -> str:
         for rows in range(1, tile.rows + 1):
             # Two tile heights that differ by one may stand side by side and then have one width: the larger's.
             for vectors in sorted({0, 1, 2, *tile.vectors[rows : rows + 2]}):
-                for turned, keeping in itertools.product((0, 1), (0, 1) if vectors == tile.vectors[-1] else (0,)):
-                    name = f"tile_{dtype}_{rows}x{vectors}_{turned}{keeping}"
-                    number = ((rows * 16 + vectors) * 2 + turned) * 2 + keeping
-                    tiles[number] = _write_tile(module, name, dtype, lanes, rows, vectors, turned, keeping)
+                keeps = (0, 1) if vectors == tile.vectors[-1] else (0,)
+                for turned, keeping, updating in itertools.product((0, 1), keeps, (0, 1)):
+                    name = f"tile_{dtype}_{rows}x{vectors}_{turned}{keeping}{updating}"
+                    number = (((rows * 16 + vectors) * 2 + turned) * 2 + keeping) * 2 + updating
+                    if turned or not updating:  # a gradient of weights has a transposed factor
+                        kind = rows, vectors, turned, keeping, updating
+                        tiles[number] = _write_tile(module, name, dtype, lanes, *kind)
         copies = {v: _write_copy_rows(module, f"copy_rows_{dtype}_{v}", dtype, lanes, v) for v in {0, 1, *tile.vectors}}
         _write_choice(module, f"scratchnet_tile_{dtype}", "tile", dtype, _tile_number, tiles)
         _write_choice(module, f"scratchnet_copy_rows_{dtype}", "copy_rows", dtype, lambda f: f["vectors"], copies)
