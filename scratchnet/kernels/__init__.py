@@ -36,21 +36,16 @@ def _cpu_table() -> dict[str, Kernel]:
 TABLES: dict[str, Callable[[], dict[str, Kernel]]] = {"numpy": _numpy_table, "cpu": _cpu_table}
 
 
-LINE, ALIGNED_FROM = 64, 131072  # bytes: of a line of cache, and of arrays that are worth 3 us more to get
+LINE = 64  # bytes of a line of cache
 
 
 def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array to be filled that begins with a line of cache: vectors that lie across two lines cost twice."""
+    """An array of zeros that begins with a line of cache, for memory that is kept: vectors across two lines cost twice.
+    """
     size = math.prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
     memory = bytearray(size + LINE)  # not an array: the result shall not pass for a view of one
     start = -np.frombuffer(memory, np.uint8).__array_interface__["data"][0] % LINE
     return np.ndarray(shape, dtype, memory, start)
-
-
-def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array to be filled; `aligned` if it is large."""
-    array = np.empty(shape, dtype)
-    return array if array.nbytes < ALIGNED_FROM else aligned(shape, dtype)
 
 
 class Device:
@@ -63,7 +58,7 @@ class Device:
         self.name = name
         self.kernels = TABLES[name]()
         self.__dict__.update(self.kernels)
-        self.empty = empty
+        self.empty = np.empty
 
     def __getattr__(self, name: str) -> Kernel:
         raise DeviceError(f"device {self.name!r} has no kernel {name!r}")

@@ -22,7 +22,8 @@ def _product(device, a, b, out):
     device.matmul(a, b, out, transpose_a, transpose_b)
 
 
-def _matmul(device, a, b):  # (..., m, k) @ (..., k, n)
+def _matmul(device, a, b, transpose_a=False, transpose_b=False):  # (..., m, k) @ (..., k, n), after transposing
+    a, b = a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b
     if a.ndim == b.ndim == 2:
         out = device.empty((a.shape[0], b.shape[1]), a.dtype)
         _product(device, a, b, out)
@@ -38,12 +39,19 @@ def _matmul(device, a, b):  # (..., m, k) @ (..., k, n)
     return out
 
 
-_matmul_op = define(
-    "matmul",
-    _matmul,
-    lambda g, y, a, b: _matmul_op(g, b.transpose(-1, -2)),
-    lambda g, y, a, b: _matmul_op(a.transpose(-1, -2), g),
-)
+def _matmul_vjp_a(g, y, a, b, transpose_a=False, transpose_b=False):  # y = a @ b: g @ b.T; y = a.T @ b: b @ g.T
+    return _times(b, g, transpose_b, True) if transpose_a else _times(g, b, False, not transpose_b)
+
+
+def _matmul_vjp_b(g, y, a, b, transpose_a=False, transpose_b=False):  # y = a @ b: a.T @ g; y = a @ b.T: g.T @ a
+    return _times(g, a, True, transpose_a) if transpose_b else _times(a, g, not transpose_a, False)
+
+
+_matmul_op = define("matmul", _matmul, _matmul_vjp_a, _matmul_vjp_b)
+
+
+def _times(a, b, transpose_a=False, transpose_b=False):
+    return _matmul_op(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
 def matmul(a, b):
@@ -69,8 +77,8 @@ def _linear(device, x, weight, bias):
 _linear_op = define(
     "linear",
     _linear,
-    lambda g, y, x, weight, bias: _matmul_op(g, weight.T),
-    lambda g, y, x, weight, bias: _matmul_op(x.T, g),
+    lambda g, y, x, weight, bias: _times(g, weight, transpose_b=True),
+    lambda g, y, x, weight, bias: _times(x, g, transpose_a=True),
     lambda g, y, x, weight, bias: g,  # summed over the rows by the backward pass
 )
 
