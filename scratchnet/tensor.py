@@ -550,7 +550,8 @@ def as_tensor(x: ArrayLike, like: Tensor | None = None) -> Tensor:
             try:
                 return Tensor._wrap(np.array(x, like._data.dtype), like._device)
             except OverflowError:
-                got = x if abs(x) < 2**64 else f"an integer of {int(x).bit_length()} bits"
+                bits = x.bit_length() if isinstance(x, int) else 0
+                got = f"an integer of {bits} bits" if bits > 64 else x
                 raise DtypeError(f"Tensor: expected a number that fits {like._data.dtype}, got {got}") from None
     return Tensor._wrap(_as_array(x, None), like._device)
 

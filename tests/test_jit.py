@@ -36,6 +36,7 @@ OPTIMIZERS = {
 SCHEDULES = {
     "none": lambda o: None,
     "step": lambda o: sn.optim.lr_scheduler.StepLR(o, 2),
+    "linear": lambda o: sn.optim.lr_scheduler.LinearLR(o, 0.5, total_iters=3),
     "cosine": lambda o: sn.optim.lr_scheduler.CosineAnnealingLR(o, 10),
     "one cycle": lambda o: sn.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=50),
 }

@@ -122,7 +122,7 @@ def test_bench_shows_that_the_engines_do_the_same_work_and_keeps_all_figures(tmp
     assert work["flops"] == 2 * 2 * (2 * 784 * 4 + 3 * 4 * 10)
     losses = [facts["loss"] for facts in work["facts"].values()]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert report["machine"]["threads"] == 1 and report["peak"] > 0
+    assert report["machine"]["threads"] == 1 and min(report["roof"].values()) > 0
     assert files["picture"].read_bytes().startswith(b"\x89PNG")
 
 
@@ -161,12 +161,12 @@ def test_bench_says_plainly_where_we_lose():
 
 
 def test_bench_names_an_engine_that_does_other_work(capsys):
-    from bench import Work, print_work
+    from bench import Roof, Work, print_work
 
     work = Work("steps", "a network", "steps", {}, flops=1e9)
     work.seconds = {"scratchnet": [1.0], "jax": [1.0], "torch": [1.0]}
     work.facts = {"scratchnet": {"loss": 1.01}, "jax": {"loss": 1.0}, "torch": {"loss": 1.0}}
-    print_work(work, peak=1e10)
+    print_work(work, Roof(1e10, 1e10))
     assert "scratchnet does OTHER WORK" in capsys.readouterr().out
 
 

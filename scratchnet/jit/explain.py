@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import get_num_threads
 from ..trace import Call, Guard, memory_of
 from .program import Program
 
@@ -30,7 +29,7 @@ def explain(program: Program) -> str:
     with _Restored(program):
         for number, (executable, stage) in enumerate(stages, 1):
             lines.append(f"stage {number}  {_seconds(executable, stage) * 1e6:.1f} us")
-            first, end, _ = executable.stages[stage]
+            first, end = executable.stages[stage]
             for begin, stop, rows, block, _ in executable.groups[first:end]:
                 tasks = executable.kept[begin:stop]
                 entries = list({id(by_loop[id(task)]): by_loop[id(task)] for task in tasks}.values())
@@ -75,7 +74,7 @@ def _seconds(executable: Any, stage: int) -> float:
     best = float("inf")
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        executable.run(get_num_threads(), stage)
+        executable.run(stage)
         best = min(best, time.perf_counter() - start)
     return best
 

@@ -41,7 +41,7 @@ class Program:
         undo: list[Undo | None] = [effect() for effect in self.effects]
         try:
             for part in self.parts:
-                part(threads)
+                part()
             give_back(inputs, self.sources)
             if self.stop[0]:
                 self.stop[0] = 0
@@ -67,9 +67,9 @@ class Program:
         self._build(get_num_threads())
 
     def _build(self, threads: int) -> None:
-        """self.parts: functions of the number of threads, to call in order."""
+        """self.parts: functions to call in order."""
         self.threads = threads
-        self.parts: list[Callable[[int], Any]] = []
+        self.parts: list[Callable[[], Any]] = []
         self.executables: list[Any] = []
         native: list[Any] = []
         for entry, tasks in self.steps:
@@ -78,7 +78,7 @@ class Program:
             else:
                 self._flush(native)
                 native = []
-                self.parts.append(_without_threads(entry.run))
+                self.parts.append(entry.run)
         self._flush(native)
         self._find_inputs()
 
@@ -88,7 +88,7 @@ class Program:
         from ..kernels.cpu.execute import Executable
         from .fuse import arrange
 
-        executable = Executable(arrange(native, self.threads), self.stop)
+        executable = Executable(arrange(native, self.threads), self.threads, self.stop)
         self.executables.append(executable)
         self.parts.append(executable.run)
 
@@ -144,10 +144,6 @@ def give_back(arrays: list[np.ndarray], copies: list[np.ndarray]) -> None:
     for x, copy in zip(arrays, copies, strict=True):
         if x is not copy and x.flags.writeable and x.tobytes() != copy.tobytes():
             np.copyto(x, copy)
-
-
-def _without_threads(run: Callable[[], None]) -> Callable[[int], None]:
-    return lambda threads: run()
 
 
 def _arrays(entry: Call | Guard) -> list[np.ndarray]:

@@ -40,8 +40,7 @@ LINE = 64  # bytes of a line of cache
 
 
 def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array of zeros that begins with a line of cache, for memory that is kept: vectors across two lines cost twice.
-    """
+    """Zeros that begin with a line of cache, for memory that is kept: a vector across two lines costs twice."""
     size = math.prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
     memory = bytearray(size + LINE)  # not an array: the result shall not pass for a view of one
     start = -np.frombuffer(memory, np.uint8).__array_interface__["data"][0] % LINE

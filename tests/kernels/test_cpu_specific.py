@@ -209,6 +209,18 @@ LOOPS = {  # a loop, what it is stamped with, its arguments, and what its inner 
         (0, 64, X.copy(), X, X.copy(), np.array([0.1, 0.9, 0.0, 0.1])),
         "fmadd",
     ),
+    "adam": (
+        optim._two_states_in_place,
+        {"prepare": optim._prepare_adam, "rule": optim._adam},
+        (0, 64, X.copy(), X, X.copy(), X.copy(), np.array([0.1, 0.9, 0.99, 1e-8, 0.1, 1.0, 1.0])),
+        "sqrtps",
+    ),
+    "rmsprop": (
+        optim._two_states_in_place,
+        {"prepare": optim._prepare_rmsprop, "rule": optim._rmsprop},
+        (0, 64, X.copy(), X, X.copy(), X.copy(), np.array([0.1, 0.99, 1e-8, 0.9, 0.1])),
+        "sqrtps",
+    ),
 }
 
 

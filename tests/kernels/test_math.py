@@ -43,8 +43,9 @@ def errors(got, exact, scale=None):
         (exponential.tanh, np.tanh, 1.4),
         (exponential.log, np.log, 0.9),
         (exponential.erf, special.erf, 1.2),
+        (scalars.sigmoid, special.expit, 3),
     ],
-    ids=["exp", "tanh", "log", "erf"],
+    ids=["exp", "tanh", "log", "erf", "sigmoid"],
 )
 def test_functions_keep_their_bound_for_every_kind_of_float32(function, oracle, ulps):
     with np.errstate(all="ignore"):

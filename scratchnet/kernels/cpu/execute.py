@@ -1,9 +1,10 @@
 """How a program runs: a list of tasks in stages, worked off by all threads in one parallel region.
 
 A *group* of tasks goes over the same rows: a thread takes a block of rows and runs every task of the group on it, so
-what one task leaves for the next is still in the cache. A *stage* is groups that do not depend on each other. Threads
-take blocks by counting up a ticket; when the last block of a stage is done, all go on to the next. Nobody waits for a
-thread that has not come: a thread that is late finds less to do. Who does which block changes nothing in the result.
+what one task leaves for the next is still in the cache. A *stage* is groups that do not depend on each other. Each
+thread has a queue of blocks, the same in every run, so that it finds in its caches what it left there, and helps with
+the others' when it is through; when the last block of a stage is done, all go on to the next. Nobody waits for a thread
+that has not come: a thread that is late finds less to do. Who does which block changes nothing in the result.
 """
 
 from collections.abc import Sequence
@@ -31,23 +32,24 @@ def _run_block(block, group, groups, tasks):
 
 
 @jit
-def _work(stages, groups, tasks, counters, stop):
-    for stage in range(len(stages)):
+def _work(me, queues, blocks, groups, tasks, counters, stop):
+    """Thread `me`'s part: the blocks of its own queue, then what is left in the others'."""
+    threads = queues.shape[1] - 1
+    for stage in range(len(queues)):
         if load_acquire(stop, 0) != 0:  # written before the last stage ended, so all threads see it here, or none
             return
-        group, blocks = stages[stage, 0], stages[stage, 2]
-        first, taken, done = 0, 2 * LINE * stage, 2 * LINE * stage + LINE
-        while True:
-            ticket = fetch_add(counters, taken, 1)
-            if ticket >= blocks:
-                break
-            while ticket >= first + groups[group, 4]:
-                first += groups[group, 4]
-                group += 1
-            _run_block(ticket - first, group, groups, tasks)
-            fetch_add(counters, done, 1)
+        taken = LINE * (threads + 1) * stage
+        done, all_blocks = taken + LINE * threads, queues[stage, threads] - queues[stage, 0]
+        for other in range(threads):
+            queue = (me + other) % threads
+            while True:
+                at = queues[stage, queue] + fetch_add(counters, taken + LINE * queue, 1)
+                if at >= queues[stage, queue + 1]:
+                    break
+                _run_block(blocks[at, 1], blocks[at, 0], groups, tasks)
+                fetch_add(counters, done, 1)
         spins = 0
-        while load_acquire(counters, done) < blocks:
+        while load_acquire(counters, done) < all_blocks:
             spins += 1
             if spins < SPINS:
                 pause()
@@ -56,9 +58,9 @@ def _work(stages, groups, tasks, counters, stop):
 
 
 @jit(parallel=True)
-def _work_together(threads, stages, groups, tasks, counters, stop):
-    for _ in prange(threads):
-        _work(stages, groups, tasks, counters, stop)
+def _work_together(threads, queues, blocks, groups, tasks, counters, stop):
+    for i in prange(threads):
+        _work(np.int64(i), queues, blocks, groups, tasks, counters, stop)
 
 
 # --- a program ------------------------------------------------------------------------------------------------------
@@ -83,10 +85,11 @@ class Group(NamedTuple):
 class Executable:
     """Stages of groups as tables of addresses, which one compiled function works off: `run()`.
 
-    stop: int64 (1,); a task that writes another value than 0 there ends the run after its stage.
+    threads: how many share the work. stop: int64 (1,); a task that writes another value than 0 there ends the run after
+    its stage.
     """
 
-    def __init__(self, stages: Sequence[Sequence[Group]], stop: np.ndarray):
+    def __init__(self, stages: Sequence[Sequence[Group]], threads: int, stop: np.ndarray):
         groups = [group for stage in stages for group in stage]
         tasks = [task for group in groups for task in group.tasks]
         ends = np.cumsum([0, *(len(group.tasks) for group in groups)])
@@ -98,20 +101,38 @@ class Executable:
             [(ends[i], ends[i + 1], group.rows, group.block, group.blocks) for i, group in enumerate(groups)], 5
         )
         firsts = np.cumsum([0, *map(len, stages)])
-        self.stages = _table(
-            [(firsts[i], firsts[i + 1], sum(g.blocks for g in stage)) for i, stage in enumerate(stages)], 3
+        self.stages = _table([(firsts[i], firsts[i + 1]) for i in range(len(stages))], 2)
+        queues = [q for first, stage in zip(firsts, stages, strict=False) for q in _queues(first, stage, threads)]
+        self.blocks = _table([block for queue in queues for block in queue], 2)
+        ends = np.cumsum([0, *map(len, queues)])
+        self.queues = _table(
+            [tuple(ends[i * threads : (i + 1) * threads + 1]) for i in range(len(stages))], threads + 1
         )
-        self.counters, self.stop, self.kept = np.zeros(2 * LINE * len(stages), np.int64), stop, tasks
-        self.shared = sum(group.work for group in groups) >= PARALLEL_FROM
+        self.counters = np.zeros(LINE * (threads + 1) * len(stages), np.int64)
+        self.threads, self.stop, self.kept = threads, stop, tasks
+        self.shared = threads > 1 and sum(group.work for group in groups) >= PARALLEL_FROM
 
-    def run(self, threads: int, stage: int | None = None) -> None:
-        """Runs all tasks, or those of one stage, on so many threads if the work is large enough."""
-        stages = self.stages if stage is None else self.stages[stage : stage + 1]
+    def run(self, stage: int | None = None) -> None:
+        """Runs all tasks, or those of one stage; on all threads if the work is large enough."""
+        queues = self.queues if stage is None else self.queues[stage : stage + 1]
         self.counters.fill(0)
-        if threads == 1 or not self.shared:
-            _work(stages, self.groups, self.tasks, self.counters, self.stop)
+        if self.shared:
+            _work_together(self.threads, queues, self.blocks, self.groups, self.tasks, self.counters, self.stop)
         else:
-            _work_together(threads, stages, self.groups, self.tasks, self.counters, self.stop)
+            _work(0, queues, self.blocks, self.groups, self.tasks, self.counters, self.stop)
+
+
+def _queues(first: int, stage: Sequence[Group], threads: int) -> list[list[tuple[int, int]]]:
+    """For each thread, the blocks (group, block) of a stage that it takes first; groups are numbered from `first`."""
+    queues: list[list[tuple[int, int]]] = [[] for _ in range(threads)]
+    load = [0.0] * threads
+    for number, group in enumerate(stage, first):
+        for block in range(group.blocks):
+            many = group.blocks >= threads
+            queue = block * threads // group.blocks if many else load.index(min(load))
+            queues[queue].append((number, block))
+            load[queue] += group.work / group.blocks
+    return queues
 
 
 def _table(rows: Sequence[tuple], columns: int) -> np.ndarray:

@@ -17,9 +17,9 @@ from .blocks import constant, is_constant, ranged, scratch, workspace
 from .compile import JIT_ENABLED, before_first_kernel, get_num_threads, jit
 from .simd import SQUARE_BYTES, TILE, copy_rows, tile, transpose
 
-# The one table of thresholds, as measured on Zen 3 (32 KiB of L1, 512 KiB of L2).
-K_BLOCK = 800  # steps of k at a time
-M_BLOCK = 96  # rows of a at a time: if packed, they share L2 with panels of b
+# The one table of thresholds, as measured on Zen 3 (AVX2, 512 KiB of L2) and Zen 4 (AVX-512, 1 MiB of L2).
+BLOCKS = {64: (1024, 144), 32: (800, 96), 16: (800, 96)}  # by the bytes of a vector
+K_BLOCK, M_BLOCK = BLOCKS[TILE.vector_bytes]  # steps of k, and rows of a, at a time: with panels of b they share L2
 PACKED_ELEMENTS = 1 << 23  # of b at a time: more columns than these wait for their turn
 KEEP_TILES = 3  # one above the other, from which the first one keeps what it reads of b for the others
 PACK_B_ROWS = 160  # for so many it is packed before, if it is not near
@@ -33,7 +33,7 @@ WIDEST = max(TILE.vectors)
 PAD = 16  # elements between packed rows of a, so that rows do not compete for the same lines of L1
 KEPT = NEAR_BYTES // 4  # elements of b that tiles keep at most
 CHUNK = 16  # rows of b that are packed together, for the sake of streaming reads
-NARROW = 12  # columns at most, whose product is computed on its side, with rows along the vectors
+NARROW = ROWS  # columns at most, whose product is computed on its side, with rows along the vectors
 FEW_ROWS, FEW_ROWS_ELEMENTS = 3, 4096  # so few rows take b in whole rows, so much at a time, as memory is read fastest
 TURNED_K = 128  # steps of k of a transposed b that are turned at a time: they stay in L1
 THIN_K = 8  # so few steps of k are written row by row, as memory is written fastest
