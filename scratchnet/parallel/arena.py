@@ -4,7 +4,6 @@
 work is done by arena_kernels.py, and the algorithms of collectives.py run over its mailboxes.
 """
 
-import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from ..kernels.cpu.folds import which
 from . import arena_kernels as kernels
 from .arena_kernels import MISMATCH, Words
 from .collectives import ALGORITHMS, algorithm_of
-from .communicator import DTYPES, Communicator, checked
+from .communicator import DTYPES, GONE, RETURNED, UFUNCS, Communicator, checked, named, ranks_named, signature_of
 from .memory import ALIGNMENT, Heap, Layout, SharedMemory, available_bytes, cores
 
 STAGE = 1 << 20  # bytes that a rank shows at a time, twice; a quarter of that was measured half as fast
@@ -28,12 +27,8 @@ HEAP = 1 << 36  # bytes that the arrays of a rank's `empty` may fill: addresses,
 SPINS = 512  # looks before a rank that waits lets others run: 10 to 30 us, should another program have its core
 PATIENCE = 10.0  # seconds for the other ranks to say what they called, once calls turned out to differ
 
-GONE = {1: "had returned from its function", 2: "had raised an exception"}  # signatures of ranks that call no more
-RETURNED, RAISED = GONE
-
 _KINDS = {"reduce_scatter": kernels.REDUCE_SCATTER, "all_gather": kernels.ALL_GATHER, "broadcast": kernels.BROADCAST}
 _ARENA_KINDS = {"one_shot": kernels.ONE_SHOT, "arena": kernels.ALL_REDUCE}
-_UFUNCS = {"sum": np.add, "mean": np.add, "max": np.maximum, "min": np.minimum}
 
 
 @jit
@@ -182,7 +177,7 @@ class ArenaCommunicator(Communicator):
         except (KeyError, AttributeError, TypeError):
             checked(array, op, root, self.size)
             detail = {"reduce_scatter": f", {op}", "all_gather": "", "broadcast": f", root {root}"}[kind]
-            plan = self._plan(f"{kind}({_named(array)}{detail})", array, _KINDS[kind], op, root)
+            plan = self._plan(f"{kind}({named(array)}{detail})", array, _KINDS[kind], op, root)
             self._plans[kind, array.shape, array.dtype, op, root] = plan
         if not array.flags.carray:
             return self._through_copy(array, lambda copy: self._collective(kind, copy, op, root))
@@ -204,7 +199,7 @@ class ArenaCommunicator(Communicator):
         name = algorithm_of(algorithm, array.nbytes)
         if name == "one_shot" and array.nbytes > STAGE:
             name = "arena"  # it shows the whole array at once
-        text = f"all_reduce({_named(array)}, {op}, {algorithm})"
+        text = f"all_reduce({named(array)}, {op}, {algorithm})"
         plan = self._plan(text, array, _ARENA_KINDS.get(name, 0), op, 0)._replace(run=ALGORITHMS[name].run)
         self._plans[array.shape, array.dtype, op, algorithm] = plan
         return plan
@@ -212,12 +207,12 @@ class ArenaCommunicator(Communicator):
     def _plan(self, text, array, kind, op, root):
         dtype = array.dtype
         loops = [which("sum" if op == "mean" else op, dtype.name), which(op, dtype.name)]
-        call = np.array([kind, root, _signature(text), dtype.itemsize, *loops], np.int64)
+        call = np.array([kind, root, signature_of(text), dtype.itemsize, *loops], np.int64)
         return _Plan(None, op, text, call)
 
     def _by_messages(self, x, plan):
         self._enter(plan.text)
-        ufunc = _UFUNCS[plan.op]
+        ufunc = UFUNCS[plan.op]
         plan.run(self, x, lambda low, high, out: ufunc(low, high, out=out))
         if plan.op == "mean":
             np.divide(x, self.size, out=x)
@@ -225,7 +220,7 @@ class ArenaCommunicator(Communicator):
     def _enter(self, text):
         if self._broken:
             raise CollectiveError(self._broken)
-        status = kernels.enter(self._words, self._state, _signature(text), -1)
+        status = kernels.enter(self._words, self._state, signature_of(text), -1)
         if status != REACHED:
             self._fail(status, text)
 
@@ -249,7 +244,7 @@ class ArenaCommunicator(Communicator):
     def _why_late(self, text):
         synced = [self._words[Words(self.size).syncs(rank)] for rank in range(self.size)]
         missing = [str(rank) for rank in range(self.size) if synced[rank] < self._state[kernels.SYNCS]]
-        return f"{text}: rank {self.rank} waited {self.timeout} s for {_ranks(missing)}"
+        return f"{text}: rank {self.rank} waited {self.timeout} s for {ranks_named(missing)}"
 
     def _why_mismatch(self, text):
         """What each rank called. All of them see that calls differ, so each writes down its own for the others."""
@@ -270,29 +265,11 @@ class ArenaCommunicator(Communicator):
                 said = bytes(self._texts[rank]).rstrip(b"\0").decode(errors="replace")
                 said = f"called {said}" if status == REACHED else "called something else"
             callers.setdefault(said, []).append(str(rank))
-        calls = "; ".join(f"{_ranks(ranks)} {said}" for said, ranks in callers.items())
+        calls = "; ".join(f"{ranks_named(ranks)} {said}" for said, ranks in callers.items())
         return f"collective call {number} is not the same on all ranks: {calls}"
 
 
 _NOTHING = np.empty(0, np.uint8)
-
-
-def _ranks(ranks: list[str]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}"
-
-
-def _named(array: np.ndarray) -> str:
-    return f"{array.dtype} {array.shape}"
-
-
-_signatures: dict[str, int] = {}
-
-
-def _signature(text: str) -> int:
-    """A number above those of GONE that stands for a call."""
-    if text not in _signatures:
-        _signatures[text] = 8 + int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
-    return _signatures[text]
 
 
 def warm_up(dtypes: Any = DTYPES) -> None:

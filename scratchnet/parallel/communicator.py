@@ -1,8 +1,9 @@
 """What a group of processes can do together, whatever carries it: the interface, and the group of one process.
 
-arena.py has the group that shares memory.
+arena.py has the group that shares memory, mpi.py the one that MPI started.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,9 @@ from ..errors import ConfigError, DtypeError
 
 OPS = ("sum", "mean", "max", "min")
 DTYPES = tuple(map(np.dtype, ("float32", "float64", "int32", "int64")))
+UFUNCS = {"sum": np.add, "mean": np.add, "max": np.maximum, "min": np.minimum}
+GONE = {1: "had returned from its function", 2: "had raised an exception"}  # signatures of ranks that call no more
+RETURNED, RAISED = GONE
 Shape = int | Sequence[int]
 
 
@@ -84,6 +88,30 @@ def checked(array: np.ndarray, op: str, root: int, size: int) -> None:
         raise DtypeError(f"collective: expected floats for a mean, got {array.dtype}; take the sum")
     if isinstance(root, bool) or not isinstance(root, int | np.integer) or not 0 <= root < size:
         raise ConfigError(f"collective: expected a root from 0 to {size - 1}, got {root!r}")
+
+
+# --- what error messages call things ----------------------------------------------------------------------------------
+
+
+def ranks_named(ranks: Sequence[Any]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def named(array: np.ndarray) -> str:
+    return f"{array.dtype} {array.shape}"
+
+
+_signatures: dict[str, int] = {}
+
+
+def signature_of(text: str) -> int:
+    """A number above those of GONE that stands for a call."""
+    if text not in _signatures:
+        _signatures[text] = 8 + int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
+    return _signatures[text]
+
+
+# --- a group of one ---------------------------------------------------------------------------------------------------
 
 
 class SerialCommunicator(Communicator):

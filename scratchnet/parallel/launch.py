@@ -25,6 +25,7 @@ import numpy as np
 from multiprocess import connection
 
 from ..errors import CollectiveError, ConfigError, WorkerError
+from . import mpi
 from .memory import SharedMemory, cores
 
 THREAD_VARIABLES = tuple(f"{name}_NUM_THREADS" for name in ("NUMBA", "OMP", "OPENBLAS", "MKL"))
@@ -40,6 +41,9 @@ def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None
     timeout: seconds that a collective call may wait for the others; None for ever. The wait for a worker that died,
     raised or returned ends at once in any case.
 
+    In a job that MPI started (mpirun, srun) the job's ranks are the workers, whatever `workers` says: each runs
+    fn(comm, *args) itself, with nothing sent, and gets a list of its own result alone (mpi.py).
+
     Raises ConfigError for workers < 1, or what cannot be sent; SharedMemoryError where memory is too small; WorkerError
     if a worker raised (its traceback is a note of the error), was killed, or ended: then the others are ended, too.
     """
@@ -47,6 +51,8 @@ def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None
         raise ConfigError(f"run: expected workers to be an integer of at least 1, got {workers!r}")
     if not callable(fn):
         raise ConfigError(f"run: expected a function, got {type(fn).__name__}")
+    if mpi.started_as():
+        return mpi.run(fn, args, timeout)
     work = Parcel((fn, args), f"run: expected a function and arguments that can be sent to a worker, got {_name(fn)}")
     from .arena import Arena, warm_up  # imports Numba
 
@@ -63,7 +69,8 @@ def _name(fn: Callable) -> str:
 
 def _work(channel: connection.Connection, rank: int, arena: Any, work: "Parcel", timeout: float | None) -> None:
     """What a worker of `run` does."""
-    from .arena import RAISED, RETURNED, ArenaCommunicator
+    from .arena import ArenaCommunicator
+    from .communicator import RAISED, RETURNED
 
     channel.recv()
     comm = ArenaCommunicator(arena, rank, timeout)

@@ -1,5 +1,14 @@
 """A group of processes that stays for many tests: each test sends a function, which all ranks run."""
 
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from multiprocess import connection
+
 from scratchnet.parallel.arena import Arena, ArenaCommunicator, warm_up
 from scratchnet.parallel.launch import Workers, dumps, loads
 
@@ -27,3 +36,43 @@ class Group:
     def end(self):
         self.workers.end()
         self.workers = self.arena = None
+
+
+MPIRUN = shutil.which("mpirun")
+NO_MPI = None if MPIRUN and importlib.util.find_spec("mpi4py") else "expected mpi4py and mpirun, found no such pair"
+
+
+def mpirun(ranks, *command):
+    """The command line for `ranks` ranks on however few cores."""
+    version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
+    if "Open MPI" not in version:
+        return [MPIRUN, "-n", str(ranks), *command]
+    root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    quiet = ["--mca", "btl_vader_single_copy_mechanism", "none"]  # containers may not allow any, and then it complains
+    return [MPIRUN, *root, "--oversubscribe", "--bind-to", "none", *quiet, "-n", str(ranks), *command]
+
+
+class MpiGroup:
+    """The same as `Group`, of ranks that mpirun started."""
+
+    def __init__(self, size, folder):
+        self.size, address = size, str(folder / "group")
+        with connection.Listener(address, "AF_UNIX") as listener:
+            servant = Path(__file__).with_name("mpi_servant.py")
+            environment = {**os.environ, "GROUP": address, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            self.process = subprocess.Popen(mpirun(size, sys.executable, str(servant)), env=environment)
+            listener._listener._socket.settimeout(60)
+            channels = [listener.accept() for _ in range(size)]
+        ranks = {channel.recv(): channel for channel in channels}
+        self.channels = [ranks[rank] for rank in range(size)]
+
+    def ask(self, fn, *args):
+        for channel in self.channels:
+            channel.send_bytes(dumps((fn, args)))
+        return [loads(channel.recv_bytes()) for channel in self.channels]
+
+    def end(self):
+        for channel in self.channels:
+            channel.send_bytes(b"end")
+            channel.close()
+        assert self.process.wait(30) == 0

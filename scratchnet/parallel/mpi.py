@@ -1,0 +1,319 @@
+"""The communicator of processes that MPI started, on one machine or on many, through mpi4py.
+
+    mpirun -n 4 python program.py        Open MPI, MPICH and their kin; srun does the same under Slurm
+
+Only arrays travel, by the methods of mpi4py that begin with a capital letter: nothing is ever pickled. Every call
+begins with a meeting, in which each rank shows a few words. So calls that differ are named instead of deadlocking, and
+whoever waits there, waits politely; the message itself then finds all ranks ready.
+"""
+
+import atexit
+import contextlib
+import functools
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import multiprocess
+import numpy as np
+
+from ..errors import CollectiveError, ConfigError
+from .collectives import ALGORITHMS, algorithm_of
+from .communicator import GONE, RETURNED, UFUNCS, Communicator, checked, named, ranks_named, signature_of
+from .mpi_watch import PATIENCE, Watch
+
+# What a starter tells each process it starts: number of processes, number of this one.
+STARTERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # of a job step, which may have nothing to do with MPI if it has one task
+)
+ORDERS = ("exact", "fast")
+WORDS = 4  # int64 that a rank shows at a meeting: the call's signature, and what the caller adds
+SPINS = 2000  # looks before a rank that waits begins to sleep between them: about a millisecond
+NAP = 5e-5  # seconds
+TEXT = 512  # bytes in which a rank says what it called, for the others' error messages
+
+
+def started_as() -> tuple[int, int] | None:
+    """(rank, number of ranks) as mpirun or srun told this process; None if neither started it. MPI is not touched."""
+    if multiprocess.parent_process() is not None:  # a worker has its parent's environment, but is no rank
+        return None
+    for size, rank in STARTERS:
+        if os.environ.get(size, "").isdigit() and os.environ.get(rank, "").isdigit():
+            found = int(os.environ[rank]), int(os.environ[size])
+            return found if found[1] > 1 or not size.startswith("SLURM") else None
+    return None
+
+
+@functools.cache
+def library() -> Any:
+    """mpi4py's module MPI, whose import starts MPI. Raises ConfigError where that cannot be."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"MPI: expected mpi4py (pip install 'scratchnet[mpi]') and an MPI, got: {reason}") from None
+    started = started_as()
+    if started and started[1] != MPI.COMM_WORLD.size:
+        raise ConfigError(
+            f"MPI: expected {started[1]} ranks, as this process was started, got {MPI.COMM_WORLD.size}: "
+            f"the starter is not of the MPI that mpi4py found, {MPI.Get_library_version().split(',')[0].strip()}"
+        )
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise ConfigError("MPI: expected one that takes calls of several threads (MPI_THREAD_MULTIPLE), got another")
+    return MPI
+
+
+@functools.cache
+def world() -> "MpiCommunicator":
+    """All ranks of the job, made at the first call, which all of them make; at the end of the process it is left."""
+    comm = MpiCommunicator()
+    atexit.register(comm.close)
+    return comm
+
+
+def run(fn: Callable, args: tuple, timeout: float | None) -> list:
+    """`launch.run` in a job of several ranks: `fn(comm, *args)` once on this rank; [its result].
+
+    An exception ends the job: it is printed with its traceback, and all other ranks are ended.
+    """
+    comm = world()
+    comm.timeout = timeout
+    try:
+        return [fn(comm, *args)]
+    except BaseException as error:
+        traceback.print_exc()
+        comm.watch.end_job(f"rank {comm.rank} raised {type(error).__name__}: {error}".splitlines()[0])
+        raise
+
+
+class MpiCommunicator(Communicator):
+    """The ranks of an MPI communicator (all of the job by default). Making one is a call that all of them make.
+
+    order: "exact" folds in rank order, as every `Communicator` does, so results have the bits of a fold by NumPy.
+        "fast" leaves float sums and means of "auto" all-reduces and of reduce_scatter to the library's own Allreduce
+        and Reduce_scatter, and gives that promise up: the order of additions is the library's choice, for each size of
+        array and number of ranks, and some libraries do not even give all ranks the same bits.
+    timeout: seconds that a call may wait for the other ranks; None for ever. A rank that shows no sign of life for
+        `patience` seconds ends the job in any case (mpi_watch.py).
+
+    Algorithms: "one_shot" gathers all arrays everywhere, "arena" is reduce_scatter and all_gather; "auto" takes one of
+    the two by size. The others send messages.
+    """
+
+    def __init__(
+        self, group: Any = None, order: str = "exact", timeout: float | None = None, patience: float = PATIENCE
+    ):
+        if order not in ORDERS:
+            raise ConfigError(f"MpiCommunicator: expected order to be one of {', '.join(ORDERS)}, got {order!r}")
+        self.library = library()
+        self.group = (group or self.library.COMM_WORLD).Dup()
+        self.rank, self.size, self.order, self.timeout = self.group.rank, self.group.size, order, timeout
+        self.watch = Watch(self.library, self.group.Dup(), patience)
+        self._mine, self._theirs = np.zeros(WORDS, np.int64), np.zeros((self.size, WORDS), np.int64)
+        self._broken: str | None = None
+        self._stranded = False  # others may still wait in a call that this rank has given up
+
+    # --- the interface ---
+
+    def all_reduce(self, array, op="sum", algorithm="auto"):
+        checked(array, op, 0, self.size)
+        name = algorithm_of(algorithm, array.nbytes)
+        run = ALGORITHMS[name].run
+        reduce = functools.partial(self._by_messages, run) if run else getattr(self, f"_{name}")
+        if algorithm == "auto" and self._any_order(op):
+            reduce = self._by_library
+        self.meet(text := f"all_reduce({named(array)}, {op}, {algorithm})")
+        return self._on_flat(array, text, lambda x: reduce(x, op))
+
+    def reduce_scatter(self, array, op="sum"):
+        checked(array, op, 0, self.size)
+        self.meet(text := f"reduce_scatter({named(array)}, {op})")
+        scatter = self._scatter_by_library if self._any_order(op) else self._scatter
+        self._on_flat(array, text, lambda x: scatter(x, op))
+        return array.reshape(-1)[self.part(array.size)]
+
+    def all_gather(self, array):
+        checked(array, "sum", 0, self.size)
+        self.meet(text := f"all_gather({named(array)})")
+        return self._on_flat(array, text, self._gather)
+
+    def broadcast(self, array, root=0):
+        checked(array, "sum", root, self.size)
+        self.meet(text := f"broadcast({named(array)}, root {root})")
+        return self._on_flat(array, text, lambda x: self.group.Bcast(x, root))
+
+    def barrier(self):
+        self.meet("barrier()")
+
+    def empty(self, shape, dtype=np.float32):
+        return np.empty(shape, dtype)
+
+    # --- messages: the Link of collectives.py ---
+
+    def send(self, array, receiver):
+        self.group.Send(self._bytes(array), receiver)
+
+    def receive(self, array, sender):
+        self.group.Recv(self._bytes(array), sender)
+
+    def exchange(self, outgoing, receiver, incoming, sender):
+        """Contiguous arrays of any dtype; `incoming` has the size of what `sender` sends."""
+        self.group.Sendrecv(self._bytes(outgoing), receiver, 0, self._bytes(incoming), sender, 0)
+
+    def _bytes(self, array: np.ndarray) -> Any:
+        return array.reshape(-1).view(np.uint8)
+
+    # --- meetings ---
+
+    def meet(self, text: str, *words: int) -> np.ndarray:
+        """Returns when all ranks have made this call, `text`: (size, WORDS - 1) int64, the words that each brought.
+
+        Raises CollectiveError on all ranks if their texts differ, and on this one if it waited for too long.
+        """
+        return self._meet(signature_of(text), text, words)
+
+    def _meet(self, signature: int, text: str, words: Sequence[int] = ()) -> np.ndarray:
+        if self._broken:
+            raise CollectiveError(self._broken)
+        self.watch.calls += 1
+        self._mine[:] = 0
+        self._mine[: 1 + len(words)] = signature, *words
+        with self.waiting(text):
+            self._wait(self.group.Iallgather(self._mine, self._theirs), text)
+            if (self._theirs[:, 0] != self._mine[0]).any():
+                self._broken = self._why_mismatch(text)
+                raise CollectiveError(self._broken)
+        return self._theirs[:, 1:]
+
+    @contextlib.contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Inside, this rank waits for others in `text`: the watch looks whether they live."""
+        self.watch.wait_for(text)
+        try:
+            yield
+        except self.library.Exception as error:
+            self._stranded = True
+            self._broken = f"{text}: {error}".splitlines()[0]
+            raise CollectiveError(self._broken) from None
+        finally:
+            self.watch.wait_for(None)
+
+    def _wait(self, request: Any, text: str) -> None:
+        spins, start = 0, time.monotonic()
+        while not request.Test():
+            spins += 1
+            if spins > SPINS:
+                time.sleep(NAP)
+                if self.timeout is not None and time.monotonic() - start > self.timeout:
+                    self._stranded = True
+                    self._broken = f"{text}: rank {self.rank} waited {self.timeout} s for "
+                    self._broken += ranks_named(self.watch.behind())
+                    raise CollectiveError(self._broken)
+
+    def _why_mismatch(self, text: str) -> str:
+        """What each rank called. All of them see that calls differ, so each says its own to the others."""
+        said = np.zeros((self.size, TEXT), np.uint8)
+        line = text.encode()[:TEXT]
+        said[self.rank, : len(line)] = list(line)
+        self.group.Allgather(self.library.IN_PLACE, said)
+        callers: dict[str, list[int]] = {}
+        for rank, signature in enumerate(self._theirs[:, 0].tolist()):
+            called = GONE.get(signature, f"called {said[rank].tobytes().rstrip(bytes(1)).decode(errors='replace')}")
+            callers.setdefault(called, []).append(rank)
+        calls = "; ".join(f"{ranks_named(ranks)} {called}" for called, ranks in callers.items())
+        return f"collective call {self.watch.calls} is not the same on all ranks: {calls}"
+
+    def leave(self, how: int = RETURNED) -> None:
+        """Say that this rank makes no more calls: RETURNED or RAISED. Who makes one meanwhile gets a CollectiveError.
+
+        It returns when all ranks have said so, or one has got that error. Not after a call that failed.
+        """
+        self.timeout = None
+        with contextlib.suppress(CollectiveError):
+            self._meet(how, "leave()")
+        self._broken = self._broken or "this rank has left the group"
+
+    def close(self) -> None:
+        """Leave, and end the watch. After a wait that broke off, the job is ended: MPI could not end in order."""
+        self.leave()
+        self.watch.close()
+        if self._stranded:
+            self.library.COMM_WORLD.Abort(1)
+
+    # --- how it is done, for a flat contiguous array ---
+
+    def _on_flat(self, array: np.ndarray, text: str, act: Callable[[np.ndarray], Any]) -> np.ndarray:
+        x = array if array.flags.carray else np.array(array, order="C")
+        with self.waiting(text):
+            act(x.reshape(-1))
+        if x is not array:
+            array[...] = x
+        return array
+
+    def _any_order(self, op: str) -> bool:
+        """May the library fold? Not for a maximum: what it makes of NaN is not NumPy's."""
+        return self.order == "fast" and op in ("sum", "mean")
+
+    def _by_library(self, x: np.ndarray, op: str) -> None:
+        self.group.Allreduce(self.library.IN_PLACE, x)
+        self._finish(x, op)
+
+    def _scatter_by_library(self, x: np.ndarray, op: str) -> None:
+        mine, counts, _ = self._parts(x.size)
+        folded = np.empty(counts[self.rank], x.dtype)
+        self.group.Reduce_scatter(x, folded, counts)
+        x[mine] = folded
+        self._finish(x[mine], op)
+
+    def _one_shot(self, x: np.ndarray, op: str) -> None:
+        every = np.empty((self.size, x.size), x.dtype)
+        self.group.Allgather(x, every)
+        self._fold(list(every), op, x)
+
+    def _arena(self, x: np.ndarray, op: str) -> None:
+        self._scatter(x, op)
+        self._gather(x)
+
+    def _scatter(self, x: np.ndarray, op: str) -> None:
+        mine, counts, starts = self._parts(x.size)
+        counts[self.rank], own = 0, counts[self.rank]
+        incoming = np.empty((self.size, own), x.dtype)
+        taken = [own * (rank != self.rank) for rank in range(self.size)]
+        self.group.Alltoallv([x, (counts, starts)], [incoming, (taken, [own * rank for rank in range(self.size)])])
+        rows = list(incoming)
+        rows[self.rank] = x[mine]
+        self._fold(rows, op, x[mine])
+
+    def _gather(self, x: np.ndarray) -> None:
+        _, counts, starts = self._parts(x.size)
+        self.group.Allgatherv(self.library.IN_PLACE, [x, (counts, starts)])
+
+    def _by_messages(self, run: Callable, x: np.ndarray, op: str) -> None:
+        ufunc = UFUNCS[op]
+        run(self, x, lambda low, high, out: ufunc(low, high, out=out))
+        self._finish(x, op)
+
+    def _fold(self, rows: Sequence[np.ndarray], op: str, out: np.ndarray) -> None:
+        """out = the rows folded in their order. `out` may be a row; the others are overwritten."""
+        total = rows[0]
+        for rank, row in enumerate(rows[1:], 1):
+            last = rank == len(rows) - 1
+            UFUNCS[op](total, row, out=out if last else total)
+            total = out if last else total
+        if total is not out:
+            out[...] = total
+        self._finish(out, op)
+
+    def _finish(self, x: np.ndarray, op: str) -> None:
+        if op == "mean":
+            np.divide(x, self.size, out=x)
+
+    def _parts(self, n: int) -> tuple[slice, list[int], list[int]]:
+        """This rank's part of n elements; sizes and starts of all parts."""
+        parts = [self.part(n, rank) for rank in range(self.size)]
+        return parts[self.rank], [part.stop - part.start for part in parts], [part.start for part in parts]
