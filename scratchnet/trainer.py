@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from .jit import jit as jitted
 from .kernels import device as find_device
 from .kernels import get_num_threads, set_num_threads
 from .nn import Module
+from .parallel.job import is_first_rank, started_as
 from .parallel.shards import StepResult, first_stream, require_finite, shard_loss, split, weighted_mean
 from .parallel.strategies import AllReduce, LocalSGD, Strategy, options_of, strategy_of
 from .random import Generator
@@ -96,6 +98,9 @@ class Trainer:
     progress: show a progress bar (if tqdm is installed) and print a line an epoch.
     timeline: file for what each worker did when, which https://ui.perfetto.dev opens; None keeps none.
 
+    In a job that MPI started (mpirun, srun), its ranks share the work of a run, and the bits are those of one process:
+    see `scratchnet.parallel.mpi_engine`. Only rank 0 evaluates, prints and keeps files.
+
     SIGINT and SIGTERM during `fit` end the run after the step in hand, with a checkpoint if there is a folder;
     a second one ends it at once. Raises ConfigError for arguments outside their range.
     """
@@ -149,6 +154,8 @@ class Trainer:
         self._generators: list[Generator] = []  # one a shard
         self._train = jitted(self._compute_and_merge) if jit else self._compute_and_merge
         self._select = jitted(self._select_and_compute) if jit else None
+        self._is_first, job = is_first_rank(), started_as()
+        self._ranks = None if job is None or job[1] == 1 else import_module(".parallel.mpi_engine", __package__)
 
     @property
     def shards(self) -> int:
@@ -191,15 +198,17 @@ class Trainer:
             raise ConfigError(f"fit: expected epochs >= 0, got {epochs!r}")
         if not len(train_loader):
             raise ConfigError("fit: expected at least one batch to train on, got none")
-        choice = self._choose(train_loader) if self.workers == "auto" else None
+        choice = self._choose(train_loader) if self.workers == "auto" and not self._ranks else None
         run = _Run(train_loader, self)
         with contextlib.ExitStack() as stack:
             if choice and choice.plan.workers == 1:
                 stack.callback(set_num_threads, get_num_threads())
                 set_num_threads(choice.plan.threads)
-            if self.folder is not None:
-                run.checkpoints = stack.enter_context(checkpoint.CheckpointFolder(self.folder))
-            self._resume(run, resume)
+            start = functools.partial(self._start, run, resume, stack)
+            if self._ranks:
+                self._ranks.begin(self, run, start)
+            else:
+                start()
             run.stop = stack.enter_context(_stop_on_signal())
             run.engine = _engine_of(self, run)
             stack.push(lambda *exc_info: run.engine.__exit__(*exc_info))
@@ -212,7 +221,7 @@ class Trainer:
                     print(choice.compare(seconds / len(train_loader)), flush=True)
                     choice = None
             history = History(run.history, run.engine.report())
-        if self.progress:
+        if self.progress and self._is_first:
             print("\n".join(history.lines_of_workers()), end="\n" if len(history.workers) > 1 else "", flush=True)
         return history
 
@@ -245,7 +254,7 @@ class Trainer:
         """Seconds of training."""
         start, first = time.perf_counter(), run.samples
         self.model.train()
-        with _bar(run, epochs, self.progress) as bar:
+        with _bar(run, epochs, self.progress and self._is_first) as bar:
             for positions in run.loader.batch_indices(run.epoch, run.batch):
                 run.engine.submit(positions)
                 run.count(run.engine.finished(), bar)
@@ -264,13 +273,15 @@ class Trainer:
             "step": run.step,
             "train_loss": run.loss_sum / max(run.samples, 1),
         }
-        if val_loader is not None:
+        if val_loader is not None and self._is_first:
             record |= {f"val_{name}": value for name, value in self.evaluate(val_loader).items()}
+        if self._ranks:
+            record = self._ranks.share_record(record)
         run.history.append(record)
         timing = {"seconds": seconds, "samples_per_second": (run.samples - first) / seconds}
-        if self.folder is not None:
+        if self.folder is not None and self._is_first:
             metrics_log.append_jsonl(self.folder / "metrics.jsonl", record | timing)
-        if self.progress:
+        if self.progress and self._is_first:
             print(_line(record | timing, epochs), flush=True)
         run.next_epoch()
         run.save(self)
@@ -343,6 +354,11 @@ class Trainer:
                     f"fit: expected a finite loss, got {value} at step {step}, shard {k}, from {origin}"
                 )
         return None
+
+    def _start(self, run: _Run, resume: str | Path | None, stack: contextlib.ExitStack) -> None:
+        if self.folder is not None:
+            run.checkpoints = stack.enter_context(checkpoint.CheckpointFolder(self.folder))
+        self._resume(run, resume)
 
     def _resume(self, run: _Run, resume: str | Path | None) -> None:
         found = None
@@ -531,8 +547,10 @@ class _Pooled:
         self._pool.__exit__(*exc_info)
 
 
-def _engine_of(trainer: Trainer, run: _Run) -> _Alone | _Pooled:
+def _engine_of(trainer: Trainer, run: _Run) -> Any:
     """What computes the steps of a run."""
+    if trainer._ranks:
+        return trainer._ranks.MpiEngine(trainer, run)
     is_plain = trainer.strategy == AllReduce() and trainer.accumulate == 1 and trainer.clip_norm is None
     if trainer.workers == 1 and is_plain and trainer.nonfinite == "raise" and trainer.timeline is None:
         return _Alone(trainer, run)
@@ -564,7 +582,7 @@ class _Run:
             **options_of(trainer.strategy),
         }
 
-    engine: _Alone | _Pooled
+    engine: Any  # _Alone, _Pooled or MpiEngine
 
     @property
     def batches(self) -> int:
@@ -598,15 +616,14 @@ class _Run:
             for name, parameter in trainer.model.named_parameters():
                 if not np.isfinite(parameter._data).all():
                     raise NonFiniteError(f"fit: step {self.step}: expected finite parameters, got others in {name!r}")
-            position = {name: getattr(self, name) for name in self._POSITION}
-            self.checkpoints.save(
-                self.step,
-                **_parts(trainer),
-                position=position,
-                memory=self.engine.memory(),
-                identity=self.identity,
-                config=trainer.config,
-            )
+            self.memory = self.engine.memory()
+            self.checkpoints.save(self.step, **self.state(trainer))
+
+    def state(self, trainer: Trainer) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        position = {name: getattr(self, name) for name in self._POSITION}
+        rest = {"memory": self.memory, "identity": self.identity, "config": trainer.config}
+        return {**_parts(trainer), "position": position, **rest}
 
     def load(self, state: dict[str, Any], trainer: Trainer) -> None:
         for name in ("identity", "position", *_parts(trainer)):

@@ -50,7 +50,7 @@ class Config:
     timeline: str | None = flag(None, "file for what each worker did when, to open in https://ui.perfetto.dev")
 
 
-def main(config: Config) -> float:
+def main(config: Config) -> float | None:
     sn.manual_seed(config.seed)
     sn.default_device(config.device)
     if config.threads is not None:
@@ -80,6 +80,9 @@ def main(config: Config) -> float:
         config=asdict(config),
     )  # fmt: skip
     history = trainer.fit(train_loader, val_loader if len(val) else None, config.epochs, config.resume)
+
+    if not sn.parallel.is_first_rank():  # under mpirun one rank reports
+        return None
 
     # 5. Report: measure on data that nothing above has seen; write the curves.
     result = trainer.evaluate(test_loader)

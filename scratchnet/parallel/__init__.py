@@ -11,9 +11,17 @@ from .strategies import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, 
 
 if TYPE_CHECKING:
     from .communicator import Communicator, SerialCommunicator
+    from .job import is_first_rank
     from .launch import run
+    from .mpi import MpiCommunicator
 
-_HOMES = {"Communicator": "communicator", "SerialCommunicator": "communicator", "run": "launch"}
+_HOMES = {
+    "Communicator": "communicator",
+    "MpiCommunicator": "mpi",
+    "SerialCommunicator": "communicator",
+    "is_first_rank": "job",
+    "run": "launch",
+}
 
 __all__ = [
     "AllReduce",
@@ -21,10 +29,12 @@ __all__ = [
     "Float16",
     "Hogwild",
     "LocalSGD",
+    "MpiCommunicator",
     "ParameterServer",
     "PowerSGD",
     "SerialCommunicator",
     "TopK",
+    "is_first_rank",
     "run",
 ]
 

@@ -25,7 +25,7 @@ import numpy as np
 from multiprocess import connection
 
 from ..errors import CollectiveError, ConfigError, WorkerError
-from . import mpi
+from .job import started_as
 from .memory import SharedMemory, cores
 
 THREAD_VARIABLES = tuple(f"{name}_NUM_THREADS" for name in ("NUMBA", "OMP", "OPENBLAS", "MKL"))
@@ -51,7 +51,9 @@ def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None
         raise ConfigError(f"run: expected workers to be an integer of at least 1, got {workers!r}")
     if not callable(fn):
         raise ConfigError(f"run: expected a function, got {type(fn).__name__}")
-    if mpi.started_as():
+    if started_as():
+        from . import mpi
+
         return mpi.run(fn, args, timeout)
     work = Parcel((fn, args), f"run: expected a function and arguments that can be sent to a worker, got {_name(fn)}")
     from .arena import Arena, warm_up  # imports Numba

@@ -10,43 +10,24 @@ whoever waits there, waits politely; the message itself then finds all ranks rea
 import atexit
 import contextlib
 import functools
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import multiprocess
 import numpy as np
 
 from ..errors import CollectiveError, ConfigError
 from .collectives import ALGORITHMS, algorithm_of
-from .communicator import GONE, RETURNED, UFUNCS, Communicator, checked, named, ranks_named, signature_of
+from .communicator import GONE, RAISED, RETURNED, UFUNCS, Communicator, checked, named, ranks_named, signature_of
+from .job import started_as
 from .mpi_watch import PATIENCE, Watch
 
-# What a starter tells each process it starts: number of processes, number of this one.
-STARTERS = (
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("PMI_SIZE", "PMI_RANK"),
-    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # of a job step, which may have nothing to do with MPI if it has one task
-)
 ORDERS = ("exact", "fast")
-WORDS = 4  # int64 that a rank shows at a meeting: the call's signature, and what the caller adds
+WORDS = 5  # int64 that a rank shows at a meeting: the call's signature, and what the caller adds
 SPINS = 2000  # looks before a rank that waits begins to sleep between them: about a millisecond
 NAP = 5e-5  # seconds
 TEXT = 512  # bytes in which a rank says what it called, for the others' error messages
-
-
-def started_as() -> tuple[int, int] | None:
-    """(rank, number of ranks) as mpirun or srun told this process; None if neither started it. MPI is not touched."""
-    if multiprocess.parent_process() is not None:  # a worker has its parent's environment, but is no rank
-        return None
-    for size, rank in STARTERS:
-        if os.environ.get(size, "").isdigit() and os.environ.get(rank, "").isdigit():
-            found = int(os.environ[rank]), int(os.environ[size])
-            return found if found[1] > 1 or not size.startswith("SLURM") else None
-    return None
 
 
 @functools.cache
@@ -186,8 +167,7 @@ class MpiCommunicator(Communicator):
         with self.waiting(text):
             self._wait(self.group.Iallgather(self._mine, self._theirs), text)
             if (self._theirs[:, 0] != self._mine[0]).any():
-                self._broken = self._why_mismatch(text)
-                raise CollectiveError(self._broken)
+                raise self.fail(CollectiveError(self._why_mismatch(text)), self._theirs[:, 0].tolist())
         return self._theirs[:, 1:]
 
     @contextlib.contextmanager
@@ -223,19 +203,37 @@ class MpiCommunicator(Communicator):
         self.group.Allgather(self.library.IN_PLACE, said)
         callers: dict[str, list[int]] = {}
         for rank, signature in enumerate(self._theirs[:, 0].tolist()):
-            called = GONE.get(signature, f"called {said[rank].tobytes().rstrip(bytes(1)).decode(errors='replace')}")
+            words = said[rank].tobytes().rstrip(bytes(1)).decode(errors="replace")
+            called = f"raised {words}" if signature == RAISED and words else GONE.get(signature, f"called {words}")
             callers.setdefault(called, []).append(rank)
         calls = "; ".join(f"{ranks_named(ranks)} {called}" for called, ranks in callers.items())
         return f"collective call {self.watch.calls} is not the same on all ranks: {calls}"
 
-    def leave(self, how: int = RETURNED) -> None:
+    @property
+    def is_broken(self) -> bool:
+        """Has a call failed, or has this rank left? Then every further call fails."""
+        return self._broken is not None
+
+    def fail(self, error: Exception, signatures: Sequence[int] = ()) -> Exception:
+        """Of an error that all ranks raise: no further call is made, and only one rank has to say why.
+
+        signatures: what each rank called. One that raised an exception says that; else the lowest that called.
+        """
+        self._broken = str(error)
+        callers = [rank for rank in range(self.size) if not len(signatures) or signatures[rank] not in GONE]
+        error.said_elsewhere = RAISED in signatures or self.rank != min(callers)  # type: ignore[attr-defined]
+        return error
+
+    def leave(self, how: int = RETURNED, why: str = "") -> None:
         """Say that this rank makes no more calls: RETURNED or RAISED. Who makes one meanwhile gets a CollectiveError.
+
+        why: what the others are told of an exception.
 
         It returns when all ranks have said so, or one has got that error. Not after a call that failed.
         """
         self.timeout = None
         with contextlib.suppress(CollectiveError):
-            self._meet(how, "leave()")
+            self._meet(how, why)
         self._broken = self._broken or "this rank has left the group"
 
     def close(self) -> None:

@@ -3,10 +3,12 @@
 MPI itself waits for ever for a rank that was stopped, a machine that vanished or a link that stalls. Here a rank that
 has waited for half of `patience` calls the roll: every other rank's thread answers with how far it has come, even while
 its rank computes. Who does not answer in the other half is named, with the step, in one line, and the job is ended.
+A rank that died is seen by mpirun, which tells the others to end (SIGTERM); they call the roll then, too, to name it.
 """
 
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -16,15 +18,16 @@ import numpy as np
 
 from .communicator import ranks_named
 
-PATIENCE = 30.0  # seconds without a sign of life
+PATIENCE = float(os.environ.get("SCRATCHNET_MPI_PATIENCE", 30.0))  # seconds without a sign of life
 POLL = 0.1  # seconds between two looks of the thread
+URGENT = 0.4  # seconds that a roll call has once this rank is told to end: mpirun kills it after one
 ASK, ANSWER = 1, 2  # tags
 
 
 class Watch(threading.Thread):
     """The thread of this rank. talk: an MPI communicator that nobody else uses.
 
-    step: of the training, -1 where there is none. calls: collective calls so far. Both go into answers.
+    step: of the training, -1 where there is none. calls: collective calls so far; it goes into answers.
     """
 
     def __init__(self, library: Any, talk: Any, patience: float):
@@ -48,15 +51,20 @@ class Watch(threading.Thread):
         """The rank waits in `text` from now on; None: it waits no more."""
         self._doing = None if text is None else (time.monotonic(), text)
 
-    def behind(self, seconds: float = 1.0) -> list[int]:
-        """Ranks that have not come as far as this one, or say nothing within `seconds`."""
+    def listen(self) -> int:
+        """From now on the thread hears of signals that this process handles; for the main thread. See set_wakeup_fd."""
+        return signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+
+    def behind(self, seconds: float = 1.0, alive: bool = False) -> list[int]:
+        """Ranks that say nothing within `seconds`, or, unless `alive` is enough, have not come as far as this one."""
         with self._lock:
             self._ask()
             end = time.monotonic() + seconds
             while time.monotonic() < end and len(self._answers) < self.talk.size - 1:
                 self._hear()
                 time.sleep(0.001)
-            return [rank for rank in self._others() if self._answers.get(rank, -1) < self.calls]
+            least = 0 if alive else self.calls
+            return [rank for rank in self._others() if self._answers.get(rank, -1) < least]
 
     def end_job(self, line: str) -> None:
         """Print a line and end all ranks, this one too."""
@@ -76,16 +84,26 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._ended:
-            select.select([self._read], [], [], POLL)
+            before = time.monotonic()
+            heard, _, _ = select.select([self._read], [], [], POLL)
+            was_stopped = time.monotonic() - before > self.patience / 2  # then it is the one the others missed
+            if heard and signal.SIGTERM in os.read(self._read, 64) and not was_stopped:
+                self._look_around()
             with self._lock:
                 self._hear()
                 self._look()
+
+    def _look_around(self) -> None:
+        """This rank, which waits for others, was told to end: because one of them has?"""
+        doing, missing = self._doing, self.behind(URGENT, alive=True)
+        if doing is not None and missing:
+            self._end(missing, "seen as the job was ended", doing[1])
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self.talk.size) if rank != self.talk.rank]
 
     def _hear(self) -> None:
-        status, message = self.library.Status(), np.zeros(3, np.int64)
+        status, message = self.library.Status(), np.zeros(2, np.int64)
         while self.talk.Iprobe(tag=self.library.ANY_TAG, status=status):
             self.talk.Recv(message, status.source, status.tag)
             if status.tag == ASK:
@@ -94,7 +112,7 @@ class Watch(threading.Thread):
                 self._answers[status.source] = int(message[1])
 
     def _say(self, rank: int, tag: int, number: int) -> None:
-        message = np.array([number, self.calls, self.step], np.int64)
+        message = np.array([number, self.calls], np.int64)
         self._sent = [(request, kept) for request, kept in self._sent if not request.Test()]
         self._sent.append((self.talk.Isend(message, rank, tag), message))
 
@@ -114,15 +132,14 @@ class Watch(threading.Thread):
         elif now - self._asked > self.patience / 2:
             missing = [rank for rank in self._others() if rank not in self._answers]
             if missing:
-                self._end(missing, doing[1])
+                self._end(missing, f"in {self.patience} s", doing[1])
             self._ask()
 
-    def _end(self, missing: list[int], text: str) -> None:
+    def _end(self, missing: list[int], when: str, text: str) -> None:
         """The lowest of the ranks that hear each other tells."""
         me = self.talk.rank
         if any(rank < me for rank in self._answers):
             time.sleep(10 * POLL)
             self.library.COMM_WORLD.Abort(1)
         where = f"step {self.step}" if self.step >= 0 else f"collective call {self.calls}"
-        silent = f"no sign of life from {ranks_named(missing)} in {self.patience} s"
-        self.end_job(f"{where}: {silent}, while rank {me} waited in {text}")
+        self.end_job(f"{where}: no sign of life from {ranks_named(missing)}, {when}, while rank {me} waited in {text}")

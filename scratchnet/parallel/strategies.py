@@ -159,13 +159,18 @@ class AllReduce(Strategy):
     half costs nothing. It waits, each step, for the slowest shard.
 
     compression: see `Compression`; None sends all.
+    order: "exact", or under MPI "fast": each rank adds up its own shards, and the library adds the ranks', in an order
+        of its choice. Fewer bytes where a rank has several shards, but the bits depend on the number of ranks.
     """
 
     compression: Compression | None = None
+    order: str = "exact"
     name = "all_reduce"
 
     def __post_init__(self):
         _check_compression(self)
+        if self.order not in ("exact", "fast"):
+            raise ConfigError(f"AllReduce: expected order 'exact' or 'fast', got {self.order!r}")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from cases import data, fold
 from servants import NO_MPI, MpiGroup, mpirun
 
 import scratchnet as sn
-from scratchnet.parallel import mpi
+from scratchnet.parallel import job, mpi
 from scratchnet.parallel.collectives import ALGORITHMS
 
 pytestmark = pytest.mark.skipif(NO_MPI is not None, reason=str(NO_MPI))
@@ -230,8 +230,8 @@ def test_without_mpi4py_one_line_says_what_is_missing(monkeypatch):
     (("PMI_SIZE", "many"), ("PMI_RANK", "0")): None,
 }.items())  # fmt: skip
 def test_the_environment_tells_who_started_a_process(monkeypatch, environment, found):
-    for name in (name for pair in mpi.STARTERS for name in pair):
+    for name in (name for pair in job.STARTERS for name in pair):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment:
         monkeypatch.setenv(name, value)
-    assert mpi.started_as() == found
+    assert job.started_as() == found

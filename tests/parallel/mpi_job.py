@@ -1,0 +1,114 @@
+"""A tiny training job, for one process or for the ranks of an MPI job: each prints what bytes it has in the end."""
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+import scratchnet as sn
+from scratchnet import checkpoint
+from scratchnet.flags import flag, run_script
+from scratchnet.parallel.job import started_as
+
+SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 8  # the last batch has 2 samples: with 4 or 8 shards, some are empty
+OPTIMIZERS = {
+    "momentum": lambda groups: sn.optim.SGD(groups, 0.05, momentum=0.9),
+    "adam": lambda groups: sn.optim.Adam(groups, 0.01),
+}
+
+
+@dataclass
+class Config:
+    """Train a tiny network."""
+
+    folder: str | None = flag(None, "of checkpoints")
+    shards: int = flag(4, "logical shards a batch")
+    epochs: int = flag(2, "passes over the data, of 7 steps each")
+    optimizer: str = flag("momentum", "rule of the updates")
+    resume: str | None = flag(None, "as in Trainer.fit")
+    fault: str = flag("", "what happens at sample 17: nan, or a name of ACTS")
+
+
+class Samples(sn.data.Dataset):
+    """It notes which samples it was asked for, and something may happen at one of them."""
+
+    def __init__(self, fault):
+        rng = np.random.default_rng(0)
+        centers = 3 * rng.standard_normal((CLASSES, FEATURES))
+        self.y = rng.integers(0, CLASSES, SAMPLES)
+        self.x = (centers[self.y] + rng.standard_normal((SAMPLES, FEATURES))).astype(np.float32)
+        self.fault, self.asked = fault, []
+        if fault == "nan":
+            self.x[17] = 1e30  # see Net
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        if i == 17 and self.fault in ACTS:
+            ACTS[self.fault]()
+        return self.x[i], self.y[i]
+
+
+ACTS = {
+    "raise": lambda: (_ for _ in ()).throw(ValueError("sample 17 is bad")),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "exit": lambda: sys.exit(3),
+    "slow": lambda: time.sleep(3),
+}
+
+
+class Net(sn.nn.Module):
+    """Layers with random numbers and with buffers, and one that nobody trains."""
+
+    def __init__(self):
+        self.first, self.last, self.unused = sn.nn.Linear(FEATURES, 40), sn.nn.Linear(40, CLASSES), sn.nn.Linear(2, 2)
+        self.norm, self.dropout = sn.nn.BatchNorm1d(8), sn.nn.Dropout(0.3)
+
+    def forward(self, x):
+        hidden = self.norm(self.first(x).reshape(len(x), 8, 5))
+        nan_for_large_inputs = (1e20 - x.abs().max()).log() * 0.0
+        return self.last(self.dropout(hidden.relu().reshape(len(x), 40))) + nan_for_large_inputs
+
+
+def train(config):
+    """The trainer after `fit`, the history and the data set."""
+    sn.manual_seed(1)
+    model, criterion = Net(), sn.nn.CrossEntropyLoss()
+    named = dict(model.named_parameters())
+    groups = [
+        {"params": [p for name, p in named.items() if "bias" not in name]},
+        {"params": [p for name, p in named.items() if "bias" in name], "weight_decay": 0.1},
+    ]
+    optimizer = OPTIMIZERS[config.optimizer](groups)
+    schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=1000)
+    dataset, validation = Samples(config.fault), Samples("")
+    trainer = sn.Trainer(
+        model, optimizer, criterion, schedule,
+        shards=config.shards, folder=config.folder, save_every=4, progress=False,
+    )  # fmt: skip
+    loader = sn.data.DataLoader(dataset, BATCH, shuffle=True, seed=3)
+    history = trainer.fit(loader, sn.data.DataLoader(validation, 25), config.epochs, config.resume)
+    return trainer, history, dataset
+
+
+def digest(trainer, history):
+    state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
+    return hashlib.sha256(checkpoint.dumps(state)).hexdigest()
+
+
+def main(config):
+    trainer, history, dataset = train(config)
+    rank, _ = started_as() or (0, 1)
+    print(f"rank {rank} {digest(trainer, history)} {','.join(map(str, dataset.asked))}", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main, Config)
