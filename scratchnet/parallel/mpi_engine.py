@@ -14,7 +14,6 @@ state travels only before a checkpoint. Rank 0 alone touches the run's folder; w
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
 import json
 import math
@@ -185,7 +184,7 @@ class MpiEngine:
             self._gather(self._pages[1 - step % 2][:1])
             if self._replica.layout.buffers:
                 comm.group.Bcast(self._buffers(self._pages[1 - step % 2][0]), comm.size - 1)
-            self._shards.gather(comm, losses)
+            self._shards.join(comm, losses)
         self._done.append(StepResult(step, self._number, batches, losses.T))
         self._batches, self._number, self.submitted = [], self._number + len(batches), step + 1
 
@@ -207,7 +206,7 @@ class MpiEngine:
     def _meet(self, shard: int, what: int) -> None:
         """All ranks have their gradients, finite ones of the same samples; or all raise. shard: 1 + that of `what`."""
         comm, step = self._comm, self.submitted
-        samples = functools.reduce(lambda crc, rows: zlib.crc32(rows.tobytes(), crc), self._batches, step)
+        samples = zlib.crc32(np.concatenate(self._batches).tobytes(), step)
         brought = comm.meet("training step", shard, what, self._asked.requested or 0, samples)
         others = [rank for rank in range(comm.size) if brought[rank, 3] != brought[0, 3]]
         if others:
@@ -277,7 +276,7 @@ class MpiEngine:
         squares = np.zeros(NORMS)
         for i in self._parts.of(self._comm.rank):
             squares[i] = self._replica.sum_of_squares((i, NORMS), self._merged(full))
-        self._parts.gather(self._comm, squares)
+        self._parts.join(self._comm, squares)
         return min(1.0, self._replica.clip_norm / (math.sqrt(sum(squares.tolist())) + 1e-6))
 
     def _slice(self, full: tuple[int, ...]) -> Slice:
@@ -365,7 +364,7 @@ class _Shares:
     def owner(self, i: int) -> int:
         return bisect.bisect_right(self.starts, i) - 1
 
-    def gather(self, comm: MpiCommunicator, rows: np.ndarray) -> None:
+    def join(self, comm: MpiCommunicator, rows: np.ndarray) -> None:
         """Row i of (n, ...) float64 is that of its owner, on all ranks."""
         width = rows.size // max(len(rows), 1)
         shares = [width * count for count in self.counts], [width * start for start in self.starts[:-1]]

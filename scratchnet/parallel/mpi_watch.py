@@ -41,7 +41,7 @@ class Watch(threading.Thread):
         self._sent: list[Any] = []
         self._parent = os.getppid()
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._ended = False
+        self._ended = self._was_stopped = False
         self._lock = threading.Lock()
         self.start()
 
@@ -86,8 +86,8 @@ class Watch(threading.Thread):
         while not self._ended:
             before = time.monotonic()
             heard, _, _ = select.select([self._read], [], [], POLL)
-            was_stopped = time.monotonic() - before > self.patience / 2  # then it is the one the others missed
-            if heard and signal.SIGTERM in os.read(self._read, 64) and not was_stopped:
+            self._was_stopped |= time.monotonic() - before > self.patience / 2  # then it is the one that others miss
+            if heard and signal.SIGTERM in os.read(self._read, 64) and not self._was_stopped:
                 self._look_around()
             with self._lock:
                 self._hear()

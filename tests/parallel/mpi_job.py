@@ -1,6 +1,7 @@
 """A tiny training job, for one process or for the ranks of an MPI job: each prints what bytes it has in the end."""
 
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import scratchnet as sn
 from scratchnet import checkpoint
 from scratchnet.flags import flag, run_script
 from scratchnet.parallel.job import started_as
+from scratchnet.parallel.mpi import library
 
 SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 8  # the last batch has 2 samples: with 4 or 8 shards, some are empty
 OPTIMIZERS = {
@@ -21,14 +23,22 @@ OPTIMIZERS = {
 }
 
 
+JOBS = {  # arguments of the trainer, and the optimizer
+    "momentum": ({"shards": 4}, "momentum"),
+    "adam, more shards than samples at the end": ({"shards": 8}, "adam"),
+    "two batches a step, and their norm": ({"shards": 3, "accumulate": 2, "clip_norm": 0.5}, "momentum"),
+    "one shard": ({"shards": 1}, "momentum"),
+    "fast": ({"shards": 4, "strategy": sn.parallel.AllReduce(order="fast")}, "adam"),
+}
+
+
 @dataclass
 class Config:
     """Train a tiny network."""
 
+    jobs: tuple[str, ...] = flag(("momentum",), "what to do, one after the other: names of JOBS")
     folder: str | None = flag(None, "of checkpoints")
-    shards: int = flag(4, "logical shards a batch")
-    epochs: int = flag(2, "passes over the data, of 7 steps each")
-    optimizer: str = flag("momentum", "rule of the updates")
+    epochs: int = flag(2, "passes over the data, of 7 batches each")
     resume: str | None = flag(None, "as in Trainer.fit")
     fault: str = flag("", "what happens at sample 17: nan, or a name of ACTS")
 
@@ -78,36 +88,43 @@ class Net(sn.nn.Module):
         return self.last(self.dropout(hidden.relu().reshape(len(x), 40))) + nan_for_large_inputs
 
 
-def train(config):
+def train(config, arguments, rule):
     """The trainer after `fit`, the history and the data set."""
     sn.manual_seed(1)
-    model, criterion = Net(), sn.nn.CrossEntropyLoss()
+    model = Net()
     named = dict(model.named_parameters())
     groups = [
         {"params": [p for name, p in named.items() if "bias" not in name]},
         {"params": [p for name, p in named.items() if "bias" in name], "weight_decay": 0.1},
     ]
-    optimizer = OPTIMIZERS[config.optimizer](groups)
+    optimizer = OPTIMIZERS[rule](groups)
     schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=1000)
     dataset, validation = Samples(config.fault), Samples("")
     trainer = sn.Trainer(
-        model, optimizer, criterion, schedule,
-        shards=config.shards, folder=config.folder, save_every=4, progress=False,
+        model, optimizer, sn.nn.CrossEntropyLoss(), schedule,
+        folder=config.folder, save_every=4, progress=False, **arguments,
     )  # fmt: skip
     loader = sn.data.DataLoader(dataset, BATCH, shuffle=True, seed=3)
     history = trainer.fit(loader, sn.data.DataLoader(validation, 25), config.epochs, config.resume)
     return trainer, history, dataset
 
 
-def digest(trainer, history):
-    state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
-    return hashlib.sha256(checkpoint.dumps(state)).hexdigest()
+def forbidden(*args, **kwargs):
+    raise AssertionError("an object was pickled for MPI")
 
 
 def main(config):
-    trainer, history, dataset = train(config)
     rank, _ = started_as() or (0, 1)
-    print(f"rank {rank} {digest(trainer, history)} {','.join(map(str, dataset.asked))}", flush=True)
+    if started_as():
+        library().pickle.__init__(dumps=forbidden, loads=forbidden)
+    for name in config.jobs:
+        trainer, history, dataset = train(config, *JOBS[name])
+        state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
+        digest = hashlib.sha256(checkpoint.dumps(state)).hexdigest()
+        weights = [float(p.detach().numpy().sum(dtype=np.float64)) for p in trainer.model.parameters()]
+        result = {"job": name, "rank": rank, "digest": digest, "asked": dataset.asked, "sums": weights}
+        with open(os.path.join(os.environ["RESULTS"], f"{rank}.jsonl"), "a") as file:  # mpirun mixes what ranks print
+            file.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from multiprocess import resource_tracker
 TRACKER = "multiprocess.resource_tracker"  # one helper process of multiprocess, which ends with this one
 
 
-def children():
-    """{process: its command line} of the children of this process, dead ones that nobody waited for included."""
+def children(of="self"):
+    """{process: its command line} of the children of a process, dead ones that nobody waited for included."""
     found = {}
-    for task in Path("/proc/self/task").glob("*/children"):
+    for task in Path(f"/proc/{of}/task").glob("*/children"):
         for child in task.read_text().split():
             with contextlib.suppress(OSError):  # it may end while we look
                 found[int(child)] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()

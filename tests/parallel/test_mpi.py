@@ -1,21 +1,32 @@
 """Ranks that mpirun started: the contract of a communicator against NumPy, calls that differ, and the end of a job."""
 
 import ast
+import functools
 import inspect
+import itertools
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+import time
+from pathlib import Path
 
+import mpi_job
 import numpy as np
 import pytest
+import residue
 import test_arena
 import workers
 from cases import data, fold
 from servants import NO_MPI, MpiGroup, mpirun
 
 import scratchnet as sn
-from scratchnet.parallel import job, mpi
+from scratchnet.parallel import job as started
+from scratchnet.parallel import mpi, mpi_engine, mpi_watch
 from scratchnet.parallel.collectives import ALGORITHMS
 
 pytestmark = pytest.mark.skipif(NO_MPI is not None, reason=str(NO_MPI))
@@ -144,7 +155,7 @@ def test_the_source_calls_no_method_that_pickles(monkeypatch):
     capital = {name.lower() for name in dir(MPI.Intracomm) if name[0].isupper()}
     pickling = {name for name in dir(MPI.Intracomm) if name[0].islower() and name in capital}
     assert {"send", "recv", "bcast", "allreduce", "alltoall", "isend"} <= pickling
-    for module in (mpi, sn.parallel.mpi_watch):
+    for module in (mpi, mpi_engine, mpi_watch):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute) and node.attr in pickling:
                 assert isinstance(node.value, ast.Name) and node.value.id == "self", ast.unparse(node)
@@ -230,8 +241,155 @@ def test_without_mpi4py_one_line_says_what_is_missing(monkeypatch):
     (("PMI_SIZE", "many"), ("PMI_RANK", "0")): None,
 }.items())  # fmt: skip
 def test_the_environment_tells_who_started_a_process(monkeypatch, environment, found):
-    for name in (name for pair in job.STARTERS for name in pair):
+    for name in (name for pair in started.STARTERS for name in pair):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment:
         monkeypatch.setenv(name, value)
-    assert job.started_as() == found
+    assert started.started_as() == found
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+JOB = Path(__file__).with_name("mpi_job.py")
+
+
+def job(ranks, *flags, command=mpirun, fail=""):
+    """The job under mpirun, or without it for `ranks` 0: status, lines of results, and what it said."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    variables |= {"SCRATCHNET_MPI_PATIENCE": "3", "SCRATCHNET_FAIL": fail}
+    line = [sys.executable, str(JOB), *map(str, flags)]
+    line = command(ranks, *line) if ranks else line
+    with tempfile.TemporaryDirectory() as folder:
+        variables["RESULTS"] = folder
+        done = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=60)
+        results = [json.loads(text) for path in Path(folder).iterdir() for text in path.read_text().splitlines()]
+    return done.returncode, results, done.stderr
+
+
+@functools.cache
+def undisturbed():
+    """{job: result} of one process that MPI did not start."""
+    status, results, said = job(0, "--jobs", *mpi_job.JOBS)
+    assert status == 0, said
+    return {result["job"]: result for result in results}
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_training_has_the_bits_of_one_process_for_any_number_of_ranks(ranks):
+    status, results, said = job(ranks, "--jobs", *mpi_job.JOBS)
+    assert status == 0, said
+    assert sorted((r["job"], r["rank"]) for r in results) == sorted(itertools.product(mpi_job.JOBS, range(ranks)))
+    for result in results:
+        expected = undisturbed()[result["job"]]
+        if result["job"] != "fast":
+            assert result["digest"] == expected["digest"], result["job"]
+        else:  # the order of additions, and nothing else, is another
+            np.testing.assert_allclose(result["sums"], expected["sums"], rtol=1e-3, atol=1e-3)
+    assert len({result["digest"] for result in results if result["job"] == "fast"}) == 1
+    for name in ("momentum", "adam, more shards than samples at the end"):
+        check_rows([r["asked"] for r in sorted(results, key=lambda r: r["rank"]) if r["job"] == name], name)
+
+
+def check_rows(asked, name):
+    """Each rank has read the samples of its shards and no others, but for those of shard 0 that it looks at first."""
+    shards, ranks = mpi_job.JOBS[name][0]["shards"], len(asked)
+    loader = sn.data.DataLoader(mpi_job.Samples(""), mpi_job.BATCH, shuffle=True, seed=3)
+    batches = [rows for epoch in range(2) for rows in loader.batch_indices(epoch)]
+    first = mpi_job.BATCH // shards
+    for rank, rows in enumerate(asked):
+        own = [
+            rows[k * len(rows) // shards : (k + 1) * len(rows) // shards]
+            for rows in batches
+            for k in range(rank * shards // ranks, (rank + 1) * shards // ranks)
+        ]
+        assert rows[first:] == np.concatenate(own or [[]]).tolist()
+
+
+def test_ranks_that_take_different_samples_are_named():
+    status, text = python(
+        2,
+        """
+        import numpy as np, scratchnet as sn
+        rank = sn.parallel.job.started_as()[0]
+        model = sn.nn.Linear(3, 2)
+        data = sn.data.TensorDataset(np.ones((8, 3), np.float32), np.zeros(8, int))
+        loader = sn.data.DataLoader(data, 4, shuffle=True, seed=rank)
+        optimizer = sn.optim.SGD(model.parameters(), 0.1)
+        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), shards=2, progress=False)
+        trainer.fit(loader)
+        """,
+    )
+    assert status != 0 and "expected loader_seed=0, as saved, got 1" in text
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+SAID = {  # what happens at sample 17, in step 4, on rank 2: the one line that says it
+    "nan": "mpi_job.py: fit: expected a finite loss, got nan at step 4, shard 3, from an input",
+    "raise": "scratchnet: rank 2, step 4: ValueError: sample 17 is bad",
+    "exit": "scratchnet: rank 2, step 4: SystemExit: 3",
+    "stop": "scratchnet: step 4: no sign of life from rank 2, in 3.0 s, while rank 0 waited in training step",
+    "kill": "scratchnet: step 4: no sign of life from rank 2, seen as the job was ended, while rank 0 waited in ",
+}
+
+
+@pytest.mark.parametrize("fault", SAID)
+def test_a_fault_of_one_rank_ends_the_job_with_one_line(fault):
+    start = time.monotonic()
+    status, results, said = job(3, "--fault", fault)
+    lines = [line for line in said.splitlines() if line.startswith(("scratchnet:", "mpi_job.py:"))]
+    assert status != 0 and not results
+    assert len(lines) == 1 and lines[0].startswith(SAID[fault]), said
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("point", ["shard.claimed:9:1:SIGKILL", "slice.claimed:6:0:exit"])
+def test_a_job_that_lost_a_rank_goes_on_with_any_number_of_ranks_to_the_same_bytes(tmp_path, point):
+    status, results, _ = job(3, "--folder", tmp_path, fail=point)
+    assert status != 0 and not results
+    for ranks in (2, 0) if point.startswith("shard") else (4,):
+        folder = tmp_path / str(ranks)
+        shutil.copytree(tmp_path, folder, ignore=lambda _, names: [n for n in names if n.isdigit()])
+        status, results, said = job(ranks, "--folder", folder, "--resume", "auto")
+        assert status == 0, said
+        assert {result["digest"] for result in results} == {undisturbed()["momentum"]["digest"]}
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_sigterm_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(tmp_path):
+    status, results, said = job(3, "--folder", tmp_path, "--fault", "term")
+    assert status == 128 + signal.SIGTERM and not results, said
+    assert [path.name for path in tmp_path.glob("*.safetensors")]
+    status, results, said = job(2, "--folder", tmp_path, "--resume", "auto")
+    assert {result["digest"] for result in results} == {undisturbed()["momentum"]["digest"]}, said
+
+
+def test_the_wrapper_restarts_a_job_until_it_ends(tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "mpi_train.py"
+
+    def restarted(ranks, *command):
+        return [sys.executable, str(script), "--restarts", "2", "--pause", "0", "--", *mpirun(ranks, *command)]
+
+    flags = "--folder", tmp_path, "--resume", "auto"
+    status, results, said = job(2, *flags, command=restarted, fail="shard.written:10:1:SIGKILL")
+    assert status == 0, said
+    assert {result["digest"] for result in results} == {undisturbed()["momentum"]["digest"]}
+
+
+def test_ranks_end_with_mpirun(tmp_path):
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    variables["SCRATCHNET_FAIL"] = "shard.claimed:3:1:sleep=60"
+    process = subprocess.Popen(
+        mpirun(2, sys.executable, str(JOB), "--folder", str(tmp_path)), env=variables, stderr=subprocess.DEVNULL
+    )
+    while not (tmp_path / ".scratchnet-lock").exists():  # rank 0 is in fit
+        assert process.poll() is None
+        time.sleep(0.05)
+    ranks = [pid for pid, command in residue.children(process.pid).items() if "mpi_job" in command]
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(map(residue.alive, ranks)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
