@@ -1,18 +1,24 @@
 """Starts an MPI job, and starts it again when it fails: python scripts/mpi_train.py --restarts 3 -- mpirun -n 4 ...
 
 The command after `--` must go on where it stopped, as `scripts/train.py --folder RUN --resume auto` does. A rank that
-died, a machine that vanished, a link that stalled: the ranks that are left end the job and name the step; here the next
-one begins, from the newest checkpoint. Ctrl-C and SIGTERM are passed on, and end it.
+died, a machine that vanished, a link that stalled: the ranks that are left end the job and name the step, and here the
+next one begins, from the newest checkpoint. Open MPI's mpirun may wait for a vanished machine long after that, so it is
+ended, too. Ctrl-C and SIGTERM are passed on, and end it.
 """
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from subprocess import PIPE
+from typing import IO
 
 from scratchnet.flags import flag, parse_flags
+from scratchnet.parallel.job import RESTARTS
+from scratchnet.parallel.mpi_watch import SILENT
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # statuses of a run that was asked to stop
 
@@ -23,12 +29,14 @@ class Config:
 
     restarts: int = flag(3, "how often, at most")
     pause: float = flag(1.0, "seconds before a restart")
+    grace: float = flag(10.0, "seconds that the starter has to end once a rank showed no sign of life")
 
 
 def main(config: Config, command: list[str]) -> int:
     asked: list[int] = []
     for attempt in range(config.restarts + 1):
-        job = subprocess.Popen(command, env={**os.environ, "SCRATCHNET_RESTARTS": str(attempt)})
+        environment = {**os.environ, RESTARTS: str(attempt)}
+        job = subprocess.Popen(command, env=environment, stdout=PIPE, stderr=PIPE, start_new_session=True)
 
         def stop(number: int, frame: object, job: subprocess.Popen = job) -> None:
             asked.append(number)
@@ -36,7 +44,15 @@ def main(config: Config, command: list[str]) -> int:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
+        readers = [
+            threading.Thread(target=_pass_on, args=(job, *streams, config.grace), daemon=True)
+            for streams in ((job.stdout, sys.stdout.buffer), (job.stderr, sys.stderr.buffer))
+        ]
+        for reader in readers:
+            reader.start()
         status = job.wait()
+        for reader in readers:
+            reader.join(1.0)  # not for ever: what started the ranks of a vanished machine may still hold the pipe
         status = 128 - status if status < 0 else status
         if status == 0 or asked or status in STOPPED or attempt == config.restarts:
             return status
@@ -45,6 +61,17 @@ def main(config: Config, command: list[str]) -> int:
         )
         time.sleep(config.pause)
     return status
+
+
+def _pass_on(job: subprocess.Popen, source: IO[bytes], target: IO[bytes], grace: float) -> None:
+    """What the job says, until it ends: by force, if a rank was given up and its starter does not see it."""
+    for line in source:
+        target.write(line)
+        target.flush()
+        if SILENT.encode() in line:
+            time.sleep(grace)
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ STARTERS = (
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # of a job step, which may have nothing to do with MPI if it has one task
 )
+RESTARTS = "SCRATCHNET_RESTARTS"  # variable: how often the job was started before; see failpoints.armed
 
 
 def started_as() -> tuple[int, int] | None:

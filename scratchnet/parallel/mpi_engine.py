@@ -34,6 +34,7 @@ from ..errors import CollectiveError, ConfigError, NonFiniteError
 from ..kernels import get_num_threads, set_num_threads
 from . import failpoints
 from .communicator import RAISED, ranks_named
+from .job import RESTARTS
 from .memory import cores
 from .mpi import MpiCommunicator, world
 from .replica import Page, Place, Replica, Slice
@@ -41,8 +42,6 @@ from .shards import StepResult, split
 from .strategies import AllReduce
 from .training_arena import NORMS
 from .worker import LOSS_IS_BAD
-
-RESTARTS = "SCRATCHNET_RESTARTS"  # variable: how often the job was started before; see failpoints.armed
 
 
 def begin(trainer: Any, run: Any, first: Callable[[], None]) -> None:

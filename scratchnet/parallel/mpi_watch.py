@@ -21,6 +21,7 @@ from .communicator import ranks_named
 PATIENCE = float(os.environ.get("SCRATCHNET_MPI_PATIENCE", 30.0))  # seconds without a sign of life
 POLL = 0.1  # seconds between two looks of the thread
 URGENT = 0.4  # seconds that a roll call has once this rank is told to end: mpirun kills it after one
+SILENT = "no sign of life from"
 ASK, ANSWER = 1, 2  # tags
 
 
@@ -142,4 +143,4 @@ class Watch(threading.Thread):
             time.sleep(10 * POLL)
             self.library.COMM_WORLD.Abort(1)
         where = f"step {self.step}" if self.step >= 0 else f"collective call {self.calls}"
-        self.end_job(f"{where}: no sign of life from {ranks_named(missing)}, {when}, while rank {me} waited in {text}")
+        self.end_job(f"{where}: {SILENT} {ranks_named(missing)}, {when}, while rank {me} waited in {text}")

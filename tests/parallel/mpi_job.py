@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -122,7 +123,14 @@ def main(config):
         state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
         digest = hashlib.sha256(checkpoint.dumps(state)).hexdigest()
         weights = [float(p.detach().numpy().sum(dtype=np.float64)) for p in trainer.model.parameters()]
-        result = {"job": name, "rank": rank, "digest": digest, "asked": dataset.asked, "sums": weights}
+        result = {
+            "job": name,
+            "rank": rank,
+            "host": socket.gethostname(),
+            "digest": digest,
+            "asked": dataset.asked,
+            "sums": weights,
+        }
         with open(os.path.join(os.environ["RESULTS"], f"{rank}.jsonl"), "a") as file:  # mpirun mixes what ranks print
             file.write(json.dumps(result) + "\n")
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import scratchnet as sn
 from scratchnet.parallel import job as started
 from scratchnet.parallel import mpi, mpi_engine, mpi_watch
 from scratchnet.parallel.collectives import ALGORITHMS
+from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
 pytestmark = pytest.mark.skipif(NO_MPI is not None, reason=str(NO_MPI))
 
@@ -250,6 +252,7 @@ def test_the_environment_tells_who_started_a_process(monkeypatch, environment, f
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
+WRAPPER = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "mpi_train.py")]
 JOB = Path(__file__).with_name("mpi_job.py")
 
 
@@ -365,10 +368,8 @@ def test_sigterm_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(tmp
 
 
 def test_the_wrapper_restarts_a_job_until_it_ends(tmp_path):
-    script = Path(__file__).parents[2] / "scripts" / "mpi_train.py"
-
-    def restarted(ranks, *command):
-        return [sys.executable, str(script), "--restarts", "2", "--pause", "0", "--", *mpirun(ranks, *command)]
+    def restarted(ranks, *line):
+        return [*WRAPPER, "--restarts", "2", "--pause", "0", "--", *mpirun(ranks, *line)]
 
     flags = "--folder", tmp_path, "--resume", "auto"
     status, results, said = job(2, *flags, command=restarted, fail="shard.written:10:1:SIGKILL")
@@ -393,3 +394,66 @@ def test_ranks_end_with_mpirun(tmp_path):
     while any(map(residue.alive, ranks)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+# --- several hosts ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def no_hosts():
+    return reason_against_hosts()
+
+
+@pytest.fixture
+def hosts(request):
+    if no_hosts():
+        pytest.skip(no_hosts())
+    with Hosts(request.param) as hosts:
+        yield hosts
+
+
+def across(hosts):
+    """mpirun on these hosts."""
+
+    def command(ranks, *line):
+        start = hosts.mpirun(ranks)
+        return [*start, "-x", "RESULTS", "-x", "PYTHONPATH", *line]
+
+    return command
+
+
+@pytest.mark.parametrize(("hosts", "ranks"), [(2, 2), (3, 4), (4, 4)], indirect=["hosts"])
+def test_training_on_several_hosts_has_the_bits_of_one_process(hosts, ranks):
+    hosts.limit(50e6)
+    status, results, said = job(ranks, "--jobs", "momentum", command=across(hosts))
+    assert status == 0, said
+    assert {result["host"] for result in results} == {f"host{i + 1}" for i in range(hosts.count)}
+    assert [result["digest"] for result in results] == [undisturbed()["momentum"]["digest"]] * ranks
+    assert all(hosts.sent(host) > 20_000 for host in range(hosts.count))
+
+
+@pytest.mark.parametrize("hosts", [3], indirect=True)
+def test_a_host_that_vanishes_ends_the_job_with_one_line_and_a_restart_ends_in_the_same_bytes(hosts, tmp_path):
+    folder = tmp_path / "run"
+
+    def cut_at_the_first_checkpoint():
+        deadline = time.monotonic() + 40
+        while not list(folder.glob("*.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        hosts.cut(2)
+
+    cutter = threading.Thread(target=cut_at_the_first_checkpoint)
+    cutter.start()
+    slow = "shard.claimed:5+:0:sleep=0.3"  # so that the run is not over before the plug is pulled
+    command = across(hosts)  # what is not seen by mpirun, the wrapper sees
+
+    def wrapped(ranks, *line):
+        return [*WRAPPER, "--restarts", "0", "--grace", "2", "--", *command(ranks, *line)]
+
+    status, results, said = job(3, "--folder", folder, command=wrapped, fail=slow)
+    cutter.join()
+    lines = [line for line in said.splitlines() if line.startswith("scratchnet:")]
+    assert status != 0 and not results
+    assert any(": no sign of life from rank 2, in 3.0 s, while rank 0 waited in" in line for line in lines), said
+    status, results, said = job(2, "--folder", folder, "--resume", "auto")
+    assert {result["digest"] for result in results} == {undisturbed()["momentum"]["digest"]}, said
