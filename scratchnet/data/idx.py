@@ -37,10 +37,12 @@ MAX_DIMENSIONS = 64  # NumPy's own limit
 CHUNK = 1 << 16  # bytes of a gzip file taken at a time
 
 
-def read_idx(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> np.ndarray:
+def read_idx(path: str | os.PathLike, max_bytes: int = MAX_BYTES, mapped: bool = False) -> np.ndarray:
     """Read the array of an IDX file, gzipped or not (the content decides, not the name).
 
-    path: a regular file. max_bytes: the largest array to accept, in bytes.
+    path: a regular file. max_bytes: the largest array to accept, in bytes. mapped: leave the numbers of a file of bytes
+    that is not gzipped on disk, whatever their size: a row takes memory when it is read, and the system may take that
+    back. The file must not be cut short meanwhile.
     Returns a writable C-contiguous array in native byte order: uint8, int8, int16, int32, float32 or float64.
     Raises DataError for a file that is damaged, cut, too long or of another format, with the sizes expected and found,
     and DataNotFoundError where there is none. Memory stays below about twice what the file really holds.
@@ -49,7 +51,9 @@ def read_idx(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> np.ndarray:
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: to open a FIFO is to wait for its writer
             raise DataError(f"{path}: expected a regular file, found a folder, pipe or device")
         with open(path, "rb") as file:
-            return parse_idx(file, path, max_bytes)
+            array = _map(file, path) if mapped else None
+            file.seek(0)
+            return parse_idx(file, path, max_bytes) if array is None else array
     except FileNotFoundError:
         raise DataNotFoundError(f"{path}: no such file") from None
     except OSError as error:
@@ -103,7 +107,19 @@ def write_whole(path: str | os.PathLike, data: bytes) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _parse(stream, name, max_bytes):
+def _map(file, name):
+    """The array where it lies in the file; None if it has to be unpacked, or is damaged."""
+    size = os.fstat(file.fileno()).st_size
+    if file.read(2) == GZIP_MAGIC or size == 0:
+        return None
+    dtype, shape = _parse_header(_Plain(file), name)
+    if dtype.itemsize > 1 or size != 4 + 4 * len(shape) + math.prod(shape) or 0 in shape:
+        return None
+    return np.asarray(np.memmap(file, dtype, "c", 4 + 4 * len(shape), shape))
+
+
+def _parse_header(stream, name):
+    """The dtype as it lies in the file, and the shape."""
     head = stream.read(4)
     if len(head) < 4:
         raise DataError(f"{name}: expected a header of at least 4 bytes, found {len(head)}")
@@ -118,7 +134,11 @@ def _parse(stream, name, max_bytes):
     if len(sizes) < 4 * ndim:
         raise DataError(f"{name}: expected {4 * ndim} bytes of dimensions, found {len(sizes)}")
 
-    dtype, shape = TYPES[code], struct.unpack(f">{ndim}I", sizes)
+    return TYPES[code], struct.unpack(f">{ndim}I", sizes)
+
+
+def _parse(stream, name, max_bytes):
+    dtype, shape = _parse_header(stream, name)
     expected = dtype.itemsize * math.prod(shape)  # Python integers do not overflow
     content = f"{dtype.newbyteorder('=')} {shape}"
     if dtype.itemsize * math.prod(size or 1 for size in shape) > sys.maxsize:  # NumPy refuses it even with a zero in it

@@ -58,7 +58,8 @@ MAX_DOWNLOAD = 1 << 26  # bytes of one file, packed or unpacked; the largest has
 def load(name_or_folder: str | os.PathLike, progress: Progress | None = None) -> tuple[TensorDataset, TensorDataset]:
     """Load a data set by name or folder: (train, test), two TensorDatasets.
 
-    Their samples are flat float32 rows in [0, 1], (height * width,), and int64 labels; images stay uint8 in memory.
+    Their samples are flat float32 rows in [0, 1], (height * width,), and int64 labels; images stay uint8, and on
+    disk where the file is not gzipped (`read_idx(mapped=True)`).
 
     name_or_folder: "fashion-mnist-mini" (6,000 + 1,000 images, part of this package); "fashion-mnist" (60,000 + 10,000,
     from $SCRATCHNET_DATA, the user's cache or Debian's folder, else downloaded into the cache); or a folder with the
@@ -103,7 +104,7 @@ def _spelling(name, names, folder):
 
 
 def _load_part(images_path, labels_path):
-    images, labels = read_idx(images_path), read_idx(labels_path)
+    images, labels = read_idx(images_path, mapped=True), read_idx(labels_path)
     if images.dtype != np.uint8 or images.ndim != 3 or images.size == 0:
         found = f"{images.dtype} {images.shape}"
         raise DataError(f"{images_path}: expected images, uint8 (n, height, width), found {found}")

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import mmap
 import os
 import struct
 import threading
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scratchnet.data import read_idx, write_idx
+from scratchnet.data import TensorDataset, read_idx, write_idx
 from scratchnet.errors import DataError, DataNotFoundError, DtypeError, ShapeError
 
 DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: "i2", 0x0C: "i4", 0x0D: "f4", 0x0E: "f8"}
@@ -337,3 +338,42 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_writing_into_a_missing_folder_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match="cannot be written"):
         write_idx(tmp_path / "none" / "a", np.zeros(3, np.uint8))
+
+
+def is_mapped(array):
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    return array is not None
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "float32"])
+@pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 3, 4), (0,), (3, 0)])
+def test_a_mapped_file_gives_the_same_array(tmp_path, dtype, shape):
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    for name in ("array", "array.gz"):
+        write_idx(tmp_path / name, array)
+        found = read_idx(tmp_path / name, mapped=True)
+        assert found.dtype == array.dtype and found.flags.c_contiguous
+        np.testing.assert_array_equal(found, array)
+        assert is_mapped(found) == (name == "array" and array.itemsize == 1 and array.size > 0)
+
+
+def test_a_mapped_file_may_be_larger_than_what_is_unpacked_and_is_never_written(tmp_path):
+    write_idx(tmp_path / "array", np.zeros((1000, 100), np.uint8))
+    before = (tmp_path / "array").read_bytes()
+    array = read_idx(tmp_path / "array", max_bytes=10, mapped=True)
+    array[:] = 1
+    assert array.sum() == 100_000 and (tmp_path / "array").read_bytes() == before
+    assert is_mapped(TensorDataset(array.reshape(1000, -1), np.zeros(1000, int)).arrays[0])
+
+
+def test_a_damaged_file_is_refused_mapped_or_not(tmp_path):
+    write_idx(tmp_path / "array", np.zeros((5, 3), np.uint8))
+    content = (tmp_path / "array").read_bytes()
+    for damaged in [*(content[:n] for n in range(len(content))), content + b"x", b"\1" + content[1:]]:
+        said = []
+        for mapped in (False, True):
+            with pytest.raises(DataError) as caught:
+                read_idx(written(tmp_path, damaged), mapped=mapped)
+            said.append(str(caught.value))
+        assert said[0] == said[1]

@@ -1,0 +1,242 @@
+"""Measures training under MPI: calls, steps, links of a given speed, and what a cost model makes of more ranks.
+
+    python scripts/bench_mpi.py                                 # two ranks of one thread each
+    python scripts/bench_mpi.py --sections links simulation     # as root: hosts of network namespaces
+
+The cost model is Hockney's: a message of b bytes takes alpha + b / beta seconds. alpha and beta are measured on the
+spot, between two ranks that send at the same time, and so is what a step computes.
+"""
+
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import scratchnet as sn
+from scratchnet.errors import ConfigError
+from scratchnet.flags import flag, run_script
+from scratchnet.parallel.collectives import ALGORITHMS
+from scratchnet.testing.hosts import Hosts, reason_against_hosts
+
+SECTIONS = ("calls", "steps", "links", "simulation")
+NET, BATCH = (784, 1024, 1024, 10), 512
+BYTES = (4096, 407_080, 4_000_000, 64_000_000)
+RATES = (None, 1e9, 3e8, 1e8)  # bits a second of a link
+WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+MPIRUN = ["mpirun", *["--allow-run-as-root"] * (hasattr(os, "geteuid") and os.geteuid() == 0)]
+
+
+@dataclass
+class Config:
+    """Measure training under MPI."""
+
+    sections: tuple[str, ...] = flag(SECTIONS, "what is measured", SECTIONS)
+    rounds: int = flag(3, "times that each engine has its turn; calls take 20 times as many")
+    steps: int = flag(16, "steps of an epoch; the best of 4 epochs counts")
+    rank: str | None = flag(None, "internal: what this process does as a rank")
+    order: str = flag("exact", "internal: of additions", ["exact", "fast"])
+    workers: int = flag(1, "internal: processes of a pool")
+    shards: int = flag(2, "internal: shards")
+    batch: int = flag(BATCH, "internal: samples a step")
+
+
+# --- what ranks do ----------------------------------------------------------------------------------------------------
+
+
+def time_steps(config: Config) -> dict[str, float]:
+    """Milliseconds of a training step of NET, the best of four epochs."""
+    sn.set_num_threads(1)
+    sn.manual_seed(0)
+    rng = np.random.default_rng(0)
+    n = config.steps * config.batch
+    data = sn.data.TensorDataset(rng.normal(size=(n, NET[0])).astype(np.float32), rng.integers(0, NET[-1], n))
+    model = sn.nn.MLP(*NET)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = sn.Trainer(
+            model, sn.optim.SGD(model.parameters(), 0.01, 0.9), sn.nn.CrossEntropyLoss(), workers=config.workers,
+            shards=config.shards, strategy=sn.parallel.AllReduce(order=config.order), folder=folder, progress=False,
+        )  # fmt: skip
+        trainer.fit(sn.data.DataLoader(data, config.batch, shuffle=True), epochs=4)
+        if not sn.parallel.is_first_rank():
+            return {}
+        lines = Path(folder, "metrics.jsonl").read_text().splitlines()
+    seconds = [json.loads(line)["seconds"] for line in lines]
+    return {"ms": 1e3 * min(seconds[1:]) / config.steps}
+
+
+def time_calls(config: Config) -> dict[str, Any]:
+    """Best and median microseconds of all-reduces: the library's alone, and ours in both orders, in turns."""
+    from scratchnet.parallel.mpi import MpiCommunicator, library
+
+    MPI, comms = library(), {order: MpiCommunicator(order=order) for order in ("exact", "fast")}
+    found = {}
+    for nbytes in BYTES:
+        x = np.ones(nbytes // 4, np.float32)
+        calls: dict[str, Callable[[], Any]] = {"bare": lambda x=x: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, x)}
+        calls |= {order: lambda x=x, comm=comm: comm.all_reduce(x) for order, comm in comms.items()}
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(config.rounds * (20 if nbytes < 1e7 else 4)):
+            for name, call in calls.items():
+                x[:] = 1
+                MPI.COMM_WORLD.Barrier()
+                start = time.perf_counter()
+                call()
+                times[name].append(1e6 * (time.perf_counter() - start))
+        found[nbytes] = {name: (min(times[name]), statistics.median(times[name])) for name in calls}
+    for comm in comms.values():
+        comm.close()
+    return found
+
+
+def time_link(config: Config) -> dict[str, float]:
+    """alpha and beta of a link on which both ends send at once: from messages of 8 bytes and of 4 MB."""
+    from scratchnet.parallel.mpi import library
+
+    comm = library().COMM_WORLD
+    seconds = {}
+    for nbytes, count in ((8, 200), (4_000_000, 5)):
+        out, into = np.zeros(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
+        times = []
+        for _ in range(count):
+            comm.Barrier()
+            start = time.perf_counter()
+            comm.Sendrecv(out, 1 - comm.rank, 0, into, 1 - comm.rank, 0)
+            times.append(time.perf_counter() - start)
+        seconds[nbytes] = statistics.median(times)
+    return {"alpha": seconds[8], "beta": 4e6 / max(seconds[4_000_000] - seconds[8], 1e-9)}
+
+
+RANKS = {"steps": time_steps, "calls": time_calls, "link": time_link}
+
+
+# --- the parent -------------------------------------------------------------------------------------------------------
+
+
+def ask(starter: list[str], what: str, config: Config, **flags: Any) -> Any:
+    """What rank 0 of a job found."""
+    given = {"rank": what, "rounds": config.rounds, "steps": config.steps} | flags
+    options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [*starter, sys.executable, __file__, *options], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ConfigError(f"bench_mpi.py: {what}: {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def calls(config: Config) -> None:
+    print("\nall-reduce of two ranks, float32, microseconds: best (median); in turns")
+    print(f"{'bytes':>10} {'bare Allreduce':>20} {'fast':>20} {'exact':>20}   fast / bare, exact / fast, medians")
+    for nbytes, row in ask([*MPIRUN, "-n", "2", "--bind-to", "core"], "calls", config).items():
+        cells = [f"{best:,.0f} ({median:,.0f})" for best, median in (row[name] for name in ("bare", "fast", "exact"))]
+        bare, fast, exact = (row[name][1] for name in ("bare", "fast", "exact"))
+        print(
+            f"{int(nbytes):>10,} "
+            + " ".join(f"{cell:>20}" for cell in cells)
+            + f"   {fast / bare:.2f} {exact / fast:.2f}"
+        )
+
+
+def steps(config: Config) -> None:
+    print(f"\ntraining step of {'-'.join(map(str, NET))}, batch {BATCH}, 2 shards, one thread a process, milliseconds")
+    two = [*MPIRUN, "-n", "2", "--bind-to", "core"]
+    engines = {
+        "one process": (["taskset", "-c", "0"], {}),
+        "pool of 2": ([], {"workers": 2}),
+        "2 ranks, exact": (two, {}),
+        "2 ranks, fast": (two, {"order": "fast"}),
+    }
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(config.rounds):
+        for name, (starter, flags) in engines.items():
+            times[name].append(ask(starter, "steps", config, **flags)["ms"])
+    alone = statistics.median(times["one process"])
+    for name, row in times.items():
+        median = statistics.median(row)
+        print(f"{name:16} best {min(row):7.2f}  median {median:7.2f}   {alone / median:.2f}x one process")
+
+
+def parameter_bytes() -> int:
+    return 4 * sum((a + 1) * b for a, b in itertools.pairwise(NET))
+
+
+def exchange(workers: int, alpha: float, beta: float) -> float:
+    """Seconds of a step's messages in exact order with a shard a worker: to the owner of each slice, and back."""
+    return 2 * (workers - 1) * alpha + 2 * parameter_bytes() * (workers - 1) / workers / beta
+
+
+def links(config: Config) -> None:
+    if reason := reason_against_hosts():
+        print(f"\nlinks: skipped: {reason}")
+        return
+    alone = ask(["taskset", "-c", "0"], "steps", config, shards=1, batch=BATCH // 2)["ms"]
+    print(f"\ntwo hosts, {parameter_bytes():,} bytes of parameters; half of the batch takes one process {alone:.1f} ms")
+    print(f"{'link, Mbit/s':>12} {'alpha us':>9} {'beta MB/s':>10} {'step ms':>9} {'predicted':>10} {'fast order':>11}")
+    with Hosts(2) as hosts:
+        for rate in RATES:
+            hosts.limit(rate)
+            starter = [*hosts.mpirun(2), "-x", "PYTHONPATH"]
+            link = ask(starter, "link", config)
+            few = Config(rounds=1, steps=config.steps if rate is None else 4)
+            exact, fast = (ask(starter, "steps", few, order=order)["ms"] for order in ("exact", "fast"))
+            predicted = alone + 1e3 * exchange(2, **link)
+            name = "unlimited" if rate is None else f"{rate / 1e6:.0f}"
+            cells = f"{link['alpha'] * 1e6:9.0f} {link['beta'] / 1e6:10.1f} {exact:9.1f} {predicted:10.1f} {fast:11.1f}"
+            print(f"{name:>12} {cells}")
+
+
+def simulation(config: Config) -> None:
+    """Steps of W workers with BATCH / 2 samples each: the slowest of W is waited for, and then messages travel."""
+    alone = ask(["taskset", "-c", "0"], "steps", config, shards=1, batch=BATCH // 2)["ms"] / 1e3
+    alpha, beta, n, spread, every = 20e-6, 1.25e9, parameter_bytes(), 0.05, 8
+    print(
+        f"\nsimulated: {BATCH // 2} samples a worker ({1e3 * alone:.1f} ms, measured; a spread of {spread:.0%}), "
+        f"links of 10 Gbit/s and {alpha * 1e6:.0f} us; samples a second over those of one worker, times W"
+    )
+    merges = {
+        "exact": lambda w: exchange(w, alpha, beta),
+        "ring": lambda w: hockney(ALGORITHMS["ring"].cost(w, n)),
+        "rabenseifner": lambda w: hockney(ALGORITHMS["rabenseifner"].cost(w, n)),
+        "naive (one server)": lambda w: hockney(ALGORITHMS["naive"].cost(w, n)),
+        "rabenseifner, float16": lambda w: hockney(ALGORITHMS["rabenseifner"].cost(w, n // 2)),
+        f"local SGD, every {every}": lambda w: hockney(ALGORITHMS["rabenseifner"].cost(w, 2 * n)),
+    }
+
+    def hockney(cost: Any) -> float:
+        return cost.steps * alpha + cost.bytes / beta
+
+    print(f"{'workers':>8} " + " ".join(f"{name:>22}" for name in merges))
+    rng = np.random.default_rng(0)
+    for w in WORKERS:
+        times = alone * (1 + spread * np.abs(rng.standard_normal((200, every, w))))
+        cells = []
+        for name, merge in merges.items():
+            apart = every if name.startswith("local") else 1
+            rounds = times.reshape(-1, apart, w).sum(axis=1).max(axis=1) + (merge(w) if w > 1 else 0)
+            cells.append(apart * alone / rounds.mean())
+        print(f"{w:>8} " + " ".join(f"{cell:>22.2f}" for cell in cells))
+
+
+def main(config: Config) -> None:
+    if config.rank:
+        found = RANKS[config.rank](config)
+        if sn.parallel.is_first_rank():
+            print(json.dumps(found), flush=True)
+        return
+    for name in config.sections:
+        globals()[name](config)
+
+
+if __name__ == "__main__":
+    run_script(main, Config)
