@@ -29,7 +29,8 @@ ONCE = {
     "data": ("test_idx", "test_loader", "test_sources"),
     "kernels": ("test_compile",),
     "parallel": (
-        "test_collectives", "test_drill", "test_launch", "test_memory", "test_planner", "test_pool", "test_strategies",
+        "test_collectives", "test_drill", "test_launch", "test_memory", "test_mpi", "test_planner", "test_pool",
+        "test_strategies",
     ),
     "tests": (
         "test_checkpoint", "test_lr_scheduler", "test_metrics", "test_metrics_log", "test_readme", "test_scripts",

@@ -37,7 +37,7 @@ from .communicator import RAISED, ranks_named
 from .job import RESTARTS
 from .memory import cores
 from .mpi import MpiCommunicator, world
-from .replica import Page, Place, Replica, Slice
+from .replica import Gradient, Page, Place, Replica, Slice
 from .shards import StepResult, split
 from .strategies import AllReduce
 from .training_arena import NORMS
@@ -131,6 +131,7 @@ class MpiEngine:
         self._shards, self._parts = _Shares(shards, comm.size), _Shares(NORMS, comm.size)
         self._cuts = [self._cut(rank) for rank in range(comm.size)]
         self._messages: dict[tuple[int, ...], list[Any]] = {}  # by the shards that are not empty
+        self._gradients: dict[Any, Gradient] = {}  # by shard, samples, the page's number, and whether they are added
         self._slices: dict[Any, Slice] = {}  # by the page's number, and these shards
         self._batches: list[np.ndarray] = []
         self._done: list[StepResult] = []
@@ -194,9 +195,11 @@ class MpiEngine:
             for a, batch in enumerate(self._batches):
                 (own,) = split((batch,), k, self._replica.shards)
                 if len(own):
-                    losses[a] = self._replica.gradient(
-                        self._dataset, own, len(own) / total, self._number + a, k, page, self._slots[k], fresh
-                    )
+                    kind = k, len(own), self.submitted % 2, fresh
+                    if kind not in self._gradients:
+                        place = page, self._slots[k], fresh
+                        self._gradients[kind] = self._replica.gradient_of(self._dataset, len(own), *place)
+                    losses[a] = self._gradients[kind].compute(own, len(own) / total, self._number + a, k)
                     fresh = False
         except NonFiniteError:
             return LOSS_IS_BAD
