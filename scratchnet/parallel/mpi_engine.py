@@ -8,7 +8,8 @@ Rank r computes shards r K/W to (r + 1) K/W, and owns slice r of W of the parame
 
 So a rank sends n (W-1)/W (K/W + 1) bytes for n bytes of parameters. With order "fast" it adds up its own shards first,
 and the library reduces: 2 n (W-1)/W bytes for any K, but the last bits depend on the number of ranks. The optimizer's
-state travels only before a checkpoint. Rank 0 alone touches the run's folder; what it loads, all ranks get.
+state travels only before a checkpoint. A round of LocalSGD sends pages, state and all, whose slices are averaged. Rank
+0 alone touches the run's folder; what it loads, all ranks get.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from .communicator import RAISED, ranks_named
 from .job import RESTARTS
 from .memory import cores
 from .mpi import MpiCommunicator, world
-from .replica import Gradient, Page, Place, Replica, Slice
+from .replica import Average, Gradient, Page, Place, Replica, Slice
 from .shards import StepResult, split
-from .strategies import AllReduce
+from .strategies import AllReduce, LocalSGD
 from .training_arena import NORMS
 from .worker import LOSS_IS_BAD
 
@@ -108,13 +109,15 @@ class MpiEngine:
             raise ConfigError(
                 f"Trainer: expected workers=1 under MPI: its ranks are the workers, got {trainer.workers!r}"
             )
-        if not isinstance(strategy, AllReduce) or strategy.compression or trainer.nonfinite == "skip":
-            raise ConfigError(f"Trainer: expected AllReduce() and nonfinite='raise' under MPI, got {strategy}")
+        is_known = isinstance(strategy, AllReduce | LocalSGD) and strategy.compression is None
+        if not is_known or trainer.nonfinite == "skip":
+            expected = "AllReduce or LocalSGD, no compression and nonfinite='raise' under MPI"
+            raise ConfigError(f"Trainer: expected {expected}, got {strategy} and {trainer.nonfinite!r}")
         batch = min(loader.batch_size, len(loader.dataset))
         if shards > batch:
             raise ConfigError(f"Trainer: expected at most one shard a sample, got {shards} for {batch} samples")
         self._comm = comm = world()
-        self._trainer, self._run, self._order = trainer, run, strategy.order
+        self._trainer, self._run, self._order = trainer, run, getattr(strategy, "order", "exact")
         self._dataset, self.submitted, self._number = loader.dataset, run.step, run.batches
         self._asked, run.stop = run.stop, type(run.stop)()  # the run stops when all ranks know of it
         self._fail = failpoints.armed(comm.rank, int(os.environ.get(RESTARTS, "0")))
@@ -124,15 +127,20 @@ class MpiEngine:
         )  # fmt: skip
         self._replica.leave_out_untrained(loader.dataset, split((next(loader.batch_indices(0)),), 0, shards)[0])
         layout = self._replica.layout
-        self._pages: list[Page] = [layout.page(_memory(layout.page_bytes)) for _ in range(2)]
+        self._memories = [_memory(layout.page_bytes) for _ in range(2)]
+        self._pages: list[Page] = [layout.page(memory) for memory in self._memories]
         self._replica.write(self._pages[self.submitted % 2])
-        self._slots = [_memory(layout.nbytes) for _ in range(shards)]
+        self._is_whole = True  # is all of the optimizer's state here, not only that of this rank's slice?
+        apart = isinstance(strategy, LocalSGD)  # then a slot may be a page
+        self._slots = [_memory(layout.page_bytes if apart else layout.nbytes) for _ in range(shards)]
+        self._own = _memory(layout.nbytes)
         self._sum = [_memory(layout.nbytes) for _ in range(2)] if self._order == "fast" else []
         self._shards, self._parts = _Shares(shards, comm.size), _Shares(NORMS, comm.size)
         self._cuts = [self._cut(rank) for rank in range(comm.size)]
-        self._messages: dict[tuple[int, ...], list[Any]] = {}  # by the shards that are not empty
+        self._messages: dict[Any, list[Any]] = {}  # by the shards that are not empty, and whether they are pages
         self._gradients: dict[Any, Gradient] = {}  # by shard, samples, the page's number, and whether they are added
-        self._slices: dict[Any, Slice] = {}  # by the page's number, and these shards
+        self._slices: dict[Any, Slice] = {}  # by the page's number, and the shards that are not empty
+        self._averages: dict[Any, Average] = {}  # likewise
         self._batches: list[np.ndarray] = []
         self._done: list[StepResult] = []
         self._listens = threading.current_thread() is threading.main_thread()
@@ -153,21 +161,34 @@ class MpiEngine:
 
     def submit(self, positions: np.ndarray) -> None:
         self._batches.append(positions)
-        if len(self._batches) == self._trainer.accumulate:
+        strategy = self._trainer.strategy
+        is_warm = isinstance(strategy, AllReduce) or self._is_apart()
+        if len(self._batches) == (strategy.batches(self._trainer.accumulate) if is_warm else 1):
             self._step()
+
+    def _is_apart(self) -> bool:
+        """Is the next step a round of local SGD?"""
+        strategy = self._trainer.strategy
+        return isinstance(strategy, LocalSGD) and self.submitted >= strategy.warmup
 
     def _step(self) -> None:
         """A step of the batches that have come together."""
-        comm, step, batches = self._comm, self.submitted, self._batches
+        comm, step, batches, apart = self._comm, self.submitted, self._batches, self._is_apart()
         comm.watch.step = step
-        numbers = self._replica.next_numbers()
-        if self._trainer.scheduler is not None:
-            self._trainer.scheduler.step()
+        numbers = []
+        for _ in batches if apart else batches[:1]:
+            numbers.append(self._replica.next_numbers())
+            if self._trainer.scheduler is not None:
+                self._trainer.scheduler.step()
+        if apart and not self._is_whole:
+            comm.meet("first round apart")
+            with comm.waiting("the exchange of the optimizer's state"):
+                self._gather(self._pages[step % 2][1:])
         losses = np.full((self._replica.shards, len(batches)), math.nan)
         bad = 0, 0
         for k in self._shards.of(comm.rank):
             self._fail("shard.claimed", step)
-            what = self._gradient(k, losses[k])
+            what = self._train_apart(k, losses[k], numbers) if apart else self._gradient(k, losses[k])
             bad = (1 + k, what) if what and not bad[0] else bad
             self._fail("shard.written", step)
         self._meet(*bad)
@@ -175,16 +196,20 @@ class MpiEngine:
         full = tuple([k for k, size in enumerate(sizes) if size])
         weights = [sizes[k] / sum(sizes) for k in full]
         with comm.waiting("the exchange of gradients"):
-            self._exchange(full)
-            factor = self._factor(full)
+            self._exchange(full, apart)
+            factor = 1.0 if apart else self._factor(full)
         self._fail("slice.claimed", step)
-        self._slice(full).update(numbers, weights, factor)
+        if apart:
+            self._average(full).update(weights)
+        else:
+            self._slice(full).update(numbers[0], weights, factor)
         self._fail("slice.written", step)
         with comm.waiting("the exchange of parameters"):
-            self._gather(self._pages[1 - step % 2][:1])
+            self._gather(self._pages[1 - step % 2][: None if apart else 1])
             if self._replica.layout.buffers:
                 comm.group.Bcast(self._buffers(self._pages[1 - step % 2][0]), comm.size - 1)
             self._shards.join(comm, losses)
+        self._is_whole = apart
         self._done.append(StepResult(step, self._number, batches, losses.T))
         self._batches, self._number, self.submitted = [], self._number + len(batches), step + 1
 
@@ -205,6 +230,26 @@ class MpiEngine:
             return LOSS_IS_BAD
         return 0 if fresh else 1 + self._replica.find_nonfinite(self._slots[k])
 
+    def _train_apart(self, k: int, losses: np.ndarray, numbers: list[np.ndarray]) -> int:
+        """Shard k's own steps from the newest page, to its slot, which is then a page; as `_gradient`."""
+        replica, slot = self._replica, self._slots[k]
+        slot[...] = self._memories[self.submitted % 2]
+        page = replica.layout.page(slot)
+        if ("apart", k) not in self._slices:
+            self._slices["apart", k] = replica.slice_of((0, 1), page, page, [self._own])
+        try:
+            for a, batch in enumerate(self._batches):
+                (own,) = split((batch,), k, replica.shards)
+                if len(own):
+                    kind = "apart", k, len(own)
+                    if kind not in self._gradients:
+                        self._gradients[kind] = replica.gradient_of(self._dataset, len(own), page, self._own)
+                    losses[a] = self._gradients[kind].compute(own, 1.0, self._number + a, k)
+                    self._slices["apart", k].update(numbers[a], (1.0,))
+        except NonFiniteError:
+            return LOSS_IS_BAD
+        return 0
+
     def _meet(self, shard: int, what: int) -> None:
         """All ranks have their gradients, finite ones of the same samples; or all raise. shard: 1 + that of `what`."""
         comm, step = self._comm, self.submitted
@@ -219,38 +264,39 @@ class MpiEngine:
         self._run.stop.requested = int(brought[:, 2].max()) or None
 
     def _origin(self, k: int, what: int) -> Exception:
-        for a, rows in enumerate(self._batches if what == LOSS_IS_BAD else []):
+        for a, rows in enumerate(self._batches if what == LOSS_IS_BAD and not self._is_apart() else []):
             batch = gather(self._dataset, rows)
             if found := self._trainer._origin(batch, self._number + a, self.submitted):
                 return found
         name = "loss" if what == LOSS_IS_BAD else f"gradient of {self._replica.name_of(what - 1)!r}"
         return NonFiniteError(f"fit: step {self.submitted}, shard {k}: expected a finite {name}, got one that is not")
 
-    def _exchange(self, full: tuple[int, ...]) -> None:
+    def _exchange(self, full: tuple[int, ...], apart: bool) -> None:
         """The slots of these shards, as far as they belong to this rank's slice, come here."""
-        if full not in self._messages:
-            self._messages[full] = self._make_messages(full)
-        messages = self._messages[full]
+        if (full, apart) not in self._messages:
+            self._messages[full, apart] = self._make_messages(full, apart)
+        messages = self._messages[full, apart]
         self._comm.library.Prequest.Startall(messages)
         if self._order == "fast":
             self._reduce(full)
         self._comm.library.Prequest.Waitall(messages)
 
-    def _make_messages(self, full: tuple[int, ...]) -> list[Any]:
+    def _make_messages(self, full: tuple[int, ...], apart: bool) -> list[Any]:
         comm, messages = self._comm, []
         for k in full:
             owner = self._shards.owner(k)
             if owner != comm.rank:
-                messages += [comm.group.Recv_init(x, owner) for x in self._pieces(k, comm.rank)]
+                messages += [comm.group.Recv_init(x, owner) for x in self._pieces(k, comm.rank, apart)]
                 continue
             for rank in range(comm.size):
                 if rank != comm.rank:
-                    messages += [comm.group.Send_init(x, rank) for x in self._pieces(k, rank)]
+                    messages += [comm.group.Send_init(x, rank) for x in self._pieces(k, rank, apart)]
         return messages
 
-    def _pieces(self, k: int, rank: int) -> list[np.ndarray]:
-        """What a rank needs of slot k: its slice of the gradient, and the last rank the buffers."""
-        spans = [] if self._order == "fast" else [span.of(self._slots[k]) for span in self._cuts[rank]]
+    def _pieces(self, k: int, rank: int, apart: bool) -> list[np.ndarray]:
+        """What a rank needs of slot k: its slice of the gradient or of the page, and the last rank the buffers."""
+        arrays = self._replica.layout.page(self._slots[k]) if apart else [self._slots[k]]
+        spans = [] if self._order == "fast" else [span.of(x) for x in arrays for span in self._cuts[rank]]
         buffers = [self._buffers(self._slots[k])] if rank == self._comm.size - 1 else []
         return [x for x in spans + buffers if x.size]
 
@@ -294,6 +340,15 @@ class MpiEngine:
             buffers = self._replica._buffers((rank, self._comm.size), slots, new)
             self._slices[parity, full] = Slice(self._replica, segments, buffers)
         return self._slices[parity, full]
+
+    def _average(self, full: tuple[int, ...]) -> Average:
+        """This rank's slice of the mean of pages."""
+        kind = self.submitted % 2, full
+        if kind not in self._averages:
+            pages = [self._replica.layout.page(self._slots[k]) for k in full]
+            part = self._comm.rank, self._comm.size
+            self._averages[kind] = self._replica.average_of(part, pages, self._pages[1 - kind[0]])
+        return self._averages[kind]
 
     def _gather(self, arrays: Page) -> None:
         """Of each of these arrays of a page all ranks get the slices of all."""

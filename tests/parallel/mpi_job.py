@@ -28,6 +28,7 @@ JOBS = {  # arguments of the trainer, and the optimizer
     "momentum": ({"shards": 4}, "momentum"),
     "adam, more shards than samples at the end": ({"shards": 8}, "adam"),
     "two batches a step, and their norm": ({"shards": 3, "accumulate": 2, "clip_norm": 0.5}, "momentum"),
+    "local": ({"shards": 4, "strategy": sn.parallel.LocalSGD(every=3, warmup=2)}, "adam"),
     "one shard": ({"shards": 1}, "momentum"),
     "fast": ({"shards": 4, "strategy": sn.parallel.AllReduce(order="fast")}, "adam"),
 }
