@@ -32,6 +32,7 @@ SECTIONS = ("calls", "steps", "links", "simulation")
 NET, BATCH = (784, 1024, 1024, 10), 512
 BYTES = (4096, 407_080, 4_000_000, 64_000_000)
 RATES = (None, 1e9, 3e8, 1e8)  # bits a second of a link
+EVERY = 8  # batches of a round of local SGD
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 MPIRUN = ["mpirun", *["--allow-run-as-root"] * (hasattr(os, "geteuid") and os.geteuid() == 0)]
 
@@ -46,6 +47,7 @@ class Config:
     rank: str | None = flag(None, "internal: what this process does as a rank")
     order: str = flag("exact", "internal: of additions", ["exact", "fast"])
     workers: int = flag(1, "internal: processes of a pool")
+    every: int = flag(0, "internal: batches between averages of local SGD")
     shards: int = flag(2, "internal: shards")
     batch: int = flag(BATCH, "internal: samples a step")
 
@@ -60,11 +62,12 @@ def time_steps(config: Config) -> dict[str, float]:
     rng = np.random.default_rng(0)
     n = config.steps * config.batch
     data = sn.data.TensorDataset(rng.normal(size=(n, NET[0])).astype(np.float32), rng.integers(0, NET[-1], n))
-    model = sn.nn.MLP(*NET)
+    model, parallel = sn.nn.MLP(*NET), sn.parallel
+    strategy = parallel.LocalSGD(config.every) if config.every else parallel.AllReduce(order=config.order)
     with tempfile.TemporaryDirectory() as folder:
         trainer = sn.Trainer(
             model, sn.optim.SGD(model.parameters(), 0.01, 0.9), sn.nn.CrossEntropyLoss(), workers=config.workers,
-            shards=config.shards, strategy=sn.parallel.AllReduce(order=config.order), folder=folder, progress=False,
+            shards=config.shards, strategy=strategy, folder=folder, progress=False,
         )  # fmt: skip
         trainer.fit(sn.data.DataLoader(data, config.batch, shuffle=True), epochs=4)
         if not sn.parallel.is_first_rank():
@@ -182,24 +185,29 @@ def links(config: Config) -> None:
         return
     alone = ask(["taskset", "-c", "0"], "steps", config, shards=1, batch=BATCH // 2)["ms"]
     print(f"\ntwo hosts, {parameter_bytes():,} bytes of parameters; half of the batch takes one process {alone:.1f} ms")
-    print(f"{'link, Mbit/s':>12} {'alpha us':>9} {'beta MB/s':>10} {'step ms':>9} {'predicted':>10} {'fast order':>11}")
+    titles = ("alpha us", "beta MB/s", "exact ms", "predicted", "fast ms", f"local SGD, {EVERY}", "predicted")
+    print(f"{'link, Mbit/s':>12} " + " ".join(f"{title:>12}" for title in titles))
     with Hosts(2) as hosts:
         for rate in RATES:
             hosts.limit(rate)
             starter = [*hosts.mpirun(2), "-x", "PYTHONPATH"]
             link = ask(starter, "link", config)
-            few = Config(rounds=1, steps=config.steps if rate is None else 4)
-            exact, fast = (ask(starter, "steps", few, order=order)["ms"] for order in ("exact", "fast"))
-            predicted = alone + 1e3 * exchange(2, **link)
+            few = Config(steps=EVERY)
+            flags: dict[str, dict[str, Any]] = {"exact": {}, "fast": {"order": "fast"}, "local": {"every": EVERY}}
+            exact, fast, local = (ask(starter, "steps", few, **flags[name])["ms"] for name in flags)
+            whole = 1e3 * exchange(2, **link)
+            state = whole / 2 / EVERY  # the momentum, once an epoch, as a checkpoint needs it
+            cells = link["alpha"] * 1e6, link["beta"] / 1e6, exact, alone + whole + state, fast, local
             name = "unlimited" if rate is None else f"{rate / 1e6:.0f}"
-            cells = f"{link['alpha'] * 1e6:9.0f} {link['beta'] / 1e6:10.1f} {exact:9.1f} {predicted:10.1f} {fast:11.1f}"
-            print(f"{name:>12} {cells}")
+            print(
+                f"{name:>12} " + " ".join(f"{cell:12.1f}" for cell in (*cells, alone + 2 * whole / EVERY)), flush=True
+            )
 
 
 def simulation(config: Config) -> None:
     """Steps of W workers with BATCH / 2 samples each: the slowest of W is waited for, and then messages travel."""
     alone = ask(["taskset", "-c", "0"], "steps", config, shards=1, batch=BATCH // 2)["ms"] / 1e3
-    alpha, beta, n, spread, every = 20e-6, 1.25e9, parameter_bytes(), 0.05, 8
+    alpha, beta, n, spread, every = 20e-6, 1.25e9, parameter_bytes(), 0.05, EVERY
     print(
         f"\nsimulated: {BATCH // 2} samples a worker ({1e3 * alone:.1f} ms, measured; a spread of {spread:.0%}), "
         f"links of 10 Gbit/s and {alpha * 1e6:.0f} us; samples a second over those of one worker, times W"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 SUBNET = "10.213.77"
 DEVICE = "eth0"
-LATENCY = "100ms"  # the longest that a limited link lets data wait before it drops some
+LATENCY = "1s"  # how long data may wait for a limited link before some is dropped: longer than TCP would ever send
 
 AGENT = """#!/bin/sh
 # What Open MPI calls for ssh: agent HOST COMMAND...
