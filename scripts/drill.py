@@ -132,8 +132,8 @@ def session(pid: int) -> dict[int, str]:
 
 
 def shared_memory() -> set[str]:
-    """Entries that scratchnet, or multiprocess, may have made; other programs have theirs there."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith(("scratchnet", "sem.mp", "psm_", "pym-"))}
+    """Entries that scratchnet may have made, which has no semaphores; other programs have theirs there, too."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("scratchnet", "psm_"))}
 
 
 def in_world(world: str, command: list[str]) -> list[str]:
