@@ -165,9 +165,8 @@ class Trainer:
     def resize(self, workers: int) -> None:
         """Have so many workers from the next step on: for another thread, while `fit` runs; or before it.
 
-        The number of shards stays as it is, so no bit changes (but a run of a delayed ParameterServer that began with
-        one worker waits for all its steps first, as at a checkpoint); without `shards` it is the number of workers, and
-        then this raises ConfigError while a run is in progress.
+        The number of shards stays as it is, so no bit changes; without `shards` it is the number of workers, and then
+        this raises ConfigError while a run is in progress.
         """
         _require_workers(workers)
         if self._shards is None and self._is_running:

@@ -425,17 +425,8 @@ def elsewhere(names: Sequence[str], workers: int = 2) -> list[Trial]:
 
 
 def in_each_strategy(trials: list[Trial], strategies: Sequence[str] = STRATEGIES[1:]) -> list[Trial]:
-    """The trials under all strategies but the default one.
-
-    Where gradients may be stale, a stop that nobody planned, or another kind of run, is a step after which all was
-    waited for; so these bits do depend on it, as ParameterServer says.
-    """
-    return [
-        replace(t, name=f"{t.name}, {s}", group=f"strategy: {s}", strategy=s)
-        for s in strategies
-        for t in trials
-        if s != "stale" or (t.status in (0, 1, -signal.SIGKILL) and "--resize" not in t.flags)
-    ]
+    """The trials under all strategies but the default one."""
+    return [replace(t, name=f"{t.name}, {s}", group=f"strategy: {s}", strategy=s) for s in strategies for t in trials]
 
 
 def random_kills(n: int, seed: int) -> list[Trial]:
@@ -462,6 +453,7 @@ def quick() -> list[Trial]:
     killed = [ended_by(point, "SIGKILL", 2) for point in ("shard.half_written", "slice.half_written")]
     trials += in_each_strategy(killed[:1]) + in_each_strategy(killed[1:], ("parameter_server", "local_sgd"))
     trials += in_each_strategy(parents(2)[:1], ("stale", "local_sgd", "top_k"))
+    trials += in_each_strategy([trial for trial in parents(2) if trial.group == "parent: Ctrl-C"], ("stale",))
     return trials + several(3) + errors(2) + parents(2) + elsewhere(("tiny /dev/shm", "read-only kernel cache"))
 
 

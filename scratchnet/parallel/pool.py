@@ -74,7 +74,7 @@ class Steps:
             pieces.sealed(self.arena.words)[:] = first
         replica.write(replica.layout.page(self.arena.newest()))
         allow(self.arena.words, first)
-        self.submitted = self._collected = self._base = first
+        self.submitted = self._collected = first
         self._done: list[StepResult] = []
         self.compressor = Compressor(replica, self.arena) if replica.strategy.compression else None
         if self.compressor:
@@ -95,7 +95,7 @@ class Steps:
         arena.counts[row, : len(batches)] = [len(batch) for batch in batches]
         arena.numbers[row, : len(numbers)] = numbers
         arena.batches[row], arena.first[row], arena.apart[row] = len(batches), first, apart
-        arena.version[row] = max(self._base, self.submitted - self.replica.strategy.lag)
+        arena.version[row] = max(0, self.submitted - self.replica.strategy.lag)
         self.submitted += 1
         allow(arena.words, self.submitted)
 
@@ -103,14 +103,12 @@ class Steps:
         """Wait until all steps are done."""
         while self._collect() < self.submitted:
             self._watch()
-        self._base = self.submitted
 
     def _watch(self) -> None:
         raise NotImplementedError
 
     def finished(self) -> list[StepResult]:
-        """The steps that were done since the last call, in order."""
-        self._collect()
+        """The steps that were found done since the last call, in order."""
         done, self._done = self._done, []
         return done
 
@@ -144,17 +142,20 @@ class Steps:
             log.warning("step %d was skipped: in shard %d the %s is not finite", number, k, name)
 
     def memory(self) -> dict[str, np.ndarray]:
-        """What the merges remember besides pages: the residuals of compression, as bytes. All steps are done."""
-        if self.compressor is None:
-            return {}
-        residuals = self.arena.residuals[self.submitted % 2]
-        return {"residuals": residuals.copy(), "factors": self.arena.factors.copy()}
+        """What is remembered besides the newest page: older ones, residuals of compression. All steps are done."""
+        arena, found = self.arena, {}
+        if self.replica.strategy.lag:
+            found["pages"] = arena.pages.copy()
+        if self.compressor is not None:
+            found |= {"residuals": arena.residuals[self.submitted % 2].copy(), "factors": arena.factors.copy()}
+        return found
 
     def remember(self, memory: dict[str, np.ndarray]) -> None:
         """Go on from what `memory` gave, before the first step."""
-        if self.compressor is not None and memory:
-            self.arena.residuals[self.submitted % 2] = memory["residuals"]
-            self.arena.factors[...] = memory["factors"]
+        places = {"pages": self.arena.pages, "factors": self.arena.factors}
+        places["residuals"] = self.arena.residuals[self.submitted % 2]
+        for name, array in memory.items():
+            places[name][...] = array
 
     def report(self) -> list[dict[str, float]]:
         """Of each worker: seconds that it computed, merged and waited, shards that it did, processes that it had."""
@@ -193,6 +194,7 @@ class Solo(Steps):
         except NonFiniteError as error:
             step, k = self._worker.doing or (self.submitted, 0)
             raise NonFiniteError(f"fit: step {step}, shard {k}: {error}") from None
+        self._collect()
 
 
 class _Crew(Workers):
@@ -315,10 +317,12 @@ class Pool(Steps):
 
     def submit(self, batches: Sequence[np.ndarray], numbers: Sequence[np.ndarray], first: int, apart: bool) -> None:
         """See Steps. Waits while too many steps are not done yet."""
-        if self._collect() == self.submitted:  # there was nothing to do: that is no pause of the workers
+        if self._collected == self.submitted:  # there was nothing to do: that is no pause of the workers
             self._seals, self._since = self._count_seals(), time.monotonic()
-        while self.submitted - self._collect() >= min(max(AHEAD / self._seconds, 2), self.arena.window // 2):
-            self._watch()
+        most = min(max(AHEAD / self._seconds, 2), self.arena.window // 2)
+        if self.submitted - self._collected >= most:  # then until there is half of the room: few looks, for many steps
+            while self.submitted - self._collect() > most / 2:
+                self._watch()
         super().submit(batches, numbers, first, apart)
 
     # --- watching ---

@@ -182,12 +182,12 @@ class ParameterServer(Strategy):
         one place, which is what all-reduce was invented to avoid; here one worker merges while the others wait.
     staleness=s > 0: the gradients of step t come from parameters s updates old,
 
-            theta_{t+1} = update(theta_t, sum_k n_k/n g_k(theta_{max(t-s, t0)})),
+            theta_{t+1} = update(theta_t, sum_k n_k/n g_k(theta_{max(t-s, 0)})),
 
         so a worker may be up to s steps ahead of the slowest one, as in stale synchronous parallel (Ho et al., "More
         Effective Distributed ML via a Stale Synchronous Parallel Parameter Server", 2013). There the age is whatever it
-        happens to be, up to s; here it is s, and so the bits depend on nothing else. t0 is the step after which all was
-        last waited for: the start, a checkpoint, the end of an epoch. Wins where shards take unequal time from step
+        happens to be, up to s; here it is s, and so the bits depend on nothing else; a checkpoint holds the last s + 1
+        versions. Wins where shards take unequal time from step
         to step; costs s more copies of parameters and gradients, and a lower rate that still converges (delays act like
         momentum: Mitliagkas et al. 2016).
     staleness=None: no one waits. Each push is an update of its own, in the order of arrival, by whoever has just pushed
