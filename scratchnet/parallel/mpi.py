@@ -60,13 +60,16 @@ def world() -> "MpiCommunicator":
 def run(fn: Callable, args: tuple, timeout: float | None) -> list:
     """`launch.run` in a job of several ranks: `fn(comm, *args)` once on this rank; [its result].
 
-    An exception ends the job: it is printed with its traceback, and all other ranks are ended.
+    An exception ends the job: it is printed with its traceback, and all other ranks are ended. Of one that all ranks
+    raise, because their calls differed, they end by themselves.
     """
     comm = world()
     comm.timeout = timeout
     try:
         return [fn(comm, *args)]
     except BaseException as error:
+        if hasattr(error, "said_elsewhere"):
+            raise
         traceback.print_exc()
         comm.watch.end_job(f"rank {comm.rank} raised {type(error).__name__}: {error}".splitlines()[0])
         raise

@@ -70,8 +70,12 @@ class Watch(threading.Thread):
     def end_job(self, line: str) -> None:
         """Print a line and end all ranks, this one too."""
         print(f"scratchnet: {line}", file=sys.stderr, flush=True)
-        threading.Timer(5.0, os._exit, (1,)).start()  # should the library not manage
-        time.sleep(2 * POLL)  # for the line to get away
+        self._abort()
+
+    def _abort(self) -> None:
+        """One rank after the other, if several would: mpirun then ends the others, and some crash on two at once."""
+        time.sleep(2 * POLL + min(0.3 * self.talk.rank, 3.0))  # also for lines to get away
+        signal.alarm(5)  # it ends this process should the library not manage, even if no Python code runs any more
         self.library.COMM_WORLD.Abort(1)
 
     def close(self) -> None:
@@ -140,7 +144,6 @@ class Watch(threading.Thread):
         """The lowest of the ranks that hear each other tells."""
         me = self.talk.rank
         if any(rank < me for rank in self._answers):
-            time.sleep(10 * POLL)
-            self.library.COMM_WORLD.Abort(1)
+            self._abort()
         where = f"step {self.step}" if self.step >= 0 else f"collective call {self.calls}"
         self.end_job(f"{where}: {SILENT} {ranks_named(missing)}, {when}, while rank {me} waited in {text}")

@@ -166,7 +166,7 @@ def test_the_source_calls_no_method_that_pickles(monkeypatch):
 # --- run --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranks", SIZES)
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_run_under_mpirun_runs_the_function_once_on_each_rank(ranks):
     status, text = python(
         ranks,
@@ -422,7 +422,7 @@ def across(hosts):
     return command
 
 
-@pytest.mark.parametrize(("hosts", "ranks"), [(2, 2), (3, 4), (4, 4)], indirect=["hosts"])
+@pytest.mark.parametrize(("hosts", "ranks"), [(2, 2), (3, 4)], indirect=["hosts"])
 def test_training_on_several_hosts_has_the_bits_of_one_process(hosts, ranks):
     hosts.limit(50e6)
     status, results, said = job(ranks, "--jobs", "momentum", command=across(hosts))
@@ -432,7 +432,7 @@ def test_training_on_several_hosts_has_the_bits_of_one_process(hosts, ranks):
     assert all(hosts.sent(host) > 20_000 for host in range(hosts.count))
 
 
-@pytest.mark.parametrize("hosts", [3], indirect=True)
+@pytest.mark.parametrize("hosts", [4], indirect=True)
 def test_a_host_that_vanishes_ends_the_job_with_one_line_and_a_restart_ends_in_the_same_bytes(hosts, tmp_path):
     folder = tmp_path / "run"
 
@@ -450,7 +450,7 @@ def test_a_host_that_vanishes_ends_the_job_with_one_line_and_a_restart_ends_in_t
     def wrapped(ranks, *line):
         return [*WRAPPER, "--restarts", "0", "--grace", "2", "--", *command(ranks, *line)]
 
-    status, results, said = job(3, "--folder", folder, command=wrapped, fail=slow)
+    status, results, said = job(4, "--folder", folder, command=wrapped, fail=slow)
     cutter.join()
     lines = [line for line in said.splitlines() if line.startswith("scratchnet:")]
     assert status != 0 and not results
