@@ -259,7 +259,7 @@ JOB = Path(__file__).with_name("mpi_job.py")
 def job(ranks, *flags, command=mpirun, fail=""):
     """The job under mpirun, or without it for `ranks` 0: status, lines of results, and what it said."""
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    variables |= {"SCRATCHNET_MPI_PATIENCE": "3", "SCRATCHNET_FAIL": fail}
+    variables |= {"SCRATCHNET_MPI_PATIENCE": "3", "SCRATCHNET_FAIL": fail, "SCRATCHNET_QUIET": "1"}
     line = [sys.executable, str(JOB), *map(str, flags)]
     line = command(ranks, *line) if ranks else line
     with tempfile.TemporaryDirectory() as folder:
