@@ -7,10 +7,9 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
-from sizes import JIT
+from sizes import DEVICES, JIT
 
 import scratchnet as sn
-from scratchnet.kernels import TABLES
 
 COMMON = {
     "deadline": None,
@@ -45,7 +44,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker("once")
 
 
-@pytest.fixture(params=TABLES)
+@pytest.fixture(params=DEVICES)
 def device(request):
     """The name of each device in turn, on which new tensors are made."""
     with sn.default_device(request.param):

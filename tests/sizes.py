@@ -1,8 +1,16 @@
-"""How large the arrays of tests are: with NUMBA_DISABLE_JIT=1 kernels are plain Python, so they are small."""
+"""Which devices tests run on and how large their arrays are.
+
+With NUMBA_DISABLE_JIT=1 kernels are plain Python, so arrays are small. With NUMBA_ENABLE_CUDASIM=1 the cuda table is
+tested, in place of the others; its kernels are interpreted thread by thread (see scratchnet/testing/threads.py).
+"""
 
 import numba
 
 from scratchnet.testing import EDGES
 
-JIT = not numba.config.DISABLE_JIT
+SIMULATED = bool(numba.config.ENABLE_CUDASIM)
+DEVICES = ("cuda",) if SIMULATED else ("numpy", "cpu")
+JIT = not numba.config.DISABLE_JIT and not SIMULATED
 SIZES = {"sizes": EDGES, "max_elements": 2**13} if JIT else {"sizes": EDGES[:7], "max_elements": 2**7}
+if SIMULATED:
+    SIZES = {"sizes": EDGES[:10], "max_elements": 2**8}

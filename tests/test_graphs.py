@@ -13,10 +13,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-from sizes import JIT
+from sizes import DEVICES, JIT
 
 import scratchnet as sn
-from scratchnet.kernels import TABLES
 
 
 class Scalar:
@@ -322,4 +321,4 @@ def machine(name):
     return case
 
 
-globals().update({f"TestGraphs_{name}": machine(name) for name in TABLES})
+globals().update({f"TestGraphs_{name}": machine(name) for name in DEVICES})

@@ -33,7 +33,13 @@ def _cpu_table() -> dict[str, Kernel]:
     return cpu.KERNELS  # type: ignore[return-value]
 
 
-TABLES: dict[str, Callable[[], dict[str, Kernel]]] = {"numpy": _numpy_table, "cpu": _cpu_table}
+def _cuda_table() -> dict[str, Kernel]:
+    from . import cuda  # imports numba.cuda
+
+    return cuda.KERNELS
+
+
+TABLES: dict[str, Callable[[], dict[str, Kernel]]] = {"numpy": _numpy_table, "cpu": _cpu_table, "cuda": _cuda_table}
 
 
 LINE = 64  # bytes of a line of cache
@@ -51,13 +57,20 @@ class Device:
     """A device by name: its kernels as attributes, and `empty` to get memory on it.
 
     >>> device("numpy").exp(x, out)        # out[...] = e ** x
+
+    `from_host` and `to_host` move NumPy arrays there and back; `write` puts one over an array that is there.
     """
 
     def __init__(self, name: str):
         self.name = name
         self.kernels = TABLES[name]()
         self.__dict__.update(self.kernels)
-        self.empty = np.empty
+        self.is_host = name != "cuda"  # are its arrays NumPy's?
+        memory: Any = _Host
+        if not self.is_host:
+            from .cuda import memory
+        self.empty, self.write = memory.empty, memory.write
+        self.from_host, self.to_host = memory.from_host, memory.to_host
 
     def __getattr__(self, name: str) -> Kernel:
         raise DeviceError(f"device {self.name!r} has no kernel {name!r}")
@@ -66,16 +79,38 @@ class Device:
         return f"Device({self.name!r})"
 
 
+class _Host:
+    """NumPy's memory."""
+
+    empty, write = np.empty, np.copyto
+
+    @staticmethod
+    def from_host(x: np.ndarray) -> np.ndarray:
+        return x
+
+    to_host = from_host
+
+
 @cache
 def _device(name: str) -> Device:
     return Device(name)
 
 
 def device(name: str) -> Device:
-    """The device called `name`. Raises DeviceError for an unknown name."""
+    """The device called `name`. Raises DeviceError for an unknown name, or for "cuda" where there is none."""
     if name not in TABLES:
         raise DeviceError(f"device: expected one of {', '.join(map(repr, TABLES))}, got {name!r}")
+    if name == "cuda":
+        _check_cuda()
     return _device(name)
+
+
+@cache
+def _check_cuda() -> None:
+    from .cuda.compile import why_unavailable
+
+    if (missing := why_unavailable()) is not None:
+        raise DeviceError(f"cuda: {missing}")
 
 
 def set_num_threads(n: int) -> None:

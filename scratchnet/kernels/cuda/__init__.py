@@ -1,0 +1,121 @@
+"""The `cuda` device: the kernels of reference.py for GPUs, written in numba.cuda.
+
+`KERNELS` is the table. Each file holds the kernels of one family; `_guarded` gives all of them the same front door.
+What of this was proven without a GPU, and how, stands in the README; scripts/gpu_check.py is the proof with one.
+"""
+
+import inspect
+
+import numpy as np
+
+from ...errors import DeviceError, DtypeError
+from .. import device
+from . import elementwise, gemm, memory, movement, norm, optim, random, reduce, rows
+from .memory import DeviceArray
+
+# The dtypes for which there is a kernel, inputs -> outputs, in NumPy's letters: ? bool, B uint8, l int64, and f float32
+# or float64, the same for all f of one call. `copy` and `fill` take every dtype.
+_BOTH, _ALL = "ff->f ll->l", "ff->f ll->l ??->?"
+SIGNATURES = {
+    **dict.fromkeys(elementwise.UNARY, "f->f"),
+    **dict.fromkeys(("neg", "abs", "sign", "clip"), "f->f l->l"),
+    **dict.fromkeys(elementwise.GRADIENTS, "ff->f"),
+    **dict.fromkeys(("div", "pow"), "ff->f"),
+    **dict.fromkeys(("sub", "maximum", "minimum"), _BOTH),
+    **dict.fromkeys(("add", "mul"), _ALL),
+    **dict.fromkeys(elementwise.COMPARISONS, "ff->? ll->? ??->?"),
+    "where": "?ff->f ?ll->l ???->?",
+    "sum": "f->f l->l ?->l",
+    **dict.fromkeys(("max", "min"), "f->f l->l"),
+    "argmax": "f->l l->l",
+    "standardize": "f->f",
+    "standardize_grad": "ff->f",
+    "take_rows": "fl->f ll->l Bl->B ?l->?",
+    "scatter_rows": "fl->f ll->l",
+    "matmul": "ff->f",
+    "linear": "fff->f",
+    **dict.fromkeys(("softmax", "logsumexp", "log_softmax"), "f->f"),
+    "softmax_grad": "ff->f",
+    "cross_entropy": "fl->f",
+    "cross_entropy_grad": "ffl->f",
+    "dropout": "f->f",
+    "sgd": "fff->ff",
+    "adam": "ffff->fff",
+    "rmsprop": "ffff->fff",
+}
+_FLOATS = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def accepted(signature: str) -> dict[tuple[np.dtype, ...], str]:
+    """The dtypes of all arrays of a call for which there is a kernel."""
+    cases = signature.replace("->", "").split()
+    return {
+        tuple(f if letter == "f" else np.dtype(letter) for letter in letters): letters
+        for letters in cases
+        for f in _FLOATS
+    }
+
+
+def _guarded(name, kernel, reference):
+    """`kernel` behind a function of the reference's signature that refuses arrays from elsewhere and other dtypes.
+
+    A NumPy array of no dimensions is a Python number that an op was given: it becomes device memory here.
+    """
+    signature = inspect.signature(reference)
+    parameters = list(signature.parameters)
+    known = accepted(SIGNATURES[name]) if name in SIGNATURES else None
+    count = len(next(iter(known))) if known else {"fill": 1, "copy": 2}[name]
+
+    def entry(*args, **kwargs):
+        if kwargs or len(args) < len(parameters):
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            args = bound.args
+        arrays = [x if type(x) is DeviceArray else _number(name, x) for x in args[:count]]
+        dtypes = tuple([x.dtype for x in arrays])
+        if known is not None and dtypes not in known:
+            raise DtypeError(f"{name}: expected dtypes {_words(known)} on 'cuda', got {', '.join(map(str, dtypes))}")
+        kernel(*arrays, *args[count:])
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__, entry.__module__ = reference.__doc__, __name__
+    entry.__signature__ = signature  # type: ignore[attr-defined]
+    return entry
+
+
+def _words(known) -> str:
+    return " or ".join("(" + ", ".join(map(str, dtypes)) + ")" for dtypes in known)
+
+
+def _number(name: str, x) -> DeviceArray:
+    """A number as device memory: filled by a kernel, and kept, as steps use the same few numbers again and again."""
+    if not isinstance(x, np.ndarray):
+        raise DeviceError(f"{name}: expected arrays on 'cuda', got {type(x).__name__}")
+    if x.ndim:
+        raise DeviceError(f"{name}: expected arrays on 'cuda', got a NumPy array of shape {x.shape}; use .to('cuda')")
+    key = x.dtype, x.tobytes()
+    found = _numbers.get(key)
+    if found is None:
+        if len(_numbers) >= MOST_NUMBERS:
+            _numbers.clear()
+        found = _numbers[key] = memory.empty((), x.dtype)
+        movement.fill(found, x[()])
+    return found
+
+
+_numbers: dict[tuple[np.dtype, bytes], DeviceArray] = {}
+MOST_NUMBERS = 1024
+
+_COMPILED = {
+    **elementwise.KERNELS,
+    **reduce.KERNELS,
+    **movement.KERNELS,
+    **rows.KERNELS,
+    **norm.KERNELS,
+    **random.KERNELS,
+    **optim.KERNELS,
+    **gemm.KERNELS,
+}
+_REFERENCE = device("numpy").kernels
+
+KERNELS = {name: _guarded(name, kernel, _REFERENCE[name]) for name, kernel in _COMPILED.items()}

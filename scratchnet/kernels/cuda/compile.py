@@ -1,0 +1,163 @@
+"""How cuda kernels are compiled and launched, and the one place that imports numba.cuda.
+
+A kernel is a plain Python function that `kernel(threads)` marks; it is compiled when it is first launched. Helpers are
+marked with `device`. `launch` is the only way to run one: tests put an interpreter of the same source in its place.
+In Numba's simulator (NUMBA_ENABLE_CUDASIM=1) every thread of a kernel is a thread of Python.
+"""
+
+import importlib.util
+import math
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import cached_property
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+
+from ...errors import DeviceError
+
+try:
+    from numba import cuda as _numba_cuda
+except ImportError:  # a Numba that no longer brings a cuda target of its own
+    raise DeviceError("cuda: expected the package numba-cuda; run pip install 'scratchnet[cuda]', got none") from None
+
+numba_cuda: Any = _numba_cuda
+SIMULATED = bool(numba.config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
+
+
+class _Simulated:
+    """numba.cuda as the kernel that is running sees it. (The simulator's own way of telling it, an exchange of the
+    module's globals, is no good for helpers: the first thread that leaves one would take it from the others.)"""
+
+    def __getattr__(self, name: str) -> Any:
+        from numba.cuda.simulator.kernel import _get_kernel_context
+
+        return getattr(_get_kernel_context() or numba_cuda, name)
+
+
+cuda: Any = _Simulated() if SIMULATED else numba_cuda
+
+
+class Kernel:
+    """A kernel as it was written. threads: of a block, at most; the compiler may use so many registers a thread."""
+
+    def __init__(self, function: Callable[..., None], threads: int):
+        self.function, self.threads = function, threads
+
+    @cached_property
+    def compiled(self) -> Any:
+        return numba_cuda.jit(self.function, **({} if SIMULATED else {"launch_bounds": self.threads}))
+
+
+def kernel(threads: int) -> Callable[[Callable[..., None]], Kernel]:
+    """Marks a kernel whose blocks have at most so many threads."""
+    return lambda function: Kernel(function, threads)
+
+
+def device(function: Callable[..., Any]) -> Any:
+    """Marks a helper of kernels, which is compiled into each of them."""
+    return function if SIMULATED else numba_cuda.jit(function, device=True, inline="always")
+
+
+def _run(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> None:
+    with np.errstate(all="ignore"):
+        kernel.compiled[blocks, threads, stream()](*[x.flat if hasattr(x, "layout") else x for x in arguments])
+
+
+launcher: ContextVar[Callable[..., None]] = ContextVar("launcher", default=_run)
+
+
+def launch(kernel: Kernel, blocks: Any, threads: Any, *arguments: Any) -> None:
+    """Starts a kernel on a grid of blocks of threads (numbers, or tuples (x, y)); arrays are DeviceArrays.
+
+    A kernel sees an array as its elements in a row.
+    """
+    launcher.get()(kernel, blocks, threads, arguments)
+
+
+# --- what Python and a GPU have under different names -----------------------------------------------------------------
+
+# Python's math raises where IEEE has an answer, so the simulator computes with NumPy's functions.
+exp, log, log1p, sqrt, tanh = (
+    (np.exp, np.log, np.log1p, np.sqrt, np.tanh)
+    if SIMULATED
+    else (math.exp, math.log, math.log1p, math.sqrt, math.tanh)
+)
+erf, erfc = math.erf, math.erfc
+
+
+def _mover(name: str, aligned_source: bool) -> Callable[..., None]:
+    def in_python(source: Any, i: int, target: Any, j: int) -> None:
+        for v in range(16 // source.dtype.itemsize):
+            target[j + v] = source[i + v]
+
+    if SIMULATED:
+        return in_python
+    from numba.cuda import extending, types
+
+    @extending.intrinsic
+    def move(typing_context, source, i, target, j):
+        def generate(context, builder, signature, arguments):
+            element = context.get_data_type(source.dtype)
+            size = context.get_abi_sizeof(element)
+            vector = ir.VectorType(element, 16 // size).as_pointer()
+            places = [
+                builder.bitcast(builder.gep(context.make_array(kind)(context, builder, array).data, [at]), vector)
+                for kind, array, at in ((source, *arguments[:2]), (target, *arguments[2:]))
+            ]
+            value = builder.load(places[0], align=16 if aligned_source else size)
+            builder.store(value, places[1], align=size if aligned_source else 16)
+            return context.get_dummy_value()
+
+        return types.void(source, types.intp, target, types.intp), generate  # type: ignore[attr-defined]
+
+    return move
+
+
+# move(source, i, target, j): 16 bytes from source[i] on to target[j] on, in one instruction. The array that is not the
+# thread's own must be aligned there to 16 bytes: global or shared memory to local, or back.
+load_wide, store_wide = _mover("load_wide", True), _mover("store_wide", False)
+
+ALIGNED = None if SIMULATED else 16  # bytes, of shared memory that is moved 16 bytes at a time
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+_streams: dict[str, Any] = {}
+
+
+def stream(name: str = "compute") -> Any:
+    """A stream by its use: "compute" for all kernels, "copy" for batches that travel meanwhile."""
+    if name not in _streams:
+        _streams[name] = numba_cuda.stream()
+    return _streams[name]
+
+
+def is_available() -> bool:
+    """Is there a GPU that can be used, with its driver and numba-cuda? The simulator is none."""
+    return not SIMULATED and why_unavailable() is None
+
+
+def why_unavailable() -> str | None:
+    """What is missing, in a few words; None in the simulator, where nothing is."""
+    if SIMULATED:
+        return None
+    if importlib.util.find_spec("numba_cuda") is None:
+        return "expected the package numba-cuda; run pip install 'scratchnet[cuda]', got none"
+    from numba.cuda.cudadrv.error import CudaSupportError
+
+    try:
+        if not numba_cuda.is_available():
+            return "expected an NVIDIA GPU and its driver, got none"
+        driver = numba_cuda.cudadrv.driver.driver.get_version()
+        numba_cuda.current_context()
+    except CudaSupportError as error:
+        return f"expected an NVIDIA GPU and its driver, got {str(error).strip().splitlines()[-1]}"
+    toolkit = numba_cuda.runtime.get_version()
+    if driver[0] < toolkit[0]:
+        found = ".".join(map(str, driver))
+        return (
+            f"expected a driver for CUDA {toolkit[0]}, got one for {found}; scratchnet[cuda12] goes with older drivers"
+        )
+    return None

@@ -1,0 +1,75 @@
+"""Folds within a block: what its threads hold becomes one value that all of them know, in an order that is fixed.
+
+The lanes of a warp exchange values by shuffles; with `shuffles=False` everything goes through shared memory, for the
+simulator, which has no shuffles. Every thread of the block must take part.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from .compile import cuda, device
+from .scalars import scalars
+
+OPERATIONS = {"sum": "add", "max": "maximum", "min": "minimum"}
+ALL_LANES = 0xFFFFFFFF
+
+
+def neutral(name: str, dtype: np.dtype):
+    """What changes nothing when it is folded in."""
+    if name == "sum":
+        return dtype.type(0)
+    if dtype.kind == "f":
+        return dtype.type(-np.inf if name == "max" else np.inf)
+    limits = np.iinfo(dtype)
+    return dtype.type(limits.min if name == "max" else limits.max)
+
+
+@cache
+def folding(name: str, dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Callable:
+    """fold(value, own, shared) -> the fold over the block. own: the thread's number; shared: `threads` words."""
+    function, START = scalars(dtype)[OPERATIONS[name]], neutral(name, dtype)
+    WARPS = threads // warp
+
+    if not shuffles:
+
+        @device
+        def fold_in_memory(value, own, shared):
+            shared[own] = value
+            cuda.syncthreads()
+            step = threads // 2
+            while step > 0:
+                if own < step:
+                    shared[own] = function(shared[own], shared[own + step])
+                cuda.syncthreads()
+                step //= 2
+            result = shared[0]
+            cuda.syncthreads()
+            return result
+
+        return fold_in_memory
+
+    @device
+    def fold_warp(value):
+        step = warp // 2
+        while step > 0:
+            value = function(value, cuda.shfl_xor_sync(ALL_LANES, value, step))
+            step //= 2
+        return value
+
+    @device
+    def fold(value, own, shared):
+        value = fold_warp(value)
+        if WARPS > 1:
+            if own % warp == 0:
+                shared[own // warp] = value
+            cuda.syncthreads()
+            value = START
+            if own % warp < WARPS:
+                value = shared[own % warp]
+            value = fold_warp(value)
+            cuda.syncthreads()
+        return value
+
+    return fold

@@ -1,0 +1,188 @@
+"""Matrix products: out = op(a) @ op(b), with a bias added to each row where there is one.
+
+The story of the kernel. One thread an element would read both factors from memory once for each product: memory is the
+limit. So a block of threads computes a *tile* of the result: it brings `depth` columns of a and rows of b to shared
+memory, and each element is used by a whole row or column of the tile. Reading shared memory would now be the limit:
+so a thread computes own_rows x own_columns elements, which it holds in registers, and of each term of the sum it reads
+own_rows + own_columns numbers, 16 bytes at a time, for own_rows * own_columns multiplications. While it computes with
+one pair of tiles, the next is on its way to registers and then to the other half of shared memory: one barrier a tile.
+Outside the matrices tiles are filled with zeros, so that the inner loop asks nothing.
+
+A factor lies in memory along the tile's edge (b as it is, a transposed) or across it (the others); those two cases are
+all that transposition changes.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from . import tuning
+from .compile import ALIGNED, Kernel, cuda, device, kernel, launch, load_wide, store_wide
+from .elementwise import is_wide
+from .tuning import Tile
+
+
+class _Factor(NamedTuple):
+    """How a block brings the tiles of one factor to shared memory. words: of one tile; stride: of one term in it.
+
+    load(x, edge, k, first, term, thread, own, wide): what the thread brings, from memory to its own registers.
+    put(own, tile, start, thread): from there to shared memory.
+    """
+
+    words: int
+    stride: int
+    groups: int
+    load: Callable
+    put: Callable
+
+
+@cache
+def _factor(dtype: np.dtype, edge: int, depth: int, threads: int, across: bool) -> _Factor:
+    """edge: how many rows of op(a), or columns of op(b), a tile has. across: memory runs along the sum."""
+    WIDTH, ZERO = 16 // dtype.itemsize, dtype.type(0)
+    STRIDE = edge + WIDTH if across else edge  # what comes across is put a word here, a word there: not in one bank
+    TOTAL = edge * depth // WIDTH  # groups of 16 bytes
+    GROUPS, LINE = -(-TOTAL // threads), (depth if across else edge) // WIDTH
+    WHOLE = TOTAL % threads == 0
+
+    @device
+    def load(x, length, k, first, term, thread, own, wide):
+        """length: of the edge in the whole matrix."""
+        for g in range(GROUPS):
+            group = thread + g * threads
+            if across:
+                line, at = first + group // LINE, term + group % LINE * WIDTH  # x[line, at], rows of k
+                inside, room, start = line < length, k - at, line * k + at
+            else:
+                line, at = term + group // LINE, first + group % LINE * WIDTH  # x[line, at], rows of `length`
+                inside, room, start = line < k, length - at, line * length + at
+            if not WHOLE:
+                inside = inside and group < TOTAL
+            if wide and inside and room >= WIDTH:
+                load_wide(x, start, own, g * WIDTH)
+            else:
+                for v in range(WIDTH):
+                    own[g * WIDTH + v] = ZERO
+                    if inside and v < room:
+                        own[g * WIDTH + v] = x[start + v]
+
+    @device
+    def put(own, tile, start, thread):
+        for g in range(GROUPS):
+            group = thread + g * threads
+            if WHOLE or group < TOTAL:
+                if across:
+                    for v in range(WIDTH):
+                        tile[start + (group % LINE * WIDTH + v) * STRIDE + group // LINE] = own[g * WIDTH + v]
+                else:
+                    store_wide(own, g * WIDTH, tile, start + group // LINE * STRIDE + group % LINE * WIDTH)
+
+    return _Factor(STRIDE * depth, STRIDE, GROUPS, load, put)
+
+
+@cache
+def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, has_bias: bool) -> Kernel:
+    """The kernel (a, b, bias, out, m, n, k, wide); `bias` is not looked at unless has_bias.
+
+    wide: may 16 bytes be moved at once from a, from b, and to out? Then their rows are multiples of that.
+    """
+    kind, ZERO, WIDTH = numba.from_dtype(dtype), dtype.type(0), 16 // dtype.itemsize
+    ROWS, COLUMNS, DEPTH, OWN_ROWS, OWN_COLUMNS = tile.rows, tile.columns, tile.depth, tile.own_rows, tile.own_columns
+    ACROSS, THREADS, OWN = COLUMNS // OWN_COLUMNS, tile.threads, OWN_ROWS * OWN_COLUMNS
+    DOWN, ROW_GROUPS, COLUMN_GROUPS = ROWS // OWN_ROWS, OWN_ROWS // WIDTH, OWN_COLUMNS // WIDTH
+    A_WORDS, A_STRIDE, A_GROUPS, load_a, put_a = _factor(dtype, ROWS, DEPTH, THREADS, not transpose_a)
+    B_WORDS, B_STRIDE, B_GROUPS, load_b, put_b = _factor(dtype, COLUMNS, DEPTH, THREADS, transpose_b)
+    A_SHARED, B_SHARED, A_STAGED, B_STAGED = 2 * A_WORDS, 2 * B_WORDS, A_GROUPS * WIDTH, B_GROUPS * WIDTH
+
+    @kernel(THREADS)
+    def multiply(a, b, bias, out, m, n, k, wide):
+        a_tiles = cuda.shared.array(A_SHARED, kind, ALIGNED)
+        b_tiles = cuda.shared.array(B_SHARED, kind, ALIGNED)
+        sums = cuda.local.array(OWN, kind)
+        a_staged = cuda.local.array(A_STAGED, kind)
+        b_staged = cuda.local.array(B_STAGED, kind)
+        left = cuda.local.array(OWN_ROWS, kind)
+        right = cuda.local.array(OWN_COLUMNS, kind)
+        thread = cuda.threadIdx.x
+        x, y = thread % ACROSS, thread // ACROSS
+        first_row, first_column = cuda.blockIdx.y * ROWS, cuda.blockIdx.x * COLUMNS
+        for i in range(OWN):
+            sums[i] = ZERO
+
+        load_a(a, m, k, first_row, 0, thread, a_staged, wide[0])
+        load_b(b, n, k, first_column, 0, thread, b_staged, wide[1])
+        put_a(a_staged, a_tiles, 0, thread)
+        put_b(b_staged, b_tiles, 0, thread)
+        cuda.syncthreads()
+        half = 0
+        for term in range(0, k, DEPTH):
+            if term + DEPTH < k:
+                load_a(a, m, k, first_row, term + DEPTH, thread, a_staged, wide[0])
+                load_b(b, n, k, first_column, term + DEPTH, thread, b_staged, wide[1])
+            for t in range(DEPTH):
+                for g in range(ROW_GROUPS):
+                    load_wide(a_tiles, half * A_WORDS + t * A_STRIDE + (g * DOWN + y) * WIDTH, left, g * WIDTH)
+                for g in range(COLUMN_GROUPS):
+                    load_wide(b_tiles, half * B_WORDS + t * B_STRIDE + (g * ACROSS + x) * WIDTH, right, g * WIDTH)
+                for i in range(OWN_ROWS):
+                    for j in range(OWN_COLUMNS):
+                        sums[i * OWN_COLUMNS + j] += left[i] * right[j]
+            if term + DEPTH < k:
+                half = 1 - half
+                put_a(a_staged, a_tiles, half * A_WORDS, thread)
+                put_b(b_staged, b_tiles, half * B_WORDS, thread)
+            cuda.syncthreads()
+
+        for g in range(COLUMN_GROUPS):
+            column = first_column + (g * ACROSS + x) * WIDTH
+            if has_bias:
+                for v in range(WIDTH):
+                    if column + v < n:
+                        for i in range(OWN_ROWS):
+                            sums[i * OWN_COLUMNS + g * WIDTH + v] += bias[column + v]
+            for i in range(OWN_ROWS):
+                row = first_row + (i // WIDTH * DOWN + y) * WIDTH + i % WIDTH
+                if row < m:
+                    if wide[2] and column < n:
+                        store_wide(sums, i * OWN_COLUMNS + g * WIDTH, out, row * n + column)
+                    else:
+                        for v in range(WIDTH):
+                            if column + v < n:
+                                out[row * n + column + v] = sums[i * OWN_COLUMNS + g * WIDTH + v]
+
+    return multiply
+
+
+def chosen_tile(dtype: np.dtype, m: int, n: int) -> Tile:
+    """The largest tile that leaves no multiprocessor without a block, or else the smallest."""
+    numbers = tuning.current()
+    tiles = numbers.tiles if dtype.itemsize == 4 else numbers.tiles_of_8_bytes
+    enough = (tile for tile in tiles if -(-m // tile.rows) * -(-n // tile.columns) >= numbers.multiprocessors)
+    return next(enough, tiles[-1])
+
+
+def _multiply(a, b, bias, out, transpose_a, transpose_b):
+    (m, n), k = out.shape, a.shape[0] if transpose_a else a.shape[1]
+    if not out.size:
+        return
+    tile, width = chosen_tile(out.dtype, m, n), 16 // out.itemsize
+    edges = (m if transpose_a else k, k if transpose_b else n, n)
+    wide = tuple(is_wide(x) and edge % width == 0 for x, edge in zip((a, b, out), edges, strict=True))
+    loop = product(out.dtype, tile, transpose_a, transpose_b, bias is not None)
+    grid = (-(-n // tile.columns), -(-m // tile.rows))
+    a, b = (x if x.size else out for x in (a, b))  # k = 0: no element is read
+    launch(loop, grid, tile.threads, a, b, out if bias is None else bias, out, m, n, k, wide)
+
+
+def matmul(a, b, out, transpose_a=False, transpose_b=False):
+    _multiply(a, b, None, out, bool(transpose_a), bool(transpose_b))
+
+
+def linear(x, weight, bias, out):
+    _multiply(x, weight, bias, out, False, False)
+
+
+KERNELS = {"matmul": matmul, "linear": linear}

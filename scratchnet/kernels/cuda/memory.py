@@ -1,0 +1,281 @@
+"""Memory on the GPU: a pool of blocks, and DeviceArray, a view of one that has NumPy's shapes and strides.
+
+A DeviceArray knows where its elements lie through `layout`, a NumPy array at the device's addresses that nobody reads:
+so slices, transposes and reshapes of device memory are NumPy's own. Elements move only by `from_host` and `to_host`.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import numpy as np
+
+from ...errors import DeviceError, DtypeError
+from .compile import SIMULATED, numba_cuda, stream
+
+GRAIN = 512  # bytes; blocks are multiples of it, so arrays of nearly one size share them
+_BASIC = (int, np.integer, slice, type(None), type(Ellipsis))
+DTYPES = tuple(map(np.dtype, (np.float32, np.float64, np.int64, np.uint8, np.bool_)))
+
+
+class _Block:
+    """A piece of device memory; it goes back to the pool when the last view of it is forgotten."""
+
+    __slots__ = ("address", "memory", "nbytes", "pool")
+
+    def __init__(self, pool: Pool, nbytes: int, memory: Any):
+        self.pool, self.nbytes, self.memory = pool, nbytes, memory
+        self.address = memory.ctypes.data if SIMULATED else memory.__cuda_array_interface__["data"][0]
+
+    def __del__(self) -> None:
+        self.pool.give_back(self.nbytes, self.memory)
+
+
+class Pool:
+    """Blocks that were given back wait here, by size, for the next array of that size.
+
+    All kernels run in one stream, in the order of their launches: so a block may be written anew as soon as Python has
+    forgotten it, even while a kernel that was launched before still reads it.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: dict[int, list[Any]] = {}
+        self.allocated = 0  # bytes, those that wait included
+        self.lock = threading.Lock()
+
+    def take(self, nbytes: int) -> _Block:
+        """A block of at least so many bytes. Raises DeviceError if there are not as many."""
+        size = max(-(-nbytes // GRAIN), 1) * GRAIN
+        with self.lock:
+            waiting = self.waiting.get(size)
+            memory = waiting.pop() if waiting else None
+        if memory is None:
+            memory = self._allocate(size)
+            self.allocated += size
+        return _Block(self, size, memory)
+
+    def give_back(self, size: int, memory: Any) -> None:
+        with self.lock:
+            self.waiting.setdefault(size, []).append(memory)
+
+    def empty(self) -> None:
+        """Returns all memory that waits to the driver."""
+        with self.lock:
+            self.allocated -= sum(size * len(found) for size, found in self.waiting.items())
+            self.waiting.clear()
+
+    def _allocate(self, size: int) -> Any:
+        try:
+            return allocate(size)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self.empty()
+        try:
+            return allocate(size)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        raise DeviceError(f"cuda: expected {size:,} bytes of free device memory, got {free_bytes():,}") from None
+
+
+def allocate(size: int) -> Any:
+    """New memory from the driver, as an array of bytes."""
+    return np.empty(size, np.uint8) if SIMULATED else numba_cuda.device_array(size, np.uint8, stream=stream())
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "OUT_OF_MEMORY" in str(error)
+
+
+def free_bytes() -> int:
+    """How much memory the driver still has."""
+    return 0 if SIMULATED else numba_cuda.current_context().get_memory_info().free
+
+
+pool = Pool()
+
+
+class _Address:
+    """An address as something that NumPy makes an array of."""
+
+    def __init__(self, address: int, nbytes: int):
+        self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
+
+
+class DeviceArray:
+    """An array on the GPU: shape, strides, dtype and views as NumPy's, elements out of Python's reach.
+
+    layout: the NumPy array with the same shape and strides at the same address. owner: keeps the memory alive.
+    """
+
+    __slots__ = ("__weakref__", "_flat", "base", "layout", "owner")
+    __array_ufunc__ = None
+
+    def __init__(self, layout: np.ndarray, owner: Any, base: DeviceArray | None = None):
+        self.layout, self.owner, self.base = layout, owner, base
+        self._flat: Any = None
+
+    shape = property(lambda self: self.layout.shape)
+    strides = property(lambda self: self.layout.strides)
+    dtype = property(lambda self: self.layout.dtype)
+    ndim = property(lambda self: self.layout.ndim)
+    size = property(lambda self: self.layout.size)
+    nbytes = property(lambda self: self.layout.nbytes)
+    itemsize = property(lambda self: self.layout.itemsize)
+    flags = property(lambda self: self.layout.flags)
+    address = property(lambda self: self.layout.__array_interface__["data"][0])
+    T = property(lambda self: self.transpose())
+
+    def _view(self, layout: np.ndarray) -> DeviceArray:
+        return DeviceArray(layout, self.owner, self if self.base is None else self.base)
+
+    def reshape(self, *shape: Any, copy: bool = False) -> DeviceArray:
+        """Another shape, without a copy. Raises ValueError where only a copy has it."""
+        return self._view(self.layout.reshape(*shape, copy=False))
+
+    def transpose(self, *axes: Any) -> DeviceArray:
+        return self._view(self.layout.transpose(*axes))
+
+    def __getitem__(self, key: Any) -> DeviceArray:
+        """A view, even of one element; `key` as in NumPy's basic indexing. Raises DeviceError for other keys."""
+        parts = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(part, _BASIC) for part in parts):
+            raise DeviceError(f"cuda: expected slices and numbers as an index of device memory, got {key!r:.80}")
+        return self._view(self.layout[parts if any(part is Ellipsis for part in parts) else (*parts, Ellipsis)])
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    def copy(self) -> np.ndarray:
+        """The elements, as a NumPy array."""
+        return to_host(self)
+
+    def item(self) -> Any:
+        return to_host(self).item()
+
+    @property
+    def flat(self) -> Any:
+        """What a kernel is given: the elements in one row. Raises DeviceError if they do not lie in one."""
+        if self._flat is None:
+            if not self.layout.flags.c_contiguous:
+                raise DeviceError(f"cuda: expected C-contiguous memory, got shape {self.shape}, strides {self.strides}")
+            self._flat = _argument(self.layout.reshape(-1), self)
+        return self._flat
+
+    @property
+    def span(self) -> tuple[DeviceArray, int]:
+        """All elements from the lowest address to the highest, gaps included, and which of them is element 0, 0..."""
+        low, high = 0, 0
+        for n, stride in zip(self.shape, self.strides, strict=True):
+            reach = (n - 1) * stride // self.itemsize
+            low, high = low + min(reach, 0), high + max(reach, 0)
+        start, nbytes = self.address + low * self.itemsize, (high - low + 1) * self.itemsize
+        return self._view(np.asarray(_Address(start, nbytes)).view(self.dtype)), -low
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Version 3 of the protocol by which CuPy, PyTorch and Numba share device memory."""
+        return {
+            "shape": self.shape,
+            "strides": None if self.flags.c_contiguous else self.strides,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "version": 3,
+            "stream": None if SIMULATED else int(stream().handle) or 1,
+        }
+
+    def __array_function__(self, function: Any, types: Any, args: tuple, kwargs: dict) -> Any:
+        if function is np.broadcast_to:
+            return self._view(np.broadcast_to(self.layout, *args[1:], **kwargs))
+        raise DeviceError(f"np.{function.__name__}: expected a NumPy array, got one on 'cuda'; use .numpy()")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise DeviceError("cuda: expected a NumPy array, got one on 'cuda'; use .numpy()")
+
+    def __repr__(self) -> str:
+        return f"DeviceArray(shape={self.shape}, dtype={self.dtype})"
+
+
+def _argument(flat: np.ndarray, owner: Any) -> Any:
+    """A one-dimensional array at device addresses as what Numba takes for one."""
+    if SIMULATED:
+        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+        return FakeCUDAArray(flat)
+    interface = flat.__array_interface__ | {"strides": None, "stream": None}
+    return numba_cuda.from_cuda_array_interface(interface, owner=owner, sync=False)
+
+
+def checked(dtype: Any) -> np.dtype:
+    """A dtype that kernels know. Raises DtypeError for others."""
+    dtype = np.dtype(dtype)
+    if dtype not in DTYPES:
+        raise DtypeError(f"cuda: expected one of {', '.join(map(str, DTYPES))}, got {dtype}")
+    return dtype
+
+
+def empty(shape: Any, dtype: Any) -> DeviceArray:
+    """New memory for a C-contiguous array, with rubbish in it. Raises DeviceError if there is too little."""
+    dtype = checked(dtype)
+    shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+    nbytes = math.prod(shape) * dtype.itemsize
+    block = pool.take(nbytes)
+    layout = np.asarray(_Address(block.address, nbytes)).view(dtype).reshape(shape)
+    return DeviceArray(layout, block)
+
+
+def from_host(x: Any) -> DeviceArray:
+    """A NumPy array copied to the device; a DeviceArray as it is; the shared memory of what `adopt` takes."""
+    if isinstance(x, DeviceArray):
+        return x
+    if not isinstance(x, np.ndarray):
+        return adopt(x)
+    x = np.require(x, requirements="C")
+    out = empty(x.shape, x.dtype)
+    if x.size:
+        out.flat.copy_to_device(x.reshape(-1), stream=stream())
+    return out
+
+
+def to_host(x: DeviceArray) -> np.ndarray:
+    """A copy of the elements as a NumPy array; it waits for the kernels that compute them."""
+    if not x.layout.flags.c_contiguous:
+        from .movement import copy
+
+        whole = empty(x.shape, x.dtype)
+        copy(x, whole)
+        x = whole
+    out = np.empty(x.shape, x.dtype)
+    if x.size:
+        x.flat.copy_to_host(out.reshape(-1), stream=stream())
+        synchronize()
+    return out
+
+
+def write(x: DeviceArray, value: np.ndarray) -> None:
+    """Overwrites a C-contiguous array with the elements of a NumPy array of its shape and dtype."""
+    if x.size:
+        x.flat.copy_to_device(np.require(value, x.dtype, "C").reshape(-1), stream=stream())
+
+
+def adopt(x: Any) -> DeviceArray:
+    """The memory of another library's array, shared. Raises DeviceError or DtypeError if it has none to share."""
+    interface = getattr(x, "__cuda_array_interface__", None)
+    if interface is None:
+        raise DeviceError(f"cuda: expected an array with __cuda_array_interface__, got {type(x).__name__}")
+    dtype = checked(interface["typestr"])
+    if not SIMULATED and interface.get("stream") not in (None, stream().handle):
+        numba_cuda.external_stream(interface["stream"]).synchronize()  # its kernels may still be writing
+    strides = interface.get("strides")
+    described = _Address(interface["data"][0], 0)
+    described.__array_interface__ |= {"shape": tuple(interface["shape"]), "typestr": dtype.str, "strides": strides}
+    return DeviceArray(np.asarray(described), x)
+
+
+def synchronize() -> None:
+    """Waits for all kernels."""
+    if not SIMULATED:
+        stream().synchronize()

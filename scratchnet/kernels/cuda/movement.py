@@ -1,0 +1,171 @@
+"""Kernels that move elements: fill, copies between any strides and dtypes, gathering and adding up rows by number."""
+
+from functools import cache
+
+import numba
+import numpy as np
+
+from . import tuning
+from .compile import Kernel, cuda, kernel, launch, load_wide, store_wide
+from .elementwise import in_plane, in_row, is_wide
+from .memory import DeviceArray
+
+AXES = 4  # that a strided copy walks over in one launch
+
+
+@cache
+def filling(threads: int) -> Kernel:
+    @kernel(threads)
+    def loop(out, value):
+        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            out[i] = value
+
+    return loop
+
+
+@cache
+def copying(dtype: np.dtype, threads: int) -> Kernel:
+    """Elements that lie in a row, of one dtype."""
+    kind, WIDTH = numba.from_dtype(dtype), 16 // dtype.itemsize
+
+    @kernel(threads)
+    def loop(x, out, wide):
+        i, step = cuda.grid(1), cuda.gridsize(1)
+        if wide:
+            own = cuda.local.array(WIDTH, kind)
+            for group in range(i, out.size // WIDTH, step):
+                load_wide(x, group * WIDTH, own, 0)
+                store_wide(own, 0, out, group * WIDTH)
+            i += out.size // WIDTH * WIDTH
+        for j in range(i, out.size, step):
+            out[j] = x[j]
+
+    return loop
+
+
+@cache
+def strided_copying(threads: int) -> Kernel:
+    @kernel(threads)
+    def loop(x, out, size, shape, steps):
+        """steps: where to start in x and out, then x's strides and out's, in elements, all for four axes."""
+        for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+            rest, d = i // shape[3], i % shape[3]
+            rest, c = rest // shape[2], rest % shape[2]
+            a, b = rest // shape[1], rest % shape[1]
+            at = steps[0] + a * steps[2] + b * steps[3] + c * steps[4] + d * steps[5]
+            out[steps[1] + a * steps[6] + b * steps[7] + c * steps[8] + d * steps[9]] = x[at]
+
+    return loop
+
+
+@cache
+def taking(threads: int) -> Kernel:
+    @kernel(threads)
+    def loop(x, index, out, inner):
+        column, row = cuda.grid(2)
+        across, down = cuda.gridsize(2)
+        for i in range(row, index.size, down):
+            start = index[i] * inner
+            for j in range(column, inner, across):
+                out[i * inner + j] = x[start + j]
+
+    return loop
+
+
+@cache
+def scattering(dtype: np.dtype, threads: int) -> Kernel:
+    """A thread owns elements of the result and adds up what belongs there, in the order of the index: no atomics.
+
+    The threads of a block read the index together, a piece at a time.
+    """
+    kind, ZERO = numba.from_dtype(dtype), dtype.type(0)
+
+    @kernel(threads)
+    def loop(g, index, out, inner):
+        piece = cuda.shared.array(threads, numba.int64)
+        across, down = cuda.blockDim.x, cuda.blockDim.y
+        own, together = cuda.threadIdx.y * across + cuda.threadIdx.x, across * down
+        rows = out.size // inner
+        for first_row in range(cuda.blockIdx.y * down, rows, cuda.gridDim.y * down):
+            row = first_row + cuda.threadIdx.y
+            for first_column in range(cuda.blockIdx.x * across, inner, cuda.gridDim.x * across):
+                column = first_column + cuda.threadIdx.x
+                total = ZERO
+                for start in range(0, index.size, together):
+                    if start + own < index.size:
+                        piece[own] = index[start + own]
+                    cuda.syncthreads()
+                    if column < inner:
+                        for i in range(start, min(start + together, index.size)):
+                            if piece[i - start] == row:
+                                total += g[i * inner + column]
+                    cuda.syncthreads()
+                if row < rows and column < inner:
+                    out[row * inner + column] = total
+
+    del kind
+    return loop
+
+
+def fill(out, value):
+    if out.size:
+        grid = in_row(out.size)
+        launch(filling(grid[1]), *grid, out, out.dtype.type(value))
+
+
+def copy(x, out):
+    if not out.size:
+        return
+    if x.shape != out.shape:
+        x = np.broadcast_to(x, out.shape)
+    if x.flags.c_contiguous and out.flags.c_contiguous and x.dtype == out.dtype:
+        grid = in_row(out.size, 16 // out.itemsize)
+        launch(copying(out.dtype, grid[1]), *grid, x, out, is_wide(x, out))
+    else:
+        _copy_strided(x, out)
+
+
+def _copy_strided(x: DeviceArray, out: DeviceArray) -> None:
+    shape, x_steps, out_steps = _joined(x, out)
+    if len(shape) > AXES:  # the outermost axes one by one
+        axis = max(range(out.ndim), key=lambda i: (out.shape[i] != 1, -i))
+        key = (slice(None),) * axis
+        for i in range(out.shape[axis]):
+            _copy_strided(x[(*key, slice(i, i + 1))], out[(*key, slice(i, i + 1))])
+        return
+    (source, x_start), (target, out_start) = x.span, out.span
+    lead = AXES - len(shape)
+    steps = (x_start, out_start, *(0,) * lead, *x_steps, *(0,) * lead, *out_steps)
+    grid = in_row(out.size)
+    launch(strided_copying(grid[1]), *grid, source, target, out.size, (*(1,) * lead, *shape), steps)
+
+
+def _joined(x: DeviceArray, out: DeviceArray) -> tuple[list[int], list[int], list[int]]:
+    """Shape and strides (in elements) of both, with neighbouring axes made one where they can be."""
+    axes: list[list[int]] = []
+    for n, a, b in zip(out.shape, x.strides, out.strides, strict=True):
+        a, b = a // x.itemsize, b // out.itemsize
+        if n == 1:
+            continue
+        if axes and axes[-1][1] == n * a and axes[-1][2] == n * b:
+            axes[-1] = [axes[-1][0] * n, a, b]
+        else:
+            axes.append([n, a, b])
+    shape, x_steps, out_steps = ([axis[i] for axis in axes] for i in range(3))
+    return shape, x_steps, out_steps
+
+
+def take_rows(x, index, out):
+    if out.size:
+        inner = out.size // index.size
+        launch(taking(tuning.current().threads), *in_plane(index.size, inner), x, index, out, inner)
+
+
+def scatter_rows(g, index, out):
+    if out.size:
+        rows, inner = out.shape
+        threads = tuning.current().threads
+        launch(scattering(out.dtype, threads), *in_plane(rows, inner), g, index, out, inner)
+
+
+KERNELS = {"fill": fill, "copy": copy, "take_rows": take_rows, "scatter_rows": scatter_rows}

@@ -1,0 +1,90 @@
+"""Optimizers: one pass over a flat parameter and its state. The numbers of a step are parameters of the launch."""
+
+import math
+from functools import cache
+
+import numpy as np
+
+from .compile import Kernel, cuda, kernel, launch, sqrt
+from .elementwise import in_row
+
+
+@cache
+def sgd_step(dtype: np.dtype, threads: int) -> Kernel:
+    @kernel(threads)
+    def loop(param, grad, velocity, new_param, new_velocity, lr, momentum, weight_decay, nesterov):
+        for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
+            g = grad[i] + weight_decay * param[i]
+            v = momentum * velocity[i] + g
+            step = g + momentum * v if nesterov else v
+            new_param[i] = param[i] - lr * step
+            new_velocity[i] = v
+
+    return loop
+
+
+@cache
+def adam_step(dtype: np.dtype, threads: int) -> Kernel:
+    @kernel(threads)
+    def loop(param, grad, m, v, new_param, new_m, new_v, keep, decay, factors, rate, scale, eps):
+        """factors: beta1, 1 - beta1, beta2, 1 - beta2."""
+        for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
+            g = grad[i] + decay * param[i]
+            first = factors[0] * m[i] + factors[1] * g
+            second = factors[2] * v[i] + factors[3] * g * g
+            new_param[i] = keep * param[i] - rate * first / (sqrt(second) * scale + eps)
+            new_m[i] = first
+            new_v[i] = second
+
+    return loop
+
+
+@cache
+def rmsprop_step(dtype: np.dtype, threads: int) -> Kernel:
+    @kernel(threads)
+    def loop(param, grad, v, velocity, new_param, new_v, new_velocity, lr, alpha, rest, eps, momentum, weight_decay):
+        for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
+            g = grad[i] + weight_decay * param[i]
+            square = alpha * v[i] + rest * g * g
+            u = momentum * velocity[i] + g / (sqrt(square) + eps)
+            new_param[i] = param[i] - lr * u
+            new_v[i] = square
+            new_velocity[i] = u
+
+    return loop
+
+
+def sgd(param, grad, velocity, new_param, new_velocity, numbers):
+    lr, momentum, nesterov, weight_decay = numbers
+    _launch(sgd_step, (param, grad, velocity, new_param, new_velocity), lr, momentum, weight_decay, bool(nesterov))
+
+
+def adam(param, grad, m, v, new_param, new_m, new_v, numbers):
+    lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
+    keep, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
+    factors = (beta1, 1 - beta1, beta2, 1 - beta2)
+    rate, scale = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
+    _launch(adam_step, (param, grad, m, v, new_param, new_m, new_v), keep, decay, factors, rate, scale, eps)
+
+
+def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
+    lr, alpha, eps, momentum, weight_decay = numbers
+    arrays = (param, grad, v, velocity, new_param, new_v, new_velocity)
+    _launch(rmsprop_step, arrays, lr, alpha, 1 - alpha, eps, momentum, weight_decay)
+
+
+def _launch(make, arrays, *numbers):
+    """Floats become numbers of the arrays' dtype."""
+    dtype, size = arrays[0].dtype, arrays[0].size
+    if size:
+        grid = in_row(size)
+        launch(make(dtype, grid[1]), *grid, *arrays, *(_typed(number, dtype.type) for number in numbers))
+
+
+def _typed(number, kind):
+    if isinstance(number, bool):
+        return number
+    return tuple(map(kind, number)) if isinstance(number, tuple) else kind(number)
+
+
+KERNELS = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop}

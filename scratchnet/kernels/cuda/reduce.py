@@ -1,0 +1,158 @@
+"""Reductions of the middle axis of x (outer, n, inner).
+
+A block folds at most `chunk` elements of one result (or of some columns of results); where n is larger, the partial
+results are folded in a second pass by the same kernel. The chunks depend on n alone, and so do the bits.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import numba
+import numpy as np
+
+from . import memory, tuning
+from .compile import Kernel, cuda, kernel, launch
+from .folds import OPERATIONS, folding, neutral
+from .scalars import scalars
+
+
+@cache
+def folding_rows(name: str, dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Kernel:
+    """out[r] = fold of row r of x, which has n elements; where n > chunk, of each of its chunks in turn."""
+    function, START = scalars(dtype)[OPERATIONS[name]], neutral(name, dtype)
+    fold, kind = folding(name, dtype, threads, warp, shuffles), numba.from_dtype(dtype)
+
+    @kernel(threads)
+    def loop(x, out, n, chunk):
+        shared = cuda.shared.array(threads, kind)
+        own = cuda.threadIdx.x
+        parts = (n + chunk - 1) // chunk
+        for item in range(cuda.blockIdx.x, out.size, cuda.gridDim.x):
+            start, first = item // parts * n, item % parts * chunk
+            value = START
+            for i in range(first + own, min(first + chunk, n), threads):
+                value = function(value, x[start + i])
+            value = fold(value, own, shared)
+            if own == 0:
+                out[item] = value
+
+    return loop
+
+
+@cache
+def folding_columns(name: str, dtype: np.dtype, columns: int, threads: int) -> Kernel:
+    """The same for inner > 1: a block folds `chunk` elements of each of `columns` neighbouring results."""
+    function, START, kind = scalars(dtype)[OPERATIONS[name]], neutral(name, dtype), numba.from_dtype(dtype)
+    LAYERS = threads // columns
+
+    @kernel(threads)
+    def loop(x, out, n, inner, chunk):
+        shared = cuda.shared.array(threads, kind)
+        column, layer = cuda.threadIdx.x, cuda.threadIdx.y
+        own = layer * columns + column
+        parts = (n + chunk - 1) // chunk
+        strips = (inner + columns - 1) // columns
+        for item in range(cuda.blockIdx.x, out.size // inner * strips, cuda.gridDim.x):
+            row, j = item // strips, item % strips * columns + column
+            start, first = row // parts * n, row % parts * chunk
+            value = START
+            if j < inner:
+                for i in range(first + layer, min(first + chunk, n), LAYERS):
+                    value = function(value, x[(start + i) * inner + j])
+            shared[own] = value
+            cuda.syncthreads()
+            step = LAYERS // 2
+            while step > 0:
+                if layer < step:
+                    shared[own] = function(shared[own], shared[own + step * columns])
+                cuda.syncthreads()
+                step //= 2
+            if layer == 0 and j < inner:
+                out[row * inner + j] = shared[own]  # a word that no other thread writes: no barrier is needed
+
+    return loop
+
+
+@cache
+def finding(dtype: np.dtype, threads: int) -> Kernel:
+    """argmax: a block a result. The larger value wins, of equal ones the first; a NaN is the largest."""
+    kind = numba.from_dtype(dtype)
+
+    @kernel(threads)
+    def loop(x, out, n, inner):
+        values = cuda.shared.array(threads, kind)
+        places = cuda.shared.array(threads, numba.int64)
+        own = cuda.threadIdx.x
+        for item in range(cuda.blockIdx.x, out.size, cuda.gridDim.x):
+            start = item // inner * n * inner + item % inner
+            place = min(own, n - 1)
+            best = x[start + place * inner]
+            for i in range(own + threads, n, threads):
+                value = x[start + i * inner]
+                if (value > best) | ((value != value) & (best == best)):
+                    best, place = value, i
+            values[own], places[own] = best, place
+            cuda.syncthreads()
+            step = threads // 2
+            while step > 0:
+                if own < step:
+                    value, other = values[own + step], places[own + step]
+                    best, place = values[own], places[own]
+                    larger = (value > best) | ((value != value) & (best == best))
+                    equal = (value == best) | ((value != value) & (best != best))
+                    if larger | (equal & (other < place)):
+                        values[own], places[own] = value, other
+                cuda.syncthreads()
+                step //= 2
+            if own == 0:
+                out[item] = places[0]  # a word that no other thread writes: no barrier is needed
+
+    return loop
+
+
+def row_threads(n: int) -> int:
+    """Threads of a block that works on rows of n elements: a warp for a short row."""
+    numbers = tuning.current()
+    return numbers.warp if n <= numbers.small_rows else numbers.threads
+
+
+def _reducing(name: str) -> Callable[..., None]:
+    def run(x, out):
+        if not out.size:
+            return
+        if x.dtype != out.dtype:  # booleans and small integers are summed as int64
+            from .movement import copy
+
+            wide = memory.empty(x.shape, out.dtype)
+            copy(x, wide)
+            x = wide
+        numbers = tuning.current()
+        outer, n, inner = x.shape
+        chunk = numbers.chunk if inner == 1 else max(numbers.chunk // numbers.columns, 1)
+        while True:
+            parts = max(-(-n // chunk), 1)
+            target = out if parts == 1 else memory.empty((outer, parts, inner), out.dtype)
+            if inner == 1:
+                threads = row_threads(min(n, chunk))
+                loop = folding_rows(name, x.dtype, threads, numbers.warp, numbers.shuffles)
+                launch(loop, min(target.size, numbers.blocks), threads, x, target, max(n, 1), chunk)
+            else:
+                loop = folding_columns(name, x.dtype, numbers.columns, numbers.threads)
+                blocks = min(outer * parts * -(-inner // numbers.columns), numbers.blocks)
+                shape = (numbers.columns, numbers.threads // numbers.columns)
+                launch(loop, blocks, shape, x, target, max(n, 1), inner, chunk)
+            if parts == 1:
+                return
+            x, n = target, parts
+
+    return run
+
+
+def argmax(x, out):
+    if out.size:
+        _, n, inner = x.shape
+        threads = row_threads(n)
+        launch(finding(x.dtype, threads), min(out.size, tuning.current().blocks), threads, x, out, n, inner)
+
+
+KERNELS = {**{name: _reducing(name) for name in OPERATIONS}, "argmax": argmax}

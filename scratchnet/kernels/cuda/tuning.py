@@ -1,0 +1,77 @@
+"""Every number that only changes how fast a kernel is. `current()` are those of production; tests put tiny ones."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from .compile import SIMULATED
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a matrix product is cut: a block computes rows x columns of the result, `depth` terms of the sum at a time,
+    a thread own_rows x own_columns of them."""
+
+    rows: int
+    columns: int
+    depth: int
+    own_rows: int
+    own_columns: int
+
+    @property
+    def threads(self) -> int:
+        return self.rows * self.columns // (self.own_rows * self.own_columns)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """threads: of a block. blocks: most of them in a grid whose threads stride over the rest.
+
+    warp: threads that run in step; shuffles: they exchange values without shared memory.
+    chunk: elements that one block folds, so their number decides the order of a sum, as nothing else does.
+    columns: of the blocks that fold along another axis than the last.
+    small_rows: rows up to this length are done by one warp each.
+    tiles: of matrix products in float32, the largest first, and of all others. multiprocessors: fewer blocks than this
+    leave part of the GPU idle, so a smaller tile is taken.
+    """
+
+    threads: int = 256
+    blocks: int = 2048
+    warp: int = 32
+    shuffles: bool = not SIMULATED
+    chunk: int = 8192
+    columns: int = 32
+    small_rows: int = 256
+    tiles: tuple[Tile, ...] = (Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4), Tile(32, 32, 32, 4, 4))
+    tiles_of_8_bytes: tuple[Tile, ...] = (Tile(64, 64, 8, 4, 4), Tile(32, 32, 16, 4, 2))
+    multiprocessors: int = 108
+
+
+PRODUCTION = Tuning()
+# For tests: arrays of a few elements cross every edge of every block, warp, chunk and tile.
+TINY = Tuning(
+    threads=8, blocks=3, warp=4, shuffles=True, chunk=16, columns=2, small_rows=4, multiprocessors=2,
+    tiles=(Tile(8, 16, 4, 4, 8), Tile(8, 8, 4, 4, 4)), tiles_of_8_bytes=(Tile(8, 8, 4, 4, 4), Tile(4, 4, 2, 2, 2)),
+)  # fmt: skip
+_current: ContextVar[Tuning] = ContextVar("tuning", default=PRODUCTION)
+
+
+def current() -> Tuning:
+    """The numbers for the next launch."""
+    return _current.get()
+
+
+def use(tuning: Tuning):
+    """A context in which `tuning` holds."""
+    return _Using(tuning)
+
+
+class _Using:
+    def __init__(self, tuning: Tuning):
+        self._tuning = tuning
+
+    def __enter__(self) -> Tuning:
+        self._token = _current.set(self._tuning)
+        return self._tuning
+
+    def __exit__(self, *exc_info) -> None:
+        _current.reset(self._token)

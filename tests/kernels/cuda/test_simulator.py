@@ -1,0 +1,37 @@
+"""Every kernel in Numba's own simulator, where each thread of a kernel is a thread of Python."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sizes import SIMULATED
+
+from scratchnet.testing import KERNEL_ROWS, kernel_cases
+from scratchnet.testing.devices import host_kernel
+
+NEEDS = "simulated"
+if SIMULATED:
+    from scratchnet.kernels.cuda import compile, tuning
+    from scratchnet.kernels.cuda.tuning import Tile
+
+    SMALL = tuning.replace(
+        tuning.TINY, threads=4, blocks=2, warp=2, shuffles=False, chunk=8, small_rows=2,
+        tiles=(Tile(4, 8, 4, 4, 4),), tiles_of_8_bytes=(Tile(4, 4, 2, 2, 2),),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("name", KERNEL_ROWS)
+@settings(max_examples=3)
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_kernels_match_the_oracle_in_numbas_simulator(name, dtype, data):
+    if dtype == np.int64 and not KERNEL_ROWS[name].integers:
+        pytest.skip("floats only")
+    case = data.draw(kernel_cases(name, dtypes=[dtype], sizes=(0, 1, 2, 3, 5, 8, 9), max_elements=24))
+    token = compile.launcher.set(compile._run)
+    try:
+        with tuning.use(SMALL):
+            case.check(host_kernel("cuda", name), layouts=("offset",))
+    finally:
+        compile.launcher.reset(token)

@@ -1,0 +1,212 @@
+"""Kernels thread by thread: no races in any of them, in any order of the threads; and every planted fault is found."""
+
+import inspect
+
+import numpy as np
+import pytest
+from sizes import SIMULATED
+
+from scratchnet.errors import ContractError
+from scratchnet.testing.devices import host_kernel
+
+NEEDS = "simulated"
+if SIMULATED:
+    import numba
+
+    from scratchnet.kernels.cuda import compile, memory, tuning
+    from scratchnet.kernels.cuda.compile import ALIGNED, cuda, launch, load_wide
+    from scratchnet.testing.threads import barriers_of, interpreted
+
+RNG = np.random.default_rng(0)
+ORDERS = ("ascending", "descending", "shuffled")
+
+
+def floats(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def numbers(below, n):
+    return RNG.integers(0, below, n)
+
+
+# Calls whose kernels have barriers: name, inputs, shape and dtype of the result, numbers.
+CALLS = [
+    ("sum", (floats(2, 40, 1),), (2, 1), "f", ()),
+    ("sum", (floats(2, 40, 5),), (2, 5), "f", ()),
+    ("max", (floats(2, 40, 1),), (2, 1), "f", ()),
+    ("argmax", (floats(3, 20, 2),), (3, 2), "l", ()),
+    ("standardize", (floats(9, 17, 1),), (9, 17, 1), "f", (1e-5,)),
+    ("standardize", (floats(2, 17, 7),), (2, 17, 7), "f", (1e-5,)),
+    ("standardize_grad", (floats(9, 17, 1), floats(9, 17, 1)), (9, 17, 1), "f", (1e-5,)),
+    ("standardize_grad", (floats(2, 17, 7), floats(2, 17, 7)), (2, 17, 7), "f", (1e-5,)),
+    ("scatter_rows", (floats(20, 9), numbers(5, 20)), (5, 9), "f", ()),
+    ("softmax", (floats(9, 17),), (9, 17), "f", ()),
+    ("softmax_grad", (floats(9, 17), floats(9, 17)), (9, 17), "f", ()),
+    ("logsumexp", (floats(9, 17),), (9,), "f", ()),
+    ("log_softmax", (floats(9, 17),), (9, 17), "f", ()),
+    ("cross_entropy", (floats(9, 17), numbers(17, 9)), (9,), "f", ()),
+    ("cross_entropy_grad", (floats(9), floats(9, 17), numbers(17, 9)), (9, 17), "f", ()),
+    ("matmul", (floats(17, 13), floats(13, 18)), (17, 18), "f", (False, False)),
+    ("matmul", (floats(13, 17), floats(18, 13)), (17, 18), "f", (True, True)),
+    ("linear", (floats(17, 13), floats(13, 18), floats(18)), (17, 18), "f", ()),
+]
+TUNINGS = [True, False] if SIMULATED else []  # with shuffles, and with their twin in shared memory
+
+
+def run(call, order="ascending", without=None):
+    """The result, and the kernels that were launched."""
+    name, inputs, shape, letter, params = call
+    out, kernels = np.empty(shape, letter), []
+    with interpreted(order, without) as interpreter:
+        compile.launcher.set(lambda kernel, *launch: (kernels.append(kernel.function), interpreter(kernel, *launch)))
+        host_kernel("cuda", name)(*inputs, out, *params)
+    return out, kernels
+
+
+def with_shuffles(shuffles):
+    return tuning.use(tuning.replace(tuning.TINY, shuffles=shuffles))
+
+
+@pytest.mark.parametrize("shuffles", TUNINGS)
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call[0])
+def test_bits_do_not_depend_on_the_order_of_threads(call, shuffles):
+    with with_shuffles(shuffles):
+        results = {run(call, order)[0].tobytes() for order in ORDERS}
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize("shuffles", TUNINGS)
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call[0])
+def test_every_barrier_is_missed_when_it_is_taken_out(call, shuffles):
+    with with_shuffles(shuffles):
+        found = {barrier for function in run(call)[1] for barrier in barriers_of(function)}
+        assert found
+        for barrier in found:
+            for order in ORDERS:
+                with pytest.raises(ContractError, match=r"without a barrier|before it is written"):
+                    run(call, order, without=barrier)
+
+
+def test_calls_leave_out_no_kernel_with_shared_memory():
+    import scratchnet.kernels.cuda as table
+
+    modules = (
+        table.elementwise,
+        table.movement,
+        table.reduce,
+        table.rows,
+        table.norm,
+        table.random,
+        table.optim,
+        table.gemm,
+    )
+    factories = [f.__wrapped__ for m in modules for f in vars(m).values() if hasattr(f, "cache_info")]
+    expected = {f.__name__ for f in factories if "cuda.shared.array" in inspect.getsource(f)}
+    with with_shuffles(True):
+        launched = {function.__qualname__.partition(".")[0] for call in CALLS for function in run(call)[1]}
+    assert launched == expected
+
+
+# --- planted faults ---------------------------------------------------------------------------------------------------
+
+
+def start(function, blocks=1, threads=4, size=8):
+    arrays = [memory.from_host(np.arange(size, dtype=np.float32)) for _ in range(2)]
+    with interpreted():
+        launch(compile.Kernel(function, 8), blocks, threads, *arrays)
+
+
+def fault_two_threads_write_one_word(x, out):
+    out[0] = x[cuda.threadIdx.x]
+
+
+def fault_one_reads_what_another_writes(x, out):
+    i = cuda.threadIdx.x
+    out[i] = x[i]
+    if i > 0:
+        out[i + 4] = out[i - 1]
+
+
+def fault_shared_memory_is_read_at_once(x, out):
+    shared = cuda.shared.array(8, numba.float32)
+    i = cuda.threadIdx.x
+    shared[i] = x[i]
+    shared[i + 4] = x[i]
+    out[i] = shared[4 - i]
+
+
+def fault_it_reads_beyond_the_end(x, out):
+    out[cuda.threadIdx.x] = x[cuda.threadIdx.x + 5]
+
+
+def fault_it_counts_from_the_end(x, out):
+    out[cuda.threadIdx.x] = x[cuda.threadIdx.x - 1]
+
+
+def fault_it_reads_shared_memory_that_nobody_wrote(x, out):
+    shared = cuda.shared.array(8, numba.float32)
+    cuda.syncthreads()
+    out[cuda.threadIdx.x] = shared[cuda.threadIdx.x]
+
+
+def fault_it_reads_a_register_that_it_did_not_write(x, out):
+    own = cuda.local.array(2, numba.float32)
+    out[cuda.threadIdx.x] = own[1]
+
+
+def fault_half_of_the_threads_come_to_a_barrier(x, out):
+    if cuda.threadIdx.x < 2:
+        cuda.syncthreads()
+    out[cuda.threadIdx.x] = x[cuda.threadIdx.x]
+
+
+def fault_threads_wait_at_different_barriers(x, out):
+    if cuda.threadIdx.x < 2:
+        cuda.syncthreads()
+    else:
+        cuda.syncthreads()
+
+
+def fault_sixteen_bytes_from_an_odd_place(x, out):
+    own = cuda.local.array(4, numba.float32)
+    load_wide(x, 1, own, 0)
+
+
+FAULTS = [f for name, f in list(globals().items()) if name.startswith("fault_")]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
+def test_planted_faults_are_found(fault):
+    with pytest.raises(ContractError, match=rf"^{fault.__name__}, block 0, thread \d: "):
+        start(fault)
+
+
+def test_two_blocks_that_write_one_word_are_found():
+    def both(x, out):
+        if cuda.threadIdx.x == 0:
+            out[0] = x[0]
+
+    with pytest.raises(ContractError, match=r"block 1, thread 0: a write of word 0 .* that block 0 touches too"):
+        start(both, blocks=2)
+
+
+def test_too_many_threads_are_found():
+    def nothing(x, out):
+        pass
+
+    with pytest.raises(ContractError, match="9 threads in a block, for which at most 8"):
+        start(nothing, threads=9)
+
+
+def test_a_kernel_without_faults_passes():
+    def swaps(x, out):
+        shared = cuda.shared.array(8, numba.float32, ALIGNED)
+        i = cuda.threadIdx.x
+        shared[i] = x[i]
+        cuda.syncthreads()
+        out[i] = shared[3 - i]
+
+    x, out = (memory.from_host(np.arange(4, dtype=np.float32)) for _ in range(2))
+    with interpreted():
+        launch(compile.Kernel(swaps, 8), 1, 4, x, out)
+    assert memory.to_host(out).tolist() == [3, 2, 1, 0]
