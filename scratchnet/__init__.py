@@ -1,6 +1,6 @@
 """scratchnet: a neural-network engine from scratch, whose answer never depends on the hardware that computes it."""
 
-from . import data, errors, functions, metrics, nn, optim, parallel, testing
+from . import cuda, data, errors, functions, metrics, nn, optim, parallel, testing
 from .autograd import grad, value_and_grad
 from .checkpoint import load, save
 from .errors import *
@@ -17,6 +17,7 @@ __all__ = [
     "History",
     "Tensor",
     "Trainer",
+    "cuda",
     "data",
     "default_device",
     "get_num_threads",

@@ -87,7 +87,7 @@ def first_nonfinite(y: Tensor) -> str | None:
     for t, node in _ancestors(y):
         if node is not None:
             nodes.append(node)
-        elif t.dtype.kind == "f" and not np.isfinite(t._data).all():
+        elif t.dtype.kind == "f" and not np.isfinite(t._device.to_host(t._data)).all():
             return "an input"
     nodes.sort(key=lambda node: node.order)
-    return next((node.op.name for node in nodes if not np.isfinite(node.out).all()), None)
+    return next((node.op.name for node in nodes if not np.isfinite(node.device.to_host(node.out)).all()), None)

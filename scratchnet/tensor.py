@@ -68,6 +68,11 @@ class default_device:
         _default_device.reset(self._token)
 
 
+def current_device() -> str:
+    """The device of new tensors."""
+    return _default_device.get()
+
+
 class Node:
     """How one tensor was made: the op, its inputs and parameters, and the output's array.
 
@@ -90,7 +95,8 @@ class Tensor:
     data: array-like of numbers. NumPy float32 and float64 keep their type, Python floats become float32,
         integers and booleans stay integers and booleans. A NumPy array is shared, not copied, where it can be.
     requires_grad: record what is done with this tensor, so that `backward` can fill `.grad`. Floats only.
-    dtype, device: convert to them; `device` is "cpu" (Numba kernels) or "numpy" (the reference).
+    dtype, device: convert to them; `device` is "cpu" (Numba kernels), "numpy" (the reference) or "cuda" (a GPU, to
+        which the data are copied; an array with __cuda_array_interface__, of CuPy or PyTorch, is shared).
 
     Raises DtypeError for data that are not numbers, DeviceError for an unknown device.
     """
@@ -99,8 +105,8 @@ class Tensor:
     __array_ufunc__ = None  # so that array * tensor is a Tensor
 
     def __init__(self, data: ArrayLike, requires_grad: bool = False, dtype: Any = None, device: str | None = None):
-        self._data = _as_array(data, dtype)
         self._device = find_device(device or _default_device.get())
+        self._data = _placed(data, dtype, self._device)
         self._node: Node | None = None
         self._base: Tensor | None = None
         self._version = 0
@@ -185,11 +191,30 @@ class Tensor:
         return self._data.item()
 
     def numpy(self) -> np.ndarray:
-        """The array itself (shared memory). Raises GradientError if the tensor requires grad: use .detach() first."""
+        """The array itself (shared memory), or a copy of one that is on a GPU.
+
+        Raises GradientError if the tensor requires grad: use .detach() first.
+        """
         if self.requires_grad:
             raise GradientError("numpy: expected a tensor that does not require grad; call .detach() first")
         trace.refuse("numpy", self._data)
-        return self._data
+        return self._device.to_host(self._data)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """By which CuPy, PyTorch and Numba share the memory of a tensor on a GPU; others have no such attribute."""
+        if self._device.is_host:
+            raise AttributeError(f"__cuda_array_interface__: expected a tensor on 'cuda', got one on {self.device!r}")
+        return self._data.__cuda_array_interface__  # type: ignore[attr-defined]
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """A DLPack capsule that shares the memory. Raises GradientError if the tensor requires grad."""
+        if self.requires_grad:
+            raise GradientError("__dlpack__: expected a tensor that does not require grad; call .detach() first")
+        return self._data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._data.__dlpack_device__()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
@@ -211,11 +236,16 @@ class Tensor:
         target = find_device(device)
         if target is self._device:
             return self
+        data = self._data
+        shared = target.is_host and self._device.is_host  # the host devices share memory
+        if not shared:
+            trace.refuse("to", data)
+            data = target.from_host(self._device.to_host(data))
         node = None
         if self.requires_grad and _grad_enabled.get():
-            node = Node(_to_device, (self,), {}, self._data, target)
-        t = Tensor._wrap(self._data, target, node)
-        t._base = self._owner  # the host devices share memory
+            node = Node(_to_device, (self,), {}, data, target)
+        t = Tensor._wrap(data, target, node)
+        t._base = self._owner if shared else None
         return t
 
     def astype(self, dtype: Any) -> Tensor:
@@ -228,7 +258,7 @@ class Tensor:
         return Tensor._wrap(_copied(self._data, dtype, self._device), self._device)
 
     def __repr__(self) -> str:
-        body = np.array2string(self._data, separator=", ", prefix="Tensor(", threshold=100)
+        body = np.array2string(self._device.to_host(self._data), separator=", ", prefix="Tensor(", threshold=100)
         notes = [f"dtype={self.dtype}"] * (self.dtype not in (np.float32, np.int64, np.bool_))
         notes += [f"device={self.device!r}"] * (self.device != _default_device.get())
         notes += ["requires_grad=True"] * self.requires_grad
@@ -553,7 +583,7 @@ def as_tensor(x: ArrayLike, like: Tensor | None = None) -> Tensor:
                 bits = x.bit_length() if isinstance(x, int) else 0
                 got = f"an integer of {bits} bits" if bits > 64 else x
                 raise DtypeError(f"Tensor: expected a number that fits {like._data.dtype}, got {got}") from None
-    return Tensor._wrap(_as_array(x, None), like._device)
+    return Tensor._wrap(_placed(x, None, like._device), like._device)
 
 
 def where(condition: ArrayLike, a: ArrayLike, b: ArrayLike) -> Tensor:
@@ -566,9 +596,20 @@ def where(condition: ArrayLike, a: ArrayLike, b: ArrayLike) -> Tensor:
     return ops.where(condition, as_tensor(a, like), as_tensor(b, like))
 
 
+def _placed(data: ArrayLike, dtype: Any, device: Device) -> np.ndarray:
+    """The array of a tensor on `device`, made of any data."""
+    if not device.is_host:
+        if isinstance(data, Tensor):
+            data = data.detach().to(device.name)._data
+        if hasattr(data, "__cuda_array_interface__"):
+            array = device.from_host(data)
+            return array if dtype is None or array.dtype == dtype else _copied(array, np.dtype(dtype), device)
+    return device.from_host(_as_array(data, dtype))
+
+
 def _as_array(data: ArrayLike, dtype: Any) -> np.ndarray:
     if isinstance(data, Tensor):
-        data = data._data
+        data = data._device.to_host(data._data)
     elif isinstance(data, list | tuple) and any(isinstance(item, Tensor) for item in data):
         data = [item.detach().numpy() if isinstance(item, Tensor) else item for item in data]
     from_python = not isinstance(data, np.ndarray | np.generic) and not hasattr(data, "__array__")
@@ -696,8 +737,9 @@ def initial_gradient(y: Tensor, gradient: ArrayLike | None) -> Tensor:
     if gradient is None:
         if y.size != 1:
             raise ShapeError(f"backward: expected a gradient for a tensor of shape {y.shape}, got none")
-        return Tensor._wrap(np.ones(y.shape, y.dtype), y._device)
-    gradient = as_tensor(gradient, y)
+        return Tensor._wrap(y._device.from_host(np.ones(y.shape, y.dtype)), y._device)
+    if not isinstance(gradient, Tensor):
+        gradient = Tensor._wrap(y._device.from_host(as_tensor(gradient, y)._data), y._device)
     if gradient.shape != y.shape:
         raise ShapeError(f"backward: expected a gradient of shape {y.shape}, got {gradient.shape}")
     if gradient.device != y.device:

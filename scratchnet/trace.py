@@ -103,7 +103,7 @@ class _Recorder:
 
 def memory_of(array: np.ndarray) -> np.ndarray:
     """The array that owns the memory of a view."""
-    while isinstance(array.base, np.ndarray):
+    while isinstance(array.base, np.ndarray) or type(array.base) is type(array):  # views on a GPU have bases too
         array = array.base
     return array
 

@@ -43,7 +43,7 @@ class Config:
     accumulate: int = flag(1, "batches an optimizer step")
     clip_norm: float | None = flag(None, "largest norm of the merged gradient")
     threads: int | None = flag(None, "CPU threads of the kernels; all cores unless given")
-    device: str = flag("cpu", "table of kernels", ["cpu", "numpy"])
+    device: str = flag("cpu", "table of kernels", ["cpu", "numpy", "cuda"])
     folder: str | None = flag(None, "where checkpoints, metrics.jsonl and curves.png go; runs/DATE-TIME unless given")
     resume: str | None = flag(None, "'auto' to go on from the folder's newest checkpoint, or a checkpoint file")
     save_every: int | None = flag(None, "steps between checkpoints; one an epoch unless given")

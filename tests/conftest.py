@@ -7,7 +7,7 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
-from sizes import DEVICES, JIT
+from sizes import DEVICES, JIT, SIMULATED
 
 import scratchnet as sn
 
@@ -26,6 +26,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # processes, which have kernels of their own. They are marked `once`; .ci/run repeats the others, `-m "not once"`.
 ONCE = {
     "data": ("test_idx", "test_loader", "test_sources"),
+    "cuda": ("test_compiled", "test_without_gpu"),
     "kernels": ("test_compile",),
     "parallel": (
         "test_collectives", "test_drill", "test_launch", "test_memory", "test_mpi", "test_planner", "test_pool",
@@ -42,6 +43,19 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in ONCE.get(item.path.parent.name, ()):
             item.add_marker("once")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interpreted():
+    """In the simulator: kernels of the cuda table on tiny blocks and tiles, thread by thread, with every check."""
+    if not SIMULATED:
+        yield
+        return
+    from scratchnet.kernels.cuda import tuning
+    from scratchnet.testing.threads import interpreted
+
+    with tuning.use(tuning.TINY), interpreted():
+        yield
 
 
 @pytest.fixture(params=DEVICES)

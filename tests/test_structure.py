@@ -28,6 +28,7 @@ RANKS = {
     "optim": 6,
     "jit": 7,
     "flags": 6,
+    "cuda": 5,
     "parallel": 8,
     "trainer": 9,
     "report": 10,

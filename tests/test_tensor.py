@@ -96,7 +96,7 @@ def test_arrays_of_every_layout_become_tensors(layout):
         (lambda: sn.Tensor([[1.0], [1.0, 2.0]]), ValueError, "rectangular"),
         (lambda: sn.Tensor([1, 2], requires_grad=True), TypeError, "float32 or float64 for requires_grad, got int64"),
         (lambda: sn.Tensor([1.0], dtype="float16"), TypeError, "float16"),
-        (lambda: sn.Tensor([1.0], device="gpu"), RuntimeError, "expected one of 'numpy', 'cpu', got 'gpu'"),
+        (lambda: sn.Tensor([1.0], device="gpu"), RuntimeError, "expected one of 'numpy', 'cpu', 'cuda', got 'gpu'"),
         (lambda: sn.default_device("gpu"), RuntimeError, "got 'gpu'"),
     ],
 )

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from scratchnet import cuda
 from scratchnet.data.dataset import Samples, check_integer, gather
 from scratchnet.errors import ConfigError
-from scratchnet.tensor import Tensor
+from scratchnet.tensor import Tensor, current_device
 
 
 class DataLoader:
@@ -38,7 +39,8 @@ class DataLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         epoch = self._next_epoch
         self._next_epoch += 1
-        return map(_tensors, self.batches(epoch))
+        batches = self.batches(epoch)
+        return cuda.prefetch(batches) if current_device() == "cuda" else map(_tensors, batches)
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one to iterate over."""

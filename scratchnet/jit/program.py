@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels import device as find_device
 from ..trace import Call, Guard, Trace, Undo, memory_of
 
 
@@ -108,6 +109,9 @@ class Program:
         by_python = [x for entry, tasks in self.steps if not tasks for x in _arrays(entry)]
         self.slots = []
         for x in self.inputs:
+            if not isinstance(x, np.ndarray):  # memory of a GPU: other inputs are copied there
+                self.slots.append(None)
+                continue
             start = x.__array_interface__["data"][0]
             places = []
             for executable in self.executables:
@@ -121,6 +125,9 @@ class Program:
     def _take(self, inputs: list[np.ndarray]) -> None:
         for i, (x, own, places) in enumerate(zip(inputs, self.inputs, self.slots, strict=True)):
             if x is self.sources[i]:
+                continue
+            if not isinstance(x, np.ndarray):
+                find_device("cuda").copy(x, own)
                 continue
             if places is None or not x.flags.carray:
                 np.copyto(own, x)
@@ -142,7 +149,7 @@ class Program:
 def give_back(arrays: list[np.ndarray], copies: list[np.ndarray]) -> None:
     """What the step wrote to copies of its arguments, to the arguments."""
     for x, copy in zip(arrays, copies, strict=True):
-        if x is not copy and x.flags.writeable and x.tobytes() != copy.tobytes():
+        if x is not copy and isinstance(x, np.ndarray) and x.flags.writeable and x.tobytes() != copy.tobytes():
             np.copyto(x, copy)
 
 

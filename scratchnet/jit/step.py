@@ -108,7 +108,7 @@ class _Gradient:
 
     def before(self) -> None:
         if self.read is not None and self.leaf.grad is not None:
-            np.copyto(self.read, self.leaf.grad._data)
+            self.leaf._device.copy(self.leaf.grad._data, self.read)
 
     def after(self) -> None:
         self.leaf.grad = None if self.left is None else Tensor._wrap(self.left.copy(), self.leaf._device)

@@ -94,6 +94,6 @@ def _fans(name: str, tensor: Tensor) -> tuple[int, int]:
 def _set(name: str, tensor: Tensor, value: np.ndarray | float) -> Tensor:
     if tensor.dtype not in FLOATS:
         raise DtypeError(f"{name}: expected a float32 or float64 tensor, got {tensor.dtype}")
-    tensor._data[...] = value
+    tensor._device.write(tensor._data, np.broadcast_to(np.asarray(value, tensor.dtype), tensor.shape))
     tensor._owner._version += 1
     return tensor

@@ -158,7 +158,7 @@ class Embedding(Module):
         """Draws the rows anew."""
         init.normal_(self.weight)
         if self.padding_idx is not None:
-            self.weight._data[self.padding_idx] = 0
+            self.weight._device.fill(self.weight._data[self.padding_idx], 0)
 
     def forward(self, indices: ArrayLike) -> Tensor:
         return F.embedding(indices, self.weight, self.padding_idx)

@@ -29,7 +29,7 @@ class Parameter(Tensor):
 
     def __init__(self, data: ArrayLike, requires_grad: bool = True, dtype: Any = None, device: str | None = None):
         super().__init__(data, requires_grad, dtype, device)
-        self._data = np.array(self._data, order="C")
+        self._data = self._data.copy()  # in C order
 
     def __repr__(self) -> str:
         return "Parameter containing:\n" + super().__repr__()
@@ -42,7 +42,7 @@ class Buffer(Tensor):
 
     def __init__(self, data: ArrayLike, dtype: Any = None, device: str | None = None):
         super().__init__(data, False, dtype, device)
-        self._data = np.array(self._data, order="C")
+        self._data = self._data.copy()
 
 
 class IncompatibleKeys(NamedTuple):
@@ -147,7 +147,7 @@ class Module:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all parameters and buffers as NumPy arrays, by dotted name."""
-        return {name: t._data.copy() for name, t in self._named(Parameter, Buffer)}
+        return {name: t._device.to_host(t._data).copy() for name, t in self._named(Parameter, Buffer)}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> IncompatibleKeys:
         """Writes saved arrays into the parameters and buffers; everything is checked before anything is written.
@@ -172,7 +172,7 @@ class Module:
         if problems:
             raise CheckpointError(f"{type(self).__name__}: state dict does not fit: {'; '.join(problems)}")
         for k, value in new.items():
-            own[k]._data[...] = value
+            own[k]._device.write(own[k]._data, value)
             own[k]._version += 1
         return IncompatibleKeys(missing, unexpected)
 

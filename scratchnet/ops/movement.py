@@ -201,6 +201,8 @@ def index(x, key):
     if all(isinstance(p, _BASIC) and not isinstance(p, bool | np.bool_) for p in parts):
         _check_key(x, key)
         return getitem(x, key=parts if any(p is Ellipsis for p in parts) else (*parts, Ellipsis))
+    if len(parts) == 1 and x.ndim and hasattr(parts[0], "layout") and parts[0].dtype.kind in "iu":  # it is on a GPU
+        return take_rows(x, checked_index("index", parts[0], x.shape[0]))
     arrays = tuple(p if isinstance(p, _BASIC) else np.asarray(p) for p in parts)
     for a in arrays:
         if isinstance(a, np.ndarray) and a.size and a.dtype.kind not in "iub":
@@ -226,27 +228,34 @@ def _check_key(x, key):
         raise IndexOutOfRangeError(f"index: {error} (shape {x.shape})") from None
 
 
+def limits_of(array) -> tuple[int, int]:
+    """The smallest and the largest element; of memory on a GPU they are often known without a look."""
+    return array.limits if hasattr(array, "limits") else (array.min(), array.max())
+
+
 def checked_index(name: str, array, n: int, from_end: bool = True) -> np.ndarray:
     """Row numbers as int64 in [0, n); negative ones count from the end, or are refused.
 
     Raises IndexOutOfRangeError or DtypeError.
     """
-    array = array_of(array)
+    given, array = array, array_of(array)
     if array.dtype.kind not in "iu":
         raise DtypeError(f"{name}: expected integers, got {array.dtype}")
     if array.dtype != np.int64:
         trace.refuse(f"{name}: integers that are not int64", array)
     else:
-        lowest = -n if from_end and array.size and array.min() < 0 else 0
+        lowest = -n if from_end and array.size and limits_of(array)[0] < 0 else 0
         if lowest:
             trace.refuse(f"{name}: numbers that count from the end", array)
         trace.guard("in_range", array, (0, n), lambda: checked_index(name, array, n, from_end))
     if not array.size:
         return array.astype(np.int64, copy=False)
-    lowest, least, most = -n if from_end else 0, array.min(), array.max()
+    lowest, (least, most) = -n if from_end else 0, limits_of(array)
     if least < lowest or most >= n:
         raise IndexOutOfRangeError(
             f"{name}: expected integers in [{lowest}, {n}), got {least if least < lowest else most}"
         )
-    array = array.astype(np.int64, copy=False)
-    return array if least >= 0 else np.where(array < 0, array + n, array)
+    if least < 0:
+        array = array.astype(np.int64, copy=False)
+        return np.where(array < 0, array + n, array)
+    return given if array.dtype == np.int64 else array.astype(np.int64, copy=False)

@@ -142,9 +142,9 @@ def cross_entropy(logits, labels):
 
     Raises ShapeError, DtypeError, or IndexOutOfRangeError for a label outside [0, classes).
     """
-    labels = array_of(labels)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+    shape = array_of(labels).shape
+    if logits.ndim != 2 or shape != logits.shape[:1]:
         raise ShapeError(
-            f"cross_entropy: expected logits (rows, classes) and labels (rows,), got {logits.shape} and {labels.shape}"
+            f"cross_entropy: expected logits (rows, classes) and labels (rows,), got {logits.shape} and {shape}"
         )
     return _cross_entropy_op(logits, checked_index("cross_entropy", labels, logits.shape[1], from_end=False))

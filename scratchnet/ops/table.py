@@ -83,7 +83,9 @@ def binary(name: str, *vjps: VJP | None, dtype: type | None = None, floating: bo
 
 def array_of(x) -> np.ndarray:
     """The array of a tensor, or what NumPy makes of x."""
-    return x._data if hasattr(x, "_data") else np.asarray(x)
+    if hasattr(x, "_data"):
+        return x._data
+    return x if hasattr(x, "layout") else np.asarray(x)  # memory of a GPU is as it is
 
 
 def broadcast_shape(name: str, *arrays: np.ndarray) -> tuple[int, ...]:
@@ -92,7 +94,7 @@ def broadcast_shape(name: str, *arrays: np.ndarray) -> tuple[int, ...]:
     if len(arrays) == 2 and arrays[1].shape == shape:
         return shape
     try:
-        return np.broadcast(*arrays).shape
+        return np.broadcast(*[a if isinstance(a, np.ndarray) else a.layout for a in arrays]).shape
     except ValueError:
         shapes = " and ".join(str(a.shape) for a in arrays)
         raise ShapeError(f"{name}: expected shapes that broadcast together, got {shapes}") from None

@@ -141,7 +141,11 @@ class Optimizer:
         In the groups, "params" holds the parameters' numbers.
         """
         state = [
-            {"step": slot.step} | {name: a.copy() for name, a in zip(self.state_names, slot.arrays, strict=True)}
+            {"step": slot.step}
+            | {
+                name: slot.param._device.to_host(a).copy()
+                for name, a in zip(self.state_names, slot.arrays, strict=True)
+            }
             for slot in self._slots
         ]
         groups = [
@@ -174,7 +178,7 @@ class Optimizer:
         for slot, new in zip(self._slots, state["state"], strict=True):
             slot.step = new["step"]
             for array, name in zip(slot.arrays, self.state_names, strict=True):
-                array[...] = new[name]
+                slot.param._device.write(array, new[name])
 
     # --- checks and printing --------------------------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ def require_finite(loss: Tensor) -> None:
     """Raises NonFiniteError, in this step and when it is replayed."""
 
     def check() -> None:
-        if not np.isfinite(loss._data).all():
+        if not np.isfinite(loss._device.to_host(loss._data)).all():
             raise NonFiniteError("fit: expected a finite loss, got one that is not")
 
     check()

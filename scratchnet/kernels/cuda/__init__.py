@@ -59,7 +59,7 @@ def accepted(signature: str) -> dict[tuple[np.dtype, ...], str]:
 def _guarded(name, kernel, reference):
     """`kernel` behind a function of the reference's signature that refuses arrays from elsewhere and other dtypes.
 
-    A NumPy array of no dimensions is a Python number that an op was given: it becomes device memory here.
+    A NumPy array of one element is a Python number that an op was given: it becomes device memory here.
     """
     signature = inspect.signature(reference)
     parameters = list(signature.parameters)
@@ -91,7 +91,7 @@ def _number(name: str, x) -> DeviceArray:
     """A number as device memory: filled by a kernel, and kept, as steps use the same few numbers again and again."""
     if not isinstance(x, np.ndarray):
         raise DeviceError(f"{name}: expected arrays on 'cuda', got {type(x).__name__}")
-    if x.ndim:
+    if x.size != 1:
         raise DeviceError(f"{name}: expected arrays on 'cuda', got a NumPy array of shape {x.shape}; use .to('cuda')")
     key = x.dtype, x.tobytes()
     found = _numbers.get(key)
@@ -99,8 +99,8 @@ def _number(name: str, x) -> DeviceArray:
         if len(_numbers) >= MOST_NUMBERS:
             _numbers.clear()
         found = _numbers[key] = memory.empty((), x.dtype)
-        movement.fill(found, x[()])
-    return found
+        movement.fill(found, x.item())
+    return found.reshape(x.shape)
 
 
 _numbers: dict[tuple[np.dtype, bytes], DeviceArray] = {}

@@ -134,6 +134,11 @@ def stream(name: str = "compute") -> Any:
     return _streams[name]
 
 
+def event(timing: bool = False) -> Any:
+    """A mark in a stream, for which others can wait; with timing it also knows when it was passed."""
+    return numba_cuda.event(**({} if SIMULATED else {"timing": timing}))
+
+
 def is_available() -> bool:
     """Is there a GPU that can be used, with its driver and numba-cuda? The simulator is none."""
     return not SIMULATED and why_unavailable() is None

@@ -111,12 +111,13 @@ class DeviceArray:
     layout: the NumPy array with the same shape and strides at the same address. owner: keeps the memory alive.
     """
 
-    __slots__ = ("__weakref__", "_flat", "base", "layout", "owner")
+    __slots__ = ("__weakref__", "_flat", "_limits", "base", "layout", "owner")
     __array_ufunc__ = None
 
     def __init__(self, layout: np.ndarray, owner: Any, base: DeviceArray | None = None):
         self.layout, self.owner, self.base = layout, owner, base
         self._flat: Any = None
+        self._limits: tuple[int, int] | None = None
 
     shape = property(lambda self: self.layout.shape)
     strides = property(lambda self: self.layout.strides)
@@ -149,9 +150,48 @@ class DeviceArray:
     def __len__(self) -> int:
         return len(self.layout)
 
-    def copy(self) -> np.ndarray:
-        """The elements, as a NumPy array."""
-        return to_host(self)
+    def copy(self) -> DeviceArray:
+        """The elements once more, in C order."""
+        from .movement import copy
+
+        out = empty(self.shape, self.dtype)
+        copy(self, out)
+        return out
+
+    def astype(self, dtype: Any, copy: bool = True) -> DeviceArray:
+        """The elements in another dtype; with copy=False the array itself if it has that one."""
+        if self.dtype == dtype and not copy:
+            return self
+        from .movement import copy as convert
+
+        out = empty(self.shape, dtype)
+        convert(self, out)
+        return out
+
+    # Labels must lie in a range. To look at them would be to wait for all kernels, so the limits of integers that came
+    # from the host are known from there, and those of their copies too.
+
+    @property
+    def known_limits(self) -> tuple[int, int] | None:
+        return (self if self.base is None else self.base)._limits
+
+    def set_limits(self, limits: tuple[int, int] | None) -> None:
+        """After all elements were written: between which numbers they lie, if that is known."""
+        memory = self if self.base is None else self.base
+        memory._limits = limits if self.size == memory.size else None
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Two numbers between which all elements lie: of a view, perhaps those of the whole memory."""
+        if self.known_limits is not None:
+            return self.known_limits
+        from .reduce import KERNELS
+
+        flat = self.astype(np.int64).reshape(1, self.size, 1)
+        found = [empty((1, 1), np.int64) for _ in range(2)]
+        KERNELS["min"](flat, found[0])
+        KERNELS["max"](flat, found[1])
+        return found[0].item(), found[1].item()
 
     def item(self) -> Any:
         return to_host(self).item()
@@ -186,6 +226,16 @@ class DeviceArray:
             "version": 3,
             "stream": None if SIMULATED else int(stream().handle) or 1,
         }
+
+    def __dlpack__(self, **options: Any) -> Any:
+        from .dlpack import export
+
+        return export(self)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        from .dlpack import HERE
+
+        return HERE, 0
 
     def __array_function__(self, function: Any, types: Any, args: tuple, kwargs: dict) -> Any:
         if function is np.broadcast_to:
@@ -236,8 +286,14 @@ def from_host(x: Any) -> DeviceArray:
     x = np.require(x, requirements="C")
     out = empty(x.shape, x.dtype)
     if x.size:
-        out.flat.copy_to_device(x.reshape(-1), stream=stream())
+        send(out, x.reshape(-1))
     return out
+
+
+def send(out: DeviceArray, flat: np.ndarray, by: str = "compute") -> None:
+    """Copies the elements of a NumPy array over those of a C-contiguous array, in the stream `by`."""
+    out.flat.copy_to_device(flat, stream=stream(by))
+    out.set_limits((int(flat.min()), int(flat.max())) if flat.dtype.kind in "iu" else None)
 
 
 def to_host(x: DeviceArray) -> np.ndarray:
@@ -258,7 +314,7 @@ def to_host(x: DeviceArray) -> np.ndarray:
 def write(x: DeviceArray, value: np.ndarray) -> None:
     """Overwrites a C-contiguous array with the elements of a NumPy array of its shape and dtype."""
     if x.size:
-        x.flat.copy_to_device(np.require(value, x.dtype, "C").reshape(-1), stream=stream())
+        send(x, np.require(value, x.dtype, "C").reshape(-1))
 
 
 def adopt(x: Any) -> DeviceArray:

@@ -109,6 +109,7 @@ def scattering(dtype: np.dtype, threads: int) -> Kernel:
 
 def fill(out, value):
     if out.size:
+        out.set_limits(None)
         grid = in_row(out.size)
         launch(filling(grid[1]), *grid, out, out.dtype.type(value))
 
@@ -117,7 +118,8 @@ def copy(x, out):
     if not out.size:
         return
     if x.shape != out.shape:
-        x = np.broadcast_to(x, out.shape)
+        x = np.broadcast_to(x, out.shape)  # type: ignore[call-overload]
+    out.set_limits(x.known_limits if x.dtype.kind in "iu" and out.dtype == np.int64 else None)
     if x.flags.c_contiguous and out.flags.c_contiguous and x.dtype == out.dtype:
         grid = in_row(out.size, 16 // out.itemsize)
         launch(copying(out.dtype, grid[1]), *grid, x, out, is_wide(x, out))
@@ -157,6 +159,7 @@ def _joined(x: DeviceArray, out: DeviceArray) -> tuple[list[int], list[int], lis
 
 def take_rows(x, index, out):
     if out.size:
+        out.set_limits(x.known_limits)
         inner = out.size // index.size
         launch(taking(tuning.current().threads), *in_plane(index.size, inner), x, index, out, inner)
 

@@ -26,7 +26,7 @@ def folding_rows(name: str, dtype: np.dtype, threads: int, warp: int, shuffles: 
     def loop(x, out, n, chunk):
         shared = cuda.shared.array(threads, kind)
         own = cuda.threadIdx.x
-        parts = (n + chunk - 1) // chunk
+        parts = max((n + chunk - 1) // chunk, 1)
         for item in range(cuda.blockIdx.x, out.size, cuda.gridDim.x):
             start, first = item // parts * n, item % parts * chunk
             value = START
@@ -50,7 +50,7 @@ def folding_columns(name: str, dtype: np.dtype, columns: int, threads: int) -> K
         shared = cuda.shared.array(threads, kind)
         column, layer = cuda.threadIdx.x, cuda.threadIdx.y
         own = layer * columns + column
-        parts = (n + chunk - 1) // chunk
+        parts = max((n + chunk - 1) // chunk, 1)
         strips = (inner + columns - 1) // columns
         for item in range(cuda.blockIdx.x, out.size // inner * strips, cuda.gridDim.x):
             row, j = item // strips, item % strips * columns + column
@@ -135,12 +135,12 @@ def _reducing(name: str) -> Callable[..., None]:
             if inner == 1:
                 threads = row_threads(min(n, chunk))
                 loop = folding_rows(name, x.dtype, threads, numbers.warp, numbers.shuffles)
-                launch(loop, min(target.size, numbers.blocks), threads, x, target, max(n, 1), chunk)
+                launch(loop, min(target.size, numbers.blocks), threads, x, target, n, chunk)
             else:
                 loop = folding_columns(name, x.dtype, numbers.columns, numbers.threads)
                 blocks = min(outer * parts * -(-inner // numbers.columns), numbers.blocks)
                 shape = (numbers.columns, numbers.threads // numbers.columns)
-                launch(loop, blocks, shape, x, target, max(n, 1), inner, chunk)
+                launch(loop, blocks, shape, x, target, n, inner, chunk)
             if parts == 1:
                 return
             x, n = target, parts

@@ -1,5 +1,7 @@
 """Every kernel in Numba's own simulator, where each thread of a kernel is a thread of Python."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ if SIMULATED:
     from scratchnet.kernels.cuda import compile, tuning
     from scratchnet.kernels.cuda.tuning import Tile
 
-    SMALL = tuning.replace(
+    SMALL = dataclasses.replace(
         tuning.TINY, threads=4, blocks=2, warp=2, shuffles=False, chunk=8, small_rows=2,
         tiles=(Tile(4, 8, 4, 4, 4),), tiles_of_8_bytes=(Tile(4, 4, 2, 2, 2),),
     )  # fmt: skip

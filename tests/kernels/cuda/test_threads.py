@@ -1,5 +1,6 @@
 """Kernels thread by thread: no races in any of them, in any order of the threads; and every planted fault is found."""
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -64,7 +65,7 @@ def run(call, order="ascending", without=None):
 
 
 def with_shuffles(shuffles):
-    return tuning.use(tuning.replace(tuning.TINY, shuffles=shuffles))
+    return tuning.use(dataclasses.replace(tuning.TINY, shuffles=shuffles))
 
 
 @pytest.mark.parametrize("shuffles", TUNINGS)

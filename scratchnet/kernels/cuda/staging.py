@@ -1,0 +1,54 @@
+"""Batches on their way to the GPU: pinned host memory, a stream for copies, and events that keep both in step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import memory
+from .compile import event, numba_cuda, stream
+from .memory import DeviceArray
+
+
+class Staging:
+    """One batch at a time. Two of these take turns: one batch travels while another is worked on."""
+
+    def __init__(self) -> None:
+        self._pinned: list[np.ndarray] = []
+        self._arrived: Any = None  # the event after the last copy
+
+    def send(self, batch: Sequence[np.ndarray]) -> Transfer:
+        """Starts the journey of a batch, when the one before has left the pinned memory."""
+        if self._arrived is None:
+            self._arrived = event()
+        else:
+            self._arrived.synchronize()
+        arrays = []
+        for i, x in enumerate(batch):
+            if i == len(self._pinned) or self._pinned[i].nbytes < x.nbytes:
+                self._pinned[i:] = [numba_cuda.pinned_array(max(x.nbytes, 1), np.uint8)]
+            arrays.append(memory.empty(x.shape, x.dtype))
+        ready = event()
+        ready.record(stream())  # kernels launched until now may still use the memory that the pool gave us
+        ready.wait(stream("copy"))
+        for pinned, x, out in zip(self._pinned, batch, arrays, strict=False):
+            if x.size:
+                staged = pinned[: x.nbytes].view(x.dtype)
+                staged[:] = x.reshape(-1)
+                memory.send(out, staged, "copy")
+        self._arrived.record(stream("copy"))
+        return Transfer(arrays, self._arrived)
+
+
+class Transfer:
+    """A batch under way."""
+
+    def __init__(self, arrays: list[DeviceArray], arrived: Any):
+        self._arrays, self._arrived = arrays, arrived
+
+    def arrive(self) -> list[DeviceArray]:
+        """The arrays, for kernels that are launched from now on: those wait until it has come."""
+        self._arrived.wait(stream())
+        return self._arrays

@@ -1,0 +1,54 @@
+"""Where something is missing, `.to("cuda")` says in one line what it is."""
+
+import importlib.util
+from unittest import mock
+
+import numpy as np
+import pytest
+from sizes import SIMULATED
+
+import scratchnet as sn
+from scratchnet import kernels
+from scratchnet.kernels.cuda import compile
+
+MACHINE_HAS_GPU = sn.cuda.is_available()
+HAS_PACKAGE = importlib.util.find_spec("numba_cuda") is not None
+
+
+@pytest.fixture(autouse=True)
+def _looks_again():
+    kernels._check_cuda.cache_clear()
+    yield
+    kernels._check_cuda.cache_clear()
+
+
+def message():
+    with pytest.raises(sn.DeviceError) as caught:
+        sn.Tensor(np.ones(3, np.float32)).to("cuda")
+    with pytest.raises(sn.DeviceError):
+        sn.nn.Linear(2, 2).to("cuda")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.skipif(SIMULATED or MACHINE_HAS_GPU or not HAS_PACKAGE, reason="needs scratchnet[cuda], and no GPU")
+def test_without_a_driver():
+    assert message() == "cuda: expected an NVIDIA GPU and its driver, got none"
+    assert not sn.cuda.is_available()
+
+
+@pytest.mark.skipif(SIMULATED, reason="the simulator needs no package")
+def test_without_the_package():
+    with mock.patch.object(importlib.util, "find_spec", lambda name: None):
+        assert message() == "cuda: expected the package numba-cuda; run pip install 'scratchnet[cuda]', got none"
+        assert not sn.cuda.is_available()
+
+
+@pytest.mark.skipif(SIMULATED or not HAS_PACKAGE, reason="needs scratchnet[cuda]")
+def test_with_a_driver_that_is_too_old():
+    machine = mock.MagicMock()
+    machine.cudadrv.driver.driver.get_version.return_value = 12, 8
+    machine.runtime.get_version.return_value = 13, 0
+    with mock.patch.object(compile, "numba_cuda", machine):
+        expected = "cuda: expected a driver for CUDA 13, got one for 12.8; scratchnet[cuda12] takes older ones"
+        assert message() == expected
