@@ -4,16 +4,23 @@ The kernels of the table are called on arrays that exist on paper only, and thei
 then compiled for the types of its launch, to PTX by numba-cuda and to machine code by nvJitLink, whose report is read.
 """
 
+import itertools
+import json
+import multiprocessing
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from unittest import mock
 
 import numba
 import numpy as np
 
-from scratchnet.errors import ConfigError
+from scratchnet.flags import flag, run_script
 from scratchnet.kernels import cuda as table
 from scratchnet.kernels.cuda import compile, memory
 from scratchnet.kernels.cuda.compile import Kernel
@@ -31,16 +38,20 @@ class Gpu:
     float32: float
     float64: float
     multiprocessors: int
+    clock: float
     threads: int = 2048  # of a multiprocessor, at most
     blocks: int = 32
     registers: int = 65536
     shared: int = 164 * 1024  # bytes of a multiprocessor for shared memory
     reserved: int = 1024  # bytes of shared memory that the system takes of each block
+    latency: float = 600e-9  # seconds that a read from memory takes, about; so much must be under way at any time
+    shared_bytes: int = 128  # that a multiprocessor reads from shared memory in a cycle
+    issues: int = 4  # instructions of a warp that it starts in a cycle
 
 
-# NVIDIA A100 40GB SXM: data sheet of 2020 (1555 GB/s, 19.5 and 9.7 TFLOP/s without tensor cores, 108 multiprocessors);
+# NVIDIA A100 40GB SXM, data sheet: 1555 GB/s, 19.5 and 9.7 TFLOP/s without tensor cores, 108 multiprocessors, 1410 MHz;
 # limits of compute capability 8.0 from the CUDA C++ Programming Guide, technical specifications.
-A100 = Gpu("NVIDIA A100 40GB SXM", "sm_80", 1555e9, 19.5e12, 9.7e12, 108)
+A100 = Gpu("NVIDIA A100 40GB SXM", "sm_80", 1555e9, 19.5e12, 9.7e12, 108, 1.41e9)
 
 # --- launches on paper ------------------------------------------------------------------------------------------------
 
@@ -59,24 +70,30 @@ class _Paper:
 
 @dataclass
 class Launch:
-    """One launch: for a kernel of the table, on a grid of blocks of threads, with these arguments."""
+    """One launch, for a call of the table's kernel `name` on `arrays`: a grid of blocks of threads, and arguments."""
 
     name: str
-    letters: str
+    arrays: list  # of the call
     kernel: Kernel
     blocks: tuple[int, int]
     threads: int
     arguments: tuple
-    facts: dict[str, dict] = field(default_factory=dict)
 
     @property
     def types(self) -> tuple:
         return tuple(_type(x) for x in self.arguments)
 
     @property
-    def label(self) -> str:
-        own = self.kernel.function.__qualname__.partition(".")[0]
-        return f"{self.name} {self.letters}".ljust(24) + own
+    def dtypes(self) -> str:
+        return "".join(x.dtype.char for x in self.arguments if isinstance(x, memory.DeviceArray))
+
+    @property
+    def factory(self) -> str:
+        return self.kernel.function.__qualname__.partition(".")[0]
+
+    @property
+    def is_float32(self) -> bool:
+        return "f" in self.dtypes and "d" not in self.dtypes
 
 
 def _type(x) -> numba.types.Type:
@@ -99,88 +116,77 @@ def on_paper() -> Iterator[list]:
         compile.launcher.reset(token)
 
 
-# Shapes of the arrays of a call, inputs then outputs, and the numbers after them: one list for each way that a kernel
-# has to run. Sizes are those of training on a GPU: 4096 rows of 1024 features, a softmax over 32,768 classes.
+# Shapes of the arrays of a call, inputs then outputs, of each way in which a kernel can run. The sizes are those of
+# training on a GPU: 4096 rows of 1024 features, a softmax over 4096 classes, products from large to small.
 M, K, N = 4096, 1024, 1024
-ROWS, SHORT, LONG = (8192, 4096), (65536, 10), (4, 1 << 24)
-_FLAT, _BROADCAST = [(M, N), (M, N)], [(M, N), (N,), (M, N)]
-_NUMBERS = {
+LONG, SHORT = (8192, 4096), (65536, 10)
+PRODUCTS = (M, K, N), (1024, 1024, 1024), (256, 784, 512)
+FLAT, BROADCAST = [(M, N)] * 3, [(M, N), (N,), (M, N)]
+REDUCED = [(*LONG, 1), (1, M * N, 1), (1, *LONG), (*SHORT, 1)]
+STANDARDIZED = [(*LONG, 1), (1, M, N), (M, 128, 1)]
+LABELLED = [[x, x[:1]] for x in (LONG, SHORT)]
+
+SHAPES = {
+    **{name: [FLAT[:2]] for name in (*table.elementwise.UNARY, "clip", "dropout")},
+    **{name: [FLAT, BROADCAST] for name in (*table.elementwise.GRADIENTS, *table.elementwise.BINARY)},
+    **{name: [FLAT] for name in table.elementwise.COMPARISONS},
+    "where": [[(M, N)] * 4],
+    **{name: [[x, (x[0], x[2])] for x in REDUCED] for name in ("sum", "max", "min", "argmax")},
+    "standardize": [[x] * 2 for x in STANDARDIZED],
+    "standardize_grad": [[x] * 3 for x in STANDARDIZED],
+    "fill": [FLAT[:1]],
+    "copy": [FLAT[:2]],
+    "take_rows": [[(50_000, 256), (8192,), (8192, 256)]],
+    "scatter_rows": [[(8192, 256), (8192,), (50_000, 256)]],
+    "matmul": [[(m, k), (k, n), (m, n)] for m, k, n in PRODUCTS],
+    "linear": [[(m, k), (k, n), (n,), (m, n)] for m, k, n in PRODUCTS],
+    **{name: [[x] * 2 for x in (LONG, SHORT)] for name in ("softmax", "log_softmax")},
+    "softmax_grad": [[x] * 3 for x in (LONG, SHORT)],
+    "logsumexp": LABELLED,
+    "cross_entropy": [[x, rows, rows] for x, rows in LABELLED],
+    "cross_entropy_grad": [[rows, x, rows, x] for x, rows in LABELLED],
+    "sgd": [[(M * N,)] * 5],
+    "adam": [[(M * N,)] * 7],
+    "rmsprop": [[(M * N,)] * 7],
+}
+NUMBERS = {
     "sgd": (np.array([0.1, 0.9, 0.0, 1e-4]),),
     "adam": (np.array([1e-3, 0.9, 0.999, 1e-8, 0.01, 1.0, 10.0]),),
     "rmsprop": (np.array([1e-3, 0.99, 1e-8, 0.9, 0.0]),),
     "clip": (-1, 1),
-    "standardize": (1e-5,),
-    "standardize_grad": (1e-5,),
+    "fill": (0,),
+    **dict.fromkeys(("standardize", "standardize_grad"), (1e-5,)),
     "dropout": (0.1, np.array([1, 2], np.uint64)),
 }
-_REDUCED = [
-    [(*ROWS, 1), (ROWS[0], 1)],
-    [(1, M * N, 1), (1, 1)],
-    [(1, *ROWS), (1, ROWS[1])],
-    [(*SHORT, 1), (SHORT[0], 1)],
-]
-_OWN_SHAPES = {
-    "where": [[(M, N)] * 4],
-    "sum": _REDUCED,
-    "max": _REDUCED,
-    "min": _REDUCED,
-    "argmax": [[(*ROWS, 1), (ROWS[0], 1)], [(*SHORT, 1), (SHORT[0], 1)]],
-    "standardize": [[(*ROWS, 1)] * 2, [(1, M, N)] * 2, [(M, 128, 1)] * 2],
-    "standardize_grad": [[(*ROWS, 1)] * 3, [(1, M, N)] * 3, [(M, 128, 1)] * 3],
-    "take_rows": [[(50_000, 256), (8192,), (8192, 256)]],
-    "scatter_rows": [[(8192, 256), (8192,), (50_000, 256)]],
-    "linear": [[(M, K), (K, N), (N,), (M, N)], [(256, 784), (784, 512), (512,), (256, 512)], [(64, 784), (784, 128), (128,), (64, 128)]],
-    "softmax": [[ROWS] * 2, [SHORT] * 2],
-    "softmax_grad": [[ROWS] * 3, [SHORT] * 3],
-    "log_softmax": [[ROWS] * 2, [SHORT] * 2],
-    "logsumexp": [[ROWS, ROWS[:1]], [SHORT, SHORT[:1]]],
-    "cross_entropy": [[ROWS, ROWS[:1], ROWS[:1]], [SHORT, SHORT[:1], SHORT[:1]]],
-    "cross_entropy_grad": [[ROWS[:1], ROWS, ROWS[:1], ROWS], [SHORT[:1], SHORT, SHORT[:1], SHORT]],
-}  # fmt: skip
+SIGNATURES = table.SIGNATURES | {"fill": "f l B ?", "copy": "f->f l->l B->B ?->?"}
 
 
-def _cases(name: str, count: int) -> list[tuple[list, tuple]]:
-    """(shapes, numbers) of each way in which a kernel can run."""
-    numbers = _NUMBERS.get(name, ())
-    if name == "matmul":
-        sizes = [(M, K, N), (256, 784, 512), (64, 784, 128)]
-        return [
-            ([(k, m) if s else (m, k), (n, k) if t else (k, n), (m, n)], (s, t))
-            for m, k, n in sizes for s in (False, True) for t in (False, True)
-        ]  # fmt: skip
-    if name in _OWN_SHAPES:
-        return [(shapes, numbers) for shapes in _OWN_SHAPES[name]]
-    flat = [([(M, N)] * count, numbers)]
-    return flat + [([(M, N), (N,), (M, N)], numbers)] if count == 3 and name in table.elementwise.BINARY + table.elementwise.GRADIENTS + table.elementwise.COMPARISONS else flat  # fmt: skip
-
-
+@cache
 def launches() -> list[Launch]:
     """Every kernel with every signature that the table takes, each once: the first launch that needs it."""
     found: dict = {}
-    signatures = table.SIGNATURES | {"fill": "f l B ?", "copy": "f->f l->l B->B ?->?"}
     with on_paper() as noted:
-        for name, signature in signatures.items():
-            for dtypes, letters in table.accepted(signature).items():
-                for shapes, numbers in _cases(name, len(dtypes)):
-                    arrays = [memory.empty(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-                    numbers = (0,) if name == "fill" else numbers
-                    _note(name, "".join(d.char for d in dtypes), arrays, numbers, noted, found)
-        for source in memory.DTYPES:  # conversions, and copies between strides
-            for target in memory.DTYPES:
-                x, out = memory.empty((N, M), source), memory.empty((M, N), target)
-                _note("copy", f"{source.char}{target.char}", [x.T, out], (), noted, found)
+        for name, signature in SIGNATURES.items():
+            for dtypes in table.accepted(signature):
+                for shapes in SHAPES[name]:
+                    for way in (
+                        itertools.product((False, True), repeat=2) if name == "matmul" else [NUMBERS.get(name, ())]
+                    ):
+                        arrays = [memory.empty(*pair) for pair in zip(shapes, dtypes, strict=True)]
+                        if name == "matmul":
+                            arrays = [*(x.T.copy() if t else x for x, t in zip(arrays, way, strict=False)), arrays[2]]
+                        _note(name, arrays, way, noted, found)
+        for source, target in itertools.product(memory.DTYPES, repeat=2):  # conversions, and copies between strides
+            _note("copy", [memory.empty((N, M), source).T, memory.empty((M, N), target)], (), noted, found)
     return list(found.values())
 
 
-def _note(name, letters, arrays, numbers, noted, found) -> None:
+def _note(name: str, arrays: list, numbers: tuple, noted: list, found: dict) -> None:
     noted.clear()
     table.KERNELS[name](*arrays, *numbers)
     for kernel, blocks, threads, arguments in noted:
-        if any(not isinstance(x, memory.DeviceArray) and x is None for x in arguments):
-            raise ConfigError(f"{name}: expected arguments, got None")
         grid = blocks if isinstance(blocks, tuple) else (blocks, 1)
-        count = int(np.prod(threads))
-        launch = Launch(name, letters, kernel, grid, count, arguments)
+        launch = Launch(name, arrays, kernel, grid, int(np.prod(threads)), arguments)
         found.setdefault((kernel.function, launch.types), launch)
 
 
@@ -232,8 +238,30 @@ def facts(launch: Launch, architecture: str) -> dict:
         "fma": len(re.findall(r"\bfma\.rn\.f(?:32|64)\b", body)),
         "wide_loads": len(re.findall(r"\bld\.global(?:\.nc)?\.v[24]\.", body)),
         "wide_stores": len(re.findall(r"\bst\.global\.v[24]\.", body)),
+        "under_way": most_read(body),
         "loop": inner_loop(body),
     }
+
+
+def facts_of_all(wanted: Sequence[tuple[int, str]]) -> list[dict]:
+    """Facts of launches, by number in `launches()`, each for an architecture; every core compiles."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), context) as pool:
+        return list(pool.map(_facts_of_one, wanted, chunksize=4))
+
+
+def _facts_of_one(wanted: tuple[int, str]) -> dict:
+    number, architecture = wanted
+    return facts(launches()[number], architecture)
+
+
+def most_read(ptx: str) -> int:
+    """The most bytes that a thread asks memory for before it comes to a branch."""
+    most = 0
+    for block in re.split(r"\bbra\b|^\$\w+:", ptx, flags=re.MULTILINE):
+        loads = re.findall(r"\bld\.global(?:\.nc)?(?:\.v(\d))?\.[a-z](\d+)\s", block)
+        most = max(most, sum(int(n or 1) * int(bits) // 8 for n, bits in loads))
+    return most
 
 
 def inner_loop(ptx: str) -> dict:
@@ -262,3 +290,111 @@ def occupancy(launch: Launch, found: dict, gpu: Gpu = A100) -> tuple[int, float]
     shared = found["shared"] + gpu.reserved
     blocks = min(gpu.blocks, gpu.threads // (warps * 32), gpu.registers // max(registers, 1), gpu.shared // shared)
     return blocks, blocks * warps * 32 / gpu.threads
+
+
+# --- the roofline -----------------------------------------------------------------------------------------------------
+
+
+def work(launch: Launch) -> tuple[int, int]:
+    """(bytes that must be read and written once, multiplications and additions) of the call."""
+    if launch.name in ("matmul", "linear"):
+        out = launch.arrays[-1]
+        m, n = out.shape
+        k = launch.arguments[-2]
+        return sum(x.nbytes for x in launch.arrays), 2 * m * n * k
+    return sum(x.nbytes for x in launch.arrays), max(x.size for x in launch.arrays)
+
+
+def roofline(launch: Launch, found: dict, gpu: Gpu = A100) -> dict:
+    """floor: the least time on this GPU, in seconds. fraction: the part of that speed that the facts allow at most.
+
+    Three things are counted. *Waves*: the grid fills the GPU a whole number of times, and the rest of the last time is
+    idle. *Under way*: by Little's law bandwidth times latency bytes must be on their way: those that its
+    threads ask for before a branch.
+    *Issue*: in the inner loop of a product, loads from shared memory and other instructions take turns with the
+    multiplications. Caches, clocks that fall and the distance between peak and possible bandwidth are not counted.
+    """
+    size, operations = work(launch)
+    peak = gpu.float64 if "d" in launch.dtypes else gpu.float32
+    by_memory, by_arithmetic = size / gpu.bandwidth, operations / peak
+    resident, part = occupancy(launch, found, gpu)
+    blocks = launch.blocks[0] * launch.blocks[1]
+    places = gpu.multiprocessors * resident
+    waves = blocks / (-(-blocks // places) * places)
+    if by_arithmetic > by_memory and found["loop"]["fma"]:
+        loop = found["loop"]
+        width = 32 / (peak / 2 / gpu.multiprocessors / gpu.clock)  # cycles of a multiprocessor for one warp's fma
+        arithmetic = loop["fma"] * width
+        reads = (loop["shared_wide"] * 512 + loop["shared_narrow"] * 128) / gpu.shared_bytes
+        issue = (loop["fma"] + loop["shared_wide"] + loop["shared_narrow"] + loop["other"]) / gpu.issues
+        limits = {"waves": waves, "shared reads": arithmetic / reads, "issue": arithmetic / issue}
+    else:
+        busy = min(blocks, places) * launch.threads
+        each = found["under_way"] or launch.arrays[-1].itemsize  # a kernel that reads nothing: what it writes
+        under_way = busy * each / (gpu.bandwidth * gpu.latency)
+        limits = {"waves": waves if blocks > places else 1.0, "bytes under way": under_way}
+    reason = min(limits, key=lambda name: limits[name])
+    fraction = min(1.0, limits.pop("waves")) * min(1.0, *limits.values())
+    return {
+        "bytes": size,
+        "operations": operations,
+        "bound": "arithmetic" if by_arithmetic > by_memory else "memory",
+        "floor": max(by_memory, by_arithmetic),
+        "fraction": fraction,
+        "reason": reason if fraction < 0.995 else "-",
+        "occupancy": part,
+    }
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Config:
+    """Compile every cuda kernel without a GPU, and print what the compiler and a data sheet say of it."""
+
+    architectures: tuple[str, ...] = flag(("sm_80",), "architectures to compile for", list(ARCHITECTURES))
+    only: str = flag("", "kernels whose name has this in it")
+    json: str | None = flag(None, "a file for all figures")
+
+
+def main(config: Config) -> None:
+    print(
+        f"floors: {A100.name}, from its data sheet; fraction: the most of it that the facts allow, and what limits it"
+    )
+    print("registers, shared bytes, barriers and occupancy of sm_80 where that is among the architectures\n")
+    head = f"{'kernel':<20}{'written as':<27}{'types':<9}{'regs':>8}{'spill':>6}{'shared':>8}{'bar':>4}{'f64':>4}"
+    head += f"{'wide':>5}{'fma/read':>9}{'occup.':>8}{'MB':>8}{'GFLOP':>8}{'floor us':>10}{'fraction':>10}  limit"
+    print(head)
+    rows = []
+    chosen = [(i, launch) for i, launch in enumerate(launches()) if config.only in launch.name]
+    wanted = [(i, arch) for i, _ in chosen for arch in config.architectures]
+    by_number = dict(zip(wanted, facts_of_all(wanted), strict=True))
+    for number, launch in chosen:
+        found = {arch: by_number[number, arch] for arch in config.architectures}
+        first = found.get(A100.architecture) or next(iter(found.values()))
+        roof = roofline(launch, first)
+        loop = first["loop"]
+        reads = loop["shared_wide"] + loop["shared_narrow"]
+        per_read = f"{loop['fma'] / reads:.0f}" if reads and loop["fma"] > 8 else ""
+        print(
+            f"{launch.name:<20}{launch.factory:<27}{launch.dtypes:<9}"
+            f"{'/'.join(str(f['registers']) for f in found.values()):>8}{sum(f['spills'] for f in found.values()):>6}"
+            f"{first['shared']:>8}{first['barriers']:>4}{first['f64'] if launch.is_float32 else '':>4}"
+            f"{first['wide_loads']:>5}{per_read:>9}"
+            f"{roof['occupancy']:>8.0%}{roof['bytes'] / 1e6:>8.1f}{roof['operations'] / 1e9:>8.3f}"
+            f"{roof['floor'] * 1e6:>10.1f}{roof['fraction']:>10.0%}  {roof['reason']}"
+        )
+        rows.append({"kernel": launch.name, "factory": launch.factory, "types": launch.dtypes, "facts": found} | roof)
+    spills = sum(f["spills"] + f["stack"] for row in rows for f in row["facts"].values())
+    doubles = sum(
+        f["f64"] for row in rows for f in row["facts"].values() if "d" not in row["types"] and "f" in row["types"]
+    )
+    print(f"\n{len(rows)} kernels for {', '.join(config.architectures)}: {spills} bytes of spills and stack, ", end="")
+    print(f"{doubles} float64 instructions in float32 kernels")
+    if config.json:
+        Path(config.json).write_text(json.dumps({"gpu": asdict(A100), "kernels": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    run_script(main, Config)

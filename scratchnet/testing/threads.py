@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import ContractError
 
-_BARRIERS = {"syncthreads"}
+_BARRIERS = {"syncthreads"}  # that can be taken out; "syncthreads_or" also says whether any thread said yes
 _SHUFFLES = {"shfl_xor_sync"}
 MANY = -1
 
@@ -217,7 +217,7 @@ class Interpreter:
         if len(waiting) == count and len(places) == 1 and next(iter(places))[0] == "barrier":
             self.barriers += 1
             self.by_thread.clear()
-            return dict.fromkeys(waiting)
+            return dict.fromkeys(waiting, any(w[2] for w in waiting.values()))
         from ..kernels.cuda.tuning import current
 
         warp = current().warp
@@ -318,7 +318,7 @@ def stops(function: Callable[..., Any]) -> bool:
     """Does the function, or a helper that it calls, come to a barrier or a shuffle?"""
     if not function.__module__.startswith("scratchnet.kernels.cuda"):
         return False
-    if any(_cuda_call(node) in _BARRIERS | _SHUFFLES for node in ast.walk(_tree(function))):
+    if any(_cuda_call(node) in _BARRIERS | _SHUFFLES | {"syncthreads_or"} for node in ast.walk(_tree(function))):
         return True
     return any(stops(helper) for helper in _helpers(function))
 
@@ -350,7 +350,9 @@ class _Stops(ast.NodeTransformer):
             self.seen += 1
             if self.seen - 1 == self.dropped:
                 return ast.copy_location(ast.Constant(None), node)
-            return self._stop(node, [ast.Constant("barrier"), ast.Constant(node.lineno)])
+            return self._stop(node, [ast.Constant("barrier"), ast.Constant(node.lineno), ast.Constant(False)])
+        if name == "syncthreads_or":
+            return self._stop(node, [ast.Constant("barrier"), ast.Constant(node.lineno), *node.args])
         if name in _SHUFFLES:
             return self._stop(node, [ast.Constant("shuffle"), ast.Constant(node.lineno), *node.args[1:]])
         if isinstance(node.func, ast.Name) and node.func.id in self.helpers:

@@ -74,36 +74,41 @@ def taking(threads: int) -> Kernel:
 
 @cache
 def scattering(dtype: np.dtype, threads: int) -> Kernel:
-    """A thread owns elements of the result and adds up what belongs there, in the order of the index: no atomics.
+    """Adds up the rows of g that go to one place, in the order of the index and without atomics.
 
-    The threads of a block read the index together, a piece at a time.
+    A block takes a position of the index. If the same row number stands at an earlier position, that one's block does
+    the work; else this block walks through the rest of the index, `threads` numbers at a time, and stops only where
+    one of them is its own. Each thread has a column.
     """
-    kind, ZERO = numba.from_dtype(dtype), dtype.type(0)
+    ZERO = dtype.type(0)
 
     @kernel(threads)
     def loop(g, index, out, inner):
-        piece = cuda.shared.array(threads, numba.int64)
-        across, down = cuda.blockDim.x, cuda.blockDim.y
-        own, together = cuda.threadIdx.y * across + cuda.threadIdx.x, across * down
-        rows = out.size // inner
-        for first_row in range(cuda.blockIdx.y * down, rows, cuda.gridDim.y * down):
-            row = first_row + cuda.threadIdx.y
-            for first_column in range(cuda.blockIdx.x * across, inner, cuda.gridDim.x * across):
-                column = first_column + cuda.threadIdx.x
-                total = ZERO
-                for start in range(0, index.size, together):
-                    if start + own < index.size:
-                        piece[own] = index[start + own]
-                    cuda.syncthreads()
-                    if column < inner:
-                        for i in range(start, min(start + together, index.size)):
-                            if piece[i - start] == row:
-                                total += g[i * inner + column]
-                    cuda.syncthreads()
-                if row < rows and column < inner:
+        hits = cuda.shared.array(threads, numba.uint8)
+        own = cuda.threadIdx.x
+        column = cuda.blockIdx.y * threads + own
+        for position in range(cuda.blockIdx.x, index.size, cuda.gridDim.x):
+            row, is_first, start = index[position], True, 0
+            while is_first and start < position:
+                at = start + own
+                if cuda.syncthreads_or(np.int32(at < position and index[min(at, position)] == row)):
+                    is_first = False
+                start += threads
+            total = ZERO
+            if is_first:
+                for start in range(position, index.size, threads):
+                    at = start + own
+                    hit = at < index.size and index[min(at, index.size - 1)] == row
+                    if cuda.syncthreads_or(np.int32(hit)):
+                        hits[own] = hit
+                        cuda.syncthreads()
+                        if column < inner:
+                            for i in range(start, min(start + threads, index.size)):
+                                if hits[i - start]:
+                                    total += g[i * inner + column]
+                if column < inner:
                     out[row * inner + column] = total
 
-    del kind
     return loop
 
 
@@ -165,10 +170,11 @@ def take_rows(x, index, out):
 
 
 def scatter_rows(g, index, out):
-    if out.size:
-        rows, inner = out.shape
-        threads = tuning.current().threads
-        launch(scattering(out.dtype, threads), *in_plane(rows, inner), g, index, out, inner)
+    fill(out, 0)
+    if out.size and index.size:
+        inner, numbers = out.shape[1], tuning.current()
+        blocks = (min(index.size, numbers.blocks), -(-inner // numbers.threads))
+        launch(scattering(out.dtype, numbers.threads), blocks, numbers.threads, g, index, out, inner)
 
 
 KERNELS = {"fill": fill, "copy": copy, "take_rows": take_rows, "scatter_rows": scatter_rows}

@@ -35,11 +35,11 @@ class Tuning:
     """
 
     threads: int = 256
-    blocks: int = 2048
+    blocks: int = 16384
     warp: int = 32
     shuffles: bool = not SIMULATED
     chunk: int = 8192
-    columns: int = 32
+    columns: int = 8  # 32 bytes side by side, which is what memory hands out at least
     small_rows: int = 256
     tiles: tuple[Tile, ...] = (Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4), Tile(32, 32, 32, 4, 4))
     tiles_of_8_bytes: tuple[Tile, ...] = (Tile(64, 64, 8, 4, 4), Tile(32, 32, 16, 4, 2))

@@ -105,7 +105,7 @@ def test_calls_leave_out_no_kernel_with_shared_memory():
     expected = {f.__name__ for f in factories if "cuda.shared.array" in inspect.getsource(f)}
     with with_shuffles(True):
         launched = {function.__qualname__.partition(".")[0] for call in CALLS for function in run(call)[1]}
-    assert launched == expected
+    assert expected <= launched
 
 
 # --- planted faults ---------------------------------------------------------------------------------------------------

@@ -50,5 +50,5 @@ def test_with_a_driver_that_is_too_old():
     machine.cudadrv.driver.driver.get_version.return_value = 12, 8
     machine.runtime.get_version.return_value = 13, 0
     with mock.patch.object(compile, "numba_cuda", machine):
-        expected = "cuda: expected a driver for CUDA 13, got one for 12.8; scratchnet[cuda12] takes older ones"
+        expected = "cuda: expected a driver for CUDA 13, got one for 12.8; scratchnet[cuda12] goes with older drivers"
         assert message() == expected

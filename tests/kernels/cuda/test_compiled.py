@@ -1,0 +1,99 @@
+"""Every kernel compiled without a GPU, for every signature: registers, memory, instructions are as they should be."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+NEEDS = "compiled"
+sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
+
+HOT = {"unary", "binary", "folding_rows", "softmax_rows", "cross_entropy_rows", "cross_entropy_grad_rows", "product"}
+HOT |= {"standardizing_rows", "scattering", "dropping", "sgd_step", "adam_step"}
+STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """(launch, architecture, facts) of every kernel for sm_80, and of the hot ones in float32 for the others."""
+    from gpu_facts import ARCHITECTURES, facts_of_all, launches
+
+    known = launches()
+    hot = {(x.factory, x.threads): i for i, x in enumerate(known) if x.is_float32 and x.factory in HOT}
+    wanted = [(i, "sm_80") for i in range(len(known))]
+    wanted += [(i, arch) for i in hot.values() for arch in ARCHITECTURES if arch != "sm_80"]
+    return [(known[i], arch, f) for (i, arch), f in zip(wanted, facts_of_all(wanted), strict=True)]
+
+
+def test_every_signature_of_the_table_is_compiled(compiled):
+    from gpu_facts import SIGNATURES
+
+    from scratchnet.kernels.cuda import accepted
+
+    # A kernel is compiled for the first call that needs it: copies, sums and fills serve several.
+    wanted = {(name, dtypes) for name, signature in SIGNATURES.items() for dtypes in accepted(signature)}
+    called = {(launch.name, tuple(x.dtype for x in launch.arrays)) for launch, _, _ in compiled}
+    assert {name for name, _ in wanted - called} <= {"take_rows", "fill", "sum", "copy"}
+    assert {launch.factory for launch, arch, _ in compiled if arch == "sm_90"} == HOT
+
+
+def test_no_kernel_spills_or_uses_local_memory(compiled):
+    bad = [(launch.name, launch.dtypes, arch) for launch, arch, f in compiled if f["spills"] + f["stack"] + f["local"]]
+    assert not bad
+
+
+def test_float32_kernels_have_no_float64_instruction(compiled):
+    assert not [(launch.name, arch) for launch, arch, f in compiled if launch.is_float32 and f["f64"]]
+    assert any(f["f64"] for launch, _, f in compiled if "d" in launch.dtypes)  # they would be seen
+
+
+def test_registers_and_shared_memory_leave_room_for_several_blocks(compiled):
+    from gpu_facts import occupancy
+
+    for launch, _, f in compiled:
+        assert f["registers"] * launch.kernel.threads <= 65536, launch.name
+        assert f["shared"] <= STATIC_SHARED, launch.name
+        blocks, part = occupancy(launch, f)
+        assert blocks >= 2 and part >= 0.12, (launch.name, launch.factory, launch.dtypes, part)
+
+
+def test_kernels_with_more_than_a_warp_and_shared_memory_have_barriers(compiled):
+    for launch, _, f in compiled:
+        assert (f["barriers"] > 0) == (f["shared"] > 0), (launch.name, launch.factory)
+
+
+def test_streams_of_elements_are_read_sixteen_bytes_at_a_time(compiled):
+    flat = {"unary", "binary", "clipping", "copying", "product"}
+    found = [(launch, f) for launch, _, f in compiled if launch.factory in flat and launch.arrays[0].itemsize > 1]
+    assert found
+    for launch, f in found:
+        assert f["wide_loads"] and f["wide_stores"], (launch.name, launch.dtypes)
+
+
+def test_the_loop_of_a_product_multiplies_much_more_than_it_reads(compiled):
+    products = [(launch, f["loop"]) for launch, _, f in compiled if launch.factory == "product"]
+    assert len(products) >= 24
+    for launch, loop in products:
+        assert loop["shared_narrow"] == 0, launch.dtypes  # all 16 bytes at a time
+        if launch.is_float32 and launch.threads == 256 and loop["fma"] == 64:
+            assert loop["fma"] / loop["shared_wide"] == 16 and loop["other"] <= 20
+        assert loop["fma"] >= 2 * loop["shared_wide"], launch.dtypes
+    assert sum(loop["fma"] == 64 for launch, loop in products if launch.is_float32) >= 5
+
+
+def test_a_spill_would_be_seen():
+    """Facts of a kernel that must spill: so many sums do not fit in the registers that its blocks leave it."""
+    import numpy as np
+    from gpu_facts import Launch, facts, memory, on_paper
+
+    from scratchnet.kernels.cuda.compile import Kernel
+    from scratchnet.kernels.cuda.gemm import product
+    from scratchnet.kernels.cuda.tuning import Tile
+
+    with on_paper() as noted:
+        x = memory.empty((64, 64), np.float32)
+        loop = product(np.dtype(np.float32), Tile(128, 128, 8, 8, 8), False, False, False)
+        arguments = (x, x, x, x, 64, 64, 64, (True, True, True))
+        crowded = Kernel(loop.function, 1024)  # 64 registers a thread at most
+        f = facts(Launch("matmul", [x] * 3, crowded, (1, 1), 1024, arguments), "sm_80")
+    assert f["spills"] > 0 and not noted
