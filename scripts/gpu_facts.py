@@ -6,6 +6,7 @@ then compiled for the types of its launch, to PTX by numba-cuda and to machine c
 
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -296,13 +297,18 @@ def occupancy(launch: Launch, found: dict, gpu: Gpu = A100) -> tuple[int, float]
 
 
 def work(launch: Launch) -> tuple[int, int]:
-    """(bytes that must be read and written once, multiplications and additions) of the call."""
-    if launch.name in ("matmul", "linear"):
-        out = launch.arrays[-1]
-        m, n = out.shape
-        k = launch.arguments[-2]
-        return sum(x.nbytes for x in launch.arrays), 2 * m * n * k
-    return sum(x.nbytes for x in launch.arrays), max(x.size for x in launch.arrays)
+    """`work_of` the call that a launch is for."""
+    return work_of(launch.name, [x.shape for x in launch.arrays], [x.dtype for x in launch.arrays])
+
+
+def work_of(name: str, shapes: Sequence, dtypes: Sequence[np.dtype]) -> tuple[int, int]:
+    """(bytes that must be read and written once, multiplications and additions) of a call."""
+    sizes = [math.prod(shape) for shape in shapes]
+    size = sum(n * dtype.itemsize for n, dtype in zip(sizes, dtypes, strict=True))
+    if name not in ("matmul", "linear"):
+        return size, max(sizes)
+    m, n = shapes[-1]
+    return size, 2 * math.isqrt(sizes[0] * sizes[1] * m * n)  # sqrt(m k * k n * m n) = m k n
 
 
 def roofline(launch: Launch, found: dict, gpu: Gpu = A100) -> dict:

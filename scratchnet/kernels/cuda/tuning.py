@@ -1,7 +1,7 @@
 """Every number that only changes how fast a kernel is. `current()` are those of production; tests put tiny ones."""
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .compile import SIMULATED
 
@@ -51,6 +51,10 @@ PRODUCTION = Tuning()
 TINY = Tuning(
     threads=8, blocks=3, warp=4, shuffles=True, chunk=16, columns=2, small_rows=4, multiprocessors=2,
     tiles=(Tile(8, 16, 4, 4, 8), Tile(8, 8, 4, 4, 4)), tiles_of_8_bytes=(Tile(8, 8, 4, 4, 4), Tile(4, 4, 2, 2, 2)),
+)  # fmt: skip
+SIMULATED_SMALL = replace(  # for Numba's simulator, in which each thread costs as much as a call of Python
+    TINY, threads=4, blocks=2, warp=2, shuffles=False, chunk=8, small_rows=2,
+    tiles=(Tile(4, 8, 4, 4, 4),), tiles_of_8_bytes=(Tile(4, 4, 2, 2, 2),),
 )  # fmt: skip
 _current: ContextVar[Tuning] = ContextVar("tuning", default=PRODUCTION)
 

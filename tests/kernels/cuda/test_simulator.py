@@ -1,7 +1,5 @@
 """Every kernel in Numba's own simulator, where each thread of a kernel is a thread of Python."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,12 +12,6 @@ from scratchnet.testing.devices import host_kernel
 NEEDS = "simulated"
 if SIMULATED:
     from scratchnet.kernels.cuda import compile, tuning
-    from scratchnet.kernels.cuda.tuning import Tile
-
-    SMALL = dataclasses.replace(
-        tuning.TINY, threads=4, blocks=2, warp=2, shuffles=False, chunk=8, small_rows=2,
-        tiles=(Tile(4, 8, 4, 4, 4),), tiles_of_8_bytes=(Tile(4, 4, 2, 2, 2),),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
@@ -33,7 +25,7 @@ def test_kernels_match_the_oracle_in_numbas_simulator(name, dtype, data):
     case = data.draw(kernel_cases(name, dtypes=[dtype], sizes=(0, 1, 2, 3, 5, 8, 9), max_elements=24))
     token = compile.launcher.set(compile._run)
     try:
-        with tuning.use(SMALL):
+        with tuning.use(tuning.SIMULATED_SMALL):
             case.check(host_kernel("cuda", name), layouts=("offset",))
     finally:
         compile.launcher.reset(token)

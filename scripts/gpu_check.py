@@ -1,0 +1,313 @@
+"""One command for a person with a GPU: are the cuda kernels right, how fast are they, does training come out the same?
+
+Properties of every kernel against its oracle, times against the floor of this GPU and against CuPy and PyTorch where
+they are installed, and the reference network trained on CPU and GPU. It leaves report.json and report.txt, to be
+attached to a bug report. With NUMBA_ENABLE_CUDASIM=1 it goes through all of it in a small way, without any meaning of
+the times.
+"""
+
+import importlib
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gpu_facts
+import numpy as np
+
+import scratchnet as sn
+from scratchnet.flags import flag, run_script
+from scratchnet.kernels import device
+from scratchnet.testing import EDGES, KERNEL_ROWS, KernelCase, kernel_cases
+from scratchnet.testing.devices import host_kernel
+from scratchnet.testing.strategies import optional
+
+
+@dataclass
+class Config:
+    """Check the cuda kernels on this machine's GPU."""
+
+    folder: str = flag("gpu-check", "where report.json and report.txt go")
+    examples: int = flag(50, "random calls of each kernel")
+    rounds: int = flag(50, "timed calls of each kernel; the median counts")
+    epochs: int = flag(5, "of the reference network on CPU and GPU")
+    seed: int = flag(0, "of the data and initial weights")
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+LANES = {(7, 0): 64, (7, 5): 64, (8, 0): 64}  # float32 multiplications a multiprocessor starts in a cycle; others 128
+CACHE = 128 << 20  # bytes: inputs rotate through so much memory that no cache holds them all
+
+
+def machine(simulated: bool) -> dict:
+    """What a reader of the report must know; bandwidth and float32 peak as the driver's figures give them, or None."""
+    import numba
+
+    found = {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__}
+    for name in ("numba_cuda", "cupy", "torch"):
+        try:
+            found[name] = importlib.import_module(name).__version__
+        except ImportError:
+            found[name] = None
+    if simulated:
+        return found | {"gpu": "Numba's simulator", "bandwidth": None, "float32": None}
+    from numba import cuda
+
+    gpu = cuda.get_current_device()
+    clock, bus = getattr(gpu, "MEMORY_CLOCK_RATE", 0) * 1e3, getattr(gpu, "GLOBAL_MEMORY_BUS_WIDTH", 0) / 8
+    lanes = LANES.get(gpu.compute_capability, 128) * gpu.MULTIPROCESSOR_COUNT
+    return found | {
+        "gpu": gpu.name.decode() if isinstance(gpu.name, bytes) else gpu.name,
+        "compute_capability": gpu.compute_capability,
+        "multiprocessors": gpu.MULTIPROCESSOR_COUNT,
+        "memory": cuda.current_context().get_memory_info().total,
+        "bandwidth": 2 * clock * bus or None,
+        "float32": 2 * lanes * getattr(gpu, "CLOCK_RATE", 0) * 1e3 or None,
+    }
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+
+def properties(config: Config, simulated: bool) -> dict[str, str | None]:
+    """For each kernel None, or what is wrong with it."""
+    sizes = {"sizes": (0, 1, 2, 5, 9), "max_elements": 16} if simulated else {"sizes": (*EDGES, 1000, 4097)}
+    sizes |= {} if simulated else {"max_elements": 2**18}
+    result: dict[str, str | None] = {}
+    for name, row in KERNEL_ROWS.items():
+        cases = kernel_cases(name, dtypes=[np.float32, np.float64] + [np.int64] * row.integers, **sizes)
+        check = partial(_check, host_kernel("cuda", name), ("offset",) if simulated else ("C", "offset"))
+        result[name] = _failure(partial(_for_examples, cases, config.examples, check))
+        print(f"  {name:<20} {result[name] or 'as its oracle says'}", flush=True)
+    return result
+
+
+def _check(kernel: Callable, layouts: tuple[str, ...], case: KernelCase) -> None:
+    case.check(kernel, layouts=layouts)
+
+
+def _for_examples(cases: Any, examples: int, check: Callable[[KernelCase], None]) -> None:
+    hypothesis = optional("hypothesis")
+    checks = list(hypothesis.HealthCheck)
+
+    @hypothesis.settings(
+        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=checks
+    )
+    @hypothesis.given(cases)
+    def go(case):
+        check(case)
+
+    go()
+
+
+def _failure(action: Callable[[], object]) -> str | None:
+    try:
+        action()
+    except Exception as error:  # a report is worth most where something fails: it goes on with the next
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return None
+
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+PEERS = {  # name -> what a peer calls it, of its own arrays in the order of ours
+    "exp": lambda xp, x: xp.exp(x),
+    "tanh": lambda xp, x: xp.tanh(x),
+    "add": lambda xp, a, b: a + b,
+    "mul": lambda xp, a, b: a * b,
+    "sum": lambda xp, x: x.sum(1),
+    "matmul": lambda xp, a, b: a @ b,
+    "linear": lambda xp, x, w, b: xp.addmm(b, x, w) if hasattr(xp, "addmm") else x @ w + b,
+    "softmax": lambda xp, x: xp.softmax(x, 1) if hasattr(xp, "softmax") else None,
+    "cross_entropy": lambda xp, x, y: (
+        xp.nn.functional.cross_entropy(x, y, reduction="none") if hasattr(xp, "nn") else None
+    ),
+}
+
+
+def times(config: Config, facts: dict, simulated: bool) -> list[dict]:
+    """A row for each kernel and shape, in float32: median seconds, the floor, and the medians of peers."""
+    from scratchnet.kernels.cuda import SIGNATURES, accepted, memory
+
+    where, rows = device("cuda"), []
+    peers = {} if simulated else {name: importlib.import_module(name) for name in ("cupy", "torch") if facts[name]}
+    for name, shapes_of in gpu_facts.SHAPES.items():
+        signature = (SIGNATURES | {"fill": "f", "copy": "f->f"})[name]
+        dtypes = next(iter(accepted(signature)))
+        for shapes in shapes_of[:1] if simulated else shapes_of:
+            shapes = [tuple(min(n, 3) for n in shape) for shape in shapes] if simulated else shapes
+            numbers = (False, False) if name == "matmul" else gpu_facts.NUMBERS.get(name, ())
+            sets = [_arrays(config.seed + i, name, shapes, dtypes) for i in range(1 if simulated else _copies(shapes))]
+            there = [[memory.from_host(x) for x in arrays] for arrays in sets]
+            calls = [partial(where.kernels[name], *arrays, *numbers) for arrays in there]
+            row = {"kernel": name, "shapes": shapes, "seconds": median(calls, config.rounds, simulated)}
+            size, operations = gpu_facts.work_of(name, shapes, dtypes)
+            if facts["bandwidth"] and facts["float32"]:
+                row["floor"] = max(size / facts["bandwidth"], operations / facts["float32"])
+            for peer, module in peers.items() if name in PEERS else ():
+                row[peer] = _peer_time(peer, module, name, sets, config)
+            rows.append(row)
+            print(_line(row), flush=True)
+    return rows
+
+
+def _copies(shapes: list) -> int:
+    return max(1, min(8, CACHE // max(sum(4 * int(np.prod(shape)) for shape in shapes), 1)))
+
+
+# Integers number rows or classes: of which array, along which axis.
+NUMBERED = {"take_rows": (0, 0), "scatter_rows": (2, 0), "cross_entropy": (0, 1), "cross_entropy_grad": (1, 1)}
+
+
+def _arrays(seed: int, name: str, shapes: list, dtypes: tuple) -> list[np.ndarray]:
+    """Floats from 0 to 1, and numbers of rows or classes."""
+    rng = np.random.default_rng(seed)
+    array, axis = NUMBERED.get(name, (0, 0))
+    return [
+        rng.random(shape, np.float32)
+        if dtype.kind == "f"
+        else rng.integers(0, shapes[array][axis], shape).astype(dtype)
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
+
+
+def median(calls: list[Callable[[], object]], rounds: int, simulated: bool) -> float:
+    """Seconds of a call, measured between two events on the GPU, each round with other inputs, after a warm-up."""
+    from scratchnet.kernels.cuda.compile import event, stream
+    from scratchnet.kernels.cuda.memory import synchronize
+
+    for call in calls[:3]:
+        call()
+    synchronize()
+    if simulated:
+        start = time.perf_counter()
+        calls[0]()
+        return time.perf_counter() - start
+    marks = [(event(timing=True), event(timing=True)) for _ in range(rounds)]
+    for i, (start, end) in enumerate(marks):
+        start.record(stream())
+        calls[i % len(calls)]()
+        end.record(stream())
+    synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in marks) / 1e3
+
+
+def _peer_time(peer: str, module, name: str, sets: list, config: Config) -> float | None:
+    inputs = len(gpu_facts.SIGNATURES[name].split("->")[0])
+    move = (lambda x: module.from_numpy(x).cuda()) if peer == "torch" else module.asarray
+    calls = [partial(PEERS[name], module, *map(move, arrays[:inputs])) for arrays in sets]
+    if calls[0]() is None:
+        return None
+    events = module.cuda.Event
+    options = {"enable_timing": True} if peer == "torch" else {}
+    marks = [(events(**options), events(**options)) for _ in range(config.rounds)]
+    for call in calls[:3]:
+        call()
+    for i, (start, end) in enumerate(marks):
+        start.record()
+        calls[i % len(calls)]()
+        end.record()
+    marks[-1][1].synchronize()
+    elapsed = [a.elapsed_time(b) if peer == "torch" else module.cuda.get_elapsed_time(a, b) for a, b in marks]
+    return statistics.median(elapsed) / 1e3
+
+
+def _line(row: dict) -> str:
+    shapes = " ".join("x".join(map(str, shape)) or "()" for shape in row["shapes"])
+    text = f"  {row['kernel']:<20} {row['seconds'] * 1e6:>10.1f} us"
+    if "floor" in row:
+        text += f"  floor {row['floor'] * 1e6:>9.1f} us  {row['floor'] / row['seconds']:>5.0%} of it"
+    for peer in ("cupy", "torch"):
+        if row.get(peer):
+            text += f"  {peer} {row[peer] * 1e6:.1f} us"
+    return f"{text}  {shapes}"
+
+
+# --- the reference job ------------------------------------------------------------------------------------------------
+
+
+def training(config: Config, simulated: bool) -> dict:
+    """The reference network on CPU and GPU: training losses, test accuracies, and how far apart they are."""
+    train, test = sn.data.load("fashion-mnist-mini")
+    if simulated:
+        train, test = (
+            sn.data.random_split(train, [8, len(train) - 8])[0],
+            sn.data.random_split(test, [4, len(test) - 4])[0],
+        )
+    hidden, batch = (4, 4) if simulated else (128, 64)
+    result: dict = {}
+    for where in ("cpu", "cuda"):
+        sn.manual_seed(config.seed)
+        model = sn.nn.MLP(784, hidden, 10).to(where)
+        optimizer = sn.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), seed=config.seed, progress=False)
+        loader = sn.data.DataLoader(train, batch, shuffle=True, seed=config.seed)
+        start = time.perf_counter()
+        history = trainer.fit(loader, epochs=1 if simulated else config.epochs)
+        seconds = time.perf_counter() - start
+        score = trainer.evaluate(sn.data.DataLoader(test, 1024))
+        result[where] = {"train_loss": history["train_loss"], "seconds": seconds, **score}
+        print(f"  {where:<5} losses {' '.join(f'{x:.5f}' for x in history['train_loss'])}  {score}", flush=True)
+    a, b = (np.array(result[where]["train_loss"]) for where in ("cpu", "cuda"))
+    result["largest_relative_difference"] = float((np.abs(a - b) / a).max())
+    result["allowed"] = 0.01  # rounding differences grow from step to step; curves that are 1 % apart look the same
+    return result
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def main(config: Config) -> bool:
+    device("cuda")  # or one line that says what is missing
+    from scratchnet.kernels.cuda import tuning
+    from scratchnet.kernels.cuda.compile import SIMULATED
+
+    if SIMULATED:
+        config.examples = min(config.examples, 2)
+    folder = Path(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    report: dict = {"simulated": SIMULATED, "machine": machine(SIMULATED)}
+    print(f"on {report['machine']['gpu']}")
+    with tuning.use(tuning.SIMULATED_SMALL) if SIMULATED else nullcontext():
+        print("every kernel against its oracle:")
+        report["properties"] = properties(config, SIMULATED)
+        print("times, in float32:" if not SIMULATED else "times, of the simulator, which mean nothing:")
+        report["times"] = times(config, report["machine"], SIMULATED)
+        print("the reference network:")
+        report["training"] = training(config, SIMULATED)
+    wrong = [f"{name}: {what}" for name, what in report["properties"].items() if what]
+    difference, allowed = report["training"]["largest_relative_difference"], report["training"]["allowed"]
+    if not difference <= allowed:
+        wrong.append(f"training: the losses of CPU and GPU are {difference:.2%} apart, expected at most {allowed:.0%}")
+    report["wrong"] = wrong
+    (folder / "report.json").write_text(json.dumps(report, indent=1))
+    (folder / "report.txt").write_text(_readable(report))
+    print(f"{'ALL WELL' if not wrong else f'{len(wrong)} FAILED'}; the report is in {folder}")
+    return not wrong
+
+
+def _readable(report: dict) -> str:
+    lines = ["scratchnet on a GPU" + (" (simulated: times mean nothing)" if report["simulated"] else ""), ""]
+    lines += [f"{name}: {value}" for name, value in report["machine"].items()]
+    lines += ["", *(report["wrong"] or ["every kernel computes what its oracle does"]), ""]
+    lines += [_line(row) for row in report["times"]]
+    for where in ("cpu", "cuda"):
+        lines.append(f"{where}: {report['training'][where]}")
+    lines.append(f"largest relative difference of losses: {report['training']['largest_relative_difference']:.2e}")
+    return "\n".join(lines) + "\n"
+
+
+def run(config: Config) -> None:
+    if not main(config):
+        raise sn.ScratchnetError("something on this machine is not as it should be; see the report")
+
+
+if __name__ == "__main__":
+    run_script(run, Config)
