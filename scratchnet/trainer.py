@@ -25,7 +25,7 @@ from . import checkpoint, metrics_log, trace
 from .autograd import first_nonfinite
 from .data import DataLoader
 from .data.dataset import gather, selects
-from .errors import CheckpointError, ConfigError, NonFiniteError
+from .errors import CheckpointError, ConfigError, DeviceError, NonFiniteError
 from .jit import jit as jitted
 from .kernels import device as find_device
 from .kernels import get_num_threads, set_num_threads
@@ -553,6 +553,11 @@ def _engine_of(trainer: Trainer, run: _Run) -> Any:
     is_plain = trainer.strategy == AllReduce() and trainer.accumulate == 1 and trainer.clip_norm is None
     if trainer.workers == 1 and is_plain and trainer.nonfinite == "raise" and trainer.timeline is None:
         return _Alone(trainer, run)
+    if trainer._device == "cuda":
+        raise DeviceError(
+            "Trainer: expected a model on 'cpu' with workers, accumulate, clip_norm, nonfinite='skip', timeline or "
+            "another strategy than all_reduce, got one on 'cuda'"
+        )
     return _Pooled(trainer, run)
 
 
@@ -613,7 +618,7 @@ class _Run:
         """Raises NonFiniteError, and saves nothing, if a parameter is NaN or infinite: a gradient was, not its loss."""
         if self.checkpoints is not None:
             for name, parameter in trainer.model.named_parameters():
-                if not np.isfinite(parameter._data).all():
+                if not np.isfinite(parameter.detach().numpy()).all():
                     raise NonFiniteError(f"fit: step {self.step}: expected finite parameters, got others in {name!r}")
             self.memory = self.engine.memory()
             self.checkpoints.save(self.step, **self.state(trainer))

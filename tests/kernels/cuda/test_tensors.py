@@ -365,6 +365,13 @@ def test_a_recorded_step_on_the_device_has_the_bits_of_the_eager_one_and_is_repl
         np.testing.assert_allclose(recorded[name], parameters[name], rtol=1e-4, atol=1e-5)
 
 
+def test_workers_do_not_train_on_the_device_yet():
+    model = sn.nn.Linear(2, 2).to("cuda")
+    trainer = sn.Trainer(model, sn.optim.SGD(model.parameters(), lr=0.1), sn.nn.MSELoss(), workers=2, progress=False)
+    with pytest.raises(sn.DeviceError, match=r"Trainer: expected a model on 'cpu' with workers, .* got one on 'cuda'"):
+        trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(floats(4, 2), floats(4, 2)), 2))
+
+
 def test_the_training_script_takes_the_device(tmp_path, capsys):
     sys.path.insert(0, str(ROOT / "scripts"))
     import train
