@@ -27,6 +27,12 @@ numba_cuda: Any = _numba_cuda
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
 
 
+if importlib.util.find_spec("numba_cuda") is not None and not SIMULATED:
+    from numba.cuda.core import config
+
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small arrays have small grids, and that is right
+
+
 class _Simulated:
     """numba.cuda as the kernel that is running sees it. (The simulator's own way of telling it, an exchange of the
     module's globals, is no good for helpers: the first thread that leaves one would take it from the others.)"""
@@ -150,15 +156,13 @@ def why_unavailable() -> str | None:
         return None
     if importlib.util.find_spec("numba_cuda") is None:
         return "expected the package numba-cuda; run pip install 'scratchnet[cuda]', got none"
-    from numba.cuda.cudadrv.error import CudaSupportError
-
     try:
         if not numba_cuda.is_available():
             return "expected an NVIDIA GPU and its driver, got none"
         driver = numba_cuda.cudadrv.driver.driver.get_version()
         numba_cuda.current_context()
-    except CudaSupportError as error:
-        return f"expected an NVIDIA GPU and its driver, got {str(error).strip().splitlines()[-1]}"
+    except Exception as error:  # drivers fail in many ways, and all of them mean this
+        return f"expected an NVIDIA GPU and its driver, got {(str(error).strip() or repr(error)).splitlines()[-1]}"
     toolkit = numba_cuda.runtime.get_version()
     if driver[0] < toolkit[0]:
         found = ".".join(map(str, driver))

@@ -202,7 +202,7 @@ class DeviceArray:
         if self._flat is None:
             if not self.layout.flags.c_contiguous:
                 raise DeviceError(f"cuda: expected C-contiguous memory, got shape {self.shape}, strides {self.strides}")
-            self._flat = _argument(self.layout.reshape(-1), self)
+            self._flat = _argument(self.layout.reshape(-1), self.owner)  # not self: memory would wait for the gc
         return self._flat
 
     @property
@@ -224,7 +224,7 @@ class DeviceArray:
             "typestr": self.dtype.str,
             "data": (self.address, False),
             "version": 3,
-            "stream": None if SIMULATED else int(stream().handle) or 1,
+            "stream": None if SIMULATED else int(stream().handle),
         }
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -323,7 +323,7 @@ def adopt(x: Any) -> DeviceArray:
     if interface is None:
         raise DeviceError(f"cuda: expected an array with __cuda_array_interface__, got {type(x).__name__}")
     dtype = checked(interface["typestr"])
-    if not SIMULATED and interface.get("stream") not in (None, stream().handle):
+    if not SIMULATED and interface.get("stream") not in (None, int(stream().handle)):
         numba_cuda.external_stream(interface["stream"]).synchronize()  # its kernels may still be writing
     strides = interface.get("strides")
     described = _Address(interface["data"][0], 0)

@@ -116,7 +116,7 @@ def fill(out, value):
     if out.size:
         out.set_limits(None)
         grid = in_row(out.size)
-        launch(filling(grid[1]), *grid, out, out.dtype.type(value))
+        launch(filling(grid[1]), *grid, out, bool(value) if out.dtype == bool else out.dtype.type(value))
 
 
 def copy(x, out):
