@@ -197,7 +197,7 @@ def _note(name: str, arrays: list, numbers: tuple, noted: list, found: dict) -> 
 def ptx_of(launch: Launch, architecture: str) -> str:
     cc = (int(architecture[3:-1]), int(architecture[-1]))
     ptx, _ = compile.numba_cuda.compile_ptx(
-        launch.kernel.function, launch.types, cc=cc, launch_bounds=launch.kernel.threads
+        launch.kernel.function, launch.types, cc=cc, launch_bounds=launch.kernel.bounds
     )
     return ptx
 

@@ -47,19 +47,22 @@ cuda: Any = _Simulated() if SIMULATED else numba_cuda
 
 
 class Kernel:
-    """A kernel as it was written. threads: of a block, at most; the compiler may use so many registers a thread."""
+    """A kernel as it was written.
 
-    def __init__(self, function: Callable[..., None], threads: int):
-        self.function, self.threads = function, threads
+    threads: of a block, at most. resident: blocks that a multiprocessor must have room for: both limit the registers.
+    """
+
+    def __init__(self, function: Callable[..., None], threads: int, resident: int = 1):
+        self.function, self.threads, self.bounds = function, threads, (threads, resident)
 
     @cached_property
     def compiled(self) -> Any:
-        return numba_cuda.jit(self.function, **({} if SIMULATED else {"launch_bounds": self.threads}))
+        return numba_cuda.jit(self.function, **({} if SIMULATED else {"launch_bounds": self.bounds}))
 
 
-def kernel(threads: int) -> Callable[[Callable[..., None]], Kernel]:
-    """Marks a kernel whose blocks have at most so many threads."""
-    return lambda function: Kernel(function, threads)
+def kernel(threads: int, resident: int = 1) -> Callable[[Callable[..., None]], Kernel]:
+    """Marks a kernel; arguments as for Kernel."""
+    return lambda function: Kernel(function, threads, resident)
 
 
 def device(function: Callable[..., Any]) -> Any:

@@ -6,7 +6,8 @@ memory, and each element is used by a whole row or column of the tile. Reading s
 so a thread computes own_rows x own_columns elements, which it holds in registers, and of each term of the sum it reads
 own_rows + own_columns numbers, 16 bytes at a time, for own_rows * own_columns multiplications. While it computes with
 one pair of tiles, the next is on its way to registers and then to the other half of shared memory: one barrier a tile.
-Outside the matrices tiles are filled with zeros, so that the inner loop asks nothing.
+Outside the matrices tiles are filled with zeros, so that the inner loop asks nothing. Of a small result there are too
+few tiles for a GPU: then the sum is cut into parts, which are added up in order by a second kernel.
 
 A factor lies in memory along the tile's edge (b as it is, a transposed) or across it (the others); those two cases are
 all that transposition changes.
@@ -19,10 +20,12 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from . import tuning
+from . import memory, reduce, tuning
 from .compile import ALIGNED, Kernel, cuda, device, kernel, launch, load_wide, store_wide
 from .elementwise import is_wide
 from .tuning import Tile
+
+SHORTEST, PARTS = 2, 4
 
 
 class _Factor(NamedTuple):
@@ -85,8 +88,9 @@ def _factor(dtype: np.dtype, edge: int, depth: int, threads: int, across: bool) 
 
 @cache
 def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, has_bias: bool) -> Kernel:
-    """The kernel (a, b, bias, out, m, n, k, wide); `bias` is not looked at unless has_bias.
+    """The kernel (a, b, bias, out, m, n, k, span, wide); `bias` is not looked at unless has_bias.
 
+    span: how many terms of the sum a block adds up; with less than k, `out` is (parts, m, n), to be folded.
     wide: may 16 bytes be moved at once from a, from b, and to out? Then their rows are multiples of that.
     """
     kind, ZERO, WIDTH = numba.from_dtype(dtype), dtype.type(0), 16 // dtype.itemsize
@@ -97,8 +101,8 @@ def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, h
     B_WORDS, B_STRIDE, B_GROUPS, load_b, put_b = _factor(dtype, COLUMNS, DEPTH, THREADS, transpose_b)
     A_SHARED, B_SHARED, A_STAGED, B_STAGED = 2 * A_WORDS, 2 * B_WORDS, A_GROUPS * WIDTH, B_GROUPS * WIDTH
 
-    @kernel(THREADS)
-    def multiply(a, b, bias, out, m, n, k, wide):
+    @kernel(THREADS, resident=2)
+    def multiply(a, b, bias, out, m, n, k, span, wide):
         a_tiles = cuda.shared.array(A_SHARED, kind, ALIGNED)
         b_tiles = cuda.shared.array(B_SHARED, kind, ALIGNED)
         sums = cuda.local.array(OWN, kind)
@@ -108,18 +112,24 @@ def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, h
         right = cuda.local.array(OWN_COLUMNS, kind)
         thread = cuda.threadIdx.x
         x, y = thread % ACROSS, thread // ACROSS
-        first_row, first_column = cuda.blockIdx.y * ROWS, cuda.blockIdx.x * COLUMNS
+        bands = (m + ROWS - 1) // ROWS
+        part, first_row, first_column = (
+            cuda.blockIdx.y // bands,
+            cuda.blockIdx.y % bands * ROWS,
+            cuda.blockIdx.x * COLUMNS,
+        )
+        start, end = part * span, min(part * span + span, k)
         for i in range(OWN):
             sums[i] = ZERO
 
-        load_a(a, m, k, first_row, 0, thread, a_staged, wide[0])
-        load_b(b, n, k, first_column, 0, thread, b_staged, wide[1])
+        load_a(a, m, k, first_row, start, thread, a_staged, wide[0])
+        load_b(b, n, k, first_column, start, thread, b_staged, wide[1])
         put_a(a_staged, a_tiles, 0, thread)
         put_b(b_staged, b_tiles, 0, thread)
         cuda.syncthreads()
         half = 0
-        for term in range(0, k, DEPTH):
-            if term + DEPTH < k:
+        for term in range(start, end, DEPTH):
+            if term + DEPTH < end:
                 load_a(a, m, k, first_row, term + DEPTH, thread, a_staged, wide[0])
                 load_b(b, n, k, first_column, term + DEPTH, thread, b_staged, wide[1])
             for t in range(DEPTH):
@@ -130,7 +140,7 @@ def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, h
                 for i in range(OWN_ROWS):
                     for j in range(OWN_COLUMNS):
                         sums[i * OWN_COLUMNS + j] += left[i] * right[j]
-            if term + DEPTH < k:
+            if term + DEPTH < end:
                 half = 1 - half
                 put_a(a_staged, a_tiles, half * A_WORDS, thread)
                 put_b(b_staged, b_tiles, half * B_WORDS, thread)
@@ -138,7 +148,7 @@ def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, h
 
         for g in range(COLUMN_GROUPS):
             column = first_column + (g * ACROSS + x) * WIDTH
-            if has_bias:
+            if has_bias and part == 0:
                 for v in range(WIDTH):
                     if column + v < n:
                         for i in range(OWN_ROWS):
@@ -146,35 +156,50 @@ def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, h
             for i in range(OWN_ROWS):
                 row = first_row + (i // WIDTH * DOWN + y) * WIDTH + i % WIDTH
                 if row < m:
+                    at = (part * m + row) * n + column
                     if wide[2] and column < n:
-                        store_wide(sums, i * OWN_COLUMNS + g * WIDTH, out, row * n + column)
+                        store_wide(sums, i * OWN_COLUMNS + g * WIDTH, out, at)
                     else:
                         for v in range(WIDTH):
                             if column + v < n:
-                                out[row * n + column + v] = sums[i * OWN_COLUMNS + g * WIDTH + v]
+                                out[at + v] = sums[i * OWN_COLUMNS + g * WIDTH + v]
 
     return multiply
 
 
-def chosen_tile(dtype: np.dtype, m: int, n: int) -> Tile:
-    """The largest tile that leaves no multiprocessor without a block, or else the smallest."""
+def chosen_cut(dtype: np.dtype, m: int, n: int, k: int) -> tuple[Tile, int]:
+    """The largest tile that leaves no multiprocessor without a block, or else the smallest; and the span of a block.
+
+    With the smallest, whose blocks are small too, the sum is cut into parts of at least SHORTEST tiles where that gives
+    a multiprocessor up to PARTS blocks. All this depends on the shapes and on a number of multiprocessors that is the
+    same for every GPU, and so do the bits.
+    """
     numbers = tuning.current()
     tiles = numbers.tiles if dtype.itemsize == 4 else numbers.tiles_of_8_bytes
-    enough = (tile for tile in tiles if -(-m // tile.rows) * -(-n // tile.columns) >= numbers.multiprocessors)
-    return next(enough, tiles[-1])
+    counts = [-(-m // tile.rows) * -(-n // tile.columns) for tile in tiles]
+    for tile, count in zip(tiles[:-1], counts, strict=False):
+        if count >= numbers.multiprocessors:
+            return tile, max(k, 1)
+    tile, steps = tiles[-1], -(-k // tiles[-1].depth)
+    parts = max(1, min(PARTS * numbers.multiprocessors // counts[-1], steps // SHORTEST))
+    return tile, max(-(-steps // parts) * tile.depth, 1)
 
 
 def _multiply(a, b, bias, out, transpose_a, transpose_b):
     (m, n), k = out.shape, a.shape[0] if transpose_a else a.shape[1]
     if not out.size:
         return
-    tile, width = chosen_tile(out.dtype, m, n), 16 // out.itemsize
+    (tile, span), width = chosen_cut(out.dtype, m, n, k), 16 // out.itemsize
+    parts = max(-(-k // span), 1)
+    target = out if parts == 1 else memory.empty((1, parts, m * n), out.dtype)
     edges = (m if transpose_a else k, k if transpose_b else n, n)
-    wide = tuple(is_wide(x) and edge % width == 0 for x, edge in zip((a, b, out), edges, strict=True))
+    wide = tuple(is_wide(x) and edge % width == 0 for x, edge in zip((a, b, target), edges, strict=True))
     loop = product(out.dtype, tile, transpose_a, transpose_b, bias is not None)
-    grid = (-(-n // tile.columns), -(-m // tile.rows))
+    grid = (-(-n // tile.columns), -(-m // tile.rows) * parts)
     a, b = (x if x.size else out for x in (a, b))  # k = 0: no element is read
-    launch(loop, grid, tile.threads, a, b, out if bias is None else bias, out, m, n, k, wide)
+    launch(loop, grid, tile.threads, a, b, out if bias is None else bias, target, m, n, k, span, wide)
+    if parts > 1:
+        reduce.KERNELS["sum"](target, out.reshape(1, m * n))
 
 
 def matmul(a, b, out, transpose_a=False, transpose_b=False):

@@ -51,7 +51,7 @@ def test_registers_and_shared_memory_leave_room_for_several_blocks(compiled):
     from gpu_facts import occupancy
 
     for launch, _, f in compiled:
-        assert f["registers"] * launch.kernel.threads <= 65536, launch.name
+        assert f["registers"] * launch.kernel.bounds[0] * launch.kernel.bounds[1] <= 65536, launch.name
         assert f["shared"] <= STATIC_SHARED, launch.name
         blocks, part = occupancy(launch, f)
         assert blocks >= 2 and part >= 0.12, (launch.name, launch.factory, launch.dtypes, part)
