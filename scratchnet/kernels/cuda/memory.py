@@ -140,6 +140,9 @@ class DeviceArray:
     def transpose(self, *axes: Any) -> DeviceArray:
         return self._view(self.layout.transpose(*axes))
 
+    def swapaxes(self, a: int, b: int) -> DeviceArray:
+        return self._view(self.layout.swapaxes(a, b))
+
     def __getitem__(self, key: Any) -> DeviceArray:
         """A view, even of one element; `key` as in NumPy's basic indexing. Raises DeviceError for other keys."""
         parts = key if isinstance(key, tuple) else (key,)
@@ -240,6 +243,8 @@ class DeviceArray:
     def __array_function__(self, function: Any, types: Any, args: tuple, kwargs: dict) -> Any:
         if function is np.broadcast_to:
             return self._view(np.broadcast_to(self.layout, *args[1:], **kwargs))
+        if function in (np.shape, np.ndim, np.size):  # these do not look at the elements
+            return function(self.layout, *args[1:], **kwargs)
         raise DeviceError(f"np.{function.__name__}: expected a NumPy array, got one on 'cuda'; use .numpy()")
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:

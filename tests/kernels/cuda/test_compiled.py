@@ -93,7 +93,7 @@ def test_a_spill_would_be_seen():
     with on_paper() as noted:
         x = memory.empty((64, 64), np.float32)
         loop = product(np.dtype(np.float32), Tile(128, 128, 8, 8, 8), False, False, False)
-        arguments = (x, x, x, x, 64, 64, 64, (True, True, True))
+        arguments = (x, x, x, x, 64, 64, 64, 64, (True, True, True))
         crowded = Kernel(loop.function, 1024)  # 64 registers a thread at most
         f = facts(Launch("matmul", [x] * 3, crowded, (1, 1), 1024, arguments), "sm_80")
     assert f["spills"] > 0 and not noted
