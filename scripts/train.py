@@ -6,17 +6,8 @@ from pathlib import Path
 
 import scratchnet as sn
 from scratchnet.flags import flag, run_script
-from scratchnet.parallel import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
+from scratchnet.parallel.strategies import COMPRESSIONS, STRATEGIES, strategy_of
 from scratchnet.report import plot_curves
-
-COMPRESSIONS = {"none": None, "float16": Float16(), "top_k": TopK(0.05), "power_sgd": PowerSGD(2)}
-STRATEGIES = {
-    "all_reduce": lambda config: AllReduce(COMPRESSIONS[config.compression]),
-    "parameter_server": lambda config: ParameterServer(config.staleness),
-    "asynchronous": lambda config: ParameterServer(None),
-    "local_sgd": lambda config: LocalSGD(config.every),
-    "hogwild": lambda config: Hogwild(),
-}
 
 
 @dataclass
@@ -73,9 +64,10 @@ def main(config: Config) -> float | None:
     optimizer = sn.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     steps = config.epochs * -(-len(train_loader) // config.accumulate)
     schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
+    options = {"staleness": config.staleness, "every": config.every, "compression": COMPRESSIONS[config.compression]}
     trainer = sn.Trainer(
         model, optimizer, sn.nn.CrossEntropyLoss(), schedule, config.workers, config.shards,
-        STRATEGIES[config.strategy](config), seed=config.seed, accumulate=config.accumulate,
+        strategy_of(config.strategy, **options), seed=config.seed, accumulate=config.accumulate,
         clip_norm=config.clip_norm, folder=folder, save_every=config.save_every, timeline=config.timeline,
         config=asdict(config),
     )  # fmt: skip

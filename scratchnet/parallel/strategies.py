@@ -16,12 +16,29 @@ the mean loss over the n_k samples of shard k of a batch of n, so sum_k n_k/n g_
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import ConfigError
+
+
+def _require(value: Any, least: int, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{what}: expected an integer of at least {least}, got {value!r}")
+
+
+def _check_compression(strategy: Any) -> None:
+    if strategy.compression is not None and not isinstance(strategy.compression, Compression):
+        raise ConfigError(
+            f"{type(strategy).__name__}: expected compression to be Float16(), TopK(), PowerSGD() or None, "
+            f"got {strategy.compression!r}"
+        )
+
 
 # --- what may be left out of a gradient -------------------------------------------------------------------------------
 
@@ -273,17 +290,29 @@ class Hogwild(Strategy):
     exact = False
 
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (AllReduce, ParameterServer, LocalSGD, Hogwild)
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    "all_reduce": AllReduce,
+    "parameter_server": ParameterServer,
+    "asynchronous": functools.partial(ParameterServer, staleness=None),
+    "local_sgd": LocalSGD,
+    "hogwild": Hogwild,
+}
+COMPRESSIONS: dict[str, Compression | None] = {
+    "none": None,
+    "float16": Float16(),
+    "top_k": TopK(0.05),
+    "power_sgd": PowerSGD(2),
 }
 
 
-def strategy_of(value: Any) -> Strategy:
-    """A strategy by its name, or itself. Raises ConfigError for anything else."""
+def strategy_of(value: Any, **options: Any) -> Strategy:
+    """A strategy by its name, with those of the options that it has; or itself. ConfigError for anything else."""
     if isinstance(value, Strategy):
         return value
     if isinstance(value, str) and value in STRATEGIES:
-        return STRATEGIES[value]()
+        make = STRATEGIES[value]
+        parameters = inspect.signature(make).parameters
+        return make(**{k: v for k, v in options.items() if k in parameters and k not in getattr(make, "keywords", ())})
     raise ConfigError(f"Trainer: expected strategy to be one of {', '.join(STRATEGIES)}, or an object, got {value!r}")
 
 
@@ -294,16 +323,3 @@ def options_of(strategy: Strategy) -> dict[str, Any]:
         value = getattr(strategy, field.name)
         found[field.name] = repr(value) if isinstance(value, Compression) else value
     return found
-
-
-def _require(value: Any, least: int, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{what}: expected an integer of at least {least}, got {value!r}")
-
-
-def _check_compression(strategy: Any) -> None:
-    if strategy.compression is not None and not isinstance(strategy.compression, Compression):
-        raise ConfigError(
-            f"{type(strategy).__name__}: expected compression to be Float16(), TopK(), PowerSGD() or None, "
-            f"got {strategy.compression!r}"
-        )
