@@ -13,6 +13,7 @@ one that dies is replaced, and what it had not sealed is done once more.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import signal
@@ -39,11 +40,12 @@ from .training_arena import COMPUTE, MERGE, MOST_WORKERS, SHARDS, SLICES, WAIT, 
 from .worker import LOSS_IS_BAD, Worker, work
 
 AHEAD = 0.2  # seconds of work that are allowed ahead, so that a run that is asked to stop does so soon
-POLL = 0.002  # seconds between two looks of the parent
+POLL = 0.005  # seconds between two looks of the parent
 PATIENCE = 30.0  # seconds without progress after which a worker counts as stuck, at least
 PATIENCE_GAPS = 20  # times the longest pause so far
 RETRIES = 3  # workers that may die over the same piece, or without any progress
-SLOW = 4.0  # times as long a shard as others take: a worker that deserves a warning
+SLOW_EVERY = 0.5  # seconds between two looks for slow workers
+SLOW = 5.0  # times as long a shard as others take: a worker that deserves a warning
 SLOW_AFTER = 10  # shards of each worker: the first ones are recorded, which takes longer
 
 log = logging.getLogger("scratchnet.parallel")
@@ -67,7 +69,7 @@ class Steps:
         first: int = 0,
         timeline: str | Path | None = None,
     ):
-        self.replica, self.dataset = replica, dataset
+        self.replica, self.dataset, self._samples = replica, dataset, len(dataset)
         self.arena = TrainingArena(replica, batch, span, min(workers, SLICES), timeline is not None)
         self.timeline = None if timeline is None else Timeline(timeline, self.arena)
         for pieces in self.arena.pieces:
@@ -85,10 +87,10 @@ class Steps:
         steps, the number of the first batch in the run, and whether shards train apart.
         """
         arena, row = self.arena, self.submitted % self.arena.window
-        positions = np.concatenate(batches)
-        if positions.min() < 0 or positions.max() >= len(self.dataset):  # workers rely on it
+        positions = np.concatenate(batches) if len(batches) > 1 else batches[0]
+        if positions.view(np.uint64).max() >= self._samples:  # a negative one, too; workers rely on it
             raise IndexOutOfRangeError(
-                f"fit: expected positions from 0 to {len(self.dataset) - 1}, got {positions.min()} to {positions.max()}"
+                f"fit: expected positions from 0 to {self._samples - 1}, got {positions.min()} to {positions.max()}"
             )
         arena.positions[row, : len(positions)] = positions
         arena.counts[row] = 0
@@ -124,14 +126,17 @@ class Steps:
         committed = self.arena.committed()
         for number in range(self._collected, committed):
             self._done.append(self._result(number))
-            self._warn_of_skipped(number)
+            if self.replica.skip_nonfinite:
+                self._warn_of_skipped(number)
         self._collected = committed
         return committed
 
     def _result(self, number: int, with_losses: bool = True) -> StepResult:
         arena, row = self.arena, number % self.arena.window
         counts = arena.counts[row, : arena.batches[row]].tolist()
-        batches = np.split(arena.positions[row, : sum(counts)].copy(), np.cumsum(counts)[:-1])
+        ends = list(itertools.accumulate(counts))
+        positions = arena.positions[row, : ends[-1]].copy()
+        batches = [positions[end - n : end] for n, end in zip(counts, ends, strict=True)]
         losses = arena.losses[row, : len(counts)].copy() if with_losses else np.empty((0, 0))
         return StepResult(number, int(arena.first[row]), batches, losses)
 
@@ -266,6 +271,7 @@ class Pool(Steps):
         self._crew = _Crew(0, work, self.arena, job, spins, threads=threads)
         self._missing: set[int] = set()
         self._slow: set[int] = set()
+        self._looked = time.monotonic()
         try:
             self.resize(workers)
             self._warm_up()
@@ -382,11 +388,11 @@ class Pool(Steps):
         for pieces in self.arena.pieces:
             for piece, step in pieces.owned(self.arena.words, rank):
                 name = pieces.phase.name
-                found.append(f"{name} {piece} of step {step}{self._samples(piece, step) if name == 'shard' else ''}")
+                found.append(f"{name} {piece} of step {step}{self._samples_of(piece, step) if name == 'shard' else ''}")
                 pieces.release(self.arena.words, piece, step)
         return found
 
-    def _samples(self, k: int, step: int) -> str:
+    def _samples_of(self, k: int, step: int) -> str:
         shard = np.concatenate([split((b,), k, self.replica.shards)[0] for b in self._result(step).batches])
         return f" (samples {', '.join(map(str, shard[:4]))}{', ...' if len(shard) > 4 else ''})"
 
@@ -404,7 +410,9 @@ class Pool(Steps):
                 self._seconds = 0.9 * min(self._seconds, 1.0) + 0.1 * gap * per_step / (seals - self._seals)
             self._seals = seals
             self._deaths.pop("no piece", None)
-            self._look_for_slow()
+            if now > self._looked + SLOW_EVERY:
+                self._looked = now
+                self._look_for_slow()
         elif now - self._since > max(self.patience, PATIENCE_GAPS * self._longest) and self._collected < self.submitted:
             self._since = now
             owners = [r for r in range(self.workers) if any(p.owned(arena.words, r) for p in arena.pieces)]
