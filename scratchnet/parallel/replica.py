@@ -270,7 +270,8 @@ class Replica:
             ([span.of(x) for x in old], [span.of(slot) for slot in slots], [span.of(x) for x in new])
             for span in self.layout.cut(part)
         ]
-        return Slice(self, segments, self._buffers(part, slots, new))
+        before = [buffer for _, buffer in self._buffers(part, (), old)]
+        return Slice(self, segments, self._buffers(part, slots, new), before)
 
     def average_of(self, part: tuple[int, int], pages: Sequence[Page], new: Page) -> Average:
         """Slice s of n, (s, n) = part, of the mean of pages: parameters and states of the optimizer."""
@@ -333,7 +334,7 @@ class Slice:
     """A piece of merge and update.
 
     segments: of each, parts of the old page and states, gradients, and parts of the new ones. buffers: of each, those
-    of the shards, and the place of the new one.
+    of the shards, and the place of the new one. before: the buffers of the old page.
     """
 
     def __init__(
@@ -341,7 +342,9 @@ class Slice:
         replica: Replica,
         segments: list[tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]],
         buffers: list[_Merged],
+        before: Sequence[np.ndarray] = (),
     ):
+        self.before = before
         self.device, self.kernel, self.segments, self.buffers = (
             replica.device, replica.optimizer.kernel, segments, buffers
         )  # fmt: skip
@@ -362,6 +365,8 @@ class Slice:
         for old, _, new in self.segments:
             for source, target in zip(old, new, strict=True):
                 np.copyto(target, source)
+        for source, (_, target) in zip(self.before, self.buffers, strict=True):
+            np.copyto(target, source)
 
     @property
     def written(self) -> list[np.ndarray]:

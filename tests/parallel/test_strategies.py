@@ -354,6 +354,31 @@ def test_a_step_that_is_not_finite_is_skipped_if_asked(workers, caplog):
     assert np.isfinite(history["train_loss"]).all()
 
 
+class Normed(Linear):
+    """Running statistics of its output, beside it."""
+
+    def __init__(self, start):
+        super().__init__(start)
+        self.norm = sn.nn.BatchNorm1d(CLASSES)
+
+    def forward(self, x):
+        z = super().forward(x)
+        return z + self.norm(z.astype("float32")).astype("float64") * 0.0
+
+
+def test_running_statistics_stay_where_a_step_is_skipped():
+    """As if the batch of rows 8 to 15 were not there."""
+    results = []
+    for x in (BAD, np.delete(X, range(8, 16), 0)):
+        model = Normed(START)
+        loader = sn.data.DataLoader(sn.data.TensorDataset(x, x[:, :CLASSES].copy()), BATCH)
+        optimizer = sn.optim.SGD([model.weight], 0.1)
+        trainer = sn.Trainer(model, optimizer, roots, nonfinite="skip", progress=False)
+        trainer.fit(loader, epochs=2)
+        results.append({name: array.tobytes() for name, array in model.state_dict().items() if "running" in name})
+    assert results[0] == results[1]
+
+
 def test_a_slow_worker_gets_fewer_shards_and_a_warning(monkeypatch, caplog):
     monkeypatch.setenv(VARIABLE, "shard.claimed:*:0:!sleep=0.0001,shard.claimed:*:1:!sleep=0.02")
     with caplog.at_level(logging.WARNING, "scratchnet.parallel"):
