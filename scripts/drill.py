@@ -32,7 +32,8 @@ VICTIM = Path(__file__).with_name("drill_victim.py")
 LIMIT = 90.0  # seconds until a trial counts as hung
 GRACE = 2.0  # seconds that processes of a session may outlive their parent
 PACE = "shard.claimed:*:*:sleep=0.01,slice.claimed:*:*:sleep=0.005"  # so that no worker is done before others begin
-DEADLY = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGTERM", "exit", "sys.exit")
+SIGNALS = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGTERM")
+DEADLY = (*SIGNALS, "exit", "sys.exit")
 SIZES = (2, 3, 4, 7)
 EPOCHS = {"all_reduce": 3, "parameter_server": 3, "stale": 3, "local_sgd": 7, "top_k": 3, "power_sgd": 3}  # 21 steps
 STRATEGIES = tuple(EPOCHS)
@@ -273,7 +274,7 @@ class RandomKills:
             time.sleep(self.dice.uniform(0, 1.0))
             workers = self._workers(process.pid) if process.poll() is None else []
             if workers:
-                victim, number = self.dice.choice(workers), self.dice.choice(DEADLY[:-1])
+                victim, number = self.dice.choice(workers), self.dice.choice(SIGNALS)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, signal.Signals[number])
                     with self.log.open("a") as file:
