@@ -184,7 +184,7 @@ class Workers:
     def _start(self, rank: int) -> None:
         context = multiprocess.get_context("spawn")
         ours, theirs = context.Pipe()
-        arguments = (self._target, theirs, rank, self._args)
+        arguments = (self._target, theirs, rank, self._args_of(rank))
         process = context.Process(target=_begin, args=arguments, name=f"scratchnet-worker-{rank}", daemon=True)
         try:
             with _environment(dict.fromkeys(THREAD_VARIABLES, str(self._threads))), _no_main_program():
@@ -196,6 +196,9 @@ class Workers:
             theirs.close()
         self.processes.append(process)
         self.channels.append(ours)
+
+    def _args_of(self, rank: int) -> tuple:
+        return self._args
 
     def send_all(self, message: Any) -> None:
         """To every worker that is alive; who is not is found by `results`."""

@@ -16,6 +16,7 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 import signal
 import time
 from collections import Counter
@@ -40,7 +41,7 @@ from .training_arena import COMPUTE, MERGE, MOST_WORKERS, SHARDS, SLICES, WAIT, 
 from .worker import LOSS_IS_BAD, Worker, work
 
 AHEAD = 0.2  # seconds of work that are allowed ahead, so that a run that is asked to stop does so soon
-POLL = 0.005  # seconds between two looks of the parent
+POLL, SOON = 0.005, 0.0005  # seconds between two looks of the parent, while workers have enough to do and at the end
 PATIENCE = 30.0  # seconds without progress after which a worker counts as stuck, at least
 PATIENCE_GAPS = 20  # times the longest pause so far
 RETRIES = 3  # workers that may die over the same piece, or without any progress
@@ -104,9 +105,9 @@ class Steps:
     def drain(self) -> None:
         """Wait until all steps are done."""
         while self._collect() < self.submitted:
-            self._watch()
+            self._watch(SOON)
 
-    def _watch(self) -> None:
+    def _watch(self, pause: float) -> None:
         raise NotImplementedError
 
     def finished(self) -> list[StepResult]:
@@ -203,9 +204,21 @@ class Solo(Steps):
 
 
 class _Crew(Workers):
-    """Processes that come and go; they wait for a word before they begin."""
+    """Processes that come and go; they wait for a word before they begin.
+
+    Where they share out all cores, each keeps to its own: else two may meet on one core while another is idle.
+    """
 
     started = False
+
+    def __init__(self, workers: int, threads: int, *args: Any):
+        available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._cores = available if workers * threads == len(available) else []
+        super().__init__(0, work, *args, threads=threads)
+
+    def _args_of(self, rank: int) -> tuple:
+        own = self._cores[rank * self._threads : (rank + 1) * self._threads]
+        return (*self._args, own)
 
     def start(self, rank: int) -> None:
         """Rank `rank`, the next one."""
@@ -268,7 +281,7 @@ class Pool(Steps):
         self._seals, self._since, self._longest, self._seconds = 0, time.monotonic(), 0.0, math.inf
         spins = SPINS if workers <= cores() else 16
         threads = max(1, cores() // workers) if threads is None else threads
-        self._crew = _Crew(0, work, self.arena, job, spins, threads=threads)
+        self._crew = _Crew(workers, threads, self.arena, job, spins)
         self._missing: set[int] = set()
         self._slow: set[int] = set()
         self._looked = time.monotonic()
@@ -333,12 +346,12 @@ class Pool(Steps):
 
     # --- watching ---
 
-    def _watch(self) -> None:
-        """Wait a little; see to workers that failed, died or are stuck."""
+    def _watch(self, pause: float = POLL) -> None:
+        """Wait for so many seconds; see to workers that failed, died or are stuck."""
         ranks = [rank for rank in range(self.workers) if rank not in self._missing]
         channels = [self._crew.channels[rank] for rank in ranks]
         sentinels = [self._crew.processes[rank].sentinel for rank in ranks]
-        ready = connection.wait([*channels, *sentinels], POLL)
+        ready = connection.wait([*channels, *sentinels], pause)
         for rank, channel, sentinel in zip(ranks, channels, sentinels, strict=True):
             if channel in ready:
                 self._hear(rank, channel)
@@ -407,7 +420,8 @@ class Pool(Steps):
             per_step = sum(pieces.count for pieces in arena.pieces)
             if self._seals:
                 self._longest = max(self._longest, gap)
-                self._seconds = 0.9 * min(self._seconds, 1.0) + 0.1 * gap * per_step / (seals - self._seals)
+                seconds = gap * per_step / (seals - self._seals)
+                self._seconds = min(seconds, 0.7 * self._seconds + 0.3 * seconds)
             self._seals = seals
             self._deaths.pop("no piece", None)
             if now > self._looked + SLOW_EVERY:

@@ -7,6 +7,7 @@ piece writes only what belongs to it, from what is sealed: a worker holds nothin
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,8 +28,12 @@ LOSS_IS_BAD = -1  # in `bad`; else 1 + the number of the parameter whose gradien
 COLUMNS = {"slice": MERGE, "norm": MERGE, "serve": MERGE, "basis": MERGE}  # of `times`; other phases compute
 
 
-def work(channel: connection.Connection, rank: int, arena: TrainingArena, job: Parcel, spins: int) -> None:
-    """What a worker process runs."""
+def work(
+    channel: connection.Connection, rank: int, arena: TrainingArena, job: Parcel, spins: int, own: Sequence[int]
+) -> None:
+    """What a worker process runs. own: cores that it keeps to; none: any."""
+    if own:
+        os.sched_setaffinity(0, own)
     channel.recv()
     fail = failpoints.armed(rank, int(arena.starts[rank]) - 1)
     fail("start", arena.committed())
