@@ -32,7 +32,7 @@ from .kernels import get_num_threads, set_num_threads
 from .nn import Module
 from .parallel.job import is_first_rank, started_as
 from .parallel.shards import StepResult, first_stream, require_finite, shard_loss, split, weighted_mean
-from .parallel.strategies import AllReduce, LocalSGD, Strategy, options_of, strategy_of
+from .parallel.strategies import AllReduce, Strategy, options_of, strategy_of
 from .random import Generator
 from .tensor import Tensor, default_device, no_grad
 
@@ -463,7 +463,7 @@ class _Pooled:
             trainer.clip_norm, trainer.nonfinite == "skip", trainer.jit,
         )  # fmt: skip
         self._replica.leave_out_untrained(loader.dataset, first)
-        options: dict[str, Any] = {"span": self._strategy.batches(trainer.accumulate), "first": run.step}
+        options: dict[str, Any] = {"span": self._strategy.span(trainer.accumulate), "first": run.step}
         options["timeline"] = trainer.timeline
         pool: Callable[..., Any] = Solo if trainer.workers == 1 else functools.partial(Pool, workers=trainer.workers)
         self._pool = pool(self._replica, loader.dataset, batch, **options)
@@ -488,17 +488,13 @@ class _Pooled:
 
     def submit(self, positions: np.ndarray) -> None:
         self._batches.append(positions)
-        if len(self._batches) == (self._strategy.batches(self._trainer.accumulate) if self._is_apart() else 1):
+        if len(self._batches) == self._strategy.batches(self.submitted, self._trainer.accumulate):
             self._begin()
-
-    def _is_apart(self) -> bool:
-        """Does the next step take several batches?"""
-        return not isinstance(self._strategy, LocalSGD) or self.submitted >= self._strategy.warmup
 
     def _begin(self) -> None:
         """A step of the batches that have come together."""
         batches, self._batches = self._batches, []
-        apart = isinstance(self._strategy, LocalSGD) and self._is_apart()
+        apart = self._strategy.trains_apart(self.submitted)
         numbers = []
         for _ in batches if apart else batches[:1]:
             numbers.append(self._replica.next_numbers())

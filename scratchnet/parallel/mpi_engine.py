@@ -161,19 +161,13 @@ class MpiEngine:
 
     def submit(self, positions: np.ndarray) -> None:
         self._batches.append(positions)
-        strategy = self._trainer.strategy
-        is_warm = isinstance(strategy, AllReduce) or self._is_apart()
-        if len(self._batches) == (strategy.batches(self._trainer.accumulate) if is_warm else 1):
+        if len(self._batches) == self._trainer.strategy.batches(self.submitted, self._trainer.accumulate):
             self._step()
-
-    def _is_apart(self) -> bool:
-        """Is the next step a round of local SGD?"""
-        strategy = self._trainer.strategy
-        return isinstance(strategy, LocalSGD) and self.submitted >= strategy.warmup
 
     def _step(self) -> None:
         """A step of the batches that have come together."""
-        comm, step, batches, apart = self._comm, self.submitted, self._batches, self._is_apart()
+        comm, step, batches = self._comm, self.submitted, self._batches
+        apart = self._trainer.strategy.trains_apart(step)
         comm.watch.step = step
         numbers = []
         for _ in batches if apart else batches[:1]:
@@ -262,7 +256,8 @@ class MpiEngine:
         self._run.stop.requested = int(brought[:, 2].max()) or None
 
     def _origin(self, k: int, what: int) -> Exception:
-        for a, rows in enumerate(self._batches if what == LOSS_IS_BAD and not self._is_apart() else []):
+        can_repeat = what == LOSS_IS_BAD and not self._trainer.strategy.trains_apart(self.submitted)
+        for a, rows in enumerate(self._batches if can_repeat else []):
             batch = gather(self._dataset, rows)
             if found := self._trainer._origin(batch, self._number + a, self.submitted):
                 return found

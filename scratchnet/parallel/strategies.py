@@ -146,18 +146,24 @@ class Strategy:
 
     merges_gradients: each step folds the gradients of all shards in shard order, so they can be clipped or skipped.
     lag: how many updates the parameters of a gradient are behind, at most; the gradients of so many steps wait at once.
-    exact: neither the number of workers nor their deaths change a bit.
     """
 
     name: ClassVar[str]
     merges_gradients: ClassVar[bool] = True
-    exact: bool = True
     compression: Compression | None = None
     lag: int = 0
 
-    def batches(self, accumulate: int) -> int:
-        """How many batches of the loader a step takes."""
+    def span(self, accumulate: int) -> int:
+        """How many batches of the loader a step takes, at most."""
         return accumulate
+
+    def batches(self, step: int, accumulate: int) -> int:
+        """How many batches of the loader this step takes; the last one of an epoch may have to do with fewer."""
+        return self.span(accumulate)
+
+    def trains_apart(self, step: int) -> bool:
+        """Does each shard take steps of its own in this one?"""
+        return False
 
     def slices(self, workers: int) -> int:
         """In how many pieces the merge and update is done: a choice of speed alone."""
@@ -233,8 +239,6 @@ class ParameterServer(Strategy):
     def merges_gradients(self):  # type: ignore[override]
         return self.staleness is not None
 
-    exact = merges_gradients  # type: ignore[assignment]
-
     @property
     def lag(self):  # type: ignore[override]
         return self.staleness or 0
@@ -269,8 +273,14 @@ class LocalSGD(Strategy):
         _require(self.every, 1, "LocalSGD: every")
         _require(self.warmup, 0, "LocalSGD: warmup")
 
-    def batches(self, accumulate):
+    def span(self, accumulate):
         return self.every
+
+    def batches(self, step, accumulate):
+        return self.every if self.trains_apart(step) else 1
+
+    def trains_apart(self, step):
+        return step >= self.warmup
 
 
 @dataclass(frozen=True)
@@ -287,7 +297,6 @@ class Hogwild(Strategy):
 
     name = "hogwild"
     merges_gradients = False
-    exact = False
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
