@@ -95,7 +95,8 @@ class _Told:
         if error is not None and not self.comm.is_broken:
             step = f", step {self.comm.watch.step}" if self.comm.watch.step >= 0 else ""
             what = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"scratchnet: rank {self.comm.rank}{step}: {what}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"scratchnet: rank {self.comm.rank}{step}: {what}\n")  # one write: lines stay whole
+            sys.stderr.flush()
             error.said_elsewhere = True
             self.comm.leave(RAISED, what)
 

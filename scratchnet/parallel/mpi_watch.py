@@ -69,7 +69,8 @@ class Watch(threading.Thread):
 
     def end_job(self, line: str) -> None:
         """Print a line and end all ranks, this one too."""
-        print(f"scratchnet: {line}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"scratchnet: {line}\n")  # one write: lines of ranks stay whole
+        sys.stderr.flush()
         self._abort()
 
     def _abort(self) -> None:
