@@ -11,6 +11,9 @@ from sizes import DEVICES, JIT, SIMULATED
 
 import scratchnet as sn
 
+# Unbuffered, Python writes a line and its end apart, so that lines of processes that share a pipe come out mixed.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 COMMON = {
     "deadline": None,
     "database": None,
