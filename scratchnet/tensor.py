@@ -85,7 +85,7 @@ class Node:
     def __init__(self, op: ops.Op, inputs: tuple[Tensor, ...], params: dict, out: np.ndarray, device: Device):
         self.op, self.params, self.out, self.device = op, params, out, device
         self.inputs: tuple[Tensor, ...] | None = inputs
-        self.versions = [t._owner._version for t in inputs]
+        self.versions = [t._version if t._base is None else t._base._version for t in inputs]
         self.order = next(_clock)
 
 
@@ -766,13 +766,14 @@ def backpropagate(
     oldest = min((t._node.order if t._node else -1 for t in targets), default=-1)
 
     def send(t: Tensor, g: Tensor) -> None:
-        key = id(t._node or t)
+        node = t._node
+        key = id(node or t)
         known = gradients.get(key)
         gradients[key] = g if known is None else known + g
-        if key in wanted or (t._node is None and not targets):
+        if key in wanted or (node is None and not targets):
             found[key] = wanted.get(key, t)
-        elif known is None and t._node is not None and t._node.order > oldest:
-            heapq.heappush(heap, (-t._node.order, t._node))
+        elif known is None and node is not None and node.order > oldest:
+            heapq.heappush(heap, (-node.order, node))
 
     with recording(create_graph):
         send(y, gradient)
@@ -794,7 +795,7 @@ def _vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             f"{op.name}: expected a live record, but an earlier backward freed it; use retain_graph=True"
         )
     for t, version in zip(inputs, node.versions, strict=True):
-        if t._owner._version != version:
+        if (t._version if t._base is None else t._base._version) != version:
             raise GradientError(f"{op.name}: expected its inputs as they were, but one was changed in place since")
     y = Tensor._wrap(node.out, node.device, node)
     for i, t in enumerate(inputs):

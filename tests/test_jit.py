@@ -353,6 +353,15 @@ def test_a_weight_gradient_that_only_sgd_reads_is_never_written(options, fused):
     same([64, 64, 64], width=40, **options)
 
 
+@pytest.mark.skipif(not JIT or sn.get_num_threads() < 2, reason="one thread has all columns")
+def test_threads_that_share_out_the_columns_of_a_weight_keep_the_bits():
+    training = Training(width=128)
+    training.run([64, 64])
+    loops = {task.loop.name for executable in training.step.programs[0].executables for task in executable.kept}
+    assert {"matmul_columns", "matmul_sgd_columns"} <= loops
+    same([64, 64, 64], width=128)
+
+
 def test_explain_shows_calls_and_stages_and_changes_nothing():
     training = Training(width=16)
     with pytest.raises(sn.JitError, match="called at least once"):

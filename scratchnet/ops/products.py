@@ -70,7 +70,7 @@ def matmul(a, b):
 
 def _linear(device, x, weight, bias):
     out = device.empty((len(x), weight.shape[1]), x.dtype)
-    device.linear(*(contiguous(device, array) for array in (x, weight, bias)), out)
+    device.linear(contiguous(device, x), contiguous(device, weight), contiguous(device, bias), out)
     return out
 
 

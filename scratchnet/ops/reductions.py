@@ -60,11 +60,10 @@ def _reduce(name: str, dtype=lambda x: x.dtype, empty_is_error: bool = True):
         if empty_is_error and math.prod(x.shape[i] for i in axes) == 0:
             raise ShapeError(f"{name}: expected at least one element to reduce, got shape {x.shape} and axis {axes}")
         x3 = outer_n_inner(device, x, axes)
-        out = device.empty((x3.shape[0], x3.shape[2]), dtype(x))
-        getattr(device, name)(x3, out)
-        if keepdims:
-            return out.reshape(kept_shape(x.shape, axes))
-        return out.reshape([n for i, n in enumerate(x.shape) if i not in axes])
+        shape = kept_shape(x.shape, axes) if keepdims else tuple([n for i, n in enumerate(x.shape) if i not in axes])
+        out = device.empty(shape, dtype(x))
+        getattr(device, name)(x3, out.reshape(x3.shape[0], x3.shape[2]))
+        return out
 
     return forward
 
@@ -87,6 +86,21 @@ _sum = define(
     "sum",
     _reduce("sum", lambda x: x.dtype if x.dtype.kind == "f" else np.dtype(np.int64), empty_is_error=False),
     lambda g, y, x, axes, keepdims: _expand(g, x, axes),
+)
+
+
+def _mean_forward(device, x, axes, keepdims):
+    total = _sum.forward(device, x, axes, keepdims)
+    out = device.empty(total.shape, total.dtype)
+    device.div(total, np.array(_count(x.shape, axes), total.dtype), out)
+    return out
+
+
+_mean = define(
+    "mean",
+    _mean_forward,
+    lambda g, y, x, axes, keepdims: _expand(g / _count(x.shape, axes), x, axes),
+    floating=True,
 )
 _max = define("max", _reduce("max"), _extremum_vjp)
 _min = define("min", _reduce("min"), _extremum_vjp)
@@ -115,20 +129,23 @@ def argmax(x, axis=None, keepdims=False):
     return _argmax(x, axes=normalize_axis("argmax", axis, x.ndim), keepdims=keepdims)
 
 
-def count(x, axis) -> int:
-    """Number of elements that a reduction over `axis` folds into one."""
-    return math.prod(x.shape[i] for i in normalize_axis("mean", axis, x.ndim))
+def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """Number of elements that a reduction over `axes` folds into one."""
+    return math.prod([shape[i] for i in axes])
 
 
 def mean(x, axis=None, keepdims=False):
     """Arithmetic mean, in x's float dtype (float32 for integers)."""
-    return sum(x, axis, keepdims) / count(x, axis)
+    axes = normalize_axis("mean", axis, x.ndim)
+    if x.dtype.kind != "f":  # their sum is exact
+        return _sum(x, axes=axes, keepdims=keepdims) / _count(x.shape, axes)
+    return _mean(x, axes=axes, keepdims=keepdims)
 
 
 def var(x, axis=None, keepdims=False, ddof=0):
     """Mean squared distance from the mean, divided by n - ddof (0 unless told, as in NumPy; PyTorch's is 1)."""
     d = x - mean(x, axis, keepdims=True)
-    return sum(d * d, axis, keepdims) / builtins.max(count(x, axis) - ddof, 0)
+    return sum(d * d, axis, keepdims) / builtins.max(_count(x.shape, normalize_axis("var", axis, x.ndim)) - ddof, 0)
 
 
 def std(x, axis=None, keepdims=False, ddof=0):
@@ -235,9 +252,10 @@ def log_softmax(x, axis=-1):
 def logsumexp(x, axis=None, keepdims=False):
     """log(sum(exp(x))) over axes, shifted by the maximum so that nothing overflows."""
     axes = normalize_axis("logsumexp", axis, x.ndim)
-    if count(x, axes) == 0:
+    n = _count(x.shape, axes)
+    if n == 0:
         raise ShapeError(f"logsumexp: expected at least one element to reduce, got shape {x.shape} and axis {axes}")
     rest = [i for i in range(x.ndim) if i not in axes]
-    rows = x.permute(*rest, *axes).reshape([x.shape[i] for i in rest] + [count(x, axes)])
+    rows = x.permute(*rest, *axes).reshape([x.shape[i] for i in rest] + [n])
     y = _logsumexp(rows)
     return reshape(y, shape=kept_shape(x.shape, axes)) if keepdims else y

@@ -92,8 +92,9 @@ class Optimizer:
 
         Raises ShapeError or DtypeError if a gradient does not fit its parameter; then nothing was updated.
         """
-        for slot in self._slots:
-            trace.touch(slot.param)
+        if trace.current() is not None:
+            for slot in self._slots:
+                trace.touch(slot.param)
         ready = [(s, self._gradient(s, s.param.grad)) for s in self._slots if s.param.grad is not None]
         slots = [slot for slot, _ in ready]
         numbers: dict[Any, tuple[_Slot, np.ndarray]] = {}  # one array for all slots of a group that took as many steps
@@ -131,7 +132,7 @@ class Optimizer:
             raise DtypeError(
                 f"{self._name}: expected parameter and gradient {slot.dtype}, got {param.dtype} and {gradient.dtype}"
             )
-        return contiguous(trace.active(param._device), gradient)
+        return gradient if gradient.flags.c_contiguous else contiguous(trace.active(param._device), gradient)
 
     # --- state --------------------------------------------------------------------------------------------------
 

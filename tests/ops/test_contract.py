@@ -162,6 +162,7 @@ CASES: dict[str, list[Case]] = {
     ],
     # reductions
     "sum": reduced(np.sum, terms=12),
+    "mean": reduced(np.mean, terms=13),
     "max": [case for case in reduced(np.max, **EXACT) if case.inputs[0] != (3, 0, 2)],
     "min": [case for case in reduced(np.min, **EXACT) if case.inputs[0] != (3, 0, 2)],
     "argmax": argmaxed(),

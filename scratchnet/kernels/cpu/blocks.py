@@ -33,7 +33,8 @@ WEIGHT = {  # of one element, where the operation is not light
     **dict.fromkeys(("standardize", "standardize_grad", "standardize_columns", "standardize_grad_columns"), 4),
     "argmax": 2,
     **dict.fromkeys(("sqrt", "div"), 4),
-    **dict.fromkeys(("matmul", "matmul_columns", "matmul_sgd"), 1 / 8),  # of one multiplication and addition
+    # of one multiplication and addition:
+    **dict.fromkeys(("matmul", "matmul_columns", "matmul_sgd", "matmul_sgd_columns"), 1 / 8),
     "dropout": 8,
 }
 

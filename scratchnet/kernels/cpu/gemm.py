@@ -13,7 +13,7 @@ from numba.np.ufunc.parallel import _launch_threads
 
 from scratchnet.errors import DtypeError, ShapeError
 
-from .blocks import constant, is_constant, ranged, scratch, workspace
+from .blocks import Task, constant, is_constant, ranged, scratch, workspace
 from .compile import JIT_ENABLED, before_first_kernel, get_num_threads, jit
 from .simd import SQUARE_BYTES, TILE, copy_rows, tile, transpose
 
@@ -34,8 +34,9 @@ PAD = 16  # elements between packed rows of a, so that rows do not compete for t
 KEPT = NEAR_BYTES // 4  # elements of b that tiles keep at most
 CHUNK = 16  # rows of b that are packed together, for the sake of streaming reads
 NARROW = ROWS  # columns at most, whose product is computed on its side, with rows along the vectors
-FEW_ROWS, FEW_ROWS_ELEMENTS = 3, 4096  # so few rows take b in whole rows, so much at a time, as memory is read fastest
+FEW_ROWS, FEW_ROWS_ELEMENTS = 3, 8192  # so few rows take b in whole rows, so much at a time, as memory is read fastest
 TURNED_K = 128  # steps of k of a transposed b that are turned at a time: they stay in L1
+OWN_BYTES = 512 << 10  # of a weight and its velocity that a thread may count on to stay in L2
 THIN_K = 8  # so few steps of k are written row by row, as memory is written fastest
 DIRECT = 1 << 20  # multiplications that one thread does at once, without Python to plan them
 
@@ -179,15 +180,27 @@ def _product(lo, hi, a, b, start, out, transpose_a, transpose_b, packed, j0, j1,
 @jit
 def _product_and_update(lo, hi, a, b, zeros, parameter, velocity, packed, numbers, work):
     """A step of SGD for rows lo to hi of a parameter whose gradient is a.T @ b, with no more than K_BLOCK terms."""
-    at, n = _place(work), parameter.shape[1]
+    _update(a, b, zeros, parameter, velocity, packed, numbers, work, _place(work), lo, hi, 0, parameter.shape[1])
+
+
+@jit
+def _update(a, b, zeros, parameter, velocity, packed, numbers, work, at, i0, i1, j0, j1):
     numbers_at = at + work.shape[1] - numbers.size
     flat = work.ravel()
     for i in range(numbers.size):
         flat[numbers_at + i] = numbers[i]
     own = flat[numbers_at : numbers_at + numbers.size].reshape((1, numbers.size))
     _multiply_plainly(
-        a, b, zeros, parameter, True, packed, velocity, own, True, work, at, lo, hi, 0, n, 0, max(1, a.shape[0])
+        a, b, zeros, parameter, True, packed, velocity, own, True, work, at, i0, i1, j0, j1, 0, max(1, a.shape[0])
     )  # fmt: skip
+
+
+@jit
+def _product_and_update_by_columns(lo, hi, a, b, zeros, parameter, velocity, packed, numbers, work):
+    """The same for groups of columns, each as wide as a panel."""
+    at, columns = _place(work), PANEL * (TILE.vector_bytes // parameter.itemsize)
+    j1 = min(hi * columns, parameter.shape[1])
+    _update(a, b, zeros, parameter, velocity, packed, numbers, work, at, 0, parameter.shape[0], lo * columns, j1)
 
 
 @jit
@@ -244,13 +257,14 @@ def _multiply_plainly(
 
 @jit
 def _multiply_turned(a, b, start, out, transpose_a, work, at, i0, i1, j0, j1):
-    """With b transposed: it is turned panel by panel, and used while it is in L1."""
+    """With b transposed: it is turned panel by panel, and used while it is in L1, or read in long streams."""
     k = a.shape[0] if transpose_a else a.shape[1]
     panel = PANEL * (TILE.vector_bytes // out.itemsize)
+    block = K_BLOCK if i1 - i0 <= FEW_ROWS else TURNED_K
     for j in range(j0, j1, panel):
         columns = min(panel, j1 - j)
-        for k0 in range(0, max(k, 1), TURNED_K):
-            depth = min(TURNED_K, k - k0)
+        for k0 in range(0, max(k, 1), block):
+            depth = min(block, k - k0)
             _pack_transposed_b(b, j, columns, k0, depth, work, at, columns)
             _multiply_block(
                 a, work, at, out if k0 else start, out, transpose_a, False, True,
@@ -383,6 +397,9 @@ _pack = ranged(_pack_b, "pack", writes=(3,), whole=(0, 3))
 _by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(9,))
 _by_rows_of_turned = _by_rows.reading_whole(0, 1, 2)  # a row of a transposed `a` lies all over it
 _updating = ranged(_product_and_update, "matmul_sgd", writes=(3, 4), whole=(0, 1, 2, 6), private=(7,))
+_updating_by_columns = ranged(
+    _product_and_update_by_columns, "matmul_sgd_columns", writes=(3, 4), whole=(0, 1, 2, 3, 4, 6), private=(7,)
+)
 _by_columns = ranged(_product_by_columns, "matmul_columns", writes=(3,), whole=(0, 1, 2, 3), private=(6,))
 
 
@@ -418,7 +435,8 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     work, threads, lanes = scratch(_SCRATCH[dtype], dtype), get_num_threads(), _LANES[dtype]
     transpose_a = bool(transpose_a)
     transpose_b = bool(transpose_b)
-    if m < ROWS * threads and n >= 4 * lanes:
+    by_columns = not (transpose_a or transpose_b) and _by_own_columns(m, k, n, threads, out.itemsize)
+    if by_columns or (m < ROWS * threads and n >= 4 * lanes):
         groups = -(-n // (PANEL * lanes))
         block = -(-groups // threads)
         _by_columns(groups, m * n * k // groups, a, b, start, out, transpose_a, transpose_b, work, block=block)
@@ -435,6 +453,16 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
         packed = _packed(b, transpose_b, j, j_end)
         block = _even_rows(m, threads)
         run(m, (j_end - j) * k, a, packed, start, out, transpose_a, False, True, j, j_end, work, block=block)
+
+
+def _by_own_columns(m, k, n, threads, itemsize):
+    """Do threads share out the columns of a weight (k, n) for a batch of m rows, in the product and in its update?
+
+    Then what a thread updates of it, with its velocity, is in that core's L2 for the next product; by rows, each core
+    would fetch half of the weight from another. In return every thread reads the whole batch.
+    """
+    enough = n >= threads * PANEL * TILE.vector_bytes // itemsize
+    return threads > 1 and m <= n and enough and 2 * k * n * itemsize <= threads * OWN_BYTES
 
 
 @jit
@@ -503,7 +531,12 @@ def with_update(task, parameter, velocity, numbers):
     whole = (j0, j1) == (0, out.shape[1]) and is_constant(start) and _even(a.shape[0], K_BLOCK, CHUNK) >= a.shape[0]
     if not whole or out.shape != parameter.shape or out.shape[1] <= NARROW:
         return None
-    return task._replace(loop=_updating, arguments=(a, b, start, parameter, velocity, packed, numbers, work))
+    arguments = a, b, start, parameter, velocity, packed, numbers, work
+    (m, k), n = a.shape, out.shape[1]
+    if not packed and _by_own_columns(m, k, n, get_num_threads(), out.itemsize):
+        groups = -(-n // (PANEL * _LANES[out.dtype]))
+        return Task(_updating_by_columns, groups, task.work, None, arguments)
+    return task._replace(loop=_updating, arguments=arguments)
 
 
 def _packed(b, transposed, j0, j1):
