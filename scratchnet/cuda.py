@@ -21,6 +21,14 @@ def is_available() -> bool:
     return is_available()
 
 
+def device_count() -> int:
+    """GPUs that workers may compute on, "cuda:0", "cuda:1" and so on. Raises DeviceError where "cuda" does."""
+    device("cuda")
+    from .kernels.cuda.compile import count_gpus
+
+    return count_gpus()
+
+
 def synchronize() -> None:
     """Waits until every kernel that was launched is done."""
     device("cuda")

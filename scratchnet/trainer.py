@@ -31,6 +31,7 @@ from .kernels import device as find_device
 from .kernels import get_num_threads, set_num_threads
 from .nn import Module
 from .parallel.job import is_first_rank, started_as
+from .parallel.places import Places
 from .parallel.shards import StepResult, first_stream, require_finite, shard_loss, split, weighted_mean
 from .parallel.strategies import AllReduce, Strategy, options_of, strategy_of
 from .random import Generator
@@ -83,6 +84,11 @@ class Trainer:
     model, optimizer, loss, scheduler: as in PyTorch; the scheduler steps once an optimizer step.
     workers: processes that compute, 1 for this one alone; "auto" measures and picks. With a strategy that is exact (all
         but the asynchronous ones) neither their number nor how often any of them dies changes a bit.
+    devices: where the workers compute, a name for each, such as ("cuda:0", "cuda:1") or ("cuda:0", "cpu"); None: on the
+        model's device, and if that is "cuda", on a GPU each. Parameters, merges and updates stay in the host's memory,
+        so the bits of workers on GPUs do not depend on their number either; but they are others than those of the one
+        process that workers=1 without `devices` is, which updates on the GPU. GPUs and CPUs round differently: where
+        there are both, shard k is always computed on the kind of device that devices[k mod len(devices)] is.
     strategy: how gradients become new parameters: a value of `scratchnet.parallel`, such as LocalSGD(every=8), or the
         name of one: "all_reduce" (the default), "parameter_server", "local_sgd", "hogwild".
     shards: K; None means one a worker.
@@ -115,6 +121,7 @@ class Trainer:
         shards: int | None = None,
         strategy: str | Strategy = "all_reduce",
         *,
+        devices: Sequence[str] | None = None,
         seed: int = 0,
         accumulate: int = 1,
         clip_norm: float | None = None,
@@ -144,13 +151,18 @@ class Trainer:
                 f"got {self.strategy}"
             )
         self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
+        self._device = next(iter(model.parameters())).device
+        self.devices, self._places = devices, Places(devices, self._device)
+        if isinstance(workers, int):
+            self._places.check(workers)
+        elif self._places.names is not None:
+            raise ConfigError("Trainer: expected a number of workers with devices, or a model on 'cuda', got 'auto'")
         self.workers: Any = workers
         self._shards = shards
         self.accumulate, self.clip_norm, self.nonfinite = accumulate, clip_norm, nonfinite
         self.seed, self.save_every, self.config, self.progress = seed, save_every, config or {}, progress
         self.folder = None if folder is None else Path(folder)
         self.jit, self.timeline = jit, timeline
-        self._device = next(iter(model.parameters())).device
         self._generators: list[Generator] = []  # one a shard
         self._train = jitted(self._compute_and_merge) if jit else self._compute_and_merge
         self._select = jitted(self._select_and_compute) if jit else None
@@ -169,6 +181,7 @@ class Trainer:
         this raises ConfigError while a run is in progress.
         """
         _require_workers(workers)
+        self._places.check(workers)
         if self._shards is None and self._is_running:
             raise ConfigError("resize: expected a Trainer with shards=K, whose arithmetic stays the same, got none")
         self.workers = workers
@@ -465,7 +478,9 @@ class _Pooled:
         self._replica.leave_out_untrained(loader.dataset, first)
         options: dict[str, Any] = {"span": self._strategy.span(trainer.accumulate), "first": run.step}
         options["timeline"] = trainer.timeline
-        pool: Callable[..., Any] = Solo if trainer.workers == 1 else functools.partial(Pool, workers=trainer.workers)
+        pool: Callable[..., Any] = functools.partial(Pool, workers=trainer.workers, places=trainer._places)
+        if trainer.workers == 1 and trainer.devices is None:
+            pool = Solo
         self._pool = pool(self._replica, loader.dataset, batch, **options)
         self._pool.remember(run.memory)
         self._batches: list[np.ndarray] = []
@@ -545,16 +560,12 @@ class _Pooled:
 def _engine_of(trainer: Trainer, run: _Run) -> Any:
     """What computes the steps of a run."""
     if trainer._ranks:
+        if "cuda" in trainer._places.kinds:
+            raise DeviceError("Trainer: expected a model on 'cpu' and no GPU among devices under MPI, got 'cuda'")
         return trainer._ranks.MpiEngine(trainer, run)
     is_plain = trainer.strategy == AllReduce() and trainer.accumulate == 1 and trainer.clip_norm is None
-    if trainer.workers == 1 and is_plain and trainer.nonfinite == "raise" and trainer.timeline is None:
-        return _Alone(trainer, run)
-    if trainer._device == "cuda":
-        raise DeviceError(
-            "Trainer: expected a model on 'cpu' with workers, accumulate, clip_norm, nonfinite='skip', timeline or "
-            "another strategy than all_reduce, got one on 'cuda'"
-        )
-    return _Pooled(trainer, run)
+    is_alone = trainer.workers == 1 and trainer.devices is None and trainer.timeline is None
+    return (_Alone if is_alone and is_plain and trainer.nonfinite == "raise" else _Pooled)(trainer, run)
 
 
 class _Run:
@@ -579,6 +590,7 @@ class _Run:
             "accumulate": trainer.accumulate,
             "clip_norm": trainer.clip_norm,
             "nonfinite": trainer.nonfinite,
+            "devices": list(trainer._places.kinds) if trainer._places.are_mixed else None,
             **options_of(trainer.strategy),
         }
 

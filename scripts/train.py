@@ -34,7 +34,8 @@ class Config:
     accumulate: int = flag(1, "batches an optimizer step")
     clip_norm: float | None = flag(None, "largest norm of the merged gradient")
     threads: int | None = flag(None, "CPU threads of the kernels; all cores unless given")
-    device: str = flag("cpu", "table of kernels", ["cpu", "numpy", "cuda"])
+    device: str = flag("cpu", "table of kernels; with workers and cuda, a GPU for each", ["cpu", "numpy", "cuda"])
+    devices: tuple[str, ...] = flag((), "where each worker computes instead, such as cuda:0 cuda:1 or cuda:0 cpu")
     folder: str | None = flag(None, "where checkpoints, metrics.jsonl and curves.png go; runs/DATE-TIME unless given")
     resume: str | None = flag(None, "'auto' to go on from the folder's newest checkpoint, or a checkpoint file")
     save_every: int | None = flag(None, "steps between checkpoints; one an epoch unless given")
@@ -67,9 +68,9 @@ def main(config: Config) -> float | None:
     options = {"staleness": config.staleness, "every": config.every, "compression": COMPRESSIONS[config.compression]}
     trainer = sn.Trainer(
         model, optimizer, sn.nn.CrossEntropyLoss(), schedule, config.workers, config.shards,
-        strategy_of(config.strategy, **options), seed=config.seed, accumulate=config.accumulate,
-        clip_norm=config.clip_norm, folder=folder, save_every=config.save_every, timeline=config.timeline,
-        config=asdict(config),
+        strategy_of(config.strategy, **options), devices=config.devices or None, seed=config.seed,
+        accumulate=config.accumulate, clip_norm=config.clip_norm, folder=folder, save_every=config.save_every,
+        timeline=config.timeline, config=asdict(config),
     )  # fmt: skip
     history = trainer.fit(train_loader, val_loader if len(val) else None, config.epochs, config.resume)
 

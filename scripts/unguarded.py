@@ -38,6 +38,6 @@ def unguard(without):
 
     def one_page(self, *args, **kwargs):
         new(self, *args, **kwargs)
-        self.pages = [self.pages[0]] * len(self.pages)
+        self.pages[:] = [self.pages[0]] * len(self.pages)
 
     worker.Worker.__init__ = one_page

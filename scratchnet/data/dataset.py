@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from scratchnet import ops
 from scratchnet.errors import ConfigError, DataError, DtypeError, IndexOutOfRangeError, ShapeError
-from scratchnet.tensor import Tensor
+from scratchnet.tensor import Tensor, current_device
 
 
 class Samples(Protocol):
@@ -70,6 +70,18 @@ class _BatchDataset(Dataset):
             raise IndexOutOfRangeError(f"expected an index from {-n} to {n - 1}, got {position}")
         return tuple(rows[0] for rows in self.gather([position % n]))
 
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        """An array that the data set keeps, on the default device; to a GPU it is copied once."""
+        if current_device() != "cuda":
+            return Tensor(array)
+        kept = self.__dict__.setdefault("_on_gpu", {})
+        if id(array) not in kept:
+            kept[id(array)] = Tensor(array)
+        return kept[id(array)]
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "_on_gpu"}
+
 
 class TensorDataset(_BatchDataset):
     """Samples that are the rows of one or more arrays of equal length: features first, then labels.
@@ -102,7 +114,7 @@ class TensorDataset(_BatchDataset):
 
     def select(self, positions):
         """What `gather` gives, as tensors made by ops: a recorded step gathers its rows itself."""
-        features, *others = (ops.take_rows(Tensor(array), positions) for array in self.arrays)
+        features, *others = (ops.take_rows(self._tensor(array), positions) for array in self.arrays)
         if self.scale is not None:
             features = features.astype(np.float32) * self.scale
         return (_widened(features), *map(_widened, others))
@@ -132,7 +144,7 @@ class Subset(_BatchDataset):
         return gather(self.dataset, self.positions[_positions(positions, len(self))])
 
     def select(self, positions):
-        return self.dataset.select(ops.take_rows(Tensor(self.positions), positions))  # type: ignore[attr-defined]
+        return self.dataset.select(ops.take_rows(self._tensor(self.positions), positions))  # type: ignore[attr-defined]
 
 
 class Mapped(_BatchDataset):

@@ -32,7 +32,8 @@ STOPPED, NOTHING = -1, -2
 GO, STOP = 0, LINE  # words: steps that may be begun; not 0: leave
 FIRST = 2 * LINE  # the first word of the pieces
 UNBOUNDED = 1 << 40  # slack of a phase that waits for nothing
-CLAIMS, SEALS, COUNT, SLACK, PAIRED, EXCLUSIVE, COLUMNS = range(7)  # of the table that `take` reads
+# Columns of the table that `take` reads; from MAY on, whether the worker may take the phase's piece 0, 1, ...
+CLAIMS, SEALS, COUNT, SLACK, PAIRED, EXCLUSIVE, MAY = range(7)
 
 
 class Phase(NamedTuple):
@@ -85,10 +86,16 @@ def lay_out(phases: Sequence[Phase]) -> list[Pieces]:
     return pieces
 
 
-def table_of(pieces: Sequence[Pieces]) -> np.ndarray:
-    """What `take` looks up: (phases, COLUMNS) int64."""
-    rows = [[p.claims, p.seals, p.count, p.phase.slack, p.phase.paired, p.phase.exclusive] for p in pieces]
-    return np.array(rows, np.int64)
+def table_of(pieces: Sequence[Pieces], first: np.ndarray | None = None) -> np.ndarray:
+    """What `take` looks up: (phases, MAY + most pieces of a phase) int64. first: pieces of the first phase that the
+    worker may take; None: all of them, as of the other phases.
+    """
+    table = np.ones((len(pieces), MAY + max(p.count for p in pieces)), np.int64)
+    for row, p in zip(table, pieces, strict=True):
+        row[:MAY] = p.claims, p.seals, p.count, p.phase.slack, p.phase.paired, p.phase.exclusive
+    if first is not None:
+        table[0, MAY : MAY + pieces[0].count] = first
+    return table
 
 
 @jit
@@ -140,7 +147,7 @@ def _most_behind(words, phases, p, rank):
         done = load_acquire(words, seals + piece * LINE)
         if paired:
             limit = load_acquire(words, phases[before, SEALS] + piece * LINE) + phases[p, SLACK]
-        if done < min(limit, go, fewest):
+        if done < min(limit, go, fewest) and phases[p, MAY + piece]:
             claim = load_acquire(words, phases[p, CLAIMS] + (0 if phases[p, EXCLUSIVE] else piece * LINE))
             if phases[p, EXCLUSIVE] or claim <= done * OWNERS:
                 best, fewest = piece, done

@@ -21,7 +21,7 @@ class Compressor:
     """Compression of a worker's shards. See `Compression` and `PowerSGD` for the formulas and their names."""
 
     def __init__(self, replica: Replica, arena: TrainingArena):
-        self.replica, self.arena, self.device = replica, arena, replica.device
+        self.replica, self.arena, self.device = replica, arena, replica.host
         self.compression = replica.strategy.compression
         self.rank = getattr(self.compression, "rank", 0)
 

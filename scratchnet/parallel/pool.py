@@ -33,6 +33,7 @@ from .claims import NOTHING, Phase, allow, lay_out, seal, stop, table_of, take
 from .compress import Compressor
 from .launch import Parcel, Workers, loads
 from .memory import cores
+from .places import Places
 from .replica import Replica
 from .shards import StepResult, split
 from .strategies import LocalSGD
@@ -44,6 +45,7 @@ AHEAD = 0.2  # seconds of work that are allowed ahead, so that a run that is ask
 POLL, SOON = 0.005, 0.0005  # seconds between two looks of the parent, while workers have enough to do and at the end
 PATIENCE = 30.0  # seconds without progress after which a worker counts as stuck, at least
 PATIENCE_GAPS = 20  # times the longest pause so far
+COMPILING = 300.0  # seconds from a start on a GPU in which PATIENCE is as long: no cache keeps kernels of a GPU
 RETRIES = 3  # workers that may die over the same piece, or without any progress
 SLOW_EVERY = 0.5  # seconds between two looks for slow workers
 SLOW = 5.0  # times as long a shard as others take: a worker that deserves a warning
@@ -256,8 +258,8 @@ class _Crew(Workers):
 class Pool(Steps):
     """Steps that processes compute, in order. A context: at its end they are gone.
 
-    workers: how many. threads: of each; the cores, shared out, by default. patience: seconds; see PATIENCE above. The
-    rest: see Steps.
+    workers: how many. places: where they compute; all on the device of the replica by default. threads: of each; the
+    cores, shared out, by default. patience: seconds; see PATIENCE above. The rest: see Steps.
 
     Raises ConfigError for what cannot be sent; SharedMemoryError; while it runs, WorkerError for an exception in a
     worker, a piece over which RETRIES workers died, or workers that cannot be started, and NonFiniteError for a loss.
@@ -270,24 +272,27 @@ class Pool(Steps):
         batch: int,
         workers: int,
         *,
+        places: Places | None = None,
         threads: int | None = None,
         patience: float = PATIENCE,
         **options: Any,
     ):
         job = Parcel((replica, dataset), "Trainer: expected a model, loss and data that can be sent to a worker")
         super().__init__(replica, dataset, batch, workers, **options)
+        self.places = places or Places(None, replica.device.name)
         self.patience, self._first = patience, self.submitted
         self._deaths: Counter[Any] = Counter()
         self._seals, self._since, self._longest, self._seconds = 0, time.monotonic(), 0.0, math.inf
         spins = SPINS if workers <= cores() else 16
         threads = max(1, cores() // workers) if threads is None else threads
-        self._crew = _Crew(workers, threads, self.arena, job, spins)
+        self._crew = _Crew(workers, threads, self.arena, job, spins, self.places)
+        self._compiling = -math.inf  # until when workers on GPUs may compile
         self._missing: set[int] = set()
         self._slow: set[int] = set()
         self._looked = time.monotonic()
         try:
             self.resize(workers)
-            self._warm_up()
+            self._warm_up(job)
         except BaseException:
             self._crew.end()
             raise
@@ -296,8 +301,9 @@ class Pool(Steps):
         """Have so many workers from now on. One that is not needed any more may be ended at any point of its work."""
         if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= MOST_WORKERS:
             raise ConfigError(f"workers: expected an integer from 1 to {MOST_WORKERS}, got {workers!r}")
+        self.places.check(workers)
         for rank in range(len(self._crew.processes), workers):
-            self.arena.starts[rank] += 1
+            self._count_start(rank)
             self._crew.start(rank)
         for rank in range(workers, len(self._crew.processes)):
             self._crew.processes[rank].kill()
@@ -306,18 +312,25 @@ class Pool(Steps):
         self._crew.drop(workers)
         self._missing -= set(range(workers, MOST_WORKERS))
 
+    def _count_start(self, rank: int) -> None:
+        self.arena.starts[rank] += 1
+        if self.places.kind(rank) == "cuda":
+            self._compiling = time.monotonic() + COMPILING
+
     @property
     def workers(self) -> int:  # type: ignore[override]
         return len(self._crew.processes)
 
-    def _warm_up(self) -> None:
-        """Compile, in this process alone, all that the workers will run, and then let them begin."""
+    def _warm_up(self, job: Parcel) -> None:
+        """Compile, in this process alone, all that the workers will run on the CPU, and then let them begin."""
         replica = self.replica
         slot, pages = np.zeros(replica.layout.nbytes, np.uint8), [self.arena.pages[0].copy() for _ in range(2)]
         old, new = map(replica.layout.page, pages)
         positions = split((np.arange(min(len(self.dataset), self.arena.positions.shape[1])),), 0, replica.shards)[0]
-        with contextlib.suppress(NonFiniteError):  # that may well be, and is said when the step is done in earnest
-            replica.gradient(self.dataset, positions, 1.0, 0, 0, old, slot)
+        if "cpu" in self.places.kinds:
+            there = replica if replica.device.is_host else job.open()[0]
+            with contextlib.suppress(NonFiniteError):  # that may well be, and is said when the step is done in earnest
+                there.gradient(self.dataset, positions, 1.0, 0, 0, old, slot)
         replica.find_nonfinite(slot)
         numbers = np.zeros((len(replica.layout.segments), replica.optimizer.n_numbers))
         replica.slice_of((0, 1), old, new, [slot, slot]).update(numbers, [0.5, 0.5])
@@ -383,14 +396,15 @@ class Pool(Steps):
                     f"fit: expected workers that live, but {self._deaths[what]} died over {what}, the last by {how}",
                     rank, max(0, -code) or None,
                 )  # fmt: skip
-        self.arena.starts[rank] += 1
+        self._count_start(rank)
         began = time.perf_counter()
         try:
             self._crew.restart(rank)
         except WorkerError as error:  # no room for a new process: the others go on
             self._missing.add(rank)
             log.warning("worker %d could not be started again; %d are left", rank, self.workers - len(self._missing))
-            if len(self._missing) == self.workers:
+            left = {self.places.kind(rank) for rank in range(self.workers) if rank not in self._missing}
+            if left != set(self.places.kinds):
                 raise error
         if self.timeline:
             self.timeline.note(f"worker {rank} ended by {how}: start another", began, time.perf_counter())
@@ -427,7 +441,7 @@ class Pool(Steps):
             if now > self._looked + SLOW_EVERY:
                 self._looked = now
                 self._look_for_slow()
-        elif now - self._since > max(self.patience, PATIENCE_GAPS * self._longest) and self._collected < self.submitted:
+        elif now - self._since > self._patience(now) and self._collected < self.submitted:
             self._since = now
             owners = [r for r in range(self.workers) if any(p.owned(arena.words, r) for p in arena.pieces)]
             for rank in owners or range(self.workers):
@@ -435,11 +449,15 @@ class Pool(Steps):
                     log.warning("worker %d made no progress for %.0f s: it is killed", rank, self.patience)
                     self._crew.processes[rank].kill()
 
+    def _patience(self, now: float) -> float:
+        """Seconds without a seal after which somebody is stuck."""
+        return max(self.patience, PATIENCE_GAPS * self._longest, COMPILING if now < self._compiling else 0)
+
     def _look_for_slow(self) -> None:
         """A warning, once, of a worker whose shards take much longer than those of others; it gets fewer of them."""
         times = self.arena.times[: self.workers]
         done = times[:, SHARDS]
-        if self.workers < 2 or done.min() < SLOW_AFTER:
+        if self.workers < 2 or done.min() < SLOW_AFTER or self.places.are_mixed:
             return
         seconds = times[:, COMPUTE] / done
         for rank in set(range(self.workers)) - self._slow:

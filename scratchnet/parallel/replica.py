@@ -6,12 +6,14 @@ the parameters and buffers of a page: it holds the gradients, and the new buffer
     slot k   = gradient(page t, samples of shard k, random numbers of shard k)
     page t+1 = update(page t, slot 0, slot 1, ..., numbers of the step),  slice by slice
 
-and either may be done again, by anyone, with the same bytes as its result.
+and either may be done again, by anyone, with the same bytes as its result. Pages and slots are in the memory of the
+host, and so are updates; a gradient may be computed in copies of them on a GPU (desk.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from ..data.dataset import gather, selects
 from ..errors import ConfigError
 from ..jit import jit
 from ..kernels import Device
+from ..kernels import device as find_device
 from ..kernels.cpu.vectors import is_finite, sum_of_squares
 from ..nn import Module
 from ..random import Generator
@@ -118,6 +121,9 @@ class Replica:
     """A model, a loss and an optimizer that compute on pages and slots. What they hold themselves is left alone.
 
     shards, seed: see Trainer; clip_norm, skip_nonfinite, jit: too. trained: see PageLayout; None: all.
+
+    device: of the model, where gradients are computed. host: where pages and slots are. A replica that is sent to
+    another process arrives there on the host.
     """
 
     def __init__(
@@ -137,6 +143,7 @@ class Replica:
         self.strategy, self.clip_norm = strategy or AllReduce(), clip_norm
         self.skip_nonfinite, self.jit = skip_nonfinite, jit
         self.device: Device = next(iter(model.parameters()))._device
+        self.host = self.device if self.device.is_host else find_device("cpu")
         self.generator = Generator(seed)
         self.layout = PageLayout(model, optimizer, range(len(optimizer._slots)) if trained is None else trained)
         self._of_samples = _recorded(self._select, jit)
@@ -144,15 +151,31 @@ class Replica:
         model.train()
 
     def __reduce__(self):
-        arguments = self.model, self.optimizer, self.loss, self.shards, self.seed, self.strategy, self.clip_norm
+        parts: Any = self.model, self.optimizer, self.loss
+        if not self.device.is_host:  # who opens it may have no GPU, or another one
+            parts = copy.deepcopy(parts)
+            _move(parts[0], parts[2], self.host.name)
+            for slot in parts[1]._slots:
+                slot.arrays = [self.at(array).to_host(array) for array in slot.arrays]
+        arguments = *parts, self.shards, self.seed, self.strategy, self.clip_norm
         return Replica, (*arguments, self.skip_nonfinite, self.jit, tuple(self.layout.parameters))
+
+    def to(self, device: str) -> Replica:
+        """Let gradients be computed on this device: the model and the loss move there."""
+        _move(self.model, self.loss, device)
+        self.device = find_device(device)
+        return self
+
+    def at(self, array: Any) -> Device:
+        """The device whose kernels an array is for."""
+        return self.host if isinstance(array, np.ndarray) else self.device
 
     def leave_out_untrained(self, dataset: Any, positions: np.ndarray) -> None:
         """Parameters that get no gradient are constants: the optimizer passes them by."""
         slots, buffers = self.optimizer._slots, list(self.model.buffers())
         kept = [buffer._data.copy() for buffer in buffers]
         with _bound([*(slot.param for slot in slots), *buffers], [*(slot.param._data for slot in slots), *kept]):
-            batch = [Tensor(array, device=self.device.name) for array in gather(dataset, positions)]
+            batch = [self._tensor(array) for array in gather(dataset, positions)]
             shard_loss(self.model, self.loss, batch, Generator(self.seed)).sum().backward()
             trained = [i for i, slot in enumerate(slots) if slot.param.grad is not None]
         self.layout = PageLayout(self.model, self.optimizer, trained)
@@ -162,12 +185,12 @@ class Replica:
     def write(self, page: Page) -> None:
         """The model's and the optimizer's state to a page."""
         for place, array in self._arrays(page):
-            np.copyto(place, array)
+            np.copyto(place, self.at(array).to_host(array))
 
     def read(self, page: Page) -> None:
         """A page to the model and the optimizer."""
         for place, array in self._arrays(page):
-            np.copyto(array, place)
+            self.at(array).write(array, place)
 
     def _arrays(self, page: Page) -> list[tuple[np.ndarray, np.ndarray]]:
         theta, *states = page
@@ -212,21 +235,24 @@ class Replica:
         Raises NonFiniteError, before anything is written, if the loss is not finite.
         """
         self.generator.stream = first_stream(batch, k, self.shards)
-        theta, scale = page[0], np.full((), weight, self.optimizer._slots[0].dtype)
+        theta, scale = page[0], self._tensor(np.full((), weight, self.optimizer._slots[0].dtype))
         if selects(dataset):
-            return self._of_samples(dataset, Tensor(positions), scale, theta, slot, fresh).item()
-        tensors = [Tensor(array, device=self.device.name) for array in gather(dataset, positions)]
+            return self._of_samples(dataset, self._tensor(positions), scale, theta, slot, fresh).item()
+        tensors = [self._tensor(array) for array in gather(dataset, positions)]
         return self._of_batch(tensors, scale, theta, slot, fresh).item()
 
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return Tensor(array, device=self.device.name)
+
     def _select(
-        self, dataset: Any, positions: Tensor, scale: np.ndarray, theta: np.ndarray, slot: np.ndarray, fresh: bool
+        self, dataset: Any, positions: Tensor, scale: Tensor, theta: np.ndarray, slot: np.ndarray, fresh: bool
     ) -> Tensor:
         with default_device(self.device.name):
             batch = dataset.select(positions)
         return self._gradient(batch, scale, theta, slot, fresh)
 
     def _gradient(
-        self, batch: Sequence[Tensor], scale: np.ndarray, theta: np.ndarray, slot: np.ndarray, fresh: bool
+        self, batch: Sequence[Tensor], scale: Tensor, theta: np.ndarray, slot: np.ndarray, fresh: bool
     ) -> Tensor:
         device, layout = trace.active(self.device), self.layout
         for place in layout.buffers if fresh else []:  # a shard moves a copy of its own
@@ -237,7 +263,7 @@ class Replica:
         with _bound([*parameters, *self.model.buffers()], places):
             loss = shard_loss(self.model, self.loss, batch, self.generator)
             require_finite(loss)
-            loss.backward(Tensor._wrap(scale.reshape(loss.shape), self.device))
+            loss.backward(Tensor._wrap(scale._data.reshape(loss.shape), self.device))
             missing = [i for i, p in zip(layout.parameters, parameters, strict=True) if p.grad is None]
             if missing:
                 raise ConfigError(f"fit: expected a gradient for every parameter in each shard, got none for {missing}")
@@ -305,8 +331,8 @@ class Gradient:
 
     def __init__(self, replica: Replica, dataset: Any, n: int, page: Page, slot: np.ndarray, fresh: bool):
         self.replica, self.dataset, self.page, self.slot, self.fresh = replica, dataset, page, slot, fresh
-        self.positions, self.loss = np.zeros(n, np.int64), np.zeros((), replica.optimizer._slots[0].dtype)
-        self.scale = np.zeros((), self.loss.dtype)
+        number, there = np.zeros((), replica.optimizer._slots[0].dtype), replica.device.from_host
+        self.positions, self.scale, self.loss = there(np.zeros(n, np.int64)), there(number), there(number.copy())
         self._step = _recorded(self._compute, replica.jit) if selects(dataset) else None
 
     def compute(self, positions: np.ndarray, weight: float, batch: int, k: int) -> float:
@@ -315,15 +341,15 @@ class Gradient:
         if self._step is None:
             return replica.gradient(self.dataset, positions, weight, batch, k, self.page, self.slot, self.fresh)
         replica.generator.stream = first_stream(batch, k, replica.shards)
-        self.positions[...] = positions
-        self.scale[...] = weight
+        replica.device.write(self.positions, positions)
+        replica.device.write(self.scale, weight)
         self._step()
         return self.loss.item()
 
     def _compute(self) -> None:
         replica, device = self.replica, trace.active(self.replica.device)
-        positions = Tensor._wrap(self.positions, replica.device)
-        loss = replica._select(self.dataset, positions, self.scale, self.page[0], self.slot, self.fresh)
+        positions, scale = (Tensor._wrap(x, replica.device) for x in (self.positions, self.scale))
+        loss = replica._select(self.dataset, positions, scale, self.page[0], self.slot, self.fresh)
         device.copy(loss._data.reshape(()), self.loss)
 
 
@@ -345,9 +371,8 @@ class Slice:
         before: Sequence[np.ndarray] = (),
     ):
         self.before = before
-        self.device, self.kernel, self.segments, self.buffers = (
-            replica.device, replica.optimizer.kernel, segments, buffers
-        )  # fmt: skip
+        self.kernel, self.segments, self.buffers = replica.optimizer.kernel, segments, buffers
+        self.device = replica.at(segments[0][0][0])
         self.numbers = np.empty((len(segments), replica.optimizer.n_numbers))
         self.factors = [np.ones((), old[0].dtype) for old, _, _ in segments] if replica.clip_norm is not None else None
         # Of arrays that stay where they are: a replay has nothing to look up.
@@ -388,7 +413,7 @@ class Average:
     """A piece of the mean of pages. arrays: parts of all pages, and of the new one; buffers: as in Slice."""
 
     def __init__(self, replica: Replica, arrays: list[_Merged], buffers: list[_Merged]):
-        self.device, self.arrays, self.buffers = replica.device, arrays, buffers
+        self.device, self.arrays, self.buffers = replica.host, arrays, buffers
         self._step = _recorded(self._merge, replica.jit)
 
     def update(self, weights: Sequence[float]) -> None:
@@ -423,6 +448,12 @@ def _merge_buffers(device: Device, buffers: Sequence[_Merged], weights: Sequence
 
 def _recorded(step: Callable, is_jitted: bool) -> Callable:
     return jit(step) if is_jitted else step
+
+
+def _move(model: Module, loss: Any, device: str) -> None:
+    for part in (model, loss):
+        if isinstance(part, Module):
+            part.to(device)
 
 
 @contextlib.contextmanager

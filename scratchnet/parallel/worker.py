@@ -17,11 +17,14 @@ from multiprocess import connection
 
 from ..errors import NonFiniteError
 from ..kernels.cpu.atomics import LINE
+from ..tensor import default_device
 from . import failpoints
 from .claims import NOTHING, OWNERS, STOPPED, seal, table_of, take
 from .compress import Compressor
+from .desk import desk_of
 from .launch import Parcel, describe, dumps
-from .replica import Page, Replica
+from .places import Places, go_to
+from .replica import Replica
 from .training_arena import COMPUTE, EVENTS, MERGE, NORMS, SHARDS, WAIT, TrainingArena
 
 LOSS_IS_BAD = -1  # in `bad`; else 1 + the number of the parameter whose gradient is not finite
@@ -29,9 +32,15 @@ COLUMNS = {"slice": MERGE, "norm": MERGE, "serve": MERGE, "basis": MERGE}  # of 
 
 
 def work(
-    channel: connection.Connection, rank: int, arena: TrainingArena, job: Parcel, spins: int, own: Sequence[int]
+    channel: connection.Connection,
+    rank: int,
+    arena: TrainingArena,
+    job: Parcel,
+    spins: int,
+    places: Places,
+    own: Sequence[int],
 ) -> None:
-    """What a worker process runs. own: cores that it keeps to; none: any."""
+    """What a worker process runs. places: the devices of all workers. own: cores that it keeps to; none: any."""
     if own:
         os.sched_setaffinity(0, own)
     channel.recv()
@@ -39,9 +48,12 @@ def work(
     fail("start", arena.committed())
     worker = None
     try:
+        device = go_to(places.of(rank))
         replica, dataset = job.open()
-        worker = Worker(rank, arena, replica, dataset, spins, fail)
-        worker.run()
+        with default_device(device):
+            may = places.shards_of(rank, replica.shards) if places.are_mixed else None
+            worker = Worker(rank, arena, replica.to(device), dataset, spins, fail, may)
+            worker.run()
     except NonFiniteError as error:
         channel.send_bytes(dumps(("nonfinite", worker and worker.doing, str(error))))
     except Exception as error:
@@ -71,7 +83,10 @@ class Shares(NamedTuple):
 
 
 class Worker:
-    """Worker `rank` of those that share `arena`. spins: see `take`. fail: see failpoints."""
+    """Worker `rank` of those that share `arena`. spins: see `take`. fail: see failpoints. may: shards that it may do.
+
+    Gradients are computed on the device of the replica, all else on the host.
+    """
 
     def __init__(
         self,
@@ -81,16 +96,17 @@ class Worker:
         dataset: Any,
         spins: int,
         fail: Callable[..., None] = failpoints.never,
+        may: np.ndarray | None = None,
     ):
         self.rank, self.arena, self.replica, self.dataset, self.fail = rank, arena, replica, dataset, fail
         self.spins, self.scratch = spins, np.zeros(2, np.int64)
-        self.pages: list[Page] = [replica.layout.page(memory) for memory in arena.pages]
+        self.desk = desk_of(replica, arena)
+        self.pages = self.desk.pages
         self.doing: tuple[int, int] | None = None
-        self.table = table_of(arena.pieces)
+        self.table = table_of(arena.pieces, may)
         self.times, self.events = arena.times[rank], arena.events[rank] if rank < len(arena.events) else None
         self.kept: dict[Any, Any] = {}  # what is recorded, by what it works on
         self.shares: dict[tuple[int, ...], Shares] = {}
-        self.own = np.zeros(replica.layout.nbytes, np.uint8)  # a slot for steps apart
         self.compressor = Compressor(replica, arena) if replica.strategy.compression else None
 
     def run(self) -> None:
@@ -136,28 +152,29 @@ class Worker:
         self.fail("shard.half_written", step, lambda: self.replica.layout.arrays(self.arena.slots[ring, k]))
 
     def _version(self, row: int) -> int:
-        """Which page holds the parameters that the gradients of a step are of."""
+        """Of the parameters that the gradients of a step are of."""
         arena = self.arena
-        return int(arena.updates() if arena.is_free else arena.version[row]) % len(self.pages)
+        return int(arena.updates() if arena.is_free else arena.version[row])
 
     def _gradient(self, k: int, row: int, ring: int, version: int) -> None:
         """The gradient, as far as shard k has the samples, of the mean loss over all batches of a step."""
         arena, replica, shares = self.arena, self.replica, self._shares(row)
-        page, slot, first = self.pages[version], arena.slots[ring, k], int(arena.first[row])
+        page, slot, first = self.desk.page(version), self.desk.slot(ring, k), int(arena.first[row])
         bad, fresh = 0, True
         try:
             for a, lo, hi in shares.parts[k]:
                 loss = math.nan
                 if lo < hi:
                     gradient = self._kept(
-                        ("gradient", k, hi - lo, version, ring, fresh),
+                        ("gradient", id(page), id(slot), hi - lo, fresh),
                         lambda n, fresh: replica.gradient_of(self.dataset, n, page, slot, fresh), hi - lo, fresh,
                     )  # fmt: skip
                     loss = gradient.compute(arena.positions[row, lo:hi], (hi - lo) / shares.samples, first + a, k)
                     fresh = False
                 arena.losses[row, a, k] = loss
             if not fresh:
-                bad = 1 + replica.find_nonfinite(slot)
+                self.desk.hand_in(ring, k)
+                bad = 1 + replica.find_nonfinite(arena.slots[ring, k])
         except NonFiniteError:
             bad, arena.losses[row, :, k] = LOSS_IS_BAD, math.nan
         arena.bad[row, k] = bad
@@ -168,19 +185,19 @@ class Worker:
     def _train_apart(self, k: int, row: int) -> None:
         """From the newest page, a step of its own for each batch: the slot is then a page."""
         arena, replica = self.arena, self.replica
-        slot = arena.slots[0, k]
-        slot[...] = arena.pages[self._version(row)]
+        slot, own = self.desk.copy(self._version(row), 0, k), self.desk.scratch
         page = replica.layout.page(slot)
-        update = self._kept(("update", k), lambda: replica.slice_of((0, 1), page, page, [self.own]))
+        update = self._kept(("update", id(slot)), lambda: replica.slice_of((0, 1), page, page, [own]))
         arena.bad[row, k] = 0
         for a, lo, hi in self._shares(row).parts[k]:
             loss = math.nan
             if lo < hi:
-                kind = "apart", k, hi - lo
-                gradient = self._kept(kind, lambda n: replica.gradient_of(self.dataset, n, page, self.own), hi - lo)
+                kind = "apart", id(slot), hi - lo
+                gradient = self._kept(kind, lambda n: replica.gradient_of(self.dataset, n, page, own), hi - lo)
                 loss = gradient.compute(arena.positions[row, lo:hi], 1.0, int(arena.first[row]) + a, k)
                 update.update(arena.numbers[row, a], (1.0,))
             arena.losses[row, a, k] = loss
+        self.desk.hand_in(0, k)
 
     # --- phases: merges ---------------------------------------------------------------------------------------------
 

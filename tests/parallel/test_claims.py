@@ -70,6 +70,21 @@ def test_each_piece_is_done_once_a_step_after_what_it_needs(phases, seed):
         pytest.fail("after 400 events not all steps are done")
 
 
+@pytest.mark.parametrize("name", ["lockstep", "asynchronous"])
+def test_a_worker_takes_those_pieces_of_the_first_phase_that_it_may(name):
+    pieces = lay_out(CASES[name])
+    words, scratch = np.zeros(pieces[-1].end, np.int64), np.zeros(2, np.int64)
+    allow(words, 1)
+    tables = [table_of(pieces, np.array(may)) for may in ([False, True, False], [True, False, True])]
+    done = []
+    while (taken := [int(take(words, table, rank, -1, scratch)) for rank, table in enumerate(tables)]) != [NOTHING] * 2:
+        for rank, (p, piece) in ((rank, divmod(t, OWNERS)) for rank, t in enumerate(taken) if t != NOTHING):
+            done.append((p, piece))
+            assert p or rank == (0 if piece == 1 else 1)
+            seal(words, pieces[p].seals + piece * LINE, 1)
+    assert sorted(done) == [(p, i) for p, phase in enumerate(CASES[name]) for i in range(phase.pieces)]
+
+
 def test_a_worker_that_waits_leaves_when_told():
     pieces = lay_out(CASES["lockstep"])
     words = np.zeros(pieces[-1].end, np.int64)

@@ -148,6 +148,27 @@ def event(timing: bool = False) -> Any:
     return numba_cuda.event(**({} if SIMULATED else {"timing": timing}))
 
 
+SIMULATED_GPUS = 2  # in the simulator GPUs are names for one and the same thing
+
+
+def count_gpus() -> int:
+    """GPUs of this machine that this process may use."""
+    return SIMULATED_GPUS if SIMULATED else len(numba_cuda.gpus)
+
+
+def check_gpu(number: int) -> None:
+    """Raises DeviceError if there is no GPU of this number."""
+    if number >= count_gpus():
+        raise DeviceError(f"cuda: expected a GPU from 'cuda:0' to 'cuda:{count_gpus() - 1}', got 'cuda:{number}'")
+
+
+def use_gpu(number: int) -> None:
+    """This thread computes on the GPU of this number; to be called before it has used another one."""
+    check_gpu(number)
+    if not SIMULATED:  # where the only GPU is number 0
+        numba_cuda.select_device(number)
+
+
 def is_available() -> bool:
     """Is there a GPU that can be used, with its driver and numba-cuda? The simulator is none."""
     return not SIMULATED and why_unavailable() is None

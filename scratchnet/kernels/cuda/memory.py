@@ -137,6 +137,10 @@ class DeviceArray:
         """Another shape, without a copy. Raises ValueError where only a copy has it."""
         return self._view(self.layout.reshape(*shape, copy=False))
 
+    def view(self, dtype: Any) -> DeviceArray:
+        """The same bytes as another dtype."""
+        return self._view(self.layout.view(dtype))
+
     def transpose(self, *axes: Any) -> DeviceArray:
         return self._view(self.layout.transpose(*axes))
 
@@ -160,6 +164,9 @@ class DeviceArray:
         out = empty(self.shape, self.dtype)
         copy(self, out)
         return out
+
+    def __reduce__(self) -> tuple:  # for pickle and copy.deepcopy
+        return from_host, (to_host(self),)
 
     def astype(self, dtype: Any, copy: bool = True) -> DeviceArray:
         """The elements in another dtype; with copy=False the array itself if it has that one."""
@@ -311,9 +318,14 @@ def to_host(x: DeviceArray) -> np.ndarray:
         x = whole
     out = np.empty(x.shape, x.dtype)
     if x.size:
-        x.flat.copy_to_host(out.reshape(-1), stream=stream())
-        synchronize()
+        receive(x, out.reshape(-1))
     return out
+
+
+def receive(x: DeviceArray, flat: np.ndarray) -> None:
+    """Copies the elements of a C-contiguous array over those of a NumPy array, and waits until they are there."""
+    x.flat.copy_to_host(flat, stream=stream())
+    synchronize()
 
 
 def write(x: DeviceArray, value: np.ndarray) -> None:

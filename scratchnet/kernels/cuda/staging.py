@@ -1,4 +1,8 @@
-"""Batches on their way to the GPU: pinned host memory, a stream for copies, and events that keep both in step."""
+"""What travels between host and GPU: through pinned memory of the host, from and to which the GPU copies by itself.
+
+`Staging` brings batches ahead of time, with a stream for copies and events that keep both in step; `Ferry` brings one
+piece of memory there, or back, when it is wanted.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,34 @@ from typing import Any
 
 import numpy as np
 
-from . import memory
+from . import memory, movement
 from .compile import event, numba_cuda, stream
 from .memory import DeviceArray
+
+
+class Ferry:
+    """Pieces of at most `nbytes` bytes, one after the other, in the order of the kernels."""
+
+    def __init__(self, nbytes: int):
+        self._pinned = numba_cuda.pinned_array(nbytes, np.uint8)
+
+    @staticmethod
+    def memory(nbytes: int) -> DeviceArray:
+        """Bytes on the GPU, zeros; a multiple of 4 of them."""
+        whole = memory.empty(nbytes // 4, np.float32)  # of integers, limits would be looked for
+        movement.fill(whole, 0)
+        return whole.view(np.uint8)
+
+    def send(self, x: np.ndarray, out: DeviceArray) -> None:
+        """Bytes to the GPU: for kernels that are launched from now on."""
+        memory.synchronize()  # what was sent before may still be on its way from the same memory
+        self._pinned[: x.size] = x
+        memory.send(out[: x.size].view(np.float32), self._pinned[: x.size].view(np.float32))
+
+    def receive(self, x: DeviceArray, out: np.ndarray) -> None:
+        """Bytes from the GPU: what all kernels launched until now made of them."""
+        memory.receive(x.view(np.float32), self._pinned[: x.size].view(np.float32))
+        out[...] = self._pinned[: x.size]
 
 
 class Staging:

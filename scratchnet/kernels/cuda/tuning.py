@@ -1,4 +1,5 @@
-"""Every number that only changes how fast a kernel is. `current()` are those of production; tests put tiny ones."""
+"""Every number that only changes how fast a kernel is. `current()` are those of production; tests put tiny ones, which
+are also those of Numba's simulator."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -56,7 +57,7 @@ SIMULATED_SMALL = replace(  # for Numba's simulator, in which each thread costs 
     TINY, threads=4, blocks=2, warp=2, shuffles=False, chunk=8, small_rows=2,
     tiles=(Tile(4, 8, 4, 4, 4),), tiles_of_8_bytes=(Tile(4, 4, 2, 2, 2),),
 )  # fmt: skip
-_current: ContextVar[Tuning] = ContextVar("tuning", default=PRODUCTION)
+_current: ContextVar[Tuning] = ContextVar("tuning", default=SIMULATED_SMALL if SIMULATED else PRODUCTION)
 
 
 def current() -> Tuning:

@@ -1,6 +1,8 @@
 """Tensors on the device "cuda": where their memory is, how it comes and goes, and what a training run makes of them."""
 
+import copy
 import gc
+import pickle
 import sys
 from pathlib import Path
 from unittest import mock
@@ -180,6 +182,18 @@ def test_labels_are_looked_at_on_the_host_once():
         assert labels._data[1:].limits == (0, 2)
         assert labels.astype(np.int64)._data.limits == (0, 2)
     assert (labels + 5)._data.limits == (5, 7)  # made on the device: looked at there
+
+
+def test_device_memory_is_copied_and_pickled_by_its_content():
+    """A layout is an array at addresses of the device: to copy that would be to read them on the host."""
+    model = sn.nn.Linear(3, 2).to("cuda")
+    optimizer = sn.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    optimizer._slots[0].arrays[0] = on_gpu(floats(3, 2))._data
+    for other_model, other in (copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))):
+        assert other._slots[0].param is other_model.weight and other_model.weight.device == "cuda"
+        mine, copied = optimizer._slots[0].arrays[0], other._slots[0].arrays[0]
+        assert copied.address == copied.owner.address != mine.address
+        np.testing.assert_array_equal(memory.to_host(copied), memory.to_host(mine))
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -363,13 +377,6 @@ def test_a_recorded_step_on_the_device_has_the_bits_of_the_eager_one_and_is_repl
     np.testing.assert_allclose(history["val_loss"], expected["val_loss"], rtol=1e-5)
     for name in parameters:
         np.testing.assert_allclose(recorded[name], parameters[name], rtol=1e-4, atol=1e-5)
-
-
-def test_workers_do_not_train_on_the_device_yet():
-    model = sn.nn.Linear(2, 2).to("cuda")
-    trainer = sn.Trainer(model, sn.optim.SGD(model.parameters(), lr=0.1), sn.nn.MSELoss(), workers=2, progress=False)
-    with pytest.raises(sn.DeviceError, match=r"Trainer: expected a model on 'cpu' with workers, .* got one on 'cuda'"):
-        trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(floats(4, 2), floats(4, 2)), 2))
 
 
 def test_the_training_script_takes_the_device(tmp_path, capsys):

@@ -1,0 +1,237 @@
+"""Training with workers on GPUs, which are names in a simulator here: real processes, each with an interpreter."""
+
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import scratchnet as sn
+from scratchnet.parallel import AllReduce, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
+from scratchnet.parallel.failpoints import LOG, VARIABLE
+from scratchnet.parallel.pool import Pool
+
+from .losses import Divided, Interpreted, Where
+
+NEEDS = "simulated"
+ROOT = Path(__file__).parents[3]
+sys.path[:0] = [str(ROOT / "tests" / "parallel"), str(ROOT / "scripts")]
+
+from residue import no_residue  # noqa: E402
+
+SAMPLES, FEATURES, CLASSES, BATCH = 20, 5, 3, 8  # the last batch has 4 samples
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((SAMPLES, FEATURES)).astype(np.float32), RNG.integers(0, CLASSES, SAMPLES)
+EPS = np.finfo(np.float32).eps
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    with no_residue():
+        yield
+
+
+def make(
+    device="cpu", workers=1, devices=None, *, norm=sn.nn.LayerNorm, loss=None, shards=3, optimizer=None, **options
+):
+    sn.manual_seed(1)
+    first = sn.nn.Linear(FEATURES, 4, bias=False)
+    model = sn.nn.Sequential(first, norm(4), sn.nn.Tanh(), sn.nn.Dropout(0.3), sn.nn.Linear(4, CLASSES)).to(device)
+    rule = (optimizer or sn.optim.SGD)(model.parameters(), 0.1, momentum=0.9)
+    loader = sn.data.DataLoader(sn.data.TensorDataset(X, Y), BATCH, shuffle=True, seed=3)
+    schedule = sn.optim.lr_scheduler.StepLR(rule, 2, 0.5)
+    trainer = sn.Trainer(
+        model, rule, loss or Interpreted(), schedule, workers, shards, devices=devices, progress=False, **options
+    )
+    return trainer, loader
+
+
+def trained(*args, epochs=1, **options):
+    """All that training left behind: parameters, buffers, the optimizer's state and losses."""
+    trainer, loader = make(*args, **options)
+    history = trainer.fit(loader, epochs=epochs)
+    momentum = {f"momentum {i}": s["velocity"] for i, s in enumerate(trainer.optimizer.state_dict()["state"])}
+    return trainer.model.state_dict() | momentum | {"losses": np.array(history["train_loss"])}, history
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        assert found[name].tobytes() == x.tobytes(), name
+
+
+def assert_near(found, expected):
+    """Sums of less than 20 numbers of order 1 a layer, in a few steps."""
+    for name, x in expected.items():
+        np.testing.assert_allclose(found[name], x, rtol=100 * EPS, atol=100 * EPS, err_msg=name)
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_workers_on_gpus_learn_what_the_cpu_learns_and_their_number_changes_no_bit():
+    options = {"norm": sn.nn.BatchNorm1d, "shards": 2, "epochs": 2}
+    one, _ = trained("cuda", 1, ["cuda:1"], **options)
+    two, history = trained("cuda", 2, **options)
+    assert_same(two, one)
+    assert sum(row["shards"] for row in history.workers) == 12
+    assert_near(one, trained("cpu", **options)[0])
+    assert_near(one, trained("cuda", **options)[0])  # in this process, where the update is made on the GPU, too
+
+
+def test_the_parent_of_workers_on_gpus_may_have_its_model_on_the_cpu():
+    here, _ = trained("cpu", 2, ["cuda:0", "cuda"], shards=2)
+    assert_same(here, trained("cuda", 2, shards=2)[0])
+
+
+def test_data_that_is_asked_sample_by_sample_and_steps_without_jit_give_the_same_bits():
+    expected, _ = trained("cuda", 2, shards=2)
+    assert_same(trained("cuda", 2, shards=2, jit=False)[0], expected)
+    with mock.patch.object(sn.data, "TensorDataset", lambda *arrays: list(zip(*arrays, strict=True))):
+        assert_same(trained("cuda", 2, shards=2)[0], expected)
+
+
+@pytest.mark.parametrize("fault", ["shard.half_written:1:*:SIGKILL", "slice.half_written:1:*:SIGKILL"])
+def test_a_worker_on_a_gpu_that_is_killed_changes_nothing(fault, tmp_path, monkeypatch):
+    expected, _ = trained("cuda", 2)
+    monkeypatch.setenv(VARIABLE, fault)
+    monkeypatch.setenv(LOG, str(tmp_path / "fired"))
+    found, history = trained("cuda", 2)
+    assert_same(found, expected)
+    fired = (tmp_path / "fired").read_text().count("\n")
+    assert fired and sum(row["starts"] for row in history.workers) == 2 + fired
+
+
+def test_a_worker_that_still_compiles_is_not_taken_for_a_stuck_one(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "shard.claimed:0:0:sleep=2.5")
+    with mock.patch.dict(Pool.__init__.__kwdefaults__, patience=1.0):
+        _, history = trained("cuda", 1, ["cuda:0"])
+    assert history.workers[0]["starts"] == 1
+
+
+def test_a_cpu_beside_a_gpu_computes_its_own_shards(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "shard.claimed:0:0:sleep=2")  # long enough for the other to take all that it may
+    with mock.patch.dict(globals(), X=X[:3], Y=np.arange(3), BATCH=3):  # three shards of a sample, told by its label
+        trainer, loader = make("cpu", 2, ["cuda:0", "cpu"], loss=Where(tmp_path), jit=False)
+        first, second, third = next(loader.batch_indices(0)).tolist()
+        trainer.fit(loader)
+    computed = {file.name: [int(line) for line in file.read_text().split()] for file in tmp_path.iterdir()}
+    assert computed == {"cuda": [first, third], "cpu": [second]}
+
+
+def test_bits_of_a_cpu_beside_a_gpu_depend_on_the_pattern_of_devices_alone(monkeypatch):
+    mixed, history = trained("cpu", 2, ["cuda:0", "cpu"], shards=4)
+    assert [row["shards"] for row in history.workers] == [6, 6]
+    assert_near(mixed, trained("cpu", shards=4)[0])
+    monkeypatch.setenv(VARIABLE, "shard.half_written:1:0:SIGKILL,shard.half_written:1:1:SIGKILL")
+    assert_same(trained("cuda", 4, ["cuda:0", "cpu", "cuda:1", "cpu"], shards=4)[0], mixed)
+
+
+STRATEGIES = {
+    "accumulate and clip": {"accumulate": 2, "clip_norm": 0.1},
+    "stale": {"strategy": ParameterServer(staleness=1)},
+    "local": {"strategy": LocalSGD(every=2, warmup=1)},
+    "top k": {"strategy": AllReduce(TopK(0.3))},
+    "low rank": {"strategy": AllReduce(PowerSGD(1))},
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_one_process_and_workers_on_gpus_take_every_strategy(name):
+    here, _ = trained("cuda", **STRATEGIES[name])
+    assert_near(here, trained("cpu", **STRATEGIES[name])[0])
+    if name in ("accumulate and clip", "local"):
+        assert_same(trained("cuda", 2, **STRATEGIES[name])[0], here)
+
+
+@pytest.mark.parametrize("strategy", [ParameterServer(staleness=None), Hogwild()])
+def test_asynchronous_strategies_of_one_worker_and_shard_are_gradient_descent(strategy):
+    found, _ = trained("cuda", 1, ["cuda:0"], strategy=strategy, shards=1, epochs=2)
+    assert_near(found, trained("cpu", shards=1, epochs=2)[0])
+
+
+@pytest.mark.parametrize("rule", [sn.optim.Adam, sn.optim.RMSprop])
+def test_the_state_of_other_optimizers_travels(rule):
+    def make_rule(params, lr, momentum):
+        return rule(params, lr / 10)
+
+    trainer, loader = make("cuda", 2, optimizer=make_rule)
+    trainer.fit(loader)
+    expected, loader = make("cpu", 1, optimizer=make_rule)
+    expected.fit(loader)
+    for name, x in expected.model.state_dict().items():
+        np.testing.assert_allclose(trainer.model.state_dict()[name], x, atol=1000 * EPS, err_msg=name)
+    states = [t.optimizer.state_dict()["state"] for t in (trainer, expected)]
+    for found, wanted in zip(*states, strict=True):
+        for name, x in wanted.items():
+            np.testing.assert_allclose(found[name], x, rtol=1e-3, atol=100 * EPS, err_msg=name)
+
+
+def test_steps_that_are_not_finite_are_skipped_or_said():
+    labels = 1 + Y % 2
+    labels[7] = 0
+    with mock.patch.dict(globals(), Y=labels):
+        skipped, _ = trained("cuda", 2, nonfinite="skip", loss=Divided())
+        assert np.isfinite(skipped["0.weight"]).all()
+        assert_near(skipped, trained("cpu", nonfinite="skip", loss=Divided())[0])
+        trainer, loader = make("cuda", 2, loss=Divided())
+        with pytest.raises(sn.NonFiniteError, match=r"got nan at step \d, shard \d, from "):
+            trainer.fit(loader)
+
+
+# --- bad input: one typed line each -----------------------------------------------------------------------------------
+
+CASES = [
+    (lambda: make("cuda", 3), "expected at most one worker a device, cuda:0, cuda:1, got 3 workers"),
+    (lambda: make("cpu", 2, ["cuda:7", "cpu"]), "cuda: expected a GPU from 'cuda:0' to 'cuda:1', got 'cuda:7'"),
+    (lambda: make("cpu", 1, ["gpu"]), "expected devices to be names such as 'cpu', 'cuda' or 'cuda:1', got 'gpu'"),
+    (lambda: make("cpu", 1, ["cuda:x"]), "expected devices to be names such as .*, got 'cuda:x'"),
+    (lambda: make("cpu", 1, "cuda:0"), "expected devices to be names such as .*, or None, got 'cuda:0'"),
+    (lambda: make("cpu", 1, []), r"expected devices to be names such as .*, or None, got \[\]"),
+    (lambda: make("cpu", 1, ["cuda:0", "cpu"]), "expected workers for the shards of all .*, got 1, none on 'cpu'"),
+    (lambda: make("cuda", 2)[0].resize(3), "expected at most one worker a device, .*, got 3 workers"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), CASES)
+def test_devices_that_are_not_there_are_one_typed_line(call, words):
+    with pytest.raises(sn.DeviceError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_is_refused_with_gpus():
+    with pytest.raises(sn.ConfigError, match=r"expected a number of workers with devices, .*, got 'auto'"):
+        make("cuda", "auto")
+
+
+def test_a_run_on_other_kinds_of_devices_does_not_go_on_with_a_mixed_one(tmp_path):
+    trainer, loader = make("cpu", 2, ["cuda:0", "cpu"], folder=tmp_path)
+    trainer.fit(loader)
+    trainer, loader = make("cpu", 2, ["cpu", "cuda:0"], folder=tmp_path)
+    with pytest.raises(sn.CheckpointError, match=r"expected devices=\['cuda', 'cpu'\], as saved"):
+        trainer.fit(loader, resume="auto")
+
+
+# --- the training script ----------------------------------------------------------------------------------------------
+
+
+def test_the_training_script_takes_workers_on_gpus(tmp_path, capsys):
+    import train
+
+    from scratchnet.data import read_idx, write_idx
+
+    mini, folder = ROOT / "scratchnet" / "data" / "fashion_mnist_mini", tmp_path / "small"
+    folder.mkdir()
+    for part, n in (("train", 10), ("t10k", 4)):
+        for kind in ("images-idx3", "labels-idx1"):
+            write_idx(folder / f"{part}-{kind}-ubyte", read_idx(mini / f"{part}-{kind}-ubyte.gz")[:n])
+    config = train.Config(
+        data=str(folder), hidden=(4,), epochs=1, batch_size=5, workers=2, shards=2, devices=("cuda:1", "cpu"),
+        folder=str(tmp_path / "run"),
+    )  # fmt: skip
+    with mock.patch.object(sn.nn, "CrossEntropyLoss", Interpreted), mock.patch.object(train, "plot_curves"):
+        train.main(config)
+    out = capsys.readouterr().out
+    assert "test accuracy" in out and "worker 1" in out
