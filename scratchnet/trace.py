@@ -35,6 +35,10 @@ class Call(NamedTuple):
     def run(self) -> None:
         self.device.kernels[self.kernel](*self.arguments)
 
+    def parts(self) -> list[Callable[[], None]]:
+        """What a program calls one after the other: on a GPU launches, with the memory between them."""
+        return [self.run] if self.device.is_host else self.device.launches(self.kernel, self.arguments)
+
 
 class Guard(NamedTuple):
     """A condition on the values of an array; `check` raises what is to be said where it does not hold.
@@ -49,6 +53,9 @@ class Guard(NamedTuple):
 
     def run(self) -> None:
         self.check()
+
+    def parts(self) -> list[Callable[[], None]]:
+        return [self.run]
 
 
 class Trace:

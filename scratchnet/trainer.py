@@ -88,7 +88,8 @@ class Trainer:
         model's device, and if that is "cuda", on a GPU each. Parameters, merges and updates stay in the host's memory,
         so the bits of workers on GPUs do not depend on their number either; but they are others than those of the one
         process that workers=1 without `devices` is, which updates on the GPU. GPUs and CPUs round differently: where
-        there are both, shard k is always computed on the kind of device that devices[k mod len(devices)] is.
+        there are both, shard k is always computed on the kind of device that devices[k mod len(devices)] is. Under MPI
+        there are no GPUs so far, and "auto" does not look at them.
     strategy: how gradients become new parameters: a value of `scratchnet.parallel`, such as LocalSGD(every=8), or the
         name of one: "all_reduce" (the default), "parameter_server", "local_sgd", "hogwild".
     shards: K; None means one a worker.

@@ -79,7 +79,7 @@ class Program:
             else:
                 self._flush(native)
                 native = []
-                self.parts.append(entry.run)
+                self.parts += entry.parts()
         self._flush(native)
         self._find_inputs()
 

@@ -68,7 +68,9 @@ class Device:
         self.is_host = name != "cuda"  # are its arrays NumPy's?
         memory: Any = _Host
         if not self.is_host:
-            from .cuda import memory
+            from .cuda import launches, memory
+
+            self.launches = launches
         self.empty, self.write = memory.empty, memory.write
         self.from_host, self.to_host = memory.from_host, memory.to_host
 

@@ -5,12 +5,14 @@ What of this was proven without a GPU, and how, stands in the README; scripts/gp
 """
 
 import inspect
+from functools import partial
 
 import numpy as np
 
 from ...errors import DeviceError, DtypeError
 from .. import device
 from . import elementwise, gemm, memory, movement, norm, optim, random, reduce, rows
+from .compile import captured
 from .memory import DeviceArray
 
 # The dtypes for which there is a kernel, inputs -> outputs, in NumPy's letters: ? bool, B uint8, l int64, and f float32
@@ -66,7 +68,7 @@ def _guarded(name, kernel, reference):
     known = accepted(SIGNATURES[name]) if name in SIGNATURES else None
     count = len(next(iter(known))) if known else {"fill": 1, "copy": 2}[name]
 
-    def entry(*args, **kwargs):
+    def checked(args, kwargs):
         if kwargs or len(args) < len(parameters):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
@@ -75,12 +77,32 @@ def _guarded(name, kernel, reference):
         dtypes = tuple([x.dtype for x in arrays])
         if known is not None and dtypes not in known:
             raise DtypeError(f"{name}: expected dtypes {_words(known)} on 'cuda', got {', '.join(map(str, dtypes))}")
-        kernel(*arrays, *args[count:])
+        return (*arrays, *args[count:])
 
+    def entry(*args, **kwargs):
+        kernel(*checked(args, kwargs))
+
+    def launches(args):
+        args = checked(args, {})
+        is_known = READ.isdisjoint(parameters) and not (name in LIMITED and args[count - 1].dtype.kind in "iu")
+        return captured(partial(kernel, *args)) if is_known else [partial(kernel, *args)]
+
+    entry.launches = launches  # type: ignore[attr-defined]
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__, entry.__module__ = reference.__doc__, __name__
     entry.__signature__ = signature  # type: ignore[attr-defined]
     return entry
+
+
+READ = {"numbers", "key"}  # parameters that kernels read on the host: what they launch is another thing in each step
+LIMITED = {"copy", "take_rows"}  # kernels that tell the limits of integers to their result, see DeviceArray.limits
+
+
+def launches(name, arguments):
+    """A call of a kernel, to be made again and again, as functions to call in turn: its launches, with the memory
+    that it needs between them, or the kernel itself, where it takes none and has more to do than to launch.
+    """
+    return KERNELS[name].launches(arguments)
 
 
 def _words(known) -> str:

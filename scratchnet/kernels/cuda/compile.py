@@ -86,6 +86,17 @@ def launch(kernel: Kernel, blocks: Any, threads: Any, *arguments: Any) -> None:
     launcher.get()(kernel, blocks, threads, arguments)
 
 
+def captured(call: Callable[[], None]) -> list[Callable[[], None]]:
+    """The launches of a call, in order, to be done at any time; the call itself starts none."""
+    found: list[Callable[[], None]] = []
+    token = launcher.set(lambda *launched: found.append(lambda: launcher.get()(*launched)))
+    try:
+        call()
+    finally:
+        launcher.reset(token)
+    return found
+
+
 # --- what Python and a GPU have under different names -----------------------------------------------------------------
 
 # Python's math raises where IEEE has an answer, so the simulator computes with NumPy's functions.

@@ -1,5 +1,6 @@
 """Tensors on the device "cuda": where their memory is, how it comes and goes, and what a training run makes of them."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -12,11 +13,13 @@ import pytest
 from sizes import SIMULATED
 
 import scratchnet as sn
+from scratchnet import ops
 from scratchnet.data import read_idx, write_idx
+from scratchnet.trace import Guard
 
 NEEDS = "simulated"
 if SIMULATED:
-    from scratchnet.kernels.cuda import memory
+    from scratchnet.kernels.cuda import compile, memory
 
 ROOT = Path(__file__).parents[3]
 RNG = np.random.default_rng(0)
@@ -377,6 +380,80 @@ def test_a_recorded_step_on_the_device_has_the_bits_of_the_eager_one_and_is_repl
     np.testing.assert_allclose(history["val_loss"], expected["val_loss"], rtol=1e-5)
     for name in parameters:
         np.testing.assert_allclose(recorded[name], parameters[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_replay_is_a_list_of_launches_over_memory_that_is_there():
+    sn.manual_seed(0)
+    layers = sn.nn.Linear(20, 18), sn.nn.BatchNorm1d(18), sn.nn.Tanh(), sn.nn.Dropout(0.2), sn.nn.Linear(18, 3)
+    model, loss_of = sn.nn.Sequential(*layers).to("cuda"), sn.nn.CrossEntropyLoss()
+    optimizer = sn.optim.Adam(model.parameters(), lr=0.01)
+
+    @sn.jit
+    def step(x, y):
+        loss = loss_of(model(x), y) + (x * x).sum(axis=0).mean() * 0.1
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    batches = [(on_gpu(floats(21, 20)), on_gpu(RNG.integers(0, 3, 21))) for _ in range(4)]
+    counts = []
+    for batch in batches:
+        with counted() as count:
+            step(*batch)
+        counts.append(count)
+    assert counts[1] == counts[2] == counts[3]
+    recorded, replayed = counts[0], counts[1]
+    assert recorded["taken"] > 50 and replayed["taken"] == 1 and replayed["allocated"] == 0  # taken: for the loss
+    (program,) = step.programs
+    launches = replayed["launches"] - 3  # of copies of x, y and the loss
+    checks = sum(isinstance(entry, Guard) for entry, _ in program.steps)
+    assert launches + checks == len(program.parts) < recorded["launches"] + checks
+
+
+@contextlib.contextmanager
+def counted():
+    """How many launches there are inside, and blocks of memory that are taken from the pool, and from the driver."""
+    count = {"launches": 0, "taken": 0, "allocated": 0}
+
+    def counting(name, function):
+        def call(*args):
+            count[name] += 1
+            return function(*args)
+
+        return call
+
+    token = compile.launcher.set(counting("launches", compile.launcher.get()))
+    take, allocate = counting("taken", memory.pool.take), counting("allocated", memory.allocate)
+    try:
+        with mock.patch.object(memory.pool, "take", take), mock.patch.object(memory, "allocate", allocate):
+            yield count
+    finally:
+        compile.launcher.reset(token)
+
+
+def test_labels_of_a_replay_are_checked_before_anything_is_written():
+    """Also those that it makes of its arguments: what is known of the labels of one call does not hold in the next."""
+    model = sn.nn.Linear(4, 3).to("cuda")
+    optimizer, rows = sn.optim.SGD(model.parameters(), lr=0.1), on_gpu([2, 0, 1])
+
+    @sn.jit
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = sn.nn.functional.cross_entropy(model(x), ops.take_rows(y, rows))
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    x = on_gpu(floats(3, 4))
+    for _ in range(2):
+        step(x, on_gpu([0, 1, 2]))
+    before = model.state_dict()
+    with pytest.raises(sn.IndexOutOfRangeError, match=r"expected integers in \[0, 3\), got 3"):
+        step(x, on_gpu([0, 1, 3]))
+    after = model.state_dict()
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    step(x, on_gpu([2, 1, 0]))
 
 
 def test_the_training_script_takes_the_device(tmp_path, capsys):

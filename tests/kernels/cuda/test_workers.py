@@ -206,6 +206,13 @@ def test_auto_is_refused_with_gpus():
         make("cuda", "auto")
 
 
+def test_gpus_are_refused_under_mpi():
+    trainer, loader = make("cuda")
+    trainer._ranks = mock.Mock()
+    with pytest.raises(sn.DeviceError, match=r"expected a model on 'cpu' and .* under MPI, got 'cuda'"):
+        trainer.fit(loader)
+
+
 def test_a_run_on_other_kinds_of_devices_does_not_go_on_with_a_mixed_one(tmp_path):
     trainer, loader = make("cpu", 2, ["cuda:0", "cpu"], folder=tmp_path)
     trainer.fit(loader)
