@@ -51,8 +51,10 @@ class Compressor:
             sent = place.of(arena.sent[k]) if len(arena.sent) else gradient
             self.compression.compress(v, sent)  # type: ignore[union-attr]
             np.subtract(v, sent, out=place.of(new))
-        for place in self.replica.layout.buffers if len(arena.sent) else []:
-            place.of(arena.sent[k])[...] = place.of(slot)
+
+    def skip(self, step: int) -> None:
+        """The step is left out: residuals stay as they were."""
+        self.arena.residuals[(step + 1) % 2] = self.arena.residuals[step % 2]
 
     def find_basis(self, step: int, full: Sequence[int]) -> None:
         """P, orthonormal, from the P_k of all shards that have samples; in the factors of number K."""

@@ -20,7 +20,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from ..kernels.cpu.atomics import SPINS
 from .claims import NOTHING, Phase, allow, lay_out, seal, stop, table_of, take
 from .compress import Compressor
 from .launch import Parcel, Workers, loads
-from .memory import cores
+from .memory import SharedMemory, cores
 from .places import Places
 from .replica import Replica
 from .shards import StepResult, split
@@ -59,7 +59,7 @@ class Steps:
 
     replica: the model, optimizer and loss at their start, and the strategy. dataset: what the positions of a step
     number. batch: the most samples of a batch. span: the most batches of a step. first: the number of the first step.
-    timeline: a file for what each worker did when, see timeline.py.
+    timeline: a file for what each worker did when, see timeline.py. memory: see TrainingArena.
     """
 
     def __init__(
@@ -71,9 +71,10 @@ class Steps:
         span: int = 1,
         first: int = 0,
         timeline: str | Path | None = None,
+        memory: Callable[[int], SharedMemory] = SharedMemory,
     ):
         self.replica, self.dataset, self._samples = replica, dataset, len(dataset)
-        self.arena = TrainingArena(replica, batch, span, min(workers, SLICES), timeline is not None)
+        self.arena = TrainingArena(replica, batch, span, min(workers, SLICES), timeline is not None, memory)
         self.timeline = None if timeline is None else Timeline(timeline, self.arena)
         for pieces in self.arena.pieces:
             pieces.sealed(self.arena.words)[:] = first
@@ -146,8 +147,11 @@ class Steps:
     def _warn_of_skipped(self, number: int) -> None:
         bad = self.arena.bad[number % self.arena.window]
         for k in np.flatnonzero(bad):
-            name = "loss" if bad[k] == LOSS_IS_BAD else f"gradient of {self.replica.name_of(int(bad[k]) - 1)!r}"
-            log.warning("step %d was skipped: in shard %d the %s is not finite", number, k, name)
+            log.warning("step %d was skipped: in shard %d the %s is not finite", number, k, self._name_of(bad[k]))
+
+    def _name_of(self, bad: int) -> str:
+        """Of what was not finite, as a shard's `bad` has it."""
+        return "loss" if bad == LOSS_IS_BAD else f"gradient of {self.replica.name_of(int(bad) - 1)!r}"
 
     def memory(self) -> dict[str, np.ndarray]:
         """What is remembered besides the newest page: older ones, residuals of compression. All steps are done."""

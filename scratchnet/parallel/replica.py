@@ -287,26 +287,41 @@ class Replica:
 
     # --- the merge and update of a slice ----------------------------------------------------------------------------
 
-    def slice_of(self, part: tuple[int, int], old: Page, new: Page, slots: Sequence[np.ndarray]) -> Slice:
+    def slice_of(
+        self,
+        part: tuple[int, int],
+        old: Page,
+        new: Page,
+        gradients: Sequence[np.ndarray],
+        slots: Sequence[np.ndarray] | None = None,
+    ) -> Slice:
         """Slice s of n, (s, n) = part, of the step from page `old` to page `new`, which may be the same.
 
-        slots: those of the shards that are not empty. The buffers belong to the last slice.
+        gradients: what is folded, laid out like slots. slots: those of the shards that are not empty, if not the same;
+        their buffers belong to the last slice.
         """
+        slots = gradients if slots is None else slots
         segments = [
-            ([span.of(x) for x in old], [span.of(slot) for slot in slots], [span.of(x) for x in new])
+            ([span.of(x) for x in old], [span.of(gradient) for gradient in gradients], [span.of(x) for x in new])
             for span in self.layout.cut(part)
         ]
         before = [buffer for _, buffer in self._buffers(part, (), old)]
         return Slice(self, segments, self._buffers(part, slots, new), before)
 
-    def average_of(self, part: tuple[int, int], pages: Sequence[Page], new: Page) -> Average:
-        """Slice s of n, (s, n) = part, of the mean of pages: parameters and states of the optimizer."""
+    def average_of(
+        self, part: tuple[int, int], pages: Sequence[Page], new: Page, slots: Sequence[np.ndarray] | None = None
+    ) -> Average:
+        """Slice s of n, (s, n) = part, of the mean of pages: parameters and states of the optimizer.
+
+        pages: what is folded to the sum. slots: as in `slice_of`, if they are not these pages.
+        """
+        slots = [page[0] for page in pages] if slots is None else slots
         arrays = [
             ([span.of(page[j]) for page in pages], span.of(new[j]))
             for span in self.layout.cut(part)
             for j in range(len(new))
         ]
-        return Average(self, arrays, self._buffers(part, [page[0] for page in pages], new))
+        return Average(self, arrays, len(slots), self._buffers(part, slots, new))
 
     def _buffers(self, part: tuple[int, int], slots: Sequence[np.ndarray], new: Page) -> list[_Merged]:
         places = self.layout.buffers if part[0] == part[1] - 1 else []
@@ -410,10 +425,10 @@ class Slice:
 
 
 class Average:
-    """A piece of the mean of pages. arrays: parts of all pages, and of the new one; buffers: as in Slice."""
+    """A piece of the mean of `count` pages. arrays: parts of their sum, and of the new one; buffers: as in Slice."""
 
-    def __init__(self, replica: Replica, arrays: list[_Merged], buffers: list[_Merged]):
-        self.device, self.arrays, self.buffers = replica.host, arrays, buffers
+    def __init__(self, replica: Replica, arrays: list[_Merged], count: int, buffers: list[_Merged]):
+        self.device, self.arrays, self.count, self.buffers = replica.host, arrays, count, buffers
         self._step = _recorded(self._merge, replica.jit)
 
     def update(self, weights: Sequence[float]) -> None:
@@ -426,7 +441,7 @@ class Average:
     def _merge(self, weights: Sequence[float]) -> None:
         device = trace.active(self.device)
         for parts, out in self.arrays:
-            device.mul(_folded(device, parts), np.full((), 1 / len(parts), out.dtype), out)
+            device.mul(_folded(device, parts), np.full((), 1 / self.count, out.dtype), out)
         _merge_buffers(self.device, self.buffers, weights)
 
 

@@ -7,6 +7,7 @@ which take turns. Pages and slots are those of replica.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,7 @@ class TrainingArena:
     """What the processes of a pool share. It travels to them as an open file.
 
     batch: the most samples of a batch; span: the most batches of a step. timeline: keep what each worker did, and when.
+    memory: makes so many bytes of it.
 
     Raises SharedMemoryError where there is not enough memory.
     """
@@ -80,7 +82,15 @@ class TrainingArena:
     starts: np.ndarray  # (MOST_WORKERS,) processes that each worker had
     events: np.ndarray  # (EVENT_RANKS, EVENTS, fields of Event)
 
-    def __init__(self, replica: Replica, batch: int, span: int, workers: int, timeline: bool = False):
+    def __init__(
+        self,
+        replica: Replica,
+        batch: int,
+        span: int,
+        workers: int,
+        timeline: bool = False,
+        memory: Callable[[int], SharedMemory] = SharedMemory,
+    ):
         layout, shards, strategy = replica.layout, replica.shards, replica.strategy
         self.pieces = lay_out(phases_of(replica, workers))
         self.window = max(4, WINDOW // span)
@@ -116,7 +126,7 @@ class TrainingArena:
             name: (room.place(math.prod(shape) * np.dtype(dtype).itemsize), shape, dtype)
             for name, (shape, dtype) in arrays.items()
         }
-        self.memory = SharedMemory(room.size)
+        self.memory = memory(room.size)
         self._map()
 
     def _map(self) -> None:

@@ -103,6 +103,7 @@ class Worker:
         self.desk = desk_of(replica, arena)
         self.pages = self.desk.pages
         self.doing: tuple[int, int] | None = None
+        self.last = time.perf_counter()  # end of the last piece
         self.table = table_of(arena.pieces, may)
         self.times, self.events = arena.times[rank], arena.events[rank] if rank < len(arena.events) else None
         self.kept: dict[Any, Any] = {}  # what is recorded, by what it works on
@@ -111,31 +112,33 @@ class Worker:
 
     def run(self) -> None:
         """Until told to stop; if `spins` is negative, until there is nothing left to do."""
-        arena, words, last = self.arena, self.arena.words, time.perf_counter()
-        self.fail("idle", arena.committed())
+        self.last = time.perf_counter()
+        self.fail("idle", self.arena.committed())
         while True:
-            taken = take(words, self.table, self.rank, self.spins, self.scratch)
+            taken = take(self.arena.words, self.table, self.rank, self.spins, self.scratch)
             if taken in (STOPPED, NOTHING):
                 return
-            begin = time.perf_counter()
-            number, piece = divmod(int(taken), OWNERS)
-            pieces = arena.pieces[number]
-            name, at = pieces.phase.name, pieces.seals + piece * LINE
-            step = int(words[at])
-            self.doing = step, piece
-            self.fail(f"{name}.claimed", step)
-            getattr(self, name)(piece, step)
-            self.fail(f"{name}.written", step)
-            seal(words, at, step + 1)
-            end = time.perf_counter()
-            self.times[WAIT] += begin - last
-            self.times[COLUMNS.get(name, COMPUTE)] += end - begin
-            if self.events is not None:
-                count = int(self.times[-1])
-                self.events[count % EVENTS] = number, step, piece, begin, end
-                self.times[-1] = count + 1
-            last = end
-            self.fail("idle", step)
+            self.do(*divmod(int(taken), OWNERS))
+
+    def do(self, number: int, piece: int) -> None:
+        """A piece of phase `number`, for the next step in which it is to be done, and its seal."""
+        begin, words, pieces = time.perf_counter(), self.arena.words, self.arena.pieces[number]
+        name, at = pieces.phase.name, pieces.seals + piece * LINE
+        step = int(words[at])
+        self.doing = step, piece
+        self.fail(f"{name}.claimed", step)
+        getattr(self, name)(piece, step)
+        self.fail(f"{name}.written", step)
+        seal(words, at, step + 1)
+        end = time.perf_counter()
+        self.times[WAIT] += begin - self.last
+        self.times[COLUMNS.get(name, COMPUTE)] += end - begin
+        if self.events is not None:
+            count = int(self.times[-1])
+            self.events[count % EVENTS] = number, step, piece, begin, end
+            self.times[-1] = count + 1
+        self.last = end
+        self.fail("idle", step)
 
     # --- phases: gradients ------------------------------------------------------------------------------------------
 
@@ -203,8 +206,8 @@ class Worker:
 
     def norm(self, i: int, step: int) -> None:
         """Part i of the squared norm of the merged gradient."""
-        slots = [self._merged(step)[k] for k in self._shares(step % self.arena.window).full]
-        self.arena.squares[step % len(self.arena.squares), i] = self.replica.sum_of_squares((i, NORMS), slots)
+        squares = self.arena.squares[step % len(self.arena.squares)]
+        squares[i] = self.replica.sum_of_squares((i, NORMS), self._merged(step))
 
     def slice(self, s: int, step: int) -> None:
         """Slice s of the page after the step, from the page before it and all slots."""
@@ -212,19 +215,22 @@ class Worker:
         part, shares = (s, arena.pieces[-1].count), self._shares(row)
         old, new = (t % len(self.pages) for t in (step, step + 1))
         apart, ring = bool(arena.apart[row]), step % len(arena.slots)
+        merged, slots = self._merged(step), [arena.slots[ring, k] for k in shares.full]
         if apart:
-            pages = [replica.layout.page(arena.slots[ring, k]) for k in shares.full]
-            merge = self._kept(("mean", s, new, shares.full), lambda: replica.average_of(part, pages, self.pages[new]))
+            pages = [replica.layout.page(memory) for memory in merged]
+            merge = self._kept(
+                ("mean", s, new, shares.full), lambda: replica.average_of(part, pages, self.pages[new], slots)
+            )
             merge.update(shares.weights)
         else:
             merge = self._kept(
                 ("slice", s, old, ring, shares.full),
-                lambda: replica.slice_of(
-                    part, self.pages[old], self.pages[new], [self._merged(step)[k] for k in shares.full]
-                ),
+                lambda: replica.slice_of(part, self.pages[old], self.pages[new], merged, slots),
             )
-            if replica.skip_nonfinite and arena.bad[row].any():
+            if self._is_skipped(row):
                 merge.skip()
+                if self.compressor:
+                    self.compressor.skip(step)
             else:
                 merge.update(arena.numbers[row, 0], shares.weights, self._factor(step))
         self.fail("slice.half_written", step, lambda: merge.written)
@@ -252,12 +258,15 @@ class Worker:
 
     def basis(self, piece: int, step: int) -> None:
         """PowerSGD: the common basis."""
-        self.compressor.find_basis(step, self._shares(step % self.arena.window).full)  # type: ignore[union-attr]
+        row = step % self.arena.window
+        if not self._is_skipped(row):
+            self.compressor.find_basis(step, self._shares(row).full)  # type: ignore[union-attr]
 
     def project(self, k: int, step: int) -> None:
         """PowerSGD: what shard k sends."""
-        is_full = k in self._shares(step % self.arena.window).full
-        self.compressor.project(k, step, is_full)  # type: ignore[union-attr]
+        row = step % self.arena.window
+        if not self._is_skipped(row):
+            self.compressor.project(k, step, k in self._shares(row).full)  # type: ignore[union-attr]
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 
@@ -268,10 +277,15 @@ class Worker:
             self.shares[counts] = Shares.of(counts, self.replica.shards)
         return self.shares[counts]
 
-    def _merged(self, step: int) -> np.ndarray:
-        """What is merged of each shard: its slot, or what it sent of it."""
+    def _merged(self, step: int) -> list[np.ndarray]:
+        """What is folded: of each shard that is not empty its slot, or what it sent of it."""
         arena = self.arena
-        return arena.sent if len(arena.sent) else arena.slots[step % len(arena.slots)]
+        slots = arena.sent if len(arena.sent) else arena.slots[step % len(arena.slots)]
+        return [slots[k] for k in self._shares(step % arena.window).full]
+
+    def _is_skipped(self, row: int) -> bool:
+        """Is the step left out, because something is not finite in it? All gradients are there."""
+        return self.replica.skip_nonfinite and bool(self.arena.bad[row].any())
 
     def _factor(self, step: int) -> float:
         """What the gradient is multiplied with, so that its norm is at most clip_norm."""

@@ -44,7 +44,7 @@ def arrival_order(folder):
         return result
 
     class Arrived(Slice):
-        def __init__(self, replica, part, old, new, slots):
+        def __init__(self, replica, part, old, new, slots, of_buffers=None):
             super().__init__(slice_of(replica, part, old, new, slots))
             self.of, self.slots, self.shards = (replica, part, old, new), slots, replica.shards
 
@@ -62,7 +62,7 @@ def in_place(folder):
     slice_of = Replica.slice_of
 
     class InPlace(Slice):
-        def __init__(self, replica, part, old, new, slots):
+        def __init__(self, replica, part, old, new, slots, of_buffers=None):
             self.both = slice_of(replica, part, old, new, slots)
             super().__init__(slice_of(replica, part, old, old, slots))
 
