@@ -458,7 +458,7 @@ class _Alone:
 
 
 class _Pooled:
-    """Steps of any strategy in a pool of processes, or, with one worker, piece by piece in this one.
+    """Steps of any strategy in a pool of processes, by the ranks of an MPI job, or piece by piece in this process.
 
     The trainer's model and optimizer follow when the steps are `settled`.
     """
@@ -482,6 +482,8 @@ class _Pooled:
         pool: Callable[..., Any] = functools.partial(Pool, workers=trainer.workers, places=trainer._places)
         if trainer.workers == 1 and trainer.devices is None:
             pool = Solo
+        if trainer._ranks:
+            pool = functools.partial(trainer._ranks.Ranks, run=run, keeps=trainer.folder is not None)
         self._pool = pool(self._replica, loader.dataset, batch, **options)
         self._pool.remember(run.memory)
         self._batches: list[np.ndarray] = []
@@ -560,12 +562,10 @@ class _Pooled:
 
 def _engine_of(trainer: Trainer, run: _Run) -> Any:
     """What computes the steps of a run."""
-    if trainer._ranks:
-        if "cuda" in trainer._places.kinds:
-            raise DeviceError("Trainer: expected a model on 'cpu' and no GPU among devices under MPI, got 'cuda'")
-        return trainer._ranks.MpiEngine(trainer, run)
+    if trainer._ranks and "cuda" in trainer._places.kinds:
+        raise DeviceError("Trainer: expected a model on 'cpu' and no GPU among devices under MPI, got 'cuda'")
     is_plain = trainer.strategy == AllReduce() and trainer.accumulate == 1 and trainer.clip_norm is None
-    is_alone = trainer.workers == 1 and trainer.devices is None and trainer.timeline is None
+    is_alone = trainer.workers == 1 and trainer.devices is None and trainer.timeline is None and not trainer._ranks
     return (_Alone if is_alone and is_plain and trainer.nonfinite == "raise" else _Pooled)(trainer, run)
 
 
@@ -595,7 +595,7 @@ class _Run:
             **options_of(trainer.strategy),
         }
 
-    engine: Any  # _Alone, _Pooled or MpiEngine
+    engine: Any  # _Alone or _Pooled
 
     @property
     def batches(self) -> int:

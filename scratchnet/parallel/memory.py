@@ -116,12 +116,17 @@ class SharedMemory:
 
         return _inherited, (DupFd(self.fd), self.size)
 
+    @classmethod
+    def opened(cls, fd: int, size: int) -> "SharedMemory":
+        """Memory of another process, whose file is open here, too."""
+        memory = cls.__new__(cls)
+        memory.fd, memory.size = fd, max(size, 1)
+        memory._map()
+        return memory
+
 
 def _inherited(passed, size: int) -> SharedMemory:
-    memory = SharedMemory.__new__(SharedMemory)
-    memory.fd, memory.size = passed.detach(), size
-    memory._map()
-    return memory
+    return SharedMemory.opened(passed.detach(), size)
 
 
 class Layout:

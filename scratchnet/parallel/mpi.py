@@ -100,6 +100,7 @@ class MpiCommunicator(Communicator):
         self.watch = Watch(self.library, self.group.Dup(), patience)
         self._mine, self._theirs = np.zeros(WORDS, np.int64), np.zeros((self.size, WORDS), np.int64)
         self._broken: str | None = None
+        self.speaks = True  # is it this rank that says why a call failed?
         self._stranded = False  # others may still wait in a call that this rank has given up
 
     # --- the interface ---
@@ -186,6 +187,11 @@ class MpiCommunicator(Communicator):
         finally:
             self.watch.wait_for(None)
 
+    def wait(self, request: Any, text: str) -> None:
+        """Until an MPI request is done, in `text`: politely, and as long as the time limit allows."""
+        with self.waiting(text):
+            self._wait(request, text)
+
     def _wait(self, request: Any, text: str) -> None:
         spins, start = 0, time.monotonic()
         while not request.Test():
@@ -224,7 +230,8 @@ class MpiCommunicator(Communicator):
         """
         self._broken = str(error)
         callers = [rank for rank in range(self.size) if not len(signatures) or signatures[rank] not in GONE]
-        error.said_elsewhere = RAISED in signatures or self.rank != min(callers)  # type: ignore[attr-defined]
+        self.speaks = not (RAISED in signatures or self.rank != min(callers))
+        error.said_elsewhere = not self.speaks  # type: ignore[attr-defined]
         return error
 
     def leave(self, how: int = RETURNED, why: str = "") -> None:
@@ -232,9 +239,10 @@ class MpiCommunicator(Communicator):
 
         why: what the others are told of an exception.
 
-        It returns when all ranks have said so, or one has got that error. Not after a call that failed.
+        It returns when all ranks have said so, or one has got that error. Not after a call that failed. What they wait
+        for may be something else than a call; then an exception ends the job after `patience` seconds.
         """
-        self.timeout = None
+        self.timeout = self.watch.patience if how == RAISED else None
         with contextlib.suppress(CollectiveError):
             self._meet(how, why)
         self._broken = self._broken or "this rank has left the group"

@@ -96,11 +96,15 @@ class PageLayout:
         """Of a page with its optimizer state."""
         return round_up(self.nbytes) + self.states * round_up(self.parameter_bytes)
 
+    @property
+    def begins(self) -> list[int]:
+        """Where, in a page, parameters begin, and each state of the optimizer, which is laid out like them."""
+        return [0, *(round_up(self.nbytes) + j * round_up(self.parameter_bytes) for j in range(self.states))]
+
     def page(self, memory: np.ndarray) -> Page:
         """`page_bytes` bytes as a page: parameters and buffers, and each state of the optimizer."""
-        begin, step = round_up(self.nbytes), round_up(self.parameter_bytes)
-        states = [memory[begin + j * step :][: max(self.parameter_bytes, 1)] for j in range(self.states)]
-        return [memory[: self.nbytes], *states]
+        sizes = [self.nbytes] + [max(self.parameter_bytes, 1)] * self.states
+        return [memory[begin : begin + size] for begin, size in zip(self.begins, sizes, strict=True)]
 
     def arrays(self, slot: np.ndarray) -> list[np.ndarray]:
         """What a slot holds: gradients, and buffers; not the gaps between them."""

@@ -33,6 +33,11 @@ def split(batch: Sequence[Any], k: int, shards: int) -> tuple[Any, ...]:
     return tuple(rows[k * n // shards : (k + 1) * n // shards] for rows in batch)
 
 
+def starts_of(n: int, size: int) -> list[int]:
+    """n things shared out among `size`, each consecutive ones, n // size or one more: where they begin, and the end."""
+    return [i * n // size for i in range(size + 1)]
+
+
 def first_stream(batch: int, k: int, shards: int) -> int:
     """Where the random numbers of shard k of a batch begin: they depend on nothing else."""
     return (batch * shards + k) * DRAWS

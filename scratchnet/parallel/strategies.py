@@ -52,7 +52,7 @@ class Compression:
 
     (Seide et al. 2014; Karimireddy et al. 2019 show that this keeps the rate of convergence of SGD). The merge folds
     what was sent. On one machine, where gradients lie in shared memory, it saves nothing; it is there to be studied,
-    and for slow networks. The residuals are part of a checkpoint.
+    and for slow networks (MPI): there each machine gets what every shard sent. The residuals are part of a checkpoint.
     """
 
     def compress(self, v: np.ndarray, out: np.ndarray) -> None:
@@ -62,6 +62,14 @@ class Compression:
     def sent_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         """Bytes that C(v) takes on the way, for v of this shape."""
         raise NotImplementedError
+
+    def pack(self, sent: np.ndarray) -> np.ndarray:
+        """C(v), from `compress`, as it travels: `sent_bytes` bytes. All of it, unless told otherwise."""
+        return sent.reshape(-1).view(np.uint8)
+
+    def unpack(self, data: np.ndarray, out: np.ndarray) -> None:
+        """out = C(v), bit by bit, from what `pack` gave."""
+        out.reshape(-1)[...] = data.view(out.dtype)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,12 @@ class Float16(Compression):
 
     def sent_bytes(self, shape, itemsize):
         return 2 * int(np.prod(shape))
+
+    def pack(self, sent):
+        return sent.reshape(-1).astype(np.float16).view(np.uint8)
+
+    def unpack(self, data, out):
+        out.reshape(-1)[...] = data.view(np.float16)
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,18 @@ class TopK(Compression):
 
     def sent_bytes(self, shape, itemsize):
         return (4 + itemsize) * self._count(int(np.prod(shape)))
+
+    def pack(self, sent):
+        flat, count = sent.reshape(-1), self._count(sent.size)
+        at = np.flatnonzero(flat)[:count]
+        if len(at) < count:  # then zeros were among the largest
+            at = np.concatenate([at, np.flatnonzero(flat == 0)[: count - len(at)]])
+        return np.concatenate([at.astype(np.uint32).view(np.uint8), flat[at].view(np.uint8)])
+
+    def unpack(self, data, out):
+        count = self._count(out.size)
+        out[...] = 0
+        out.reshape(-1)[data[: 4 * count].view(np.uint32)] = data[4 * count :].view(out.dtype)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ class TrainingArena:
     Raises SharedMemoryError where there is not enough memory.
     """
 
+    TOLD = ("positions", "counts", "batches", "first", "version", "apart", "numbers")  # written by who submits a step
+
     words: np.ndarray  # int64, see claims.py
     # Of each step, by its number modulo `window`:
     positions: np.ndarray  # (span * batch,) of samples, batch after batch

@@ -191,7 +191,7 @@ class Worker:
         slot, own = self.desk.copy(self._version(row), 0, k), self.desk.scratch
         page = replica.layout.page(slot)
         update = self._kept(("update", id(slot)), lambda: replica.slice_of((0, 1), page, page, [own]))
-        arena.bad[row, k] = 0
+        arena.bad[row, k] = LOSS_IS_BAD  # unless it turns out otherwise
         for a, lo, hi in self._shares(row).parts[k]:
             loss = math.nan
             if lo < hi:
@@ -201,6 +201,7 @@ class Worker:
                 update.update(arena.numbers[row, a], (1.0,))
             arena.losses[row, a, k] = loss
         self.desk.hand_in(0, k)
+        arena.bad[row, k] = 0
 
     # --- phases: merges ---------------------------------------------------------------------------------------------
 

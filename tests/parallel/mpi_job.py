@@ -24,13 +24,20 @@ OPTIMIZERS = {
 }
 
 
+AllReduce, ParameterServer = sn.parallel.AllReduce, sn.parallel.ParameterServer
 JOBS = {  # arguments of the trainer, and the optimizer
     "momentum": ({"shards": 4}, "momentum"),
     "adam, more shards than samples at the end": ({"shards": 8}, "adam"),
     "two batches a step, and their norm": ({"shards": 3, "accumulate": 2, "clip_norm": 0.5}, "momentum"),
     "local": ({"shards": 4, "strategy": sn.parallel.LocalSGD(every=3, warmup=2)}, "adam"),
     "one shard": ({"shards": 1}, "momentum"),
-    "fast": ({"shards": 4, "strategy": sn.parallel.AllReduce(order="fast")}, "adam"),
+    "fast": ({"shards": 4, "strategy": AllReduce(order="fast")}, "adam"),
+    "half": ({"shards": 4, "strategy": AllReduce(sn.parallel.Float16()), "accumulate": 2}, "momentum"),
+    "largest": ({"shards": 8, "strategy": ParameterServer(0, sn.parallel.TopK(0.1))}, "adam"),
+    "low rank": ({"shards": 4, "strategy": AllReduce(sn.parallel.PowerSGD(2)), "clip_norm": 0.5}, "momentum"),
+    "delayed": ({"shards": 3, "strategy": ParameterServer(2)}, "momentum"),
+    "skipped": ({"shards": 4, "nonfinite": "skip"}, "adam"),
+    "low rank, skipped": ({"shards": 4, "strategy": AllReduce(sn.parallel.PowerSGD(1)), "nonfinite": "skip"}, "adam"),
 }
 
 
@@ -90,7 +97,7 @@ class Net(sn.nn.Module):
         return self.last(self.dropout(hidden.relu().reshape(len(x), 40))) + nan_for_large_inputs
 
 
-def train(config, arguments, rule):
+def train(config, arguments, rule, fault):
     """The trainer after `fit`, the history and the data set."""
     sn.manual_seed(1)
     model = Net()
@@ -101,7 +108,7 @@ def train(config, arguments, rule):
     ]
     optimizer = OPTIMIZERS[rule](groups)
     schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=1000)
-    dataset, validation = Samples(config.fault), Samples("")
+    dataset, validation = Samples(fault), Samples("")
     trainer = sn.Trainer(
         model, optimizer, sn.nn.CrossEntropyLoss(), schedule,
         folder=config.folder, save_every=4, progress=False, **arguments,
@@ -120,7 +127,8 @@ def main(config):
     if started_as():
         library().pickle.__init__(dumps=forbidden, loads=forbidden)
     for name in config.jobs:
-        trainer, history, dataset = train(config, *JOBS[name])
+        fault = "nan" if name.endswith("skipped") else config.fault
+        trainer, history, dataset = train(config, *JOBS[name], fault)
         state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
         digest = hashlib.sha256(checkpoint.dumps(state)).hexdigest()
         weights = [float(p.detach().numpy().sum(dtype=np.float64)) for p in trainer.model.parameters()]

@@ -28,7 +28,7 @@ from servants import NO_MPI, MpiGroup, mpirun
 
 import scratchnet as sn
 from scratchnet.parallel import job as started
-from scratchnet.parallel import mpi, mpi_engine, mpi_watch
+from scratchnet.parallel import mpi, mpi_engine, mpi_machines, mpi_watch
 from scratchnet.parallel.collectives import ALGORITHMS
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
@@ -162,7 +162,7 @@ def test_the_source_calls_no_method_that_pickles(monkeypatch):
     capital = {name.lower() for name in dir(MPI.Intracomm) if name[0].isupper()}
     pickling = {name for name in dir(MPI.Intracomm) if name[0].islower() and name in capital}
     assert {"send", "recv", "bcast", "allreduce", "alltoall", "isend"} <= pickling
-    for module in (mpi, mpi_engine, mpi_watch):
+    for module in (mpi, mpi_engine, mpi_machines, mpi_watch):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute) and node.attr in pickling:
                 assert isinstance(node.value, ast.Name) and node.value.id == "self", ast.unparse(node)
@@ -261,9 +261,12 @@ WRAPPER = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "mpi_trai
 JOB = Path(__file__).with_name("mpi_job.py")
 
 
-def job(ranks, *flags, command=mpirun, fail=""):
-    """The job under mpirun, or without it for `ranks` 0: status, lines of results, and what it said."""
-    variables = variables_of_a_job()
+def job(ranks, *flags, command=mpirun, fail="", share=0):
+    """The job under mpirun, or without it for `ranks` 0: status, lines of results, and what it said.
+
+    share: so many ranks count as one machine; 0: all that are on one.
+    """
+    variables = variables_of_a_job() | {mpi_machines.VARIABLE: str(share)}
     variables |= {"SCRATCHNET_MPI_PATIENCE": "3", "SCRATCHNET_FAIL": fail, "SCRATCHNET_QUIET": "1"}
     line = [sys.executable, str(JOB), *map(str, flags)]
     line = command(ranks, *line) if ranks else line
@@ -282,9 +285,9 @@ def undisturbed():
     return {result["job"]: result for result in results}
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_training_has_the_bits_of_one_process_for_any_number_of_ranks(ranks):
-    status, results, said = job(ranks, "--jobs", *mpi_job.JOBS)
+@pytest.mark.parametrize(("ranks", "share"), [(2, 0), (3, 1), (5, 2)])
+def test_training_has_the_bits_of_one_process_for_any_number_of_ranks_and_machines(ranks, share):
+    status, results, said = job(ranks, "--jobs", *mpi_job.JOBS, share=share)
     assert status == 0, said
     assert sorted((r["job"], r["rank"]) for r in results) == sorted(itertools.product(mpi_job.JOBS, range(ranks)))
     for result in results:
@@ -328,6 +331,29 @@ def test_ranks_that_take_different_samples_are_named():
         """,
     )
     assert status != 0 and "expected loader_seed=0, as saved, got 1" in text
+
+
+@pytest.mark.parametrize("strategy", ["ParameterServer(None)", "Hogwild()"])
+def test_what_is_not_exact_is_refused_in_one_line(strategy):
+    status, text = python(
+        2,
+        f"""
+        import dataclasses, numpy as np, scratchnet as sn
+        from scratchnet.flags import run_script
+        def main(config):
+            model = sn.nn.Linear(3, 2)
+            data = sn.data.TensorDataset(np.ones((8, 3), np.float32), np.zeros(8, int))
+            trainer = sn.Trainer(
+                model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss(), shards=2,
+                strategy=sn.parallel.{strategy},
+            )
+            trainer.fit(sn.data.DataLoader(data, 4))
+        run_script(main, dataclasses.make_dataclass("Config", []))
+        """,
+    )
+    lines = [line for line in text.splitlines() if "Trainer: " in line]
+    assert status != 0 and len(lines) == 1 and "expected a strategy that is exact under MPI, got" in lines[0], text
+    assert f"{strategy.partition('(')[0]}(" in lines[0] and "at any time, in shared memory" in lines[0]
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -399,6 +425,13 @@ def test_ranks_end_with_mpirun(tmp_path):
     while any(map(residue.alive, ranks)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_exception_where_others_wait_for_more_than_a_meeting_ends_the_job_in_time():
+    status, results, said = job(2, fail="slice.claimed:4:1:raise")
+    lines = [line for line in said.splitlines() if line.startswith("scratchnet:")]
+    assert status != 0 and not results
+    assert lines[0] == "scratchnet: rank 1, step 4: RuntimeError: a fail point was armed"
 
 
 # --- several hosts ----------------------------------------------------------------------------------------------------

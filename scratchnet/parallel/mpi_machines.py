@@ -1,0 +1,172 @@
+"""The machines of an MPI job: ranks that share memory, and how machines agree on what all shards gave together.
+
+The ranks of a machine share one piece of memory and compute on it as the workers of a pool do. One rank of each machine
+talks to the others. Shards are consecutive on a machine, so a fold in their order over all machines is a chain:
+
+    machine 0 folds its shards, and hands the sum to machine 1, which adds its own one by one, ... and the last one
+    has the total, which goes back the same way; piece by piece, so that all links are busy at the same time
+
+It sends 2 n bytes a machine for n bytes of gradients, however many shards there are (n, of two machines), and has the
+bits of one process. To send each shard's gradient to those that own slices takes (K/M + 1) (M-1)/M n for K shards on M
+machines: more, unless a machine has only one. "fast" leaves the sum over machines to the library: 2 (M-1)/M n.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import SharedMemoryError
+from .memory import SharedMemory
+from .mpi import MpiCommunicator
+from .replica import PageLayout, Place
+from .shards import starts_of
+
+PIECE = 1 << 17  # bytes that travel at a time along the chain
+VARIABLE = "SCRATCHNET_MPI_SHARE"  # how many ranks of a machine share memory, at most; 1 where they cannot
+
+
+class Machine:
+    """The ranks that share memory with this one, `here`; and where they stand among all.
+
+    number, of `count`: this machine's. place: this rank's among all ranks, machine by machine. leaders: one rank of
+    each machine, on those ranks; None on others. neighbours: ranks on this machine, whether they share memory or not.
+    """
+
+    def __init__(self, comm: MpiCommunicator):
+        self.comm, group = comm, comm.group
+        most = int(os.environ.get(VARIABLE, 0)) or (comm.size if os.path.exists("/proc/self/fd") else 1)
+        same = group.Split_type(comm.library.COMM_TYPE_SHARED, group.rank)
+        self.here = same.Split(same.rank // most, group.rank)
+        self.neighbours = same.size
+        same.Free()
+        leaders = group.Split(0 if self.here.rank == 0 else comm.library.UNDEFINED, group.rank)
+        self.leaders: Any = leaders if self.here.rank == 0 else None
+        found = np.zeros(3, np.int64)  # number, count, ranks on earlier machines
+        if self.leaders:
+            sizes = np.zeros(leaders.size, np.int64)
+            leaders.Allgather(np.array([self.here.size]), sizes)
+            found[:] = leaders.rank, leaders.size, sizes[: leaders.rank].sum()
+        self.here.Bcast(found)
+        self.number, self.count, first = found.tolist()
+        self.place = first + self.here.rank
+        firsts = np.zeros(comm.size, np.int64)
+        group.Allgather(np.array([first]), firsts)
+        self._firsts = sorted(set(firsts.tolist()))  # place of each machine's first rank
+        ranks = np.zeros(self.here.size, np.int64)
+        self.here.Allgather(np.array([comm.rank]), ranks)
+        self._leader = int(ranks[0])
+
+    def memory(self, size: int) -> SharedMemory:
+        """`size` bytes of zeros, the same for all ranks of this machine; all ranks of the job call it at once.
+
+        They have no name that could be left behind: the first rank makes them, and the others open its file.
+        """
+        memory = SharedMemory(size) if self.leaders else None
+        pid, fd = self.comm.meet("shared memory", os.getpid(), memory.fd if memory else -1)[self._leader, :2].tolist()
+        if memory is None:
+            try:
+                memory = SharedMemory.opened(os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC), size)
+            except OSError as error:
+                raise SharedMemoryError(
+                    f"shared memory: expected that of rank {self._leader}, got {error.strerror}; {VARIABLE}=1 lets "
+                    "each rank have its own"
+                ) from None
+        self.meet("shared memory")  # the first rank's file stays open until then
+        return memory
+
+    def meet(self, text: str) -> None:
+        """Returns when all ranks of this machine have come here, in `text`."""
+        self.comm.wait(self.here.Ibarrier(), text)
+
+    def shards(self, machine: int, shards: int) -> range:
+        """Those of a machine: of its ranks, together."""
+        starts, ends = starts_of(shards, self.comm.size), [*self._firsts[1:], self.comm.size]
+        return range(starts[self._firsts[machine]], starts[ends[machine]])
+
+    def spread(self, rows: np.ndarray) -> None:
+        """rows[k], of (shards, bytes), from the machine that has shard k to all; leaders call it.
+
+        All at once, each straight to its place: on a slow link an Allgatherv took twice as long.
+        """
+        group, blocks = self.leaders, [self.shards(machine, len(rows)) for machine in range(self.count)]
+        own = blocks[self.number]
+        requests = []
+        for machine, block in enumerate(blocks):
+            if machine != self.number:
+                requests += [group.Irecv(rows[block.start : block.stop], machine, 2)] if block else []
+                requests += [group.Isend(rows[own.start : own.stop], machine, 2)] if own else []
+        self.comm.library.Request.Waitall(requests)
+
+
+@functools.cache
+def machine_of(comm: MpiCommunicator) -> Machine:
+    """Made at the first call, which all ranks make."""
+    return Machine(comm)
+
+
+class Chain:
+    """The fold of the header, over arrays that lie at `places` of slots; for leaders. total: where its result goes."""
+
+    def __init__(self, machine: Machine, places: Sequence[Place], total: np.ndarray):
+        self.machine, self.library, self.places, self.total = machine, machine.comm.library, places, total
+        number, group = machine.number, machine.leaders
+        self._partial = np.empty_like(total)
+
+        def requests(make: Any, memory: np.ndarray, other: int, tag: int) -> list[Any]:
+            return [make(place.of(memory), other, tag) for place in places] if 0 <= other < machine.count else []
+
+        self._take = requests(group.Recv_init, self._partial, number - 1, 0)
+        self._hand_on = requests(group.Send_init, self._partial, number + 1, 0)
+        self._take_back = requests(group.Recv_init, total, number + 1, 1)
+        self._hand_back = requests(group.Send_init, total, number - 1, 1)
+
+    def fold(self, slots: Sequence[np.ndarray], first: int) -> None:
+        """total = the sum of all machines' slots. first: the first machine that has any."""
+        number, is_last = self.machine.number, not self._hand_on
+        self._start(self._take_back)
+        takes = self._take if number > first else []
+        self._start(takes)
+        for i, place in enumerate(self.places if number >= first else []):
+            rows = [place.of(slot) for slot in slots]
+            if takes:
+                takes[i].Wait()
+                rows.insert(0, place.of(self._partial))
+            fold(rows, place.of(self.total if is_last else self._partial))
+            for request in (self._hand_back if is_last else self._hand_on)[i : i + 1]:
+                request.Start()
+        for i, request in enumerate(self._take_back):
+            request.Wait()
+            for back in self._hand_back[i : i + 1]:
+                back.Start()
+        self.library.Prequest.Waitall([*self._hand_on, *self._hand_back])
+
+    def _start(self, requests: list[Any]) -> None:
+        if requests:
+            self.library.Prequest.Startall(requests)
+
+
+def fold(rows: Sequence[np.ndarray], out: np.ndarray) -> None:
+    """out = the sum of rows, in their order; `out` may be the first one."""
+    if len(rows) == 1:
+        np.copyto(out, rows[0])
+    for i, row in enumerate(rows[1:]):
+        np.add(out if i else rows[0], row, out=out)
+
+
+def places_of(layout: PageLayout, with_states: bool, piece: int | None = None) -> list[Place]:
+    """All numbers of a slot, or of a page with the optimizer's state, in pieces of so many bytes at most."""
+    found = []
+    for begin in layout.begins if with_states else [0]:
+        for segment in layout.segments:
+            offset, (size,), dtype = segment.place
+            step = max(1, (piece or max(segment.place.nbytes, 1)) // dtype.itemsize)
+            found += [
+                Place(begin + offset + lo * dtype.itemsize, (min(step, size - lo),), dtype)
+                for lo in range(0, size, step)
+            ]
+    return found
