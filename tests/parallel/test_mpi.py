@@ -5,6 +5,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -377,25 +378,36 @@ def test_a_fault_of_one_rank_ends_the_job_with_one_line(fault):
     assert time.monotonic() - start < 30
 
 
-@pytest.mark.parametrize("point", ["shard.claimed:9:1:SIGKILL", "slice.claimed:6:0:exit"])
-def test_a_job_that_lost_a_rank_goes_on_with_any_number_of_ranks_to_the_same_bytes(tmp_path, point):
-    status, results, _ = job(3, "--folder", tmp_path, fail=point)
+@pytest.mark.parametrize(
+    ("point", "name", "starts"),
+    [
+        ("shard.claimed:9:1:SIGKILL", "low rank", [(2, 0), (0, 0)]),
+        ("slice.claimed:6:0:exit", "largest", [(4, 2)]),
+    ],
+)
+def test_a_job_that_lost_a_rank_goes_on_with_any_number_of_ranks_to_the_same_bytes(tmp_path, point, name, starts):
+    """Three ranks, each as if it was a machine, so residuals are on three, too; and what a checkpoint holds of them."""
+    status, results, _ = job(3, "--jobs", name, "--folder", tmp_path, fail=point, share=1)
     assert status != 0 and not results
-    for ranks in (2, 0) if point.startswith("shard") else (4,):
+    checkpoints = set()
+    for ranks, share in starts:
         folder = tmp_path / str(ranks)
         shutil.copytree(tmp_path, folder, ignore=lambda _, names: [n for n in names if n.isdigit()])
-        status, results, said = job(ranks, "--folder", folder, "--resume", "auto")
+        status, results, said = job(ranks, "--jobs", name, "--folder", folder, "--resume", "auto", share=share)
         assert status == 0, said
-        assert {result["digest"] for result in results} == {undisturbed()["momentum"]["digest"]}
+        assert {result["digest"] for result in results} == {undisturbed()[name]["digest"]}
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+        checkpoints.add(max(folder.glob("*.safetensors")).read_bytes())
+    assert len(checkpoints) == 1
 
 
 def test_sigterm_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(tmp_path):
-    status, results, said = job(3, "--folder", tmp_path, "--fault", "term")
+    flags = "--jobs", "delayed", "--folder", tmp_path
+    status, results, said = job(3, *flags, "--fault", "term", share=2)
     assert status == 128 + signal.SIGTERM and not results, said
     assert [path.name for path in tmp_path.glob("*.safetensors")]
-    status, results, said = job(2, "--folder", tmp_path, "--resume", "auto")
-    assert {result["digest"] for result in results} == {undisturbed()["momentum"]["digest"]}, said
+    status, results, said = job(2, *flags, "--resume", "auto")
+    assert {result["digest"] for result in results} == {undisturbed()["delayed"]["digest"]}, said
 
 
 def test_the_wrapper_restarts_a_job_until_it_ends(tmp_path):
@@ -468,6 +480,48 @@ def test_training_on_several_hosts_has_the_bits_of_one_process(hosts, ranks):
     assert {result["host"] for result in results} == {f"host{i + 1}" for i in range(hosts.count)}
     assert [result["digest"] for result in results] == [undisturbed()["momentum"]["digest"]] * ranks
     assert all(hosts.sent(host) > 20_000 for host in range(hosts.count))
+
+
+COUNTED = """
+import json
+import numpy as np, scratchnet as sn
+from scratchnet.parallel.strategies import COMPRESSIONS, AllReduce
+from scratchnet.parallel.job import is_first_rank
+data = sn.data.TensorDataset(np.random.default_rng(0).normal(size=(40, 256)).astype(np.float32), np.arange(40) % 10)
+found = {}
+for name, compression in COMPRESSIONS.items():
+    sn.manual_seed(0)
+    model = sn.nn.MLP(256, 512, 10)
+    optimizer, loader = sn.optim.SGD(model.parameters(), 0.1), sn.data.DataLoader(data, 4)
+    trainer = sn.Trainer(
+        model, optimizer, sn.nn.CrossEntropyLoss(), shards=2, strategy=AllReduce(compression), progress=False
+    )
+    counter = open("/sys/class/net/eth0/statistics/tx_bytes")
+    before = int(counter.read())
+    trainer.fit(loader)
+    found[name] = int(open(counter.name).read()) - before
+if not is_first_rank():
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("hosts", [2], indirect=True)
+def test_what_is_compressed_travels_compressed(hosts):
+    """Bytes that the second host sends in 10 steps, with one shard a host: what its shard sends, or the whole sum."""
+    command = [*hosts.mpirun(2), "-x", "PYTHONPATH", sys.executable, "-c", COUNTED]
+    said = subprocess.run(command, env=variables_of_a_job(), capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0, said.stderr
+    counted, shapes = json.loads(said.stdout), [(256, 512), (512,), (512, 10), (10,)]
+    low_rank = sum(map(math.prod, shapes[1::2])) + 2 * (256 + 512 + 512 + 10)
+    expected = {  # bytes a step, by the arithmetic of each
+        "none": 4 * sum(map(math.prod, shapes)),
+        "float16": 2 * sum(map(math.prod, shapes)),
+        "top_k": 8 * sum(math.ceil(0.05 * math.prod(shape)) for shape in shapes),
+        "power_sgd": 4 * low_rank,
+    }
+    assert counted.keys() == expected.keys()
+    for name, least in expected.items():  # frames and meetings come on top
+        assert 10 * least < counted[name] < 10 * (1.08 * least + 3000), (name, counted, expected)
 
 
 @pytest.mark.parametrize("hosts", [4], indirect=True)
