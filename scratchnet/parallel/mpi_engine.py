@@ -242,8 +242,9 @@ class Ranks(Steps):
         """The sum of all shards' slots, to `_total`: of gradients, or of pages."""
         machine, apart = self._machine, bool(self.arena.apart[step % self.arena.window])
         if self._is_fast:
-            for place in places_of(self.replica.layout, False):
-                machine.leaders.Allreduce(self._comm.library.IN_PLACE, place.of(self._total))
+            places, library = places_of(self.replica.layout, False, PIECE), self._comm.library
+            started = [machine.leaders.Iallreduce(library.IN_PLACE, place.of(self._total)) for place in places]
+            library.Request.Waitall(started)
             return
         if apart not in self._chains:
             self._chains[apart] = Chain(machine, places_of(self.replica.layout, apart, PIECE), self._total)
