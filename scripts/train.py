@@ -53,7 +53,7 @@ def main(config: Config) -> float | None:
     # 1. Prepare: read, clean, scale; hold data back to validate on.
     full, test = sn.data.load(config.data)
     train, val = sn.data.random_split(full, [1 - config.validation, config.validation], seed=config.seed)
-    scale = sn.data.Standardize.fit(train, per_feature=False)
+    scale = sn.data.Standardize.fit(train, per_feature=False, comm=sn.parallel.world())
 
     # 2. Split: samples into batches here, each batch into shards in the trainer.
     train_loader = sn.data.DataLoader(train.map(scale), config.batch_size, shuffle=True, seed=config.seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,25 +29,29 @@ class Standardize:
         self.load_state_dict({"mean": mean, "std": std})
 
     @classmethod
-    def fit(cls, data: Dataset | ArrayLike, per_feature: bool = True) -> Standardize:
+    def fit(cls, data: Dataset | ArrayLike, per_feature: bool = True, comm: Any = None) -> Standardize:
         """Measure the features of a Dataset, or an array (n, ...), in two passes in float64.
 
         per_feature=False gives one mean and one std for all features, the usual choice for images.
         The std is that of the population (ddof 0). A feature that never changes (std below 1.2e-38) gets std 1.
+        comm: a scratchnet.parallel.Communicator of processes that all call this with the same data; each reads a part
+        of the rows, and all get the figures that one process does, to the bit.
         """
         dataset = data if isinstance(data, Dataset) else TensorDataset(data)
         if len(dataset) == 0:
             raise DataError("Standardize.fit: expected at least one row, got none")
         axis = 0 if per_feature else None
+        row, *_ = gather(dataset, [0])
+        numbers = len(dataset) * (1 if per_feature else row.size)
 
-        total, low, high, rows = 0.0, np.inf, -np.inf, 0
-        for chunk in _chunks(dataset):
-            total = total + chunk.sum(axis=axis)
-            low, high = np.minimum(low, chunk.min(axis=axis)), np.maximum(high, chunk.max(axis=axis))
-            rows += len(chunk) if per_feature else chunk.size
-        mean = total / rows
-        squares = sum(np.square(chunk - mean).sum(axis=axis) for chunk in _chunks(dataset))
-        std = np.sqrt(squares / rows)
+        def each(*measures: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            """(measures, chunks, ...): what each of these functions gives of each chunk."""
+            return _of_chunks(dataset, measures, row.shape[1:] if per_feature else (), comm)
+
+        sums, lows, highs = each(lambda x: x.sum(axis=axis), lambda x: x.min(axis=axis), lambda x: x.max(axis=axis))
+        low, high, mean = lows.min(axis=0), highs.max(axis=0), functools.reduce(np.add, sums, 0.0) / numbers
+        (squares,) = each(lambda x: np.square(x - mean).sum(axis=axis))
+        std = np.sqrt(functools.reduce(np.add, squares, 0.0) / numbers)
         # A constant feature whose sum was rounded has a small std and no meaning: so look at its range, not its std.
         return cls(mean, np.where((low == high) | (std < SMALLEST_STD), 1.0, std))
 
@@ -78,7 +83,18 @@ class Standardize:
         self.mean, self.std = mean, std
 
 
-def _chunks(dataset):
-    for start in range(0, len(dataset), CHUNK):
-        features, *_ = gather(dataset, np.arange(start, min(start + CHUNK, len(dataset))))
-        yield features.astype(np.float64)
+def _of_chunks(
+    dataset: Any,
+    measures: Sequence[Callable[[np.ndarray], np.ndarray]],
+    shape: tuple[int, ...],
+    comm: Any,
+) -> np.ndarray:
+    """(measures, chunks, *shape) float64: what each function gives, of that shape, of each chunk of rows; see `fit`."""
+    starts, rank, size = range(0, len(dataset), CHUNK), comm.rank if comm else 0, comm.size if comm else 1
+    found = np.zeros((len(measures), len(starts), *shape))
+    for i in range(rank * len(starts) // size, (rank + 1) * len(starts) // size):
+        features, *_ = gather(dataset, np.arange(starts[i], min(starts[i] + CHUNK, len(dataset))))
+        chunk = features.astype(np.float64)
+        for figures, measure in zip(found, measures, strict=True):
+            figures[i] = measure(chunk)
+    return comm.all_reduce(found) if comm else found  # to a chunk's figures the others add nothing but zeros

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .strategies import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
 
 if TYPE_CHECKING:
-    from .communicator import Communicator, SerialCommunicator
+    from .communicator import Communicator, SerialCommunicator, world
     from .job import is_first_rank
     from .launch import run
     from .mpi import MpiCommunicator
@@ -21,6 +21,7 @@ _HOMES = {
     "SerialCommunicator": "communicator",
     "is_first_rank": "job",
     "run": "launch",
+    "world": "communicator",
 }
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "TopK",
     "is_first_rank",
     "run",
+    "world",
 ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, DtypeError
+from .job import started_as
 
 OPS = ("sum", "mean", "max", "min")
 DTYPES = tuple(map(np.dtype, ("float32", "float64", "int32", "int64")))
@@ -109,6 +110,16 @@ def signature_of(text: str) -> int:
     if text not in _signatures:
         _signatures[text] = 8 + int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
     return _signatures[text]
+
+
+def world() -> Communicator:
+    """All ranks of the job that MPI started, which all of them call; or a group of this process alone."""
+    job = started_as()
+    if job is None or job[1] == 1:
+        return SerialCommunicator()
+    from . import mpi
+
+    return mpi.world()
 
 
 # --- a group of one ---------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ from .mpi import MpiCommunicator
 from .replica import PageLayout, Place
 from .shards import starts_of
 
-# Bytes that travel at a time along the chain. Open MPI announces what is larger than 64 KiB before it sends it, and over
-# TCP the answer waits behind the data on its way in the other direction: 430 ms a step instead of 229, on 300 Mbit/s.
+# Bytes that travel at a time along the chain. Open MPI announces more than 64 KiB before it sends them, and over
+# TCP the answer waits behind the data on its way in the other direction: 430 ms a step, not 229, on 300 Mbit/s.
 PIECE = 48 << 10
 VARIABLE = "SCRATCHNET_MPI_SHARE"  # how many ranks of a machine share memory, at most; 1 where they cannot
 

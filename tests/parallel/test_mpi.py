@@ -116,6 +116,42 @@ def test_fast_order_is_right_within_the_rounding_of_sums(group, op):
     assert (np.abs(joined - expected) <= bound).all()
 
 
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+class OnDisk(sn.data.Dataset):
+    """Rows of a file that is mapped to memory, and how many were read."""
+
+    def __init__(self, path):
+        self.x, self.read = np.load(path, mmap_mode="r"), 0
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        self.read += 1
+        return np.array(self.x[i]), 0
+
+
+def standardized(comm, path, chunk, per_feature):
+    sn.data.standardize.CHUNK = chunk
+    dataset = OnDisk(path)
+    figures = sn.data.Standardize.fit(dataset, per_feature, comm).state_dict()
+    return figures["mean"].tobytes(), figures["std"].tobytes(), dataset.read
+
+
+@pytest.mark.parametrize("per_feature", [True, False])
+def test_each_rank_reads_its_part_of_the_rows_to_standardize_them(group, tmp_path, monkeypatch, per_feature):
+    rows, chunk = 50, 8  # 7 chunks, the last one of 2 rows
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(3, 2, (rows, 5)).astype(np.float32))
+    monkeypatch.setattr(sn.data.standardize, "CHUNK", chunk)
+    alone = sn.data.Standardize.fit(OnDisk(tmp_path / "x.npy"), per_feature).state_dict()
+    found = group.ask(standardized, tmp_path / "x.npy", chunk, per_feature)
+    assert {figures[:2] for figures in found} == {(alone["mean"].tobytes(), alone["std"].tobytes())}
+    ends = [min(rows, chunk * (7 * rank // group.size)) for rank in range(group.size + 1)]
+    assert [read for *_, read in found] == [1 + 2 * (hi - lo) for lo, hi in itertools.pairwise(ends)]
+
+
 # --- calls that differ ------------------------------------------------------------------------------------------------
 
 
