@@ -737,7 +737,8 @@ def initial_gradient(y: Tensor, gradient: ArrayLike | None) -> Tensor:
     if gradient is None:
         if y.size != 1:
             raise ShapeError(f"backward: expected a gradient for a tensor of shape {y.shape}, got none")
-        return Tensor._wrap(y._device.from_host(np.ones(y.shape, y.dtype)), y._device)
+        one = np.array(1, y.dtype) if y.ndim == 0 else np.ones(y.shape, y.dtype)
+        return Tensor._wrap(y._device.from_host(one), y._device)
     if not isinstance(gradient, Tensor):
         gradient = Tensor._wrap(y._device.from_host(as_tensor(gradient, y)._data), y._device)
     if gradient.shape != y.shape:

@@ -167,9 +167,9 @@ class WatchedPool(pool.Pool):
         self.strike, self.folder, self.wait = strike, Path(config.folder), config.ready
         super().__init__(*args, **options, patience=config.patience)
 
-    def _warm_up(self):
+    def _warm_up(self, *job):
         self.strike("starting", 0)
-        super()._warm_up()
+        super()._warm_up(*job)
 
     def submit(self, *step):
         deadline = time.monotonic() + self.wait
