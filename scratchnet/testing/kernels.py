@@ -442,9 +442,17 @@ KERNEL_ROWS: dict[str, Row] = {
         terms="k",
         roundings=1,
         special=(),
+        integers=True,
         params={"transpose_a": (False, True), "transpose_b": (False, True)},
     ),
-    "linear": Row("mk kn n", lambda x, w, b: np.einsum("mk,kn->mn", x, w) + b, terms="k", roundings=2, special=()),
+    "linear": Row(
+        "mk kn n",
+        lambda x, w, b: np.einsum("mk,kn->mn", x, w) + b,
+        terms="k",
+        roundings=2,
+        special=(),
+        integers=True,
+    ),
     # rows
     "softmax": Row("rN", _softmax, terms="N", roundings=6 * _ULP, magnitude=_softmax_size),
     "softmax_grad": Row(

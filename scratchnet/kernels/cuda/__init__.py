@@ -16,7 +16,8 @@ from .compile import captured
 from .memory import DeviceArray
 
 # The dtypes for which there is a kernel, inputs -> outputs, in NumPy's letters: ? bool, B uint8, l int64, and f float32
-# or float64, the same for all f of one call. `copy` and `fill` take every dtype.
+# or float64, the same for all f of one call. `copy` and `fill` take every dtype. What there is for int64 serves int32
+# and uint8, too.
 _BOTH, _ALL = "ff->f ll->l", "ff->f ll->l ??->?"
 SIGNATURES = {
     **dict.fromkeys(elementwise.UNARY, "f->f"),
@@ -34,8 +35,8 @@ SIGNATURES = {
     "standardize_grad": "ff->f",
     "take_rows": "fl->f ll->l Bl->B ?l->?",
     "scatter_rows": "fl->f ll->l",
-    "matmul": "ff->f",
-    "linear": "fff->f",
+    "matmul": _BOTH,
+    "linear": "fff->f lll->l",
     **dict.fromkeys(("softmax", "logsumexp", "log_softmax"), "f->f"),
     "softmax_grad": "ff->f",
     "cross_entropy": "fl->f",
@@ -67,25 +68,29 @@ def _guarded(name, kernel, reference):
     parameters = list(signature.parameters)
     known = accepted(SIGNATURES[name]) if name in SIGNATURES else None
     count = len(next(iter(known))) if known else {"fill": 1, "copy": 2}[name]
+    inputs = SIGNATURES[name].index("->") if known else 0
 
-    def checked(args, kwargs):
+    def bound_to(args, kwargs):
+        """The call, to be made, with arrays that fit."""
         if kwargs or len(args) < len(parameters):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             args = bound.args
         arrays = [x if type(x) is DeviceArray else _number(name, x) for x in args[:count]]
         dtypes = tuple([x.dtype for x in arrays])
-        if known is not None and dtypes not in known:
-            raise DtypeError(f"{name}: expected dtypes {_words(known)} on 'cuda', got {', '.join(map(str, dtypes))}")
-        return (*arrays, *args[count:])
+        if known is None or dtypes in known:
+            return partial(kernel, *arrays, *args[count:])
+        if tuple([INT64 if x in SMALL else x for x in dtypes]) in known:
+            return partial(_in_int64, kernel, arrays, inputs, args[count:])
+        raise DtypeError(f"{name}: expected dtypes {_words(known)} on 'cuda', got {', '.join(map(str, dtypes))}")
 
     def entry(*args, **kwargs):
-        kernel(*checked(args, kwargs))
+        bound_to(args, kwargs)()
 
     def launches(args):
-        args = checked(args, {})
-        is_known = READ.isdisjoint(parameters) and not (name in LIMITED and args[count - 1].dtype.kind in "iu")
-        return captured(partial(kernel, *args)) if is_known else [partial(kernel, *args)]
+        call, out = bound_to(args, {}), args[count - 1]
+        is_known = READ.isdisjoint(parameters) and not (name in LIMITED and out.dtype.kind in "iu")
+        return captured(call) if is_known else [call]
 
     entry.launches = launches  # type: ignore[attr-defined]
     entry.__name__ = entry.__qualname__ = name
@@ -94,6 +99,19 @@ def _guarded(name, kernel, reference):
     return entry
 
 
+def _in_int64(kernel, arrays, inputs, numbers):
+    """A call on small integers: with the same bits, as all of them count modulo a power of two."""
+    wide = [memory.empty(x.shape, INT64) if x.dtype in SMALL else x for x in arrays]
+    for x, copy in zip(arrays[:inputs], wide[:inputs], strict=True):
+        if x is not copy:
+            movement.copy(x, copy)
+    kernel(*wide, *numbers)
+    for x, copy in zip(arrays[inputs:], wide[inputs:], strict=True):
+        if x is not copy:
+            movement.copy(copy, x)
+
+
+INT64, SMALL = np.dtype(np.int64), {np.dtype(np.int32), np.dtype(np.uint8)}
 READ = {"numbers", "key"}  # parameters that kernels read on the host: what they launch is another thing in each step
 LIMITED = {"copy", "take_rows"}  # kernels that tell the limits of integers to their result, see DeviceArray.limits
 

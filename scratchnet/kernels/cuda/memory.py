@@ -17,7 +17,7 @@ from .compile import SIMULATED, numba_cuda, stream
 
 GRAIN = 512  # bytes; blocks are multiples of it, so arrays of nearly one size share them
 _BASIC = (int, np.integer, slice, type(None), type(Ellipsis))
-DTYPES = tuple(map(np.dtype, (np.float32, np.float64, np.int64, np.uint8, np.bool_)))
+DTYPES = tuple(map(np.dtype, (np.float32, np.float64, np.int64, np.int32, np.uint8, np.bool_)))
 
 
 class _Block:

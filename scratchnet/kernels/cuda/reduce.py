@@ -75,37 +75,46 @@ def folding_columns(name: str, dtype: np.dtype, columns: int, threads: int) -> K
 
 @cache
 def finding(dtype: np.dtype, threads: int) -> Kernel:
-    """argmax: a block a result. The larger value wins, of equal ones the first; a NaN is the largest."""
+    """argmax: a block a chunk of a result. The larger value wins, of equal ones the first; a NaN is the largest."""
     kind = numba.from_dtype(dtype)
 
     @kernel(threads)
-    def loop(x, out, n, inner):
+    def loop(x, places, out, n, count, inner, chunk, is_first):
+        """x: (outer, n, inner). out: (outer, parts, inner), where in a row the largest is of each chunk of candidates.
+        Those are all n places if is_first, or else the places (outer, count, inner) that a pass before has found."""
         values = cuda.shared.array(threads, kind)
-        places = cuda.shared.array(threads, numba.int64)
+        found = cuda.shared.array(threads, numba.int64)
         own = cuda.threadIdx.x
+        parts = (count + chunk - 1) // chunk
         for item in range(cuda.blockIdx.x, out.size, cuda.gridDim.x):
-            start = item // inner * n * inner + item % inner
-            place = min(own, n - 1)
+            column, row = item % inner, item // inner // parts
+            start, candidates = row * n * inner + column, row * count * inner + column
+            first = item // inner % parts * chunk
+            end = min(first + chunk, count)
+            place = min(first + own, end - 1)
+            if not is_first:
+                place = places[candidates + place * inner]
             best = x[start + place * inner]
-            for i in range(own + threads, n, threads):
-                value = x[start + i * inner]
+            for i in range(first + own + threads, end, threads):
+                other = i if is_first else places[candidates + i * inner]
+                value = x[start + other * inner]
                 if (value > best) | ((value != value) & (best == best)):
-                    best, place = value, i
-            values[own], places[own] = best, place
+                    best, place = value, other
+            values[own], found[own] = best, place
             cuda.syncthreads()
             step = threads // 2
             while step > 0:
                 if own < step:
-                    value, other = values[own + step], places[own + step]
-                    best, place = values[own], places[own]
+                    value, other = values[own + step], found[own + step]
+                    best, place = values[own], found[own]
                     larger = (value > best) | ((value != value) & (best == best))
                     equal = (value == best) | ((value != value) & (best != best))
                     if larger | (equal & (other < place)):
-                        values[own], places[own] = value, other
+                        values[own], found[own] = value, other
                 cuda.syncthreads()
                 step //= 2
             if own == 0:
-                out[item] = places[0]  # a word that no other thread writes: no barrier is needed
+                out[item] = found[0]  # a word that no other thread writes: no barrier is needed
 
     return loop
 
@@ -149,10 +158,20 @@ def _reducing(name: str) -> Callable[..., None]:
 
 
 def argmax(x, out):
-    if out.size:
-        _, n, inner = x.shape
-        threads = row_threads(n)
-        launch(finding(x.dtype, threads), min(out.size, tuning.current().blocks), threads, x, out, n, inner)
+    if not out.size:
+        return
+    numbers = tuning.current()
+    outer, n, inner = x.shape
+    places, count, is_first = out, n, True  # of the first pass nobody looks at `places`
+    while True:
+        parts = -(-count // numbers.chunk)
+        target = out if parts == 1 else memory.empty((outer, parts, inner), out.dtype)
+        threads = row_threads(min(count, numbers.chunk))
+        arguments = x, places, target, n, count, inner, numbers.chunk, is_first
+        launch(finding(x.dtype, threads), min(target.size, numbers.blocks), threads, *arguments)
+        if parts == 1:
+            return
+        places, count, is_first = target, parts, False
 
 
 KERNELS = {**{name: _reducing(name) for name in OPERATIONS}, "argmax": argmax}

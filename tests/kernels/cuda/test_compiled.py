@@ -71,7 +71,7 @@ def test_streams_of_elements_are_read_sixteen_bytes_at_a_time(compiled):
 
 
 def test_the_loop_of_a_product_multiplies_much_more_than_it_reads(compiled):
-    products = [(launch, f["loop"]) for launch, _, f in compiled if launch.factory == "product"]
+    products = [(x, f["loop"]) for x, _, f in compiled if x.factory == "product" and "l" not in x.dtypes]
     assert len(products) >= 24
     for launch, loop in products:
         assert loop["shared_narrow"] == 0, launch.dtypes  # all 16 bytes at a time
