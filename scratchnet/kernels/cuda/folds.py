@@ -1,7 +1,9 @@
 """Folds within a block: what its threads hold becomes one value that all of them know, in an order that is fixed.
 
-The lanes of a warp exchange values by shuffles; with `shuffles=False` everything goes through shared memory, for the
-simulator, which has no shuffles. Every thread of the block must take part.
+In a block with several columns side by side, thread t is on layer t // columns of column t % columns, and the layers of
+each column are folded. With one column, the lanes of a warp exchange values by shuffles; with `shuffles=False`
+everything goes through shared memory, for the simulator, which has no shuffles. Every thread of the block must take
+part.
 """
 
 from collections.abc import Callable
@@ -27,24 +29,24 @@ def neutral(name: str, dtype: np.dtype):
 
 
 @cache
-def folding(name: str, dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Callable:
-    """fold(value, own, shared) -> the fold over the block. own: the thread's number; shared: `threads` words."""
+def folding(name: str, dtype: np.dtype, threads: int, columns: int, warp: int, shuffles: bool) -> Callable:
+    """fold(value, own, shared) -> the fold over the thread's column. own: its number; shared: `threads` words."""
     function, START = scalars(dtype)[OPERATIONS[name]], neutral(name, dtype)
-    WARPS = threads // warp
+    WARPS, LAYERS = threads // warp, threads // columns
 
-    if not shuffles:
+    if columns > 1 or not shuffles:
 
         @device
         def fold_in_memory(value, own, shared):
             shared[own] = value
             cuda.syncthreads()
-            step = threads // 2
+            step = LAYERS // 2
             while step > 0:
-                if own < step:
-                    shared[own] = function(shared[own], shared[own + step])
+                if own < step * columns:
+                    shared[own] = function(shared[own], shared[own + step * columns])
                 cuda.syncthreads()
                 step //= 2
-            result = shared[0]
+            result = shared[own % columns]
             cuda.syncthreads()
             return result
 

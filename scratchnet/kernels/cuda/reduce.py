@@ -4,8 +4,11 @@ A block folds at most `chunk` elements of one result (or of some columns of resu
 results are folded in a second pass by the same kernel. The chunks depend on n alone, and so do the bits.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -16,59 +19,49 @@ from .folds import OPERATIONS, folding, neutral
 from .scalars import scalars
 
 
+class Strip(NamedTuple):
+    """How a block walks along the middle axis: columns that it has side by side, and its threads. Rows have one."""
+
+    columns: int
+    threads: int
+
+    @classmethod
+    def of(cls, n: int, inner: int) -> Strip:
+        numbers = tuning.current()
+        return cls(1, row_threads(n)) if inner == 1 else cls(numbers.columns, numbers.threads)
+
+    def blocks(self, outer: int, inner: int) -> int:
+        return min(outer * -(-inner // self.columns), tuning.current().blocks)
+
+    def folding(self, name: str, dtype: np.dtype) -> Callable:
+        """See folds.py."""
+        numbers = tuning.current()
+        return folding(name, dtype, self.threads, self.columns, numbers.warp, numbers.shuffles)
+
+
 @cache
-def folding_rows(name: str, dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Kernel:
-    """out[r] = fold of row r of x, which has n elements; where n > chunk, of each of its chunks in turn."""
+def folding_strips(name: str, dtype: np.dtype, strip: Strip, fold: Callable) -> Kernel:
+    """out (outer, parts, inner): folds of x (outer, n, inner), of each chunk of n in turn."""
     function, START = scalars(dtype)[OPERATIONS[name]], neutral(name, dtype)
-    fold, kind = folding(name, dtype, threads, warp, shuffles), numba.from_dtype(dtype)
+    kind, (COLUMNS, THREADS), LAYERS = numba.from_dtype(dtype), strip, strip.threads // strip.columns
 
-    @kernel(threads)
-    def loop(x, out, n, chunk):
-        shared = cuda.shared.array(threads, kind)
-        own = cuda.threadIdx.x
-        parts = max((n + chunk - 1) // chunk, 1)
-        for item in range(cuda.blockIdx.x, out.size, cuda.gridDim.x):
-            start, first = item // parts * n, item % parts * chunk
-            value = START
-            for i in range(first + own, min(first + chunk, n), threads):
-                value = function(value, x[start + i])
-            value = fold(value, own, shared)
-            if own == 0:
-                out[item] = value
-
-    return loop
-
-
-@cache
-def folding_columns(name: str, dtype: np.dtype, columns: int, threads: int) -> Kernel:
-    """The same for inner > 1: a block folds `chunk` elements of each of `columns` neighbouring results."""
-    function, START, kind = scalars(dtype)[OPERATIONS[name]], neutral(name, dtype), numba.from_dtype(dtype)
-    LAYERS = threads // columns
-
-    @kernel(threads)
+    @kernel(THREADS)
     def loop(x, out, n, inner, chunk):
-        shared = cuda.shared.array(threads, kind)
-        column, layer = cuda.threadIdx.x, cuda.threadIdx.y
-        own = layer * columns + column
+        shared = cuda.shared.array(THREADS, kind)
+        own = cuda.threadIdx.x
+        column, layer = own % COLUMNS, own // COLUMNS
         parts = max((n + chunk - 1) // chunk, 1)
-        strips = (inner + columns - 1) // columns
+        strips = (inner + COLUMNS - 1) // COLUMNS
         for item in range(cuda.blockIdx.x, out.size // inner * strips, cuda.gridDim.x):
-            row, j = item // strips, item % strips * columns + column
-            start, first = row // parts * n, row % parts * chunk
+            row, j = item // strips, item % strips * COLUMNS + column
+            start, first = row // parts * n * inner + j, row % parts * chunk
+            end = min(first + chunk, n) if j < inner else first
             value = START
-            if j < inner:
-                for i in range(first + layer, min(first + chunk, n), LAYERS):
-                    value = function(value, x[(start + i) * inner + j])
-            shared[own] = value
-            cuda.syncthreads()
-            step = LAYERS // 2
-            while step > 0:
-                if layer < step:
-                    shared[own] = function(shared[own], shared[own + step * columns])
-                cuda.syncthreads()
-                step //= 2
+            for i in range(first + layer, end, LAYERS):
+                value = function(value, x[start + i * inner])
+            value = fold(value, own, shared)
             if layer == 0 and j < inner:
-                out[row * inner + j] = shared[own]  # a word that no other thread writes: no barrier is needed
+                out[row * inner + j] = value
 
     return loop
 
@@ -141,15 +134,9 @@ def _reducing(name: str) -> Callable[..., None]:
         while True:
             parts = max(-(-n // chunk), 1)
             target = out if parts == 1 else memory.empty((outer, parts, inner), out.dtype)
-            if inner == 1:
-                threads = row_threads(min(n, chunk))
-                loop = folding_rows(name, x.dtype, threads, numbers.warp, numbers.shuffles)
-                launch(loop, min(target.size, numbers.blocks), threads, x, target, n, chunk)
-            else:
-                loop = folding_columns(name, x.dtype, numbers.columns, numbers.threads)
-                blocks = min(outer * parts * -(-inner // numbers.columns), numbers.blocks)
-                shape = (numbers.columns, numbers.threads // numbers.columns)
-                launch(loop, blocks, shape, x, target, n, inner, chunk)
+            strip = Strip.of(min(n, chunk), inner)
+            loop = folding_strips(name, x.dtype, strip, strip.folding(name, x.dtype))
+            launch(loop, strip.blocks(outer * parts, inner), strip.threads, x, target, n, inner, chunk)
             if parts == 1:
                 return
             x, n = target, parts

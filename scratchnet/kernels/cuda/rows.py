@@ -17,8 +17,8 @@ from .reduce import row_threads
 @cache
 def _parts(dtype: np.dtype, threads: int, warp: int, shuffles: bool):
     """Helpers (shared memory has `threads` words): the largest of a row, and the sum of exp(x - shift)."""
-    fold_max = folding("max", dtype, threads, warp, shuffles)
-    fold_sum = folding("sum", dtype, threads, warp, shuffles)
+    fold_max = folding("max", dtype, threads, 1, warp, shuffles)
+    fold_sum = folding("sum", dtype, threads, 1, warp, shuffles)
     LOWEST, ZERO = neutral("max", dtype), dtype.type(0)
 
     @device

@@ -8,8 +8,8 @@ import pytest
 NEEDS = "compiled"
 sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 
-HOT = {"unary", "binary", "folding_rows", "softmax_rows", "cross_entropy_rows", "cross_entropy_grad_rows", "product"}
-HOT |= {"standardizing_rows", "scattering", "dropping", "sgd_step", "adam_step"}
+HOT = {"unary", "binary", "folding_strips", "softmax_rows", "cross_entropy_rows", "cross_entropy_grad_rows", "product"}
+HOT |= {"standardizing", "scattering", "dropping", "sgd_step", "adam_step"}
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU
 
 
