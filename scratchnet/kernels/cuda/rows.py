@@ -1,9 +1,11 @@
 """Softmax and cross-entropy: one block a row, which reads it from memory once and then from the cache.
 
-The row's maximum, then the sum of exp(x - maximum), then the results; threads walk along the row side by side.
+The row's maximum, then the sum of exp(x - maximum), then what a kernel makes of them, which is all that differs.
+Threads walk along the row side by side.
 """
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import numba
 import numpy as np
@@ -15,126 +17,68 @@ from .reduce import row_threads
 
 
 @cache
-def _parts(dtype: np.dtype, threads: int, warp: int, shuffles: bool):
-    """Helpers (shared memory has `threads` words): the largest of a row, and the sum of exp(x - shift)."""
-    fold_max = folding("max", dtype, threads, 1, warp, shuffles)
-    fold_sum = folding("sum", dtype, threads, 1, warp, shuffles)
-    LOWEST, ZERO = neutral("max", dtype), dtype.type(0)
+def _ends(dtype: np.dtype, threads: int) -> dict[str, Callable]:
+    """name -> helper: what becomes of a row of x, given its maximum and the sum of exp(x - maximum).
 
-    @device
-    def top_of(x, start, n, own, shared):
-        top = LOWEST
+    g and labels are not looked at where the kernel has none.
+    """
+    ZERO, ONE = dtype.type(0), dtype.type(1)
+
+    def softmax(g, x, labels, out, row, n, own, top, total):
+        for i in range(row * n + own, row * n + n, threads):
+            out[i] = exp(x[i] - top) / total
+
+    def log_softmax(g, x, labels, out, row, n, own, top, total):
+        shift = log(total)
+        for i in range(row * n + own, row * n + n, threads):
+            out[i] = x[i] - top - shift
+
+    def logsumexp(g, x, labels, out, row, n, own, top, total):
+        if own == 0:
+            out[row] = log(total) + top
+
+    def cross_entropy(g, x, labels, out, row, n, own, top, total):
+        if own == 0:
+            out[row] = log(total) - (x[row * n + labels[row]] - top)
+
+    def cross_entropy_grad(g, x, labels, out, row, n, own, top, total):
+        scale, label = g[row], labels[row]
         for i in range(own, n, threads):
-            value = x[start + i]
-            top = top if (top >= value) | (top != top) else value
-        return fold_max(top, own, shared)
+            one = ONE if i == label else ZERO
+            out[row * n + i] = (exp(x[row * n + i] - top) / total - one) * scale
 
-    @device
-    def sum_of(x, start, n, own, shared, shift):
-        total = ZERO
-        for i in range(own, n, threads):
-            total += exp(x[start + i] - shift)
-        return fold_sum(total, own, shared)
-
-    return top_of, sum_of, fold_sum
+    ends = softmax, log_softmax, logsumexp, cross_entropy, cross_entropy_grad
+    return {end.__name__: device(end) for end in ends}
 
 
 @cache
-def softmax_rows(dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Kernel:
-    top_of, sum_of, _ = _parts(dtype, threads, warp, shuffles)
-    kind = numba.from_dtype(dtype)
-
-    @kernel(threads)
-    def loop(x, out, n):
-        shared = cuda.shared.array(threads, kind)
-        own = cuda.threadIdx.x
-        for row in range(cuda.blockIdx.x, out.size // n, cuda.gridDim.x):
-            top = top_of(x, row * n, n, own, shared)
-            total = sum_of(x, row * n, n, own, shared, top)
-            for i in range(row * n + own, row * n + n, threads):
-                out[i] = exp(x[i] - top) / total
-
-    return loop
-
-
-@cache
-def log_softmax_rows(dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Kernel:
-    top_of, sum_of, _ = _parts(dtype, threads, warp, shuffles)
-    kind = numba.from_dtype(dtype)
-
-    @kernel(threads)
-    def loop(x, out, n):
-        shared = cuda.shared.array(threads, kind)
-        own = cuda.threadIdx.x
-        for row in range(cuda.blockIdx.x, out.size // n, cuda.gridDim.x):
-            top = top_of(x, row * n, n, own, shared)
-            shift = log(sum_of(x, row * n, n, own, shared, top))
-            for i in range(row * n + own, row * n + n, threads):
-                out[i] = x[i] - top - shift
-
-    return loop
-
-
-@cache
-def logsumexp_rows(dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Kernel:
-    top_of, sum_of, _ = _parts(dtype, threads, warp, shuffles)
-    kind, ZERO = numba.from_dtype(dtype), dtype.type(0)
-
-    @kernel(threads)
-    def loop(x, out, n):
-        shared = cuda.shared.array(threads, kind)
-        own = cuda.threadIdx.x
-        for row in range(cuda.blockIdx.x, out.size, cuda.gridDim.x):
-            top = top_of(x, row * n, n, own, shared)
-            shift = top if top - top == ZERO else ZERO  # a row of -inf gives -inf, not NaN
-            total = sum_of(x, row * n, n, own, shared, shift)
-            if own == 0:
-                out[row] = log(total) + shift
-
-    return loop
-
-
-@cache
-def cross_entropy_rows(dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Kernel:
-    top_of, sum_of, _ = _parts(dtype, threads, warp, shuffles)
-    kind = numba.from_dtype(dtype)
-
-    @kernel(threads)
-    def loop(x, labels, out, n):
-        shared = cuda.shared.array(threads, kind)
-        own = cuda.threadIdx.x
-        for row in range(cuda.blockIdx.x, out.size, cuda.gridDim.x):
-            top = top_of(x, row * n, n, own, shared)
-            total = sum_of(x, row * n, n, own, shared, top)
-            if own == 0:
-                out[row] = log(total) - (x[row * n + labels[row]] - top)
-
-    return loop
-
-
-@cache
-def cross_entropy_grad_rows(dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Kernel:
-    top_of, sum_of, _ = _parts(dtype, threads, warp, shuffles)
-    kind, ZERO, ONE = numba.from_dtype(dtype), dtype.type(0), dtype.type(1)
+def exponential_rows(name: str, dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Kernel:
+    fold_max, fold_sum = (folding(fold, dtype, threads, 1, warp, shuffles) for fold in ("max", "sum"))
+    end, kind, LOWEST, ZERO = _ends(dtype, threads)[name], numba.from_dtype(dtype), neutral("max", dtype), dtype.type(0)
+    HAS_LIMIT = name == "logsumexp"  # a row of -inf gives -inf, not NaN
 
     @kernel(threads)
     def loop(g, x, labels, out, n):
         shared = cuda.shared.array(threads, kind)
         own = cuda.threadIdx.x
-        for row in range(cuda.blockIdx.x, g.size, cuda.gridDim.x):
-            top = top_of(x, row * n, n, own, shared)
-            total = sum_of(x, row * n, n, own, shared, top)
-            scale, label = g[row], labels[row]
-            for i in range(own, n, threads):
-                one = ONE if i == label else ZERO
-                out[row * n + i] = (exp(x[row * n + i] - top) / total - one) * scale
+        for row in range(cuda.blockIdx.x, x.size // n, cuda.gridDim.x):
+            top = LOWEST
+            for i in range(row * n + own, row * n + n, threads):
+                top = top if (top >= x[i]) | (top != top) else x[i]
+            top = fold_max(top, own, shared)
+            if HAS_LIMIT:
+                top = top if top - top == ZERO else ZERO
+            total = ZERO
+            for i in range(row * n + own, row * n + n, threads):
+                total += exp(x[i] - top)
+            end(g, x, labels, out, row, n, own, top, fold_sum(total, own, shared))
 
     return loop
 
 
 @cache
 def softmax_grad_rows(dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Kernel:
-    _, _, fold_sum = _parts(dtype, threads, warp, shuffles)
+    fold_sum = folding("sum", dtype, threads, 1, warp, shuffles)
     kind, ZERO = numba.from_dtype(dtype), dtype.type(0)
 
     @kernel(threads)
@@ -152,24 +96,24 @@ def softmax_grad_rows(dtype: np.dtype, threads: int, warp: int, shuffles: bool) 
     return loop
 
 
-def _by_rows(make, matrix: int):
-    """The kernel `run(*arrays)`, of which number `matrix` is (rows, n)."""
+def _by_rows(make: Callable[..., Kernel], x, *arrays) -> None:
+    """Runs a kernel on the rows of x and of what else it takes."""
+    rows, n = x.shape
+    if rows and n:
+        numbers, threads = tuning.current(), row_threads(n)
+        loop = make(x.dtype, threads, numbers.warp, numbers.shuffles)
+        launch(loop, min(rows, numbers.blocks), threads, *arrays, n)
 
-    def run(*arrays):
-        rows, n = arrays[matrix].shape
-        if rows and n:
-            numbers, threads = tuning.current(), row_threads(n)
-            loop = make(arrays[matrix].dtype, threads, numbers.warp, numbers.shuffles)
-            launch(loop, min(rows, numbers.blocks), threads, *arrays, n)
 
-    return run
+def _exponential(name: str, g, x, labels, out) -> None:
+    _by_rows(partial(exponential_rows, name), x, g, x, labels, out)
 
 
 KERNELS = {
-    "softmax": _by_rows(softmax_rows, 0),
-    "softmax_grad": _by_rows(softmax_grad_rows, 0),
-    "logsumexp": _by_rows(logsumexp_rows, 0),
-    "log_softmax": _by_rows(log_softmax_rows, 0),
-    "cross_entropy": _by_rows(cross_entropy_rows, 0),
-    "cross_entropy_grad": _by_rows(cross_entropy_grad_rows, 1),
+    "softmax": lambda x, out: _exponential("softmax", x, x, x, out),
+    "softmax_grad": lambda g, y, out: _by_rows(softmax_grad_rows, y, g, y, out),
+    "logsumexp": lambda x, out: _exponential("logsumexp", x, x, x, out),
+    "log_softmax": lambda x, out: _exponential("log_softmax", x, x, x, out),
+    "cross_entropy": lambda x, labels, out: _exponential("cross_entropy", x, x, labels, out),
+    "cross_entropy_grad": lambda g, x, labels, out: _exponential("cross_entropy_grad", g, x, labels, out),
 }
