@@ -239,7 +239,8 @@ def _source_digest(path):
 def _package_digest():
     """A digest of everything that kernels of this package compile to: sources, versions, the CPU."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    folder = Path(__file__).parent
+    for path in (*sorted(folder.glob("*.py")), folder.parent / "philox.py"):
         digest.update(path.name.encode() + path.read_bytes())
     versions = (platform.python_version(), np.__version__, numba.__version__, llvmlite.__version__)
     digest.update(repr((versions, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())).encode())

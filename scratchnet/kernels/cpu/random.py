@@ -1,27 +1,16 @@
-"""Counter-based random numbers: Philox 4x32-10 (Salmon et al. 2011), the same words as the reference's."""
+"""Counter-based random numbers, the same as the reference's."""
 
 import math
 
 import numpy as np
 
+from ..philox import LOW, SHIFT, TO_24_BITS, four_words
 from .blocks import ranged
 from .compile import jit
 
-MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
-LOW, SHIFT, TO_24_BITS = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(8)
-
 ONE, TWO, THREE, FOUR = map(np.uint64, (1, 2, 3, 4))
 
-
-@jit(inline=True)
-def philox(c0, c1, c2, c3, k0, k1):
-    """Four 32-bit words for a counter of four and a key of two, all held in uint64."""
-    for _ in range(10):
-        p0, p1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
-        c0, c1, c2, c3 = (p1 >> SHIFT) ^ c1 ^ k0, p1 & LOW, (p0 >> SHIFT) ^ c3 ^ k1, p0 & LOW
-        k0, k1 = (k0 + WEYL_0) & LOW, (k1 + WEYL_1) & LOW
-    return c0, c1, c2, c3
+philox = jit(inline=True)(four_words)
 
 
 @jit
