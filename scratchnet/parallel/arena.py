@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import CollectiveError, SharedMemoryError
-from ..kernels.cpu.atomics import ABORTED, LATE, REACHED, load_acquire, nanoseconds, store_release
+from ..kernels.cpu.atomics import ABORTED, LATE, REACHED, load_acquire, nanoseconds, publish
 from ..kernels.cpu.compile import JIT_ENABLED, jit
 from ..kernels.cpu.folds import which
 from . import arena_kernels as kernels
@@ -34,11 +34,6 @@ _ARENA_KINDS = {"one_shot": kernels.ONE_SHOT, "arena": kernels.ALL_REDUCE}
 @jit
 def _load(words, at):
     return load_acquire(words, at)
-
-
-@jit
-def _store(words, at, value):
-    store_release(words, at, value)
 
 
 class Arena:
@@ -252,7 +247,7 @@ class ArenaCommunicator(Communicator):
         line = text.encode()[: TEXT - 1]
         self._texts[self.rank, : len(line)] = list(line)
         self._texts[self.rank, len(line) :] = 0
-        _store(self._words, words.text(self.rank), number)
+        publish(self._words, words.text(self.rank), number)
         callers: dict[str, list[str]] = {}
         deadline = nanoseconds() + int(PATIENCE * 1e9)
         for rank in range(self.size):
@@ -279,7 +274,7 @@ def warm_up(dtypes: Any = DTYPES) -> None:
     comm = ArenaCommunicator(Arena(1), 0)
     comm.barrier()
     comm.exchange(_NOTHING, 0, _NOTHING, 0)
-    _store(comm._words, 1, _load(comm._words, 1))
+    publish(comm._words, 1, _load(comm._words, 1))
     kernels.wait_until(comm._words, 1, 0, kernels.ABORT, 0, 0, comm._state[kernels.SCRATCH :])
     for dtype in dtypes:
         comm.all_reduce(np.ones(1, dtype))

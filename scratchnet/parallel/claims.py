@@ -22,6 +22,7 @@ from ..kernels.cpu.atomics import (
     REACHED,
     compare_exchange,
     load_acquire,
+    publish,
     store_release,
     wait_a_turn,
 )
@@ -75,7 +76,7 @@ class Pieces:
 
     def release(self, words: np.ndarray, piece: int, step: int) -> None:
         """Free again, because its owner is dead."""
-        _store(words, self.claims + piece * LINE, step * OWNERS)
+        publish(words, self.claims + piece * LINE, step * OWNERS)
 
 
 def lay_out(phases: Sequence[Phase]) -> list[Pieces]:
@@ -98,19 +99,14 @@ def table_of(pieces: Sequence[Pieces], first: np.ndarray | None = None) -> np.nd
     return table
 
 
-@jit
-def _store(words, at, value):
-    store_release(words, at, value)
-
-
 def allow(words: np.ndarray, steps: int) -> None:
     """Let workers begin `steps` steps in all; what they need for these was written before."""
-    _store(words, GO, steps)
+    publish(words, GO, steps)
 
 
 def stop(words: np.ndarray) -> None:
     """Let all workers leave."""
-    _store(words, STOP, 1)
+    publish(words, STOP, 1)
 
 
 @jit
@@ -191,9 +187,3 @@ def take(words, phases, rank, spins, scratch):
         if wait_a_turn(words, STOP, turn, NEVER, spins, scratch) != REACHED:
             return STOPPED
         turn += 1
-
-
-@jit
-def seal(words, at, steps):
-    """The piece whose seal is words[at] was done in `steps` steps: all that was written for it is there to be seen."""
-    store_release(words, at, steps)

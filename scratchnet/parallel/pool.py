@@ -28,8 +28,8 @@ import numpy as np
 from multiprocess import connection
 
 from ..errors import ConfigError, IndexOutOfRangeError, NonFiniteError, WorkerError
-from ..kernels.cpu.atomics import SPINS
-from .claims import NOTHING, Phase, allow, lay_out, seal, stop, table_of, take
+from ..kernels.cpu.atomics import SPINS, publish
+from .claims import NOTHING, Phase, allow, lay_out, stop, table_of, take
 from .compress import Compressor
 from .launch import Parcel, Workers, loads
 from .memory import SharedMemory, cores
@@ -346,7 +346,7 @@ class Pool(Steps):
         words, scratch, table = np.zeros(pieces[-1].end, np.int64), np.zeros(2, np.int64), table_of(pieces)
         allow(words, 1)
         while take(words, table, 0, -1, scratch) != NOTHING:
-            seal(words, pieces[0].seals, 1)
+            publish(words, pieces[0].seals, 1)
         self._crew.go()
 
     # --- steps ---

@@ -16,10 +16,10 @@ import numpy as np
 from multiprocess import connection
 
 from ..errors import NonFiniteError
-from ..kernels.cpu.atomics import LINE
+from ..kernels.cpu.atomics import LINE, publish
 from ..tensor import default_device
 from . import failpoints
-from .claims import NOTHING, OWNERS, STOPPED, seal, table_of, take
+from .claims import NOTHING, OWNERS, STOPPED, table_of, take
 from .compress import Compressor
 from .desk import desk_of
 from .launch import Parcel, describe, dumps
@@ -129,7 +129,7 @@ class Worker:
         self.fail(f"{name}.claimed", step)
         getattr(self, name)(piece, step)
         self.fail(f"{name}.written", step)
-        seal(words, at, step + 1)
+        publish(words, at, step + 1)
         end = time.perf_counter()
         self.times[WAIT] += begin - self.last
         self.times[COLUMNS.get(name, COMPUTE)] += end - begin

@@ -77,17 +77,17 @@ def in_place(folder):
 
 def seal_first(folder):
     """A gradient is sealed before it is there."""
-    shard, seal = worker.Worker.shard, worker.seal
+    shard, publish = worker.Worker.shard, worker.publish
 
     def sealed(self, k, step):
-        seal(self.arena.words, self.arena.pieces[0].seals + k * LINE, step + 1)
+        publish(self.arena.words, self.arena.pieces[0].seals + k * LINE, step + 1)
         shard(self, k, step)
 
     def seal_once(words, at, steps):
         if words[at] < steps:
-            seal(words, at, steps)
+            publish(words, at, steps)
 
-    worker.Worker.shard, worker.seal = sealed, seal_once
+    worker.Worker.shard, worker.publish = sealed, seal_once
 
 
 def no_checksum(folder):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratchnet.kernels.cpu.atomics import LINE
-from scratchnet.parallel.claims import NOTHING, OWNERS, STOPPED, Phase, allow, lay_out, seal, stop, table_of, take
+from scratchnet.kernels.cpu.atomics import LINE, publish
+from scratchnet.parallel.claims import NOTHING, OWNERS, STOPPED, Phase, allow, lay_out, stop, table_of, take
 
 STEPS = 4
 
@@ -55,7 +55,7 @@ def test_each_piece_is_done_once_a_step_after_what_it_needs(phases, seed):
         elif dice.random() < 0.6:
             p, piece = in_hand[rank]
             done[p, piece] += 1
-            seal(words, pieces[p].seals + piece * LINE, done[p, piece])
+            publish(words, pieces[p].seals + piece * LINE, done[p, piece])
             in_hand[rank] = None
         else:  # it dies: the parent frees what it had
             found = [(p, *owned) for p, kind in enumerate(pieces) for owned in kind.owned(words, rank)]
@@ -81,7 +81,7 @@ def test_a_worker_takes_those_pieces_of_the_first_phase_that_it_may(name):
         for rank, (p, piece) in ((rank, divmod(t, OWNERS)) for rank, t in enumerate(taken) if t != NOTHING):
             done.append((p, piece))
             assert p or rank == (0 if piece == 1 else 1)
-            seal(words, pieces[p].seals + piece * LINE, 1)
+            publish(words, pieces[p].seals + piece * LINE, 1)
     assert sorted(done) == [(p, i) for p, phase in enumerate(CASES[name]) for i in range(phase.pieces)]
 
 

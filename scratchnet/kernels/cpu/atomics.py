@@ -159,6 +159,12 @@ clock, nap = (_read_clock, _nap) if JIT_ENABLED else (nanoseconds, functools.par
 
 
 @jit
+def publish(words, at, value):
+    """`store_release`, for Python, too: what was written before is there to be seen by whoever finds `value`."""
+    store_release(words, at, value)
+
+
+@jit
 def wait_a_turn(words, abort, turn, deadline, spins, scratch):
     """One turn of a wait: a pause, then a gift of time to others, then a nap, as `turn` grows from 0.
 
