@@ -56,11 +56,11 @@ def orders(n, seed):
 
 
 def training_step(loss_of, optimizer):
-    """The step of every library with PyTorch's names; loss_of(x, y) is the model's loss on a batch."""
+    """The step of every library with PyTorch's names; loss_of(*batch) is the model's loss on a batch, such as x, y."""
 
-    def step(x, y):
+    def step(*batch):
         optimizer.zero_grad()
-        loss = loss_of(x, y)
+        loss = loss_of(*batch)
         loss.backward()
         optimizer.step()
         return loss
@@ -134,19 +134,23 @@ class Scratchnet(Engine):
         self.model, cross_entropy = sn.nn.MLP(*widths), sn.nn.CrossEntropyLoss()
         values = itertools.chain(*initial_layers(widths, seed))
         self.model.load_state_dict(dict(zip(self.model.state_dict(), values, strict=True)))
-        optimizer = sn.optim.SGD(self.model.parameters(), lr=LR, momentum=MOMENTUM)
-        self.step = self.transform(training_step(lambda x, y: cross_entropy(self.model(x), y), optimizer))
+        self.optimizer = sn.optim.SGD(self.model.parameters(), lr=LR, momentum=MOMENTUM)
+        self.loss = lambda x, y: cross_entropy(self.model(x), y)
+        self.step = self.transform(training_step(self.loss, self.optimizer))
 
     def place(self, array):
         return self.sn.Tensor(array)
 
     def load(self, images, labels, seed):
         dataset = self.sn.data.TensorDataset(images, labels, scale=1 / 255)
-        self.loader = self.sn.data.DataLoader(dataset, BATCH, shuffle=True, seed=seed)
+        self.loader, self.epochs = self.sn.data.DataLoader(dataset, BATCH, shuffle=True, seed=seed), itertools.count()
+        gathering = training_step(lambda positions: self.loss(*dataset.select(positions)), self.optimizer)
+        self.gathering_step = self.transform(gathering)
 
     def epoch(self):
-        for x, y in self.loader:
-            self.step(x, y)
+        """As a Trainer does it: the step gathers the samples itself."""
+        for positions in self.loader.batch_indices(next(self.epochs)):
+            self.gathering_step(positions)
 
     def together(self, what, widths, batch_size, shards, data):
         """The threads of one process."""
@@ -193,6 +197,10 @@ class Scratchnet(Engine):
 class ScratchnetEager(Scratchnet):
     def transform(self, step):
         return step
+
+    def epoch(self):
+        for x, y in self.loader:
+            self.step(x, y)
 
 
 class NumPy(Engine):
