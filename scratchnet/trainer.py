@@ -564,7 +564,8 @@ def _engine_of(trainer: Trainer, run: _Run) -> Any:
     """What computes the steps of a run."""
     if trainer._ranks and "cuda" in trainer._places.kinds:
         raise DeviceError("Trainer: expected a model on 'cpu' and no GPU among devices under MPI, got 'cuda'")
-    is_plain = trainer.strategy == AllReduce() and trainer.accumulate == 1 and trainer.clip_norm is None
+    is_all_reduce = isinstance(trainer.strategy, AllReduce) and trainer.strategy.compression is None
+    is_plain = is_all_reduce and trainer.accumulate == 1 and trainer.clip_norm is None
     is_alone = trainer.workers == 1 and trainer.devices is None and trainer.timeline is None and not trainer._ranks
     return (_Alone if is_alone and is_plain and trainer.nonfinite == "raise" else _Pooled)(trainer, run)
 
