@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
 
 from scratchnet import errors
+from scratchnet.kernels import device
 from scratchnet.kernels.cpu import cache
 from scratchnet.kernels.cpu.compile import JIT_ENABLED, MAX_THREADS, get_num_threads, jit, set_num_threads, stamp
 
@@ -269,6 +271,18 @@ def test_a_changed_source_is_compiled_anew(filled):
 
 
 @needs_jit
+@needs_jit
+def test_every_source_that_kernels_are_compiled_from_names_the_folder(monkeypatch):
+    read, read_bytes = set(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.add(path) or read_bytes(path))
+    assert cache._package_digest() == cache._PACKAGE_DIGEST
+    device("cpu")  # imports all of them
+    modules = [module for name, module in sys.modules.items() if name.startswith("scratchnet.kernels.cpu.")]
+    functions = [x.py_func for module in modules for x in vars(module).values() if hasattr(x, "py_func")]
+    sources = {Path(f.__code__.co_filename) for f in functions}
+    assert len(sources) > 10 and sources <= read
+
+
 def test_processes_that_start_together_share_the_work(scripts):
     runs = [scripts.finish(process) for process in [scripts.start() for _ in range(3)]]
     assert [run["results"] for run in runs] == [RIGHT] * 3
