@@ -4,7 +4,8 @@
     python scripts/bench_mpi.py --sections links simulation     # as root: hosts of network namespaces
 
 The cost model is Hockney's: a message of b bytes takes alpha + b / beta seconds. alpha and beta are measured on the
-spot, between two ranks that send at the same time, and so is what a step computes.
+spot, between two ranks that send at the same time, as a step does it: as many bytes, in pieces as small, after a pause
+as long; a limited link sends the first bytes after a pause faster. What a step computes is measured, too.
 """
 
 import itertools
@@ -26,6 +27,7 @@ import scratchnet as sn
 from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
 from scratchnet.parallel.collectives import ALGORITHMS
+from scratchnet.parallel.mpi_machines import PIECE
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
 SECTIONS = ("calls", "steps", "links", "simulation")
@@ -33,6 +35,7 @@ NET, BATCH = (784, 1024, 1024, 10), 512
 BYTES = (4096, 407_080, 4_000_000, 64_000_000)
 RATES = (None, 1e9, 3e8, 1e8)  # bits a second of a link
 EVERY = 8  # batches of a round of local SGD
+RANKS_EACH = 16  # of a machine, in the simulation
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 MPIRUN = ["mpirun", *["--allow-run-as-root"] * (hasattr(os, "geteuid") and os.geteuid() == 0)]
 
@@ -50,6 +53,7 @@ class Config:
     every: int = flag(0, "internal: batches between averages of local SGD")
     shards: int = flag(2, "internal: shards")
     batch: int = flag(BATCH, "internal: samples a step")
+    pause: float = flag(0.0, "internal: seconds between two messages")
 
 
 # --- what ranks do ----------------------------------------------------------------------------------------------------
@@ -102,21 +106,24 @@ def time_calls(config: Config) -> dict[str, Any]:
 
 
 def time_link(config: Config) -> dict[str, float]:
-    """alpha and beta of a link on which both ends send at once: from messages of 8 bytes and of 4 MB."""
+    """alpha and beta of a link on which both ends send at once: from 8 bytes, and from all that a step sends."""
     from scratchnet.parallel.mpi import library
 
-    comm = library().COMM_WORLD
-    seconds = {}
-    for nbytes, count in ((8, 200), (4_000_000, 5)):
+    MPI, seconds, whole = library(), {}, parameter_bytes()
+    comm, other = MPI.COMM_WORLD, 1 - MPI.COMM_WORLD.rank
+    for nbytes, count, pause in ((8, 200, 0.0), (whole, 5, config.pause)):
         out, into = np.zeros(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
         times = []
         for _ in range(count):
+            time.sleep(pause)
             comm.Barrier()
             start = time.perf_counter()
-            comm.Sendrecv(out, 1 - comm.rank, 0, into, 1 - comm.rank, 0)
+            requests = [comm.Irecv(into[at : at + PIECE], other) for at in range(0, nbytes, PIECE)]
+            requests += [comm.Isend(out[at : at + PIECE], other) for at in range(0, nbytes, PIECE)]
+            MPI.Request.Waitall(requests)
             times.append(time.perf_counter() - start)
         seconds[nbytes] = statistics.median(times)
-    return {"alpha": seconds[8], "beta": 4e6 / max(seconds[4_000_000] - seconds[8], 1e-9)}
+    return {"alpha": seconds[8], "beta": whole / max(seconds[whole] - seconds[8], 1e-9)}
 
 
 RANKS = {"steps": time_steps, "calls": time_calls, "link": time_link}
@@ -174,9 +181,14 @@ def parameter_bytes() -> int:
     return 4 * sum((a + 1) * b for a, b in itertools.pairwise(NET))
 
 
-def exchange(workers: int, alpha: float, beta: float) -> float:
-    """Seconds of a step's messages in exact order with a shard a worker: to the owner of each slice, and back."""
-    return 2 * (workers - 1) * alpha + 2 * parameter_bytes() * (workers - 1) / workers / beta
+def chain(machines: int, nbytes: float, alpha: float, beta: float) -> float:
+    """Seconds of a fold in exact order (mpi_machines.py): a piece goes all the way and back, and the others follow.
+
+    Machines between others send everything twice, over the same link.
+    """
+    if machines == 1:
+        return 0.0
+    return 2 * (machines - 1) * (alpha + PIECE / beta) + min(machines - 1, 2) * nbytes / beta
 
 
 def links(config: Config) -> None:
@@ -191,17 +203,15 @@ def links(config: Config) -> None:
         for rate in RATES:
             hosts.limit(rate)
             starter = [*hosts.mpirun(2), "-x", "PYTHONPATH"]
-            link = ask(starter, "link", config)
+            link = ask(starter, "link", config, pause=alone / 1e3)
             few = Config(steps=EVERY)
             flags: dict[str, dict[str, Any]] = {"exact": {}, "fast": {"order": "fast"}, "local": {"every": EVERY}}
             exact, fast, local = (ask(starter, "steps", few, **flags[name])["ms"] for name in flags)
-            whole = 1e3 * exchange(2, **link)
-            state = whole / 2 / EVERY  # the momentum, once an epoch, as a checkpoint needs it
-            cells = link["alpha"] * 1e6, link["beta"] / 1e6, exact, alone + whole + state, fast, local
+            n = parameter_bytes()
+            each, averaged = (1e3 * chain(2, nbytes, **link) for nbytes in (n, 2 * n))  # a page has the momentum, too
+            cells = link["alpha"] * 1e6, link["beta"] / 1e6, exact, alone + each, fast, local, alone + averaged / EVERY
             name = "unlimited" if rate is None else f"{rate / 1e6:.0f}"
-            print(
-                f"{name:>12} " + " ".join(f"{cell:12.1f}" for cell in (*cells, alone + 2 * whole / EVERY)), flush=True
-            )
+            print(f"{name:>12} " + " ".join(f"{cell:12.1f}" for cell in cells), flush=True)
 
 
 def simulation(config: Config) -> None:
@@ -213,7 +223,8 @@ def simulation(config: Config) -> None:
         f"links of 10 Gbit/s and {alpha * 1e6:.0f} us; samples a second over those of one worker, times W"
     )
     merges = {
-        "exact": lambda w: exchange(w, alpha, beta),
+        "exact": lambda w: chain(w, n, alpha, beta),
+        f"exact, {RANKS_EACH} a machine": lambda w: chain(-(-w // RANKS_EACH), n, alpha, beta),
         "ring": lambda w: hockney(ALGORITHMS["ring"].cost(w, n)),
         "rabenseifner": lambda w: hockney(ALGORITHMS["rabenseifner"].cost(w, n)),
         "naive (one server)": lambda w: hockney(ALGORITHMS["naive"].cost(w, n)),
