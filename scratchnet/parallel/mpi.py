@@ -99,6 +99,7 @@ class MpiCommunicator(Communicator):
         self.rank, self.size, self.order, self.timeout = self.group.rank, self.group.size, order, timeout
         self.watch = Watch(self.library, self.group.Dup(), patience)
         self._mine, self._theirs = np.zeros(WORDS, np.int64), np.zeros((self.size, WORDS), np.int64)
+        self._plans: dict[tuple, tuple[str, Callable]] = {}
         self._broken: str | None = None
         self.speaks = True  # is it this rank that says why a call failed?
         self._stranded = False  # others may still wait in a call that this rank has given up
@@ -106,14 +107,26 @@ class MpiCommunicator(Communicator):
     # --- the interface ---
 
     def all_reduce(self, array, op="sum", algorithm="auto"):
+        try:
+            text, reduce = self._plans[array.shape, array.dtype, op, algorithm]
+        except (KeyError, AttributeError, TypeError):
+            text, reduce = self._plan(array, op, algorithm)
+        if not array.flags.writeable:
+            checked(array, op, 0, self.size)
+        self.meet(text)
+        return self._on_flat(array, text, reduce)
+
+    def _plan(self, array: np.ndarray, op: str, algorithm: str) -> tuple[str, Callable]:
+        """What an all-reduce is called, and what it does; it was checked, and is kept for the next time."""
         checked(array, op, 0, self.size)
         name = algorithm_of(algorithm, array.nbytes)
         run = ALGORITHMS[name].run
         reduce = functools.partial(self._by_messages, run) if run else getattr(self, f"_{name}")
         if algorithm == "auto" and self._any_order(op):
             reduce = self._by_library
-        self.meet(text := f"all_reduce({named(array)}, {op}, {algorithm})")
-        return self._on_flat(array, text, lambda x: reduce(x, op))
+        plan = f"all_reduce({named(array)}, {op}, {algorithm})", functools.partial(reduce, op=op)
+        self._plans[array.shape, array.dtype, op, algorithm] = plan
+        return plan
 
     def reduce_scatter(self, array, op="sum"):
         checked(array, op, 0, self.size)

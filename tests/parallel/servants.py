@@ -1,5 +1,6 @@
 """A group of processes that stays for many tests: each test sends a function, which all ranks run."""
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -42,10 +43,14 @@ MPIRUN = shutil.which("mpirun")
 NO_MPI = None if MPIRUN and importlib.util.find_spec("mpi4py") else "expected mpi4py and mpirun, found no such pair"
 
 
+@functools.cache
+def is_open_mpi():
+    return "Open MPI" in subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
+
+
 def mpirun(ranks, *command):
     """The command line for `ranks` ranks on however few cores."""
-    version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
-    if "Open MPI" not in version:
+    if not is_open_mpi():
         return [MPIRUN, "-n", str(ranks), *command]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     quiet = ["--mca", "btl_vader_single_copy_mechanism", "none"]  # containers may not allow any, and then it complains

@@ -25,7 +25,7 @@ import residue
 import test_arena
 import workers
 from cases import data, fold
-from servants import NO_MPI, MpiGroup, mpirun
+from servants import NO_MPI, MpiGroup, is_open_mpi, mpirun
 
 import scratchnet as sn
 from scratchnet.parallel import job as started
@@ -391,6 +391,22 @@ def test_what_is_not_exact_is_refused_in_one_line(strategy):
     lines = [line for line in text.splitlines() if "Trainer: " in line]
     assert status != 0 and len(lines) == 1 and "expected a strategy that is exact under MPI, got" in lines[0], text
     assert f"{strategy.partition('(')[0]}(" in lines[0] and "at any time, in shared memory" in lines[0]
+
+
+def under_slurm(ranks, *line):
+    """mpirun, whose ranks are told what srun tells, and nothing else."""
+    names = (("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"), ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"))
+    told = " ".join(f"export {new}=${old}; unset {old};" for old, new in names)
+    return mpirun(ranks, "sh", "-c", f'{told} exec "$@"', "sh", *line)
+
+
+def test_a_job_that_srun_started_trains_as_one_that_mpirun_started():
+    if not is_open_mpi():
+        pytest.skip("expected Open MPI, found another, which takes ranks from the variables of PMI alone")
+    status, results, said = job(2, command=under_slurm)
+    assert status == 0, said
+    assert sorted(result["rank"] for result in results) == [0, 1]
+    assert {result["digest"] for result in results} == {undisturbed()["momentum"]["digest"]}
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
