@@ -203,13 +203,13 @@ class AllReduce(Strategy):
         theta_{t+1} = update(theta_t, sum_k n_k/n g_k(theta_t)),    the sum in the order of k
 
     The mean gradient of the batch, however many workers there are, so it converges as one process does; its bits depend
-    on the number of shards K alone. On a network this is reduce_scatter, update, all_gather: 2 (W-1)/W times the bytes
-    of the parameters for each of W workers. On one machine the parameters lie in the arena once, and the second
-    half costs nothing. It waits, each step, for the slowest shard.
+    on the number of shards K alone. On one machine the parameters lie in the arena once, and each worker updates its
+    slice. Machines of an MPI job fold along a chain, in the order of k, and each updates all: a machine sends at most
+    twice the bytes of the parameters (mpi_machines.py). It waits, each step, for the slowest shard.
 
     compression: see `Compression`; None sends all.
-    order: "exact", or under MPI "fast": each rank adds up its own shards, and the library adds the ranks', in an order
-        of its choice. Fewer bytes where a rank has several shards, but the bits depend on the number of ranks.
+    order: "exact", or under MPI "fast": each machine adds up its own shards, and the library adds the machines', in an
+        order of its choice, so the bits depend on their number. Without compression alone does it change anything.
     """
 
     compression: Compression | None = None
