@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -135,9 +136,22 @@ class Ranks(Steps):
             if machine.count > 1 and not self.compressor:
                 self._total = machine.memory(size := self.arena.slots.shape[-1]).array(0, size, np.uint8)
                 self._worker._merged = lambda step: [self._total]  # type: ignore[method-assign]
+            if machine.leaders:
+                self._take_memory()
             self._chains: dict[bool, Chain] = {}  # of pages, or of gradients
             self._rows: dict[str, np.ndarray] = {}  # what travels after a phase: (shards, bytes)
             self._memory: dict[str, np.ndarray] = {}
+
+    def _take_memory(self) -> None:
+        """All that this machine writes: of slots only those of its own shards, unless the others' come whole."""
+        arena, own = self.arena, self._shards
+        for name, (offset, shape, dtype) in arena.places.items():
+            if name == "slots" and not self.compressor:
+                rings, shards, size = shape
+                for ring in range(rings):
+                    arena.memory.commit(offset + (ring * shards + own.start) * size, len(own) * size)
+            else:
+                arena.memory.commit(offset, math.prod(shape) * np.dtype(dtype).itemsize)
 
     def _own(self, phase: Phase) -> range:
         """The pieces that this rank does: shards are shared out among all, the rest is done on each machine."""

@@ -66,9 +66,10 @@ class Machine:
     def memory(self, size: int) -> SharedMemory:
         """`size` bytes of zeros, the same for all ranks of this machine; all ranks of the job call it at once.
 
-        They have no name that could be left behind: the first rank makes them, and the others open its file.
+        They have no name that could be left behind: the first rank makes them, and the others open its file. It takes
+        no memory before it is committed or written.
         """
-        memory = SharedMemory(size) if self.leaders else None
+        memory = SharedMemory(size, committed=0) if self.leaders else None
         pid, fd = self.comm.meet("shared memory", os.getpid(), memory.fd if memory else -1)[self._leader, :2].tolist()
         if memory is None:
             try:

@@ -393,6 +393,32 @@ def test_what_is_not_exact_is_refused_in_one_line(strategy):
     assert f"{strategy.partition('(')[0]}(" in lines[0] and "at any time, in shared memory" in lines[0]
 
 
+def test_a_machine_has_memory_for_the_gradients_of_its_own_shards():
+    """Two machines of one rank: 4 slots of 8 shards, and two pages with momentum, are 8 times the parameters."""
+    status, text = python(
+        2,
+        """
+        import os, numpy as np, scratchnet as sn
+        from scratchnet.parallel import mpi_engine
+        leave = mpi_engine.Ranks.__exit__
+        def look(self, *error):
+            taken = 512 * os.fstat(self.arena.memory.fd).st_blocks
+            print(f"<{taken / self.arena.slots.shape[-1]:.1f}>", flush=True)
+            leave(self, *error)
+        mpi_engine.Ranks.__exit__ = look
+        model = sn.nn.MLP(256, 512, 10)
+        data = sn.data.TensorDataset(np.ones((16, 256), np.float32), np.zeros(16, int))
+        optimizer = sn.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), shards=8, progress=False)
+        trainer.fit(sn.data.DataLoader(data, 8))
+        """,
+        **{mpi_machines.VARIABLE: "1"},
+    )
+    assert status == 0, text
+    taken = [float(found) for found in re.findall(r"<(.*?)>", text)]
+    assert len(taken) == 2 and all(8 <= times < 9 for times in taken), text
+
+
 def under_slurm(ranks, *line):
     """mpirun, whose ranks are told what srun tells, and nothing else."""
     names = (("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"), ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"))
