@@ -72,6 +72,7 @@ class Device:
 
             self.launches = launches
         self.empty, self.write = memory.empty, memory.write
+        self.aligned = aligned if self.is_host else memory.empty  # for what is kept
         self.from_host, self.to_host = memory.from_host, memory.to_host
 
     def __getattr__(self, name: str) -> Kernel:

@@ -7,7 +7,6 @@ from typing import Any, Self
 import numpy as np
 
 from ..errors import ConfigError, IndexOutOfRangeError, ShapeError
-from ..kernels import aligned
 from ..tensor import ArrayLike, Tensor, as_tensor
 from . import functional as F
 from . import init
@@ -23,7 +22,7 @@ def _sizes(name: str, *sizes: int) -> tuple[int, ...]:
 
 
 def _empty(*shape: int) -> Parameter:
-    return Parameter(aligned(shape, np.float32))
+    return Parameter(np.empty(shape, np.float32))
 
 
 class Linear(Module):

@@ -29,7 +29,8 @@ class Parameter(Tensor):
 
     def __init__(self, data: ArrayLike, requires_grad: bool = True, dtype: Any = None, device: str | None = None):
         super().__init__(data, requires_grad, dtype, device)
-        self._data = self._data.copy()  # in C order
+        given, self._data = self._data, self._device.aligned(self._data.shape, self._data.dtype)
+        self._device.copy(given, self._data)
 
     def __repr__(self) -> str:
         return "Parameter containing:\n" + super().__repr__()

@@ -37,7 +37,7 @@ class _Slot:
     def __init__(self, param: Tensor, group: Group, n_arrays: int):
         self.param, self.group, self.step = param, group, 0
         self.shape, self.dtype = param.shape, param.dtype
-        self.arrays = [param._device.empty(param.shape, param.dtype) for _ in range(n_arrays)]
+        self.arrays = [param._device.aligned(param.shape, param.dtype) for _ in range(n_arrays)]
         for array in self.arrays:
             param._device.fill(array, 0)
 
