@@ -437,7 +437,7 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     transpose_b = bool(transpose_b)
     by_columns = not (transpose_a or transpose_b) and _by_own_columns(m, k, n, threads, out.itemsize)
     if by_columns or (m < ROWS * threads and n >= 4 * lanes):
-        groups = -(-n // (PANEL * lanes))
+        groups = _panels(n, dtype)
         block = -(-groups // threads)
         _by_columns(groups, m * n * k // groups, a, b, start, out, transpose_a, transpose_b, work, block=block)
         return
@@ -534,17 +534,21 @@ def with_update(task, parameter, velocity, numbers):
     arguments = a, b, start, parameter, velocity, packed, numbers, work
     (m, k), n = a.shape, out.shape[1]
     if not packed and _by_own_columns(m, k, n, get_num_threads(), out.itemsize):
-        groups = -(-n // (PANEL * _LANES[out.dtype]))
-        return Task(_updating_by_columns, groups, task.work, None, arguments)
+        return Task(_updating_by_columns, _panels(n, out.dtype), task.work, None, arguments)
     return task._replace(loop=_updating, arguments=arguments)
 
 
 def _packed(b, transposed, j0, j1):
     """Columns j0 to j1 of op(b), in panels; the memory is this thread's, until its next product."""
     packed = workspace((b.shape[1] if transposed else b.shape[0], j1 - j0), b.dtype)
-    panels = -(-(j1 - j0) // (PANEL * _LANES[b.dtype]))
+    panels = _panels(j1 - j0, b.dtype)
     _pack(panels, packed.size // panels, b, transposed, j0, packed)
     return packed
+
+
+def _panels(columns, dtype):
+    """Panels, the last of which may be narrower."""
+    return -(-columns // (PANEL * _LANES[dtype]))
 
 
 def _even_rows(m, threads):

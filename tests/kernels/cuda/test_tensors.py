@@ -14,7 +14,7 @@ from sizes import SIMULATED
 
 import scratchnet as sn
 from scratchnet import ops
-from scratchnet.data import read_idx, write_idx
+from scratchnet.data import read_idx
 from scratchnet.trace import Guard
 
 NEEDS = "simulated"
@@ -456,17 +456,12 @@ def test_labels_of_a_replay_are_checked_before_anything_is_written():
     step(x, on_gpu([2, 1, 0]))
 
 
-def test_the_training_script_takes_the_device(tmp_path, capsys):
+def test_the_training_script_takes_the_device(tmp_path, capsys, few_images):
     sys.path.insert(0, str(ROOT / "scripts"))
     import train
 
-    mini, folder = ROOT / "scratchnet" / "data" / "fashion_mnist_mini", tmp_path / "small"
-    folder.mkdir()
-    for part, n in (("train", 12), ("t10k", 4)):
-        for kind in ("images-idx3", "labels-idx1"):
-            write_idx(folder / f"{part}-{kind}-ubyte", read_idx(mini / f"{part}-{kind}-ubyte.gz")[:n])
     config = train.Config(
-        data=str(folder), hidden=(4,), epochs=1, batch_size=5, device="cuda", folder=str(tmp_path / "run")
+        data=few_images(12), hidden=(4,), epochs=1, batch_size=5, device="cuda", folder=str(tmp_path / "run")
     )
     try:
         train.main(config)

@@ -224,18 +224,11 @@ def test_a_run_on_other_kinds_of_devices_does_not_go_on_with_a_mixed_one(tmp_pat
 # --- the training script ----------------------------------------------------------------------------------------------
 
 
-def test_the_training_script_takes_workers_on_gpus(tmp_path, capsys):
+def test_the_training_script_takes_workers_on_gpus(tmp_path, capsys, few_images):
     import train
 
-    from scratchnet.data import read_idx, write_idx
-
-    mini, folder = ROOT / "scratchnet" / "data" / "fashion_mnist_mini", tmp_path / "small"
-    folder.mkdir()
-    for part, n in (("train", 10), ("t10k", 4)):
-        for kind in ("images-idx3", "labels-idx1"):
-            write_idx(folder / f"{part}-{kind}-ubyte", read_idx(mini / f"{part}-{kind}-ubyte.gz")[:n])
     config = train.Config(
-        data=str(folder), hidden=(4,), epochs=1, batch_size=5, workers=2, shards=2, devices=("cuda:1", "cpu"),
+        data=few_images(10), hidden=(4,), epochs=1, batch_size=5, workers=2, shards=2, devices=("cuda:1", "cpu"),
         folder=str(tmp_path / "run"),
     )  # fmt: skip
     with mock.patch.object(sn.nn, "CrossEntropyLoss", Interpreted), mock.patch.object(train, "plot_curves"):
