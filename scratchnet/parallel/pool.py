@@ -45,6 +45,7 @@ AHEAD = 0.2  # seconds of work that are allowed ahead, so that a run that is ask
 POLL, SOON = 0.005, 0.0005  # seconds between two looks of the parent, while workers have enough to do and at the end
 PATIENCE = 30.0  # seconds without progress after which a worker counts as stuck, at least
 PATIENCE_GAPS = 20  # times the longest pause so far
+STARTING = 4  # times that long a process may take until it begins: one on a crowded machine, that reads all libraries
 COMPILING = 300.0  # seconds from a start on a GPU in which PATIENCE is as long: no cache keeps kernels of a GPU
 RETRIES = 3  # workers that may die over the same piece, or without any progress
 SLOW_EVERY = 0.5  # seconds between two looks for slow workers
@@ -290,6 +291,7 @@ class Pool(Steps):
         spins = SPINS if workers <= cores() else 16
         threads = max(1, cores() // workers) if threads is None else threads
         self._crew = _Crew(workers, threads, self.arena, job, spins, self.places)
+        self._born: dict[int, float] = {}  # when the process of a rank was started
         self._compiling = -math.inf  # until when workers on GPUs may compile
         self._missing: set[int] = set()
         self._slow: set[int] = set()
@@ -318,6 +320,7 @@ class Pool(Steps):
 
     def _count_start(self, rank: int) -> None:
         self.arena.starts[rank] += 1
+        self._born[rank] = time.monotonic()
         if self.places.kind(rank) == "cuda":
             self._compiling = time.monotonic() + COMPILING
 
@@ -448,7 +451,8 @@ class Pool(Steps):
         elif now - self._since > self._patience(now) and self._collected < self.submitted:
             self._since = now
             owners = [r for r in range(self.workers) if any(p.owned(arena.words, r) for p in arena.pieces)]
-            for rank in owners or range(self.workers):
+            grown = [r for r in range(self.workers) if now - self._born[r] > STARTING * self.patience]
+            for rank in owners or grown:
                 if rank not in self._missing:
                     log.warning("worker %d made no progress for %.0f s: it is killed", rank, self.patience)
                     self._crew.processes[rank].kill()

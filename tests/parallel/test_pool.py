@@ -3,7 +3,9 @@
 What kills do to it is shown by scripts/drill.py, and by test_drill.py.
 """
 
+import functools
 import hashlib
+import logging
 import os
 import resource
 import subprocess
@@ -18,7 +20,7 @@ from residue import no_residue
 import scratchnet as sn
 from scratchnet import checkpoint
 from scratchnet.kernels.cpu.compile import JIT_ENABLED, compile_stats
-from scratchnet.parallel import memory
+from scratchnet.parallel import failpoints, memory, pool
 
 SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 16  # the last batch has 2 samples: with 4 or 8 shards, some are empty
 MORE_SAMPLES = 58  # the last batch has 10: with 4 shards, 2 or 3 each
@@ -324,3 +326,13 @@ def test_user_code_that_raises_in_a_worker_is_one_line_with_its_traceback():
     assert error.rank in (0, 1)
     assert f"worker {error.rank}, step 0, shard {error.rank}: ValueError: the user's code" in str(error)
     assert "raise ValueError(\"the user's code" in error.traceback and error.__notes__ == [error.traceback]
+
+
+def test_workers_that_take_longer_to_start_than_a_piece_may_take_are_left_alone(monkeypatch, caplog):
+    expected = trained(1, 4)
+    monkeypatch.setattr(pool, "Pool", functools.partial(pool.Pool, patience=1.0))
+    monkeypatch.setattr(pool, "STARTING", 1000)
+    monkeypatch.setenv(failpoints.VARIABLE, "start:*:*:!sleep=2")
+    with caplog.at_level(logging.WARNING, "scratchnet.parallel"):
+        assert trained(2, 4) == expected
+    assert "over no piece" not in caplog.text
