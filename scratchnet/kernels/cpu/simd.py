@@ -60,9 +60,9 @@ def _tile(
     a[i, k] is `a_stride` elements after a[i - 1, k] and next to a[i, k - 1], or the other way round if `turned`. The
     columns are `vectors` whole vectors, the last of which begins at column `last` (it may overlap the one before); or,
     if `vectors` is 0, the first `last` lanes of one. If `keeping`, what is read of b is also written to `kept`, row
-    after row. If `updating`, the sums are the gradient of the parameters in `out`, which take a step of SGD, as in
-    optim.py, with a velocity stored like them and the numbers (lr, momentum, nesterov, weight decay). All this for
-    `count` tiles, each so many elements after the one before: `a_next` in a, and so on.
+    after row. If `updating`, `start` is zero, and the sums are the gradient of the parameters in `out`, which take a
+    step of SGD, as in optim.py, with a velocity stored like them and numbers (lr, momentum, nesterov, weight decay).
+    All this for `count` tiles, each so many elements after the one before: `a_next` in a, and so on.
     """
     a, b, start, out, kept, velocity = (x.reshape(-1) for x in (a, b, start, out, kept, velocity))
     lr, momentum, nesterov, decay = numbers.reshape(-1)[numbers_at:][:4] if updating else (0, 0, 0, 0)
@@ -220,6 +220,7 @@ def _write_tile(module, name, dtype, lanes, rows, vectors, turned, keeping, upda
     starts = [f.times(i, f["start_row"]) for i in range(rows)]
     outs = [f.times(i, f["out_row"]) for i in range(rows)]
     width = f.builder.add(f["last"], _i64(lanes))
+    zeros = [f.vector(None)] * len(places)
 
     def step(values):
         a, b, kept, *sums = values
@@ -235,6 +236,13 @@ def _write_tile(module, name, dtype, lanes, rows, vectors, turned, keeping, upda
             for j, column in enumerate(columns):
                 f.store(right(j), f.at(kept, column))
         return [f.at(a, a_step), f.at(b, f["b_step"]), f.at(kept, width if keeping else 0), *sums]
+
+    def step_and_fetch(values):
+        """A step, and a row of what the next tile updates: all of them at once would keep a and b waiting."""
+        out, velocity, *sums = values
+        for column, line in itertools.product(columns, (out, velocity)):
+            f.prefetch(f.at(line, column))
+        return [f.at(out, f["out_row"]), f.at(velocity, f["out_row"]), *step(sums)]
 
     def update(i, gradient, out, velocity):
         """A step of SGD for row i, all of it read before it is written: vectors may overlap."""
@@ -252,13 +260,17 @@ def _write_tile(module, name, dtype, lanes, rows, vectors, turned, keeping, upda
 
     def one(pointers):
         a, b, start, out, velocity, kept = pointers
-        for i in range(rows):  # where the next tile will be may be far away: fetch it while this one runs
-            for column in columns if updating else columns[:1]:
-                f.prefetch(f.at(out, f["out_next"], outs[i], column))
-                if updating:
-                    f.prefetch(f.at(velocity, f["out_next"], outs[i], column))
-        begin = [f.load(f.at(start, starts[i], column), mask) for i, column in places]
-        _, _, kept, *sums = f.loop(f["k"], [a, b, kept, *begin], step)
+        if updating:  # the sums of a gradient begin with zero; meanwhile, lines that the next tile updates are fetched
+            places_next, values = [f.at(x, f["out_next"]) for x in (out, velocity)], [a, b, kept, *zeros]
+            first = f.builder.select(f.builder.icmp_signed("<", f["k"], _i64(rows)), f["k"], _i64(rows))
+            _, _, *values = f.loop(first, [*places_next, *values], step_and_fetch)
+            rest = f.builder.sub(f["k"], first)
+        else:
+            for i in range(rows):  # where the next tile will be may be far away: fetch it while this one runs
+                f.prefetch(f.at(out, f["out_next"], outs[i], columns[0]))
+            begin = [f.load(f.at(start, starts[i], column), mask) for i, column in places]
+            values, rest = [a, b, kept, *begin], f["k"]
+        _, _, kept, *sums = f.loop(rest, values, step)
         if updating:
             for i in range(rows):
                 update(i, sums[i * len(columns) : (i + 1) * len(columns)], out, velocity)
