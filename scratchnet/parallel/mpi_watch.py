@@ -3,7 +3,9 @@
 MPI itself waits for ever for a rank that was stopped, a machine that vanished or a link that stalls. Here a rank that
 has waited for half of `patience` calls the roll: every other rank's thread answers with how far it has come, even while
 its rank computes. Who does not answer in the other half is named, with the step, in one line, and the job is ended.
-A rank that died is seen by mpirun, which tells the others to end (SIGTERM); they call the roll then, too, to name it.
+A rank that died is seen by mpirun. Open MPI's tells the others to end (SIGTERM); they call the roll then, too, to name
+it. MPICH's (Hydra, seen in 5.0.2) kills them at once (SIGKILL), so that nobody can; it prints the exit code, but ends
+with the dead rank's own status, which may be 0. `-disable-auto-cleanup` does not stop it from that reliably.
 """
 
 import os

@@ -21,6 +21,14 @@ def children(of="self"):
     return {pid: command for pid, command in found.items() if TRACKER not in command}
 
 
+def descendants(of="self"):
+    """The same of its children, their children, and so on."""
+    found = children(of)
+    for pid in list(found):
+        found |= descendants(pid)
+    return found
+
+
 def open_files():
     """{descriptor: what it is} of this process."""
     found = {}

@@ -21,6 +21,13 @@ def serve(channel, rank, arena):
         channel.send_bytes(dumps(fn(comm, *args)))
 
 
+def ask(channels, fn, args):
+    call = dumps((fn, args))
+    for channel in channels:
+        channel.send_bytes(call)
+    return [loads(channel.recv_bytes()) for channel in channels]
+
+
 class Group:
     """`ask(fn, *args)` gives what fn(comm, *args) returns on each rank."""
 
@@ -30,9 +37,7 @@ class Group:
         self.workers = Workers(size, serve, self.arena)
 
     def ask(self, fn, *args):
-        for channel in self.workers.channels:
-            channel.send_bytes(dumps((fn, args)))
-        return [loads(channel.recv_bytes()) for channel in self.workers.channels]
+        return ask(self.workers.channels, fn, args)
 
     def end(self):
         self.workers.end()
@@ -72,9 +77,7 @@ class MpiGroup:
         self.channels = [ranks[rank] for rank in range(size)]
 
     def ask(self, fn, *args):
-        for channel in self.channels:
-            channel.send_bytes(dumps((fn, args)))
-        return [loads(channel.recv_bytes()) for channel in self.channels]
+        return ask(self.channels, fn, args)
 
     def end(self):
         for channel in self.channels:

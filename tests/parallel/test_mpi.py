@@ -452,8 +452,11 @@ def test_a_fault_of_one_rank_ends_the_job_with_one_line(fault):
     status, results, said = job(3, "--fault", fault)
     lines = [line for line in said.splitlines() if line.startswith(("scratchnet:", "mpi_job.py:"))]
     assert status != 0 and not results
-    assert len(lines) == 1 and lines[0].startswith(SAID[fault]), said
     assert time.monotonic() - start < 30
+    if fault == "kill" and not is_open_mpi():
+        assert status == signal.SIGKILL and not lines
+        pytest.skip("MPICH's mpirun kills the other ranks before they can say who died (mpi_watch.py)")
+    assert len(lines) == 1 and lines[0].startswith(SAID[fault]), said
 
 
 @pytest.mark.parametrize(
@@ -466,7 +469,9 @@ def test_a_fault_of_one_rank_ends_the_job_with_one_line(fault):
 def test_a_job_that_lost_a_rank_goes_on_with_any_number_of_ranks_to_the_same_bytes(tmp_path, point, name, starts):
     """Three ranks, each as if it was a machine, so residuals are on three, too; and what a checkpoint holds of them."""
     status, results, _ = job(3, "--jobs", name, "--folder", tmp_path, fail=point, share=1)
-    assert status != 0 and not results
+    assert not results
+    if is_open_mpi() or "SIG" in point:  # MPICH's mpirun ends with the status of the rank, even if that is 0
+        assert status != 0
     checkpoints = set()
     for ranks, share in starts:
         folder = tmp_path / str(ranks)
@@ -507,7 +512,7 @@ def test_ranks_end_with_mpirun(tmp_path):
     while not (tmp_path / ".scratchnet-lock").exists():  # rank 0 is in fit
         assert process.poll() is None
         time.sleep(0.05)
-    ranks = [pid for pid, command in residue.children(process.pid).items() if "mpi_job" in command]
+    ranks = [pid for pid, command in residue.descendants(process.pid).items() if "mpi_job" in command]
     assert len(ranks) == 2
     process.kill()
     process.wait()
