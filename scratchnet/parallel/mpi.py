@@ -95,7 +95,11 @@ class MpiCommunicator(Communicator):
         if order not in ORDERS:
             raise ConfigError(f"MpiCommunicator: expected order to be one of {', '.join(ORDERS)}, got {order!r}")
         self.library = library()
-        self.group = (group or self.library.COMM_WORLD).Dup()
+        group = group or self.library.COMM_WORLD
+        started = group.Ibarrier()
+        while not started.Test():  # ranks may start seconds apart, and in Dup those that wait take a core each
+            time.sleep(NAP)
+        self.group = group.Dup()
         self.rank, self.size, self.order, self.timeout = self.group.rank, self.group.size, order, timeout
         self.watch = Watch(self.library, self.group.Dup(), patience)
         self._mine, self._theirs = np.zeros(WORDS, np.int64), np.zeros((self.size, WORDS), np.int64)
