@@ -13,6 +13,8 @@ import scratchnet as sn
 
 # Unbuffered, Python writes a line and its end apart, so that lines of processes that share a pipe come out mixed.
 os.environ.pop("PYTHONUNBUFFERED", None)
+# Tests start hundreds of processes, of which each would compile all sources of the package anew: 0.1 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 COMMON = {
     "deadline": None,
