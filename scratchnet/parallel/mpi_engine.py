@@ -3,11 +3,13 @@
 Each machine is a pool: its ranks share an arena and do the pieces of a step as workers do (worker.py). Shards are
 shared out among all ranks, and between two phases machines tell each other what the next one needs:
 
-    shard     losses and running statistics of each shard, and the sum of all gradients (or, in a round of LocalSGD, of
-              pages), folded in the order of shards (mpi_machines.py). With compression not the sum, but what each
+    shard     losses of each shard, and its gradient (or, in a round of LocalSGD, its page): what belongs to the slices
+              that a machine owns, or along the chain the sum of all (mpi_machines.py). With compression what each
               shard sends: K (M-1)/M of that travel to each of M machines
     project   PowerSGD: the second factors
-    slice     nothing: every machine has made the whole new page, with the optimizer's state
+    norm      its parts, from machines that own slices
+    slice     the new parameters, from machines that own slices; the optimizer's state only before somebody reads it.
+              Otherwise nothing: every machine has made the whole new page
 
 so every exact strategy, its compression, clipping and skipping is the code of the pool, and has its bits. Rank 0 alone
 touches the run's folder; what it loads, all ranks get.
@@ -38,13 +40,14 @@ from .job import RESTARTS, is_first_rank
 from .memory import cores
 from .mpi import MpiCommunicator, world
 from .mpi_machines import PIECE, Chain, fold, machine_of, places_of
-from .pool import Steps
+from .mpi_slices import PHASES, Slices, choose
+from .pool import Steps, slices_of
 from .replica import Replica
 from .shards import starts_of
 from .strategies import Hogwild, ParameterServer
 from .worker import Worker
 
-TOLD_AFTER = ("shard", "project")  # phases whose pieces are shared out among all machines
+TOLD_AFTER = ("shard", "project")  # phases that are told shard by shard
 
 
 def begin(trainer: Any, run: Any, first: Callable[[], None]) -> None:
@@ -126,18 +129,24 @@ class Ranks(Steps):
         self._run, self._keeps = run, keeps
         self._asked, run.stop = run.stop, type(run.stop)()  # the run stops when all ranks know of it
         with _Told(comm):
-            super().__init__(replica, dataset, batch, machine.here.size, memory=machine.memory, **options)
+            strategy, is_plain = replica.strategy, machine.count > 1 and not replica.strategy.compression
+            self._is_fast = is_plain and getattr(strategy, "order", "exact") == "fast"  # the library's order
+            self._slices: Slices | None = choose(machine, replica) if is_plain and not self._is_fast else None
+            slices = self._slices.count if self._slices else slices_of(replica, machine.here.size)
+            super().__init__(replica, dataset, batch, slices, memory=machine.memory, **options)
             for name in self.arena.TOLD:  # each rank writes its own, and need not wait for others to do it
                 setattr(self.arena, name, np.zeros_like(getattr(self.arena, name)))
             fail = failpoints.armed(comm.rank, int(os.environ.get(RESTARTS, "0")))
             self._worker = Worker(machine.here.rank, self.arena, replica, dataset, -1, fail)
             self._pieces = [self._own(pieces.phase) for pieces in self.arena.pieces]
             self._shards = machine.shards(machine.number, replica.shards)
-            if machine.count > 1 and not self.compressor:
+            if machine.count > 1 and not self.compressor and not self._slices:
                 self._total = machine.memory(size := self.arena.slots.shape[-1]).array(0, size, np.uint8)
                 self._worker._merged = lambda step: [self._total]  # type: ignore[method-assign]
             if machine.leaders:
                 self._take_memory()
+            if self._slices:
+                self._slices.join(self.arena, self._worker)
             self._chains: dict[bool, Chain] = {}  # of pages, or of gradients
             self._rows: dict[str, np.ndarray] = {}  # what travels after a phase: (shards, bytes)
             self._memory: dict[str, np.ndarray] = {}
@@ -153,8 +162,12 @@ class Ranks(Steps):
             else:
                 arena.memory.commit(offset, math.prod(shape) * np.dtype(dtype).itemsize)
 
-    def _own(self, phase: Phase) -> range:
-        """The pieces that this rank does: shards are shared out among all, the rest is done on each machine."""
+    def _own(self, phase: Phase) -> Sequence[int]:
+        """The pieces that this rank does: shards are shared out among all, as slices are that machines own; the rest is
+        done on each machine.
+        """
+        if self._slices and phase.name in PHASES:
+            return self._slices.own
         machine, of_all = self._machine, phase.name in TOLD_AFTER
         size, place = (self._comm.size, machine.place) if of_all else (machine.here.size, machine.here.rank)
         return range(*starts_of(phase.pieces, size)[place : place + 2])
@@ -172,10 +185,14 @@ class Ranks(Steps):
         """See Steps; all ranks submit the same. When it returns, the step is done."""
         step = self._comm.watch.step = self.submitted
         super().submit(batches, numbers, first, apart)
+        if self._slices:
+            self._slices.begin(step)
         for number, pieces in enumerate(self.arena.pieces):
             with contextlib.suppress(NonFiniteError):  # it is in `bad`, and all ranks raise when they meet
                 for piece in self._pieces[number]:
                     self._worker.do(number, piece)
+                    if self._slices and pieces.phase.name == "slice":
+                        self._slices.send_parameters(piece, step)
             self._join(pieces.phase.name, step)
         self._collect()
 
@@ -184,9 +201,11 @@ class Ranks(Steps):
         machine = self._machine
         if phase == "shard":
             self._meet(step)
-        else:
+        if self._slices:
+            self._exchange(self._slices, phase, step)
+        if phase != "shard" or self._slices:
             machine.meet(f"phase {phase!r}")
-        if machine.count == 1 or phase not in TOLD_AFTER:
+        if machine.count == 1 or phase not in TOLD_AFTER or self._slices:
             return
         if self._is_fast:
             self._add_up_here(step)
@@ -216,6 +235,19 @@ class Ranks(Steps):
 
     # --- between machines -------------------------------------------------------------------------------------------
 
+    def _exchange(self, slices: Slices, phase: str, step: int) -> None:
+        """What the owners of slices need after a phase, or all others need of them."""
+        if phase == "shard":
+            slices.send_gradients(step)
+            if self._machine.leaders:
+                with self._comm.waiting("the exchange of losses"):
+                    self._tell(phase, step)
+            slices.wait_for_gradients(step)
+        elif phase == "norm":
+            slices.share_norm(step)
+        else:
+            slices.wait_for_parameters(step)
+
     def _tell(self, phase: str, step: int) -> None:
         """What a phase made of each shard, but for its gradient, goes to all machines."""
         if phase not in self._rows:
@@ -240,28 +272,25 @@ class Ranks(Steps):
         """Of a shard: its losses, what is not finite, and buffers."""
         arena, layout, row = self.arena, self.replica.layout, step % self.arena.window
         buffers = arena.slots[step % len(arena.slots), k, layout.parameter_bytes : layout.nbytes]
-        return [arena.losses[row, :, k], arena.bad[row, k : k + 1], buffers] if phase == "shard" else []
+        found = [arena.losses[row, :, k], arena.bad[row, k : k + 1], buffers] if phase == "shard" else []
+        return found[:2] if self._slices else found  # then buffers are in what owners of slices get
 
     def _full(self, step: int, shards: Sequence[int]) -> list[np.ndarray]:
         """The slots of those shards that are not empty."""
         full, slots = self._worker._shares(step % self.arena.window).full, self.arena.slots
         return [slots[step % len(slots), k] for k in shards if k in full]
 
-    @property
-    def _is_fast(self) -> bool:
-        """Is the order of additions over machines the library's choice?"""
-        return getattr(self.replica.strategy, "order", "exact") == "fast" and not self.compressor
-
     def _sum(self, step: int) -> None:
         """The sum of all shards' slots, to `_total`: of gradients, or of pages."""
         machine, apart = self._machine, bool(self.arena.apart[step % self.arena.window])
         if self._is_fast:
-            places, library = places_of(self.replica.layout, False, PIECE), self._comm.library
+            places, library = places_of(self.replica.layout, [0], most=PIECE), self._comm.library
             started = [machine.leaders.Iallreduce(library.IN_PLACE, place.of(self._total)) for place in places]
             library.Request.Waitall(started)
             return
+        layout, begins = self.replica.layout, self.replica.layout.begins if apart else [0]
         if apart not in self._chains:
-            self._chains[apart] = Chain(machine, places_of(self.replica.layout, apart, PIECE), self._total)
+            self._chains[apart] = Chain(machine, places_of(layout, begins, most=PIECE), self._total)
         shards = [machine.shards(number, self.replica.shards) for number in range(machine.count)]
         first = next(number for number in range(machine.count) if self._full(step, shards[number]))
         self._chains[apart].fold(self._full(step, self._shards), first)
@@ -279,6 +308,8 @@ class Ranks(Steps):
     def drain(self) -> None:
         """All ranks have come here, and rank 0 has what a checkpoint remembers of all shards."""
         machine = self._machine
+        if self._slices:
+            self._slices.share_states(with_older=self._keeps and self.replica.strategy.lag > 0)
         machine.meet("settle")
         if self._keeps and self.compressor and machine.leaders:
             with self._comm.waiting("the exchange of residuals"):

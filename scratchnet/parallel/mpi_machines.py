@@ -1,21 +1,22 @@
 """The machines of an MPI job: ranks that share memory, and how machines agree on what all shards gave together.
 
-The ranks of a machine share one piece of memory and compute on it as the workers of a pool do. One rank of each machine
-talks to the others. Shards are consecutive on a machine, so a fold in their order over all machines is a chain:
+The ranks of a machine share one piece of memory and compute on it as the workers of a pool do. Gradients are folded in
+the order of shards, over all machines, which gives the bits of one process; here by a chain:
 
     machine 0 folds its shards, and hands the sum to machine 1, which adds its own one by one, ... and the last one
     has the total, which goes back the same way; piece by piece, so that all links are busy at the same time
 
-It sends 2 n bytes a machine for n bytes of gradients, however many shards there are (n, of two machines), and has the
-bits of one process. To send each shard's gradient to those that own slices takes (K/M + 1) (M-1)/M n for K shards on M
-machines: more, unless a machine has only one. "fast" leaves the sum over machines to the library: 2 (M-1)/M n.
+For M machines and n bytes of gradients it sends 2 n bytes a machine (n, of two), however many shards there are, in
+2 (M-1) hops, and each machine makes the whole update. mpi_slices.py has the other way. "fast" leaves the sum over
+machines to the library: 2 (M-1)/M n.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from .mpi import MpiCommunicator
 from .replica import PageLayout, Place
 from .shards import starts_of
 
-# Bytes that travel at a time along the chain. Open MPI announces more than 64 KiB before it sends them, and over
+# Bytes that travel at a time. Open MPI announces more than 64 KiB before it sends them, and over
 # TCP the answer waits behind the data on its way in the other direction: 430 ms a step, not 229, on 300 Mbit/s.
 PIECE = 48 << 10
 VARIABLE = "SCRATCHNET_MPI_SHARE"  # how many ranks of a machine share memory, at most; 1 where they cannot
@@ -56,9 +57,10 @@ class Machine:
         self.here.Bcast(found)
         self.number, self.count, first = found.tolist()
         self.place = first + self.here.rank
-        firsts = np.zeros(comm.size, np.int64)
-        group.Allgather(np.array([first]), firsts)
-        self._firsts = sorted(set(firsts.tolist()))  # place of each machine's first rank
+        stands = np.zeros((comm.size, 2), np.int64)
+        group.Allgather(np.array([first, self.place]), stands)
+        self._firsts = sorted(set(stands[:, 0].tolist()))  # place of each machine's first rank
+        self.rank_at = np.argsort(stands[:, 1]).tolist()  # by place
         ranks = np.zeros(self.here.size, np.int64)
         self.here.Allgather(np.array([comm.rank]), ranks)
         self._leader = int(ranks[0])
@@ -88,8 +90,21 @@ class Machine:
 
     def shards(self, machine: int, shards: int) -> range:
         """Those of a machine: of its ranks, together."""
-        starts, ends = starts_of(shards, self.comm.size), [*self._firsts[1:], self.comm.size]
-        return range(starts[self._firsts[machine]], starts[ends[machine]])
+        starts, places = starts_of(shards, self.comm.size), self.places(machine)
+        return range(starts[places.start], starts[places.stop])
+
+    def places(self, machine: int) -> range:
+        """Those of its ranks."""
+        return range(self._firsts[machine], [*self._firsts, self.comm.size][machine + 1])
+
+    def home(self, place: int) -> int:
+        """The machine that a place is on."""
+        return bisect.bisect(self._firsts, place) - 1
+
+    def through(self, place: int, machine: int) -> int:
+        """The place on another machine that a rank at `place` exchanges slices with."""
+        there = self.places(machine)
+        return there[(place - self._firsts[self.home(place)]) % len(there)]
 
     def spread(self, rows: np.ndarray) -> None:
         """rows[k], of (shards, bytes), from the machine that has shard k to all; leaders call it.
@@ -161,15 +176,25 @@ def fold(rows: Sequence[np.ndarray], out: np.ndarray) -> None:
         np.add(out if i else rows[0], row, out=out)
 
 
-def places_of(layout: PageLayout, with_states: bool, piece: int | None = None) -> list[Place]:
-    """All numbers of a slot, or of a page with the optimizer's state, in pieces of so many bytes at most."""
-    found = []
-    for begin in layout.begins if with_states else [0]:
-        for segment in layout.segments:
-            offset, (size,), dtype = segment.place
-            step = max(1, (piece or max(segment.place.nbytes, 1)) // dtype.itemsize)
-            found += [
-                Place(begin + offset + lo * dtype.itemsize, (min(step, size - lo),), dtype)
-                for lo in range(0, size, step)
-            ]
+def places_of(
+    layout: PageLayout, begins: Iterable[int], parts: Iterable[int] = (0,), count: int = 1, most: int | None = None
+) -> list[Place]:
+    """Of what lies like the parameters at `begins` of a page (see PageLayout), those of `count` parts: in runs of
+    neighbours, of so many bytes at most.
+    """
+    found, parts = [], list(parts)
+    for begin in begins:
+        for spans in zip(*(layout.cut((s, count)) for s in parts), strict=True):
+            runs: list[Place] = []
+            for span in spans:
+                if runs and runs[-1].offset + runs[-1].nbytes == span.offset:
+                    runs[-1] = Place(runs[-1].offset, (runs[-1].shape[0] + span.shape[0],), span.dtype)
+                else:
+                    runs.append(span)
+            for offset, (size,), dtype in runs:
+                step = max(1, (most or max(size * dtype.itemsize, 1)) // dtype.itemsize)
+                found += [
+                    Place(begin + offset + lo * dtype.itemsize, (min(step, size - lo),), dtype)
+                    for lo in range(0, size, step)
+                ]
     return found

@@ -59,8 +59,9 @@ class Steps:
     """Steps that are told to workers, and what came of them.
 
     replica: the model, optimizer and loss at their start, and the strategy. dataset: what the positions of a step
-    number. batch: the most samples of a batch. span: the most batches of a step. first: the number of the first step.
-    timeline: a file for what each worker did when, see timeline.py. memory: see TrainingArena.
+    number. batch: the most samples of a batch. slices: pieces of a merge and update, a choice of speed alone. span: the
+    most batches of a step. first: the number of the first step. timeline: a file for what each worker did when, see
+    timeline.py. memory: see TrainingArena.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class Steps:
         replica: Replica,
         dataset: Any,
         batch: int,
-        workers: int,
+        slices: int,
         span: int = 1,
         first: int = 0,
         timeline: str | Path | None = None,
         memory: Callable[[int], SharedMemory] = SharedMemory,
     ):
         self.replica, self.dataset, self._samples = replica, dataset, len(dataset)
-        self.arena = TrainingArena(replica, batch, span, min(workers, SLICES), timeline is not None, memory)
+        self.arena = TrainingArena(replica, batch, span, slices, timeline is not None, memory)
         self.timeline = None if timeline is None else Timeline(timeline, self.arena)
         for pieces in self.arena.pieces:
             pieces.sealed(self.arena.words)[:] = first
@@ -190,6 +191,11 @@ class Steps:
             self.timeline.write(self.workers)
 
 
+def slices_of(replica: Replica, workers: int) -> int:
+    """In how many pieces so many workers that share memory merge."""
+    return min(replica.strategy.slices(workers), SLICES)
+
+
 class Solo(Steps):
     """All pieces are done by this process, as soon as a step is submitted."""
 
@@ -283,7 +289,7 @@ class Pool(Steps):
         **options: Any,
     ):
         job = Parcel((replica, dataset), "Trainer: expected a model, loss and data that can be sent to a worker")
-        super().__init__(replica, dataset, batch, workers, **options)
+        super().__init__(replica, dataset, batch, slices_of(replica, workers), **options)
         self.places = places or Places(None, replica.device.name)
         self.patience, self._first = patience, self.submitted
         self._deaths: Counter[Any] = Counter()

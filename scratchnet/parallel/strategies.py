@@ -204,8 +204,9 @@ class AllReduce(Strategy):
 
     The mean gradient of the batch, however many workers there are, so it converges as one process does; its bits depend
     on the number of shards K alone. On one machine the parameters lie in the arena once, and each worker updates its
-    slice. Machines of an MPI job fold along a chain, in the order of k, and each updates all: a machine sends at most
-    twice the bytes of the parameters (mpi_machines.py). It waits, each step, for the slowest shard.
+    slice. Machines of an MPI job do so, too, if a gradient of each shard is not too much to send (mpi_slices.py); else
+    they fold along a chain, in the order of k, and each updates all (mpi_machines.py). It waits, each step, for the
+    slowest shard.
 
     compression: see `Compression`; None sends all.
     order: "exact", or under MPI "fast": each machine adds up its own shards, and the library adds the machines', in an

@@ -20,7 +20,7 @@ from .strategies import Compression, Hogwild, LocalSGD, ParameterServer, PowerSG
 
 WINDOW = 256  # batches that are written ahead at most
 MOST_WORKERS = 256
-SLICES = 16  # pieces of the merge and update, at most: one a worker
+SLICES = 16  # pieces of the merge and update of a pool, at most: one a worker
 NORMS = 8  # pieces of the norm of a gradient: part of the arithmetic, so not one a worker
 EVENTS, EVENT_RANKS = 1 << 14, 32  # that a timeline holds: of each worker, and of how many
 COMPUTE, MERGE, WAIT, SHARDS = range(4)  # columns of `times`
@@ -36,8 +36,8 @@ class Event(NamedTuple):
     end: float
 
 
-def phases_of(replica: Replica, workers: int) -> list[Phase]:
-    """What a step consists of: the names are those of the worker's methods."""
+def phases_of(replica: Replica, slices: int) -> list[Phase]:
+    """What a step consists of: the names are those of the worker's methods. slices: pieces of the merge and update."""
     strategy, shards = replica.strategy, replica.shards
     if isinstance(strategy, Hogwild):
         return [Phase("live", shards, slack=1, paired=True)]
@@ -48,14 +48,14 @@ def phases_of(replica: Replica, workers: int) -> list[Phase]:
         phases += [Phase("basis", 1), Phase("project", shards)]
     if replica.clip_norm is not None:
         phases += [Phase("norm", NORMS)]
-    return [*phases, Phase("slice", min(strategy.slices(workers), SLICES))]
+    return [*phases, Phase("slice", slices)]
 
 
 class TrainingArena:
     """What the processes of a pool share. It travels to them as an open file.
 
-    batch: the most samples of a batch; span: the most batches of a step. timeline: keep what each worker did, and when.
-    memory: makes so many bytes of it.
+    batch: the most samples of a batch; span: the most batches of a step. slices: see phases_of. timeline: keep what
+    each worker did, and when. memory: makes so many bytes of it.
 
     Raises SharedMemoryError where there is not enough memory.
     """
@@ -89,12 +89,12 @@ class TrainingArena:
         replica: Replica,
         batch: int,
         span: int,
-        workers: int,
+        slices: int,
         timeline: bool = False,
         memory: Callable[[int], SharedMemory] = SharedMemory,
     ):
         layout, shards, strategy = replica.layout, replica.shards, replica.strategy
-        self.pieces = lay_out(phases_of(replica, workers))
+        self.pieces = lay_out(phases_of(replica, slices))
         self.window = max(4, WINDOW // span)
         self.is_free = any(pieces.phase.exclusive for pieces in self.pieces)  # versions count pushes, not steps
         rings = strategy.lag + 1

@@ -29,7 +29,7 @@ from servants import NO_MPI, MpiGroup, is_open_mpi, mpirun
 
 import scratchnet as sn
 from scratchnet.parallel import job as started
-from scratchnet.parallel import mpi, mpi_engine, mpi_machines, mpi_watch
+from scratchnet.parallel import mpi, mpi_engine, mpi_machines, mpi_slices, mpi_watch
 from scratchnet.parallel.collectives import ALGORITHMS
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
@@ -199,7 +199,7 @@ def test_the_source_calls_no_method_that_pickles(monkeypatch):
     capital = {name.lower() for name in dir(MPI.Intracomm) if name[0].isupper()}
     pickling = {name for name in dir(MPI.Intracomm) if name[0].islower() and name in capital}
     assert {"send", "recv", "bcast", "allreduce", "alltoall", "isend"} <= pickling
-    for module in (mpi, mpi_engine, mpi_machines, mpi_watch):
+    for module in (mpi, mpi_engine, mpi_machines, mpi_slices, mpi_watch):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute) and node.attr in pickling:
                 assert isinstance(node.value, ast.Name) and node.value.id == "self", ast.unparse(node)
@@ -298,12 +298,12 @@ WRAPPER = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "mpi_trai
 JOB = Path(__file__).with_name("mpi_job.py")
 
 
-def job(ranks, *flags, command=mpirun, fail="", share=0):
+def job(ranks, *flags, command=mpirun, fail="", share=0, merge=""):
     """The job under mpirun, or without it for `ranks` 0: status, lines of results, and what it said.
 
-    share: so many ranks count as one machine; 0: all that are on one.
+    share: so many ranks count as one machine; 0: all that are on one. merge: how machines do it; "": the cheaper way.
     """
-    variables = variables_of_a_job() | {mpi_machines.VARIABLE: str(share)}
+    variables = variables_of_a_job() | {mpi_machines.VARIABLE: str(share), mpi_slices.FORCED: merge}
     variables |= {"SCRATCHNET_MPI_PATIENCE": "3", "SCRATCHNET_FAIL": fail, "SCRATCHNET_QUIET": "1"}
     line = [sys.executable, str(JOB), *map(str, flags)]
     line = command(ranks, *line) if ranks else line
@@ -322,9 +322,11 @@ def undisturbed():
     return {result["job"]: result for result in results}
 
 
-@pytest.mark.parametrize(("ranks", "share"), [(2, 0), (3, 1), (5, 2)])
-def test_training_has_the_bits_of_one_process_for_any_number_of_ranks_and_machines(ranks, share):
-    status, results, said = job(ranks, "--jobs", *mpi_job.JOBS, share=share)
+@pytest.mark.parametrize(
+    ("ranks", "share", "merge"), [(2, 0, ""), (3, 1, "chain"), (5, 2, "slices"), (2, 1, "slices"), (4, 1, "slices")]
+)
+def test_training_has_the_bits_of_one_process_for_any_number_of_ranks_and_machines(ranks, share, merge):
+    status, results, said = job(ranks, "--jobs", *mpi_job.JOBS, share=share, merge=merge)
     assert status == 0, said
     assert sorted((r["job"], r["rank"]) for r in results) == sorted(itertools.product(mpi_job.JOBS, range(ranks)))
     for result in results:
@@ -460,15 +462,19 @@ def test_a_fault_of_one_rank_ends_the_job_with_one_line(fault):
 
 
 @pytest.mark.parametrize(
-    ("point", "name", "starts"),
+    ("point", "name", "merge", "starts"),
     [
-        ("shard.claimed:9:1:SIGKILL", "low rank", [(2, 0), (0, 0)]),
-        ("slice.claimed:6:0:exit", "largest", [(4, 2)]),
+        ("shard.claimed:9:1:SIGKILL", "low rank", "", [(2, 0), (0, 0)]),
+        ("slice.claimed:6:0:exit", "largest", "", [(4, 2)]),
+        ("slice.claimed:9:1:SIGKILL", "delayed", "slices", [(4, 2), (0, 0)]),
     ],
 )
-def test_a_job_that_lost_a_rank_goes_on_with_any_number_of_ranks_to_the_same_bytes(tmp_path, point, name, starts):
-    """Three ranks, each as if it was a machine, so residuals are on three, too; and what a checkpoint holds of them."""
-    status, results, _ = job(3, "--jobs", name, "--folder", tmp_path, fail=point, share=1)
+def test_a_job_that_lost_a_rank_goes_on_with_any_number_of_ranks_to_the_same_bytes(
+    tmp_path, point, name, merge, starts
+):
+    """Three ranks, each as if it was a machine, so residuals and the optimizer's state are on three, too; and what a
+    checkpoint holds of them."""
+    status, results, _ = job(3, "--jobs", name, "--folder", tmp_path, fail=point, share=1, merge=merge)
     assert not results
     if is_open_mpi() or "SIG" in point:  # MPICH's mpirun ends with the status of the rank, even if that is 0
         assert status != 0
@@ -476,7 +482,8 @@ def test_a_job_that_lost_a_rank_goes_on_with_any_number_of_ranks_to_the_same_byt
     for ranks, share in starts:
         folder = tmp_path / str(ranks)
         shutil.copytree(tmp_path, folder, ignore=lambda _, names: [n for n in names if n.isdigit()])
-        status, results, said = job(ranks, "--jobs", name, "--folder", folder, "--resume", "auto", share=share)
+        flags = "--jobs", name, "--folder", folder, "--resume", "auto"
+        status, results, said = job(ranks, *flags, share=share, merge=merge)
         assert status == 0, said
         assert {result["digest"] for result in results} == {undisturbed()[name]["digest"]}
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
