@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from sizes import JIT
 
 import scratchnet as sn
-from scratchnet.jit import fuse
+from scratchnet import trace
+from scratchnet.jit import fuse, program
+from scratchnet.jit.step import Step
 from scratchnet.kernels.cpu import execute
 from scratchnet.nn import functional as F
 from scratchnet.random import Generator, using
@@ -326,6 +328,72 @@ def test_a_shape_error_in_the_first_call_leaves_nothing_behind():
         step(sn.Tensor([[1.0]]), sn.Tensor([[1.0], [2.0]]))
     assert not step.programs
     assert step(sn.Tensor([[2.0]]), sn.Tensor([[3.0]])).item() == 6.0
+
+
+# --- outputs that are told before the end -----------------------------------------------------------------------------
+
+
+class Filling:
+    """A step that puts the gradients of a network into arrays. told: what was in each when it was told to be final."""
+
+    def __init__(self, layers, loss, width, tells=True):
+        self.training = training = Training(layers, loss=loss, width=width)
+        parameters = list(training.model.parameters())
+        self.arrays = [np.zeros(p.shape, np.float32) for p in parameters]
+        self.told: dict[int, bytes] = {}
+
+        def step(x, y):
+            training.optimizer.zero_grad()
+            training.loss(training.model(x), y).backward()
+            for parameter, array in zip(parameters, self.arrays, strict=True):
+                trace.active(parameter._device).copy(parameter.grad._data, array)
+                parameter.grad = None
+
+        self.step = Step(step, program.Outputs(self.arrays, self._hear) if tells else None)
+
+    def _hear(self, final):
+        assert final and not self.told.keys() & set(final)
+        self.told |= {i: self.arrays[i].tobytes() for i in final}
+
+    def run(self, n):
+        """The gradients of some batch of n samples, and what was told of them."""
+        rng, self.told = np.random.default_rng(n), {}
+        for array in self.arrays:
+            array.fill(np.nan)
+        with using(self.training.random):
+            self.step(sn.Tensor(rng.standard_normal((n, self.training.width)).astype(np.float32)),
+                      sn.Tensor(rng.integers(0, 4, n)))  # fmt: skip
+        return [array.tobytes() for array in self.arrays], self.told
+
+
+@settings(max_examples=25 if JIT else 5, deadline=None)
+@given(
+    layers=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=5),
+    loss=st.sampled_from(sorted(LOSSES)),
+    width=st.sampled_from([1, 3, 8, 17, 40]),
+)
+def test_what_is_told_to_be_final_is_and_the_bits_are_those_of_one_call(layers, loss, width):
+    with mock.patch.object(program, "WORTH", 1):
+        cut, whole = Filling(layers, loss, width), Filling(layers, loss, width, tells=False)
+        for n in (5, 5, 33, 5, 33):
+            gradients, told = cut.run(n)
+            assert gradients == whole.run(n)[0]
+            assert all(told[i] == gradients[i] for i in told)
+    assert JIT is False or len(cut.arrays) == 2 or told
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+def test_the_gradient_of_a_layer_does_not_wait_for_that_of_earlier_ones():
+    with mock.patch.object(program, "WORTH", 4 * 40 * 40):
+        filling = Filling(["linear", "relu", "linear", "relu"], "cross-entropy", 40)
+        filling.run(33)
+        filling.run(33)
+    assert sorted(filling.told) == [2, 4, 5]  # those of the last layer, and the weight before it
+    products = [
+        sum(task.loop.name == "matmul" for task in executable.kept)
+        for executable in filling.step.programs[0].executables
+    ]
+    assert products == [3 + 3, 2]  # of 3 forward and 5 backward, those that the weights of two layers need
 
 
 # --- the program ------------------------------------------------------------------------------------------------------

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..kernels import device as find_device
 from ..trace import Call, Guard, Trace, Undo, memory_of
 
+WORTH = 1 << 18  # bytes of outputs that are told at a time, and of those that follow, at least: a call ends there
+
+
+class Outputs(NamedTuple):
+    """Arrays outside of a step that it fills. `tell` gets, while it still runs, the numbers of those that are final.
+
+    It is not told of the last ones, nor of any while the step is recorded; and if a guard stops the step, of all.
+    """
+
+    arrays: Sequence[np.ndarray]
+    tell: Callable[[list[int]], None]
+
 
 class Program:
     """A trace, ready to be replayed: `run(inputs)` does what the step did, for other inputs.
 
     trace: of one call of the step. inputs: the arrays that it was called with. kept: arrays that the caller reads
-    afterwards; what else the step made is its own business, and dropped where nothing depends on it.
+    afterwards; what else the step made is its own business, and dropped where nothing depends on it. outputs: then the
+    program consists of several compiled calls, which has the bits of one.
     """
 
-    def __init__(self, trace: Trace, inputs: list[np.ndarray], kept: list[np.ndarray]):
-        self.trace, self.inputs, self.kept = trace, inputs, kept
+    def __init__(self, trace: Trace, inputs: list[np.ndarray], kept: list[np.ndarray], outputs: Outputs | None = None):
+        self.trace, self.inputs, self.kept, self.outputs = trace, inputs, kept, outputs
         self.effects = trace.effects
         self.watched = [(thing, attribute, value) for (_, attribute), (thing, value) in trace.watched.items()]
         self.stop = np.zeros(1, np.int64)
@@ -62,6 +76,8 @@ class Program:
         steps = _with_updates(steps, self.trace, self.kept)
         given = {id(memory_of(x)) for x in self.inputs}
         self.steps = sorted(steps, key=lambda step: not (isinstance(step[0], Guard) and given & _memories(step[0])))
+        if self.outputs:
+            self.steps = _early(self.steps, self.outputs.arrays)
         from ..kernels.cpu.compile import get_num_threads  # here, not above: importing scratchnet does not load Numba
 
         self.count_threads = get_num_threads
@@ -73,13 +89,18 @@ class Program:
         self.parts: list[Callable[[], Any]] = []
         self.executables: list[Any] = []
         native: list[Any] = []
-        for entry, tasks in self.steps:
+        final = _final(self.steps, self.outputs.arrays) if self.outputs else {}
+        for number, (entry, tasks) in enumerate(self.steps):
             if tasks:
                 native += [(task, self._accesses(task)) for task in tasks]
             else:
                 self._flush(native)
                 native = []
                 self.parts += entry.parts()
+            if self.outputs and number in final:
+                self._flush(native)
+                native = []
+                self.parts.append(functools.partial(self.outputs.tell, final[number]))
         self._flush(native)
         self._find_inputs()
 
@@ -252,7 +273,37 @@ def _with_updates(steps: list, trace: Trace, kept: list[np.ndarray]) -> list:
     return [step for step in steps if step is not None]
 
 
-def _writes(step: Any, arrays: list[np.ndarray]) -> bool:
+def _early(steps: list, outputs: Sequence[np.ndarray]) -> list:
+    """The same in another order: each output comes after what it depends on, and after nothing else than guards."""
+    left, order = list(range(len(steps))), []
+    for output in [at for at, step in enumerate(steps) if _writes(step, outputs)]:
+        pulled = [output] if output in left else []
+        for at in reversed([i for i in left if i < output]):
+            if isinstance(steps[at][0], Guard) or any(_conflict(steps[at], steps[i]) for i in pulled):
+                pulled.append(at)
+        order += pulled[::-1]
+        left = [at for at in left if at not in pulled]
+    return [steps[at] for at in order + left]
+
+
+def _conflict(step: Any, other: Any) -> bool:
+    """Must these two stay in order?"""
+    return _writes(step, _touched(other)) or _writes(other, _touched(step))
+
+
+def _final(steps: list, outputs: Sequence[np.ndarray]) -> dict[int, list[int]]:
+    """The outputs that are to be told after a step, by the step's number."""
+    last = [max((at for at, step in enumerate(steps) if _writes(step, [x])), default=len(steps)) for x in outputs]
+    found, waiting, left = {}, [], sum(x.nbytes for x in outputs)
+    for at in range(len(steps)):
+        waiting += [i for i, final in enumerate(last) if final == at]
+        size = sum(outputs[i].nbytes for i in waiting)
+        if size >= WORTH and left - size >= WORTH:
+            found[at], waiting, left = waiting, [], left - size
+    return found
+
+
+def _writes(step: Any, arrays: Sequence[np.ndarray]) -> bool:
     if step is None:
         return False
     entry, tasks = step  # a kernel that Python calls may write to any of its arrays

@@ -12,15 +12,18 @@ from .. import random, trace
 from ..errors import JitError
 from ..tensor import Tensor, is_recording
 from .explain import explain
-from .program import Program, give_back
+from .program import Outputs, Program, give_back
 
 
 class Step:
-    """A function that is recorded once for each kind of arguments, and then replayed. Made by `jit`."""
+    """A function that is recorded once for each kind of arguments, and then replayed. Made by `jit`.
 
-    def __init__(self, function: Callable[..., Any]):
+    outputs: see `Outputs`.
+    """
+
+    def __init__(self, function: Callable[..., Any], outputs: Outputs | None = None):
         functools.update_wrapper(self, function)
-        self.function = function
+        self.function, self.outputs = function, outputs
         self._programs: dict[Any, list[_Recorded]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -31,7 +34,7 @@ class Step:
         for recorded in self._programs.get(key, ()):
             if recorded.holds():
                 return recorded.replay(arrays)
-        recorded, result = _record(self.function, args, kwargs, arrays)
+        recorded, result = _record(self.function, args, kwargs, arrays, self.outputs)
         self._programs.setdefault(key, []).append(recorded)
         return result
 
@@ -114,7 +117,9 @@ class _Gradient:
         self.leaf.grad = None if self.left is None else Tensor._wrap(self.left.copy(), self.leaf._device)
 
 
-def _record(function: Callable[..., Any], args: tuple, kwargs: dict, arrays: list[np.ndarray]) -> tuple[_Recorded, Any]:
+def _record(
+    function: Callable[..., Any], args: tuple, kwargs: dict, arrays: list[np.ndarray], outputs: Outputs | None
+) -> tuple[_Recorded, Any]:
     """Runs the step and makes a program of it; also the result."""
     inputs = [x.copy() for x in arrays]
     replaced = iter(inputs)
@@ -131,7 +136,7 @@ def _record(function: Callable[..., Any], args: tuple, kwargs: dict, arrays: lis
         if id(leaf) not in written.touched:
             gradients.append(_Gradient(leaf, None, True, dropped=False))
     kept = [t._data for t in _tensors(result)] + [g.left for g in gradients if g.left is not None]
-    program = Program(written, inputs, kept)
+    program = Program(written, inputs, kept, outputs)
     recorded = _Recorded(program, result, gradients)
     copies = _copied(result)
     for gradient in gradients:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from .memory import round_up
+from .mpi import MpiCommunicator
 from .mpi_machines import PIECE, Machine, places_of
 from .replica import Place, Replica
 from .shards import starts_of
@@ -35,30 +37,40 @@ PHASES = ("norm", "slice")  # whose pieces machines own
 
 
 class Messages:
-    """Sends and receives that are the same whenever they are made, by the number of the thing that travels."""
+    """Sends and receives that are the same whenever they are made, by the number of the thing that travels.
 
-    def __init__(self, library: Any):
-        self._library = library
-        self.sends: dict[int, list[Any]] = defaultdict(list)
-        self.takes: dict[int, list[Any]] = defaultdict(list)
+    Of each a list, of places and requests. text: what it is, for messages of errors.
+    """
+
+    def __init__(self, comm: MpiCommunicator, text: str):
+        self._comm, self._text, self._library = comm, text, comm.library
+        self.sends: dict[int, list[tuple[Place, Any]]] = defaultdict(list)
+        self.takes: dict[int, list[tuple[Place, Any]]] = defaultdict(list)
         self._started: list[Any] = []
 
     def take(self, things: Iterable[int] | None = None) -> None:
         """Let these things come (all): from now on what they replace may be overwritten."""
-        self._start(self.takes, things)
+        self.start([m for thing in (self.takes if things is None else things) for m in self.takes.get(thing, ())])
 
     def send(self, things: Iterable[int] | None = None) -> None:
-        self._start(self.sends, things)
+        self.start([m for thing in (self.sends if things is None else things) for m in self.sends.get(thing, ())])
 
-    def _start(self, requests: dict[int, list[Any]], things: Iterable[int] | None) -> None:
-        found = [request for thing in (requests if things is None else things) for request in requests.get(thing, ())]
-        if found:
-            self._library.Prequest.Startall(found)
-            self._started += found
+    def start(self, messages: Iterable[tuple[Place, Any]]) -> None:
+        requests = [request for _, request in messages]
+        if requests:
+            with self._comm.waiting(self._text):
+                self._library.Prequest.Startall(requests)
+            self._started += requests
+
+    def poke(self) -> None:
+        """Let the library see to what is on its way."""
+        with self._comm.waiting(self._text):
+            self._library.Prequest.Testall(self._started)
 
     def wait(self) -> None:
         """Until all that was started is done."""
-        self._library.Prequest.Waitall(self._started)
+        with self._comm.waiting(self._text):
+            self._library.Prequest.Waitall(self._started)
         self._started = []
 
 
@@ -81,6 +93,7 @@ class Slices:
         self._here = self._of(machine.places(machine.number))  # of this machine
         self._group = machine.comm.group.Dup()
         self._messages: dict[Any, Messages] = {}
+        self._needed: dict[Place, frozenset[int]] = {}
 
     def _of(self, places: Iterable[int]) -> list[int]:
         """The pieces of ranks."""
@@ -96,6 +109,7 @@ class Slices:
     def join(self, arena: TrainingArena, worker: Worker) -> None:
         """Before the first step."""
         self.arena, self.worker = arena, worker
+        self.replica.told = self.send_final
         if self.machine.leaders:
             self._take_memory()
 
@@ -113,16 +127,39 @@ class Slices:
 
     def begin(self, step: int) -> None:
         """Nobody reads the last step's gradients any more."""
-        self._sent: set[int] = set()
-        self._slots(step).take(self._full(step))
+        self._step, slots, full = step, self._slots(step), self._full(step)
+        slots.take(full)
+        self._unsent = {k: slots.sends.get(k, []) for k in full}
+        self._final: dict[int, set[int]] = defaultdict(set)  # parameters whose gradients are final, by shard
+
+    def send_final(self, batch: int, k: int, parameters: list[int]) -> None:
+        """Shard k is done with this batch, as far as gradients of these parameters go."""
+        arena, row = self.arena, self._step % self.arena.window
+        last = max(a for a, lo, hi in self.worker._shares(row).parts[k] if lo < hi)
+        if arena.apart[row] or batch != arena.first[row] + last:
+            return
+        slots, final, unsent = self._slots(self._step), self._final[k], self._unsent[k]
+        final |= set(parameters)
+        slots.start([message for message in unsent if self._needs(message[0]) <= final])
+        self._unsent[k] = [message for message in unsent if not self._needs(message[0]) <= final]
+        slots.poke()
+
+    def _needs(self, place: Place) -> frozenset[int]:
+        """The parameters whose gradients lie in a place; or, of buffers, something that is never told."""
+        if place not in self._needed:
+            offset, end = place.offset, place.offset + place.nbytes
+            parameters = [(p.offset, p.offset + round_up(p.nbytes)) for p in self.layout.parameters.values()]
+            found = [i for i, (start, stop) in enumerate(parameters) if start < end and offset < stop]
+            self._needed[place] = frozenset(found or [-1])
+        return self._needed[place]
 
     def send_gradients(self, step: int) -> None:
         """What was not sent yet. All shards are done, everywhere."""
         self._parameters(step).take()
-        self._slots(step).send(set(self._full(step)) - self._sent)
+        self._slots(step).start([message for messages in self._unsent.values() for message in messages])
 
     def wait_for_gradients(self, step: int) -> None:
-        self._wait(self._slots(step), "gradients")
+        self._slots(step).wait()
 
     def share_norm(self, step: int) -> None:
         """The parts of it that this rank has, to all."""
@@ -138,7 +175,7 @@ class Slices:
 
     def wait_for_parameters(self, step: int) -> None:
         """Those of other machines: to the steps of this one they are as if they had been done here."""
-        self._wait(self._parameters(step), "parameters")
+        self._parameters(step).wait()
         if self.machine.leaders:
             seals = self.arena.pieces[-1].sealed(self.arena.words)
             seals[np.setdiff1d(np.arange(self.count), self._here)] = step + 1
@@ -150,15 +187,11 @@ class Slices:
             messages = self._page(number, self.layout.begins[1:])
             messages.take()
             messages.send()
-            self._wait(messages, "the optimizer's state")
+            messages.wait()
 
     def _full(self, step: int) -> tuple[int, ...]:
         """Shards that are not empty."""
         return self.worker._shares(step % self.arena.window).full
-
-    def _wait(self, messages: Messages, what: str) -> None:
-        with self.machine.comm.waiting(f"the exchange of {what}"):
-            messages.wait()
 
     # --- what travels -----------------------------------------------------------------------------------------------
 
@@ -171,9 +204,8 @@ class Slices:
             makers = [place for place in range(size) for _ in range(starts[place], starts[place + 1])]
             owned = [self._of(self.machine.places(i)) for i in range(self.machine.count)]
             places = [self._places(pieces, begins) for pieces in owned]
-            self._messages["slots", ring, apart] = self._between(
-                makers, lambda k, to: [place.of(arena.slots[ring, k]) for place in places[to]]
-            )
+            slots = arena.slots[ring]
+            self._messages["slots", ring, apart] = self._between("gradients", makers, slots, lambda _, to: places[to])
         return self._messages["slots", ring, apart]
 
     def _parameters(self, step: int) -> Messages:
@@ -185,10 +217,9 @@ class Slices:
         """By piece: what lies in a page where `begins` say goes to all other machines."""
         key = "page", number, tuple(begins)
         if key not in self._messages:
-            page, makers = self.arena.pages[number], [piece % self.machine.comm.size for piece in range(self.count)]
-            self._messages[key] = self._between(
-                makers, lambda piece, to: [place.of(page) for place in self._places([piece], begins)]
-            )
+            makers = [piece % self.machine.comm.size for piece in range(self.count)]
+            pages, places = [self.arena.pages[number]] * self.count, lambda piece, _: self._places([piece], begins)
+            self._messages[key] = self._between("parameters", makers, pages, places)
         return self._messages[key]
 
     def _places(self, pieces: Sequence[int], begins: list[int], most: int | None = PIECE) -> list[Place]:
@@ -199,9 +230,11 @@ class Slices:
             found.append(Place(layout.parameter_bytes, (size,), np.dtype(np.uint8)))
         return found
 
-    def _between(self, makers: Sequence[int], parts: Callable[[int, int], list[np.ndarray]]) -> Messages:
-        """makers: the place that makes each thing. parts(thing, machine): what of it goes to a machine."""
-        machine, found = self.machine, Messages(self.machine.comm.library)
+    def _between(
+        self, what: str, makers: Sequence[int], memory: Sequence[np.ndarray], parts: Callable[[int, int], list[Place]]
+    ) -> Messages:
+        """Of each thing: makers, the place that makes it; its memory; parts(thing, machine), what goes to a machine."""
+        machine, found = self.machine, Messages(self.machine.comm, f"the exchange of {what}")
         here, others = machine.number, [(machine.number + i) % machine.count for i in range(1, machine.count)]
         tags: dict[int, int] = defaultdict(int)  # of what passes between this rank and another: it comes in any order
         for thing, maker in enumerate(makers):
@@ -213,8 +246,8 @@ class Slices:
                 continue
             for to, place in ends:
                 rank = machine.rank_at[place]
-                for array in parts(thing, to):
-                    kept[thing].append(make(array, rank, tags[rank]))
+                for part in parts(thing, to):
+                    kept[thing].append((part, make(part.of(memory[thing]), rank, tags[rank])))
                     tags[rank] += 1
         return found
 

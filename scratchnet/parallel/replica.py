@@ -22,7 +22,8 @@ import numpy as np
 from .. import trace
 from ..data.dataset import gather, selects
 from ..errors import ConfigError
-from ..jit import jit
+from ..jit.program import Outputs
+from ..jit.step import Step, jit
 from ..kernels import Device
 from ..kernels import device as find_device
 from ..kernels.cpu.vectors import is_finite, sum_of_squares
@@ -150,6 +151,7 @@ class Replica:
         self.host = self.device if self.device.is_host else find_device("cpu")
         self.generator = Generator(seed)
         self.layout = PageLayout(model, optimizer, range(len(optimizer._slots)) if trained is None else trained)
+        self.told: Callable[[int, int, list[int]], None] | None = None  # see `Gradient`
         self._of_samples = _recorded(self._select, jit)
         self._of_batch = _recorded(self._gradient, jit)
         model.train()
@@ -345,20 +347,32 @@ class Replica:
 class Gradient:
     """The gradient of a shard of n samples, from a page to a slot that stay where they are: see `Replica.gradient`.
 
-    A replay has nothing to look up, which takes a third of the time that a call with arguments does.
+    A replay has nothing to look up, which takes a third of the time that a call with arguments does. If there is a
+    `told` of the replica, the replay tells it, before it is through, of the batch and shard that `compute` was given,
+    which parameters' gradients are final: numbers, in the order of the layout.
     """
+
+    doing = (0, 0)
 
     def __init__(self, replica: Replica, dataset: Any, n: int, page: Page, slot: np.ndarray, fresh: bool):
         self.replica, self.dataset, self.page, self.slot, self.fresh = replica, dataset, page, slot, fresh
         number, there = np.zeros((), replica.optimizer._slots[0].dtype), replica.device.from_host
         self.positions, self.scale, self.loss = there(np.zeros(n, np.int64)), there(number), there(number.copy())
-        self._step = _recorded(self._compute, replica.jit) if selects(dataset) else None
+        self._step: Callable | None = _recorded(self._compute, replica.jit) if selects(dataset) else None
+        if replica.told and replica.jit and self._step:
+            self._step = Step(
+                self._compute, Outputs([p.of(slot) for p in replica.layout.parameters.values()], self._tell)
+            )
+
+    def _tell(self, final: list[int]) -> None:
+        self.replica.told(*self.doing, final)  # type: ignore[misc]
 
     def compute(self, positions: np.ndarray, weight: float, batch: int, k: int) -> float:
         """The mean loss; see `Replica.gradient`."""
         replica = self.replica
         if self._step is None:
             return replica.gradient(self.dataset, positions, weight, batch, k, self.page, self.slot, self.fresh)
+        self.doing = batch, k
         replica.generator.stream = first_stream(batch, k, replica.shards)
         replica.device.write(self.positions, positions)
         replica.device.write(self.scale, weight)

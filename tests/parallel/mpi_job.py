@@ -37,6 +37,9 @@ JOBS = {  # arguments of the trainer, and the optimizer
     "low rank": ({"shards": 4, "strategy": AllReduce(sn.parallel.PowerSGD(2)), "clip_norm": 0.5}, "momentum"),
     "delayed": ({"shards": 3, "strategy": ParameterServer(2)}, "momentum"),
     "skipped": ({"shards": 4, "nonfinite": "skip"}, "adam"),
+    "wide": ({"shards": 4}, "adam"),
+    "wide, two batches a step": ({"shards": 3, "accumulate": 2, "clip_norm": 0.5}, "momentum"),
+    "wide, apart": ({"shards": 4, "strategy": sn.parallel.LocalSGD(every=2, warmup=3)}, "momentum"),
     "low rank, skipped": ({"shards": 4, "strategy": AllReduce(sn.parallel.PowerSGD(1)), "nonfinite": "skip"}, "adam"),
 }
 
@@ -97,10 +100,11 @@ class Net(sn.nn.Module):
         return self.last(self.dropout(hidden.relu().reshape(len(x), 40))) + nan_for_large_inputs
 
 
-def train(config, arguments, rule, fault):
-    """The trainer after `fit`, the history and the data set."""
+def train(config, arguments, rule, fault, is_wide):
+    """The trainer after `fit`, the history and the data set. A wide network has more than travels at a time, and its
+    gradients are computed by a step that is recorded."""
     sn.manual_seed(1)
-    model = Net()
+    model = sn.nn.MLP(FEATURES, 300, 300, 300, CLASSES, dropout=0.1) if is_wide else Net()
     named = dict(model.named_parameters())
     groups = [
         {"params": [p for name, p in named.items() if "bias" not in name]},
@@ -113,7 +117,8 @@ def train(config, arguments, rule, fault):
         model, optimizer, sn.nn.CrossEntropyLoss(), schedule,
         folder=config.folder, save_every=4, progress=False, **arguments,
     )  # fmt: skip
-    loader = sn.data.DataLoader(dataset, BATCH, shuffle=True, seed=3)
+    data = sn.data.TensorDataset(dataset.x, dataset.y) if is_wide else dataset
+    loader = sn.data.DataLoader(data, BATCH, shuffle=True, seed=3)
     history = trainer.fit(loader, sn.data.DataLoader(validation, 25), config.epochs, config.resume)
     return trainer, history, dataset
 
@@ -128,7 +133,7 @@ def main(config):
         library().pickle.__init__(dumps=forbidden, loads=forbidden)
     for name in config.jobs:
         fault = "nan" if name.endswith("skipped") else config.fault
-        trainer, history, dataset = train(config, *JOBS[name], fault)
+        trainer, history, dataset = train(config, *JOBS[name], fault, name.startswith("wide"))
         state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
         digest = hashlib.sha256(checkpoint.dumps(state)).hexdigest()
         weights = [float(p.detach().numpy().sum(dtype=np.float64)) for p in trainer.model.parameters()]
