@@ -421,6 +421,52 @@ def test_a_machine_has_memory_for_the_gradients_of_its_own_shards():
     assert len(taken) == 2 and all(8 <= times < 9 for times in taken), text
 
 
+def test_machines_send_slices_while_they_compute_and_as_many_bytes_as_the_choice_is_made_by():
+    """Four machines of one rank, n bytes of parameters: (K/M + 1) (M-1)/M n a step of each, or 2 n along the chain."""
+    status, text = python(
+        4,
+        """
+        import numpy as np, scratchnet as sn
+        from scratchnet.parallel import mpi_engine, mpi_slices
+        sent = {"all": 0, "early": 0}
+        start, send_final, leave = mpi_slices.Messages.start, mpi_slices.Slices.send_final, mpi_engine.Ranks.__exit__
+        def counted(self, messages):
+            messages, own = list(messages), {id(request) for sends in self.sends.values() for _, request in sends}
+            sent["all"] += sum(place.nbytes for place, request in messages if id(request) in own)
+            start(self, messages)
+        def early(self, *final):
+            before = sent["all"]
+            send_final(self, *final)
+            sent["early"] += sent["all"] - before
+        def look(self, *error):
+            slices, n = self._slices, self.replica.layout.parameter_bytes * steps
+            if slices:
+                figures = sent["all"] / n, slices.seconds(0, 1) * steps / n, sent["early"] / n
+                print("<" + " ".join(f"{x:.2f}" for x in figures) + ">", flush=True)
+            else:
+                print(f"<chain {mpi_slices.chain_seconds(4, n, 0, 1) / n:.2f}>", flush=True)
+            leave(self, *error)
+        mpi_slices.Messages.start, mpi_slices.Slices.send_final, mpi_engine.Ranks.__exit__ = counted, early, look
+        data, steps = sn.data.TensorDataset(np.ones((64, 256), np.float32), np.zeros(64, int)), 8
+        for shards in (4, 8):
+            sent["all"] = sent["early"] = 0
+            model = sn.nn.MLP(256, 512, 512, 10)
+            optimizer = sn.optim.SGD(model.parameters(), 0.1)
+            trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), shards=shards, progress=False)
+            trainer.fit(sn.data.DataLoader(data, 8))
+        """,
+        **{mpi_machines.VARIABLE: "1"},
+    )
+    assert status == 0, text
+    found = sorted(re.findall("<(.*?)>", text))
+    assert found[4:] == 4 * ["chain 2.02"], text
+    figures = np.array([line.split() for line in found[:4]], float)
+    np.testing.assert_array_equal(figures[:, 0], 1.59)  # 1.5, and once in 8 steps the optimizer's state, 3/4
+    np.testing.assert_array_equal(figures[:, 1], 1.5)
+    # Of the 3/4 n of a gradient the last two layers have 2/3, and of 8 steps two are recorded.
+    assert 0.33 < figures[:, 2].mean() < 0.38, text
+
+
 def under_slurm(ranks, *line):
     """mpirun, whose ranks are told what srun tells, and nothing else."""
     names = (("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"), ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"))
