@@ -3,9 +3,10 @@
     python scripts/bench_mpi.py                                 # two ranks of one thread each
     python scripts/bench_mpi.py --sections links simulation     # as root: hosts of network namespaces
 
-The cost model is Hockney's: a message of b bytes takes alpha + b / beta seconds. alpha and beta are measured on the
-spot, between two ranks that send at the same time, as a step does it: as many bytes, in pieces as small, after a pause
-as long; a limited link sends the first bytes after a pause faster. What a step computes is measured, too.
+The cost model is that by which training chooses how machines merge (mpi_slices.py), Hockney's: a message of b bytes
+takes alpha + b / beta seconds. alpha and beta are measured on the spot, between two ranks that send at the same time,
+as a step does it: as many bytes, in pieces as small, after a pause as long; a limited link sends the first bytes after
+a pause faster. What a step computes is measured, too.
 """
 
 import itertools
@@ -26,14 +27,19 @@ import numpy as np
 import scratchnet as sn
 from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
+from scratchnet.jit import program
 from scratchnet.parallel.collectives import ALGORITHMS
+from scratchnet.parallel.memory import cores
 from scratchnet.parallel.mpi_machines import PIECE
+from scratchnet.parallel.mpi_slices import FORCED, chain_seconds, slices_seconds
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
 SECTIONS = ("calls", "steps", "links", "simulation")
 NET, BATCH = (784, 1024, 1024, 10), 512
 BYTES = (4096, 407_080, 4_000_000, 64_000_000)
-RATES = (None, 1e9, 3e8, 1e8)  # bits a second of a link
+RATES = (None, 10e9, 1e9, 3e8)  # bits a second of a link
+HOSTS = (2, 4)
+MERGES = ("slices", "late", "chain", "fast")  # late: by slices, and nothing is sent before the gradient is computed
 EVERY = 8  # batches of a round of local SGD
 RANKS_EACH = 16  # of a machine, in the simulation
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -50,6 +56,7 @@ class Config:
     rank: str | None = flag(None, "internal: what this process does as a rank")
     order: str = flag("exact", "internal: of additions", ["exact", "fast"])
     workers: int = flag(1, "internal: processes of a pool")
+    merge: str = flag("", "internal: how machines merge", ["", "slices", "late", "chain"])
     every: int = flag(0, "internal: batches between averages of local SGD")
     shards: int = flag(2, "internal: shards")
     batch: int = flag(BATCH, "internal: samples a step")
@@ -67,6 +74,9 @@ def time_steps(config: Config) -> dict[str, float]:
     n = config.steps * config.batch
     data = sn.data.TensorDataset(rng.normal(size=(n, NET[0])).astype(np.float32), rng.integers(0, NET[-1], n))
     model, parallel = sn.nn.MLP(*NET), sn.parallel
+    os.environ[FORCED] = "slices" if config.merge == "late" else config.merge
+    if config.merge == "late":
+        program.WORTH = sys.maxsize
     strategy = parallel.LocalSGD(config.every) if config.every else parallel.AllReduce(order=config.order)
     with tempfile.TemporaryDirectory() as folder:
         trainer = sn.Trainer(
@@ -181,37 +191,66 @@ def parameter_bytes() -> int:
     return 4 * sum((a + 1) * b for a, b in itertools.pairwise(NET))
 
 
-def chain(machines: int, nbytes: float, alpha: float, beta: float) -> float:
-    """Seconds of a fold in exact order (mpi_machines.py): a piece goes all the way and back, and the others follow.
-
-    Machines between others send everything twice, over the same link.
+def overlapped(machines: int, compute: float, alpha: float, beta: float) -> float:
+    """Seconds of a step by slices, one shard a machine. The gradients of all layers but the first are there when what
+    is left is to compute the first one's, and what it needs of the second layer: so long they travel meanwhile.
     """
-    if machines == 1:
-        return 0.0
-    return 2 * (machines - 1) * (alpha + PIECE / beta) + min(machines - 1, 2) * nbytes / beta
+    sizes = [(a + 1) * b for a, b in itertools.pairwise(NET)]
+    left = compute * (sizes[0] + sizes[1]) / (2 * sum(sizes) + sum(sizes[1:]))
+    exchange = slices_seconds([1] * machines, [1 / machines] * machines, parameter_bytes(), alpha, beta)
+    early = exchange / 2 * sum(sizes[1:]) / sum(sizes)  # half of it is gradients
+    return compute + exchange - min(left, early)
 
 
 def links(config: Config) -> None:
     if reason := reason_against_hosts():
         print(f"\nlinks: skipped: {reason}")
         return
+    for count in HOSTS:
+        flags = {"shards": 1, "batch": BATCH // count}
+        alone = ask(["taskset", "-c", "0"], "steps", config, **flags)["ms"] * max(1.0, count / cores())
+        print(
+            f"\n{count} hosts, a shard each, {parameter_bytes():,} bytes of parameters; their gradients take "
+            f"{alone:.1f} ms on {cores()} cores. Milliseconds a step, and what the model predicts"
+        )
+        titles = ("alpha us", "beta MB/s", *(f"{m:>8} {'model':>8}" for m in MERGES[:-1]), "fast")
+        print(f"{'link, Mbit/s':>12} " + " ".join(f"{title:>9}" for title in titles))
+        with Hosts(count) as hosts:
+            for rate in RATES:
+                hosts.limit(rate)
+                _print_link(hosts, rate, alone)
+    local_sgd(config)
+
+
+def _print_link(hosts: Hosts, rate: float | None, alone: float) -> None:
+    count, few, n = hosts.count, Config(steps=EVERY), parameter_bytes()
+    link = ask([*hosts.mpirun(2), "-x", "PYTHONPATH"], "link", few, pause=alone / 1e3)
+    starter = [*hosts.mpirun(count), "-x", "PYTHONPATH"]
+    by_name: dict[str, dict[str, Any]] = {name: {"merge": name} for name in MERGES[:-1]} | {"fast": {"order": "fast"}}
+    found = {name: ask(starter, "steps", few, shards=count, **flags)["ms"] for name, flags in by_name.items()}
+    late = slices_seconds([1] * count, [1 / count] * count, n, **link)
+    model = {
+        "slices": 1e3 * overlapped(count, alone / 1e3, **link),
+        "late": alone + 1e3 * late,
+        "chain": alone + 1e3 * chain_seconds(count, n, **link),
+    }
+    cells = [f"{link['alpha'] * 1e6:9.1f}", f"{link['beta'] / 1e6:9.1f}"]
+    cells += [f"{found[name]:8.1f} {model[name]:8.1f}" for name in model] + [f"{found['fast']:9.1f}"]
+    print(f"{'unlimited' if rate is None else f'{rate / 1e6:.0f}':>12} " + " ".join(cells), flush=True)
+
+
+def local_sgd(config: Config) -> None:
+    """A page has the momentum, too, and a round EVERY batches."""
     alone = ask(["taskset", "-c", "0"], "steps", config, shards=1, batch=BATCH // 2)["ms"]
-    print(f"\ntwo hosts, {parameter_bytes():,} bytes of parameters; half of the batch takes one process {alone:.1f} ms")
-    titles = ("alpha us", "beta MB/s", "exact ms", "predicted", "fast ms", f"local SGD, {EVERY}", "predicted")
-    print(f"{'link, Mbit/s':>12} " + " ".join(f"{title:>12}" for title in titles))
+    print(f"\n2 hosts, local SGD, {EVERY} batches a round: milliseconds a batch, and what the model predicts")
     with Hosts(2) as hosts:
         for rate in RATES:
             hosts.limit(rate)
             starter = [*hosts.mpirun(2), "-x", "PYTHONPATH"]
             link = ask(starter, "link", config, pause=alone / 1e3)
-            few = Config(steps=EVERY)
-            flags: dict[str, dict[str, Any]] = {"exact": {}, "fast": {"order": "fast"}, "local": {"every": EVERY}}
-            exact, fast, local = (ask(starter, "steps", few, **flags[name])["ms"] for name in flags)
-            n = parameter_bytes()
-            each, averaged = (1e3 * chain(2, nbytes, **link) for nbytes in (n, 2 * n))  # a page has the momentum, too
-            cells = link["alpha"] * 1e6, link["beta"] / 1e6, exact, alone + each, fast, local, alone + averaged / EVERY
-            name = "unlimited" if rate is None else f"{rate / 1e6:.0f}"
-            print(f"{name:>12} " + " ".join(f"{cell:12.1f}" for cell in cells), flush=True)
+            found = ask(starter, "steps", Config(steps=EVERY), every=EVERY)["ms"]
+            model = alone + 1e3 * slices_seconds([1, 1], [0.5, 0.5], 2 * parameter_bytes(), **link) / EVERY
+            print(f"{'unlimited' if rate is None else f'{rate / 1e6:.0f}':>12} {found:9.1f} {model:9.1f}", flush=True)
 
 
 def simulation(config: Config) -> None:
@@ -222,14 +261,22 @@ def simulation(config: Config) -> None:
         f"\nsimulated: {BATCH // 2} samples a worker ({1e3 * alone:.1f} ms, measured; a spread of {spread:.0%}), "
         f"links of 10 Gbit/s and {alpha * 1e6:.0f} us; samples a second over those of one worker, times W"
     )
+
+    def slices(w: int, each: int, nbytes: float) -> float:
+        """w workers, so many on each machine."""
+        machines = -(-w // each)
+        return slices_seconds([min(w, each)] * machines, [1 / machines] * machines, nbytes, alpha, beta)
+
     merges = {
-        "exact": lambda w: chain(w, n, alpha, beta),
-        f"exact, {RANKS_EACH} a machine": lambda w: chain(-(-w // RANKS_EACH), n, alpha, beta),
+        "slices": lambda w: slices(w, 1, n),
+        "chain": lambda w: chain_seconds(w, n, alpha, beta),
+        f"slices, {RANKS_EACH} a machine": lambda w: slices(w, RANKS_EACH, n),
+        f"chain, {RANKS_EACH} a machine": lambda w: chain_seconds(-(-w // RANKS_EACH), n, alpha, beta),
         "ring": lambda w: hockney(ALGORITHMS["ring"].cost(w, n)),
         "rabenseifner": lambda w: hockney(ALGORITHMS["rabenseifner"].cost(w, n)),
         "naive (one server)": lambda w: hockney(ALGORITHMS["naive"].cost(w, n)),
         "rabenseifner, float16": lambda w: hockney(ALGORITHMS["rabenseifner"].cost(w, n // 2)),
-        f"local SGD, every {every}": lambda w: hockney(ALGORITHMS["rabenseifner"].cost(w, 2 * n)),
+        f"local SGD, every {every}": lambda w: slices(w, 1, 2 * n),
     }
 
     def hockney(cost: Any) -> float:

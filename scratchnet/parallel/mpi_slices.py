@@ -32,6 +32,7 @@ from .worker import Worker
 
 FORCED = "SCRATCHNET_MPI_MERGE"  # "chain" or "slices": that one, whatever it costs
 LINK = 20e-6, 1.25e9  # alpha and beta, see chain_seconds, of which the choice is made: 10 Gbit/s
+EACH = 2e-6  # seconds of a rank's own time for a message that it sends and one that it takes, measured over TCP
 GRAIN, ROUNDS = 1 << 17, 8  # a piece has so many bytes at least, and a rank so many pieces at most
 PHASES = ("norm", "slice")  # whose pieces machines own
 
@@ -52,7 +53,7 @@ class Messages:
         """Let these things come (all): from now on what they replace may be overwritten."""
         self.start([m for thing in (self.takes if things is None else things) for m in self.takes.get(thing, ())])
 
-    def send(self, things: Iterable[int] | None = None) -> None:
+    def give(self, things: Iterable[int] | None = None) -> None:
         self.start([m for thing in (self.sends if things is None else things) for m in self.sends.get(thing, ())])
 
     def start(self, messages: Iterable[tuple[Place, Any]]) -> None:
@@ -171,7 +172,7 @@ class Slices:
 
     def send_parameters(self, piece: int, step: int) -> None:
         """A piece of the new page, which is done."""
-        self._parameters(step).send([piece])
+        self._parameters(step).give([piece])
 
     def wait_for_parameters(self, step: int) -> None:
         """Those of other machines: to the steps of this one they are as if they had been done here."""
@@ -186,7 +187,7 @@ class Slices:
         for number in range(pages) if with_older else [newest]:
             messages = self._page(number, self.layout.begins[1:])
             messages.take()
-            messages.send()
+            messages.give()
             messages.wait()
 
     def _full(self, step: int) -> tuple[int, ...]:
@@ -268,7 +269,7 @@ def chain_seconds(machines: int, nbytes: float, alpha: float, beta: float) -> fl
 def slices_seconds(shards: Sequence[int], shares: Sequence[float], nbytes: float, alpha: float, beta: float) -> float:
     """Of an exchange by slices, as above. shards: of each machine; shares: its part of the parameters.
 
-    It takes as long as the machine needs that sends, or gets, the most.
+    It takes as long as the machine needs that sends, or gets, the most. Messages to all others begin one by one.
     """
     machines, total = len(shards), sum(shards)
     if machines == 1:
@@ -277,7 +278,7 @@ def slices_seconds(shards: Sequence[int], shares: Sequence[float], nbytes: float
         max(own * (1 - share) + share * (machines - 1), (total - own) * share + 1 - share)
         for own, share in zip(shards, shares, strict=True)
     )
-    return 2 * alpha + most * nbytes / beta
+    return 2 * alpha + 2 * (machines - 1) * EACH + most * nbytes / beta
 
 
 def choose(machine: Machine, replica: Replica) -> Slices | None:

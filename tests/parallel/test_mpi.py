@@ -396,7 +396,8 @@ def test_what_is_not_exact_is_refused_in_one_line(strategy):
 
 
 def test_a_machine_has_memory_for_the_gradients_of_its_own_shards():
-    """Two machines of one rank: 4 slots of 8 shards, and two pages with momentum, are 8 times the parameters."""
+    """Two machines of one rank: 4 slots of 8 shards, and two pages with momentum, are 8 times the parameters; by slices
+    a slot of 2, what the machine owns of the other, and the pages, 5.5 times."""
     status, text = python(
         2,
         """
@@ -411,14 +412,22 @@ def test_a_machine_has_memory_for_the_gradients_of_its_own_shards():
         model = sn.nn.MLP(256, 512, 10)
         data = sn.data.TensorDataset(np.ones((16, 256), np.float32), np.zeros(16, int))
         optimizer = sn.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), shards=8, progress=False)
-        trainer.fit(sn.data.DataLoader(data, 8))
+        for shards in (8, 2):
+            trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), shards=shards, progress=False)
+            trainer.fit(sn.data.DataLoader(data, 8))
         """,
         **{mpi_machines.VARIABLE: "1"},
     )
     assert status == 0, text
-    taken = [float(found) for found in re.findall(r"<(.*?)>", text)]
-    assert len(taken) == 2 and all(8 <= times < 9 for times in taken), text
+    taken = sorted(float(found) for found in re.findall(r"<(.*?)>", text))
+    assert len(taken) == 4 and all(5.5 <= times < 6.5 for times in taken[:2]), text
+    assert all(8 <= times < 9 for times in taken[2:]), text
+
+
+def test_an_unknown_way_to_merge_is_named(monkeypatch):
+    monkeypatch.setenv(mpi_slices.FORCED, "ring")
+    with pytest.raises(sn.ConfigError, match=r"^SCRATCHNET_MPI_MERGE: expected 'chain' or 'slices', got 'ring'$"):
+        mpi_slices.choose(None, None)
 
 
 def test_machines_send_slices_while_they_compute_and_as_many_bytes_as_the_choice_is_made_by():
