@@ -61,6 +61,7 @@ class Machine:
         group.Allgather(np.array([first, self.place]), stands)
         self._firsts = sorted(set(stands[:, 0].tolist()))  # place of each machine's first rank
         self.rank_at = np.argsort(stands[:, 1]).tolist()  # by place
+        self.direct = group.Dup()  # of all ranks, for messages between any two of them
         ranks = np.zeros(self.here.size, np.int64)
         self.here.Allgather(np.array([comm.rank]), ranks)
         self._leader = int(ranks[0])

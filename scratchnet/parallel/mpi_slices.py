@@ -74,9 +74,14 @@ class Messages:
             self._library.Prequest.Waitall(self._started)
         self._started = []
 
+    def free(self) -> None:
+        for kept in (*self.sends.values(), *self.takes.values()):
+            for _, request in kept:
+                request.Free()
+
 
 class Slices:
-    """The exchange of the header; all ranks of a job make one at once, and `join` the arena of their machine.
+    """The exchange of the header; all ranks take part. They `join` the arena of their machine, and `leave` it.
 
     count: pieces. They go round the ranks, so that each layer belongs to all machines, and all links are busy as soon
     as its gradients are there. The parts of a norm are folded where the pieces are, so then there are as many. With
@@ -92,7 +97,6 @@ class Slices:
         self.count = size * rounds if replica.clip_norm is None else NORMS
         self.own = self._of([machine.place])  # pieces of this rank
         self._here = self._of(machine.places(machine.number))  # of this machine
-        self._group = machine.comm.group.Dup()
         self._messages: dict[Any, Messages] = {}
         self._needed: dict[Place, frozenset[int]] = {}
 
@@ -113,6 +117,12 @@ class Slices:
         self.replica.told = self.send_final
         if self.machine.leaders:
             self._take_memory()
+
+    def leave(self) -> None:
+        """After the last step: all messages have come."""
+        for messages in self._messages.values():
+            messages.free()
+        self.replica.told = None
 
     def _take_memory(self) -> None:
         """For gradients of others' shards, as far as the pieces of this machine go."""
@@ -240,9 +250,13 @@ class Slices:
         tags: dict[int, int] = defaultdict(int)  # of what passes between this rank and another: it comes in any order
         for thing, maker in enumerate(makers):
             if maker == machine.place:
-                ends, make, kept = [(i, machine.through(maker, i)) for i in others], self._group.Send_init, found.sends
+                ends, make, kept = (
+                    [(i, machine.through(maker, i)) for i in others],
+                    machine.direct.Send_init,
+                    found.sends,
+                )
             elif machine.home(maker) != here and machine.through(maker, here) == machine.place:
-                ends, make, kept = [(here, maker)], self._group.Recv_init, found.takes
+                ends, make, kept = [(here, maker)], machine.direct.Recv_init, found.takes
             else:
                 continue
             for to, place in ends:
