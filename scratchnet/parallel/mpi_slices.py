@@ -74,7 +74,7 @@ class Messages:
             self._library.Prequest.Waitall(self._started)
         self._started = []
 
-    def free(self) -> None:
+    def release(self) -> None:
         for kept in (*self.sends.values(), *self.takes.values()):
             for _, request in kept:
                 request.Free()
@@ -121,7 +121,7 @@ class Slices:
     def leave(self) -> None:
         """After the last step: all messages have come."""
         for messages in self._messages.values():
-            messages.free()
+            messages.release()
         self.replica.told = None
 
     def _take_memory(self) -> None:
