@@ -390,7 +390,7 @@ def test_running_statistics_stay_where_a_step_is_skipped():
 
 
 def test_a_slow_worker_gets_fewer_shards_and_a_warning(monkeypatch, caplog):
-    monkeypatch.setenv(VARIABLE, "shard.claimed:*:0:!sleep=0.0001,shard.claimed:*:1:!sleep=0.02")
+    monkeypatch.setenv(VARIABLE, "shard.claimed:*:0:!sleep=0.0001,shard.claimed:*:1:!sleep=0.06")
     with caplog.at_level(logging.WARNING, "scratchnet.parallel"):
         slow, history = train(AllReduce(), workers=2, shards=8, epochs=30)
     monkeypatch.delenv(VARIABLE)
