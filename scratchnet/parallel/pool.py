@@ -45,7 +45,7 @@ AHEAD = 0.2  # seconds of work that are allowed ahead, so that a run that is ask
 POLL, SOON = 0.005, 0.0005  # seconds between two looks of the parent, while workers have enough to do and at the end
 PATIENCE = 30.0  # seconds without progress after which a worker counts as stuck, at least
 PATIENCE_GAPS = 20  # times the longest pause so far
-STARTING = 4  # times that long a process may take until it begins: one on a crowded machine, that reads all libraries
+STARTING = 4  # times that long may a process take to read all libraries, and record its first shard
 COMPILING = 300.0  # seconds from a start on a GPU in which PATIENCE is as long: no cache keeps kernels of a GPU
 RETRIES = 3  # workers that may die over the same piece, or without any progress
 SLOW_EVERY = 0.5  # seconds between two looks for slow workers
@@ -297,7 +297,7 @@ class Pool(Steps):
         spins = SPINS if workers <= cores() else 16
         threads = max(1, cores() // workers) if threads is None else threads
         self._crew = _Crew(workers, threads, self.arena, job, spins, self.places)
-        self._born: dict[int, float] = {}  # when the process of a rank was started
+        self._born: dict[int, tuple[float, float]] = {}  # when the process of a rank was started; shards by then
         self._compiling = -math.inf  # until when workers on GPUs may compile
         self._missing: set[int] = set()
         self._slow: set[int] = set()
@@ -326,7 +326,7 @@ class Pool(Steps):
 
     def _count_start(self, rank: int) -> None:
         self.arena.starts[rank] += 1
-        self._born[rank] = time.monotonic()
+        self._born[rank] = time.monotonic(), self.arena.times[rank, SHARDS]
         if self.places.kind(rank) == "cuda":
             self._compiling = time.monotonic() + COMPILING
 
@@ -457,15 +457,18 @@ class Pool(Steps):
         elif now - self._since > self._patience(now) and self._collected < self.submitted:
             self._since = now
             owners = [r for r in range(self.workers) if any(p.owned(arena.words, r) for p in arena.pieces)]
-            grown = [r for r in range(self.workers) if now - self._born[r] > STARTING * self.patience]
-            for rank in owners or grown:
-                if rank not in self._missing:
+            for rank in owners or range(self.workers):
+                if rank not in self._missing and not self._is_starting(rank, now):
                     log.warning("worker %d made no progress for %.0f s: it is killed", rank, self.patience)
                     self._crew.processes[rank].kill()
 
     def _patience(self, now: float) -> float:
         """Seconds without a seal after which somebody is stuck."""
         return max(self.patience, PATIENCE_GAPS * self._longest, COMPILING if now < self._compiling else 0)
+
+    def _is_starting(self, rank: int, now: float) -> bool:
+        born, shards = self._born[rank]
+        return self.arena.times[rank, SHARDS] == shards and now - born < STARTING * self.patience
 
     def _look_for_slow(self) -> None:
         """A warning, once, of a worker whose shards take much longer than those of others; it gets fewer of them."""
