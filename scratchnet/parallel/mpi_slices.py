@@ -32,7 +32,7 @@ from .worker import Worker
 
 FORCED = "SCRATCHNET_MPI_MERGE"  # "chain" or "slices": that one, whatever it costs
 LINK = 20e-6, 1.25e9  # alpha and beta, see chain_seconds, of which the choice is made: 10 Gbit/s
-EACH = 2e-6  # seconds of a rank's own time for a message that it sends and one that it takes, over TCP on a busy machine
+EACH = 2e-6  # seconds that a message takes a rank that sends it, and one that gets it; over TCP, on a busy machine
 GRAIN, ROUNDS = 1 << 17, 8  # a piece has so many bytes at least, and a rank so many pieces at most
 PHASES = ("norm", "slice")  # whose pieces machines own
 
