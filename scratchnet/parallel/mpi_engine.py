@@ -140,7 +140,7 @@ class Ranks(Steps):
             self._worker = Worker(machine.here.rank, self.arena, replica, dataset, -1, fail)
             self._pieces = [self._own(pieces.phase) for pieces in self.arena.pieces]
             self._shards = machine.shards(machine.number, replica.shards)
-            if machine.count > 1 and not self.compressor and not self._slices:
+            if is_plain and not self._slices:
                 self._total = machine.memory(size := self.arena.slots.shape[-1]).array(0, size, np.uint8)
                 self._worker._merged = lambda step: [self._total]  # type: ignore[method-assign]
             if machine.leaders:
@@ -203,9 +203,11 @@ class Ranks(Steps):
             self._meet(step)
         if self._slices:
             self._exchange(self._slices, phase, step)
-        if phase != "shard" or self._slices:
             machine.meet(f"phase {phase!r}")
-        if machine.count == 1 or phase not in TOLD_AFTER or self._slices:
+            return
+        if phase != "shard":
+            machine.meet(f"phase {phase!r}")
+        if machine.count == 1 or phase not in TOLD_AFTER:
             return
         if self._is_fast:
             self._add_up_here(step)

@@ -250,11 +250,8 @@ class Slices:
         tags: dict[int, int] = defaultdict(int)  # of what passes between this rank and another: it comes in any order
         for thing, maker in enumerate(makers):
             if maker == machine.place:
-                ends, make, kept = (
-                    [(i, machine.through(maker, i)) for i in others],
-                    machine.direct.Send_init,
-                    found.sends,
-                )
+                ends = [(i, machine.through(maker, i)) for i in others]
+                make, kept = machine.direct.Send_init, found.sends
             elif machine.home(maker) != here and machine.through(maker, here) == machine.place:
                 ends, make, kept = [(here, maker)], machine.direct.Recv_init, found.takes
             else:

@@ -45,7 +45,7 @@ AHEAD = 0.2  # seconds of work that are allowed ahead, so that a run that is ask
 POLL, SOON = 0.005, 0.0005  # seconds between two looks of the parent, while workers have enough to do and at the end
 PATIENCE = 30.0  # seconds without progress after which a worker counts as stuck, at least
 PATIENCE_GAPS = 20  # times the longest pause so far
-STARTING = 4  # times that long may a process take to read all libraries, and record its first shard
+STARTING = 4  # times its patience for a process that reads all libraries, and records its first shard
 COMPILING = 300.0  # seconds from a start on a GPU in which PATIENCE is as long: no cache keeps kernels of a GPU
 RETRIES = 3  # workers that may die over the same piece, or without any progress
 SLOW_EVERY = 0.5  # seconds between two looks for slow workers
@@ -467,6 +467,7 @@ class Pool(Steps):
         return max(self.patience, PATIENCE_GAPS * self._longest, COMPILING if now < self._compiling else 0)
 
     def _is_starting(self, rank: int, now: float) -> bool:
+        """Has its process not done a shard yet, and may it still take a while? Machines may be crowded."""
         born, shards = self._born[rank]
         return self.arena.times[rank, SHARDS] == shards and now - born < STARTING * self.patience
 

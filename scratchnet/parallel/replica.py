@@ -22,8 +22,8 @@ import numpy as np
 from .. import trace
 from ..data.dataset import gather, selects
 from ..errors import ConfigError
+from ..jit import Step
 from ..jit.program import Outputs
-from ..jit.step import Step, jit
 from ..kernels import Device
 from ..kernels import device as find_device
 from ..kernels.cpu.vectors import is_finite, sum_of_squares
@@ -358,11 +358,9 @@ class Gradient:
         self.replica, self.dataset, self.page, self.slot, self.fresh = replica, dataset, page, slot, fresh
         number, there = np.zeros((), replica.optimizer._slots[0].dtype), replica.device.from_host
         self.positions, self.scale, self.loss = there(np.zeros(n, np.int64)), there(number), there(number.copy())
-        self._step: Callable | None = _recorded(self._compute, replica.jit) if selects(dataset) else None
-        if replica.told and replica.jit and self._step:
-            self._step = Step(
-                self._compute, Outputs([p.of(slot) for p in replica.layout.parameters.values()], self._tell)
-            )
+        gradients = [place.of(slot) for place in replica.layout.parameters.values()]
+        outputs = Outputs(gradients, self._tell) if replica.told else None
+        self._step = _recorded(self._compute, replica.jit, outputs) if selects(dataset) else None
 
     def _tell(self, final: list[int]) -> None:
         self.replica.told(*self.doing, final)  # type: ignore[misc]
@@ -479,8 +477,8 @@ def _merge_buffers(device: Device, buffers: Sequence[_Merged], weights: Sequence
         trace.active(device).copy(merged._data, buffer)
 
 
-def _recorded(step: Callable, is_jitted: bool) -> Callable:
-    return jit(step) if is_jitted else step
+def _recorded(step: Callable, is_jitted: bool, outputs: Outputs | None = None) -> Callable:
+    return Step(step, outputs) if is_jitted else step
 
 
 def _move(model: Module, loss: Any, device: str) -> None:
