@@ -37,7 +37,8 @@ NARROW = ROWS  # columns at most, whose product is computed on its side, with ro
 FEW_ROWS, FEW_ROWS_ELEMENTS = 3, 8192  # so few rows take b in whole rows, so much at a time, as memory is read fastest
 TURNED_K = 128  # steps of k of a transposed b that are turned at a time: they stay in L1
 OWN_BYTES = 512 << 10  # of a weight and its velocity that a thread may count on to stay in L2
-THIN_K = 8  # so few steps of k are written row by row, as memory is written fastest
+THIN_K = 4  # so few steps of k are written row by row, as memory is written fastest
+LEAST = 4  # rows, and steps of k, whose multiplications take as long as memory does for one
 DIRECT = 1 << 20  # multiplications that one thread does at once, without Python to plan them
 
 
@@ -223,6 +224,10 @@ def _multiply(a, b, start, out, transpose_a, transpose_b, packed, work, at, i0, 
     lanes = TILE.vector_bytes // out.itemsize
     if not packed and out.shape[1] <= NARROW and i1 - i0 >= 2 * lanes:
         _multiply_on_its_side(a, b, start, out, transpose_a, transpose_b, work, at, i0, i1)
+    elif not packed and k == 1 and j1 - j0 >= lanes:
+        _multiply_vectors(a, b, start, out, i0, i1, j0, j1)
+    elif not transpose_b and out.shape[0] == 1 and j1 - j0 >= lanes:
+        _multiply_one_row(a, b, start, out, j0, j1)
     elif transpose_b:
         _multiply_turned(a, b, start, out, transpose_a, work, at, i0, i1, j0, j1)
     else:
@@ -256,15 +261,54 @@ def _multiply_plainly(
 
 
 @jit
+def _multiply_vectors(a, b, start, out, i0, i1, j0, j1):
+    """One step of k: the outer product of two vectors, each row of `out` in one go."""
+    left, right, zero = a.ravel(), b.ravel()[j0:j1], out.dtype.type(0)
+    for i in range(i0, i1):
+        row, factor = out[i, j0:j1], left[i]
+        if start.shape[1] == out.shape[1]:
+            first = start[i if start.shape[0] > 1 else 0, j0:j1]
+            for j in range(row.size):
+                row[j] = first[j] + factor * right[j]
+        else:
+            for j in range(row.size):
+                row[j] = zero + factor * right[j]
+
+
+@jit
+def _multiply_one_row(a, b, start, out, j0, j1):
+    """One row of a: four rows of b at a time, side by side from end to end, as memory is read fastest."""
+    left, row, k = a.ravel(), out[0, j0:j1], b.shape[0]
+    if start.shape[1] == out.shape[1]:
+        row[:] = start[0, j0:j1]
+    else:
+        row[:] = 0
+    whole = k - k % 4
+    for s in range(0, whole, 4):
+        f0, f1, f2, f3 = left[s], left[s + 1], left[s + 2], left[s + 3]
+        b0, b1, b2, b3 = b[s, j0:j1], b[s + 1, j0:j1], b[s + 2, j0:j1], b[s + 3, j0:j1]
+        for j in range(row.size):
+            total = row[j]
+            total += f0 * b0[j]
+            total += f1 * b1[j]
+            total += f2 * b2[j]
+            total += f3 * b3[j]
+            row[j] = total
+    for s in range(whole, k):
+        factor, next_row = left[s], b[s, j0:j1]
+        for j in range(row.size):
+            row[j] += factor * next_row[j]
+
+
+@jit
 def _multiply_turned(a, b, start, out, transpose_a, work, at, i0, i1, j0, j1):
-    """With b transposed: it is turned panel by panel, and used while it is in L1, or read in long streams."""
+    """With b transposed: it is turned panel by panel, and used while it is in L1."""
     k = a.shape[0] if transpose_a else a.shape[1]
     panel = PANEL * (TILE.vector_bytes // out.itemsize)
-    block = K_BLOCK if i1 - i0 <= FEW_ROWS else TURNED_K
     for j in range(j0, j1, panel):
         columns = min(panel, j1 - j)
-        for k0 in range(0, max(k, 1), block):
-            depth = min(block, k - k0)
+        for k0 in range(0, max(k, 1), TURNED_K):
+            depth = min(TURNED_K, k - k0)
             _pack_transposed_b(b, j, columns, k0, depth, work, at, columns)
             _multiply_block(
                 a, work, at, out if k0 else start, out, transpose_a, False, True,
@@ -435,17 +479,19 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     work, threads, lanes = scratch(_SCRATCH[dtype], dtype), get_num_threads(), _LANES[dtype]
     transpose_a = bool(transpose_a)
     transpose_b = bool(transpose_b)
+    near = k <= NEAR_K and k * n * out.itemsize <= NEAR_BYTES
+    turning = transpose_b and not near and m < PACK_B_ROWS  # by rows, every thread would turn all of b
     by_columns = not (transpose_a or transpose_b) and _by_own_columns(m, k, n, threads, out.itemsize)
-    if by_columns or (m < ROWS * threads and n >= 4 * lanes):
+    if by_columns or ((turning or m < ROWS * threads) and n >= 4 * lanes):
         groups = _panels(n, dtype)
         block = -(-groups // threads)
-        _by_columns(groups, m * n * k // groups, a, b, start, out, transpose_a, transpose_b, work, block=block)
+        cost = max(m, LEAST) * n * k // groups
+        _by_columns(groups, cost, a, b, start, out, transpose_a, transpose_b, work, block=block)
         return
     run = _by_rows_of_turned if transpose_a else _by_rows
-    near = k <= NEAR_K and k * n * out.itemsize <= NEAR_BYTES
     if m < PACK_B_ROWS or n <= NARROW or near:
         block = _even_rows(m, threads)
-        run(m, n * k, a, b, start, out, transpose_a, transpose_b, False, 0, n, work, block=block)
+        run(m, n * max(k, LEAST), a, b, start, out, transpose_a, transpose_b, False, 0, n, work, block=block)
         return
     columns = max(1, PACKED_ELEMENTS // (max(k, 1) * PANEL * lanes)) * PANEL * lanes
     for j in range(0, n, columns):
