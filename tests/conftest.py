@@ -4,6 +4,7 @@ HYPOTHESIS_PROFILE=thorough draws many more examples, new ones each time. With N
 """
 
 import os
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -43,11 +44,38 @@ ONCE = {
     ),
 }  # fmt: skip
 
+# Of the others, those that start parallel loops, `threads`: a threading layer can change no test but these.
+THREADS = {"kernels": ("test_contract", "test_cpu_specific", "test_gemm"), "tests": ("test_jit",)}
+
+
+def computes_with_numpy_alone(item):
+    """Does a test run on the reference device, which has no compiled kernels and no threads?"""
+    call = getattr(item, "callspec", None)
+    return "numpy_device" in item.fixturenames or (call is not None and call.params.get("device") == "numpy")
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.stem in ONCE.get(item.path.parent.name, ()):
+        name, folder = item.path.stem, item.path.parent.name
+        if name in ONCE.get(folder, ()) or computes_with_numpy_alone(item):
             item.add_marker("once")
+        elif name in THREADS.get(folder, ()):
+            item.add_marker("threads")
+
+
+@pytest.fixture(autouse=True)
+def _parallel_loops_only_where_they_are_expected(request):
+    """A test that has neither mark and starts one fails: it would not be repeated on other threading layers."""
+    if not JIT or any(map(request.node.get_closest_marker, ("once", "threads"))):
+        yield
+        return
+    from scratchnet.kernels.cpu import blocks, execute
+
+    def start(*args):
+        pytest.fail("expected no parallel loop in a test that is not marked `threads`, see tests/conftest.py")
+
+    with mock.patch.object(blocks, "_over_blocks", start), mock.patch.object(execute, "_work_together", start):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
