@@ -1,5 +1,7 @@
 """What the ranks of a group run in tests. The parent computes with NumPy what must come out."""
 
+import functools
+
 import numpy as np
 
 ORDERED = ("auto", "arena", "one_shot")  # they fold in rank order
@@ -10,6 +12,12 @@ def data(seed, rank, shape, dtype):
     rng = np.random.default_rng((seed, rank))
     values = rng.normal(size=shape) * 10.0 ** rng.integers(-3, 4, shape)
     return values.astype(dtype) if np.dtype(dtype).kind == "f" else (values * 1000).astype(dtype)
+
+
+@functools.lru_cache(8)
+def of_all(size, seed, shape, dtype):
+    """The arrays of all ranks, for the parent, which mostly asks for several results of the same ones in turn."""
+    return [data(seed, rank, shape, dtype) for rank in range(size)]
 
 
 def laid_out(comm, array, layout):

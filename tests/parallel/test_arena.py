@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import ORDERED, call, data, fold, laid_out
+from cases import ORDERED, call, data, fold, laid_out, of_all
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def all_reduces(draw):
 
 def check_all_reduce(group, seed, shape, dtype, layout, kwargs):
     results = group.ask(call, "all_reduce", seed, shape, dtype, layout, kwargs)
-    arrays = [data(seed, rank, shape, dtype) for rank in range(group.size)]
+    arrays = of_all(group.size, seed, shape, dtype)
     expected = fold(arrays, kwargs["op"])
     assert len({result.tobytes() for result in results}) == 1
     assert results[0].dtype == expected.dtype and results[0].shape == expected.shape
@@ -71,7 +71,7 @@ def test_broadcast_gives_all_ranks_the_roots_array(group, seed, shape, dtype, la
     root %= group.size
     results = group.ask(call, "broadcast", seed, shape, dtype, layout, {"root": root})
     for result in results:
-        np.testing.assert_array_equal(result, data(seed, root, shape, dtype))
+        np.testing.assert_array_equal(result, of_all(group.size, seed, shape, dtype)[root])
 
 
 def parts_of(n, size):
@@ -84,7 +84,7 @@ def parts_of(n, size):
 @pytest.mark.parametrize("n", [0, 1, 40, 1000, LARGE[-1][0]])
 def test_reduce_scatter_gives_each_rank_its_part(group, n, layout):
     results = group.ask(call, "reduce_scatter", 3, (n,), "float32", layout, {"op": "mean"})
-    expected = fold([data(3, rank, (n,), "float32") for rank in range(group.size)], "mean")
+    expected = fold(of_all(group.size, 3, (n,), "float32"), "mean")
     for result, part in zip(results, parts_of(n, group.size), strict=True):
         np.testing.assert_array_equal(result, expected[part])
 
@@ -93,7 +93,8 @@ def test_reduce_scatter_gives_each_rank_its_part(group, n, layout):
 @pytest.mark.parametrize("n", [0, 1, 40, 1000, LARGE[-1][0]])
 def test_all_gather_joins_the_parts_of_all_ranks(group, n, layout):
     parts = parts_of(n, group.size)
-    expected = np.concatenate([data(4, rank, (n,), "int64")[part] for rank, part in enumerate(parts)])
+    arrays = of_all(group.size, 4, (n,), "int64")
+    expected = np.concatenate([array[part] for array, part in zip(arrays, parts, strict=True)])
     for result in group.ask(call, "all_gather", 4, (n,), "int64", layout, {}):
         np.testing.assert_array_equal(result, expected)
 

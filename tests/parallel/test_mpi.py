@@ -24,7 +24,7 @@ import pytest
 import residue
 import test_arena
 import workers
-from cases import data, fold
+from cases import data, fold, of_all
 from servants import NO_MPI, MpiGroup, is_open_mpi, mpirun
 
 import scratchnet as sn
@@ -79,7 +79,7 @@ def test_the_other_collectives(group, layout, n):
     for root in range(group.size):
         results = group.ask(test_arena.call, "broadcast", n, (n,), "float64", layout, {"root": root})
         for result in results:
-            np.testing.assert_array_equal(result, data(n, root, (n,), "float64"))
+            np.testing.assert_array_equal(result, of_all(group.size, n, (n,), "float64")[root])
 
 
 @pytest.mark.parametrize("op", ["sum", "max", "min"])
@@ -107,7 +107,7 @@ def in_fast_order(comm, op, shape, scatter):
 @pytest.mark.parametrize("op", ["sum", "mean", "max"])
 def test_fast_order_is_right_within_the_rounding_of_sums(group, op):
     n = 5000
-    arrays = [data(6, rank, (n,), "float32") for rank in range(group.size)]
+    arrays = of_all(group.size, 6, (n,), "float32")
     expected = fold([array.astype(np.float64) for array in arrays], op)
     bound = 2 * group.size * np.finfo(np.float32).eps * np.sum(np.abs(arrays), axis=0)
     for result in group.ask(in_fast_order, op, (n,), False):
