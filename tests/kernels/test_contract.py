@@ -123,7 +123,7 @@ def test_thin_products_of_great_length_match(m, n):
 
 
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
-def test_parallel_kernels_work_when_each_process_finds_those_of_others_in_the_cache(tmp_path):
+def test_parallel_kernels_work_when_each_process_finds_those_of_others_in_the_cache(new_cache):
     code = """
 import sys
 from unittest import mock
@@ -137,7 +137,7 @@ with mock.patch.multiple(blocks, PARALLEL_FROM=1, BLOCK=10):
         assert (abs(out) == x).all()
 """
     for names in (["neg"], ["abs"], ["abs"]):  # the second process loads the loop, the third everything
-        environment = {**os.environ, "SCRATCHNET_CACHE_DIR": str(tmp_path), "SCRATCHNET_QUIET": "1"}
+        environment = {**os.environ, "SCRATCHNET_CACHE_DIR": str(new_cache), "SCRATCHNET_QUIET": "1"}
         subprocess.run([sys.executable, "-c", code, *names], env=environment, check=True)
 
 

@@ -181,8 +181,8 @@ print(*compile_stats()[:2])
 
 
 @needs_jit
-def test_a_second_process_compiles_nothing(tmp_path):
-    environment = {**os.environ, "SCRATCHNET_CACHE_DIR": str(tmp_path)}
+def test_a_second_process_compiles_nothing(new_cache):
+    environment = {**os.environ, "SCRATCHNET_CACHE_DIR": str(new_cache)}
     command = [sys.executable, "-c", PROGRAM]
     first, second = (
         subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
