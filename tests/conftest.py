@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items):
         name, folder = item.path.stem, item.path.parent.name
         if name in ONCE.get(folder, ()) or computes_with_numpy_alone(item):
             item.add_marker("once")
-        elif name in THREADS.get(folder, ()):
+        elif name in THREADS.get(folder, ()) and not item.get_closest_marker("once"):
             item.add_marker("threads")
 
 

@@ -327,6 +327,7 @@ MACHINES = {  # triple, CPU, what a fused multiply-add on whole vectors looks li
 
 
 @needs_jit
+@pytest.mark.once
 @pytest.mark.parametrize("kind", MACHINES)
 def test_tiles_stay_in_registers(kind):
     triple, cpu, multiply_add, spill = MACHINES[kind]
