@@ -24,7 +24,6 @@ from scratchnet.parallel import failpoints, memory, pool
 
 SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 16  # the last batch has 2 samples: with 4 or 8 shards, some are empty
 MORE_SAMPLES = 58  # the last batch has 10: with 4 shards, 2 or 3 each
-NUMBERS = (2, 3, 4, 7)  # of workers, more than there are cores or shards, too
 
 OPTIMIZERS = {
     "SGD": lambda p: sn.optim.SGD(p, 0.05),
@@ -96,18 +95,21 @@ def trained(workers, shards, *job, epochs=2, **options):
 # --- the promise ------------------------------------------------------------------------------------------------------
 
 
-JOBS = {
-    "4 shards, batch norm, dropout": lambda: (4, "nesterov", network(sn.nn.BatchNorm1d), samples(MORE_SAMPLES)),
-    "8 shards, some of them empty": lambda: (8, "Adam", network(), samples()),
-}
+JOBS = {  # what to train, and numbers of workers: as many as cores, no divisor of the shards, more than shards
+    "4 shards, batch norm, dropout": (
+        lambda: (4, "nesterov", network(sn.nn.BatchNorm1d), samples(MORE_SAMPLES)), (2, 3, 7),
+    ),
+    "8 shards, some of them empty": (lambda: (8, "Adam", network(), samples()), (3, 4)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_bytes_do_not_depend_on_the_number_of_workers(job):
-    expected = trained(1, *JOBS[job]())
-    for workers in NUMBERS:
+    make_job, numbers = JOBS[job]
+    expected = trained(1, *make_job())
+    for workers in numbers:
         with no_residue():
-            assert trained(workers, *JOBS[job]()) == expected, workers
+            assert trained(workers, *make_job()) == expected, workers
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "RMSprop"])
