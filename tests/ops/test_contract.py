@@ -342,7 +342,7 @@ def test_gradients_and_their_gradients_match_differences(name):
         op.__name__ = f"{name} {dict(case.params)}"
         floats = [arrays[i] for i in case.floats]
         if op(*map(sn.Tensor, floats)).dtype.kind == "f":
-            gradcheck(op, floats, order=2, max_elements=12)
+            gradcheck(op, floats, order=2, max_elements=2 if SIMULATED else 12)  # larger ones in random directions
         else:
             assert not is_smooth(case)
 
