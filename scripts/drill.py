@@ -477,8 +477,6 @@ def sweep() -> list[Trial]:
 
 def run_trials(drill: Drill, trials: list[Trial], side_by_side: int = 2, verbose: bool = False) -> list[Result]:
     """Results in the order of the trials; a line for each that failed, as soon as it did."""
-    for job in sorted({tuple(trial.job()) for trial in trials}):
-        reference(*job)
 
     def one(trial: Trial) -> Result:
         result = drill.run(trial)
@@ -487,6 +485,7 @@ def run_trials(drill: Drill, trials: list[Trial], side_by_side: int = 2, verbose
         return result
 
     with ThreadPoolExecutor(side_by_side) as threads:
+        list(threads.map(lambda job: reference(*job), sorted({tuple(trial.job()) for trial in trials})))
         return list(threads.map(one, trials))
 
 
