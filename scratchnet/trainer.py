@@ -30,7 +30,7 @@ from .jit import jit as jitted
 from .kernels import device as find_device
 from .kernels import get_num_threads, set_num_threads
 from .nn import Module
-from .parallel.job import is_first_rank, started_as
+from .parallel.job import is_first_rank, started_as, tell_end
 from .parallel.places import Places
 from .parallel.shards import StepResult, first_stream, require_finite, shard_loss, split, weighted_mean
 from .parallel.strategies import AllReduce, Strategy, options_of, strategy_of
@@ -221,6 +221,7 @@ class Trainer:
             if self._ranks:
                 self._ranks.begin(self, run, start)
             else:
+                tell_end()
                 start()
             run.stop = stack.enter_context(_stop_on_signal())
             run.engine = _engine_of(self, run)

@@ -7,7 +7,6 @@ begins with a meeting, in which each rank shows a few words. So calls that diffe
 whoever waits there, waits politely; the message itself then finds all ranks ready.
 """
 
-import atexit
 import contextlib
 import functools
 import time
@@ -20,7 +19,7 @@ import numpy as np
 from ..errors import CollectiveError, ConfigError
 from .collectives import ALGORITHMS, algorithm_of
 from .communicator import GONE, RAISED, RETURNED, UFUNCS, Communicator, checked, named, ranks_named, signature_of
-from .job import started_as
+from .job import started_as, tell_end
 from .mpi_watch import PATIENCE, Watch
 
 ORDERS = ("exact", "fast")
@@ -53,7 +52,7 @@ def library() -> Any:
 def world() -> "MpiCommunicator":
     """All ranks of the job, made at the first call, which all of them make; at the end of the process it is left."""
     comm = MpiCommunicator()
-    atexit.register(comm.close)
+    tell_end(comm.close)
     return comm
 
 
@@ -251,8 +250,9 @@ class MpiCommunicator(Communicator):
         error.said_elsewhere = not self.speaks  # type: ignore[attr-defined]
         return error
 
-    def leave(self, how: int = RETURNED, why: str = "") -> None:
+    def leave(self, how: int = RETURNED, why: str = "") -> bool:
         """Say that this rank makes no more calls: RETURNED or RAISED. Who makes one meanwhile gets a CollectiveError.
+        Did all ranks leave like this?
 
         why: what the others are told of an exception.
 
@@ -260,16 +260,22 @@ class MpiCommunicator(Communicator):
         for may be something else than a call; then an exception ends the job after `patience` seconds.
         """
         self.timeout = self.watch.patience if how == RAISED else None
+        together = False
         with contextlib.suppress(CollectiveError):
             self._meet(how, why)
+            together = True
         self._broken = self._broken or "this rank has left the group"
+        return together
 
-    def close(self) -> None:
-        """Leave, and end the watch. After a wait that broke off, the job is ended: MPI could not end in order."""
-        self.leave()
+    def close(self) -> bool:
+        """Leave, and end the watch. After a wait that broke off, the job is ended: MPI could not end in order.
+        Did all ranks return from what they did?
+        """
+        together = self.leave()
         self.watch.close()
         if self._stranded:
             self.library.COMM_WORLD.Abort(1)
+        return together
 
     # --- how it is done, for a flat contiguous array ---
 

@@ -268,6 +268,24 @@ def test_a_rank_that_ends_before_the_others_is_named():
     assert status != 0 and "ranks 0, 1 called barrier(); rank 2 had returned from its function" in text
 
 
+@pytest.mark.parametrize("callers", [1, 2])
+def test_rank_0_says_that_all_ranks_came_to_their_end_if_they_met_there(callers):
+    """Rank 0 alone calls, and takes no notice of the error; or both do."""
+    status, text = python(
+        2,
+        f"""
+        import contextlib, scratchnet as sn
+        def fn(comm):
+            with contextlib.suppress(sn.CollectiveError):
+                if comm.rank < {callers}:
+                    comm.barrier()
+        sn.parallel.run(fn)
+        """,
+        **{started.RESTARTS: "0"},
+    )
+    assert status == 0 and text.count(started.ENDED) == callers - 1, text
+
+
 def test_without_mpi4py_one_line_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     mpi.library.cache_clear()
@@ -559,8 +577,30 @@ def test_the_wrapper_restarts_a_job_until_it_ends(tmp_path):
 
     flags = "--folder", tmp_path, "--resume", "auto"
     status, results, said = job(2, *flags, command=restarted, fail="shard.written:10:1:SIGKILL")
-    assert status == 0, said
+    assert status == 0 and started.ENDED not in said, said
     assert {result["digest"] for result in results} == {undisturbed()["momentum"]["digest"]}
+    status, results, said = job(1, *flags, command=restarted)
+    assert status == 0, said  # one rank meets nobody
+
+
+SAYS_IT = f'printf "50 %%" >&2; printf "{started.ENDED.strip()}\\n" >&2'
+
+
+@pytest.mark.parametrize(("programs", "expected"), [
+    (["exit 0", SAYS_IT], 0),  # the first is what MPICH's mpirun may make of a rank that died
+    ([f"{SAYS_IT}; exit 3", SAYS_IT], 0),
+    (["exit 0", "exit 0"], 1),
+    (["exit 0", "exit 3"], 3),
+])  # fmt: skip
+def test_the_wrapper_takes_no_status_for_success_unless_all_ranks_came_to_their_end(tmp_path, programs, expected):
+    """Programs that it starts one after the other, and its status."""
+    program = 'echo >> starts; n=$(wc -l < starts); shift $((n - 1)); eval "$1"'
+    command = [*WRAPPER, "--restarts", str(len(programs) - 1), "--pause", "0", "--", "sh", "-c", program, "sh"]
+    command += programs
+    done = subprocess.run(command, cwd=tmp_path, env=variables_of_a_job(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == expected, done
+    assert (tmp_path / "starts").read_text() == len(programs) * "\n"
+    assert done.stderr == "50 %" * sum(SAYS_IT in program for program in programs)
 
 
 def test_ranks_end_with_mpirun(tmp_path):
