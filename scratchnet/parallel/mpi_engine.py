@@ -326,8 +326,11 @@ class Ranks(Steps):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self.timeline and self._comm.rank == 0:
             self.timeline.write(self._machine.here.size)
-        if self._slices and error is None:
-            self._slices.leave()
+        if error is None:
+            for chain in self._chains.values():
+                chain.release()
+            if self._slices:
+                self._slices.leave()
         if self._listens:
             signal.set_wakeup_fd(self._wakeup)
         if error is not None and self._comm.is_broken and not hasattr(error, "said_elsewhere"):

@@ -164,6 +164,11 @@ class Chain:
                 back.Start()
         self.library.Prequest.Waitall([*self._hand_on, *self._hand_back])
 
+    def release(self) -> None:
+        """After the last fold."""
+        for request in (*self._take, *self._hand_on, *self._take_back, *self._hand_back):
+            request.Free()
+
     def _start(self, requests: list[Any]) -> None:
         if requests:
             self.library.Prequest.Startall(requests)

@@ -442,6 +442,30 @@ def test_a_machine_has_memory_for_the_gradients_of_its_own_shards():
     assert all(8 <= times < 9 for times in taken[2:]), text
 
 
+def test_messages_between_machines_are_freed_after_a_run():
+    status, text = python(
+        2,
+        """
+        import gc, os, numpy as np, scratchnet as sn
+        from scratchnet.parallel import mpi, mpi_engine, mpi_slices
+        leave = mpi_engine.Ranks.__exit__
+        def look(self, *error):
+            made = [found for found in gc.get_objects() if isinstance(found, mpi.library().Prequest) and found]
+            leave(self, *error)
+            print(f"<{len(made) > 0} {sum(map(bool, made))}>", flush=True)
+        mpi_engine.Ranks.__exit__ = look
+        data = sn.data.TensorDataset(np.ones((8, 3), np.float32), np.zeros(8, int))
+        for os.environ[mpi_slices.FORCED] in ("chain", "slices"):
+            model = sn.nn.Linear(3, 2)
+            optimizer = sn.optim.SGD(model.parameters(), 0.1)
+            trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), shards=2, progress=False)
+            trainer.fit(sn.data.DataLoader(data, 4))
+        """,
+        **{mpi_machines.VARIABLE: "1"},
+    )
+    assert status == 0 and re.findall("<(.*?)>", text) == 4 * ["True 0"], text
+
+
 def test_an_unknown_way_to_merge_is_named(monkeypatch):
     monkeypatch.setenv(mpi_slices.FORCED, "ring")
     with pytest.raises(sn.ConfigError, match=r"^SCRATCHNET_MPI_MERGE: expected 'chain' or 'slices', got 'ring'$"):
