@@ -6,7 +6,8 @@ its rank computes. Who does not answer in the other half is named, with the step
 A rank that died is seen by mpirun. Open MPI's tells the others to end (SIGTERM); they call the roll then, too, to name
 it. MPICH's (Hydra, seen in 5.0.2) kills them at once (SIGKILL), so that nobody can; it prints the exit code, but ends
 with the dead rank's own status, which may be 0: so mpi_train.py waits for rank 0's word that all ranks have come to
-their end. `-disable-auto-cleanup` does not stop it from that reliably.
+their end. `-disable-auto-cleanup` does not stop it from that reliably. srun (22.05, with PMIx) kills them, too; it ends
+with status 137.
 """
 
 import os

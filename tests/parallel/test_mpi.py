@@ -26,6 +26,7 @@ import test_arena
 import workers
 from cases import data, fold, of_all
 from servants import NO_MPI, MpiGroup, is_open_mpi, mpirun
+from slurm import Slurm, reason_against_slurm
 
 import scratchnet as sn
 from scratchnet.parallel import job as started
@@ -530,6 +531,25 @@ def test_a_job_that_srun_started_trains_as_one_that_mpirun_started():
         pytest.skip("expected Open MPI, found another, which takes ranks from the variables of PMI alone")
     status, results, said = job(2, command=under_slurm)
     assert status == 0, said
+    assert sorted(result["rank"] for result in results) == [0, 1]
+    assert {result["digest"] for result in results} == {undisturbed()["momentum"]["digest"]}
+
+
+def test_a_job_that_slurm_started_ends_in_the_same_bytes_though_a_rank_is_killed(tmp_path):
+    if reason := reason_against_slurm():
+        pytest.skip(reason)
+    if not is_open_mpi():
+        pytest.skip("expected Open MPI, which knows PMIx, found another")
+    flags = "--folder", tmp_path, "--resume", "auto"
+    with Slurm() as slurm:
+        if not slurm.knows_pmix():
+            pytest.skip("expected a Slurm that knows PMIx, found another")
+
+        def restarted(ranks, *line):
+            return [*WRAPPER, "--restarts", "1", "--pause", "0", "--", *slurm.srun(ranks, *line)]
+
+        status, results, said = job(2, *flags, command=restarted, fail="shard.written:10:1:SIGKILL")
+    assert status == 0 and "task 1: Killed" in said, said
     assert sorted(result["rank"] for result in results) == [0, 1]
     assert {result["digest"] for result in results} == {undisturbed()["momentum"]["digest"]}
 
