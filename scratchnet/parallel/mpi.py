@@ -9,9 +9,10 @@ whoever waits there, waits politely; the message itself then finds all ranks rea
 
 import contextlib
 import functools
+import struct
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .mpi_watch import PATIENCE, Watch
 
 ORDERS = ("exact", "fast")
 WORDS = 5  # int64 that a rank shows at a meeting: the call's signature, and what the caller adds
+ROW, NO_WORDS = struct.Struct(f"{WORDS}q"), (WORDS - 1) * (0,)
 SPINS = 2000  # looks before a rank that waits begins to sleep between them: about a millisecond
 NAP = 5e-5  # seconds
 TEXT = 512  # bytes in which a rank says what it called, for the others' error messages
@@ -74,6 +76,23 @@ def run(fn: Callable, args: tuple, timeout: float | None) -> list:
         raise
 
 
+class _Waiting:
+    """See `MpiCommunicator.waiting`. A generator takes a microsecond more; all of Python around a message takes 5."""
+
+    __slots__ = ("comm", "text")
+
+    def __init__(self, comm: "MpiCommunicator", text: str):
+        self.comm, self.text = comm, text
+
+    def __enter__(self) -> None:
+        self.comm.watch.wait_for(self.text)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.comm.watch.wait_for(None)
+        if isinstance(error, self.comm.library.Exception):
+            raise self.comm.strand(f"{self.text}: {error}".splitlines()[0]) from None
+
+
 class MpiCommunicator(Communicator):
     """The ranks of an MPI communicator (all of the job by default). Making one is a call that all of them make.
 
@@ -101,7 +120,9 @@ class MpiCommunicator(Communicator):
         self.group = group.Dup()
         self.rank, self.size, self.order, self.timeout = self.group.rank, self.group.size, order, timeout
         self.watch = Watch(self.library, self.group.Dup(), patience)
-        self._mine, self._theirs = np.zeros(WORDS, np.int64), np.zeros((self.size, WORDS), np.int64)
+        self._mine: Any = np.zeros(WORDS, np.int64)  # what this rank shows at a meeting, and what all do
+        self._theirs = np.zeros((self.size, WORDS), np.int64)
+        self._signatures, self._words = self._theirs[:, 0], self._theirs[:, 1:]
         self._plans: dict[tuple, tuple[str, Callable]] = {}
         self._broken: str | None = None
         self.speaks = True  # is it this rank that says why a call failed?
@@ -116,8 +137,7 @@ class MpiCommunicator(Communicator):
             text, reduce = self._plan(array, op, algorithm)
         if not array.flags.writeable:
             checked(array, op, 0, self.size)
-        self.meet(text)
-        return self._on_flat(array, text, reduce)
+        return self._call(array, text, reduce)
 
     def _plan(self, array: np.ndarray, op: str, algorithm: str) -> tuple[str, Callable]:
         """What an all-reduce is called, and what it does; it was checked, and is kept for the next time."""
@@ -133,20 +153,17 @@ class MpiCommunicator(Communicator):
 
     def reduce_scatter(self, array, op="sum"):
         checked(array, op, 0, self.size)
-        self.meet(text := f"reduce_scatter({named(array)}, {op})")
         scatter = self._scatter_by_library if self._any_order(op) else self._scatter
-        self._on_flat(array, text, lambda x: scatter(x, op))
+        self._call(array, f"reduce_scatter({named(array)}, {op})", lambda x: scatter(x, op))
         return array.reshape(-1)[self.part(array.size)]
 
     def all_gather(self, array):
         checked(array, "sum", 0, self.size)
-        self.meet(text := f"all_gather({named(array)})")
-        return self._on_flat(array, text, self._gather)
+        return self._call(array, f"all_gather({named(array)})", self._gather)
 
     def broadcast(self, array, root=0):
         checked(array, "sum", root, self.size)
-        self.meet(text := f"broadcast({named(array)}, root {root})")
-        return self._on_flat(array, text, lambda x: self.group.Bcast(x, root))
+        return self._call(array, f"broadcast({named(array)}, root {root})", lambda x: self.group.Bcast(x, root))
 
     def barrier(self):
         self.meet("barrier()")
@@ -176,32 +193,23 @@ class MpiCommunicator(Communicator):
 
         Raises CollectiveError on all ranks if their texts differ, and on this one if it waited for too long.
         """
-        return self._meet(signature_of(text), text, words)
+        with self.waiting(text):
+            return self._meet(signature_of(text), text, words)
 
     def _meet(self, signature: int, text: str, words: Sequence[int] = ()) -> np.ndarray:
         if self._broken:
             raise CollectiveError(self._broken)
         self.watch.calls += 1
-        self._mine[:] = 0
-        self._mine[: 1 + len(words)] = signature, *words
-        with self.waiting(text):
-            self._wait(self.group.Iallgather(self._mine, self._theirs), text)
-            if (self._theirs[:, 0] != self._mine[0]).any():
-                raise self.fail(CollectiveError(self._why_mismatch(text)), self._theirs[:, 0].tolist())
-        return self._theirs[:, 1:]
+        ROW.pack_into(self._mine, 0, signature, *words, *NO_WORDS[len(words) :])
+        self._wait(self.group.Iallgather(self._mine, self._theirs), text)
+        signatures = self._signatures.tolist()
+        if signatures.count(signature) != self.size:
+            raise self.fail(CollectiveError(self._why_mismatch(text)), signatures)
+        return self._words
 
-    @contextlib.contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
+    def waiting(self, text: str) -> _Waiting:
         """Inside, this rank waits for others in `text`: the watch looks whether they live."""
-        self.watch.wait_for(text)
-        try:
-            yield
-        except self.library.Exception as error:
-            self._stranded = True
-            self._broken = f"{text}: {error}".splitlines()[0]
-            raise CollectiveError(self._broken) from None
-        finally:
-            self.watch.wait_for(None)
+        return _Waiting(self, text)
 
     def wait(self, request: Any, text: str) -> None:
         """Until an MPI request is done, in `text`: politely, and as long as the time limit allows."""
@@ -209,16 +217,20 @@ class MpiCommunicator(Communicator):
             self._wait(request, text)
 
     def _wait(self, request: Any, text: str) -> None:
-        spins, start = 0, time.monotonic()
+        for _ in range(SPINS):
+            if request.Test():
+                return
+        start = time.monotonic()
         while not request.Test():
-            spins += 1
-            if spins > SPINS:
-                time.sleep(NAP)
-                if self.timeout is not None and time.monotonic() - start > self.timeout:
-                    self._stranded = True
-                    self._broken = f"{text}: rank {self.rank} waited {self.timeout} s for "
-                    self._broken += ranks_named(self.watch.behind())
-                    raise CollectiveError(self._broken)
+            time.sleep(NAP)
+            if self.timeout is not None and time.monotonic() - start > self.timeout:
+                waited = f"{text}: rank {self.rank} waited {self.timeout} s for {ranks_named(self.watch.behind())}"
+                raise self.strand(waited)
+
+    def strand(self, why: str) -> CollectiveError:
+        """This rank gives up a call, in which others may wait still."""
+        self._stranded, self._broken = True, why
+        return CollectiveError(why)
 
     def _why_mismatch(self, text: str) -> str:
         """What each rank called. All of them see that calls differ, so each says its own to the others."""
@@ -261,7 +273,7 @@ class MpiCommunicator(Communicator):
         """
         self.timeout = self.watch.patience if how == RAISED else None
         together = False
-        with contextlib.suppress(CollectiveError):
+        with contextlib.suppress(CollectiveError), self.waiting(why):
             self._meet(how, why)
             together = True
         self._broken = self._broken or "this rank has left the group"
@@ -279,9 +291,11 @@ class MpiCommunicator(Communicator):
 
     # --- how it is done, for a flat contiguous array ---
 
-    def _on_flat(self, array: np.ndarray, text: str, act: Callable[[np.ndarray], Any]) -> np.ndarray:
+    def _call(self, array: np.ndarray, text: str, act: Callable[[np.ndarray], Any]) -> np.ndarray:
+        """The array, which all ranks meet with in `text`, and which then is what act(x) makes of it."""
         x = array if array.flags.carray else np.array(array, order="C")
         with self.waiting(text):
+            self._meet(signature_of(text), text)
             act(x.reshape(-1))
         if x is not array:
             array[...] = x
