@@ -32,6 +32,7 @@ from scratchnet.parallel.collectives import ALGORITHMS
 from scratchnet.parallel.memory import cores
 from scratchnet.parallel.mpi_machines import PIECE
 from scratchnet.parallel.mpi_slices import FORCED, chain_seconds, slices_seconds
+from scratchnet.parallel.strategies import COMPRESSIONS
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
 SECTIONS = ("calls", "steps", "links", "simulation")
@@ -40,6 +41,7 @@ BYTES = (4096, 407_080, 4_000_000, 64_000_000)
 RATES = (None, 10e9, 1e9, 3e8)  # bits a second of a link
 HOSTS = (2, 4)
 MERGES = ("slices", "late", "chain", "fast")  # late: by slices, and nothing is sent before the gradient is computed
+COMPRESSED = [name for name in COMPRESSIONS if name != "none"]  # whole records of shards, in one exchange or two
 EVERY = 8  # batches of a round of local SGD
 RANKS_EACH = 16  # of a machine, in the simulation
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -56,6 +58,7 @@ class Config:
     rank: str | None = flag(None, "internal: what this process does as a rank")
     order: str = flag("exact", "internal: of additions", ["exact", "fast"])
     workers: int = flag(1, "internal: processes of a pool")
+    compression: str = flag("none", "internal: of gradients", [*COMPRESSIONS])
     merge: str = flag("", "internal: how machines merge", ["", "slices", "late", "chain"])
     every: int = flag(0, "internal: batches between averages of local SGD")
     shards: int = flag(2, "internal: shards")
@@ -77,7 +80,9 @@ def time_steps(config: Config) -> dict[str, float]:
     os.environ[FORCED] = "slices" if config.merge == "late" else config.merge
     if config.merge == "late":
         program.WORTH = sys.maxsize
-    strategy = parallel.LocalSGD(config.every) if config.every else parallel.AllReduce(order=config.order)
+    strategy = parallel.AllReduce(COMPRESSIONS[config.compression], config.order)
+    if config.every:
+        strategy = parallel.LocalSGD(config.every)
     with tempfile.TemporaryDirectory() as folder:
         trainer = sn.Trainer(
             model, sn.optim.SGD(model.parameters(), 0.01, 0.9), sn.nn.CrossEntropyLoss(), workers=config.workers,
@@ -214,7 +219,7 @@ def links(config: Config) -> None:
             f"\n{count} hosts, a shard each, {parameter_bytes():,} bytes of parameters; their gradients take "
             f"{alone:.1f} ms on {cores()} cores. Milliseconds a step, and what the model predicts"
         )
-        titles = ("alpha us", "beta MB/s", *(f"{m:>8} {'model':>8}" for m in MERGES[:-1]), "fast")
+        titles = ("alpha us", "beta MB/s", *(f"{m:>8} {'model':>8}" for m in MERGES[:-1]), "fast", *COMPRESSED)
         print(f"{'link, Mbit/s':>12} " + " ".join(f"{title:>9}" for title in titles))
         with Hosts(count) as hosts:
             for rate in RATES:
@@ -228,6 +233,7 @@ def _print_link(hosts: Hosts, rate: float | None, alone: float) -> None:
     link = ask([*hosts.mpirun(2), "-x", "PYTHONPATH"], "link", few, pause=alone / 1e3)
     starter = [*hosts.mpirun(count), "-x", "PYTHONPATH"]
     by_name: dict[str, dict[str, Any]] = {name: {"merge": name} for name in MERGES[:-1]} | {"fast": {"order": "fast"}}
+    by_name |= {name: {"compression": name} for name in COMPRESSED}
     found = {name: ask(starter, "steps", few, shards=count, **flags)["ms"] for name, flags in by_name.items()}
     late = slices_seconds([1] * count, [1 / count] * count, n, **link)
     model = {
@@ -236,7 +242,8 @@ def _print_link(hosts: Hosts, rate: float | None, alone: float) -> None:
         "chain": alone + 1e3 * chain_seconds(count, n, **link),
     }
     cells = [f"{link['alpha'] * 1e6:9.1f}", f"{link['beta'] / 1e6:9.1f}"]
-    cells += [f"{found[name]:8.1f} {model[name]:8.1f}" for name in model] + [f"{found['fast']:9.1f}"]
+    cells += [f"{found[name]:8.1f} {model[name]:8.1f}" for name in model]
+    cells += [f"{found[name]:9.1f}" for name in ("fast", *COMPRESSED)]
     print(f"{'unlimited' if rate is None else f'{rate / 1e6:.0f}':>12} " + " ".join(cells), flush=True)
 
 
