@@ -8,7 +8,7 @@ import pytest
 from scipy import special
 from sizes import JIT
 
-from scratchnet.kernels.cpu import cache, elementwise, exponential, scalars
+from scratchnet.kernels.cpu import cache, elementwise, exponential, half, scalars
 from scratchnet.kernels.cpu.compile import stamp
 
 INF, NAN = np.inf, np.nan
@@ -134,3 +134,32 @@ def test_loops_use_vectors_and_not_the_c_library(name, dtype, monkeypatch):
     (assembly,) = loop.inspect_asm().values()
     assert re.search(rf"vfn?m(add|sub)\w+p{'s' if dtype == 'f4' else 'd'}.*%[yz]mm", assembly)
     assert not re.search(r"\b(exp|log|tanh|erf|erfc)f?\b", assembly)  # the C library's
+
+
+# --- float16, in which compressed gradients travel --------------------------------------------------------------------
+
+HALVES = np.arange(0, 2**16, 1 if JIT else 37, dtype=np.uint16)
+TIES = np.arange(0, 2**15, dtype=np.uint16)[: 2**15 - 2**10 - 1]  # of each finite one and the next, half way
+NEAR_TIES = TIES.view(np.float16).astype(np.float32) / 2 + (TIES + 1).astype(np.uint16).view(np.float16) / np.float32(2)
+
+
+def test_every_float16_is_read_as_numpy_reads_it():
+    found, exact = np.empty(HALVES.size, np.float32), HALVES.view(np.float16).astype(np.float32)
+    half.read_half(HALVES, found)
+    finite = np.isfinite(exact)
+    np.testing.assert_array_equal(found[finite].view(np.int32), exact[finite].view(np.int32))
+    assert np.isnan(found[np.isnan(exact)]).all()
+
+
+@pytest.mark.threads
+def test_float32_is_rounded_to_float16_as_numpy_does_it():
+    ties = NEAR_TIES[:: 1 if JIT else 37]
+    beside = [np.nextafter(ties, np.float32(toward)) for toward in (-INF, INF)]
+    x = np.concatenate([EVERY_KIND, ties, -ties, *beside]).astype(np.float32)
+    exact = np.clip(x, -65504, 65504).astype(np.float16)
+    bits, rounded, number = np.empty(x.size, np.uint16), np.empty_like(x), ~np.isnan(x)
+    half.write_half(x, bits)
+    half.round_half(x, rounded)
+    np.testing.assert_array_equal(bits[number], exact.view(np.uint16)[number])
+    np.testing.assert_array_equal(rounded[number].view(np.int32), exact.astype(np.float32).view(np.int32)[number])
+    assert np.isnan(bits.view(np.float16)[~number]).all() and np.isnan(rounded[~number]).all()
