@@ -1,12 +1,12 @@
-"""Kernels that move elements. Copies that threads would not make faster are NumPy's."""
+"""Kernels that move elements. Plain copies are NumPy's: memory is their limit."""
 
 import numpy as np
 
-from .blocks import PARALLEL_FROM, is_planning, ranged
-from .compile import get_num_threads, jit
+from .blocks import is_planning, ranged
+from .compile import jit
 
 F4, F8, U1 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8)
-LOOPS = {(F4, F4), (F8, F8), (U1, F4), (U1, F8)}  # copies that are loops in a program, or by several threads
+PLANNED_COPIES = {(F4, F4), (F8, F8), (U1, F4), (U1, F8)}  # that are loops in a program; others are left to NumPy
 RANGES = 16  # parts of the destination rows that scatter_rows fills on its own; each part reads the whole index
 
 
@@ -54,10 +54,14 @@ def fill(out, value):
 
 
 def copy(x, out):
-    is_loop = (x.dtype, out.dtype) in LOOPS and x.shape == out.shape and out.flags.carray and x.size
-    is_large = x.size >= PARALLEL_FROM and get_num_threads() > 1
-    if is_loop and (is_planning() or (is_large and x.flags.carray and not np.may_share_memory(x, out))):
-        _copy_in_loop(x, out)
+    if (
+        is_planning()
+        and (x.dtype, out.dtype) in PLANNED_COPIES
+        and x.shape == out.shape
+        and out.flags.carray
+        and x.size
+    ):
+        _plan_copy(x, out)
     elif x.dtype == out.dtype:
         np.copyto(out, x)
     else:
@@ -65,8 +69,8 @@ def copy(x, out):
             np.copyto(out, x, casting="unsafe")
 
 
-def _copy_in_loop(x, out):
-    """Where x has no gaps or is one element that is repeated."""
+def _plan_copy(x, out):
+    """A copy as a loop, where x has no gaps or is one element that is repeated."""
     if not any(x.strides):
         _run_repeat(out.size, 1, x[(slice(1),) * x.ndim].reshape(1), out.ravel())
     elif x.flags.carray:
