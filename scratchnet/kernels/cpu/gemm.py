@@ -519,7 +519,7 @@ def _direct(a, b, out, transpose_a, transpose_b, work):
         rows, k = k, rows
     if transpose_b:
         depth, columns = columns, depth
-    if rows != m or depth != k or columns != n or m * n == 0 or m * n * k > DIRECT:
+    if rows != m or depth != k or columns != n or m * n == 0 or max(m, LEAST) * n * max(k, LEAST) > DIRECT:
         return False
     lanes = TILE.vector_bytes // out.itemsize
     memory = work.view(out.dtype)
