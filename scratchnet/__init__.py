@@ -2,8 +2,8 @@
 
 from . import cuda, data, errors, functions, metrics, nn, optim, parallel, testing
 from .autograd import grad, value_and_grad
-from .checkpoint import load, save
 from .errors import *
+from .formats.checkpoint import load, save
 from .functions import *
 from .jit import jit
 from .kernels import get_num_threads, set_num_threads

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import JitError
-from .kernels import Device, aligned
+from .kernels import Device
+from .native.aligned import aligned
 
 _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
 _PACKAGE = str(Path(__file__).parent)

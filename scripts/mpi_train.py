@@ -19,8 +19,8 @@ from subprocess import PIPE
 from typing import IO
 
 from scratchnet.flags import flag, parse_flags
-from scratchnet.parallel.job import ENDED, RESTARTS
-from scratchnet.parallel.mpi_watch import SILENT
+from scratchnet.parallel.comm.job import ENDED, RESTARTS
+from scratchnet.parallel.mpi.watch import SILENT
 
 UNTOLD = 1  # status of a job that ended with 0, but whose rank 0 did not say that all ranks had
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # statuses of a run that was asked to stop

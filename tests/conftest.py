@@ -34,19 +34,20 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 ONCE = {
     "data": ("test_idx", "test_loader", "test_sources"),
     "cuda": ("test_compiled", "test_without_gpu"),
-    "kernels": ("test_compile",),
-    "parallel": (
-        "test_collectives", "test_drill", "test_launch", "test_memory", "test_mpi", "test_planner", "test_pool",
-        "test_strategies",
-    ),
-    "tests": (
-        "test_checkpoint", "test_lr_scheduler", "test_metrics", "test_metrics_log", "test_readme", "test_scripts",
-        "test_structure", "test_trainer",
-    ),
-}  # fmt: skip
+    "native": ("test_compile",),
+    "comm": ("test_collectives", "test_memory"),
+    "pool": ("test_launch", "test_pool"),
+    "mpi": ("test_mpi",),
+    "parallel": ("test_planner", "test_strategies"),
+    "formats": ("test_checkpoint",),
+    "optim": ("test_lr_scheduler",),
+    "trainer": ("test_metrics_log", "test_trainer"),
+    "scripts": ("test_drill", "test_scripts"),
+    "tests": ("test_metrics", "test_readme", "test_structure"),
+}
 
 # Of the others, those that start parallel loops, which .ci/run repeats on each threading layer, `-m threads`.
-THREADS = {"kernels": ("test_contract", "test_cpu_specific", "test_gemm"), "tests": ("test_jit",)}
+THREADS = {"kernels": ("test_contract",), "cpu": ("test_cpu_specific", "test_gemm"), "jit": ("test_step",)}
 
 
 def computes_with_numpy_alone(item):
@@ -71,12 +72,12 @@ def _parallel_loops_only_where_they_are_expected(request):
     if not JIT or any(map(request.node.get_closest_marker, ("once", "threads"))):
         yield
         return
-    from scratchnet.kernels.cpu import blocks, execute
+    from scratchnet.native import execute, loops
 
     def start(*args):
         pytest.fail("expected no parallel loop in a test that is not marked `threads`, see tests/conftest.py")
 
-    with mock.patch.object(blocks, "_over_blocks", start), mock.patch.object(execute, "_work_together", start):
+    with mock.patch.object(loops, "_over_blocks", start), mock.patch.object(execute, "_work_together", start):
         yield
 
 

@@ -3,11 +3,11 @@
 Files -> `load` -> TensorDataset -> `random_split` -> `Standardize` -> DataLoader -> Tensors.
 """
 
-from scratchnet.data.dataset import Dataset, Mapped, Subset, TensorDataset, clean, gather, random_split
-from scratchnet.data.idx import read_idx, write_idx
-from scratchnet.data.loader import DataLoader
-from scratchnet.data.sources import FASHION_MNIST_CLASSES, load
-from scratchnet.data.standardize import Standardize
+from .dataset import Dataset, Mapped, Subset, TensorDataset, clean, gather, random_split
+from .idx import read_idx, write_idx
+from .loader import DataLoader
+from .sources import FASHION_MNIST_CLASSES, load
+from .standardize import Standardize
 
 __all__ = [
     "FASHION_MNIST_CLASSES",

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scratchnet import ops
-from scratchnet.errors import ConfigError, DataError, DtypeError, IndexOutOfRangeError, ShapeError
-from scratchnet.tensor import Tensor, current_device
+from .. import ops
+from ..errors import ConfigError, DataError, DtypeError, IndexOutOfRangeError, ShapeError
+from ..tensor import Tensor, current_device
 
 
 class Samples(Protocol):
@@ -122,7 +122,7 @@ class TensorDataset(_BatchDataset):
     def _take_scaled(self, array, positions):
         if array.dtype != np.uint8:  # only images are worth a kernel, and each further type would have to be compiled
             return array.take(positions, axis=0).astype(np.float32) * self.scale
-        from scratchnet.data.kernel import gather_rows  # here, not above: importing scratchnet does not load Numba
+        from .kernel import gather_rows  # here, not above: importing scratchnet does not load Numba
 
         row_shape = array.shape[1:]
         out = np.empty((len(positions), math.prod(row_shape)), np.float32)

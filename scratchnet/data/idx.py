@@ -18,8 +18,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scratchnet.checkpoint import write_atomically
-from scratchnet.errors import DataError, DataNotFoundError, DtypeError, ShapeError
+from ..errors import DataError, DataNotFoundError, DtypeError, ShapeError
+from ..formats.checkpoint import write_atomically
 
 TYPES: dict[int, np.dtype] = {
     0x08: np.dtype(">u1"),

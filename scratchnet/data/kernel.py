@@ -5,7 +5,7 @@ With plain NumPy (`rows[index] * scale`) a batch of 64 Fashion-MNIST images took
 
 import numpy as np
 
-from scratchnet.kernels.cpu.compile import jit
+from ..native.compile import jit
 
 
 @jit

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from scratchnet import cuda
-from scratchnet.data.dataset import Samples, check_integer, gather
-from scratchnet.errors import ConfigError
-from scratchnet.tensor import Tensor, current_device
+from .. import cuda
+from ..errors import ConfigError
+from ..tensor import Tensor, current_device
+from .dataset import Samples, check_integer, gather
 
 
 class DataLoader:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchnet.data.dataset import TensorDataset
-from scratchnet.data.idx import idx_header, parse_idx, read_idx, write_whole
-from scratchnet.errors import ConfigError, DataError, DataNotFoundError
+from ..errors import ConfigError, DataError, DataNotFoundError
+from .dataset import TensorDataset
+from .idx import idx_header, parse_idx, read_idx, write_whole
 
 Progress = Callable[[str, int, int | None], object]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scratchnet.data.dataset import Dataset, TensorDataset, gather
-from scratchnet.errors import DataError, ShapeError
-from scratchnet.tensor import Tensor
+from ..errors import DataError, ShapeError
+from ..tensor import Tensor
+from .dataset import Dataset, TensorDataset, gather
 
 CHUNK = 4096  # rows at a time: bounds memory, and fixes the order of the sums
 SMALLEST_STD = np.finfo(np.float32).tiny  # what is smaller would be 0 in float32

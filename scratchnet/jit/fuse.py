@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..kernels.cpu.blocks import BLOCK, Task
-from ..kernels.cpu.execute import Group
 from ..kernels.cpu.gemm import ROWS
+from ..native.execute import Group
+from ..native.loops import BLOCK, Task
 
 SMALL = 16384  # light operations; so little work is done by one thread, in order, rather than in stages
 MOST_BLOCKS = 16  # of a group without products: enough for threads of uneven speed, and each block is large

@@ -78,7 +78,7 @@ class Program:
         self.steps = sorted(steps, key=lambda step: not (isinstance(step[0], Guard) and given & _memories(step[0])))
         if self.outputs:
             self.steps = _early(self.steps, self.outputs.arrays)
-        from ..kernels.cpu.compile import get_num_threads  # here, not above: importing scratchnet does not load Numba
+        from ..native.compile import get_num_threads  # here, not above: importing scratchnet does not load Numba
 
         self.count_threads = get_num_threads
         self._build(get_num_threads())
@@ -107,7 +107,7 @@ class Program:
     def _flush(self, native: list[Any]) -> None:
         if not native:
             return
-        from ..kernels.cpu.execute import Executable
+        from ..native.execute import Executable
         from .fuse import arrange
 
         executable = Executable(arrange(native, self.threads), self.threads, self.stop)
@@ -193,7 +193,7 @@ def _loops(trace: Trace, stop: np.ndarray) -> list[tuple[Call | Guard, list[Any]
     if any(isinstance(entry, Call) and entry.device.name != "cpu" for entry in trace.calls):
         return [(entry, []) for entry in trace.calls]
     from ..kernels.cpu import plan_call, plan_guard
-    from ..kernels.cpu.blocks import Plan
+    from ..native.loops import Plan
 
     shared, steps = Plan(), []
     for entry in trace.calls:

@@ -6,7 +6,6 @@ the definition: a new kernel is one function there and one of the same name and 
 other table.
 """
 
-import math
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
+from ..native.aligned import aligned
 
 Kernel = Callable[..., None]
 
@@ -40,17 +40,6 @@ def _cuda_table() -> dict[str, Kernel]:
 
 
 TABLES: dict[str, Callable[[], dict[str, Kernel]]] = {"numpy": _numpy_table, "cpu": _cpu_table, "cuda": _cuda_table}
-
-
-LINE = 64  # bytes of a line of cache
-
-
-def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Zeros that begin with a line of cache, for memory that is kept: a vector across two lines costs twice."""
-    size = math.prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
-    memory = bytearray(size + LINE)  # not an array: the result shall not pass for a view of one
-    start = -np.frombuffer(memory, np.uint8).__array_interface__["data"][0] % LINE
-    return np.ndarray(shape, dtype, memory, start)
 
 
 class Device:
@@ -118,13 +107,13 @@ def _check_cuda() -> None:
 
 def set_num_threads(n: int) -> None:
     """Let the kernels of the cpu device use n threads; results keep their bits. Raises ConfigError outside 1..cores."""
-    from .cpu.compile import set_num_threads  # here, not above: a program that never computes never loads Numba
+    from ..native.compile import set_num_threads  # here, not above: a program that never computes never loads Numba
 
     set_num_threads(n)
 
 
 def get_num_threads() -> int:
     """Threads that the kernels of the cpu device may use."""
-    from .cpu.compile import get_num_threads
+    from ..native.compile import get_num_threads
 
     return get_num_threads()

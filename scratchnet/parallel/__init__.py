@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 from .strategies import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
 
 if TYPE_CHECKING:
-    from .communicator import Communicator, SerialCommunicator, world
-    from .job import is_first_rank
-    from .launch import run
-    from .mpi import MpiCommunicator
+    from .comm.communicator import Communicator, SerialCommunicator, world
+    from .comm.job import is_first_rank
+    from .mpi.communicator import MpiCommunicator
+    from .pool.launch import run
 
 _HOMES = {
-    "Communicator": "communicator",
-    "MpiCommunicator": "mpi",
-    "SerialCommunicator": "communicator",
-    "is_first_rank": "job",
-    "run": "launch",
-    "world": "communicator",
+    "Communicator": "comm.communicator",
+    "MpiCommunicator": "mpi.communicator",
+    "SerialCommunicator": "comm.communicator",
+    "is_first_rank": "comm.job",
+    "run": "pool.launch",
+    "world": "comm.communicator",
 }
 
 __all__ = [

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..kernels import get_num_threads, set_num_threads
-from .memory import cores
+from .comm.memory import cores
 
 TRIAL = 0.25  # seconds that a plan is tried, after its first step
 BATCHES = 50  # of a round; the best round counts

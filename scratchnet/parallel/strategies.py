@@ -93,7 +93,7 @@ class Float16(Compression):
 
 
 def _half() -> Any:
-    from ..kernels.cpu import half  # here, not above: importing scratchnet does not load Numba
+    from .comm import half  # here, not above: importing scratchnet does not load Numba
 
     return half
 

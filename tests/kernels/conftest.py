@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from scratchnet.kernels.cpu import cache
+from scratchnet.native import cache
 
 
 @pytest.fixture

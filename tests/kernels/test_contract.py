@@ -14,7 +14,7 @@ from sizes import DEVICES, JIT, SIMULATED, SIZES
 
 from scratchnet import kernels
 from scratchnet.kernels import reference
-from scratchnet.kernels.cpu import blocks
+from scratchnet.native import loops as blocks
 from scratchnet.testing import KERNEL_ROWS, LAYOUTS, KernelCase, arrays, kernel_cases
 from scratchnet.testing.devices import host_kernel
 from scratchnet.testing.kernels import _philox as oracle_philox

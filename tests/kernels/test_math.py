@@ -8,8 +8,10 @@ import pytest
 from scipy import special
 from sizes import JIT
 
-from scratchnet.kernels.cpu import cache, elementwise, exponential, half, scalars
-from scratchnet.kernels.cpu.compile import stamp
+from scratchnet.kernels.cpu import elementwise, exponential, scalars
+from scratchnet.native import cache
+from scratchnet.native.compile import stamp
+from scratchnet.parallel.comm import half
 
 INF, NAN = np.inf, np.nan
 STRIDE = 1021 if JIT else 2**22 - 3  # odd: all exponents, with other bits below

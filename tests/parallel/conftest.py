@@ -1,12 +1,6 @@
 """Groups of processes for tests of collectives; each must leave nothing behind."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # drill.py is not part of the package
-
 from residue import no_residue
 from servants import Group
 

@@ -10,8 +10,8 @@ from residue import no_residue
 
 import scratchnet as sn
 from scratchnet.parallel import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
-from scratchnet.parallel.compress import orthonormalize
 from scratchnet.parallel.failpoints import VARIABLE
+from scratchnet.parallel.pool.compress import orthonormalize
 
 ROWS, FEATURES, CLASSES, BATCH = 22, 5, 3, 8  # the last batch has 6 samples
 RNG = np.random.default_rng(0)

@@ -7,10 +7,10 @@ import inspect
 
 import numpy as np
 
+from ...native.compile import JIT_ENABLED
+from ...native.loops import Plan, planning
 from .. import device
 from . import elementwise, gemm, guards, movement, norm, optim, random, reduce, softmax
-from .blocks import Plan, planning
-from .compile import JIT_ENABLED
 
 # The dtypes for which a kernel is compiled, inputs -> outputs, in NumPy's letters: ? bool, B uint8, l int64, and f
 # float32 or float64, the same for all f of one call.

@@ -10,9 +10,9 @@ from functools import cache
 
 import numpy as np
 
+from ...native.compile import jit
+from ...native.loops import constant, ranged
 from . import scalars
-from .blocks import constant, ranged
-from .compile import jit
 
 # ruff: noqa: F821 - bound by each stamp
 function: Callable

@@ -12,7 +12,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from .compile import jit
+from ...native.compile import jit
 
 f = np.float32
 ZERO, HALF, ONE, TWO, INF, NAN = map(f, (0, 0.5, 1, 2, math.inf, math.nan))

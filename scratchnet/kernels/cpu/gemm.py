@@ -11,11 +11,10 @@ import numpy as np
 from numba import get_thread_id
 from numba.np.ufunc.parallel import _launch_threads
 
-from scratchnet.errors import DtypeError, ShapeError
-
-from .blocks import Task, constant, is_constant, ranged, scratch, workspace
-from .compile import JIT_ENABLED, before_first_kernel, get_num_threads, jit
-from .simd import SQUARE_BYTES, TILE, copy_rows, tile, transpose
+from ...errors import DtypeError, ShapeError
+from ...native.compile import JIT_ENABLED, before_first_kernel, get_num_threads, jit
+from ...native.loops import Task, constant, is_constant, ranged, scratch, workspace
+from ...native.simd import SQUARE_BYTES, TILE, copy_rows, tile, transpose
 
 # The one table of thresholds, as measured on Zen 3 (AVX2, 512 KiB of L2) and Zen 4 (AVX-512, 1 MiB of L2).
 BLOCKS = {64: (1024, 144), 32: (800, 96), 16: (800, 96)}  # by the bytes of a vector

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .blocks import ranged
-from .compile import jit
+from ...native.compile import jit
+from ...native.loops import ranged
 
 
 @jit

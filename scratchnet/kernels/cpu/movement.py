@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .blocks import is_planning, ranged
-from .compile import jit
+from ...native.compile import jit
+from ...native.loops import is_planning, ranged
 
 F4, F8, U1 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8)
 PLANNED_COPIES = {(F4, F4), (F8, F8), (U1, F4), (U1, F8)}  # that are loops in a program; others are left to NumPy

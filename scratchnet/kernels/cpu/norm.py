@@ -6,8 +6,8 @@ vectors, in L2. Sums are in float64: of a row in lanes that depend on its length
 
 import numpy as np
 
-from .blocks import ranged
-from .compile import jit
+from ...native.compile import jit
+from ...native.loops import ranged
 
 STRIP = 128  # columns
 

@@ -10,8 +10,8 @@ from operator import is_
 
 import numpy as np
 
-from .blocks import ranged
-from .compile import jit
+from ...native.compile import jit
+from ...native.loops import ranged
 
 # ruff: noqa: F821 - bound by each stamp
 prepare: Callable

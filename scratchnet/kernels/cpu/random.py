@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
+from ...native.compile import jit
+from ...native.loops import ranged
 from ..philox import LOW, SHIFT, TO_24_BITS, four_words
-from .blocks import ranged
-from .compile import jit
 
 ONE, TWO, THREE, FOUR = map(np.uint64, (1, 2, 3, 4))
 

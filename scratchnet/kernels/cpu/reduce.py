@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...native.compile import jit, stamp
+from ...native.loops import ranged
 from .. import reference
 from . import scalars
-from .blocks import ranged
-from .compile import jit, stamp
 
 RUN_CONTIGUOUS, RUN_STRIDED = 4096, 256  # elements of a run: summed in 16 or more lanes, or one after the other
 RUN_ARGMAX = 512  # elements that are searched twice: for the maximum, then for its place

@@ -8,8 +8,8 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from ...native.compile import JIT_ENABLED, jit
 from . import exponential
-from .compile import JIT_ENABLED, jit
 
 ZERO, ONE = np.float32(0), np.float32(1)
 

@@ -1,7 +1,7 @@
 """The `cuda` device: the kernels of reference.py for GPUs, written in numba.cuda.
 
 `KERNELS` is the table. Each file holds the kernels of one family; `_guarded` gives all of them the same front door.
-What of this was proven without a GPU, and how, stands in the README; scripts/gpu_check.py is the proof with one.
+What of this was proven without a GPU, and how, stands in the README; scripts/gpu/gpu_check.py is the proof with one.
 """
 
 import inspect

@@ -1,12 +1,8 @@
 """Every kernel compiled without a GPU, for every signature: registers, memory, instructions are as they should be."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 NEEDS = "compiled"
-sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 
 HOT = {"unary", "binary", "folding_strips", "exponential_rows", "product"}
 HOT |= {"standardizing", "scattering", "dropping", "sgd_step", "adam_step"}

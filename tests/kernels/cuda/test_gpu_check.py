@@ -13,7 +13,7 @@ from scratchnet.kernels import device
 from scratchnet.testing import KERNEL_ROWS
 
 NEEDS = "simulated"
-SCRIPTS = Path(__file__).parents[3] / "scripts"
+SCRIPTS = Path(__file__).parents[3] / "scripts" / "gpu"
 sys.path.insert(0, str(SCRIPTS))
 
 

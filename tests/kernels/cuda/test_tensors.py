@@ -457,7 +457,6 @@ def test_labels_of_a_replay_are_checked_before_anything_is_written():
 
 
 def test_the_training_script_takes_the_device(tmp_path, capsys, few_images):
-    sys.path.insert(0, str(ROOT / "scripts"))
     import train
 
     config = train.Config(

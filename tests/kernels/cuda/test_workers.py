@@ -1,22 +1,19 @@
 """Training with workers on GPUs, which are names in a simulator here: real processes, each with an interpreter."""
 
-import sys
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+from losses import Divided, Interpreted, Where
 
 import scratchnet as sn
 from scratchnet.parallel import AllReduce, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
 from scratchnet.parallel.failpoints import LOG, VARIABLE
-from scratchnet.parallel.pool import Pool
-
-from .losses import Divided, Interpreted, Where
+from scratchnet.parallel.pool.pool import Pool
 
 NEEDS = "simulated"
 ROOT = Path(__file__).parents[3]
-sys.path[:0] = [str(ROOT / "tests" / "parallel"), str(ROOT / "scripts")]
 
 from residue import no_residue  # noqa: E402
 

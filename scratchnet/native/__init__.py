@@ -1,0 +1,1 @@
+"""How Python becomes machine code: compile, cache, loops, atomics, vectors. It knows no kernel."""

@@ -1,0 +1,145 @@
+"""How CPU kernels are compiled: one decorator, one way to stamp variants, one thread count.
+
+Write a kernel as a module-level function on contiguous arrays that fills `out`::
+
+    @jit(parallel=True)                     # serial without `parallel`; `reduction=True` lets a sum be reassociated
+    def scale(x, factor, out):
+        for i in prange(x.size):
+            out[i] = factor * x[i]
+
+To get one kernel per scalar function, write the loop once and stamp it (a closure could not be cached, a global can)::
+
+    @jit(parallel=True)
+    def elementwise(x, out):
+        for i in prange(x.size):
+            out[i] = function(x[i])         # `function` is any module-level name; each stamp has its own
+
+    exp = stamp(elementwise, "exp", function=scalar_exp)
+    tanh = stamp(elementwise, "tanh", function=scalar_tanh)
+
+A kernel compiles at its first call for given argument types; cache.py keeps the machine code for other processes. With
+`NUMBA_DISABLE_JIT=1` kernels stay plain Python functions. No other file uses Numba's own decorators.
+"""
+
+import functools
+import os
+import types
+
+import numba
+import numpy as np
+from numba.core import config
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import CPUDispatcher
+from numba.np.ufunc import parallel as threading_layer
+
+from ..errors import ConfigError
+from .cache import CompileStats, KernelCache, session
+
+JIT_ENABLED = not config.DISABLE_JIT  # type: ignore[attr-defined]
+MAX_THREADS: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
+# GNU OpenMP's threads spin for milliseconds before they sleep. Beside another busy program that made the median
+# training step 5 to 10 times longer. The price of a short spin is to wake a thread, 20-50 us a parallel region, even on
+# an idle machine; so it lasts about as long as Python takes between two products of a small step: of 784-128-10 with a
+# batch of 64, without jit, the median on an idle machine was 700, 500, 474 us for 1000, 5000, 30000 spins, and beside
+# two busy programs 0.75, 1.2, 6 ms. Read when the library loads, at the first parallel kernel; a user's setting wins.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+# `contract` gives fused multiply-adds. `reassoc` and `nsz` let a sum be split over vector lanes. Nothing here may ever
+# hold `nnan` or `ninf`: they delete checks for NaN and infinity.
+FASTMATH = frozenset({"contract"})
+FASTMATH_REDUCTION = FASTMATH | {"reassoc", "nsz"}
+
+
+def jit(function=None, *, parallel=False, reduction=False, inline=False):
+    """Compile `function` at its first call for given argument types; use as `@jit` or `@jit(parallel=True)`.
+
+    parallel: `prange` loops run on all threads. Fold sums over fixed chunks, so that bits do not depend on threads.
+    reduction: let the compiler reassociate sums. Only for pure reductions: it destroys polynomials and bit tricks.
+    inline: become part of every caller, however long: a loop around a call would not vectorise.
+
+    The GIL is released, division by zero gives inf or nan as in NumPy, and a * b + c is fused.
+    """
+    if function is None:
+        return functools.partial(jit, parallel=parallel, reduction=reduction, inline=inline)
+    if not JIT_ENABLED:
+        return function
+    options = {
+        "nopython": True,
+        "nogil": True,
+        "error_model": "numpy",
+        "boundscheck": None,
+        "parallel": parallel,
+        "forceinline": inline,
+        "fastmath": set(FASTMATH_REDUCTION if reduction else FASTMATH),
+    }
+    return _Kernel(function, targetoptions=options)
+
+
+def stamp(template, name, **bindings):
+    """A new kernel `name`: the code and the compile options of `template`, with the global names in `bindings` rebound.
+
+    `template` is a module-level function, decorated or not (then the result is a plain function too); the values of
+    `bindings` are kernels or constants. The stamp sees the template's other globals as they are now, so stamp at the
+    end of a module, after all helpers are defined.
+    """
+    source = getattr(template, "py_func", template)
+    code = source.__code__.replace(co_name=name, co_qualname=name)
+    function = types.FunctionType(code, {**source.__globals__, **bindings}, name, source.__defaults__)
+    function.__module__, function.__doc__ = source.__module__, source.__doc__
+    bound = sorted((key, _describe(value)) for key, value in bindings.items())
+    function.__dict__["__bindings__"] = bound  # goes into the name of the cache file
+    return _Kernel(function, targetoptions=template.targetoptions) if isinstance(template, CPUDispatcher) else function
+
+
+def _describe(value):
+    """A text that tells one binding of a stamp from another, the same in every process."""
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+
+
+def before_first_kernel(action):
+    """Call `action()` once, before this process compiles or loads its first kernel."""
+    _before_first_kernel.append(action)
+
+
+_before_first_kernel: list = []
+
+
+class _Kernel(CPUDispatcher):
+    """Numba's dispatcher with our cache and our progress note."""
+
+    def __init__(self, py_func, locals=None, targetoptions=None, **kwargs):
+        super().__init__(py_func, locals=locals, targetoptions=targetoptions, **kwargs)
+        self._cache = KernelCache(py_func, targetoptions)
+
+    def compile(self, sig):
+        with global_compiler_lock, session:
+            while _before_first_kernel:
+                _before_first_kernel[-1]()
+                _before_first_kernel.pop()
+            return super().compile(sig)
+
+
+def compile_stats():
+    """What this process compiled and loaded so far: `CompileStats(compiled, loaded, seconds)`."""
+    return CompileStats(session.compiled, session.loaded, session.seconds)
+
+
+def get_num_threads():
+    """How many threads parallel kernels use."""
+    if (
+        threading_layer._is_initialized
+    ):  # then Numba's own function takes two locks, and five times as long, to say the same
+        return threading_layer._get_num_threads()
+    return numba.get_num_threads()
+
+
+def set_num_threads(n):
+    """Let parallel kernels use `n` threads, from 1 to `MAX_THREADS` (all cores, or `NUMBA_NUM_THREADS`).
+
+    Results keep their bits. Raises ConfigError for any other `n`.
+    """
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= MAX_THREADS:
+        raise ConfigError(f"set_num_threads: expected an integer from 1 to {MAX_THREADS}, got {n!r}")
+    numba.set_num_threads(int(n))

@@ -1,0 +1,139 @@
+"""How a program runs: a list of tasks in stages, worked off by all threads in one parallel region.
+
+A *group* of tasks goes over the same rows: a thread takes a block of rows and runs every task of the group on it, so
+what one task leaves for the next is still in the cache. A *stage* is groups that do not depend on each other. Each
+thread has a queue of blocks, the same in every run, so that it finds in its caches what it left there, and helps with
+the others' when it is through; when the last block of a stage is done, all go on to the next. Nobody waits for a thread
+that has not come: a thread that is late finds less to do. Who does which block changes nothing in the result.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from .atomics import LINE, SPINS, fetch_add, let_others_run, load_acquire, pause
+from .compile import jit
+from .loops import PACKED_WORDS, PARALLEL_FROM, Task, call
+
+# --- one thread's part ----------------------------------------------------------------------------------------------
+
+
+@jit
+def _run_block(block, group, groups, tasks):
+    """All tasks of a group on one block of its rows."""
+    first, end, rows, size = groups[group, 0], groups[group, 1], groups[group, 2], groups[group, 3]
+    lo = block * size
+    hi = min(lo + size, rows)
+    for t in range(first, end):
+        items = tasks[t, 2]  # of all rows
+        call(tasks[t, 0], items // rows * lo, items // rows * hi, tasks[t, 1])
+
+
+@jit
+def _work(me, queues, blocks, groups, tasks, counters, stop):
+    """Thread `me`'s part: the blocks of its own queue, then what is left in the others'."""
+    threads = queues.shape[1] - 1
+    for stage in range(len(queues)):
+        if load_acquire(stop, 0) != 0:  # written before the last stage ended, so all threads see it here, or none
+            return
+        taken = LINE * (threads + 1) * stage
+        done, all_blocks = taken + LINE * threads, queues[stage, threads] - queues[stage, 0]
+        for other in range(threads):
+            queue = (me + other) % threads
+            while True:
+                at = queues[stage, queue] + fetch_add(counters, taken + LINE * queue, 1)
+                if at >= queues[stage, queue + 1]:
+                    break
+                _run_block(blocks[at, 1], blocks[at, 0], groups, tasks)
+                fetch_add(counters, done, 1)
+        spins = 0
+        while load_acquire(counters, done) < all_blocks:
+            spins += 1
+            if spins < SPINS:
+                pause()
+            else:
+                let_others_run()
+
+
+@jit(parallel=True)
+def _work_together(threads, queues, blocks, groups, tasks, counters, stop):
+    for i in prange(threads):
+        _work(np.int64(i), queues, blocks, groups, tasks, counters, stop)
+
+
+# --- a program ------------------------------------------------------------------------------------------------------
+
+
+class Group(NamedTuple):
+    """Tasks that run one after the other on each block of `block` rows; each has a multiple of `rows` items."""
+
+    tasks: Sequence[Task]
+    rows: int
+    block: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.rows // self.block)
+
+    @property
+    def work(self) -> int:
+        return sum(task.work for task in self.tasks)
+
+
+class Executable:
+    """Stages of groups as tables of addresses, which one compiled function works off: `run()`.
+
+    threads: how many share the work. stop: int64 (1,); a task that writes another value than 0 there ends the run after
+    its stage.
+    """
+
+    def __init__(self, stages: Sequence[Sequence[Group]], threads: int, stop: np.ndarray):
+        groups = [group for stage in stages for group in stage]
+        tasks = [task for group in groups for task in group.tasks]
+        ends = np.cumsum([0, *(len(group.tasks) for group in groups)])
+        self.arguments = np.zeros((len(tasks), PACKED_WORDS), np.int64)
+        places = [row.ctypes.data for row in self.arguments]
+        functions = [task.loop.pack(place, *task.arguments) for task, place in zip(tasks, places, strict=True)]
+        self.tasks = _table([(f, place, task.size) for f, place, task in zip(functions, places, tasks, strict=True)], 3)
+        self.groups = _table(
+            [(ends[i], ends[i + 1], group.rows, group.block, group.blocks) for i, group in enumerate(groups)], 5
+        )
+        firsts = np.cumsum([0, *map(len, stages)])
+        self.stages = _table([(firsts[i], firsts[i + 1]) for i in range(len(stages))], 2)
+        queues = [q for first, stage in zip(firsts, stages, strict=False) for q in _queues(first, stage, threads)]
+        self.blocks = _table([block for queue in queues for block in queue], 2)
+        ends = np.cumsum([0, *map(len, queues)])
+        self.queues = _table(
+            [tuple(ends[i * threads : (i + 1) * threads + 1]) for i in range(len(stages))], threads + 1
+        )
+        self.counters = np.zeros(LINE * (threads + 1) * len(stages), np.int64)
+        self.threads, self.stop, self.kept = threads, stop, tasks
+        self.shared = threads > 1 and sum(group.work for group in groups) >= PARALLEL_FROM
+
+    def run(self, stage: int | None = None) -> None:
+        """Runs all tasks, or those of one stage; on all threads if the work is large enough."""
+        queues = self.queues if stage is None else self.queues[stage : stage + 1]
+        self.counters.fill(0)
+        if self.shared:
+            _work_together(self.threads, queues, self.blocks, self.groups, self.tasks, self.counters, self.stop)
+        else:
+            _work(0, queues, self.blocks, self.groups, self.tasks, self.counters, self.stop)
+
+
+def _queues(first: int, stage: Sequence[Group], threads: int) -> list[list[tuple[int, int]]]:
+    """For each thread, the blocks (group, block) of a stage that it takes first; groups are numbered from `first`."""
+    queues: list[list[tuple[int, int]]] = [[] for _ in range(threads)]
+    load = [0.0] * threads
+    for number, group in enumerate(stage, first):
+        for block in range(group.blocks):
+            many = group.blocks >= threads
+            queue = block * threads // group.blocks if many else load.index(min(load))
+            queues[queue].append((number, block))
+            load[queue] += group.work / group.blocks
+    return queues
+
+
+def _table(rows: Sequence[tuple], columns: int) -> np.ndarray:
+    return np.array(rows, np.int64).reshape(len(rows), columns)

@@ -1,0 +1,249 @@
+"""How a kernel gets its parallel path: every kernel is a loop over a range of items, each item on its own.
+
+`ranged` makes a `Loop` of a function `body(lo, hi, *arguments)` that does the items lo to hi. Small work is one call
+for all items; large work is cut into blocks that threads take. No item knows its block, so bits do not depend on it.
+Under `planning`, a loop is not run but noted as a `Task`: that is how a training step becomes a program (execute.py).
+"""
+
+import contextlib
+import copy
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import prange
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .aligned import aligned
+from .compile import JIT_ENABLED, MAX_THREADS, jit, stamp
+
+# The one table of thresholds. Work is counted in light operations: reading, adding and writing one element, 0.1-0.3 ns.
+PARALLEL_FROM = 131072  # 15 us or more: a parallel region costs 2 us under omp or tbb, and more where it wakes threads
+BLOCK = 8192  # work of one block of a parallel loop
+WEIGHT = {  # of one element, where the operation is not light
+    "pow": 32,
+    **dict.fromkeys(("erf", "gelu", "gelu_grad"), 16),
+    **dict.fromkeys(("softmax", "logsumexp", "log_softmax", "cross_entropy", "cross_entropy_grad"), 8),
+    **dict.fromkeys(("exp", "tanh", "sigmoid", "log", "softplus", "argmax_strided"), 8),
+    **dict.fromkeys(("standardize", "standardize_grad", "standardize_columns", "standardize_grad_columns"), 4),
+    "argmax": 2,
+    **dict.fromkeys(("sqrt", "div"), 4),
+    # of one multiplication and addition:
+    **dict.fromkeys(("matmul", "matmul_columns", "matmul_sgd", "matmul_sgd_columns"), 1 / 8),
+    "dropout": 8,
+}
+
+
+class Task(NamedTuple):
+    """A loop that was not run yet: `size` items, `work` light operations in all, to be cut by `block` items."""
+
+    loop: "Loop"
+    size: int
+    work: int
+    block: int | None
+    arguments: tuple
+
+    def arrays(self) -> Iterator[tuple[np.ndarray, bool, bool]]:
+        """The data of the body: (array, is it written?, does item i use the i-th of `size` parts of it alone?)."""
+        for i, x in enumerate(self.arguments):
+            if isinstance(x, np.ndarray) and i not in self.loop.private and not is_constant(x):
+                yield x, i in self.loop.writes, i not in self.loop.whole and x.size % max(self.size, 1) == 0
+
+
+class Plan(list):
+    """Tasks, and the memory that they share for scratch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scratch: dict[Any, np.ndarray] = {}
+
+
+_plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
+
+
+@contextlib.contextmanager
+def planning(plan: Plan) -> Iterator[None]:
+    """Inside, in this thread, loops are not run: they become tasks of the plan."""
+    token = _plan.set(plan)
+    try:
+        yield
+    finally:
+        _plan.reset(token)
+
+
+def is_planning() -> bool:
+    return _plan.get() is not None
+
+
+def scratch(size: int, dtype: np.dtype) -> np.ndarray:
+    """(MAX_THREADS, size) elements, a row for each thread that runs a loop: this Python thread's, or the plan's."""
+    plan = _plan.get()
+    kept = _memory.scratch if plan is None else plan.scratch
+    if (size, dtype) not in kept:
+        kept[size, dtype] = aligned((MAX_THREADS, size), dtype)  # no memory is used before it is written
+    return kept[size, dtype]
+
+
+def workspace(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that the loops of one kernel call share: its content is theirs until this Python thread's next call."""
+    size = math.prod(shape)
+    if is_planning():
+        return aligned(shape, dtype)
+    memory = _memory.workspace.get(dtype)
+    if memory is None or memory.size < size:
+        memory = _memory.workspace[dtype] = aligned(size, dtype)
+    return memory[:size].reshape(shape)
+
+
+_constants: dict[int, np.ndarray] = {}
+
+
+def constant(x: np.ndarray) -> np.ndarray:
+    """x, an array of the kernels' own that never changes, known as such."""
+    _constants[id(x)] = x
+    return x
+
+
+def is_constant(x: np.ndarray) -> bool:
+    return id(x) in _constants
+
+
+class Loop:
+    """A body for ranges of items. `loop(size, cost, *arguments)` does `size` items, each of `cost` elements.
+
+    writes, whole, private: the positions of the arguments that are written, of the arrays that an item may read or
+    write anywhere, and of scratch. Of every other array whose elements `size` divides, item i uses the i-th of `size`
+    equal parts, and nothing else.
+    """
+
+    def __init__(
+        self,
+        template: Callable,
+        name: str,
+        writes: Sequence[int],
+        whole: Sequence[int],
+        private: Sequence[int],
+        bindings: dict,
+    ):
+        self.name, self.writes, self.whole, self.private = name, frozenset(writes), frozenset(whole), frozenset(private)
+        self.weight = WEIGHT.get(name, 1)
+        self.serial = stamp(template, name, **bindings)
+        self.pack = stamp(_pack, f"{name}_packed", body=self.serial)
+
+    def __call__(self, size: int, cost: int, *arguments: Any, block: int | None = None) -> None:
+        """block: items that a thread should do at a time; by BLOCK if None."""
+        work = int(size * cost * self.weight)
+        tasks = _plan.get()
+        if tasks is not None:
+            tasks.append(Task(self, size, work, block, arguments))
+        elif work < PARALLEL_FROM or not JIT_ENABLED:
+            self.serial(0, size, *arguments)
+        else:
+            function = self.pack(_memory.address, *arguments)
+            _over_blocks(size, block or max(1, BLOCK * size // work), function, _memory.address)
+
+    def reading_whole(self, *whole: int) -> "Loop":
+        """This loop for arguments of which other ones are read anywhere."""
+        twin = copy.copy(self)
+        twin.whole = frozenset(whole)
+        return twin
+
+
+def ranged(
+    template: Callable,
+    name: str,
+    writes: Sequence[int],
+    whole: Sequence[int] = (),
+    private: Sequence[int] = (),
+    **bindings: Any,
+) -> Loop:
+    """A Loop over a stamp of `template`."""
+    return Loop(template, name, writes, whole, private, bindings)
+
+
+# --- calling a body by its address: a parallel loop takes Numba a second to compile, so there is one for all ----------
+
+_RANGE = types.intp, types.intp, types.intp  # lo, hi, the address of the arguments
+PACKED_WORDS = 512  # 64-bit words: more than the arguments of any body take
+
+
+class _Memory(threading.local):
+    """A place for the arguments of the loop that this thread is about to run."""
+
+    def __init__(self):
+        self.words = np.empty(PACKED_WORDS, np.int64)
+        self.address = self.words.ctypes.data
+        self.scratch: dict[Any, np.ndarray] = {}
+        self.workspace: dict[Any, np.ndarray] = {}
+
+
+_memory = _Memory()
+
+
+def _typed_call(typing_context, function, lo, hi, arguments):
+    """Call the function at an address that `_pack` returned."""
+
+    def generate(context, builder, signature, values):
+        kind = context.call_conv.get_function_type(types.none, _RANGE)
+        pointer = builder.inttoptr(values[0], kind.as_pointer())
+        context.call_conv.call_function(builder, pointer, types.none, _RANGE, values[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, *_RANGE), generate
+
+
+call: Callable = intrinsic(_typed_call)
+
+
+def _typed_store(typing_context, body, address, arguments):
+    """Write the arguments to memory; the address of a function that reads them there and calls `body` for a range."""
+    body_signature = typing_context.resolve_function_type(body, (*_RANGE[:2], *arguments.types), {})
+
+    def generate(context, builder, signature, values):
+        implementation = context.get_function(body, body_signature)
+        for library in implementation.libs:
+            context.active_code_library.add_linking_library(library)
+        _, address, packed = values
+        pointer = packed.type.as_pointer()
+        unpack = enumerate(zip(arguments.types, cgutils.unpack_tuple(builder, packed), strict=True))
+        for i, (kind, value) in unpack:  # Numba counts references to an array only for the call that it was given to
+            if isinstance(kind, types.Array):
+                array = context.make_array(kind)(context, builder, value)
+                array.meminfo, array.parent = (cgutils.get_null_value(x.type) for x in (array.meminfo, array.parent))
+                packed = builder.insert_value(packed, array._getvalue(), i)
+        kind = context.call_conv.get_function_type(types.none, _RANGE)
+        unpacked = ir.Function(builder.module, kind, f"{builder.function.name}.unpacked")
+        unpacked.linkage = "internal"
+        inner = ir.IRBuilder(unpacked.append_basic_block())
+        lo, hi, place = context.call_conv.get_arguments(unpacked)
+        implementation(inner, [lo, hi, *cgutils.unpack_tuple(inner, inner.load(inner.inttoptr(place, pointer)))])
+        context.call_conv.return_value(inner, context.get_dummy_value())
+
+        assert context.get_abi_sizeof(packed.type) <= 8 * PACKED_WORDS
+        builder.store(packed, builder.inttoptr(address, pointer))
+        return builder.ptrtoint(unpacked, address.type)
+
+    return types.intp(body, types.intp, arguments), generate
+
+
+_store: Callable = intrinsic(_typed_store)
+
+# ruff: noqa: F821 - bound by each stamp
+body: Callable
+
+
+@jit
+def _pack(address, *arguments):
+    return _store(body, address, arguments)
+
+
+@jit(parallel=True)
+def _over_blocks(size, block, function, arguments):
+    for i in prange((size + block - 1) // block):
+        lo = np.int64(i) * block  # the index of a prange is unsigned
+        call(function, lo, min(lo + block, size), arguments)

@@ -1,0 +1,1 @@
+"""Collectives between processes, and the memory that they share."""

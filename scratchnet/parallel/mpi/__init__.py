@@ -1,0 +1,1 @@
+"""Training by the ranks of an MPI job."""

@@ -1,0 +1,1 @@
+"""Training by processes of one machine."""

@@ -1,0 +1,180 @@
+"""Who does what in a step: pieces of work that workers take as they become free, and seal when they are done.
+
+A step goes through phases (gradients of shards, then slices of the merge and update, say), and a phase has pieces. Each
+piece has two words. `claim` holds step * OWNERS + rank + 1 of the worker that has it in this step; `seal` the number of
+steps in which it was done. A worker takes a piece by one compare-and-exchange; no one else writes either word until it
+is sealed. If its owner dies, the parent, once the process is gone, puts the claim back to step * OWNERS: then it is
+free again. So there is no lock that a dead worker could hold, and a late worker takes nothing of an old step.
+
+One rule says when a piece may be taken: *its phase may do step t once the phase before has done it*. The first phase
+comes after the last one, `slack` steps behind: with slack 1 a step begins when the one before is committed, with more
+the gradients run ahead of the updates.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ...native.atomics import LINE, NEVER, REACHED, compare_exchange, load_acquire, publish, store_release, wait_a_turn
+from ...native.compile import jit
+
+OWNERS = 1 << 16  # more than there are workers, or pieces of a phase
+STOPPED, NOTHING = -1, -2
+GO, STOP = 0, LINE  # words: steps that may be begun; not 0: leave
+FIRST = 2 * LINE  # the first word of the pieces
+UNBOUNDED = 1 << 40  # slack of a phase that waits for nothing
+# Columns of the table that `take` reads; from MAY on, whether the worker may take the phase's piece 0, 1, ...
+CLAIMS, SEALS, COUNT, SLACK, PAIRED, EXCLUSIVE, MAY = range(7)
+
+
+class Phase(NamedTuple):
+    """A part of a step that is done in so many pieces. See the rule above for `slack`.
+
+    paired: piece i waits for piece i of the phase before alone, not for all of them. exclusive: one worker at a time;
+    its seals together count what was done, and the piece that is furthest behind is the next.
+    """
+
+    name: str
+    pieces: int
+    slack: int = 0
+    paired: bool = False
+    exclusive: bool = False
+
+
+class Pieces:
+    """The words of a phase's pieces, from word `first` on."""
+
+    def __init__(self, phase: Phase, first: int):
+        self.phase, self.claims, self.count = phase, first, phase.pieces
+        self.seals = first + (1 if phase.exclusive else self.count) * LINE
+        self.end = self.seals + self.count * LINE
+
+    def sealed(self, words: np.ndarray) -> np.ndarray:
+        """(count,): in how many steps each piece was done."""
+        return words[self.seals : self.end : LINE]
+
+    def owned(self, words: np.ndarray, rank: int) -> list[tuple[int, int]]:
+        """(piece, step) that worker `rank` has taken and not sealed; of an exclusive phase (0, what was done)."""
+        claims, seals = words[self.claims : self.seals : LINE], self.sealed(words)
+        if self.phase.exclusive:
+            seals = seals.sum(keepdims=True)
+        return [
+            (i, int(claim) // OWNERS)
+            for i, (claim, seal) in enumerate(zip(claims, seals, strict=True))
+            if int(claim) % OWNERS == rank + 1 and seal <= int(claim) // OWNERS
+        ]
+
+    def release(self, words: np.ndarray, piece: int, step: int) -> None:
+        """Free again, because its owner is dead."""
+        publish(words, self.claims + piece * LINE, step * OWNERS)
+
+
+def lay_out(phases: Sequence[Phase]) -> list[Pieces]:
+    """Pieces of all phases, one after the other."""
+    pieces: list[Pieces] = []
+    for phase in phases:
+        pieces.append(Pieces(phase, pieces[-1].end if pieces else FIRST))
+    return pieces
+
+
+def table_of(pieces: Sequence[Pieces], first: np.ndarray | None = None) -> np.ndarray:
+    """What `take` looks up: (phases, MAY + most pieces of a phase) int64. first: pieces of the first phase that the
+    worker may take; None: all of them, as of the other phases.
+    """
+    table = np.ones((len(pieces), MAY + max(p.count for p in pieces)), np.int64)
+    for row, p in zip(table, pieces, strict=True):
+        row[:MAY] = p.claims, p.seals, p.count, p.phase.slack, p.phase.paired, p.phase.exclusive
+    if first is not None:
+        table[0, MAY : MAY + pieces[0].count] = first
+    return table
+
+
+def allow(words: np.ndarray, steps: int) -> None:
+    """Let workers begin `steps` steps in all; what they need for these was written before."""
+    publish(words, GO, steps)
+
+
+def stop(words: np.ndarray) -> None:
+    """Let all workers leave."""
+    publish(words, STOP, 1)
+
+
+@jit
+def _fewest(words, seals, count):
+    fewest = load_acquire(words, seals)
+    for i in range(1, count):
+        fewest = min(fewest, load_acquire(words, seals + i * LINE))
+    return fewest
+
+
+@jit
+def _total(words, seals, count):
+    total = 0
+    for i in range(count):
+        total += load_acquire(words, seals + i * LINE)
+    return total
+
+
+@jit
+def _most_behind(words, phases, p, rank):
+    """The piece of phase p that may be done and was done in the fewest steps, and that number; or -1.
+
+    Among equals it is the one from the rank's own number on, so a worker tends to have the same pieces in each step.
+    """
+    before = p - 1 if p else len(phases) - 1
+    seals, count, paired = phases[p, SEALS], phases[p, COUNT], phases[p, PAIRED]
+    limit = UNBOUNDED
+    if not paired:
+        limit = _fewest(words, phases[before, SEALS], phases[before, COUNT]) + phases[p, SLACK]
+    go = load_acquire(words, GO) if p == 0 else UNBOUNDED
+    best, fewest = -1, UNBOUNDED
+    for i in range(count):
+        piece = (rank + i) % count
+        done = load_acquire(words, seals + piece * LINE)
+        if paired:
+            limit = load_acquire(words, phases[before, SEALS] + piece * LINE) + phases[p, SLACK]
+        if done < min(limit, go, fewest) and phases[p, MAY + piece]:
+            claim = load_acquire(words, phases[p, CLAIMS] + (0 if phases[p, EXCLUSIVE] else piece * LINE))
+            if phases[p, EXCLUSIVE] or claim <= done * OWNERS:
+                best, fewest = piece, done
+    return best, fewest
+
+
+@jit
+def _take_one(words, phases, rank):
+    """Later phases first: they are what others wait for."""
+    for back in range(len(phases)):
+        p = len(phases) - 1 - back
+        piece, done = _most_behind(words, phases, p, rank)
+        if piece < 0:
+            continue
+        at = phases[p, CLAIMS] + piece * LINE
+        if phases[p, EXCLUSIVE]:
+            at, done = phases[p, CLAIMS], _total(words, phases[p, SEALS], phases[p, COUNT])
+        free = done * OWNERS
+        seen = load_acquire(words, at)
+        if seen <= free and compare_exchange(words, at, seen, free + rank + 1):
+            if phases[p, EXCLUSIVE]:  # what was done may have changed before this worker was the one
+                piece, done = _most_behind(words, phases, p, rank)
+                if piece < 0:
+                    store_release(words, at, free)
+                    continue
+            return p * OWNERS + piece
+    return NOTHING
+
+
+@jit
+def take(words, phases, rank, spins, scratch):
+    """A piece for worker `rank` to do: number of the phase * OWNERS + number of the piece; or STOPPED.
+
+    phases: see `table_of`. spins: see `atomics.wait_a_turn`; if negative, do not wait, but say NOTHING.
+    """
+    turn = 0
+    while True:
+        taken = _take_one(words, phases, rank)
+        if taken != NOTHING or spins < 0:
+            return taken
+        if wait_a_turn(words, STOP, turn, NEVER, spins, scratch) != REACHED:
+            return STOPPED
+        turn += 1

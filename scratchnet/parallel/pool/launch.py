@@ -1,0 +1,329 @@
+"""Starts functions in other processes, and brings back their results or the reason why there are none.
+
+Processes are started afresh (spawn), never forked: a fork copies locks and threads' memory in the middle of their work.
+Functions travel by value where another process could not import them (dill), so a worker never runs the caller's main
+program: it may be a script without `if __name__ == "__main__"`, a notebook, a prompt or stdin.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import io
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dill
+import multiprocess
+import numpy as np
+from multiprocess import connection
+
+from ...errors import CollectiveError, ConfigError, WorkerError
+from ..comm.job import started_as
+from ..comm.memory import SharedMemory, cores
+
+THREAD_VARIABLES = tuple(f"{name}_NUM_THREADS" for name in ("NUMBA", "OMP", "OPENBLAS", "MKL"))
+LAST_WORDS = 1.0  # seconds that other workers have to tell what happened, once one has failed in a collective call
+END = 5.0  # seconds that a worker whose result is here has to end by itself
+
+
+def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None) -> list:
+    """Runs `fn(comm, *args)` in `workers` new processes; returns their results in rank order.
+
+    comm: the `Communicator` through which the workers work together. fn, args and results may be whatever dill can
+    send: closures and classes of a notebook, too. Each worker's libraries use cores // workers threads, at least one.
+    timeout: seconds that a collective call may wait for the others; None for ever. The wait for a worker that died,
+    raised or returned ends at once in any case.
+
+    In a job that MPI started (mpirun, srun) the job's ranks are the workers, whatever `workers` says: each runs
+    fn(comm, *args) itself, with nothing sent, and gets a list of its own result alone (mpi.py).
+
+    Raises ConfigError for workers < 1, or what cannot be sent; SharedMemoryError where memory is too small; WorkerError
+    if a worker raised (its traceback is a note of the error), was killed, or ended: then the others are ended, too.
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
+        raise ConfigError(f"run: expected workers to be an integer of at least 1, got {workers!r}")
+    if not callable(fn):
+        raise ConfigError(f"run: expected a function, got {type(fn).__name__}")
+    if started_as():
+        from ..mpi import communicator as mpi
+
+        return mpi.run(fn, args, timeout)
+    work = Parcel((fn, args), f"run: expected a function and arguments that can be sent to a worker, got {_name(fn)}")
+    from ..comm.arena import Arena, warm_up  # imports Numba
+
+    arena = Arena(int(workers))
+    with Workers(int(workers), _work, arena, work, timeout) as group:
+        warm_up()  # while the workers start; they wait for the word
+        group.send_all("go")
+        return group.results(arena.abort)
+
+
+def _name(fn: Callable) -> str:
+    return getattr(fn, "__qualname__", type(fn).__name__)
+
+
+def _work(channel: connection.Connection, rank: int, arena: Any, work: "Parcel", timeout: float | None) -> None:
+    """What a worker of `run` does."""
+    from ..comm.arena import ArenaCommunicator
+    from ..comm.communicator import RAISED, RETURNED
+
+    channel.recv()
+    comm = ArenaCommunicator(arena, rank, timeout)
+    gone = RAISED
+    try:
+        fn, args = work.open()
+        reply = dumps(("result", fn(comm, *args)))
+        gone = RETURNED
+    except BaseException as error:  # SystemExit and KeyboardInterrupt end a worker as any other error does
+        reply = dumps(("error", describe(error)))
+    channel.send_bytes(reply)  # first, because what other ranks then say is only a consequence
+    comm.leave(gone)
+
+
+# --- objects that travel ----------------------------------------------------------------------------------------------
+
+
+def dumps(value: Any) -> bytes:
+    """`value` as bytes; functions and classes of a main program by value, with the globals that they name."""
+    stream = io.BytesIO()
+    _Pickler(stream, pickle.HIGHEST_PROTOCOL, recurse=True).dump(value)
+    return stream.getvalue()
+
+
+def loads(data: bytes) -> Any:
+    """What `dumps` made. A class that this process's main program has comes back as that very class."""
+    return _Unpickler(io.BytesIO(data)).load()
+
+
+class _Pickler(dill.Pickler):
+    dispatch = dill.Pickler.dispatch.copy()
+
+
+def _save_module(pickler, module):
+    """By name. Dill would send what is in a module, too, if it is not installed for all users."""
+    pickler.save_reduce(importlib.import_module, (module.__name__,), obj=module)
+
+
+_Pickler.dispatch[types.ModuleType] = _save_module
+
+
+class _Unpickler(dill.Unpickler):
+    def find_class(self, module, name):
+        found = super().find_class(module, name)
+        return _own_or_new_class if name == "_create_type" and module.startswith("dill") else found
+
+
+def _own_or_new_class(kind, name, bases, namespace):
+    own = getattr(sys.modules["__main__"], name, None)
+    if isinstance(own, type) and namespace.get("__module__") == "__main__":
+        return own
+    return dill._dill._create_type(kind, name, bases, namespace)
+
+
+class Parcel:
+    """An object in shared memory: however large, and however many processes `open` it, it is written once.
+
+    Raises ConfigError, which begins with `expected`, if it cannot be sent.
+    """
+
+    def __init__(self, value: Any, expected: str):
+        try:
+            data = dumps(value)
+        except Exception as error:  # whatever a __reduce__ may raise
+            reason = str(error).splitlines() or [""]
+            raise ConfigError(f"{expected}: {type(error).__name__}: {reason[0]}") from None
+        self.memory, self.size = SharedMemory(len(data)), len(data)
+        self.memory.array(0, len(data), np.uint8)[...] = np.frombuffer(data, np.uint8)
+
+    def open(self) -> Any:
+        return loads(self.memory.array(0, self.size, np.uint8).tobytes())
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """What the parent is told about an exception."""
+    frames = error.__traceback__ and error.__traceback__.tb_next  # without that of the caller
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    message = f"{type(error).__name__}: {error}".splitlines()[0]
+    return {"message": message, "traceback": text, "follows": isinstance(error, CollectiveError)}
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+class Workers:
+    """`size` processes, each with a pipe: worker `rank` runs `target(channel, rank, *args)`. A context: at its end
+    they are gone, whatever they were doing.
+
+    target: a function of a module, imported in the worker. args: sent by pickle, SharedMemory included. threads: of a
+    worker's libraries; the cores, shared out, by default.
+    Raises WorkerError if a process cannot be started.
+    """
+
+    def __init__(self, size: int, target: Callable, *args: Any, threads: int | None = None):
+        self.processes: list[Any] = []
+        self.channels: list[connection.Connection] = []
+        self._target, self._args = target, args
+        self._threads = max(1, cores() // size if threads is None else threads)
+        process = multiprocess.current_process()
+        if getattr(process, "_inheriting", False) or process.daemon:
+            raise ConfigError("run: expected a process that is no worker itself, got one that is, or is being imported")
+        try:
+            for rank in range(size):
+                self._start(rank)
+        except BaseException:
+            self.end()
+            raise
+
+    def _start(self, rank: int) -> None:
+        context = multiprocess.get_context("spawn")
+        ours, theirs = context.Pipe()
+        arguments = (self._target, theirs, rank, self._args_of(rank))
+        process = context.Process(target=_begin, args=arguments, name=f"scratchnet-worker-{rank}", daemon=True)
+        try:
+            with _environment(dict.fromkeys(THREAD_VARIABLES, str(self._threads))), _no_main_program():
+                process.start()
+        except OSError as error:
+            ours.close()
+            raise WorkerError(f"worker {rank} could not be started: {error}", rank) from None
+        finally:
+            theirs.close()
+        self.processes.append(process)
+        self.channels.append(ours)
+
+    def _args_of(self, rank: int) -> tuple:
+        return self._args
+
+    def send_all(self, message: Any) -> None:
+        """To every worker that is alive; who is not is found by `results`."""
+        for channel in self.channels:
+            with contextlib.suppress(BrokenPipeError, ConnectionError):
+                channel.send(message)
+
+    def results(self, abort: Callable[[], None]) -> list:
+        """What workers send as ("result", value), in rank order; WorkerError for ("error", describe(...)), or death.
+
+        abort: called at the first failure, so that the others stop waiting.
+        """
+        results: dict[int, Any] = {}
+        failures: list[tuple[bool, WorkerError]] = []
+        while len(results) < len(self.processes):
+            open_ranks = [rank for rank in range(len(self.processes)) if rank not in results]
+            answers = list(self._answers(open_ranks, LAST_WORDS if failures else None))
+            for rank, kind, value in answers:
+                results[rank] = value
+                if kind == "error":
+                    text = f"worker {rank} raised {value['message']}"
+                    failures.append((value["follows"], WorkerError(text, rank, None, value["traceback"])))
+                elif kind == "death":
+                    failures.append((False, _death(rank, value)))
+            if failures and (not answers or not all(follows for follows, _ in failures)):
+                break
+            if failures:
+                abort()
+        if failures:
+            abort()
+            raise min(failures, key=lambda failure: failure[0])[1]  # what is no consequence of another failure
+        return [results[rank] for rank in range(len(self.processes))]
+
+    def _answers(self, ranks: list[int], timeout: float | None) -> Iterator[tuple[int, str, Any]]:
+        """(rank, kind, value) of each worker that has an answer or is dead, of which there is at least one in time."""
+        waited = [self.channels[rank] for rank in ranks] + [self.processes[rank].sentinel for rank in ranks]
+        ready = connection.wait(waited, timeout)
+        for rank in ranks:
+            channel, process = self.channels[rank], self.processes[rank]
+            if channel not in ready and process.sentinel not in ready:
+                continue
+            try:
+                if channel.poll():
+                    yield rank, *loads(channel.recv_bytes())
+                    continue
+            except (EOFError, OSError):  # it died, perhaps in the middle of a message
+                pass
+            process.join()
+            yield rank, "death", process.exitcode
+
+    def end(self) -> None:
+        """End all processes, by force where they do not end at once, and wait until they are gone."""
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()
+        for process, channel in zip(self.processes, self.channels, strict=True):
+            process.join()
+            process.close()
+            channel.close()
+        self.processes, self.channels = [], []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            for process in self.processes:
+                process.join(END)
+        self.end()
+
+
+def _death(rank: int, status: int) -> WorkerError:
+    if status < 0:
+        return WorkerError(f"worker {rank} was killed by {signal.Signals(-status).name}", rank, -status)
+    return WorkerError(f"worker {rank} ended with status {status} before its function returned", rank)
+
+
+def _begin(target: Callable, channel: connection.Connection, rank: int, args: tuple) -> None:
+    """The first function that a worker runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
+    die_with_parent()
+    target(channel, rank, *args)
+
+
+def die_with_parent() -> None:
+    """Let this process, a child of `multiprocess`, end when its parent does, however that ends.
+
+    On Linux the kernel sees to it, even if this process is stopped: it sends SIGKILL when the thread that started the
+    process ends. Elsewhere a thread waits for the end of a pipe.
+    """
+    parent = multiprocess.parent_process()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent.pid:  # it ended before
+            os._exit(1)
+        return
+    threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """The environment that a process started inside gets; a user's own setting may be smaller."""
+    before = {name: os.environ.get(name) for name in variables}
+    for name, value in variables.items():
+        own = before[name]
+        os.environ[name] = str(min(int(value), int(own))) if own is not None and own.isdigit() else value
+    try:
+        yield
+    finally:
+        for name, own in before.items():
+            if own is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = own
+
+
+@contextlib.contextmanager
+def _no_main_program() -> Iterator[None]:
+    """A process started inside does not import the main program again, as spawn would have it.
+
+    What a worker needs of it comes by value; so nothing in it runs twice, guarded or not.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,85 @@
+"""On which devices workers compute: all on the CPU, each on a GPU, or some here and some there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...errors import DeviceError
+from ...kernels import device as find_device
+
+EXAMPLES = "'cpu', 'cuda' or 'cuda:1'"
+
+
+class Places:
+    """The device of each worker, by rank.
+
+    names: of devices; GPUs have numbers, "cuda:1", and "cuda" is the first one. None: the device `default` for all; if
+        that is "cuda", a GPU for each.
+
+    A GPU and a CPU round differently. So that no bit depends on which worker was faster, or died, shard k is computed
+    on the kind of device that names[k mod len(names)] is of: by any worker on that kind.
+
+    Raises DeviceError for what is no device, or for GPUs that are not there.
+    """
+
+    def __init__(self, names: Sequence[str] | None, default: str):
+        if names is not None and (isinstance(names, str) or not names):
+            raise DeviceError(f"Trainer: expected devices to be names such as {EXAMPLES}, or None, got {names!r}")
+        self.names = None if names is None else tuple(names)
+        if self.names is None and default == "cuda":
+            from ...kernels.cuda.compile import count_gpus
+
+            self.names = tuple(f"cuda:{number}" for number in range(count_gpus()))
+        self._default = default
+        self.kinds = tuple(_kind(name) for name in self.names or (default,))
+        self.are_mixed = len(set(self.kinds)) > 1
+
+    def check(self, workers: int) -> None:
+        """Raises DeviceError unless there is a device for each of so many workers, and a worker for each shard."""
+        if self.names is None:
+            return
+        if workers > len(self.names):
+            raise DeviceError(f"Trainer: expected at most one worker a device, {self}, got {workers} workers")
+        if missing := set(self.kinds) - set(self.kinds[:workers]):
+            expected = f"workers for the shards of all devices, {self}"
+            raise DeviceError(f"Trainer: expected {expected}, got {workers}, none on {missing.pop()!r}")
+
+    def of(self, rank: int) -> str:
+        """The name of a worker's device."""
+        return self._default if self.names is None else self.names[rank]
+
+    def kind(self, rank: int) -> str:
+        """ "cuda", "cpu" or "numpy"."""
+        return self.kinds[rank % len(self.kinds)]
+
+    def shards_of(self, rank: int, shards: int) -> np.ndarray:
+        """(shards,) bool: those that a worker may compute."""
+        return np.array([self.kind(k) == self.kind(rank) for k in range(shards)])
+
+    def __str__(self) -> str:
+        return ", ".join(self.names or (self._default,))
+
+
+def _kind(name: str) -> str:
+    """The table of kernels of a device."""
+    kind, _, number = name.partition(":") if isinstance(name, str) else (None, "", "")
+    if kind == "cuda" and (number.isdecimal() or name == kind):
+        find_device(kind)
+        from ...kernels.cuda.compile import check_gpu
+
+        check_gpu(int(number or 0))
+    elif name not in ("cpu", "numpy"):
+        raise DeviceError(f"Trainer: expected devices to be names such as {EXAMPLES}, got {name!r}")
+    return kind
+
+
+def go_to(name: str) -> str:
+    """Lets this process compute on the device called `name`, before it has used another; its kind."""
+    kind, _, number = name.partition(":")
+    if kind == "cuda":
+        from ...kernels.cuda.compile import use_gpu
+
+        use_gpu(int(number or 0))
+    return kind

@@ -1,0 +1,104 @@
+"""Ways to break what keeps a run exact, so that the drill has something to find. SABOTAGE names one of them.
+
+`apply` is called in the parent, and in each worker when it opens its job: see Loss.
+"""
+
+import os
+import subprocess
+
+import drill_victim
+import numpy as np
+
+from scratchnet.formats import checkpoint
+from scratchnet.native.atomics import LINE
+from scratchnet.parallel.pool.pool import worker
+from scratchnet.parallel.pool.replica import Gradient, Replica
+
+
+def apply(folder):
+    if os.environ.get("SABOTAGE"):
+        globals()[os.environ["SABOTAGE"]](folder)
+
+
+class Loss(drill_victim.Loss):
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        apply(self.folder)
+
+
+class Slice:
+    """A slice of merge and update that does it in another way; `true`: the slices that it is made of."""
+
+    def __init__(self, *true):
+        self.true, self.written = true, true[-1].written
+
+
+def arrival_order(folder):
+    """Gradients are added in the order in which they came, not in that of their shards."""
+    compute, slice_of = Gradient.compute, Replica.slice_of
+
+    def stamped(self, positions, weight, batch, k):
+        result = compute(self, positions, weight, batch, k)
+        with open(f"{folder}/done-{k}", "w"):
+            os.utime(f"{folder}/done-{k}")
+        return result
+
+    class Arrived(Slice):
+        def __init__(self, replica, part, old, new, slots, of_buffers=None):
+            super().__init__(slice_of(replica, part, old, new, slots))
+            self.of, self.slots, self.shards = (replica, part, old, new), slots, replica.shards
+
+        def update(self, *numbers):
+            order = range(len(self.slots))
+            if len(self.slots) == self.shards:  # none is empty
+                order = sorted(order, key=lambda k: os.stat(f"{folder}/done-{k}").st_mtime_ns)
+            slice_of(*self.of, [self.slots[k] for k in order]).update(*numbers)
+
+    Gradient.compute, Replica.slice_of = stamped, lambda *args: Arrived(*args)
+
+
+def in_place(folder):
+    """An update overwrites what it reads, so that it cannot be done again."""
+    slice_of = Replica.slice_of
+
+    class InPlace(Slice):
+        def __init__(self, replica, part, old, new, slots, of_buffers=None):
+            self.both = slice_of(replica, part, old, new, slots)
+            super().__init__(slice_of(replica, part, old, old, slots))
+
+        def update(self, *numbers):
+            self.true[0].update(*numbers)
+            for old, _, new in self.both.segments:
+                for source, target in zip(old, new, strict=True):
+                    np.copyto(target, source)
+
+    Replica.slice_of = lambda *args: InPlace(*args)
+
+
+def seal_first(folder):
+    """A gradient is sealed before it is there."""
+    shard, publish = worker.Worker.shard, worker.publish
+
+    def sealed(self, k, step):
+        publish(self.arena.words, self.arena.pieces[0].seals + k * LINE, step + 1)
+        shard(self, k, step)
+
+    def seal_once(words, at, steps):
+        if words[at] < steps:
+            publish(words, at, steps)
+
+    worker.Worker.shard, worker.publish = sealed, seal_once
+
+
+def no_checksum(folder):
+    """A checkpoint is believed."""
+    checkpoint._check_digest = lambda blob: None
+
+
+def leave_something(folder):
+    """A process and an open file stay."""
+    if os.getpid() == os.getsid(0):
+        leave_something.process = subprocess.Popen(
+            ["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        leave_something.file = open(f"{folder}/left", "w")  # noqa: SIM115

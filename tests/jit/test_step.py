@@ -1,0 +1,442 @@
+"""A recorded step does what the step does: the same bits, for all layers, optimizers and schedules."""
+
+import re
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sizes import JIT
+
+import scratchnet as sn
+from scratchnet import trace
+from scratchnet.jit import fuse, program
+from scratchnet.jit.step import Step
+from scratchnet.native import execute
+from scratchnet.nn import functional as F
+from scratchnet.random import Generator, using
+
+LAYERS = {  # width -> a layer that keeps it
+    "linear": lambda n: sn.nn.Linear(n, n),
+    "linear without bias": lambda n: sn.nn.Linear(n, n, bias=False),
+    "relu": lambda n: sn.nn.ReLU(),
+    "tanh": lambda n: sn.nn.Tanh(),
+    "sigmoid": lambda n: sn.nn.Sigmoid(),
+    "gelu": lambda n: sn.nn.GELU(),
+    "dropout": lambda n: sn.nn.Dropout(0.4),
+    "layer norm": sn.nn.LayerNorm,
+    "batch norm": sn.nn.BatchNorm1d,
+}
+OPTIMIZERS = {
+    "SGD": lambda p: sn.optim.SGD(p, 0.05, momentum=0.9),
+    "nesterov": lambda p: sn.optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "Adam": lambda p: sn.optim.Adam(p, 0.01),
+    "AdamW": lambda p: sn.optim.AdamW(p, 0.01),
+    "RMSprop": lambda p: sn.optim.RMSprop(p, 0.01),
+}
+SCHEDULES = {
+    "none": lambda o: None,
+    "step": lambda o: sn.optim.lr_scheduler.StepLR(o, 2),
+    "linear": lambda o: sn.optim.lr_scheduler.LinearLR(o, 0.5, total_iters=3),
+    "cosine": lambda o: sn.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+    "one cycle": lambda o: sn.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=50),
+}
+LOSSES = {
+    "cross-entropy": lambda out, y: F.cross_entropy(out, y),
+    "smoothed": lambda out, y: F.cross_entropy(out, y, label_smoothing=0.1),
+    "squares": lambda out, y: F.mse_loss(out, out.detach() * 0.5),
+    "binary": lambda out, y: F.binary_cross_entropy_with_logits(out[:, 0], (y > 0).astype(out.dtype)),
+}
+
+
+class Training:
+    """One network with all that belongs to it; `step` is the ordinary one, or recorded."""
+
+    def __init__(self, layers=("linear", "relu"), optimizer="SGD", schedule="none", loss="cross-entropy", width=9,
+                 dtype=np.float32, device="cpu", jit=True, clip=None):  # fmt: skip
+        sn.manual_seed(3)
+        self.model = sn.nn.Sequential(*[LAYERS[name](width) for name in layers], sn.nn.Linear(width, 4))
+        self.model.to(device, dtype)
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        self.schedule = SCHEDULES[schedule](self.optimizer)
+        self.loss, self.clip, self.width, self.dtype, self.device = LOSSES[loss], clip, width, dtype, device
+        self.step = sn.jit(self.ordinary_step) if jit else self.ordinary_step
+        self.random = Generator(7)
+
+    def ordinary_step(self, x, y):
+        self.optimizer.zero_grad()
+        out = self.model(x)
+        loss = self.loss(out, y)
+        loss.backward()
+        if self.clip is not None:
+            sn.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        return loss, (out.argmax(1) == y).sum()
+
+    def run(self, sizes):
+        """Losses, numbers of right answers, and the final state, all as bytes."""
+        rng, results = np.random.default_rng(5), []
+        with using(self.random):
+            for n in sizes:
+                x, y = rng.standard_normal((n, self.width)).astype(self.dtype), rng.integers(0, 4, n)
+                results += self.step(sn.Tensor(x, device=self.device), sn.Tensor(y, device=self.device))
+        state = [*self.model.state_dict().values()]
+        state += [a for slot in self.optimizer.state_dict()["state"] for a in slot.values()]
+        results = [r.detach().numpy() for r in results]
+        return (
+            [np.asarray(a).tobytes() for a in results + state],
+            self.random.stream,
+            self.optimizer.param_groups[0]["lr"],
+        )
+
+
+def same(sizes, **options):
+    replayed, ordinary = (Training(**options, jit=jit).run(sizes) for jit in (True, False))
+    assert replayed == ordinary
+
+
+@settings(max_examples=40 if JIT else 8, deadline=None)
+@given(
+    layers=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=5),
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    loss=st.sampled_from(sorted(LOSSES)),
+    width=st.sampled_from([1, 3, 8, 17, 40]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    sizes=st.lists(st.sampled_from([2, 5, 33]), min_size=2, max_size=6),
+)
+def test_random_networks_keep_the_bits_of_the_ordinary_step(sizes, **options):
+    same(sizes, **options)
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+@settings(max_examples=40, deadline=None)
+@given(
+    layers=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=4),
+    width=st.sampled_from([1, 3, 7, 17]),
+    loss=st.sampled_from(sorted(LOSSES)),
+    n=st.sampled_from([2, 3, 5, 33]),
+)
+def test_any_cut_into_blocks_keeps_the_bits(layers, width, loss, n):
+    with (
+        mock.patch.multiple(fuse, SMALL=0, BLOCK=1, PRODUCT_ROWS=1, FEWEST_ROWS=1),
+        mock.patch.object(execute, "PARALLEL_FROM", 1),
+    ):
+        same([n, n, n], layers=layers, width=width, loss=loss)
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+def test_an_embedding_is_recorded_and_its_numbers_are_checked_in_each_call(padding):
+    def run(jit):
+        sn.manual_seed(1)
+        table, head = sn.nn.Embedding(7, 5, padding_idx=padding), sn.nn.Linear(15, 4)
+        optimizer = sn.optim.SGD([*table.parameters(), *head.parameters()], 0.1, momentum=0.9)
+
+        def step(words, y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(head(table(words).reshape(-1, 15)), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        step, rng = sn.jit(step) if jit else step, np.random.default_rng(2)
+        batches = [(rng.integers(0, 7, (6, 3)), rng.integers(0, 4, 6)) for _ in range(4)]
+        losses = [step(sn.Tensor(words), sn.Tensor(y)).item() for words, y in batches]
+        before = table.weight.detach().numpy().tobytes()
+        for wrong in (-1, 7):
+            with pytest.raises(sn.IndexOutOfRangeError, match="embedding"):
+                step(sn.Tensor(np.full((6, 3), wrong)), sn.Tensor(np.zeros(6, np.int64)))
+        assert table.weight.detach().numpy().tobytes() == before
+        return losses, before
+
+    assert run(True) == run(False)
+
+
+def test_a_network_of_the_reference_size_keeps_its_bits():
+    same([64, 64, 64, 30, 64] if JIT else [8, 8], layers=["linear", "relu", "dropout"], width=300 if JIT else 20)
+
+
+def test_the_numpy_device_keeps_its_bits():
+    same([8, 8, 5, 8], layers=["linear", "tanh", "dropout"], device="numpy")
+
+
+def test_bits_do_not_depend_on_threads():
+    most = sn.get_num_threads()
+    results = []
+    for threads in {1, most}:
+        sn.set_num_threads(threads)
+        results.append(Training(layers=["linear", "gelu", "layer norm"], width=128 if JIT else 9).run([64, 64, 64]))
+    sn.set_num_threads(most)
+    assert all(result == results[0] for result in results)
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+def test_the_number_of_threads_may_change_between_calls():
+    most = sn.get_num_threads()
+    a, b = (Training(width=200) for _ in range(2))
+    a.run([64] * 6)
+    rng = np.random.default_rng(5)
+    for i in range(6):
+        sn.set_num_threads(1 + i % most)
+        x, y = rng.standard_normal((64, 200)).astype(np.float32), rng.integers(0, 4, 64)
+        b.step(sn.Tensor(x), sn.Tensor(y))
+    sn.set_num_threads(most)
+    assert [p.detach().numpy().tobytes() for p in a.model.parameters()] == [
+        p.detach().numpy().tobytes() for p in b.model.parameters()
+    ]
+
+
+def test_a_step_is_recorded_once_for_each_shape():
+    training = Training()
+    training.run([8, 8, 5, 8, 5])
+    assert len(training.step.programs) == 2
+
+
+def test_a_module_that_goes_to_evaluation_is_recorded_again():
+    model = sn.nn.Sequential(sn.nn.Dropout(0.5))
+    step = sn.jit(lambda x: model(x))
+    x = sn.Tensor(np.ones(100, np.float32))
+    assert (step(x).numpy() == 0).any() and (step(x).numpy() == 0).any()
+    model.eval()
+    assert (step(x).numpy() == 1).all()
+    assert len(step.programs) == 2
+
+
+def test_results_of_earlier_calls_stay_as_they_were():
+    step = sn.jit(lambda x: x * 2.0)
+    results = [step(sn.Tensor([float(i)])) for i in range(4)]
+    assert [r.item() for r in results] == [0.0, 2.0, 4.0, 6.0]
+
+
+def test_inputs_are_not_changed_and_may_come_from_other_memory_and_layouts():
+    step = sn.jit(lambda x: (x @ x.T).relu())
+    for x in np.random.default_rng(0).standard_normal((3, 6, 6)).astype(np.float32):
+        for layout in (x, np.asfortranarray(x), x[::-1], x.copy()):
+            before = layout.copy()
+            np.testing.assert_array_equal(
+                step(sn.Tensor(layout)).numpy(), (sn.Tensor(layout) @ sn.Tensor(layout).T).relu().numpy()
+            )
+            np.testing.assert_array_equal(layout, before)
+
+
+def test_parameters_that_move_or_are_loaded_are_followed():
+    a, b = Training(jit=True), Training(jit=False)
+    a.run([8, 8]), b.run([8, 8])
+    for training in (a, b):
+        training.model.load_state_dict({k: v * 0.5 for k, v in training.model.state_dict().items()})
+        training.model.to(dtype=np.float64)
+        training.model.to(dtype=np.float32)
+    assert [p.dtype for p in a.model.parameters()] == [p.dtype for p in b.model.parameters()]
+
+
+def test_gradients_accumulate_over_calls_until_they_are_zeroed():
+    rng = np.random.default_rng(0)
+    batches = [sn.Tensor(rng.standard_normal((6, 5)).astype(np.float32)) for _ in range(4)]
+    found = []
+    for decorate in (sn.jit, lambda f: f):
+        sn.manual_seed(0)
+        model = sn.nn.Linear(5, 3)
+        step = decorate(lambda x, model=model: (model(x) ** 2).mean().backward())
+        held = []
+        for x in batches:
+            step(x)
+            held.append(model.weight.grad.numpy())
+        found.append([g.tobytes() for g in held])
+        model.zero_grad()
+        step(batches[0])
+        assert model.weight.grad.numpy().tobytes() == held[0].tobytes()
+    assert found[0] == found[1]
+
+
+def test_an_update_alone_reads_the_gradients_that_are_there():
+    found = []
+    for decorate in (sn.jit, lambda f: f):
+        p = sn.nn.Parameter(np.zeros(3, np.float32))
+        optimizer = sn.optim.SGD([p], 1.0)
+        step = decorate(optimizer.step)
+        for i in range(4):
+            p.grad = sn.Tensor(np.full(3, float(i), np.float32))
+            step()
+        found.append(p.detach().numpy().tolist())
+    assert found[0] == found[1] == [-6.0] * 3
+
+
+def test_clipped_gradients_keep_their_bits():
+    same([8, 8, 8], layers=["linear", "tanh"], clip=0.1)
+
+
+def test_a_step_within_a_step_is_a_part_of_it():
+    inner = sn.jit(lambda x: x * 3.0)
+    outer = sn.jit(lambda x: inner(x) + 1.0)
+    assert [outer(sn.Tensor([x])).item() for x in (1.0, 2.0)] == [4.0, 7.0]
+    assert not inner.programs
+
+
+# --- what cannot be recorded, and what goes wrong ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda t: t.item(),
+        lambda t: float(t),
+        lambda t: bool(t > 0),
+        lambda t: t.numpy(),
+        lambda t: np.asarray(t),
+        lambda t: int(t.astype(np.int64)),
+        lambda t: sn.Tensor([1.0, 2.0])[sn.stack([t > 0, t > 1])],
+    ],
+)
+def test_looking_at_a_value_is_an_error_that_names_the_line(look):
+    step = sn.jit(lambda x: look(x.sum()))
+    with pytest.raises(sn.JitError, match=re.escape(__file__) + r":\d+: .*expected a step that does not look"):
+        step(sn.Tensor([1.0, 2.0]))
+    assert not step.programs
+
+
+def test_looking_at_a_parameter_is_an_error():
+    model = sn.nn.Linear(2, 1)
+    with pytest.raises(sn.JitError, match="does not look"):
+        sn.jit(lambda x: model(x) * model.weight[0, 0].item())(sn.Tensor([[1.0, 2.0]]))
+
+
+def test_arguments_that_require_grad_are_refused():
+    with pytest.raises(sn.JitError, match="do not require grad"):
+        sn.jit(lambda x: x.sum())(sn.Tensor([1.0], requires_grad=True))
+
+
+def test_a_bad_label_in_a_later_call_is_an_error_that_changes_nothing():
+    training = Training(layers=["linear", "relu", "dropout"], optimizer="Adam", schedule="one cycle")
+    training.run([8, 8])
+    before = training.run([])
+    x, y = sn.Tensor(np.ones((8, 9), np.float32)), np.array([0, 1, 2, 3, 4, 0, 1, 2])
+    with (
+        pytest.raises(sn.IndexOutOfRangeError, match=r"cross_entropy: expected integers in \[0, 4\), got 4"),
+        using(training.random),
+    ):
+        training.step(x, sn.Tensor(y))
+    assert training.run([]) == before
+    training.run([8])
+
+
+def test_a_shape_error_in_the_first_call_leaves_nothing_behind():
+    step = sn.jit(lambda a, b: a @ b)
+    with pytest.raises(sn.ShapeError, match="matmul"):
+        step(sn.Tensor([[1.0]]), sn.Tensor([[1.0], [2.0]]))
+    assert not step.programs
+    assert step(sn.Tensor([[2.0]]), sn.Tensor([[3.0]])).item() == 6.0
+
+
+# --- outputs that are told before the end -----------------------------------------------------------------------------
+
+
+class Filling:
+    """A step that puts the gradients of a network into arrays. told: what was in each when it was told to be final."""
+
+    def __init__(self, layers, loss, width, tells=True):
+        self.training = training = Training(layers, loss=loss, width=width)
+        parameters = list(training.model.parameters())
+        self.arrays = [np.zeros(p.shape, np.float32) for p in parameters]
+        self.told: dict[int, bytes] = {}
+
+        def step(x, y):
+            training.optimizer.zero_grad()
+            training.loss(training.model(x), y).backward()
+            for parameter, array in zip(parameters, self.arrays, strict=True):
+                trace.active(parameter._device).copy(parameter.grad._data, array)
+                parameter.grad = None
+
+        self.step = Step(step, program.Outputs(self.arrays, self._hear) if tells else None)
+
+    def _hear(self, final):
+        assert final and not self.told.keys() & set(final)
+        self.told |= {i: self.arrays[i].tobytes() for i in final}
+
+    def run(self, n):
+        """The gradients of some batch of n samples, and what was told of them."""
+        rng, self.told = np.random.default_rng(n), {}
+        for array in self.arrays:
+            array.fill(np.nan)
+        with using(self.training.random):
+            self.step(sn.Tensor(rng.standard_normal((n, self.training.width)).astype(np.float32)),
+                      sn.Tensor(rng.integers(0, 4, n)))  # fmt: skip
+        return [array.tobytes() for array in self.arrays], self.told
+
+
+@settings(max_examples=25 if JIT else 5, deadline=None)
+@given(
+    layers=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=5),
+    loss=st.sampled_from(sorted(LOSSES)),
+    width=st.sampled_from([1, 3, 8, 17, 40]),
+)
+def test_what_is_told_to_be_final_is_and_the_bits_are_those_of_one_call(layers, loss, width):
+    with mock.patch.object(program, "WORTH", 1):
+        cut, whole = Filling(layers, loss, width), Filling(layers, loss, width, tells=False)
+        for n in (5, 5, 33, 5, 33):
+            gradients, told = cut.run(n)
+            assert gradients == whole.run(n)[0]
+            assert all(told[i] == gradients[i] for i in told)
+    assert JIT is False or len(cut.arrays) == 2 or told
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+def test_the_gradient_of_a_layer_does_not_wait_for_that_of_earlier_ones():
+    with mock.patch.object(program, "WORTH", 4 * 40 * 40):
+        filling = Filling(["linear", "relu", "linear", "relu"], "cross-entropy", 40)
+        filling.run(33)
+        filling.run(33)
+    assert sorted(filling.told) == [2, 4, 5]  # those of the last layer, and the weight before it
+    products = [
+        sum(task.loop.name == "matmul" for task in executable.kept)
+        for executable in filling.step.programs[0].executables
+    ]
+    assert products == [3 + 3, 2]  # of 3 forward and 5 backward, those that the weights of two layers need
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+def test_the_reference_step_is_one_compiled_call_of_few_stages():
+    training = Training(width=128)
+    training.run([64, 64])
+    (program,) = training.step.programs
+    (executable,) = program.executables
+    native = [part for part in program.parts if part == executable.run]
+    assert len(native) == 1 and len(executable.stages) <= 4
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [({}, True), ({"optimizer": "nesterov"}, True), ({"optimizer": "Adam"}, False), ({"clip": 1.0}, False)],
+)
+def test_a_weight_gradient_that_only_sgd_reads_is_never_written(options, fused):
+    training = Training(width=40, **options)
+    training.run([64, 64])
+    assert ("matmul_sgd" in training.step.explain()) == fused
+    same([64, 64, 64], width=40, **options)
+
+
+@pytest.mark.skipif(not JIT or sn.get_num_threads() < 2, reason="one thread has all columns")
+def test_threads_that_share_out_the_columns_of_a_weight_keep_the_bits():
+    training = Training(width=128)
+    training.run([64, 64])
+    loops = {task.loop.name for executable in training.step.programs[0].executables for task in executable.kept}
+    assert {"matmul_columns", "matmul_sgd_columns"} <= loops
+    same([64, 64, 64], width=128)
+
+
+def test_explain_shows_calls_and_stages_and_changes_nothing():
+    training = Training(width=16)
+    with pytest.raises(sn.JitError, match="called at least once"):
+        training.step.explain()
+    training.run([8, 8])
+    before = training.run([])
+    text = training.step.explain()
+    assert "linear(8x16, 16x16, 16, 8x16)" in text and "sgd" in text
+    assert "stage 1" in text or not JIT
+    assert training.run([]) == before

@@ -1,0 +1,459 @@
+"""Optimizers against their published formulas, written out again here in float64; groups, state and refusals."""
+
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+import scratchnet as sn
+from scratchnet.formats import checkpoint
+
+SGD, Adam, AdamW, RMSprop = sn.optim.SGD, sn.optim.Adam, sn.optim.AdamW, sn.optim.RMSprop
+STEPS = 6
+
+# --- the update rules, as the papers and PyTorch's documentation give them: one step a yield, starting from p --------
+
+
+def sgd_rule(p, gradients, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
+    buffer = None
+    for g in gradients:
+        g = g + weight_decay * p
+        if momentum:
+            buffer = g if buffer is None else momentum * buffer + g  # the first step starts the buffer with g itself
+            g = g + momentum * buffer if nesterov else buffer
+        p = p - lr * g
+        yield p
+
+
+def adam_rule(p, gradients, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False):
+    m = v = np.zeros_like(p)
+    for t, g in enumerate(gradients, start=1):
+        if decoupled:
+            p = p - lr * weight_decay * p
+        else:
+            g = g + weight_decay * p
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+        p = p - lr * m_hat / (np.sqrt(v_hat) + eps)
+        yield p
+
+
+def adamw_rule(p, gradients, weight_decay=0.01, **options):
+    return adam_rule(p, gradients, weight_decay=weight_decay, decoupled=True, **options)
+
+
+def rmsprop_rule(p, gradients, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0):
+    v = buffer = np.zeros_like(p)
+    for g in gradients:
+        g = g + weight_decay * p
+        v = alpha * v + (1 - alpha) * g**2
+        buffer = momentum * buffer + g / (np.sqrt(v) + eps)
+        p = p - lr * buffer
+        yield p
+
+
+RULES = [
+    (SGD, sgd_rule, {"lr": 0.1}),
+    (SGD, sgd_rule, {"lr": 0.1, "momentum": 0.9}),
+    (SGD, sgd_rule, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    (SGD, sgd_rule, {"lr": 0.1, "weight_decay": 0.3}),
+    (SGD, sgd_rule, {"lr": 0.1, "momentum": 0.5, "nesterov": True, "weight_decay": 0.3}),
+    (Adam, adam_rule, {}),
+    (Adam, adam_rule, {"lr": 0.1, "betas": (0.5, 0.8), "eps": 0.01}),
+    (Adam, adam_rule, {"lr": 0.1, "weight_decay": 0.3}),
+    (AdamW, adamw_rule, {}),
+    (AdamW, adamw_rule, {"lr": 0.1, "betas": (0.5, 0.8), "eps": 0.01, "weight_decay": 0.3}),
+    (RMSprop, rmsprop_rule, {}),
+    (RMSprop, rmsprop_rule, {"lr": 0.1, "alpha": 0.5, "eps": 0.01}),
+    (RMSprop, rmsprop_rule, {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9}),
+]
+rules = pytest.mark.parametrize(
+    ("optimizer", "rule", "options"), RULES, ids=[f"{o.__name__}-{','.join(k)}" for o, _, k in RULES]
+)
+every = pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW, RMSprop])
+
+
+def parameter(shape=(3, 5), dtype=np.float64, seed=0):
+    return sn.nn.Parameter(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
+
+
+def random_gradients(param, steps=STEPS, seed=1):
+    return list(np.random.default_rng(seed).standard_normal((steps, *param.shape)).astype(param.dtype))
+
+
+def take(optimizer, param, gradients):
+    """One step a gradient; the parameter's values after each."""
+    for g in gradients:
+        param.grad = sn.Tensor(g, device=param.device)
+        optimizer.step()
+        yield param.detach().numpy().copy()
+
+
+def make(optimizer, params, **options):
+    return optimizer(params, **{"lr": 0.1} | options)
+
+
+# --- the rules -------------------------------------------------------------------------------------------------------
+
+
+@rules
+def test_each_step_follows_the_formula(optimizer, rule, options, device):
+    p = parameter()
+    gradients = random_gradients(p)
+    expected = list(rule(p.detach().numpy().copy(), gradients, **options))
+    for got, want in zip(take(optimizer([p], **options), p, gradients), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+
+
+@rules
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (33,), (2, 3, 4)])
+def test_float32_parameters_of_any_shape_follow_the_formula(optimizer, rule, options, shape):
+    p = parameter(shape, np.float32)
+    gradients = random_gradients(p)
+    expected = list(rule(p.detach().numpy().astype(np.float64), gradients, **options))
+    for got, want in zip(take(optimizer([p], **options), p, gradients), expected, strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)  # 6 steps, a few rounded operations each
+
+
+def test_defaults_are_those_of_pytorch():
+    p = [parameter()]
+    assert SGD(p, 0.1).defaults == {"lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    assert Adam(p).defaults == {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    assert AdamW(p).defaults == {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+    assert RMSprop(p).defaults == {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0}
+
+
+@every
+def test_a_least_squares_problem_is_solved(optimizer):
+    rng = np.random.default_rng(0)
+    x, solution = rng.standard_normal((64, 4)), rng.standard_normal((4, 1))
+    w = sn.nn.Parameter(np.zeros((4, 1)))
+    optimizer = optimizer([w], lr=0.02)
+    for _ in range(600):
+        optimizer.zero_grad()
+        ((x @ w - x @ solution) ** 2).mean().backward()
+        optimizer.step()
+    np.testing.assert_allclose(w.detach().numpy(), solution, atol=0.03)
+
+
+# --- what a step touches ---------------------------------------------------------------------------------------------
+
+
+@every
+def test_a_parameter_without_gradient_keeps_value_and_state(optimizer):
+    used, unused = parameter(), parameter(seed=2)
+    before = unused.detach().numpy().copy()
+    optimizer = make(optimizer, [used, unused])
+    list(take(optimizer, used, random_gradients(used)))
+    np.testing.assert_array_equal(unused.detach().numpy(), before)
+    assert [state["step"] for state in optimizer.state_dict()["state"]] == [STEPS, 0]
+
+
+@rules
+def test_a_parameter_that_joins_late_counts_its_own_steps(optimizer, rule, options):
+    early, late = parameter(), parameter(seed=2)
+    start, gradients = late.detach().numpy().copy(), random_gradients(late)
+    optimizer = optimizer([early, late], **options)
+    list(take(optimizer, early, random_gradients(early)))
+    early.grad = None
+    *_, last = take(optimizer, late, gradients)
+    *_, expected = rule(start, gradients, **options)
+    np.testing.assert_allclose(last, expected, rtol=1e-12)
+
+
+@every
+def test_a_step_works_in_place_and_leaves_the_gradient_alone(optimizer):
+    p = parameter()
+    memory, g = p.detach().numpy(), random_gradients(p, 1)[0]
+    p.grad = sn.Tensor(g.copy())
+    make(optimizer, [p]).step()
+    assert p.detach().numpy() is memory
+    np.testing.assert_array_equal(p.grad.numpy(), g)
+
+
+def test_backward_through_a_graph_from_before_the_step_raises():
+    p = parameter()
+    y = (p * p).sum()
+    p.grad = sn.Tensor(np.ones(p.shape))
+    SGD([p], 0.1).step()
+    with pytest.raises(sn.GradientError, match="changed in place"):
+        y.backward()
+
+
+def test_the_owner_of_a_view_counts_as_changed_too():
+    t = parameter()
+    view = t.detach()
+    view.requires_grad = True
+    y = (t * t).sum()
+    view.grad = sn.Tensor(np.ones(t.shape))
+    SGD([view], 0.1).step()
+    with pytest.raises(sn.GradientError, match="changed in place"):
+        y.backward()
+
+
+@every
+def test_a_strided_gradient_counts_like_a_contiguous_one(optimizer):
+    a, b = parameter((4, 6)), parameter((4, 6))
+    g = np.random.default_rng(3).standard_normal((6, 4)).T
+    *_, first = take(make(optimizer, [a]), a, [g])
+    *_, second = take(make(optimizer, [b]), b, [np.ascontiguousarray(g)])
+    np.testing.assert_array_equal(first, second)
+
+
+def test_zero_grad_forgets_all_gradients():
+    p, q = parameter(), parameter()
+    optimizer = SGD([{"params": [p]}, {"params": q}], 0.1)
+    p.grad = q.grad = sn.Tensor(np.ones(p.shape))
+    optimizer.zero_grad()
+    assert p.grad is None and q.grad is None
+
+
+@pytest.mark.parametrize(
+    ("gradient", "error"), [(np.ones((5, 3)), sn.ShapeError), (np.ones((3, 5), np.float32), sn.DtypeError)]
+)
+@every
+def test_a_gradient_that_does_not_fit_changes_nothing(optimizer, gradient, error):
+    p, q = parameter(), parameter()
+    before = p.detach().numpy().copy()
+    optimizer = make(optimizer, [p, q])
+    p.grad, q.grad = sn.Tensor(np.ones(p.shape)), sn.Tensor(gradient)
+    with pytest.raises(error, match=rf"^{type(optimizer).__name__}: expected .*gradient"):
+        optimizer.step()
+    np.testing.assert_array_equal(p.detach().numpy(), before)
+    assert [state["step"] for state in optimizer.state_dict()["state"]] == [0, 0]
+
+
+def test_a_model_whose_dtype_changed_under_the_optimizer_is_refused():
+    model = sn.nn.Linear(2, 1)
+    optimizer = SGD(model.parameters(), 0.1)
+    model.to(dtype=np.float64)
+    model(np.ones((1, 2))).sum().backward()
+    with pytest.raises(sn.DtypeError, match="float32"):
+        optimizer.step()
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_overrides_the_defaults():
+    p, q = parameter(), parameter()
+    optimizer = SGD([{"params": [p], "lr": 0.5}, {"params": [q], "weight_decay": 1.0}], lr=0.1, momentum=0.9)
+    g = np.ones(p.shape)
+    expected_p = p.detach().numpy() - 0.5 * g
+    expected_q = q.detach().numpy() - 0.1 * (g + q.detach().numpy())
+    p.grad, q.grad = sn.Tensor(g), sn.Tensor(g)
+    optimizer.step()
+    np.testing.assert_allclose(p.detach().numpy(), expected_p)
+    np.testing.assert_allclose(q.detach().numpy(), expected_q)
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.9]
+
+
+def test_options_are_read_anew_at_each_step():
+    p = parameter()
+    optimizer = SGD([p], 0.1)
+    before = p.detach().numpy().copy()
+    optimizer.param_groups[0]["lr"] = np.float32(2)
+    (after,) = take(optimizer, p, [np.ones(p.shape)])
+    np.testing.assert_allclose(after, before - 2)
+
+
+def test_a_group_can_be_added_later():
+    p, q = parameter(), parameter()
+    optimizer = SGD([p], 0.1)
+    optimizer.add_param_group({"params": q, "lr": 1.0})
+    before = q.detach().numpy().copy()
+    (after,) = take(optimizer, q, [np.ones(q.shape)])
+    np.testing.assert_allclose(after, before - 1)
+
+
+def test_the_printed_form_names_options_and_counts():
+    text = repr(SGD([{"params": [parameter()]}, {"params": parameter(), "lr": 0.5}], 0.1))
+    assert text.splitlines() == [
+        "SGD(1 parameters, lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0)",
+        "SGD(1 parameters, lr=0.5, momentum=0.0, nesterov=False, weight_decay=0.0)",
+    ]
+
+
+# --- state -----------------------------------------------------------------------------------------------------------
+
+
+def split_state(state):
+    """A state dict as (JSON text with arrays left out, the arrays)."""
+    arrays = []
+    return json.dumps(state, default=lambda x: arrays.append(x) or len(arrays)), arrays
+
+
+@rules
+def test_a_run_goes_on_bit_for_bit_from_a_state_dict(optimizer, rule, options):
+    p = parameter()
+    gradients = random_gradients(p)
+    *_, whole = take(optimizer([p], **options), p, gradients)
+
+    p = parameter()
+    first = optimizer([p], **options)
+    list(take(first, p, gradients[:3]))
+    state = copy.deepcopy(first.state_dict())
+    q = sn.nn.Parameter(p)
+    second = optimizer([q], **{"lr": 77.0} | {k: v for k, v in options.items() if k != "lr"})
+    second.load_state_dict(state)
+    *_, parts = take(second, q, gradients[3:])
+    assert whole.tobytes() == parts.tobytes()
+
+
+@every
+def test_a_state_dict_is_json_besides_arrays_and_shares_no_memory(optimizer):
+    p = parameter()
+    optimizer = make(optimizer, [p])
+    list(take(optimizer, p, random_gradients(p, 2)))
+    text, arrays = split_state(optimizer.state_dict())
+    assert json.loads(text)["param_groups"][0]["params"] == [0]
+    assert len(arrays) == len(optimizer.state_names)
+    before = [a.copy() for a in arrays]
+    list(take(optimizer, p, random_gradients(p, 1)))
+    for array, kept in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, kept)
+
+
+@every
+def test_a_checkpoint_holds_the_state(optimizer, tmp_path):
+    p = parameter()
+    optimizer = make(optimizer, [p])
+    list(take(optimizer, p, random_gradients(p, 2)))
+    checkpoint.save(tmp_path / "c", optimizer=optimizer)
+    other = make(type(optimizer), [parameter()])
+    other.load_state_dict(checkpoint.load(tmp_path / "c")["optimizer"])
+    mine, theirs = split_state(optimizer.state_dict()), split_state(other.state_dict())
+    assert mine[0] == theirs[0]
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(mine[1], theirs[1], strict=True))
+    assert other.param_groups == [
+        group | {"params": other.param_groups[0]["params"]} for group in optimizer.param_groups
+    ]
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"])
+@every
+def test_a_copy_of_parameter_and_optimizer_trains_on_its_own(optimizer, way):
+    p = parameter()
+    optimizer = make(optimizer, [p])
+    gradients = random_gradients(p)
+    list(take(optimizer, p, gradients[:2]))
+    q, other = way((p, optimizer))
+    kept = p.detach().numpy().copy()
+    *_, theirs = take(other, q, gradients[2:])
+    np.testing.assert_array_equal(p.detach().numpy(), kept)
+    *_, mine = take(optimizer, p, gradients[2:])
+    np.testing.assert_array_equal(mine, theirs)
+
+
+def damaged(change):
+    state = SGD([parameter(), parameter((2,))], 0.1).state_dict()
+    change(state)
+    return state
+
+
+DAMAGE = {
+    "not a dict": (lambda s: s.clear(), "param_groups"),
+    "no groups": (lambda s: s.update(param_groups=[]), "options of group 0: expected .*got None"),
+    "another option": (lambda s: s["param_groups"][0].update(alpha=1), "options of group 0"),
+    "an option missing": (lambda s: s["param_groups"][0].pop("lr"), "options of group 0"),
+    "other parameters": (lambda s: s["param_groups"][0].update(params=[0]), r"expected \[0, 1\], got \[0\]"),
+    "an lr below 0": (lambda s: s["param_groups"][0].update(lr=-1.0), "lr"),
+    "a parameter missing": (lambda s: s["state"].pop(), "step of parameter 1: expected a count, got None"),
+    "an array missing": (lambda s: s["state"][1].pop("velocity"), "velocity of parameter 1"),
+    "another shape": (
+        lambda s: s["state"][1].update(velocity=np.zeros(3)),
+        r"expected float64 \(2,\), got float64 \(3,\)",
+    ),
+    "another dtype": (lambda s: s["state"][1].update(velocity=np.zeros(2, "f4")), "float64.*float32"),
+    "a list": (lambda s: s["state"][1].update(velocity=[0.0, 0.0]), "list"),
+    "a negative step": (lambda s: s["state"][0].update(step=-1), "int"),
+    "a state that is no dict": (lambda s: s.update(state=[1, 2]), "state dict"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(what):
+    change, message = DAMAGE[what]
+    p, q = parameter(), parameter((2,))
+    optimizer = SGD([p, q], 0.2)
+    list(take(optimizer, p, random_gradients(p, 2)))
+    before = split_state(optimizer.state_dict())
+    with pytest.raises(sn.CheckpointError, match=message) as caught:
+        optimizer.load_state_dict(damaged(change))
+    assert "\n" not in str(caught.value)
+    after = split_state(optimizer.state_dict())
+    assert after[0] == before[0]
+    assert all((a == b).all() for a, b in zip(after[1], before[1], strict=True))
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    with pytest.raises(sn.CheckpointError, match="SGD"):
+        SGD([parameter()], 0.1).load_state_dict(Adam([parameter()]).state_dict())
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+BAD_OPTIONS = [
+    (SGD, {"lr": -0.1}),
+    (SGD, {"lr": float("nan")}),
+    (SGD, {"lr": "fast"}),
+    (SGD, {"lr": None}),
+    (SGD, {"lr": 0.1, "momentum": -1}),
+    (SGD, {"lr": 0.1, "weight_decay": -1}),
+    (SGD, {"lr": 0.1, "nesterov": True}),
+    (Adam, {"lr": float("inf")}),
+    (Adam, {"betas": (1.0, 0.9)}),
+    (Adam, {"betas": (0.9, -0.1)}),
+    (Adam, {"betas": 0.9}),
+    (Adam, {"betas": (0.9,)}),
+    (Adam, {"eps": -1e-8}),
+    (AdamW, {"weight_decay": -1}),
+    (RMSprop, {"alpha": 1.0}),
+    (RMSprop, {"momentum": -0.5}),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "options"), BAD_OPTIONS)
+def test_an_option_out_of_range_is_refused(optimizer, options):
+    with pytest.raises(sn.ConfigError, match=rf"^{optimizer.__name__}: expected .*, got "):
+        optimizer([parameter()], **options)
+
+
+def twice():
+    p = parameter()
+    return [p, p]
+
+
+def read_only():
+    array = np.zeros(3)
+    array.flags.writeable = False
+    return [sn.Tensor(array, requires_grad=True)]
+
+
+BAD_PARAMETERS = {
+    "none": (list, "at least one"),
+    "an empty group": (lambda: [{"params": []}], "at least one"),
+    "one twice": (twice, "one twice"),
+    "one in two groups": (lambda: [{"params": p} for p in twice()], "one twice"),
+    "an array": (lambda: [np.zeros(3)], "expected tensors, got ndarray"),
+    "a name and a parameter": (lambda: sn.nn.Linear(1, 1).named_parameters(), "expected tensors, got tuple"),
+    "the result of an op": (lambda: [parameter() * 2], "the result of an op"),
+    "integers": (lambda: [sn.Tensor([1, 2])], "int64"),
+    "a transposed view": (lambda: [parameter().detach().T], "strided"),
+    "read-only memory": (read_only, "read-only"),
+    "a group without params": (lambda: [{"lr": 0.1}], "'params'"),
+    "an unknown option": (lambda: [{"params": parameter(), "speed": 1}], "speed"),
+    "a tensor after a group": (lambda: [{"params": parameter()}, parameter()], "'params'"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_PARAMETERS)
+def test_parameters_that_cannot_be_trained_are_refused(what):
+    params, message = BAD_PARAMETERS[what]
+    with pytest.raises(sn.ConfigError, match=message) as caught:
+        SGD(params(), 0.1)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,261 @@
+"""`run` with real processes and real signals: results in order, errors that name the rank, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import workers
+from hypothesis import given
+from hypothesis import strategies as st
+from residue import alive, no_residue
+
+import scratchnet as sn
+from scratchnet.native.compile import JIT_ENABLED
+from scratchnet.parallel.comm.arena import Arena
+from scratchnet.parallel.pool.launch import Workers, dumps, loads
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    with no_residue():
+        yield
+
+
+def test_results_come_in_rank_order_and_functions_may_be_local():
+    scale = 10
+
+    def fn(comm, offset):
+        return comm.rank * scale + offset, comm.size, float(comm.all_reduce(np.ones(3))[0])
+
+    assert sn.parallel.run(fn, 5, workers=3) == [(5, 3, 3.0), (15, 3, 3.0), (25, 3, 3.0)]
+
+
+def test_arguments_and_results_of_any_size_pass():
+    big = np.arange(3_000_000)  # 24 MB: more than a pipe holds
+    results = sn.parallel.run(lambda comm, x: x + comm.rank, big, workers=2)
+    assert all((result == big + rank).all() for rank, result in enumerate(results))
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "2", True, None])
+def test_a_number_of_workers_that_is_none_is_refused(count):
+    with pytest.raises(sn.ConfigError, match="expected workers to be an integer of at least 1"):
+        sn.parallel.run(print, workers=count)
+
+
+def test_what_cannot_be_sent_is_refused_before_a_process_starts():
+    generator = (i for i in range(3))
+    with pytest.raises(sn.ConfigError, match=r"^run: expected a function and arguments that can be sent.*TypeError.*$"):
+        sn.parallel.run(lambda comm: next(generator), workers=2)
+    with pytest.raises(sn.ConfigError, match="expected a function, got int"):
+        sn.parallel.run(3, workers=2)
+
+
+def test_a_result_that_cannot_be_sent_is_an_error_of_its_worker():
+    with pytest.raises(sn.WorkerError, match="worker 0 raised TypeError: cannot pickle"):
+        sn.parallel.run(lambda comm: (i for i in range(3)), workers=1)
+
+
+@pytest.mark.parametrize("how", workers.ENDS)
+def test_a_worker_that_ends_is_named_and_the_others_do_not_wait(how):
+    _, message, number = workers.ENDS[how]
+    start = time.monotonic()
+    with pytest.raises(sn.WorkerError) as caught:
+        sn.parallel.run(workers.ends, how, workers=2)
+    assert str(caught.value) == message and caught.value.rank == 1 and caught.value.signal == number
+    assert time.monotonic() - start < 20
+    if how == "raise":
+        assert 'raise ValueError("no such luck' in caught.value.traceback
+        assert caught.value.__notes__ == [caught.value.traceback]
+        assert "launch.py" not in caught.value.traceback
+
+
+def test_unequal_calls_are_named_on_all_ranks():
+    """Rank 1 of three calls something else; all ranks that wait are told who called what, and stay told."""
+    names = [name for name in workers.CALLS if name != "all_reduce"]
+    with Workers(3, workers.calls_differ, [Arena(3) for _ in names], names) as group:
+        told = group.results(lambda: None)
+    for k, name in enumerate(names):
+        first = told[0][k][0]
+        assert "ranks 0, 2 called all_reduce(float32 (4,), sum, auto); rank 1 " in first and "\n" not in first
+        assert told[0][k] == told[2][k] == [first, first]
+        if name == "return":
+            assert told[1][k] == [] and "rank 1 had returned from its function" in first
+        else:
+            assert told[1][k] == [first, first]
+
+
+def test_a_rank_that_returns_while_others_wait_is_named():
+    with pytest.raises(sn.WorkerError, match=r"CollectiveError: .*rank 2 had returned from its function"):
+        sn.parallel.run(workers.returns_early, workers=3)
+
+
+def test_a_wait_in_a_collective_ends_at_the_time_limit():
+    with pytest.raises(sn.WorkerError, match=r"worker 1 raised .*barrier\(\): rank 1 waited 0.5 s for rank 0"):
+        sn.parallel.run(workers.waits_for_a_sleeper, workers=2, timeout=0.5)
+
+
+def test_a_worker_starts_no_workers():
+    with pytest.raises(sn.WorkerError, match="expected a process that is no worker itself"):
+        sn.parallel.run(lambda comm: sn.parallel.run(print, workers=1), workers=1)
+
+
+def test_workers_share_the_cores():
+    cores = len(os.sched_getaffinity(0))
+    before = dict(os.environ)
+    assert sn.parallel.run(workers.threads, workers=2) == [(max(1, cores // 2), str(max(1, cores // 2)))] * 2
+    assert dict(os.environ) == before
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="without the JIT nothing is compiled")
+def test_a_fresh_worker_compiles_nothing():
+    assert sn.parallel.run(workers.compiled, workers=2) == [0, 0]
+
+
+def test_a_worker_imports_no_more_than_it_needs():
+    assert sn.parallel.run(workers.loaded_modules, workers=1) == [[]]
+
+
+# --- main programs of every kind --------------------------------------------------------------------------------------
+
+PROGRAM = """
+import dataclasses
+import numpy as np
+import scratchnet as sn
+
+print("main program runs", flush=True)
+
+@dataclasses.dataclass
+class Answer:
+    value: float
+
+class Child(Answer):
+    def __repr__(self):
+        return "child of " + super().__repr__()
+
+def helper(x):
+    return Answer(float(np.sum(x)))
+
+def fn(comm, n):
+    return [helper(comm.all_reduce(np.ones(n))), Child(1.0)]
+
+{guard}results = sn.parallel.run(fn, 5, workers=2)
+{guard}print(results, {{type(answer) is Answer for answer, _ in results}}, results[0][0] == Answer(10.0))
+"""
+EXPECTED = (
+    "main program runs\n[[Answer(value=10.0), child of Child(value=1.0)], [Answer(value=10.0), child of "
+    "Child(value=1.0)]] {True} True\n"
+)
+
+
+def python(*arguments, text=None, cwd=None):
+    environment = os.environ | {"SCRATCHNET_QUIET": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], input=text, capture_output=True, text=True, cwd=cwd, env=environment, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__': "], ids=["without a guard", "with a guard"])
+def test_a_script_runs_once_and_not_again_in_its_workers(tmp_path, guard):
+    (tmp_path / "script.py").write_text(PROGRAM.format(guard=guard))
+    done = python("script.py", cwd=tmp_path)
+    assert (done.stdout, done.stderr) == (EXPECTED, "")
+
+
+def test_a_program_from_stdin_or_a_notebook_has_no_file_and_runs():
+    assert python("-", text=PROGRAM.format(guard="")).stdout == EXPECTED
+
+
+def test_an_interactive_prompt_runs_it():
+    lines = (
+        "import scratchnet as sn\nk = 7\ndef fn(comm):\n    return comm.rank + k\n\nsn.parallel.run(fn, workers=2)\n"
+    )
+    assert "[7, 8]" in python("-i", text=lines).stdout
+
+
+def test_a_module_runs_with_dash_m(tmp_path):
+    (tmp_path / "prog.py").write_text(PROGRAM.format(guard=""))
+    assert python("-m", "prog", cwd=tmp_path).stdout == EXPECTED
+
+
+# --- the parent ends --------------------------------------------------------------------------------------------------
+
+PARENT = """
+import os, signal, time
+import numpy as np
+import scratchnet as sn
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
+
+def fn(comm):
+    print(os.getpid(), flush=True)
+    comm.barrier()
+    if comm.rank == 0:
+        time.sleep(60)
+    comm.barrier()
+
+sn.parallel.run(fn, workers=3)
+"""
+
+
+@pytest.fixture
+def parent_and_workers():
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PARENT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    pids = [int(parent.stdout.readline()) for _ in range(3)]
+    yield parent, pids
+    for pid in (parent.pid, *pids):
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+    parent.communicate()
+
+
+def gone_within(seconds, pids):
+    deadline = time.monotonic() + seconds
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        os.sched_yield()
+    return not any(map(alive, pids))
+
+
+def test_workers_end_with_a_parent_that_is_killed_even_a_stopped_one(parent_and_workers):
+    parent, pids = parent_and_workers
+    os.kill(pids[1], signal.SIGSTOP)
+    parent.kill()
+    assert gone_within(2, pids)
+
+
+def test_ctrl_c_ends_all_with_one_traceback(parent_and_workers):
+    parent, pids = parent_and_workers
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    _, errors = parent.communicate(timeout=10)
+    assert errors.count("Traceback") == 1 and "KeyboardInterrupt" in errors
+    assert gone_within(2, pids)
+
+
+def test_a_system_without_room_for_processes_is_an_error_and_leaves_none(monkeypatch):
+    from scratchnet.parallel.pool.pool import launch
+
+    original, started = launch.multiprocess.context.SpawnProcess.start, []
+
+    def start(process):
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(process)
+        original(process)
+
+    monkeypatch.setattr(launch.multiprocess.context.SpawnProcess, "start", start)
+    with pytest.raises(sn.WorkerError, match=r"worker 1 could not be started: .*temporarily unavailable"):
+        sn.parallel.run(print, workers=2)
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), st.lists))
+def test_what_is_sent_is_what_arrives(value):
+    assert loads(dumps(value)) == value

@@ -1,0 +1,342 @@
+"""Training in a pool, from outside: the bytes of one process, whatever the number of workers; and errors that speak.
+
+What kills do to it is shown by scripts/drill/drill.py, and by test_drill.py.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import multiprocess
+import numpy as np
+import pytest
+from residue import no_residue
+
+import scratchnet as sn
+from scratchnet.formats import checkpoint
+from scratchnet.native.compile import JIT_ENABLED, compile_stats
+from scratchnet.parallel import failpoints
+from scratchnet.parallel.comm import memory
+from scratchnet.parallel.pool import pool
+
+SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 16  # the last batch has 2 samples: with 4 or 8 shards, some are empty
+MORE_SAMPLES = 58  # the last batch has 10: with 4 shards, 2 or 3 each
+
+OPTIMIZERS = {
+    "SGD": lambda p: sn.optim.SGD(p, 0.05),
+    "nesterov": lambda p: sn.optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "Adam": lambda p: sn.optim.Adam(p, 0.01),
+    "AdamW": lambda p: sn.optim.AdamW(p, 0.01, weight_decay=0.1),
+    "RMSprop": lambda p: sn.optim.RMSprop(p, 0.01),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    with no_residue():
+        yield
+
+
+class Sampled:
+    """A dataset that is asked sample by sample."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index]
+
+
+def samples(n=SAMPLES, bad=None):
+    """Rows around a center for each class; `bad`: a sample whose square is infinite."""
+    rng = np.random.default_rng(0)
+    centers = 3 * rng.standard_normal((CLASSES, FEATURES))
+    y = rng.integers(0, CLASSES, n)
+    x = (centers[y] + rng.standard_normal((n, FEATURES))).astype(np.float32)
+    if bad is not None:
+        x[bad] = 1e30
+    return sn.data.TensorDataset(x, y)
+
+
+def network(norm=sn.nn.LayerNorm):
+    sn.manual_seed(1)
+    return sn.nn.Sequential(
+        sn.nn.Linear(FEATURES, 8), norm(8), sn.nn.ReLU(), sn.nn.Dropout(0.3), sn.nn.Linear(8, CLASSES)
+    )
+
+
+def make(workers, shards, optimizer="Adam", model=None, dataset=None, loss=None, **options):
+    model = model or network()
+    rule = OPTIMIZERS[optimizer](model.parameters())
+    schedule = sn.optim.lr_scheduler.OneCycleLR(rule, 0.05, total_steps=1000)
+    loader = sn.data.DataLoader(dataset or samples(), BATCH, shuffle=True, seed=3)
+    loss = loss or sn.nn.CrossEntropyLoss()
+    trainer = sn.Trainer(model, rule, loss, schedule, workers=workers, shards=shards, progress=False, **options)
+    return trainer, loader
+
+
+def digest(trainer, history):
+    """SHA-256 of parameters and buffers, optimizer state and loss history."""
+    state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
+    return hashlib.sha256(checkpoint.dumps(state)).hexdigest()
+
+
+def trained(workers, shards, *job, epochs=2, **options):
+    trainer, loader = make(workers, shards, *job, **options)
+    return digest(trainer, trainer.fit(loader, loader, epochs=epochs))
+
+
+# --- the promise ------------------------------------------------------------------------------------------------------
+
+
+JOBS = {  # what to train, and numbers of workers: as many as cores, no divisor of the shards, more than shards
+    "4 shards, batch norm, dropout": (
+        lambda: (4, "nesterov", network(sn.nn.BatchNorm1d), samples(MORE_SAMPLES)), (2, 3, 7),
+    ),
+    "8 shards, some of them empty": (lambda: (8, "Adam", network(), samples()), (3, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_bytes_do_not_depend_on_the_number_of_workers(job):
+    make_job, numbers = JOBS[job]
+    expected = trained(1, *make_job())
+    for workers in numbers:
+        with no_residue():
+            assert trained(workers, *make_job()) == expected, workers
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "RMSprop"])
+def test_bytes_of_every_optimizer_are_those_of_one_process(optimizer):
+    assert trained(2, 4, optimizer) == trained(1, 4, optimizer)
+
+
+def test_a_dataset_that_is_asked_sample_by_sample_gives_the_same_bytes():
+    assert trained(2, 4, dataset=Sampled(samples())) == trained(1, 4)
+
+
+def test_the_number_of_shards_does_enter_the_arithmetic():
+    """Else the digests above might hold too little to tell one run from another."""
+    assert trained(1, 4) != trained(1, 8)
+
+
+class Line(sn.nn.Module):
+    """In float64."""
+
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.weight, self.bias = sn.nn.Parameter(weight), sn.nn.Parameter(bias)
+
+    def __call__(self, x):
+        return x @ self.weight + self.bias
+
+
+def test_a_step_is_gradient_descent_on_the_true_mean_of_a_batch_of_uneven_shards():
+    rng = np.random.default_rng(2)
+    x, y = rng.standard_normal((11, 3)), rng.standard_normal((11, 1))
+    model = Line(weight := rng.standard_normal((3, 1)), bias := np.zeros(1))
+    trainer = sn.Trainer(
+        model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.MSELoss(), workers=2, shards=4, progress=False
+    )
+    trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, y), 11, shuffle=False), epochs=3)
+    for _ in range(3):
+        error = 2 * (x @ weight + bias - y) / len(x)  # of the mean of squares
+        weight, bias = weight - 0.1 * x.T @ error, bias - 0.1 * error.sum(axis=0)
+    np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=1e-12)
+    np.testing.assert_allclose(model.bias.detach().numpy(), bias, rtol=1e-12)
+
+
+def test_a_run_goes_on_with_another_number_of_workers(tmp_path):
+    for epochs, workers in ((1, 3), (2, 1), (3, 2)):
+        trainer, loader = make(workers, 4, folder=tmp_path / "parts", save_every=3)
+        history = trainer.fit(loader, loader, epochs=epochs, resume="auto")
+    assert digest(trainer, history) == trained(1, 4, epochs=3)
+
+
+def test_a_trainer_goes_on_where_it_stopped_without_a_folder():
+    """The caller's model and optimizer hold the state, and a second pool starts from it."""
+    alone, loader = make(1, 4)
+    both = [alone.fit(loader, epochs=1), alone.fit(loader, epochs=1)]
+    pooled, loader = make(2, 4)
+    assert [pooled.fit(loader, epochs=1).records, pooled.fit(loader, epochs=1).records] == [h.records for h in both]
+    assert digest(pooled, both[1]) == digest(alone, both[1])
+
+
+class Reporting:
+    """A loss that, at the end of a worker that it came to, writes down how many kernels that worker compiled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, output, target):
+        return sn.nn.functional.cross_entropy(output, target)
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        multiprocess.util.Finalize(None, self.report, exitpriority=0)
+
+    def report(self):
+        (self.folder / str(os.getpid())).write_text(str(compile_stats().compiled))
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="without the JIT nothing is compiled")
+def test_a_fresh_worker_compiles_nothing(tmp_path):
+    trainer, loader = make(2, 4, loss=Reporting(tmp_path))
+    trainer.fit(loader, epochs=1)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["0", "0"]
+
+
+# --- main programs of every kind --------------------------------------------------------------------------------------
+
+PROGRAM = """
+import numpy as np
+import scratchnet as sn
+print("main program runs", flush=True)
+class Net(sn.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = sn.nn.Linear(4, 2)
+    def __call__(self, x):
+        return self.layer(x).tanh()
+
+def loss(output, target):
+    return ((output - target) ** 2).mean()
+
+def train(workers):
+    sn.manual_seed(0)
+    model = Net()
+    rng = np.random.default_rng(0)
+    data = sn.data.TensorDataset(*(rng.standard_normal((8, n)).astype(np.float32) for n in (4, 2)))
+    optimizer = sn.optim.SGD(model.parameters(), 0.1)
+    trainer = sn.Trainer(model, optimizer, loss, workers=workers, shards=2, progress=False)
+    trainer.fit(sn.data.DataLoader(data, 8), epochs=3)
+    return model.layer.weight.detach().numpy().tobytes().hex()
+
+print(train(2) == train(1))
+"""
+EXPECTED = "main program runs\nTrue\n"
+
+
+def python(*arguments, text=None, cwd=None):
+    done = subprocess.run(
+        [sys.executable, *arguments], input=text, capture_output=True, text=True, cwd=cwd, timeout=60,
+        env=os.environ | {"SCRATCHNET_QUIET": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_script_without_a_guard_trains_and_runs_once(tmp_path):
+    (tmp_path / "script.py").write_text(PROGRAM)
+    done = python("script.py", cwd=tmp_path)
+    assert (done.stdout, done.stderr) == (EXPECTED, "")
+
+
+def test_a_program_from_stdin_trains():
+    assert python("-", text=PROGRAM).stdout == EXPECTED
+
+
+def test_an_interactive_prompt_trains():
+    assert python("-i", "-q", text=PROGRAM).stdout == EXPECTED
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def error_of(kind, trainer, loader, limit=30):
+    """The one line that fit raises, and how it was noted; in bounded time."""
+    start = time.monotonic()
+    with pytest.raises(kind) as caught:
+        trainer.fit(loader, epochs=2)
+    assert time.monotonic() - start < limit
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, "2", True])
+def test_a_number_of_workers_that_is_none_is_refused(workers):
+    with pytest.raises(sn.ConfigError, match=r"^Trainer: expected workers .*, got .*$"):
+        make(workers, 4)
+
+
+@pytest.mark.parametrize("shards", [0, -1, 1.5, "2"])
+def test_a_number_of_shards_that_is_none_is_refused(shards):
+    with pytest.raises(sn.ConfigError, match=r"^Trainer: expected shards .*, got .*$"):
+        make(2, shards)
+
+
+def test_more_shards_than_samples_of_a_batch_are_refused():
+    error = error_of(sn.ConfigError, *make(2, BATCH + 1))
+    assert "expected at most one shard a sample, got 17 for 16 samples" in str(error)
+
+
+class Unsendable(sn.nn.Linear):
+    def __init__(self):
+        super().__init__(FEATURES, CLASSES)
+        self.stream = (i for i in range(3))
+
+
+def test_a_model_that_cannot_be_sent_to_a_worker_is_refused():
+    error = error_of(sn.ConfigError, *make(2, 4, model=Unsendable()))
+    assert "expected a model, loss and data that can be sent to a worker" in str(error)
+    assert "generator" in str(error)
+
+
+def test_a_machine_with_too_little_memory_is_said(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 4096)
+    assert "shared memory: expected" in str(error_of(sn.SharedMemoryError, *make(2, 4)))
+
+
+def test_shared_memory_that_the_system_refuses_is_said():
+    trainer, loader = make(2, 4, model=sn.nn.MLP(FEATURES, 4096, CLASSES))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # it binds files in memory, too
+    try:
+        error = error_of(sn.SharedMemoryError, trainer, loader)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "shared memory: expected" in str(error) and "File too large" in str(error)
+
+
+def mean_of_squares(output, target):
+    return (output**2).mean()
+
+
+def test_a_loss_that_is_not_finite_names_step_shard_and_op():
+    model = sn.nn.MLP(FEATURES, 4, CLASSES)
+    error = error_of(sn.NonFiniteError, *make(2, 4, model=model, dataset=samples(bad=17), loss=mean_of_squares))
+    steps = enumerate(make(1, 4)[1].batch_indices(0))
+    step, place, n = next((i, list(batch).index(17), len(batch)) for i, batch in steps if 17 in batch)
+    shard = next(k for k in range(4) if place < (k + 1) * n // 4)
+    assert f"got inf at step {step}, shard {shard}, from " in str(error)
+
+
+def raises_in_a_worker(output, target):
+    if multiprocess.parent_process() is not None:
+        raise ValueError("the user's code\nis not right")
+    return output.sum()
+
+
+def test_user_code_that_raises_in_a_worker_is_one_line_with_its_traceback():
+    error = error_of(sn.WorkerError, *make(2, 4, loss=raises_in_a_worker))
+    assert error.rank in (0, 1)
+    assert f"worker {error.rank}, step 0, shard {error.rank}: ValueError: the user's code" in str(error)
+    assert "raise ValueError(\"the user's code" in error.traceback and error.__notes__ == [error.traceback]
+
+
+def test_workers_that_take_longer_to_start_than_a_piece_may_take_are_left_alone(monkeypatch, caplog):
+    expected = trained(1, 4)
+    monkeypatch.setattr(pool, "Pool", functools.partial(pool.Pool, patience=1.0))
+    monkeypatch.setattr(pool, "STARTING", 1000)
+    monkeypatch.setenv(failpoints.VARIABLE, "start:*:*:!sleep=2")
+    with caplog.at_level(logging.WARNING, "scratchnet.parallel"):
+        assert trained(2, 4) == expected
+    assert "over no piece" not in caplog.text

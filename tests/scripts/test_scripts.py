@@ -1,0 +1,174 @@
+"""The scripts as a person runs them: flags from the dataclass, files at the end, one line for bad input."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scratchnet.data import read_idx, write_idx
+from scratchnet.flags import flag, parse_flags
+from scratchnet.formats.checkpoint import CheckpointFolder
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(*flags):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SCRATCHNET_QUIET": "1"})
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A folder in MNIST format: the first images of the embedded set, not gzipped."""
+    mini, folder = ROOT / "scratchnet" / "data" / "fashion_mnist_mini", tmp_path / "small data"
+    folder.mkdir()
+    for part, n in (("train", 200), ("t10k", 50)):
+        for kind in ("images-idx3", "labels-idx1"):
+            write_idx(folder / f"{part}-{kind}-ubyte", read_idx(mini / f"{part}-{kind}-ubyte.gz")[:n])
+    return folder
+
+
+def test_train_leaves_a_checkpoint_a_log_and_a_picture(tmp_path, small):
+    folder = tmp_path / "a run"
+    done = train("--data", small, "--epochs", 2, "--hidden", 16, 8, "--folder", folder)
+    assert done.returncode == 0, done.stderr
+    line = r"^epoch [12]/2  train loss \d.*val loss \d.*val accuracy \d.* samples/s$"
+    assert len(re.findall(line, done.stdout, re.M)) == 2
+    assert re.search(r"test accuracy \d+\.\d\d%", done.stdout)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with CheckpointFolder(folder) as checkpoints:
+        step, state = checkpoints.load_latest()
+    assert step == 2 * 3  # 180 samples left to train on, 64 a batch
+    assert state["config"]["hidden"] == (16, 8)
+    again = train("--data", small, "--epochs", 3, "--hidden", 16, 8, "--folder", folder)
+    assert again.returncode == 1
+    assert again.stderr.count("\n") == 1 and "resume='auto'" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "no-such-set"], "fashion-mnist"),
+        (["--epochs", "-1"], "total_steps"),
+        (["--shards", "0"], "shards"),
+        (["--threads", "0"], "threads"),
+        (["--batch-size", "0"], "batch_size"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_1(tmp_path, flags, message):
+    done = train("--folder", tmp_path / "run", *flags)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+
+
+def test_help_names_every_flag_with_its_default():
+    from train import Config
+
+    text = " ".join(subprocess.check_output([sys.executable, ROOT / "scripts" / "train.py", "-h"], text=True).split())
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in text
+        assert " ".join(field.metadata["help"].split()) in text
+
+
+@dataclasses.dataclass
+class Example:
+    """An example."""
+
+    count: int = flag(3, "how many")
+    names: tuple[str, ...] = flag(("a",), "names")
+    fast: bool = flag(False, "be fast")
+    rate: float | None = flag(None, "a rate")
+
+
+def test_flags_follow_the_types_of_the_fields():
+    assert parse_flags(Example, []) == Example()
+    given = parse_flags(Example, ["--count", "5", "--names", "x", "y", "--fast", "--rate", "0.5"])
+    assert given == Example(5, ("x", "y"), True, 0.5)
+    with pytest.raises(SystemExit):
+        parse_flags(Example, ["--count", "many"])
+
+
+def test_the_training_script_fits_on_a_slide():
+    assert len((ROOT / "scripts" / "train.py").read_text().splitlines()) <= 90
+
+
+# --- bench.py ---------------------------------------------------------------------------------------------------------
+
+
+def bench(*flags):
+    command = [sys.executable, str(ROOT / "scripts" / "bench" / "bench.py"), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SCRATCHNET_QUIET": "1"})
+
+
+def test_bench_shows_that_the_engines_do_the_same_work_and_keeps_all_figures(tmp_path, small):
+    flags = ["--data", small, "--sections", "steps", "--steps", "784-4-10@2", "--engines", "scratchnet-eager", "numpy"]
+    files = {"json": tmp_path / "bench.json", "picture": tmp_path / "bench.png"}
+    done = bench(*flags, "--threads", 1, "--rounds", 2, "--seconds", 0.01, *(f"--{k}={v}" for k, v in files.items()))
+    assert done.returncode == 0, done.stderr
+    assert "OTHER WORK" not in done.stdout and "did not run" not in done.stdout
+    assert re.search(r"(ahead of|LOSE to|level with) +numpy +\d+\.\d\dx best, +\d+\.\d\dx median", done.stdout)
+    report = json.loads(files["json"].read_text())
+    (work,) = report["works"]
+    assert {name: len(seconds) for name, seconds in work["seconds"].items()} == {"scratchnet-eager": 2, "numpy": 2}
+    assert work["flops"] == 2 * 2 * (2 * 784 * 4 + 3 * 4 * 10)
+    losses = [facts["loss"] for facts in work["facts"].values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert report["machine"]["threads"] == 1 and min(report["roof"].values()) > 0
+    assert files["picture"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_times_epochs_and_whole_runs(small):
+    done = bench(
+        "--data", small, "--sections", "epochs", "accuracy", "--engines", "numpy", "--rounds", 1, "--goal", 0.2
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"epochs: 784-128-10.*\n.*\n +numpy +\d", done.stdout)
+    assert re.search(r"to 20% test accuracy\n.*\n +numpy .*epochs \d+, accuracy 0\.[2-9]", done.stdout), done.stdout
+
+
+def test_bench_pools_do_the_same_work_as_one_process(tmp_path, small):
+    from bench import Process, write_data
+
+    write_data(str(small), str(tmp_path))
+    work = {"what": "measure", "widths": (784, 4, 10), "batch_size": 8, "shards": 2}
+    answers = {}
+    for name in ("scratchnet", "pool-1", "pool-2", "pool-2-one-page", "pool-2-unguarded"):
+        process = Process(name, 1, str(tmp_path))
+        answers[name] = process.ask("pool", work, 0.01)
+        process.close()
+        assert answers[name]["seconds"] > 0, answers
+    losses = [answer["loss"] for answer in answers.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(set(losses[1:])) == 1
+
+
+def test_bench_says_plainly_where_we_lose():
+    from bench import Work, verdict
+
+    work = Work("steps", "a network", "steps", {})
+    work.seconds = {"scratchnet": [2.0, 3.0, 4.0], "jax": [8.0, 9.0, 9.0], "torch": [1.0, 1.5, 2.0]}
+    assert re.search(r"LOSE to +torch +2\.00x best, +2\.00x median +steps: a network", verdict([work]))
+    del work.seconds["torch"]
+    assert re.search(r"ahead of +jax +4\.00x best, +3\.00x median", verdict([work]))
+
+
+def test_bench_names_an_engine_that_does_other_work(capsys):
+    from bench import Roof, Work, print_work
+
+    work = Work("steps", "a network", "steps", {}, flops=1e9)
+    work.seconds = {"scratchnet": [1.0], "jax": [1.0], "torch": [1.0]}
+    work.facts = {"scratchnet": {"loss": 1.01}, "jax": {"loss": 1.0}, "torch": {"loss": 1.0}}
+    print_work(work, Roof(1e10, 1e10))
+    assert "scratchnet does OTHER WORK" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--threads", 0], ["--rounds", 0], ["--steps", "784"], ["--threads", 10**6]])
+def test_bench_refuses_bad_input_in_one_line(small, flags):
+    done = bench("--data", small, "--engines", "numpy", *flags)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and flags[0] in done.stderr, done.stderr

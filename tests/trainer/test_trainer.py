@@ -1,0 +1,369 @@
+"""The Trainer: the same bits after a resume, a kill or a signal; shards that add up to the batch; clear refusals."""
+
+import io
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import scratchnet as sn
+from scratchnet.parallel.shards import split
+from scratchnet.trainer.metrics_log import read_jsonl
+from scratchnet.trainer.trainer import _bar
+
+SAMPLES, FEATURES, CLASSES = 50, 6, 3
+
+
+def data(seed=0, n=SAMPLES):
+    rng = np.random.default_rng(seed)
+    centers = 3 * rng.standard_normal((CLASSES, FEATURES))
+    y = rng.integers(0, CLASSES, n)
+    return sn.data.TensorDataset((centers[y] + rng.standard_normal((n, FEATURES))).astype(np.float32), y)
+
+
+def make(folder=None, shards=None, dropout=0.3, lr=0.05, batch_size=8, model=None, **options):
+    """A small run that uses all there is to restore: dropout, momentum, a schedule, shuffling, a short last batch."""
+    sn.manual_seed(1)
+    model = model or sn.nn.MLP(FEATURES, 8, CLASSES, dropout=dropout)
+    optimizer = sn.optim.SGD(model.parameters(), lr, momentum=0.9)
+    schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=1000)
+    loader = sn.data.DataLoader(data(), batch_size, shuffle=True, seed=3)
+    trainer = sn.Trainer(
+        model, optimizer, sn.nn.CrossEntropyLoss(), schedule, shards=shards, folder=folder, progress=False, **options
+    )
+    return trainer, loader
+
+
+def weights(trainer):
+    return {name: array.tobytes() for name, array in trainer.model.state_dict().items()}
+
+
+def newest(folder):
+    return sorted(folder.glob("checkpoint-*.safetensors"))[-1].read_bytes()
+
+
+# --- resuming ------------------------------------------------------------------------------------------------------
+
+
+def test_ten_epochs_equal_five_and_five(tmp_path):
+    trainer, loader = make(tmp_path / "whole")
+    whole = trainer.fit(loader, loader, epochs=10)
+    trainer, loader = make(tmp_path / "parts")
+    trainer.fit(loader, loader, epochs=5)
+    trainer, loader = make(tmp_path / "parts")
+    parts = trainer.fit(loader, loader, epochs=10, resume="auto")
+    assert newest(tmp_path / "whole") == newest(tmp_path / "parts")
+    assert whole.records == parts.records
+
+
+def test_resuming_from_any_step_ends_in_the_same_bytes(tmp_path):
+    trainer, loader = make(tmp_path / "whole", save_every=1)
+    trainer.fit(loader, epochs=2)
+    expected = newest(tmp_path / "whole")
+    for step in range(1, 14):
+
+        class Stop(Exception):
+            pass
+
+        folder = tmp_path / f"stopped{step}"
+        trainer, loader = make(folder, save_every=1)
+        step_of = trainer._step
+
+        def stop_after(dataset, positions, number, step=step, step_of=step_of):
+            if number == step:
+                raise Stop
+            return step_of(dataset, positions, number)
+
+        trainer._step = stop_after
+        with pytest.raises(Stop):
+            trainer.fit(loader, epochs=2)
+        trainer, loader = make(folder, save_every=1)
+        trainer.fit(loader, epochs=2, resume="auto")
+        assert newest(folder) == expected
+
+
+CHILD = """
+import sys
+sys.path[:0] = [{tests!r}]
+from tests.trainer.test_trainer import make
+trainer, loader = make({folder!r}, save_every=2)
+step = trainer._step
+def announced(dataset, positions, number):
+    losses = step(dataset, positions, number)
+    print("step", number + 1, flush=True)
+    return losses
+trainer._step = announced
+trainer.fit(loader, epochs=4, resume="auto")
+"""
+
+
+def start(folder):
+    code = textwrap.dedent(CHILD).format(tests=str(Path(__file__).parents[2]), folder=str(folder))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process, step):
+    for line in process.stdout:
+        if line == f"step {step}\n":
+            return
+    raise AssertionError(f"the child ended before step {step}: {process.stderr.read()}")
+
+
+def test_a_run_killed_three_times_ends_in_the_bytes_of_an_undisturbed_one(tmp_path):
+    trainer, loader = make(tmp_path / "whole", save_every=2)
+    trainer.fit(loader, epochs=4)
+    for step in (3, 8, 19):
+        process = start(tmp_path / "killed")
+        wait_for_step(process, step)
+        process.kill()
+        process.communicate()
+    trainer, loader = make(tmp_path / "killed", save_every=2)
+    trainer.fit(loader, epochs=4, resume="auto")
+    assert newest(tmp_path / "killed") == newest(tmp_path / "whole")
+    assert [record["epoch"] for record in read_jsonl(tmp_path / "killed" / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert not list((tmp_path / "killed").glob("*.scratchnet-tmp"))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path, number, status):
+    process = start(tmp_path / "run")
+    wait_for_step(process, 5)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == status
+    trainer, loader = make(tmp_path / "run", save_every=2)
+    trainer.fit(loader, epochs=4, resume="auto")
+    reference, loader = make(save_every=2)
+    reference.fit(loader, epochs=4)
+    assert weights(trainer) == weights(reference)
+
+
+def test_a_new_run_in_a_used_folder_is_refused_and_touches_nothing(tmp_path):
+    trainer, loader = make(tmp_path)
+    trainer.fit(loader, epochs=1)
+    before = newest(tmp_path)
+    trainer, loader = make(tmp_path)
+    with pytest.raises(sn.CheckpointError, match="resume='auto'"):
+        trainer.fit(loader, epochs=1)
+    assert newest(tmp_path) == before
+
+
+@pytest.mark.parametrize("change", [{"shards": 2}, {"batch_size": 7}, {"seed": 5}])
+def test_resuming_with_another_arithmetic_is_refused(tmp_path, change):
+    trainer, loader = make(tmp_path)
+    trainer.fit(loader, epochs=1)
+    trainer, loader = make(tmp_path, **change)
+    with pytest.raises(sn.CheckpointError, match=rf"resume: expected {next(iter(change))}="):
+        trainer.fit(loader, epochs=2, resume="auto")
+
+
+def test_resuming_another_model_names_the_difference(tmp_path):
+    trainer, loader = make(tmp_path)
+    trainer.fit(loader, epochs=1)
+    trainer, loader = make(tmp_path, model=sn.nn.MLP(FEATURES, 9, CLASSES, dropout=0.3))
+    before = weights(trainer)
+    with pytest.raises(sn.CheckpointError, match="weight"):
+        trainer.fit(loader, epochs=2, resume="auto")
+    assert weights(trainer) == before
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
+    trainer, loader = make(tmp_path)
+    trainer.fit(loader, epochs=3)
+    expected = newest(tmp_path)
+    path = sorted(tmp_path.glob("checkpoint-*.safetensors"))[-1]
+    path.write_bytes(expected[:-1])
+    trainer, loader = make(tmp_path)
+    with pytest.warns(RuntimeWarning, match="checkpoint-"):
+        trainer.fit(loader, epochs=3, resume="auto")
+    assert newest(tmp_path) == expected
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 9])
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_shards_are_consecutive_and_hold_every_row_once(n, shards):
+    x = np.arange(n)
+    parts = [split((x,), k, shards)[0] for k in range(shards)]
+    assert np.concatenate(parts).tolist() == x.tolist()
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("shards", [2, 3, 8, 16])
+def test_merged_shards_give_the_mean_gradient_of_the_batch(shards):
+    """Momentum and dropout off, one step: the change of the weights is -lr times NumPy's gradient of the batch."""
+    sn.manual_seed(0)
+    model = sn.nn.Linear(FEATURES, CLASSES)
+    before = {k: v.astype(np.float64) for k, v in model.state_dict().items()}
+    x, y = (array[:11] for array in data().arrays)  # 16 shards of 11 rows: some are empty
+    trainer = sn.Trainer(
+        model, sn.optim.SGD(model.parameters(), 0.5), sn.nn.CrossEntropyLoss(), shards=shards, progress=False
+    )
+    history = trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, y), 11))
+    z = x @ before["weight"] + before["bias"]
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    loss = -np.log(p[np.arange(len(y)), y]).mean()
+    p[np.arange(len(y)), y] -= 1
+    np.testing.assert_allclose(model.state_dict()["weight"], before["weight"] - 0.5 * x.T @ p / len(x), atol=1e-5)
+    np.testing.assert_allclose(model.state_dict()["bias"], before["bias"] - 0.5 * p.mean(0), atol=1e-5)
+    assert history["train_loss"] == [pytest.approx(loss, rel=1e-5)]
+
+
+def test_running_statistics_of_shards_are_averaged_from_the_same_start():
+    sn.manual_seed(0)
+    model = sn.nn.Sequential(sn.nn.BatchNorm1d(FEATURES), sn.nn.Linear(FEATURES, CLASSES))
+    trainer = sn.Trainer(
+        model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss(), shards=2, progress=False
+    )
+    x, y = (array[:10] for array in data().arrays)
+    trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, y), 10))
+    mean = 0.5 * (0.1 * x[:5].mean(0)) + 0.5 * (0.1 * x[5:].mean(0))
+    np.testing.assert_allclose(model.state_dict()["0.running_mean"], mean, rtol=1e-5, atol=1e-6)
+
+
+def images(n=50, seed=0):
+    rng = np.random.default_rng(seed)
+    return sn.data.TensorDataset(
+        rng.integers(0, 256, (n, FEATURES), np.uint8), rng.integers(0, CLASSES, n), scale=1 / 255
+    )
+
+
+class Unknown(sn.data.Dataset):
+    """Images that only `gather` can give."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda d: d,
+    lambda d: d.map(sn.data.Standardize.fit(d)),
+    lambda d: sn.data.random_split(d, [40, 10])[0].map(sn.data.Standardize.fit(d, per_feature=False)),
+    lambda d: d.map(lambda x: x * 2),
+    Unknown,
+])  # fmt: skip
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_step_that_gathers_its_rows_itself_keeps_the_bits(wrap, shards):
+    results = []
+    for jit in (True, False):
+        trainer, _ = make(shards=shards, jit=jit)
+        history = trainer.fit(sn.data.DataLoader(wrap(images()), 8, shuffle=True, seed=1), epochs=3)
+        results.append((weights(trainer), history.records))
+    assert results[0] == results[1]
+
+
+def test_bits_do_not_depend_on_threads():
+    results = []
+    for threads in (1, 2):
+        sn.set_num_threads(threads)
+        trainer, loader = make(model=sn.nn.MLP(FEATURES, 8, CLASSES), shards=2)
+        sn.manual_seed(1)
+        trainer, loader = make(shards=2)
+        trainer.fit(loader, epochs=2)
+        results.append(weights(trainer))
+    assert results[0] == results[1]
+
+
+# --- learning, evaluation, bad input ----------------------------------------------------------------------------------
+
+
+def test_it_learns_and_reports(tmp_path):
+    trainer, loader = make(tmp_path, dropout=0.0)
+    history = trainer.fit(loader, loader, epochs=20)
+    assert history["train_loss"][-1] < 0.5 * history["train_loss"][0]
+    assert trainer.evaluate(loader)["accuracy"] == history["val_accuracy"][-1] > 0.9
+    record = read_jsonl(tmp_path / "metrics.jsonl")[-1]
+    assert set(record) == {
+        "epoch", "step", "train_loss", "val_loss", "val_accuracy", "seconds", "samples_per_second",
+    }  # fmt: skip
+
+
+def test_the_progress_line_shows_what_each_worker_does(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def engine(busy, waiting):
+        rows = [{"computing": b, "merging": 0.0, "waiting": w} for b, w in zip(busy, waiting, strict=True)]
+        return SimpleNamespace(report=lambda: rows)
+
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setattr("scratchnet.trainer.trainer.SAY_EVERY", 0.0)
+    run = SimpleNamespace(loader=range(10), batch=0, epoch=0)
+    with _bar(run, 3, show=True) as bar:
+        bar.say(engine([3.0, 1.0], [1.0, 1.0]))
+        bar.say(engine([4.0, 2.0], [4.0, 1.0]))  # since then: 1 s busy and 3 s waiting, and 1 s busy
+        bar.refresh()
+    assert "epoch 1/3" in sys.stderr.getvalue()
+    assert "busy 25% 100%" in sys.stderr.getvalue()
+
+
+def test_predict_returns_logits_and_leaves_the_mode_alone():
+    trainer, loader = make(dropout=0.5)
+    x, _ = next(loader.batches(0))
+    trainer.model.train()
+    first, second = trainer.predict(x), trainer.predict(x, batch_size=3)
+    assert trainer.model.training
+    assert first.shape == (len(x), CLASSES)
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_a_loss_that_is_not_finite_names_the_step_and_the_op_and_changes_nothing(jit):
+    features, labels = data().arrays
+    features = features.copy()
+    features[17] = 1e12  # in the third batch
+
+    def run(n):
+        trainer, _ = make(dropout=0.0, jit=jit)
+        ordinary = trainer.loss
+        trainer.loss = lambda output, target: ordinary(output, target) + (1e6 - output.abs().max()).log() * 0.0
+        return trainer, sn.data.DataLoader(sn.data.TensorDataset(features[:n], labels[:n]), 8)
+
+    before, loader = run(16)
+    before.fit(loader, epochs=1)
+    trainer, loader = run(len(features))
+    with pytest.raises(sn.NonFiniteError, match=r"nan at step 2, shard 0, from log"):
+        trainer.fit(loader, epochs=1)
+    assert weights(trainer) == weights(before)
+    assert [slot["step"] for slot in trainer.optimizer.state_dict()["state"]] == [2] * 4
+    assert trainer.scheduler.last_step == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"workers": 0}, {"workers": 1.5}, {"shards": 0}, {"strategy": "gossip"}, {"save_every": 0}]
+)
+def test_arguments_outside_their_range_are_refused(options):
+    with pytest.raises(sn.ConfigError, match="Trainer: expected"):
+        make(**options)
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    """The loss is finite, its gradient is not: the square root of 0."""
+    trainer, loader = make(tmp_path, dropout=0.0, save_every=1, jit=False)
+    trainer.loss = lambda output, target: (output * 0).abs().sum(axis=1).sqrt().mean()
+    with pytest.raises(sn.NonFiniteError, match=r"step 1: expected finite parameters, got others in 'linear1.weight'"):
+        trainer.fit(loader, epochs=1)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_loss_that_is_no_mean_is_refused():
+    trainer, loader = make()
+    trainer.loss = sn.nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(sn.ShapeError, match="loss of one element"):
+        trainer.fit(loader, epochs=1)
