@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import trace
+from . import tracing
 from .errors import CheckpointError, ConfigError
 
 _WORD = 2**64
@@ -46,7 +46,7 @@ class Generator:
         """(seed, the next stream) as two uint64: what names the random numbers of one draw."""
         key = np.array([self.seed, self.next_stream()], np.uint64)
 
-        written = trace.current()
+        written = tracing.current()
         if written is not None:  # a program draws anew in each call, from what is current then if it was now
             given = self if written.generator is not self else None
             written.effects.append(lambda: _draw_into(key, given or current()))

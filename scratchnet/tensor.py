@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import ops, trace
+from . import ops, tracing
 from .errors import ConfigError, DeviceError, DtypeError, GradientError, ScratchnetError, ShapeError
 from .kernels import Device
 from .kernels import device as find_device
@@ -130,7 +130,7 @@ class Tensor:
         """Runs one op and records it. This is the only place where ops meet tensors."""
         tensors = _prepare(op, inputs)
         device = tensors[0]._device
-        written = trace.current()
+        written = tracing.current()
         try:
             if written is None:
                 out = op.forward(device, *[t._data for t in tensors], **params)
@@ -187,7 +187,7 @@ class Tensor:
         """The one element, as a Python number. Raises ShapeError if there are more or none."""
         if self.size != 1:
             raise ShapeError(f"item: expected one element, got shape {self.shape}")
-        trace.refuse("item", self._data, self.requires_grad)
+        tracing.refuse("item", self._data, self.requires_grad)
         return self._data.item()
 
     def numpy(self) -> np.ndarray:
@@ -197,7 +197,7 @@ class Tensor:
         """
         if self.requires_grad:
             raise GradientError("numpy: expected a tensor that does not require grad; call .detach() first")
-        trace.refuse("numpy", self._data)
+        tracing.refuse("numpy", self._data)
         return self._device.to_host(self._data)
 
     @property
@@ -239,7 +239,7 @@ class Tensor:
         data = self._data
         shared = target.is_host and self._device.is_host  # the host devices share memory
         if not shared:
-            trace.refuse("to", data)
+            tracing.refuse("to", data)
             data = target.from_host(self._device.to_host(data))
         node = None
         if self.requires_grad and _grad_enabled.get():
@@ -317,7 +317,7 @@ class Tensor:
         found = backpropagate(self, g, retain_graph=retain_graph or create_graph, create_graph=create_graph)
         taken = {id(g._data)}
         for leaf, leaf_gradient in found.values():
-            trace.touch(leaf)
+            tracing.touch(leaf)
             if leaf.grad is not None:
                 with recording(create_graph):
                     leaf_gradient = leaf.grad + leaf_gradient
@@ -331,7 +331,7 @@ class Tensor:
 
     def zero_grad(self) -> None:
         """Forgets the gradient."""
-        trace.zeroed(self)
+        tracing.zeroed(self)
         self.grad = None
 
     # --- operators ----------------------------------------------------------------------------------------------
@@ -632,13 +632,13 @@ def _checked_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def _copied(data: np.ndarray, dtype: np.dtype, device: Device) -> np.ndarray:
-    device = trace.active(device)
+    device = tracing.active(device)
     out = device.empty(data.shape, dtype)
     device.copy(data, out)
     return out
 
 
-def _watch(written: trace.Trace, tensors: tuple[Tensor, ...]) -> None:
+def _watch(written: tracing.Trace, tensors: tuple[Tensor, ...]) -> None:
     """A program reads parameters and buffers where they lay when it was recorded."""
     for t in tensors:
         if t._node is None and (t.requires_grad or type(t) is not Tensor):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..trace import Call, Guard, memory_of
+from ..tracing import Call, Guard, memory_of
 from .program import Program
 
 ROUNDS = 20  # runs of a stage; the best counts

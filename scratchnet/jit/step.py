@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import random, trace
+from .. import random, tracing
 from ..errors import JitError
 from ..tensor import Tensor, is_recording
 from .explain import explain
@@ -27,7 +27,7 @@ class Step:
         self._programs: dict[Any, list[_Recorded]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if trace.current() is not None:  # a step within a step is a part of it
+        if tracing.current() is not None:  # a step within a step is a part of it
             return self.function(*args, **kwargs)
         arrays: list[np.ndarray] = []
         key = (*[_key(value, arrays) for value in args], _key(kwargs, arrays) if kwargs else None, is_recording())
@@ -124,8 +124,8 @@ def _record(
     inputs = [x.copy() for x in arrays]
     replaced = iter(inputs)
     args, kwargs = _rebuilt(args, replaced), _rebuilt(kwargs, replaced)
-    written = trace.Trace(inputs, random.current())
-    with trace.writing(written):
+    written = tracing.Trace(inputs, random.current())
+    with tracing.writing(written):
         result = function(*args, **kwargs)
     give_back(arrays, inputs)
     gradients = []

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .. import ops, random, trace
+from .. import ops, random, tracing
 from ..errors import ConfigError, DtypeError, ShapeError
 from ..functions import gelu, log_softmax, relu, sigmoid, softmax, softplus, tanh
 from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor, no_grad
@@ -149,7 +149,7 @@ def _move(running: Tensor | None, target: Tensor, momentum: float) -> None:
         return
     with no_grad():
         moved = running * (1 - momentum) + target.reshape(running.shape) * momentum
-    trace.active(running._device).copy(moved._data, running._data)
+    tracing.active(running._device).copy(moved._data, running._data)
     running._version += 1
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from .. import trace
+from .. import tracing
 from ..errors import CheckpointError, ConfigError
 from ..kernels import Device
 from ..tensor import FLOATS, ArrayLike, Tensor
@@ -73,7 +73,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__}: expected a method forward, got none")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        trace.watch(self, "training")
+        tracing.watch(self, "training")
         return self.forward(*args, **kwargs)
 
     # --- attributes ---------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Iterable
 
-from .. import trace
+from .. import tracing
 from ..errors import ConfigError, NonFiniteError
 from ..functions import maximum, minimum, sqrt
 from ..tensor import Tensor, no_grad
@@ -25,7 +25,7 @@ def clip_grad_norm_(
         raise ConfigError(f"clip_grad_norm_: expected max_norm >= 0 and norm_type > 0, got {max_norm} and {norm_type}")
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     for p in parameters:
-        trace.touch(p)
+        tracing.touch(p)
     with no_grad():
         norm = _norm([p.grad for p in parameters if p.grad is not None and p.grad.size], norm_type)
         if error_if_nonfinite and not math.isfinite(norm.item()):

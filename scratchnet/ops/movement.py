@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .. import trace
+from .. import tracing
 from ..errors import DtypeError, IndexOutOfRangeError, ShapeError
 from .table import array_of, contiguous, define
 
@@ -222,7 +222,7 @@ def index(x, key):
         return take_rows(x, checked_index("index", arrays[0], x.shape[0]))
     for a in arrays:
         if isinstance(a, np.ndarray):
-            trace.refuse("index: several arrays, or booleans", a)
+            tracing.refuse("index: several arrays, or booleans", a)
     _check_key(x, arrays)
     positions = np.arange(x.size).reshape(x.shape)[arrays]  # which element lands where, by NumPy's own rules
     return take_rows(reshape(x, shape=(x.size,)), np.asarray(positions))
@@ -250,12 +250,12 @@ def checked_index(name: str, array, n: int, from_end: bool = True) -> np.ndarray
     if array.dtype.kind not in "iu":
         raise DtypeError(f"{name}: expected integers, got {array.dtype}")
     if array.dtype != np.int64:
-        trace.refuse(f"{name}: integers that are not int64", array)
+        tracing.refuse(f"{name}: integers that are not int64", array)
     else:
         lowest = -n if from_end and array.size and limits_of(array)[0] < 0 else 0
         if lowest:
-            trace.refuse(f"{name}: numbers that count from the end", array)
-        trace.guard("in_range", array, (0, n), lambda: checked_index(name, array, n, from_end))
+            tracing.refuse(f"{name}: numbers that count from the end", array)
+        tracing.guard("in_range", array, (0, n), lambda: checked_index(name, array, n, from_end))
     if not array.size:
         return array.astype(np.int64, copy=False)
     lowest, (least, most) = -n if from_end else 0, limits_of(array)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import trace
+from .. import tracing
 from ..errors import CheckpointError, ConfigError
 from .optimizers import Optimizer
 
@@ -38,7 +38,7 @@ class LRScheduler:
     def step(self) -> None:
         """One optimizer step is done: sets the values for the next one."""
         self._advance()
-        trace.effect(self._advance)
+        tracing.effect(self._advance)
 
     def _advance(self) -> Callable[[], None]:
         before = self.last_step

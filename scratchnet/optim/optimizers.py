@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import trace
+from .. import tracing
 from ..errors import CheckpointError, ConfigError, DtypeError, ShapeError
 from ..ops.table import contiguous
 from ..tensor import FLOATS, Tensor
@@ -29,7 +29,7 @@ RANGES = {
 PAIRS = {"betas"}
 
 
-class _Slot:
+class ParameterState:
     """A parameter, the group it is in, what the rule remembers of it (arrays), and how many steps it took."""
 
     __slots__ = ("arrays", "dtype", "group", "param", "shape", "step")
@@ -60,7 +60,7 @@ class Optimizer:
     def __init__(self, params: Iterable[Tensor] | Iterable[Group], **defaults: Any):
         self.defaults = defaults
         self.param_groups: list[Group] = []
-        self._slots: list[_Slot] = []
+        self.states: list[ParameterState] = []
         groups = _as_list(params)
         if not groups or not isinstance(groups[0], dict):
             groups = [{"params": groups}]
@@ -76,7 +76,7 @@ class Optimizer:
         self._check_options(group)
         self._check_parameters(params)
         self.param_groups.append(group)
-        self._slots += [_Slot(param, group, len(self.state_names)) for param in params]
+        self.states += [ParameterState(param, group, len(self.state_names)) for param in params]
 
     def numbers(self, group: Group, step: int) -> tuple[float, ...]:
         """What the kernel takes after the arrays; `step` counts the parameter's updates from 1."""
@@ -84,7 +84,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forgets the gradients of all parameters."""
-        for slot in self._slots:
+        for slot in self.states:
             slot.param.zero_grad()
 
     def step(self) -> None:
@@ -92,21 +92,25 @@ class Optimizer:
 
         Raises ShapeError or DtypeError if a gradient does not fit its parameter; then nothing was updated.
         """
-        if trace.current() is not None:
-            for slot in self._slots:
-                trace.touch(slot.param)
-        ready = [(s, self._gradient(s, s.param.grad)) for s in self._slots if s.param.grad is not None]
+        if tracing.current() is not None:
+            for slot in self.states:
+                tracing.touch(slot.param)
+        ready = [(s, self._gradient(s, s.param.grad)) for s in self.states if s.param.grad is not None]
         slots = [slot for slot, _ in ready]
-        numbers: dict[Any, tuple[_Slot, np.ndarray]] = {}  # one array for all slots of a group that took as many steps
+        numbers: dict[
+            Any, tuple[ParameterState, np.ndarray]
+        ] = {}  # one array for all slots of a group that took as many steps
         own = [numbers.setdefault((id(s.group), s.step), (s, np.empty(self.n_numbers)))[1] for s in slots]
         leaders = list(numbers.values())
-        self._count(slots, leaders)
+        self.advance(slots, leaders)
         for (slot, gradient), array in zip(ready, own, strict=True):
             data, arrays = slot.param._data, slot.arrays
-            getattr(trace.active(slot.param._device), self.kernel)(data, gradient, *arrays, data, *arrays, array)
-        trace.updated([slot.param for slot in slots], lambda: self._count(slots, leaders))
+            getattr(tracing.active(slot.param._device), self.kernel)(data, gradient, *arrays, data, *arrays, array)
+        tracing.updated([slot.param for slot in slots], lambda: self.advance(slots, leaders))
 
-    def _count(self, slots: list[_Slot], leaders: list[tuple[_Slot, np.ndarray]]) -> Callable[[], None]:
+    def advance(
+        self, slots: list[ParameterState], leaders: list[tuple[ParameterState, np.ndarray]]
+    ) -> Callable[[], None]:
         """One more step of each slot; returns what takes it back.
 
         leaders: a slot of each group and number of steps, and the array of the kernel's numbers for all such slots.
@@ -123,7 +127,7 @@ class Optimizer:
 
         return take_back
 
-    def _gradient(self, slot: _Slot, grad: Tensor) -> np.ndarray:
+    def _gradient(self, slot: ParameterState, grad: Tensor) -> np.ndarray:
         """The gradient as a contiguous array, checked against the slot."""
         param, gradient = slot.param, grad._data
         if gradient.shape != slot.shape:
@@ -132,7 +136,7 @@ class Optimizer:
             raise DtypeError(
                 f"{self._name}: expected parameter and gradient {slot.dtype}, got {param.dtype} and {gradient.dtype}"
             )
-        return gradient if gradient.flags.c_contiguous else contiguous(trace.active(param._device), gradient)
+        return gradient if gradient.flags.c_contiguous else contiguous(tracing.active(param._device), gradient)
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -147,10 +151,10 @@ class Optimizer:
                 name: slot.param._device.to_host(a).copy()
                 for name, a in zip(self.state_names, slot.arrays, strict=True)
             }
-            for slot in self._slots
+            for slot in self.states
         ]
         groups = [
-            group | {"params": [i for i, slot in enumerate(self._slots) if slot.group is group]}
+            group | {"params": [i for i, slot in enumerate(self.states) if slot.group is group]}
             for group in self.param_groups
         ]
         return {"state": state, "param_groups": groups}
@@ -176,7 +180,7 @@ class Optimizer:
             raise CheckpointError(f"state dict: {error}") from None
         for group, new in zip(self.param_groups, state["param_groups"], strict=True):
             group |= {k: tuple(v) if k in PAIRS else v for k, v in new.items() if k != "params"}
-        for slot, new in zip(self._slots, state["state"], strict=True):
+        for slot, new in zip(self.states, state["state"], strict=True):
             slot.step = new["step"]
             for array, name in zip(slot.arrays, self.state_names, strict=True):
                 slot.param._device.write(array, new[name])
@@ -203,7 +207,7 @@ class Optimizer:
     def _check_parameters(self, params: list[Tensor]) -> None:
         if not params:
             raise ConfigError(f"{self._name}: expected at least one parameter, got none")
-        seen = {id(slot.param) for slot in self._slots}
+        seen = {id(slot.param) for slot in self.states}
         for param in params:
             if not isinstance(param, Tensor):
                 raise ConfigError(f"{self._name}: expected tensors, got {type(param).__name__}")

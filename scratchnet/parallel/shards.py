@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import trace
+from .. import tracing
 from ..errors import NonFiniteError, ShapeError
 from ..nn import Module
 from ..random import Generator, using
@@ -61,7 +61,7 @@ def require_finite(loss: Tensor) -> None:
             raise NonFiniteError("fit: expected a finite loss, got one that is not")
 
     check()
-    trace.guard("finite", loss._data, (), check)
+    tracing.guard("finite", loss._data, (), check)
 
 
 def weighted_mean(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

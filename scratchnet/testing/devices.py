@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ContractError
 from ..kernels import device
-from ..trace import memory_of
+from ..tracing import memory_of
 
 _NUMBERS = {"numbers", "key"}  # parameters that are arrays on every device's host
 

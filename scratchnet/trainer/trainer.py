@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import trace
+from .. import tracing
 from ..autograd import first_nonfinite
 from ..data import DataLoader
 from ..data.dataset import gather, selects
@@ -32,7 +32,7 @@ from ..kernels import device as find_device
 from ..kernels import get_num_threads, set_num_threads
 from ..nn import Module
 from ..parallel.comm.job import is_first_rank, started_as, tell_end
-from ..parallel.pool.places import Places
+from ..parallel.pool.placement import Placement
 from ..parallel.shards import StepResult, first_stream, require_finite, shard_loss, split, weighted_mean
 from ..parallel.strategies import AllReduce, Strategy, options_of, strategy_of
 from ..random import Generator
@@ -155,10 +155,10 @@ class Trainer:
             )
         self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
         self._device = next(iter(model.parameters())).device
-        self.devices, self._places = devices, Places(devices, self._device)
+        self.devices, self._placement = devices, Placement(devices, self._device)
         if isinstance(workers, int):
-            self._places.check(workers)
-        elif self._places.names is not None:
+            self._placement.check(workers)
+        elif self._placement.names is not None:
             raise ConfigError("Trainer: expected a number of workers with devices, or a model on 'cuda', got 'auto'")
         self.workers: Any = workers
         self._shards = shards
@@ -184,7 +184,7 @@ class Trainer:
         this raises ConfigError while a run is in progress.
         """
         _require_workers(workers)
-        self._places.check(workers)
+        self._placement.check(workers)
         if self._shards is None and self._is_running:
             raise ConfigError("resize: expected a Trainer with shards=K, whose arithmetic stays the same, got none")
         self.workers = workers
@@ -482,7 +482,7 @@ class _Pooled:
         self._replica.leave_out_untrained(loader.dataset, first)
         options: dict[str, Any] = {"span": self._strategy.span(trainer.accumulate), "first": run.step}
         options["timeline"] = trainer.timeline
-        pool: Callable[..., Any] = functools.partial(Pool, workers=trainer.workers, places=trainer._places)
+        pool: Callable[..., Any] = functools.partial(Pool, workers=trainer.workers, placement=trainer._placement)
         if trainer.workers == 1 and trainer.devices is None:
             pool = Solo
         if trainer._ranks:
@@ -565,7 +565,7 @@ class _Pooled:
 
 def _engine_of(trainer: Trainer, run: _Run) -> Any:
     """What computes the steps of a run."""
-    if trainer._ranks and "cuda" in trainer._places.kinds:
+    if trainer._ranks and "cuda" in trainer._placement.kinds:
         raise DeviceError("Trainer: expected a model on 'cpu' and no GPU among devices under MPI, got 'cuda'")
     is_all_reduce = isinstance(trainer.strategy, AllReduce) and trainer.strategy.compression is None
     is_plain = is_all_reduce and trainer.accumulate == 1 and trainer.clip_norm is None
@@ -595,7 +595,7 @@ class _Run:
             "accumulate": trainer.accumulate,
             "clip_norm": trainer.clip_norm,
             "nonfinite": trainer.nonfinite,
-            "devices": list(trainer._places.kinds) if trainer._places.are_mixed else None,
+            "devices": list(trainer._placement.kinds) if trainer._placement.are_mixed else None,
             **options_of(trainer.strategy),
         }
 
@@ -697,14 +697,14 @@ def _merged_buffers(model: Module, weights: list[float]) -> Iterator[Callable[[]
 
 
 def _copy(t: Tensor) -> Tensor:
-    device = trace.active(find_device(t.device))
+    device = tracing.active(find_device(t.device))
     out = device.empty(t.shape, t.dtype)
     device.copy(t._data, out)
     return Tensor(out, device=t.device)
 
 
 def _assign(t: Tensor, value: Tensor) -> None:
-    trace.active(find_device(t.device)).copy(value._data, t._data)
+    tracing.active(find_device(t.device)).copy(value._data, t._data)
 
 
 # --- reporting -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Measures scratchnet and the peers that are installed on the same work, in turns, and says who is faster by how much.
 
     python scripts/bench/bench.py                                    # steps, epochs, time to 88 %; some minutes
-    python scripts/bench/bench.py --sections kernels --threads 1     # products against every BLAS, bandwidth of the others
+    python scripts/bench/bench.py --sections kernels --threads 1     # products against every BLAS, bandwidth of others
     python scripts/bench/bench.py --sections collectives             # all-reduces of two processes
     python scripts/bench/bench.py --sections pool                    # steps that processes share, and what a pool costs
     pip install "scratchnet[bench]"                            # the peers: PyTorch, JAX, scikit-learn

@@ -195,7 +195,7 @@ class PoolTurns(Turns):
         self._answer()
         while arena.committed() < begun + 200:
             time.sleep(0.001)
-        pid = self.pool._crew.processes[1].pid
+        pid = self.pool._processes.processes[1].pid
         while not any(pieces.owned(arena.words, 1) for pieces in arena.pieces):
             pass
         step, start = arena.committed(), time.perf_counter()

@@ -185,7 +185,7 @@ class WatchedPool(pool.Pool):
         super().__exit__(*exc_info)
 
     def all_ready(self):
-        running = [p for rank, p in enumerate(self._crew.processes) if rank not in self._missing]
+        running = [p for rank, p in enumerate(self._processes.processes) if rank not in self._missing]
         return all((self.folder / f"ready-{process.pid}").exists() for process in running)
 
 

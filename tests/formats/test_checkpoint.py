@@ -49,7 +49,7 @@ def run_victim(mode, folder, *, prefix=(), **env):
 
 
 def victim_env(**env):
-    return {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parents[1]), **env}
+    return {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parents[2]), **env}
 
 
 @contextlib.contextmanager

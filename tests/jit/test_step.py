@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sizes import JIT
 
 import scratchnet as sn
-from scratchnet import trace
+from scratchnet import tracing
 from scratchnet.jit import fuse, program
 from scratchnet.jit.step import Step
 from scratchnet.native import execute
@@ -346,7 +346,7 @@ class Filling:
             training.optimizer.zero_grad()
             training.loss(training.model(x), y).backward()
             for parameter, array in zip(parameters, self.arrays, strict=True):
-                trace.active(parameter._device).copy(parameter.grad._data, array)
+                tracing.active(parameter._device).copy(parameter.grad._data, array)
                 parameter.grad = None
 
         self.step = Step(step, program.Outputs(self.arrays, self._hear) if tells else None)

@@ -1,4 +1,4 @@
-"""scripts/drill/drill.py finds what it is there to find: each guarantee broken, hangs, leaks, and faults that did not fire.
+"""scripts/drill/drill.py finds what it is there for: each guarantee broken, hangs, leaks, and faults that did not fire.
 
 The trials of a sound pool run in CI as `python scripts/drill/drill.py`; here are a few.
 """

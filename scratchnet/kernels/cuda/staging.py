@@ -1,7 +1,7 @@
 """What travels between host and GPU: through pinned memory of the host, from and to which the GPU copies by itself.
 
-`Staging` brings batches ahead of time, with a stream for copies and events that keep both in step; `Ferry` brings one
-piece of memory there, or back, when it is wanted.
+`Staging` brings batches ahead of time, with a stream for copies and events that keep both in step; `PinnedTransfer`
+brings one piece of memory there, or back, when it is wanted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .compile import event, numba_cuda, stream
 from .memory import DeviceArray
 
 
-class Ferry:
+class PinnedTransfer:
     """Pieces of at most `nbytes` bytes, one after the other, in the order of the kernels."""
 
     def __init__(self, nbytes: int):

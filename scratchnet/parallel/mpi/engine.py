@@ -44,7 +44,7 @@ from ..pool.worker import Worker
 from ..shards import starts_of
 from ..strategies import Hogwild, ParameterServer
 from .communicator import MpiCommunicator, world
-from .machines import PIECE, Chain, fold, machine_of, places_of
+from .machines import PIECE, Chain, extents_of, fold, machine_of
 from .slices import PHASES, Slices, choose
 
 TOLD_AFTER = ("shard", "project")  # phases that are told shard by shard
@@ -292,13 +292,13 @@ class Ranks(Steps):
         """The sum of all shards' slots, to `_total`: of gradients, or of pages."""
         machine, apart = self._machine, bool(self.arena.apart[step % self.arena.window])
         if self._is_fast:
-            places, library = places_of(self.replica.layout, [0], most=PIECE), self._comm.library
+            places, library = extents_of(self.replica.layout, [0], most=PIECE), self._comm.library
             started = [machine.leaders.Iallreduce(library.IN_PLACE, place.of(self._total)) for place in places]
             library.Request.Waitall(started)
             return
         layout, begins = self.replica.layout, self.replica.layout.begins if apart else [0]
         if apart not in self._chains:
-            self._chains[apart] = Chain(machine, places_of(layout, begins, most=PIECE), self._total)
+            self._chains[apart] = Chain(machine, extents_of(layout, begins, most=PIECE), self._total)
         shards = [machine.shards(number, self.replica.shards) for number in range(machine.count)]
         first = next(number for number in range(machine.count) if self._full(step, shards[number]))
         self._chains[apart].fold(self._full(step, self._shards), first)

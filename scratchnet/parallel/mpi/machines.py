@@ -23,7 +23,7 @@ import numpy as np
 
 from ...errors import SharedMemoryError
 from ..comm.memory import SharedMemory
-from ..pool.replica import PageLayout, Place
+from ..pool.replica import Extent, PageLayout
 from ..shards import starts_of
 from .communicator import MpiCommunicator
 
@@ -131,7 +131,7 @@ def machine_of(comm: MpiCommunicator) -> Machine:
 class Chain:
     """The fold of the header, over arrays that lie at `places` of slots; for leaders. total: where its result goes."""
 
-    def __init__(self, machine: Machine, places: Sequence[Place], total: np.ndarray):
+    def __init__(self, machine: Machine, places: Sequence[Extent], total: np.ndarray):
         self.machine, self.library, self.places, self.total = machine, machine.comm.library, places, total
         number, group = machine.number, machine.leaders
         self._partial = np.empty_like(total)
@@ -182,25 +182,25 @@ def fold(rows: Sequence[np.ndarray], out: np.ndarray) -> None:
         np.add(out if i else rows[0], row, out=out)
 
 
-def places_of(
+def extents_of(
     layout: PageLayout, begins: Iterable[int], parts: Iterable[int] = (0,), count: int = 1, most: int | None = None
-) -> list[Place]:
+) -> list[Extent]:
     """Of what lies like the parameters at `begins` of a page (see PageLayout), those of `count` parts: in runs of
     neighbours, of so many bytes at most.
     """
     found, parts = [], list(parts)
     for begin in begins:
         for spans in zip(*(layout.cut((s, count)) for s in parts), strict=True):
-            runs: list[Place] = []
+            runs: list[Extent] = []
             for span in spans:
                 if runs and runs[-1].offset + runs[-1].nbytes == span.offset:
-                    runs[-1] = Place(runs[-1].offset, (runs[-1].shape[0] + span.shape[0],), span.dtype)
+                    runs[-1] = Extent(runs[-1].offset, (runs[-1].shape[0] + span.shape[0],), span.dtype)
                 else:
                     runs.append(span)
             for offset, (size,), dtype in runs:
                 step = max(1, (most or max(size * dtype.itemsize, 1)) // dtype.itemsize)
                 found += [
-                    Place(begin + offset + lo * dtype.itemsize, (min(step, size - lo),), dtype)
+                    Extent(begin + offset + lo * dtype.itemsize, (min(step, size - lo),), dtype)
                     for lo in range(0, size, step)
                 ]
     return found

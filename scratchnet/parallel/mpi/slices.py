@@ -23,12 +23,12 @@ import numpy as np
 
 from ...errors import ConfigError
 from ..comm.memory import round_up
-from ..pool.replica import Place, Replica
+from ..pool.replica import Extent, Replica
 from ..pool.training_arena import NORMS, TrainingArena
 from ..pool.worker import Worker
 from ..shards import starts_of
 from .communicator import MpiCommunicator
-from .machines import PIECE, Machine, places_of
+from .machines import PIECE, Machine, extents_of
 
 FORCED = "SCRATCHNET_MPI_MERGE"  # "chain" or "slices": that one, whatever it costs
 LINK = 20e-6, 1.25e9  # alpha and beta, see chain_seconds, of which the choice is made: 10 Gbit/s
@@ -45,8 +45,8 @@ class Messages:
 
     def __init__(self, comm: MpiCommunicator, text: str):
         self._comm, self._text, self._library = comm, text, comm.library
-        self.sends: dict[int, list[tuple[Place, Any]]] = defaultdict(list)
-        self.takes: dict[int, list[tuple[Place, Any]]] = defaultdict(list)
+        self.sends: dict[int, list[tuple[Extent, Any]]] = defaultdict(list)
+        self.takes: dict[int, list[tuple[Extent, Any]]] = defaultdict(list)
         self._started: list[Any] = []
 
     def take(self, things: Iterable[int] | None = None) -> None:
@@ -56,7 +56,7 @@ class Messages:
     def give(self, things: Iterable[int] | None = None) -> None:
         self.start([m for thing in (self.sends if things is None else things) for m in self.sends.get(thing, ())])
 
-    def start(self, messages: Iterable[tuple[Place, Any]]) -> None:
+    def start(self, messages: Iterable[tuple[Extent, Any]]) -> None:
         requests = [request for _, request in messages]
         if requests:
             with self._comm.waiting(self._text):
@@ -98,7 +98,7 @@ class Slices:
         self.own = self._of([machine.place])  # pieces of this rank
         self._here = self._of(machine.places(machine.number))  # of this machine
         self._messages: dict[Any, Messages] = {}
-        self._needed: dict[Place, frozenset[int]] = {}
+        self._needed: dict[Extent, frozenset[int]] = {}
 
     def _of(self, places: Iterable[int]) -> list[int]:
         """The pieces of ranks."""
@@ -155,7 +155,7 @@ class Slices:
         self._unsent[k] = [message for message in unsent if not self._needs(message[0]) <= final]
         slots.poke()
 
-    def _needs(self, place: Place) -> frozenset[int]:
+    def _needs(self, place: Extent) -> frozenset[int]:
         """The parameters whose gradients lie in a place; or, of buffers, something that is never told."""
         if place not in self._needed:
             offset, end = place.offset, place.offset + place.nbytes
@@ -233,16 +233,16 @@ class Slices:
             self._messages[key] = self._between("parameters", makers, pages, places)
         return self._messages[key]
 
-    def _places(self, pieces: Sequence[int], begins: list[int], most: int | None = PIECE) -> list[Place]:
+    def _places(self, pieces: Sequence[int], begins: list[int], most: int | None = PIECE) -> list[Extent]:
         """Where pieces lie in a page, or a slot. Buffers belong to the last piece, see `Replica.slice_of`."""
-        layout, found = self.layout, places_of(self.layout, begins, pieces, self.count, most)
+        layout, found = self.layout, extents_of(self.layout, begins, pieces, self.count, most)
         if layout.buffers and self.count - 1 in pieces and 0 in begins:
             size = layout.nbytes - layout.parameter_bytes
-            found.append(Place(layout.parameter_bytes, (size,), np.dtype(np.uint8)))
+            found.append(Extent(layout.parameter_bytes, (size,), np.dtype(np.uint8)))
         return found
 
     def _between(
-        self, what: str, makers: Sequence[int], memory: Sequence[np.ndarray], parts: Callable[[int, int], list[Place]]
+        self, what: str, makers: Sequence[int], memory: Sequence[np.ndarray], parts: Callable[[int, int], list[Extent]]
     ) -> Messages:
         """Of each thing: makers, the place that makes it; its memory; parts(thing, machine), what goes to a machine."""
         machine, found = self.machine, Messages(self.machine.comm, f"the exchange of {what}")

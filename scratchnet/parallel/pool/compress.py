@@ -11,7 +11,7 @@ import numpy as np
 
 from ...random import Generator
 from ..strategies import Compression
-from .replica import Place, Replica
+from .replica import Extent, Replica
 from .training_arena import TrainingArena
 
 LEFT, RIGHT = 0, 1  # factors: P (rows, rank), Q (columns, rank)
@@ -77,7 +77,7 @@ class Compressor:
             sent = self._expand(k, place)
             np.subtract(v, sent, out=self._matrix(place.of(self.arena.residuals[(step + 1) % 2, k])))
 
-    def _expand(self, k: int, place: Place) -> np.ndarray:
+    def _expand(self, k: int, place: Extent) -> np.ndarray:
         """What is sent of a matrix, from its factors."""
         sent = self._matrix(place.of(self.arena.sent[k]))
         left, right = self._factor(self.replica.shards, LEFT, place), self._factor(k, RIGHT, place)
@@ -91,11 +91,11 @@ class Compressor:
     def _matrix(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(array.shape[0], -1)
 
-    def _factor(self, k: int, side: int, place: Place) -> np.ndarray:
+    def _factor(self, k: int, side: int, place: Extent) -> np.ndarray:
         length = int(np.prod(place.shape[1:])) if side else place.shape[0]
-        return Place(place.offset, (length, self.rank), place.dtype).of(self.arena.factors[k, side])
+        return Extent(place.offset, (length, self.rank), place.dtype).of(self.arena.factors[k, side])
 
-    def _sum(self, side: int, place: Place) -> np.ndarray:
+    def _sum(self, side: int, place: Extent) -> np.ndarray:
         """Of all shards' factors, in their order."""
         total = self._factor(0, side, place).copy()
         for k in range(1, self.replica.shards):

@@ -55,7 +55,9 @@ def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None
         from ..mpi import communicator as mpi
 
         return mpi.run(fn, args, timeout)
-    work = Parcel((fn, args), f"run: expected a function and arguments that can be sent to a worker, got {_name(fn)}")
+    work = SharedObject(
+        (fn, args), f"run: expected a function and arguments that can be sent to a worker, got {_name(fn)}"
+    )
     from ..comm.arena import Arena, warm_up  # imports Numba
 
     arena = Arena(int(workers))
@@ -69,7 +71,7 @@ def _name(fn: Callable) -> str:
     return getattr(fn, "__qualname__", type(fn).__name__)
 
 
-def _work(channel: connection.Connection, rank: int, arena: Any, work: "Parcel", timeout: float | None) -> None:
+def _work(channel: connection.Connection, rank: int, arena: Any, work: "SharedObject", timeout: float | None) -> None:
     """What a worker of `run` does."""
     from ..comm.arena import ArenaCommunicator
     from ..comm.communicator import RAISED, RETURNED
@@ -127,7 +129,7 @@ def _own_or_new_class(kind, name, bases, namespace):
     return dill._dill._create_type(kind, name, bases, namespace)
 
 
-class Parcel:
+class SharedObject:
     """An object in shared memory: however large, and however many processes `open` it, it is written once.
 
     Raises ConfigError, which begins with `expected`, if it cannot be sent.

@@ -34,8 +34,8 @@ from ..shards import StepResult, split
 from ..strategies import LocalSGD
 from .claims import NOTHING, Phase, allow, lay_out, stop, table_of, take
 from .compress import Compressor
-from .launch import Parcel, Workers, loads
-from .places import Places
+from .launch import SharedObject, Workers, loads
+from .placement import Placement
 from .replica import Replica
 from .timeline import Timeline
 from .training_arena import COMPUTE, MERGE, MOST_WORKERS, SHARDS, SLICES, WAIT, TrainingArena
@@ -216,7 +216,7 @@ class Solo(Steps):
         self._collect()
 
 
-class _Crew(Workers):
+class _Processes(Workers):
     """Processes that come and go; they wait for a word before they begin.
 
     Where they share out all cores, each keeps to its own: else two may meet on one core while another is idle.
@@ -269,7 +269,7 @@ class _Crew(Workers):
 class Pool(Steps):
     """Steps that processes compute, in order. A context: at its end they are gone.
 
-    workers: how many. places: where they compute; all on the device of the replica by default. threads: of each; the
+    workers: how many. placement: where they compute; all on the device of the replica by default. threads: of each; the
     cores, shared out, by default. patience: seconds; see PATIENCE above. The rest: see Steps.
 
     Raises ConfigError for what cannot be sent; SharedMemoryError; while it runs, WorkerError for an exception in a
@@ -283,20 +283,20 @@ class Pool(Steps):
         batch: int,
         workers: int,
         *,
-        places: Places | None = None,
+        placement: Placement | None = None,
         threads: int | None = None,
         patience: float = PATIENCE,
         **options: Any,
     ):
-        job = Parcel((replica, dataset), "Trainer: expected a model, loss and data that can be sent to a worker")
+        job = SharedObject((replica, dataset), "Trainer: expected a model, loss and data that can be sent to a worker")
         super().__init__(replica, dataset, batch, slices_of(replica, workers), **options)
-        self.places = places or Places(None, replica.device.name)
+        self.placement = placement or Placement(None, replica.device.name)
         self.patience, self._first = patience, self.submitted
         self._deaths: Counter[Any] = Counter()
         self._seals, self._since, self._longest, self._seconds = 0, time.monotonic(), 0.0, math.inf
         spins = SPINS if workers <= cores() else 16
         threads = max(1, cores() // workers) if threads is None else threads
-        self._crew = _Crew(workers, threads, self.arena, job, spins, self.places)
+        self._processes = _Processes(workers, threads, self.arena, job, spins, self.placement)
         self._born: dict[int, tuple[float, float]] = {}  # when the process of a rank was started; shards by then
         self._compiling = -math.inf  # until when workers on GPUs may compile
         self._missing: set[int] = set()
@@ -306,41 +306,41 @@ class Pool(Steps):
             self.resize(workers)
             self._warm_up(job)
         except BaseException:
-            self._crew.end()
+            self._processes.end()
             raise
 
     def resize(self, workers: int) -> None:
         """Have so many workers from now on. One that is not needed any more may be ended at any point of its work."""
         if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= MOST_WORKERS:
             raise ConfigError(f"workers: expected an integer from 1 to {MOST_WORKERS}, got {workers!r}")
-        self.places.check(workers)
-        for rank in range(len(self._crew.processes), workers):
+        self.placement.check(workers)
+        for rank in range(len(self._processes.processes), workers):
             self._count_start(rank)
-            self._crew.start(rank)
-        for rank in range(workers, len(self._crew.processes)):
-            self._crew.processes[rank].kill()
-            self._crew.processes[rank].join()
+            self._processes.start(rank)
+        for rank in range(workers, len(self._processes.processes)):
+            self._processes.processes[rank].kill()
+            self._processes.processes[rank].join()
             self._release(rank)
-        self._crew.drop(workers)
+        self._processes.drop(workers)
         self._missing -= set(range(workers, MOST_WORKERS))
 
     def _count_start(self, rank: int) -> None:
         self.arena.starts[rank] += 1
         self._born[rank] = time.monotonic(), self.arena.times[rank, SHARDS]
-        if self.places.kind(rank) == "cuda":
+        if self.placement.kind(rank) == "cuda":
             self._compiling = time.monotonic() + COMPILING
 
     @property
     def workers(self) -> int:  # type: ignore[override]
-        return len(self._crew.processes)
+        return len(self._processes.processes)
 
-    def _warm_up(self, job: Parcel) -> None:
+    def _warm_up(self, job: SharedObject) -> None:
         """Compile, in this process alone, all that the workers will run on the CPU, and then let them begin."""
         replica = self.replica
         slot, pages = np.zeros(replica.layout.nbytes, np.uint8), [self.arena.pages[0].copy() for _ in range(2)]
         old, new = map(replica.layout.page, pages)
         positions = split((np.arange(min(len(self.dataset), self.arena.positions.shape[1])),), 0, replica.shards)[0]
-        if "cpu" in self.places.kinds:
+        if "cpu" in self.placement.kinds:
             there = replica if replica.device.is_host else job.open()[0]
             with contextlib.suppress(NonFiniteError):  # that may well be, and is said when the step is done in earnest
                 there.gradient(self.dataset, positions, 1.0, 0, 0, old, slot)
@@ -356,7 +356,7 @@ class Pool(Steps):
         allow(words, 1)
         while take(words, table, 0, -1, scratch) != NOTHING:
             publish(words, pieces[0].seals, 1)
-        self._crew.go()
+        self._processes.go()
 
     # --- steps ---
 
@@ -375,8 +375,8 @@ class Pool(Steps):
     def _watch(self, pause: float = POLL) -> None:
         """Wait for so many seconds; see to workers that failed, died or are stuck."""
         ranks = [rank for rank in range(self.workers) if rank not in self._missing]
-        channels = [self._crew.channels[rank] for rank in ranks]
-        sentinels = [self._crew.processes[rank].sentinel for rank in ranks]
+        channels = [self._processes.channels[rank] for rank in ranks]
+        sentinels = [self._processes.processes[rank].sentinel for rank in ranks]
         ready = connection.wait([*channels, *sentinels], pause)
         for rank, channel, sentinel in zip(ranks, channels, sentinels, strict=True):
             if channel in ready:
@@ -396,7 +396,7 @@ class Pool(Steps):
         raise WorkerError(f"{where}: {message['message']}", rank, None, message["traceback"])
 
     def _replace(self, rank: int) -> None:
-        process = self._crew.processes[rank]
+        process = self._processes.processes[rank]
         process.join()  # from here on it writes nothing
         code = process.exitcode
         how = signal.Signals(-code).name if code < 0 else f"exit with status {code}"
@@ -412,12 +412,12 @@ class Pool(Steps):
         self._count_start(rank)
         began = time.perf_counter()
         try:
-            self._crew.restart(rank)
+            self._processes.restart(rank)
         except WorkerError as error:  # no room for a new process: the others go on
             self._missing.add(rank)
             log.warning("worker %d could not be started again; %d are left", rank, self.workers - len(self._missing))
-            left = {self.places.kind(rank) for rank in range(self.workers) if rank not in self._missing}
-            if left != set(self.places.kinds):
+            left = {self.placement.kind(rank) for rank in range(self.workers) if rank not in self._missing}
+            if left != set(self.placement.kinds):
                 raise error
         if self.timeline:
             self.timeline.note(f"worker {rank} ended by {how}: start another", began, time.perf_counter())
@@ -460,7 +460,7 @@ class Pool(Steps):
             for rank in owners or range(self.workers):
                 if rank not in self._missing and not self._is_starting(rank, now):
                     log.warning("worker %d made no progress for %.0f s: it is killed", rank, self.patience)
-                    self._crew.processes[rank].kill()
+                    self._processes.processes[rank].kill()
 
     def _patience(self, now: float) -> float:
         """Seconds without a seal after which somebody is stuck."""
@@ -475,7 +475,7 @@ class Pool(Steps):
         """A warning, once, of a worker whose shards take much longer than those of others; it gets fewer of them."""
         times = self.arena.times[: self.workers]
         done = times[:, SHARDS]
-        if self.workers < 2 or done.min() < SLOW_AFTER or self.places.are_mixed:
+        if self.workers < 2 or done.min() < SLOW_AFTER or self.placement.are_mixed:
             return
         seconds = times[:, COMPUTE] / done
         for rank in set(range(self.workers)) - self._slow:
@@ -487,4 +487,4 @@ class Pool(Steps):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)
         stop(self.arena.words)
-        self._crew.__exit__(kind, error, trace)
+        self._processes.__exit__(kind, error, trace)

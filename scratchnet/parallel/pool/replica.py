@@ -7,7 +7,7 @@ the parameters and buffers of a page: it holds the gradients, and the new buffer
     page t+1 = update(page t, slot 0, slot 1, ..., numbers of the step),  slice by slice
 
 and either may be done again, by anyone, with the same bytes as its result. Pages and slots are in the memory of the
-host, and so are updates; a gradient may be computed in copies of them on a GPU (desk.py).
+host, and so are updates; a gradient may be computed in copies of them on a GPU (device_memory.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ... import trace
+from ... import tracing
 from ...data.dataset import gather, selects
 from ...errors import ConfigError
 from ...jit import Step
@@ -40,7 +40,7 @@ UNIT = 16  # elements: slices begin and end on whole cache lines
 Page = list[np.ndarray]  # bytes: parameters and buffers, and each state of the optimizer
 
 
-class Place(NamedTuple):
+class Extent(NamedTuple):
     """Where an array lies in a page."""
 
     offset: int  # bytes
@@ -59,7 +59,7 @@ class Place(NamedTuple):
 class Segment(NamedTuple):
     """Parameters side by side that take the same numbers in each update: one place, and their optimizer slots."""
 
-    place: Place
+    place: Extent
     slots: tuple[int, ...]
 
 
@@ -70,24 +70,24 @@ class PageLayout:
     """
 
     def __init__(self, model: Module, optimizer: Any, trained: Sequence[int]):
-        self.parameters: dict[int, Place] = {}  # by the number of the optimizer's slot
+        self.parameters: dict[int, Extent] = {}  # by the number of the optimizer's slot
         self.segments: list[Segment] = []
         offset, alike = 0, None
         for i in trained:
-            slot = optimizer._slots[i]
+            slot = optimizer.states[i]
             kind = id(slot.group), slot.step, slot.dtype
             if kind != alike:
-                self.segments.append(Segment(Place(offset, (0,), slot.dtype), ()))
+                self.segments.append(Segment(Extent(offset, (0,), slot.dtype), ()))
                 alike = kind
-            self.parameters[i] = Place(offset, slot.shape, slot.dtype)
+            self.parameters[i] = Extent(offset, slot.shape, slot.dtype)
             offset += round_up(self.parameters[i].nbytes)
             begin = self.segments[-1].place.offset
-            place = Place(begin, ((offset - begin) // slot.dtype.itemsize,), slot.dtype)
+            place = Extent(begin, ((offset - begin) // slot.dtype.itemsize,), slot.dtype)
             self.segments[-1] = Segment(place, (*self.segments[-1].slots, i))
         self.parameter_bytes = offset
-        self.buffers: list[Place] = []
+        self.buffers: list[Extent] = []
         for buffer in model.buffers():
-            self.buffers.append(Place(offset, buffer.shape, buffer.dtype))
+            self.buffers.append(Extent(offset, buffer.shape, buffer.dtype))
             offset += round_up(self.buffers[-1].nbytes)
         self.nbytes = max(offset, 1)
         self.states = len(optimizer.state_names)
@@ -111,14 +111,14 @@ class PageLayout:
         """What a slot holds: gradients, and buffers; not the gaps between them."""
         return [place.of(slot) for place in (*self.parameters.values(), *self.buffers)]
 
-    def cut(self, part: tuple[int, int]) -> list[Place]:
+    def cut(self, part: tuple[int, int]) -> list[Extent]:
         """Of each segment slice s of n, (s, n) = part, in whole units but for the end."""
         s, n = part
         places = []
         for segment in self.segments:
             offset, (size,), dtype = segment.place
             lo, hi = (size * i // n // UNIT * UNIT if i < n else size for i in (s, s + 1))
-            places.append(Place(offset + lo * dtype.itemsize, (hi - lo,), dtype))
+            places.append(Extent(offset + lo * dtype.itemsize, (hi - lo,), dtype))
         return places
 
 
@@ -150,7 +150,7 @@ class Replica:
         self.device: Device = next(iter(model.parameters()))._device
         self.host = self.device if self.device.is_host else find_device("cpu")
         self.generator = Generator(seed)
-        self.layout = PageLayout(model, optimizer, range(len(optimizer._slots)) if trained is None else trained)
+        self.layout = PageLayout(model, optimizer, range(len(optimizer.states)) if trained is None else trained)
         self.told: Callable[[int, int, list[int]], None] | None = None  # see `Gradient`
         self._of_samples = _recorded(self._select, jit)
         self._of_batch = _recorded(self._gradient, jit)
@@ -161,7 +161,7 @@ class Replica:
         if not self.device.is_host:  # who opens it may have no GPU, or another one
             parts = copy.deepcopy(parts)
             _move(parts[0], parts[2], self.host.name)
-            for slot in parts[1]._slots:
+            for slot in parts[1].states:
                 slot.arrays = [self.at(array).to_host(array) for array in slot.arrays]
         arguments = *parts, self.shards, self.seed, self.strategy, self.clip_norm
         return Replica, (*arguments, self.skip_nonfinite, self.jit, tuple(self.layout.parameters))
@@ -178,7 +178,7 @@ class Replica:
 
     def leave_out_untrained(self, dataset: Any, positions: np.ndarray) -> None:
         """Parameters that get no gradient are constants: the optimizer passes them by."""
-        slots, buffers = self.optimizer._slots, list(self.model.buffers())
+        slots, buffers = self.optimizer.states, list(self.model.buffers())
         kept = [buffer._data.copy() for buffer in buffers]
         with _bound([*(slot.param for slot in slots), *buffers], [*(slot.param._data for slot in slots), *kept]):
             batch = [self._tensor(array) for array in gather(dataset, positions)]
@@ -202,7 +202,7 @@ class Replica:
         theta, *states = page
         pairs = []
         for i, place in self.layout.parameters.items():
-            slot = self.optimizer._slots[i]
+            slot = self.optimizer.states[i]
             own = [slot.param._data, *slot.arrays]
             pairs += [(place.of(part), array) for part, array in zip([theta, *states], own, strict=True)]
         buffers = zip(self.layout.buffers, self.model.buffers(), strict=True)
@@ -210,14 +210,14 @@ class Replica:
 
     def next_numbers(self) -> np.ndarray:
         """One more step of the optimizer, as far as Python knows of it: what its kernel takes for each segment."""
-        slots = self.optimizer._slots
+        slots = self.optimizer.states
         leaders = [(slots[segment.slots[0]], np.empty(self.optimizer.n_numbers)) for segment in self.layout.segments]
-        self.optimizer._count([slots[i] for i in self.layout.parameters], leaders)
+        self.optimizer.advance([slots[i] for i in self.layout.parameters], leaders)
         return np.array([numbers for _, numbers in leaders])
 
     def name_of(self, i: int) -> str:
         """The model's name of the parameter in the optimizer's slot i."""
-        parameter = self.optimizer._slots[i].param
+        parameter = self.optimizer.states[i].param
         return next((name for name, own in self.model.named_parameters() if own is parameter), f"number {i}")
 
     # --- the gradient of a shard ------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class Replica:
         Raises NonFiniteError, before anything is written, if the loss is not finite.
         """
         self.generator.stream = first_stream(batch, k, self.shards)
-        theta, scale = page[0], self._tensor(np.full((), weight, self.optimizer._slots[0].dtype))
+        theta, scale = page[0], self._tensor(np.full((), weight, self.optimizer.states[0].dtype))
         if selects(dataset):
             return self._of_samples(dataset, self._tensor(positions), scale, theta, slot, fresh).item()
         tensors = [self._tensor(array) for array in gather(dataset, positions)]
@@ -260,10 +260,10 @@ class Replica:
     def _gradient(
         self, batch: Sequence[Tensor], scale: Tensor, theta: np.ndarray, slot: np.ndarray, fresh: bool
     ) -> Tensor:
-        device, layout = trace.active(self.device), self.layout
+        device, layout = tracing.active(self.device), self.layout
         for place in layout.buffers if fresh else []:  # a shard moves a copy of its own
             device.copy(place.of(theta), place.of(slot))
-        parameters = [self.optimizer._slots[i].param for i in layout.parameters]
+        parameters = [self.optimizer.states[i].param for i in layout.parameters]
         places = [place.of(theta) for place in layout.parameters.values()]
         places += [place.of(slot) for place in layout.buffers]
         with _bound([*parameters, *self.model.buffers()], places):
@@ -356,7 +356,7 @@ class Gradient:
 
     def __init__(self, replica: Replica, dataset: Any, n: int, page: Page, slot: np.ndarray, fresh: bool):
         self.replica, self.dataset, self.page, self.slot, self.fresh = replica, dataset, page, slot, fresh
-        number, there = np.zeros((), replica.optimizer._slots[0].dtype), replica.device.from_host
+        number, there = np.zeros((), replica.optimizer.states[0].dtype), replica.device.from_host
         self.positions, self.scale, self.loss = there(np.zeros(n, np.int64)), there(number), there(number.copy())
         gradients = [place.of(slot) for place in replica.layout.parameters.values()]
         outputs = Outputs(gradients, self._tell) if replica.told else None
@@ -378,7 +378,7 @@ class Gradient:
         return self.loss.item()
 
     def _compute(self) -> None:
-        replica, device = self.replica, trace.active(self.replica.device)
+        replica, device = self.replica, tracing.active(self.replica.device)
         positions, scale = (Tensor._wrap(x, replica.device) for x in (self.positions, self.scale))
         loss = replica._select(self.dataset, positions, scale, self.page[0], self.slot, self.fresh)
         device.copy(loss._data.reshape(()), self.loss)
@@ -429,7 +429,7 @@ class Slice:
         return [x for _, _, new in self.segments for x in new]
 
     def _merge(self, weights: Sequence[float]) -> None:
-        device = trace.active(self.device)
+        device = tracing.active(self.device)
         for i, (old, gradients, new) in enumerate(self.segments):
             gradient = _folded(device, gradients)
             if self.factors is not None:
@@ -455,7 +455,7 @@ class Average:
         return [out for _, out in self.arrays]
 
     def _merge(self, weights: Sequence[float]) -> None:
-        device = trace.active(self.device)
+        device = tracing.active(self.device)
         for parts, out in self.arrays:
             device.mul(_folded(device, parts), np.full((), 1 / self.count, out.dtype), out)
         _merge_buffers(self.device, self.buffers, weights)
@@ -474,7 +474,7 @@ def _folded(device: Device, arrays: Sequence[np.ndarray]) -> np.ndarray:
 def _merge_buffers(device: Device, buffers: Sequence[_Merged], weights: Sequence[float]) -> None:
     for parts, buffer in buffers:
         merged = weighted_mean([Tensor._wrap(x, device) for x in parts], weights)
-        trace.active(device).copy(merged._data, buffer)
+        tracing.active(device).copy(merged._data, buffer)
 
 
 def _recorded(step: Callable, is_jitted: bool, outputs: Outputs | None = None) -> Callable:
@@ -497,7 +497,7 @@ def _bound(tensors: Sequence[Tensor], arrays: Sequence[np.ndarray]) -> Iterator[
             t._data = array
         yield
     finally:
-        written = trace.current()
+        written = tracing.current()
         for t, array in zip(tensors, own, strict=True):
             t._data, t.grad = array, None
             if written is not None:

@@ -21,9 +21,9 @@ from ...tensor import default_device
 from .. import failpoints
 from .claims import NOTHING, OWNERS, STOPPED, table_of, take
 from .compress import Compressor
-from .desk import desk_of
-from .launch import Parcel, describe, dumps
-from .places import Places, go_to
+from .device_memory import memory_for
+from .launch import SharedObject, describe, dumps
+from .placement import Placement, go_to
 from .replica import Replica
 from .training_arena import COMPUTE, EVENTS, MERGE, NORMS, SHARDS, WAIT, TrainingArena
 
@@ -35,12 +35,12 @@ def work(
     channel: connection.Connection,
     rank: int,
     arena: TrainingArena,
-    job: Parcel,
+    job: SharedObject,
     spins: int,
-    places: Places,
+    placement: Placement,
     own: Sequence[int],
 ) -> None:
-    """What a worker process runs. places: the devices of all workers. own: cores that it keeps to; none: any."""
+    """What a worker process runs. placement: the devices of all workers. own: cores that it keeps to; none: any."""
     if own:
         os.sched_setaffinity(0, own)
     channel.recv()
@@ -48,10 +48,10 @@ def work(
     fail("start", arena.committed())
     worker = None
     try:
-        device = go_to(places.of(rank))
+        device = go_to(placement.of(rank))
         replica, dataset = job.open()
         with default_device(device):
-            may = places.shards_of(rank, replica.shards) if places.are_mixed else None
+            may = placement.shards_of(rank, replica.shards) if placement.are_mixed else None
             worker = Worker(rank, arena, replica.to(device), dataset, spins, fail, may)
             worker.run()
     except NonFiniteError as error:
@@ -100,8 +100,8 @@ class Worker:
     ):
         self.rank, self.arena, self.replica, self.dataset, self.fail = rank, arena, replica, dataset, fail
         self.spins, self.scratch = spins, np.zeros(2, np.int64)
-        self.desk = desk_of(replica, arena)
-        self.pages = self.desk.pages
+        self.gradients = memory_for(replica, arena)
+        self.pages = self.gradients.pages
         self.doing: tuple[int, int] | None = None
         self.last = time.perf_counter()  # end of the last piece
         self.table = table_of(arena.pieces, may)
@@ -162,7 +162,7 @@ class Worker:
     def _gradient(self, k: int, row: int, ring: int, version: int) -> None:
         """The gradient, as far as shard k has the samples, of the mean loss over all batches of a step."""
         arena, replica, shares = self.arena, self.replica, self._shares(row)
-        page, slot, first = self.desk.page(version), self.desk.slot(ring, k), int(arena.first[row])
+        page, slot, first = self.gradients.page(version), self.gradients.slot(ring, k), int(arena.first[row])
         bad, fresh = 0, True
         try:
             for a, lo, hi in shares.parts[k]:
@@ -176,7 +176,7 @@ class Worker:
                     fresh = False
                 arena.losses[row, a, k] = loss
             if not fresh:
-                self.desk.hand_in(ring, k)
+                self.gradients.hand_in(ring, k)
                 bad = 1 + replica.find_nonfinite(arena.slots[ring, k])
         except NonFiniteError:
             bad, arena.losses[row, :, k] = LOSS_IS_BAD, math.nan
@@ -188,7 +188,7 @@ class Worker:
     def _train_apart(self, k: int, row: int) -> None:
         """From the newest page, a step of its own for each batch: the slot is then a page."""
         arena, replica = self.arena, self.replica
-        slot, own = self.desk.copy(self._version(row), 0, k), self.desk.scratch
+        slot, own = self.gradients.copy(self._version(row), 0, k), self.gradients.scratch
         page = replica.layout.page(slot)
         update = self._kept(("update", id(slot)), lambda: replica.slice_of((0, 1), page, page, [own]))
         arena.bad[row, k] = LOSS_IS_BAD  # unless it turns out otherwise
@@ -200,7 +200,7 @@ class Worker:
                 loss = gradient.compute(arena.positions[row, lo:hi], 1.0, int(arena.first[row]) + a, k)
                 update.update(arena.numbers[row, a], (1.0,))
             arena.losses[row, a, k] = loss
-        self.desk.hand_in(0, k)
+        self.gradients.hand_in(0, k)
         arena.bad[row, k] = 0
 
     # --- phases: merges ---------------------------------------------------------------------------------------------

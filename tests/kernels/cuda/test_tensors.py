@@ -15,7 +15,7 @@ from sizes import SIMULATED
 import scratchnet as sn
 from scratchnet import ops
 from scratchnet.data import read_idx
-from scratchnet.trace import Guard
+from scratchnet.tracing import Guard
 
 NEEDS = "simulated"
 if SIMULATED:
@@ -191,10 +191,10 @@ def test_device_memory_is_copied_and_pickled_by_its_content():
     """A layout is an array at addresses of the device: to copy that would be to read them on the host."""
     model = sn.nn.Linear(3, 2).to("cuda")
     optimizer = sn.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    optimizer._slots[0].arrays[0] = on_gpu(floats(3, 2))._data
+    optimizer.states[0].arrays[0] = on_gpu(floats(3, 2))._data
     for other_model, other in (copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))):
-        assert other._slots[0].param is other_model.weight and other_model.weight.device == "cuda"
-        mine, copied = optimizer._slots[0].arrays[0], other._slots[0].arrays[0]
+        assert other.states[0].param is other_model.weight and other_model.weight.device == "cuda"
+        mine, copied = optimizer.states[0].arrays[0], other.states[0].arrays[0]
         assert copied.address == copied.owner.address != mine.address
         np.testing.assert_array_equal(memory.to_host(copied), memory.to_host(mine))
 

@@ -12,7 +12,7 @@ from ...kernels import device as find_device
 EXAMPLES = "'cpu', 'cuda' or 'cuda:1'"
 
 
-class Places:
+class Placement:
     """The device of each worker, by rank.
 
     names: of devices; GPUs have numbers, "cuda:1", and "cuda" is the first one. None: the device `default` for all; if

@@ -15,7 +15,7 @@ from .replica import Page, PageLayout, Replica
 from .training_arena import TrainingArena
 
 
-class Desk:
+class HostMemory:
     """Of a worker on the host: the arena itself."""
 
     def __init__(self, arena: TrainingArena, layout: PageLayout):
@@ -46,22 +46,22 @@ class Desk:
         return np.zeros(self.layout.nbytes, np.uint8)
 
 
-class GpuDesk(Desk):
+class GpuMemory(HostMemory):
     """Of a worker on a GPU: one page and one slot."""
 
     def __init__(self, arena: TrainingArena, layout: PageLayout):
         super().__init__(arena, layout)
-        from ...kernels.cuda.staging import Ferry
+        from ...kernels.cuda.staging import PinnedTransfer
 
-        self._ferry = Ferry(max(layout.nbytes, arena.slots.shape[2]))
-        self._page, self._slot = self._ferry.memory(layout.nbytes), self._ferry.memory(arena.slots.shape[2])
+        self._transfer = PinnedTransfer(max(layout.nbytes, arena.slots.shape[2]))
+        self._page, self._slot = self._transfer.memory(layout.nbytes), self._transfer.memory(arena.slots.shape[2])
         self._read: Any = [self._page]
         self._version = -1
 
     def page(self, version):
         stays = len(self.pages) > 1  # Hogwild's only page changes all the time
         if version != self._version or not stays:
-            self._ferry.send(self.pages[version % len(self.pages)][0], self._page)
+            self._transfer.send(self.pages[version % len(self.pages)][0], self._page)
             self._version = version
         return self._read
 
@@ -69,17 +69,17 @@ class GpuDesk(Desk):
         return self._slot
 
     def copy(self, version, ring, k):
-        self._ferry.send(self.arena.pages[version % len(self.pages)], self._slot)
+        self._transfer.send(self.arena.pages[version % len(self.pages)], self._slot)
         return self._slot
 
     def hand_in(self, ring, k):
-        self._ferry.receive(self._slot, self._slots[ring][k])
+        self._transfer.receive(self._slot, self._slots[ring][k])
 
     @cached_property
     def scratch(self):
-        return self._ferry.memory(self.layout.nbytes)
+        return self._transfer.memory(self.layout.nbytes)
 
 
-def desk_of(replica: Replica, arena: TrainingArena) -> Desk:
+def memory_for(replica: Replica, arena: TrainingArena) -> HostMemory:
     """For what `replica` computes."""
-    return (Desk if replica.device.is_host else GpuDesk)(arena, replica.layout)
+    return (HostMemory if replica.device.is_host else GpuMemory)(arena, replica.layout)
