@@ -25,18 +25,6 @@ from .compile import JIT_ENABLED, MAX_THREADS, jit, stamp
 # The one table of thresholds. Work is counted in light operations: reading, adding and writing one element, 0.1-0.3 ns.
 PARALLEL_FROM = 131072  # 15 us or more: a parallel region costs 2 us under omp or tbb, and more where it wakes threads
 BLOCK = 8192  # work of one block of a parallel loop
-WEIGHT = {  # of one element, where the operation is not light
-    "pow": 32,
-    **dict.fromkeys(("erf", "gelu", "gelu_grad"), 16),
-    **dict.fromkeys(("softmax", "logsumexp", "log_softmax", "cross_entropy", "cross_entropy_grad"), 8),
-    **dict.fromkeys(("exp", "tanh", "sigmoid", "log", "softplus", "argmax_strided"), 8),
-    **dict.fromkeys(("standardize", "standardize_grad", "standardize_columns", "standardize_grad_columns"), 4),
-    "argmax": 2,
-    **dict.fromkeys(("sqrt", "div"), 4),
-    # of one multiplication and addition:
-    **dict.fromkeys(("matmul", "matmul_columns", "matmul_sgd", "matmul_sgd_columns"), 1 / 8),
-    "dropout": 8,
-}
 
 
 class Task(NamedTuple):
@@ -116,6 +104,7 @@ def is_constant(x: np.ndarray) -> bool:
 class Loop:
     """A body for ranges of items. `loop(size, cost, *arguments)` does `size` items, each of `cost` elements.
 
+    weight: light operations that one element takes.
     writes, whole, private: the positions of the arguments that are written, of the arrays that an item may read or
     write anywhere, and of scratch. Of every other array whose elements `size` divides, item i uses the i-th of `size`
     equal parts, and nothing else.
@@ -128,10 +117,11 @@ class Loop:
         writes: Sequence[int],
         whole: Sequence[int],
         private: Sequence[int],
+        weight: float,
         bindings: dict,
     ):
-        self.name, self.writes, self.whole, self.private = name, frozenset(writes), frozenset(whole), frozenset(private)
-        self.weight = WEIGHT.get(name, 1)
+        self.name, self.weight = name, weight
+        self.writes, self.whole, self.private = frozenset(writes), frozenset(whole), frozenset(private)
         self.serial = stamp(template, name, **bindings)
         self.pack = stamp(_pack, f"{name}_packed", body=self.serial)
 
@@ -160,10 +150,11 @@ def ranged(
     writes: Sequence[int],
     whole: Sequence[int] = (),
     private: Sequence[int] = (),
+    weight: float = 1,
     **bindings: Any,
 ) -> Loop:
     """A Loop over a stamp of `template`."""
-    return Loop(template, name, writes, whole, private, bindings)
+    return Loop(template, name, writes, whole, private, weight, bindings)
 
 
 # --- calling a body by its address: a parallel loop takes Numba a second to compile, so there is one for all ----------

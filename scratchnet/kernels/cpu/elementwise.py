@@ -112,9 +112,18 @@ def _layout(shape, *operands):
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
+# Light operations that one element takes (native/loops.py), where it takes more than one.
+_WEIGHTS = {
+    "pow": 32,
+    **dict.fromkeys(("erf", "gelu", "gelu_grad"), 16),
+    **dict.fromkeys(("exp", "tanh", "sigmoid", "log", "softplus"), 8),
+    **dict.fromkeys(("sqrt", "div"), 4),
+}
+
+
 def unary(name, function):
     """The kernel (x, out) that applies a scalar function."""
-    run = ranged(_unary, name, writes=(1,), function=function)
+    run = ranged(_unary, name, writes=(1,), weight=_WEIGHTS.get(name, 1), function=function)
 
     def kernel(x, out):
         if x.size != out.size:
@@ -126,7 +135,7 @@ def unary(name, function):
 
 def binary(name, function):
     """The kernel (a, b, out) that applies a scalar function of two numbers."""
-    run = ranged(_binary, name, writes=(2,), function=function)
+    run = ranged(_binary, name, writes=(2,), weight=_WEIGHTS.get(name, 1), function=function)
 
     def kernel(a, b, out):
         size = out.size

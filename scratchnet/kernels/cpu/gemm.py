@@ -436,14 +436,22 @@ _SCRATCH = {  # elements of b that tiles keep, of packed a, and the numbers of a
     for dtype, lanes in _LANES.items()
 }
 
+_WEIGHT = 1 / 8  # of one multiplication and addition (native/loops.py)
 _pack = ranged(_pack_b, "pack", writes=(3,), whole=(0, 3))
-_by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(9,))
+_by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(9,), weight=_WEIGHT)
 _by_rows_of_turned = _by_rows.reading_whole(0, 1, 2)  # a row of a transposed `a` lies all over it
-_updating = ranged(_product_and_update, "matmul_sgd", writes=(3, 4), whole=(0, 1, 2, 6), private=(7,))
+_updating = ranged(_product_and_update, "matmul_sgd", writes=(3, 4), whole=(0, 1, 2, 6), private=(7,), weight=_WEIGHT)
 _updating_by_columns = ranged(
-    _product_and_update_by_columns, "matmul_sgd_columns", writes=(3, 4), whole=(0, 1, 2, 3, 4, 6), private=(7,)
+    _product_and_update_by_columns,
+    "matmul_sgd_columns",
+    writes=(3, 4),
+    whole=(0, 1, 2, 3, 4, 6),
+    private=(7,),
+    weight=_WEIGHT,
 )
-_by_columns = ranged(_product_by_columns, "matmul_columns", writes=(3,), whole=(0, 1, 2, 3), private=(6,))
+_by_columns = ranged(
+    _product_by_columns, "matmul_columns", writes=(3,), whole=(0, 1, 2, 3), private=(6,), weight=_WEIGHT
+)
 
 
 def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulate=False):

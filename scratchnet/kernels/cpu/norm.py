@@ -128,8 +128,9 @@ def _scales(x, at, n, inner, mean, eps, scale):
 
 def _kernel(name, rows, columns, inputs):
     """The kernel (inputs..., out, eps)."""
-    by_rows = ranged(rows, name, writes=(inputs,))
-    by_columns = ranged(columns, f"{name}_columns", writes=(inputs, inputs + 4), whole=range(inputs + 1), private=())
+    by_rows = ranged(rows, name, writes=(inputs,), weight=4)
+    writes, whole = (inputs, inputs + 4), range(inputs + 1)
+    by_columns = ranged(columns, f"{name}_columns", writes, whole, weight=4)
 
     def kernel(*arguments):
         *arrays, eps = arguments

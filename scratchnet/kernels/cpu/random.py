@@ -36,7 +36,7 @@ def _dropout(lo, hi, x, out, drop_below, scale, key):
             out[j] = x[j] * scale if (words[j - 4 * whole] >> TO_24_BITS) >= limit else zero
 
 
-_run_dropout = ranged(_dropout, "dropout", writes=(1,), whole=(4,))
+_run_dropout = ranged(_dropout, "dropout", writes=(1,), whole=(4,), weight=8)
 _run_uneven_dropout = _run_dropout.reading_whole(0, 1, 4)  # the last group is shorter
 
 

@@ -129,8 +129,8 @@ def reduction(name, combine, empty):
 
 
 _fold_max = stamp(_fold, "fold_max", combine=scalars.fold_maximum)
-_run_argmax = ranged(_argmax_contiguous, "argmax", writes=(1,), fold=_fold_max)
-_run_argmax_strided = ranged(_argmax_strided, "argmax_strided", writes=(1,), whole=(0,))
+_run_argmax = ranged(_argmax_contiguous, "argmax", writes=(1,), weight=2, fold=_fold_max)
+_run_argmax_strided = ranged(_argmax_strided, "argmax_strided", writes=(1,), whole=(0,), weight=8)
 
 
 def argmax(x, out):

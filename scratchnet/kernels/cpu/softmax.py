@@ -101,9 +101,9 @@ def _cross_entropy_grad(lo, hi, g, logits, labels, out):
             row[j] *= scale
 
 
-def _rows(name, template, inputs):
+def _rows(name, template, inputs, weight=8):
     """The kernel (arrays..., out) that runs a template over rows; the first array with two axes tells how many."""
-    run = ranged(template, name, writes=(inputs,))
+    run = ranged(template, name, writes=(inputs,), weight=weight)
 
     def kernel(*arrays):
         x = arrays[0] if arrays[0].ndim == 2 else arrays[1]
@@ -114,7 +114,7 @@ def _rows(name, template, inputs):
 
 KERNELS = {
     "softmax": _rows("softmax", _softmax, 1),
-    "softmax_grad": _rows("softmax_grad", _softmax_grad, 2),
+    "softmax_grad": _rows("softmax_grad", _softmax_grad, 2, weight=1),
     "logsumexp": _rows("logsumexp", _logsumexp, 1),
     "log_softmax": _rows("log_softmax", _log_softmax, 1),
     "cross_entropy": _rows("cross_entropy", _cross_entropy, 2),
