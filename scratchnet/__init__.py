@@ -11,7 +11,7 @@ from .random import manual_seed
 from .tensor import Tensor, default_device, no_grad, tensor
 from .trainer import History, Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "History",

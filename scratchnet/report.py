@@ -1,4 +1,4 @@
-"""Pictures of a training run. matplotlib draws them; it comes with `pip install scratchnet[train]`."""
+"""Pictures of a training run, drawn by matplotlib, which the package itself does not require."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def plot_curves(history: History, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("plot_curves: expected matplotlib, found none; pip install scratchnet[train]") from None
+        raise ConfigError("plot_curves: expected matplotlib, found none; pip install matplotlib") from None
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = history["epoch"]

@@ -43,7 +43,7 @@ ONCE = {
     "optim": ("test_lr_scheduler",),
     "trainer": ("test_metrics_log", "test_trainer"),
     "scripts": ("test_drill", "test_scripts"),
-    "tests": ("test_metrics", "test_readme", "test_structure"),
+    "tests": ("test_distribution", "test_docs", "test_metrics", "test_readme", "test_structure"),
 }
 
 # Of the others, those that start parallel loops, which .ci/run repeats on each threading layer, `-m threads`.

@@ -20,7 +20,7 @@ To write a kernel of scratchnet's own table again, for another device, take inpu
         case.check(my_softmax)
 
 To check derivatives of any order call `gradcheck(f, inputs)`. Strategies need Hypothesis and the table of kernels
-SciPy: `pip install "scratchnet[test]"` brings both.
+SciPy: `pip install hypothesis scipy` brings both.
 """
 
 from .contract import assert_matches_reference

@@ -28,7 +28,7 @@ def optional(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         name = module.partition(".")[0]
-        raise ImportError(f"scratchnet.testing: expected {name}; run pip install 'scratchnet[test]'") from None
+        raise ImportError(f"scratchnet.testing: expected {name}; pip install {name}") from None
 
 
 # Strategies are kept, as building one takes longer than drawing from it; `typed` tells (0, 1) from (False, True).

@@ -4,7 +4,7 @@
     python scripts/bench/bench.py --sections kernels --threads 1     # products against every BLAS, bandwidth of others
     python scripts/bench/bench.py --sections collectives             # all-reduces of two processes
     python scripts/bench/bench.py --sections pool                    # steps that processes share, and what a pool costs
-    pip install "scratchnet[bench]"                            # the peers: PyTorch, JAX, scikit-learn
+    pip install -e ".[bench]"                                        # the peers: PyTorch, JAX, scikit-learn
 
 Each engine (engines.py) runs in a process of its own with the same number of threads, on the same cores. In a round
 each engine has its turn; the tables give the best and the median round. The peak is that of fused multiply-adds on

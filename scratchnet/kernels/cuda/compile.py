@@ -21,7 +21,7 @@ from ...errors import DeviceError
 try:
     from numba import cuda as _numba_cuda
 except ImportError:  # a Numba that no longer brings a cuda target of its own
-    raise DeviceError("cuda: expected the package numba-cuda; run pip install 'scratchnet[cuda]', got none") from None
+    raise DeviceError("cuda: expected the package numba-cuda; pip install 'numba-cuda[cu13]', got none") from None
 
 numba_cuda: Any = _numba_cuda
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def why_unavailable() -> str | None:
     if SIMULATED:
         return None
     if importlib.util.find_spec("numba_cuda") is None:
-        return "expected the package numba-cuda; run pip install 'scratchnet[cuda]', got none"
+        return "expected the package numba-cuda; pip install 'numba-cuda[cu13]', got none"
     try:
         if not numba_cuda.is_available():
             return "expected an NVIDIA GPU and its driver, got none"
@@ -201,7 +201,5 @@ def why_unavailable() -> str | None:
     toolkit = numba_cuda.runtime.get_version()
     if driver[0] < toolkit[0]:
         found = ".".join(map(str, driver))
-        return (
-            f"expected a driver for CUDA {toolkit[0]}, got one for {found}; scratchnet[cuda12] goes with older drivers"
-        )
+        return f"expected a driver for CUDA {toolkit[0]}, got one for {found}; it needs pip install 'numba-cuda[cu12]'"
     return None

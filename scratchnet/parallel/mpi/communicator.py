@@ -38,7 +38,7 @@ def library() -> Any:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"MPI: expected mpi4py (pip install 'scratchnet[mpi]') and an MPI, got: {reason}") from None
+        raise ConfigError(f"MPI: expected mpi4py (pip install mpi4py) and an MPI, got: {reason}") from None
     started = started_as()
     if started and started[1] != MPI.COMM_WORLD.size:
         raise ConfigError(

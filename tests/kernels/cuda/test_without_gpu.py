@@ -31,7 +31,7 @@ def message():
     return str(caught.value)
 
 
-@pytest.mark.skipif(SIMULATED or MACHINE_HAS_GPU or not HAS_PACKAGE, reason="needs scratchnet[cuda], and no GPU")
+@pytest.mark.skipif(SIMULATED or MACHINE_HAS_GPU or not HAS_PACKAGE, reason="needs numba-cuda, and no GPU")
 def test_without_a_driver():
     assert message() == "cuda: expected an NVIDIA GPU and its driver, got none"
     assert not sn.cuda.is_available()
@@ -40,15 +40,15 @@ def test_without_a_driver():
 @pytest.mark.skipif(SIMULATED, reason="the simulator needs no package")
 def test_without_the_package():
     with mock.patch.object(importlib.util, "find_spec", lambda name: None):
-        assert message() == "cuda: expected the package numba-cuda; run pip install 'scratchnet[cuda]', got none"
+        assert message() == "cuda: expected the package numba-cuda; pip install 'numba-cuda[cu13]', got none"
         assert not sn.cuda.is_available()
 
 
-@pytest.mark.skipif(SIMULATED or not HAS_PACKAGE, reason="needs scratchnet[cuda]")
+@pytest.mark.skipif(SIMULATED or not HAS_PACKAGE, reason="needs numba-cuda")
 def test_with_a_driver_that_is_too_old():
     machine = mock.MagicMock()
     machine.cudadrv.driver.driver.get_version.return_value = 12, 8
     machine.runtime.get_version.return_value = 13, 0
     with mock.patch.object(compile, "numba_cuda", machine):
-        expected = "cuda: expected a driver for CUDA 13, got one for 12.8; scratchnet[cuda12] goes with older drivers"
+        expected = "cuda: expected a driver for CUDA 13, got one for 12.8; it needs pip install 'numba-cuda[cu12]'"
         assert message() == expected

@@ -294,7 +294,7 @@ def test_rank_0_says_that_all_ranks_came_to_their_end_if_they_met_there(callers)
 def test_without_mpi4py_one_line_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     mpi.library.cache_clear()
-    with pytest.raises(sn.ConfigError, match=r"^MPI: expected mpi4py \(pip install 'scratchnet\[mpi\]'\).*$"):
+    with pytest.raises(sn.ConfigError, match=r"^MPI: expected mpi4py \(pip install mpi4py\).*$"):
         mpi.library()
 
 
