@@ -1,0 +1,42 @@
+"""The pages tell the truth: examples run and print what is shown; files, flags, targets and edits are there."""
+
+import pages
+import pytest
+
+
+@pytest.mark.parametrize("path", pages.PAGES, ids=[path.name for path in pages.PAGES])
+def test_a_page_tells_the_truth(path, tmp_path, monkeypatch):
+    assert pages.missing_files(path) == []
+    assert pages.wrong_commands(path) == []
+    assert pages.wrong_edits(path) == []
+    monkeypatch.chdir(tmp_path)
+    pages.run_examples(path)
+
+
+def test_the_map_names_every_page():
+    text = (pages.ROOT / "docs" / "README.md").read_text()
+    assert [path.name for path in pages.PAGES if f"{path.name})" not in text and path.parent.name == "docs"] == [
+        "README.md"
+    ]
+
+
+LIES = {
+    "```python\nprint(1)\n```\n```text\n2\n```\n": pages.run_examples,
+    "```python\nraise ValueError\n```\n": pages.run_examples,
+    "See `scratchnet/nothing.py`.": pages.missing_files,
+    "See [this](nothing.md).": pages.missing_files,
+    "```sh\npython scripts/nothing.py\n```\n": pages.wrong_commands,
+    "```sh\npython scripts/train.py --wings 2\n```\n": pages.wrong_commands,
+    "```diff\nscratchnet/errors.py\n+class NothingError\n```\n": pages.wrong_edits,
+}
+
+
+@pytest.mark.parametrize(("text", "check"), LIES.items(), ids=range(len(LIES)))
+def test_a_page_that_lies_is_found(text, check, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    try:
+        found = check(page)
+    except (AssertionError, ValueError) as error:
+        found = error
+    assert found
