@@ -1,15 +1,23 @@
 """scratchnet: a neural-network engine from scratch, whose answer never depends on the hardware that computes it."""
 
+from typing import TYPE_CHECKING
+
 from . import cuda, data, errors, functions, metrics, nn, optim, parallel, testing
-from .autograd import grad, value_and_grad
+from .autograd import no_grad
 from .errors import *
 from .formats.checkpoint import load, save
 from .functions import *
+from .functions import grad, value_and_grad
 from .jit import jit
 from .kernels import get_num_threads, set_num_threads
 from .random import manual_seed
-from .tensor import Tensor, default_device, no_grad, tensor
+from .tensor import Tensor, default_device, tensor
 from .trainer import History, Trainer
+
+if TYPE_CHECKING:  # the functions that are public in the op table
+
+    def __getattr__(name): ...
+
 
 __version__ = "0.2.0"
 

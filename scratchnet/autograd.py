@@ -1,61 +1,220 @@
-"""Gradients of functions: `grad`, `value_and_grad` of any order, and the search for the op that made a NaN."""
+"""Reverse-mode differentiation: ops are recorded as they run, and a backward pass walks over that record.
 
-from collections.abc import Callable, Iterator
-from typing import Any
+    y = f(x)        apply     runs a row of the op table and notes how y was made: a Node
+    y.backward()    backward  sends gradients from the newest node to the oldest: to each input, op.vjp(g, y, *inputs)
+
+Everything that a pass needs to remember lives in dictionaries of that pass, so two passes cannot disturb each other.
+The class Tensor stands above: this file asks a tensor at hand to wrap an array in a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import numpy as np
 
-from . import ops
-from .errors import ShapeError
-from .tensor import FLOATS, Node, Tensor, as_tensor, backpropagate, initial_gradient, is_recording, recording
+from . import ops, tracing
+from .errors import DeviceError, GradientError, ShapeError
+from .kernels import Device
+from .ops.operands import ArrayLike, TensorBase, as_operand, copied
+from .ops.promotion import prepare, refusal
+from .ops.table import Op, Tensor
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+_grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
+_clock = itertools.count()
 
 
-def grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
-    """The function that returns the gradient of f, whose result must have one element.
+class Node:
+    """How one tensor was made: the op, its inputs and parameters, and the output's array.
 
-    argnums: which positional argument(s) to differentiate; a tuple gives a tuple. Arguments may be tensors, arrays
-    or numbers. `grad(grad(f))` is the second derivative. Leaves that f uses otherwise keep their `.grad`.
+    `order` grows with time, so a node's inputs always have a smaller one: sorting by it is a topological order.
+    `versions` are those of the inputs when they were read.
     """
-    with_value = value_and_grad(f, argnums)
-    return lambda *args, **kwargs: with_value(*args, **kwargs)[1]
+
+    __slots__ = ("device", "inputs", "op", "order", "out", "params", "versions")
+
+    def __init__(self, op: Op, inputs: tuple[Tensor, ...], params: dict, out: np.ndarray, device: Device):
+        self.op, self.params, self.out, self.device = op, params, out, device
+        self.inputs: tuple[Tensor, ...] | None = inputs
+        self.versions = [t._version if t._base is None else t._base._version for t in inputs]
+        self.order = next(_clock)
 
 
-def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
-    """Like `grad`, but the function returns (f's value, gradient)."""
-    numbers_of = argnums if isinstance(argnums, tuple) else (argnums,)
-
-    def with_value(*args, **kwargs):
-        inputs = list(args)
-        for i in numbers_of:
-            inputs[i] = _variable(as_tensor(inputs[i]))
-        variables = [inputs[i] for i in numbers_of]
-        create_graph = is_recording()
-        with recording(True):
-            y = f(*inputs, **kwargs)
-            if not isinstance(y, Tensor) or y.size != 1:
-                came = f"shape {y.shape}" if isinstance(y, Tensor) else type(y).__name__
-                raise ShapeError(f"grad: expected a function whose result is one element, got {came}")
-            found = {}
-            if y.requires_grad:
-                found = backpropagate(
-                    y, initial_gradient(y, None), variables, retain_graph=True, create_graph=create_graph
-                )
-        keys = [id(v._node or v) for v in variables]
-        gradients = [found[k][1] if k in found else v.detach() * 0 for k, v in zip(keys, variables, strict=True)]
-        for v in variables:
-            v.requires_grad = not v.is_leaf  # nobody outside can ask for the gradient of a leaf made here
-        y, *gradients = (t if create_graph and _is_wanted(t) else t.detach() for t in (y, *gradients))
-        return y, tuple(gradients) if isinstance(argnums, tuple) else gradients[0]
-
-    return with_value
+def apply(op: Op, *inputs: ArrayLike, **params) -> Tensor:
+    """Runs one op and records it if a gradient may be wanted. This is the only place where ops meet tensors."""
+    tensors = prepare(op, inputs)
+    device = tensors[0]._device
+    written = tracing.current()
+    try:
+        if written is None:
+            out = op.forward(device, *[t._data for t in tensors], **params)
+        else:
+            out = op.forward(written.on(device), *[t._data for t in tensors], **params)
+            _watch(written, tensors)
+    except (TypeError, ValueError) as error:
+        raise refusal(op, tensors, error) from None
+    node = None
+    if _grad_enabled.get():
+        for i, t in enumerate(tensors):
+            if t.requires_grad and op.vjp(i) is not None:
+                node = Node(op, tensors, params, out, device)
+                break
+    y = tensors[0]._wrap(out, device, node)
+    if op.is_view:
+        y._base = tensors[0]._owner
+    return y
 
 
-def _is_wanted(y: Tensor) -> bool:
-    """True if y's record leads to a leaf that requires grad."""
-    return any(t.requires_grad for t, node in _ancestors(y) if node is None)
+def _watch(written: tracing.Trace, tensors: tuple[Tensor, ...]) -> None:
+    """A program reads parameters and buffers where they lay when it was recorded."""
+    for t in tensors:
+        if t._node is None and (t.requires_grad or type(t).__base__ is not TensorBase):
+            written.watch(t, "_data")
 
 
-def _ancestors(y: Tensor) -> Iterator[tuple[Tensor, Node | None]]:
+def is_recording() -> bool:
+    """True unless inside `no_grad`."""
+    return _grad_enabled.get()
+
+
+@contextlib.contextmanager
+def recording(enabled: bool) -> Iterator[None]:
+    """Inside, ops are recorded or not."""
+    token = _grad_enabled.set(enabled)
+    try:
+        yield
+    finally:
+        _grad_enabled.reset(token)
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Inside, nothing is recorded: results have requires_grad False. Also a decorator: `@no_grad()`."""
+    with recording(False):
+        yield
+
+
+# --- the backward pass -----------------------------------------------------------------------------------------------
+
+
+def backward(
+    y: Tensor, gradient: ArrayLike | None = None, retain_graph: bool = False, create_graph: bool = False
+) -> None:
+    """Adds to `.grad` of every leaf that requires grad the gradient of this tensor with respect to it.
+
+    gradient: the gradient of the final result with respect to this tensor; may be left out for one element.
+    retain_graph: keep the record, so that `backward` can be called again. It is freed otherwise.
+    create_graph: record the pass itself, so that gradients can be differentiated.
+
+    Raises GradientError if there is no record, if it was freed, or if a tensor that it needs was changed in
+    place since it was read; ShapeError if `gradient` is missing or does not fit.
+    """
+    g = initial_gradient(y, gradient)
+    found = backpropagate(y, g, retain_graph=retain_graph or create_graph, create_graph=create_graph)
+    taken = {id(g._data)}
+    for leaf, leaf_gradient in found.values():
+        tracing.touch(leaf)
+        data = leaf_gradient._data
+        if leaf.grad is not None:
+            with recording(create_graph):
+                leaf_gradient = ops.add(leaf.grad, leaf_gradient)
+        elif not create_graph and (isinstance(data.base, np.ndarray) or id(data) in taken):
+            leaf_gradient = leaf._wrap(copied(data, data.dtype, leaf._device), leaf._device)  # memory of its own
+        taken.add(id(leaf_gradient._data))
+        leaf.grad = leaf_gradient
+
+
+def initial_gradient(y: Tensor, gradient: ArrayLike | None) -> Tensor:
+    """The gradient that a backward pass from y starts with: `gradient` if it fits, or 1 for one element."""
+    if not y.requires_grad:
+        raise GradientError("backward: expected a tensor made from one that requires grad, got one with no record")
+    if gradient is None:
+        if y.size != 1:
+            raise ShapeError(f"backward: expected a gradient for a tensor of shape {y.shape}, got none")
+        one = np.array(1, y.dtype) if y.ndim == 0 else np.ones(y.shape, y.dtype)
+        return y._wrap(y._device.from_host(one), y._device)
+    gradient = as_operand(gradient, y)
+    if gradient.shape != y.shape:
+        raise ShapeError(f"backward: expected a gradient of shape {y.shape}, got {gradient.shape}")
+    if gradient.device != y.device:
+        raise DeviceError(f"backward: expected a gradient on {y.device!r}, got {gradient.device!r}")
+    return gradient.astype(y.dtype)
+
+
+def backpropagate(
+    y: Tensor,
+    gradient: Tensor,
+    targets: Sequence[Tensor] = (),
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """The vector-Jacobian product of y: a dictionary id -> (tensor, its gradient).
+
+    Without targets it holds every leaf that requires grad; with targets those of them that y depends on, and
+    nothing before the oldest of them is visited.
+    """
+    gradients: dict[int, Tensor] = {}  # of tensors, by the node that made them, or by the leaf itself
+    found: dict[int, Tensor] = {}
+    heap: list[tuple[int, Node]] = []
+    wanted = {id(t._node or t): t for t in targets}
+    oldest = min((t._node.order if t._node else -1 for t in targets), default=-1)
+
+    def send(t: Tensor, g: Tensor) -> None:
+        node = t._node
+        key = id(node or t)
+        known = gradients.get(key)
+        gradients[key] = g if known is None else known + g
+        if key in wanted or (node is None and not targets):
+            found[key] = wanted.get(key, t)
+        elif known is None and node is not None and node.order > oldest:
+            heapq.heappush(heap, (-node.order, node))
+
+    with recording(create_graph):
+        send(y, gradient)
+        while heap:
+            _, node = heapq.heappop(heap)
+            g = gradients.pop(id(node))
+            for t, input_gradient in _vjps(node, g):
+                send(t, input_gradient)
+            if not retain_graph:
+                node.inputs = node.out = None  # type: ignore[assignment]  # what only this record held is freed now
+    return {key: (t, gradients[key]) for key, t in found.items()}
+
+
+def _vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The gradients that a node passes on to those of its inputs that want one."""
+    inputs, op = node.inputs, node.op
+    if inputs is None:
+        raise GradientError(
+            f"{op.name}: expected a live record, but an earlier backward freed it; use retain_graph=True"
+        )
+    for t, version in zip(inputs, node.versions, strict=True):
+        if (t._version if t._base is None else t._base._version) != version:
+            raise GradientError(f"{op.name}: expected its inputs as they were, but one was changed in place since")
+    y = inputs[0]._wrap(node.out, node.device, node)
+    for i, t in enumerate(inputs):
+        if t.requires_grad and (vjp := op.vjp(i)) is not None:
+            yield t, unbroadcast(vjp(g, y, *inputs, **node.params), t.shape)
+
+
+def unbroadcast(g: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """g summed over the axes along which an input of this shape was repeated: broadcasting backwards."""
+    if g.shape == shape:
+        return g
+    extra = g.ndim - len(shape)
+    if extra:
+        g = g.sum(tuple(range(extra)))
+    repeated = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
+    return g.sum(repeated, keepdims=True) if repeated else g
+
+
+def history(y: Tensor) -> Iterator[tuple[Tensor, Node | None]]:
     """y and the tensors in its record, each node once, with the node that made it."""
     seen, stack = set(), [y]
     while stack:
@@ -67,27 +226,3 @@ def _ancestors(y: Tensor) -> Iterator[tuple[Tensor, Node | None]]:
             seen.add(id(node))
             yield t, node
             stack.extend(node.inputs)
-
-
-def _variable(x: Tensor) -> Tensor:
-    """A tensor of its own with x's value: the point at which `grad` stops. It hangs on x if x is recorded."""
-    if x.dtype not in FLOATS:
-        x = x.astype(np.float32)
-    if x.requires_grad:
-        return ops.reshape(x, shape=x.shape)
-    v = x.detach()
-    v.requires_grad = True
-    return v
-
-
-def first_nonfinite(y: Tensor) -> str | None:
-    """The name of the first op in y's record whose result is not finite although its inputs are; "an input" if
-    a leaf is not finite already; None if all is finite."""
-    nodes = []
-    for t, node in _ancestors(y):
-        if node is not None:
-            nodes.append(node)
-        elif t.dtype.kind == "f" and not np.isfinite(t._device.to_host(t._data)).all():
-            return "an input"
-    nodes.sort(key=lambda node: node.order)
-    return next((node.op.name for node in nodes if not np.isfinite(node.device.to_host(node.out)).all()), None)

@@ -1,11 +1,21 @@
-"""The functions of the public face: `sn.exp(x)` is `x.exp()` for anything that can become a Tensor."""
+"""The functions of the public face: `sn.exp(x)` is `x.exp()` for anything that can become a Tensor; and `sn.grad(f)`.
+
+What is public follows from the op table (ops/table.py). `grad` stands here, and not beside the backward pass, because
+it makes tensors of its arguments.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from . import ops
+from .autograd import backpropagate, history, initial_gradient, is_recording, recording
 from .errors import ShapeError
-from .tensor import ArrayLike, Tensor, as_tensor, where
+from .tensor import FLOATS, ArrayLike, Tensor, as_tensor
 
 
 def _function(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -17,45 +27,14 @@ def _function(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
 
 
-exp = _function(Tensor.exp)
-log = _function(Tensor.log)
-sqrt = _function(Tensor.sqrt)
-abs = _function(Tensor.abs)
-sign = _function(Tensor.sign)
-tanh = _function(Tensor.tanh)
-sigmoid = _function(Tensor.sigmoid)
-relu = _function(Tensor.relu)
-gelu = _function(Tensor.gelu)
-erf = _function(Tensor.erf)
-softplus = _function(Tensor.softplus)
-clip = _function(Tensor.clip)
-maximum = _function(Tensor.maximum)
-minimum = _function(Tensor.minimum)
-sum = _function(Tensor.sum)
-mean = _function(Tensor.mean)
-max = _function(Tensor.max)
-min = _function(Tensor.min)
-var = _function(Tensor.var)
-std = _function(Tensor.std)
-argmax = _function(Tensor.argmax)
-reshape = _function(Tensor.reshape)
-transpose = _function(Tensor.transpose)
-permute = _function(Tensor.permute)
-squeeze = _function(Tensor.squeeze)
-unsqueeze = _function(Tensor.unsqueeze)
-broadcast_to = _function(Tensor.broadcast_to)
-pad = _function(Tensor.pad)
-matmul = _function(Tensor.matmul)
-softmax = _function(Tensor.softmax)
-log_softmax = _function(Tensor.log_softmax)
-logsumexp = _function(Tensor.logsumexp)
+globals().update({name: _function(method) for name, method in ops.METHODS.items()})
+
+if TYPE_CHECKING:
+
+    def __getattr__(name): ...  # mypy 2.4 fails on one with types
 
 
-def _tensors(name: str, tensors: Sequence[ArrayLike]) -> list[Tensor]:
-    if not len(tensors):
-        raise ShapeError(f"{name}: expected at least one tensor, got none")
-    like = next((t for t in tensors if isinstance(t, Tensor)), None)
-    return [as_tensor(t, like) for t in tensors]
+# --- joining ---------------------------------------------------------------------------------------------------------
 
 
 def cat(tensors: Sequence[ArrayLike], axis: int = 0) -> Tensor:
@@ -68,40 +47,70 @@ def stack(tensors: Sequence[ArrayLike], axis: int = 0) -> Tensor:
     return ops.stack(_tensors("stack", tensors), axis)
 
 
-__all__ = [
-    "abs",
-    "argmax",
-    "broadcast_to",
-    "cat",
-    "clip",
-    "erf",
-    "exp",
-    "gelu",
-    "log",
-    "log_softmax",
-    "logsumexp",
-    "matmul",
-    "max",
-    "maximum",
-    "mean",
-    "min",
-    "minimum",
-    "pad",
-    "permute",
-    "relu",
-    "reshape",
-    "sigmoid",
-    "sign",
-    "softmax",
-    "softplus",
-    "sqrt",
-    "squeeze",
-    "stack",
-    "std",
-    "sum",
-    "tanh",
-    "transpose",
-    "unsqueeze",
-    "var",
-    "where",
-]
+def _tensors(name: str, tensors: Sequence[ArrayLike]) -> list[Tensor]:
+    if not len(tensors):
+        raise ShapeError(f"{name}: expected at least one tensor, got none")
+    like = next((t for t in tensors if isinstance(t, Tensor)), None)
+    return [as_tensor(t, like) for t in tensors]
+
+
+# --- gradients of functions ------------------------------------------------------------------------------------------
+
+
+def grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+    """The function that returns the gradient of f, whose result must have one element.
+
+    argnums: which positional argument(s) to differentiate; a tuple gives a tuple. Arguments may be tensors, arrays
+    or numbers. `grad(grad(f))` is the second derivative. Leaves that f uses otherwise keep their `.grad`.
+    """
+    with_value = value_and_grad(f, argnums)
+    return lambda *args, **kwargs: with_value(*args, **kwargs)[1]
+
+
+def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+    """Like `grad`, but the function returns (f's value, gradient)."""
+    numbers_of = argnums if isinstance(argnums, tuple) else (argnums,)
+
+    def with_value(*args, **kwargs):
+        inputs = list(args)
+        for i in numbers_of:
+            inputs[i] = _variable(as_tensor(inputs[i]))
+        variables = [inputs[i] for i in numbers_of]
+        create_graph = is_recording()
+        with recording(True):
+            y = f(*inputs, **kwargs)
+            if not isinstance(y, Tensor) or y.size != 1:
+                came = f"shape {y.shape}" if isinstance(y, Tensor) else type(y).__name__
+                raise ShapeError(f"grad: expected a function whose result is one element, got {came}")
+            found = {}
+            if y.requires_grad:
+                found = backpropagate(
+                    y, initial_gradient(y, None), variables, retain_graph=True, create_graph=create_graph
+                )
+        keys = [id(v._node or v) for v in variables]
+        gradients = [found[k][1] if k in found else v.detach() * 0 for k, v in zip(keys, variables, strict=True)]
+        for v in variables:
+            v.requires_grad = not v.is_leaf  # nobody outside can ask for the gradient of a leaf made here
+        y, *gradients = (t if create_graph and _is_wanted(t) else t.detach() for t in (y, *gradients))
+        return y, tuple(gradients) if isinstance(argnums, tuple) else gradients[0]
+
+    return with_value
+
+
+def _is_wanted(y: Tensor) -> bool:
+    """True if y's record leads to a leaf that requires grad."""
+    return any(t.requires_grad for t, node in history(y) if node is None)
+
+
+def _variable(x: Tensor) -> Tensor:
+    """A tensor of its own with x's value: the point at which `grad` stops. It hangs on x if x is recorded."""
+    if x.dtype not in FLOATS:
+        x = x.astype(np.float32)
+    if x.requires_grad:
+        return ops.reshape_op(x, shape=x.shape)
+    v = x.detach()
+    v.requires_grad = True
+    return v
+
+
+__all__ = ["cat", "stack", *ops.METHODS]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sizes import JIT
 
 import scratchnet as sn
-from scratchnet.autograd import first_nonfinite
+from scratchnet.nonfinite import first_nonfinite
 from scratchnet.testing import gradcheck
 
 pytestmark = pytest.mark.usefixtures("numpy_device")

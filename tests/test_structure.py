@@ -22,9 +22,9 @@ LAYERS = (
     "kernels",
     "tracing",
     "random ops",
-    "tensor",
     "autograd",
-    "functions formats cuda metrics",
+    "tensor",
+    "functions nonfinite formats cuda metrics",
     "data nn optim flags",
     "jit",
     "parallel/comm",
@@ -107,7 +107,6 @@ STILL = {
         kernels/cpu/gemm.py
         parallel/pool/pool.py
         parallel/pool/replica.py
-        tensor.py
         testing/kernels.py
         trainer/trainer.py
         bench/bench.py

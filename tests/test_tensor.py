@@ -663,6 +663,16 @@ def test_every_function_is_its_method_and_takes_what_can_become_a_tensor():
     assert sn.cat([sn.Tensor([1.0]), np.float32([2.0]), [3.0]]).numpy().tolist() == [1.0, 2.0, 3.0]
 
 
+def test_what_is_public_in_the_op_table_is_a_method_and_a_function_with_its_docstring():
+    from scratchnet.ops import METHODS
+
+    assert {"exp", "softplus", "maximum", "clip", "sum", "softmax", "reshape", "matmul"} <= set(METHODS)
+    for name, function in METHODS.items():
+        assert getattr(sn.Tensor, name) is function and function.__name__ == name and function.__doc__
+        assert getattr(sn, name).__doc__ == function.__doc__ and name in sn.__all__
+        assert not hasattr(sn.Tensor, f"{name}_grad")
+
+
 def test_numpys_functions_take_the_numbers_of_tensors():
     x = sn.Tensor(X)
     assert np.sum(x) == X.sum() and type(np.sum(x)) is np.float64

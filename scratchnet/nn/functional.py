@@ -9,9 +9,10 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import ops, random, tracing
+from ..autograd import no_grad
 from ..errors import ConfigError, DtypeError, ShapeError
 from ..functions import gelu, log_softmax, relu, sigmoid, softmax, softplus, tanh
-from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor, no_grad
+from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor
 
 __all__ = [
     "batch_norm",
@@ -31,7 +32,11 @@ __all__ = [
     "tanh",
 ]
 
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "sum": Tensor.sum, "none": lambda t: t}
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda t: t.mean(),
+    "sum": lambda t: t.sum(),
+    "none": lambda t: t,
+}
 
 # --- layers --------------------------------------------------------------------------------------------------------
 

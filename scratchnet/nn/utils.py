@@ -5,9 +5,10 @@ import math
 from collections.abc import Iterable
 
 from .. import tracing
+from ..autograd import no_grad
 from ..errors import ConfigError, NonFiniteError
 from ..functions import maximum, minimum, sqrt
-from ..tensor import Tensor, no_grad
+from ..tensor import Tensor
 
 
 def clip_grad_norm_(

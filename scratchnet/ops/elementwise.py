@@ -1,24 +1,34 @@
 """Elementwise ops: one row each, the derivative beside the function."""
 
+from __future__ import annotations
+
 import math
 
-from .table import binary, broadcast_shape, compact, define, unary
+import numpy as np
+
+from ..errors import ConfigError, DtypeError
+from .operands import ArrayLike, TensorBase, as_operand
+from .table import Tensor, binary, broadcast_shape, compact, define, method, unary
 
 # --- one input: vjp(g, y, x) ------------------------------------------------------------------------------------
 
 neg = unary("neg", lambda g, y, x: -g, floating=False)
-exp = unary("exp", lambda g, y, x: g * y)
-log = unary("log", lambda g, y, x: g / x)
-sqrt = unary("sqrt", lambda g, y, x: g * 0.5 / y)
-abs = unary("abs", lambda g, y, x: g * sign(x), floating=False)
-sign = unary("sign", None, floating=False)
-tanh = unary("tanh", lambda g, y, x: tanh_grad(g, y))
-sigmoid = unary("sigmoid", lambda g, y, x: sigmoid_grad(g, y))
-relu = unary("relu", lambda g, y, x: relu_grad(g, y))
-erf = unary("erf", lambda g, y, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x))
-gelu = unary("gelu", lambda g, y, x: gelu_grad(g, x))
-softplus = unary("softplus", lambda g, y, x: g * sigmoid(x))
-clip = unary("clip", lambda g, y, x, low, high: g * ((x >= low) * (x <= high)), floating=False)
+exp = unary("exp", lambda g, y, x: g * y, "e to the power of each element.")
+log = unary("log", lambda g, y, x: g / x, "Natural logarithm; -inf at 0, NaN below.")
+sqrt = unary("sqrt", lambda g, y, x: g * 0.5 / y, "Square root; NaN below 0.")
+abs = unary("abs", lambda g, y, x: g * sign(x), "Absolute value; gradient 0 at 0.", floating=False)
+sign = unary("sign", None, "-1, 0 or 1; not differentiable.", floating=False)
+tanh = unary("tanh", lambda g, y, x: tanh_grad(g, y), "Hyperbolic tangent.")
+sigmoid = unary("sigmoid", lambda g, y, x: sigmoid_grad(g, y), "1 / (1 + exp(-x)), without overflow.")
+relu = unary("relu", lambda g, y, x: relu_grad(g, y), "max(x, 0); gradient 0 at 0.")
+erf = unary("erf", lambda g, y, x: g * (2 / math.sqrt(math.pi)) * exp(-x * x), "The error function.")
+gelu = unary(
+    "gelu",
+    lambda g, y, x: gelu_grad(g, x),
+    "x * Phi(x), Phi the normal distribution function (the exact form, not the tanh approximation).",
+)
+softplus = unary("softplus", lambda g, y, x: g * sigmoid(x), "log(1 + exp(x)), without overflow.")
+clip_op = unary("clip", lambda g, y, x, low, high: g * ((x >= low) * (x <= high)), floating=False)
 
 # --- gradients of activations, as ops of their own: one pass over memory, and differentiable again --------------
 
@@ -41,11 +51,11 @@ div = binary("div", lambda g, y, a, b: g / b, lambda g, y, a, b: -g * y / b, flo
 
 def _pow_vjp_base(g, y, a, b):
     flat = b == 0  # x ** 0 is flat, at x = 0 too, where x ** -1 and its derivatives are not finite
-    return g * where(flat, 0.0, b * a ** where(flat, 1.0, b - 1))
+    return g * where_op(flat, 0.0, b * a ** where_op(flat, 1.0, b - 1))
 
 
 def _pow_vjp_exponent(g, y, a, b):
-    return g * where((a == 0) * (b >= 0), 0.0, y * log(a))  # 0 ** b is flat in b > 0, where log(0) is not finite
+    return g * where_op((a == 0) * (b >= 0), 0.0, y * log(a))  # 0 ** b is flat in b > 0, where log(0) is not finite
 
 
 pow = binary("pow", _pow_vjp_base, _pow_vjp_exponent)
@@ -56,8 +66,18 @@ def _larger_share(g, winner, loser):
     return g * (winner > loser) + g * (winner == loser) * 0.5
 
 
-maximum = binary("maximum", lambda g, y, a, b: _larger_share(g, a, b), lambda g, y, a, b: _larger_share(g, b, a))
-minimum = binary("minimum", lambda g, y, a, b: _larger_share(g, b, a), lambda g, y, a, b: _larger_share(g, a, b))
+maximum = binary(
+    "maximum",
+    lambda g, y, a, b: _larger_share(g, a, b),
+    lambda g, y, a, b: _larger_share(g, b, a),
+    doc="The larger of two, elementwise; equal elements share the gradient.",
+)
+minimum = binary(
+    "minimum",
+    lambda g, y, a, b: _larger_share(g, b, a),
+    lambda g, y, a, b: _larger_share(g, a, b),
+    doc="The smaller of two, elementwise; equal elements share the gradient.",
+)
 
 lt, le, gt, ge, eq, ne = (binary(name, dtype=bool) for name in ("lt", "le", "gt", "ge", "eq", "ne"))
 
@@ -68,12 +88,12 @@ def _where(device, condition, a, b):
     return out
 
 
-where = define(
+where_op = define(
     "where",
     _where,
     None,
-    lambda g, y, condition, a, b: where(condition, g, 0.0),
-    lambda g, y, condition, a, b: where(condition, 0.0, g),
+    lambda g, y, condition, a, b: where_op(condition, g, 0.0),
+    lambda g, y, condition, a, b: where_op(condition, 0.0, g),
     promotes=(1, 2),
 )
 
@@ -89,3 +109,27 @@ def _cast(device, x, dtype):
 
 
 cast = define("cast", _cast, lambda g, y, x, dtype: cast(g, dtype=x.dtype))
+
+
+# --- the forms that people call -----------------------------------------------------------------------------------
+
+
+@method
+def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """x limited to [low, high]; gradient 1 on the bounds, 0 outside. Raises ConfigError if low > high."""
+    least, most = (-np.inf, np.inf) if x.dtype.kind == "f" else (np.iinfo(x.dtype).min, np.iinfo(x.dtype).max)
+    low, high = least if low is None else low, most if high is None else high
+    for bound in (low, high):
+        as_operand(bound, x)  # DtypeError if it does not fit
+    if low > high:
+        raise ConfigError(f"clip: expected low <= high, got {low} and {high}")
+    return clip_op(x, low=low, high=high)
+
+
+@method
+def where(condition: Tensor, a: ArrayLike, b: ArrayLike) -> Tensor:
+    """a where condition (boolean) is true, else b; all three broadcast."""
+    if condition.dtype != np.bool_:
+        raise DtypeError(f"where: expected a boolean condition, got {condition.dtype}")
+    like = a if isinstance(a, TensorBase) else b if isinstance(b, TensorBase) else as_operand(a, condition)
+    return where_op(condition, as_operand(a, like), as_operand(b, like))

@@ -1,12 +1,17 @@
 """Ops that move elements and compute nothing: views wherever NumPy can give one, gathers and joins where not."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from .. import tracing
 from ..errors import DtypeError, IndexOutOfRangeError, ShapeError
-from .table import array_of, contiguous, define
+from .operands import ArrayLike, TensorBase, array_of
+from .table import Tensor, contiguous, define, method
 
 # --- views -------------------------------------------------------------------------------------------------------
 
@@ -18,11 +23,11 @@ def _reshape(device, x, shape):
         return contiguous(device, x).reshape(shape)
 
 
-reshape = define("reshape", _reshape, lambda g, y, x, shape: reshape(g, shape=x.shape), is_view=True)
-permute = define(
+reshape_op = define("reshape", _reshape, lambda g, y, x, shape: reshape_op(g, shape=x.shape), is_view=True)
+permute_op = define(
     "permute",
     lambda device, x, axes: x.transpose(axes),
-    lambda g, y, x, axes: permute(g, axes=tuple(np.argsort(axes))),
+    lambda g, y, x, axes: permute_op(g, axes=tuple(np.argsort(axes))),
     is_view=True,
 )
 
@@ -33,7 +38,7 @@ def _broadcast_to(device, x, shape):
     return np.broadcast_to(x, shape)
 
 
-broadcast_to = define(
+broadcast_to_op = define(
     "broadcast_to",
     _broadcast_to,
     lambda g, y, x, shape: g,  # the backward pass sums it to x's shape
@@ -106,12 +111,12 @@ def _cat_vjp(i, g, y, *tensors, axis):
     return getitem(g, key=_span(axis, start, start + tensors[i].shape[axis]))
 
 
-_concatenate = define("cat", _cat, variadic_vjp=_cat_vjp)
+cat_op = define("cat", _cat, variadic_vjp=_cat_vjp)
 
 # --- the forms that people call ------------------------------------------------------------------------------------
 
 
-def cat(tensors, axis=0):
+def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Joins tensors along an axis that they have; all other lengths must agree."""
     first = tensors[0].shape
     if not first:
@@ -122,10 +127,10 @@ def cat(tensors, axis=0):
     for t in tensors[1:]:
         if len(t.shape) != len(first) or t.shape[:axis] + t.shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
             raise ShapeError(f"cat: expected shapes equal but for axis {axis}, got {first} and {t.shape}")
-    return _concatenate(*tensors, axis=axis)
+    return cat_op(*tensors, axis=axis)
 
 
-def stack(tensors, axis=0):
+def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Joins tensors of one shape along a new axis."""
     for t in tensors[1:]:
         if t.shape != tensors[0].shape:
@@ -133,62 +138,79 @@ def stack(tensors, axis=0):
     return cat([unsqueeze(t, axis) for t in tensors], axis)
 
 
-def view(x, shape):
-    """x with another shape of as many elements; one length may be -1."""
+def _as_shape(args: tuple) -> tuple[int, ...]:
+    """Lengths given one by one, or as one sequence."""
+    if len(args) == 1 and isinstance(args[0], Sequence):
+        args = tuple(args[0])
+    return tuple(int(n) for n in args)
+
+
+@method
+def reshape(x: Tensor, *shape: Any) -> Tensor:
+    """Another shape of as many elements; one length may be -1. A view where NumPy can give one."""
+    shape = _as_shape(shape)
     known = math.prod(n for n in shape if n != -1)
     if -1 in shape and shape.count(-1) == 1 and known and x.size % known == 0:
         shape = tuple(x.size // known if n == -1 else n for n in shape)
     if min(shape, default=0) < 0 or math.prod(shape) != x.size:
         raise ShapeError(f"reshape: expected a shape of {x.size} elements, as {x.shape} has, got {shape}")
-    return reshape(x, shape=shape)
+    return reshape_op(x, shape=shape)
 
 
-def expand(x, shape):
-    """x repeated along axes of length 1 and along new leading axes, without a copy."""
+@method
+def broadcast_to(x: Tensor, *shape: Any) -> Tensor:
+    """Repeated along axes of length 1 and along new leading axes, a view."""
+    shape = _as_shape(shape)
     try:
-        fits = np.broadcast_shapes(x.shape, shape) == tuple(shape)
+        fits = np.broadcast_shapes(x.shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:
-        raise ShapeError(f"broadcast_to: expected a shape that {x.shape} broadcasts to, got {tuple(shape)}")
-    return broadcast_to(x, shape=tuple(shape))
+        raise ShapeError(f"broadcast_to: expected a shape that {x.shape} broadcasts to, got {shape}")
+    return broadcast_to_op(x, shape=shape)
 
 
-def order_axes(x, axes):
-    """x with its axes in the given order."""
+@method
+def permute(x: Tensor, *axes: Any) -> Tensor:
+    """All axes in the given order, a view."""
+    axes = _as_shape(axes)
     if sorted(a % x.ndim if x.ndim and -x.ndim <= a < x.ndim else -1 for a in axes) != list(range(x.ndim)):
-        raise ShapeError(f"permute: expected each of {x.ndim} axes once, got {tuple(axes)}")
-    return permute(x, axes=tuple(a % x.ndim for a in axes))
+        raise ShapeError(f"permute: expected each of {x.ndim} axes once, got {axes}")
+    return permute_op(x, axes=tuple(a % x.ndim for a in axes))
 
 
-def swap_axes(x, a, b):
-    """x with axes a and b exchanged."""
+@method
+def transpose(x: Tensor, a: int, b: int) -> Tensor:
+    """Two axes exchanged, a view."""
     for axis in (a, b):
         if not -x.ndim <= axis < x.ndim:
             raise IndexOutOfRangeError(f"transpose: expected an axis in [{-x.ndim}, {x.ndim}), got {axis}")
     axes = list(range(x.ndim))
     axes[a], axes[b] = axes[b], axes[a]
-    return permute(x, axes=tuple(axes))
+    return permute_op(x, axes=tuple(axes))
 
 
-def squeeze(x, axis=None):
-    """x without its axes of length 1, or without the one named (left alone if it is longer, as in PyTorch)."""
+@method
+def squeeze(x: Tensor, axis: int | None = None) -> Tensor:
+    """Without its axes of length 1, or without the one named (left alone if it is longer, as in PyTorch); a view."""
     if axis is not None and not -x.ndim <= axis < x.ndim:
         raise IndexOutOfRangeError(f"squeeze: expected an axis in [{-x.ndim}, {x.ndim}), got {axis}")
     gone = range(x.ndim) if axis is None else (axis % x.ndim,)
-    return reshape(x, shape=tuple(n for i, n in enumerate(x.shape) if n != 1 or i not in gone))
+    return reshape_op(x, shape=tuple(n for i, n in enumerate(x.shape) if n != 1 or i not in gone))
 
 
-def unsqueeze(x, axis):
-    """x with a new axis of length 1."""
+@method
+def unsqueeze(x: Tensor, axis: int) -> Tensor:
+    """With a new axis of length 1, a view."""
     if not -x.ndim - 1 <= axis <= x.ndim:
         raise IndexOutOfRangeError(f"unsqueeze: expected an axis in [{-x.ndim - 1}, {x.ndim + 1}), got {axis}")
     axis %= x.ndim + 1
-    return reshape(x, shape=(*x.shape[:axis], 1, *x.shape[axis:]))
+    return reshape_op(x, shape=(*x.shape[:axis], 1, *x.shape[axis:]))
 
 
-def pad(x, widths, value=0):
-    """x with `value` around it; widths as in np.pad: n, (before, after), or one such pair an axis."""
+@method
+def pad(x: Tensor, widths: Any, value: float = 0) -> Tensor:
+    """With `value` around it; widths as in np.pad: n, (before, after), or one such pair an axis."""
     try:
         pairs = [(int(a), int(b)) for a, b in np.broadcast_to(widths, (x.ndim, 2))]
     except (ValueError, TypeError):
@@ -203,9 +225,12 @@ def pad(x, widths, value=0):
 _BASIC = (int, np.integer, slice, type(None), type(Ellipsis))
 
 
-def index(x, key):
+def index(x: Tensor, key: Any) -> Tensor:
     """x[key] for every key that NumPy takes: a view for basic keys, a gather for integer and boolean arrays."""
     parts = key if isinstance(key, tuple) else (key,)
+    if any(isinstance(p, TensorBase) for p in parts):
+        parts = tuple(p._data if isinstance(p, TensorBase) else p for p in parts)
+        key = parts if isinstance(key, tuple) else parts[0]
     if all(isinstance(p, _BASIC) and not isinstance(p, bool | np.bool_) for p in parts):
         _check_key(x, key)
         return getitem(x, key=parts if any(p is Ellipsis for p in parts) else (*parts, Ellipsis))
@@ -225,7 +250,7 @@ def index(x, key):
             tracing.refuse("index: several arrays, or booleans", a)
     _check_key(x, arrays)
     positions = np.arange(x.size).reshape(x.shape)[arrays]  # which element lands where, by NumPy's own rules
-    return take_rows(reshape(x, shape=(x.size,)), np.asarray(positions))
+    return take_rows(reshape_op(x, shape=(x.size,)), np.asarray(positions))
 
 
 def _check_key(x, key):
@@ -241,7 +266,7 @@ def limits_of(array) -> tuple[int, int]:
     return array.limits if hasattr(array, "limits") else (array.min(), array.max())
 
 
-def checked_index(name: str, array, n: int, from_end: bool = True) -> np.ndarray:
+def checked_index(name: str, array: ArrayLike, n: int, from_end: bool = True) -> Any:
     """Row numbers as int64 in [0, n); negative ones count from the end, or are refused.
 
     Raises IndexOutOfRangeError or DtypeError.

@@ -1,13 +1,16 @@
 """Matrix products and the classification loss: the ops that carry a network's arithmetic."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
 
 from ..errors import ShapeError
-from .movement import checked_index, reshape
-from .reductions import _softmax, softmax_grad, sum
-from .table import array_of, contiguous, define
+from .movement import checked_index, reshape_op
+from .operands import ArrayLike, array_of, as_operand
+from .reductions import softmax_grad, softmax_op, sum
+from .table import Tensor, contiguous, define, method
 
 
 def _stored(device, x: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -47,25 +50,27 @@ def _matmul_vjp_b(g, y, a, b, transpose_a=False, transpose_b=False):  # y = a @ 
     return _times(g, a, True, transpose_a) if transpose_b else _times(a, g, not transpose_a, False)
 
 
-_matmul_op = define("matmul", _matmul, _matmul_vjp_a, _matmul_vjp_b)
+matmul_op = define("matmul", _matmul, _matmul_vjp_a, _matmul_vjp_b)
 
 
 def _times(a, b, transpose_a=False, transpose_b=False):
-    return _matmul_op(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+    return matmul_op(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
-def matmul(a, b):
-    """Matrix product by NumPy's rules: vectors count as one row or column, leading axes broadcast."""
+@method
+def matmul(x: Tensor, other: ArrayLike) -> Tensor:
+    """Matrix product, as `@`, by NumPy's rules: vectors count as one row or column, leading axes broadcast."""
+    a, b = x, as_operand(other, x)
     if not a.ndim or not b.ndim:
         raise ShapeError(f"matmul: expected at least one dimension each, got shapes {a.shape} and {b.shape}")
-    left = reshape(a, shape=(1, a.shape[0])) if a.ndim == 1 else a
-    right = reshape(b, shape=(b.shape[0], 1)) if b.ndim == 1 else b
+    left = reshape_op(a, shape=(1, a.shape[0])) if a.ndim == 1 else a
+    right = reshape_op(b, shape=(b.shape[0], 1)) if b.ndim == 1 else b
     if left.shape[-1] != right.shape[-2]:
         raise ShapeError(f"matmul: expected (..., m, k) @ (..., k, n), got {a.shape} @ {b.shape}")
-    y = _matmul_op(left, right)
+    y = matmul_op(left, right)
     if a.ndim == 1:
-        y = reshape(y, shape=y.shape[:-2] + y.shape[-1:])
-    return reshape(y, shape=y.shape[:-1]) if b.ndim == 1 else y
+        y = reshape_op(y, shape=y.shape[:-2] + y.shape[-1:])
+    return reshape_op(y, shape=y.shape[:-1]) if b.ndim == 1 else y
 
 
 def _linear(device, x, weight, bias):
@@ -74,7 +79,7 @@ def _linear(device, x, weight, bias):
     return out
 
 
-_linear_op = define(
+linear_op = define(
     "linear",
     _linear,
     lambda g, y, x, weight, bias: _times(g, weight, transpose_b=True),
@@ -83,15 +88,15 @@ _linear_op = define(
 )
 
 
-def linear(x, weight, bias=None):
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) @ weight (in, out) + bias (out,) in one pass -> (..., out)."""
     if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[0]:
         raise ShapeError(f"linear: expected x (..., in) and weight (in, out), got {x.shape} and {weight.shape}")
     if bias is not None and bias.shape != weight.shape[1:]:
         raise ShapeError(f"linear: expected bias {weight.shape[1:]}, got {bias.shape}")
-    rows = x if x.ndim == 2 else reshape(x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
-    y = _matmul_op(rows, weight) if bias is None else _linear_op(rows, weight, bias)
-    return y if x.ndim == 2 else reshape(y, shape=(*x.shape[:-1], weight.shape[1]))
+    rows = x if x.ndim == 2 else reshape_op(x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
+    y = matmul_op(rows, weight) if bias is None else linear_op(rows, weight, bias)
+    return y if x.ndim == 2 else reshape_op(y, shape=(*x.shape[:-1], weight.shape[1]))
 
 
 # --- cross-entropy: softmax and negative log-likelihood in one pass, logits (rows, n), labels (rows,) -----------------
@@ -110,7 +115,7 @@ def _cross_entropy_grad(device, g, logits, labels):
 
 
 def _column(g):
-    return reshape(g, shape=(*g.shape, 1))
+    return reshape_op(g, shape=(*g.shape, 1))
 
 
 def _one_hot_minus_softmax_vjp(h, z, g, logits, labels):
@@ -119,7 +124,7 @@ def _one_hot_minus_softmax_vjp(h, z, g, logits, labels):
     return sum(h * cross_entropy_grad(ones, logits, labels), -1)
 
 
-_cross_entropy_op = define(
+cross_entropy_op = define(
     "cross_entropy",
     _cross_entropy,
     lambda g, y, logits, labels: cross_entropy_grad(g, logits, labels),
@@ -131,13 +136,13 @@ cross_entropy_grad = define(
     "cross_entropy_grad",
     _cross_entropy_grad,
     _one_hot_minus_softmax_vjp,
-    lambda h, z, g, logits, labels: softmax_grad(h * _column(g), _softmax(logits)),
+    lambda h, z, g, logits, labels: softmax_grad(h * _column(g), softmax_op(logits)),
     None,
     promotes=(0, 1),
 )
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits: Tensor, labels: ArrayLike) -> Tensor:
     """-log softmax(logits)[label] for each row: logits (rows, classes), labels (rows,) integers -> (rows,).
 
     Raises ShapeError, DtypeError, or IndexOutOfRangeError for a label outside [0, classes).
@@ -147,4 +152,4 @@ def cross_entropy(logits, labels):
         raise ShapeError(
             f"cross_entropy: expected logits (rows, classes) and labels (rows,), got {logits.shape} and {shape}"
         )
-    return _cross_entropy_op(logits, checked_index("cross_entropy", labels, logits.shape[1], from_end=False))
+    return cross_entropy_op(logits, checked_index("cross_entropy", labels, logits.shape[1], from_end=False))

@@ -3,15 +3,18 @@
 `axis` is None (all), an int or a tuple; `keepdims` keeps reduced axes with length 1.
 """
 
+from __future__ import annotations
+
 import builtins
 import math
+from typing import Any
 
 import numpy as np
 
 from ..errors import IndexOutOfRangeError, ShapeError
 from .elementwise import exp, sqrt
-from .movement import broadcast_to, reshape
-from .table import contiguous, define
+from .movement import broadcast_to_op, reshape_op
+from .table import Tensor, contiguous, define, method
 
 
 def normalize_axis(name: str, axis, ndim: int) -> tuple[int, ...]:
@@ -70,19 +73,19 @@ def _reduce(name: str, dtype=lambda x: x.dtype, empty_is_error: bool = True):
 
 def _expand(g, x, axes):
     """g, reduced over axes with or without keepdims, broadcast to x's shape."""
-    kept = g if g.ndim in (0, x.ndim) else reshape(g, shape=kept_shape(x.shape, axes))
-    return broadcast_to(kept, shape=x.shape)
+    kept = g if g.ndim in (0, x.ndim) else reshape_op(g, shape=kept_shape(x.shape, axes))
+    return broadcast_to_op(kept, shape=x.shape)
 
 
 def _extremum_vjp(g, y, x, axes, keepdims):
     """Shares g evenly among the elements equal to the extremum."""
     kept = kept_shape(x.shape, axes)
-    winners = x == reshape(y, shape=kept)
-    share = reshape(g, shape=kept) / sum(winners, axis=axes, keepdims=True).astype(x.dtype)
+    winners = x == reshape_op(y, shape=kept)
+    share = reshape_op(g, shape=kept) / sum(winners, axis=axes, keepdims=True).astype(x.dtype)
     return share * winners
 
 
-_sum = define(
+sum_op = define(
     "sum",
     _reduce("sum", lambda x: x.dtype if x.dtype.kind == "f" else np.dtype(np.int64), empty_is_error=False),
     lambda g, y, x, axes, keepdims: _expand(g, x, axes),
@@ -90,43 +93,47 @@ _sum = define(
 
 
 def _mean_forward(device, x, axes, keepdims):
-    total = _sum.forward(device, x, axes, keepdims)
+    total = sum_op.forward(device, x, axes, keepdims)
     out = device.empty(total.shape, total.dtype)
     device.div(total, np.array(_count(x.shape, axes), total.dtype), out)
     return out
 
 
-_mean = define(
+mean_op = define(
     "mean",
     _mean_forward,
     lambda g, y, x, axes, keepdims: _expand(g / _count(x.shape, axes), x, axes),
     floating=True,
 )
-_max = define("max", _reduce("max"), _extremum_vjp)
-_min = define("min", _reduce("min"), _extremum_vjp)
-_argmax = define("argmax", _reduce("argmax", lambda x: np.int64), None)
+max_op = define("max", _reduce("max"), _extremum_vjp)
+min_op = define("min", _reduce("min"), _extremum_vjp)
+argmax_op = define("argmax", _reduce("argmax", lambda x: np.int64), None)
 
 
-def sum(x, axis=None, keepdims=False):
+@method
+def sum(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Sum of elements; integers and booleans are summed as int64."""
-    return _sum(x, axes=normalize_axis("sum", axis, x.ndim), keepdims=keepdims)
+    return sum_op(x, axes=normalize_axis("sum", axis, x.ndim), keepdims=keepdims)
 
 
-def max(x, axis=None, keepdims=False):
+@method
+def max(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Largest element (NaN if any is); its gradient is shared evenly among ties. Values alone, as in NumPy."""
-    return _max(x, axes=normalize_axis("max", axis, x.ndim), keepdims=keepdims)
+    return max_op(x, axes=normalize_axis("max", axis, x.ndim), keepdims=keepdims)
 
 
-def min(x, axis=None, keepdims=False):
+@method
+def min(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Smallest element (NaN if any is); its gradient is shared evenly among ties. Values alone, as in NumPy."""
-    return _min(x, axes=normalize_axis("min", axis, x.ndim), keepdims=keepdims)
+    return min_op(x, axes=normalize_axis("min", axis, x.ndim), keepdims=keepdims)
 
 
-def argmax(x, axis=None, keepdims=False):
+@method
+def argmax(x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """int64 index of the first largest element along one axis, or in the flattened tensor."""
     if axis is not None and not isinstance(axis, int | np.integer):
         raise IndexOutOfRangeError(f"argmax: expected one axis or None, got {axis!r}")
-    return _argmax(x, axes=normalize_axis("argmax", axis, x.ndim), keepdims=keepdims)
+    return argmax_op(x, axes=normalize_axis("argmax", axis, x.ndim), keepdims=keepdims)
 
 
 def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
@@ -134,21 +141,24 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
     return math.prod([shape[i] for i in axes])
 
 
-def mean(x, axis=None, keepdims=False):
+@method
+def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Arithmetic mean, in x's float dtype (float32 for integers)."""
     axes = normalize_axis("mean", axis, x.ndim)
     if x.dtype.kind != "f":  # their sum is exact
-        return _sum(x, axes=axes, keepdims=keepdims) / _count(x.shape, axes)
-    return _mean(x, axes=axes, keepdims=keepdims)
+        return sum_op(x, axes=axes, keepdims=keepdims) / _count(x.shape, axes)
+    return mean_op(x, axes=axes, keepdims=keepdims)
 
 
-def var(x, axis=None, keepdims=False, ddof=0):
+@method
+def var(x: Tensor, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
     """Mean squared distance from the mean, divided by n - ddof (0 unless told, as in NumPy; PyTorch's is 1)."""
     d = x - mean(x, axis, keepdims=True)
     return sum(d * d, axis, keepdims) / builtins.max(_count(x.shape, normalize_axis("var", axis, x.ndim)) - ddof, 0)
 
 
-def std(x, axis=None, keepdims=False, ddof=0):
+@method
+def std(x: Tensor, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
     """Square root of the variance."""
     return sqrt(var(x, axis, keepdims, ddof))
 
@@ -175,7 +185,7 @@ def _standardize_grad_vjp_x(h, z, g, x, eps):
     return -r * r * y * bracket - r * (standardize_grad(g, x, eps=eps) * t + s * standardize_grad(h, x, eps=eps))
 
 
-_standardize_op = define(
+standardize_op = define(
     "standardize", _standardize, lambda g, y, x, eps: standardize_grad(g, x, eps=eps), floating=True
 )
 standardize_grad = define(
@@ -186,9 +196,9 @@ standardize_grad = define(
 )
 
 
-def standardize(x, eps):
+def standardize(x: Tensor, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) over the middle axis of x (outer, n, inner), n >= 1."""
-    return _standardize_op(x, eps=float(eps))
+    return standardize_op(x, eps=float(eps))
 
 
 # --- row softmax: the same view with axes last, so each kernel sees (rows, n) ------------------------------------
@@ -208,23 +218,23 @@ def _row_op(name: str, keep: bool):
     return forward
 
 
-_softmax = define("softmax", _row_op("softmax", True), lambda g, y, x: softmax_grad(g, y), floating=True)
+softmax_op = define("softmax", _row_op("softmax", True), lambda g, y, x: softmax_grad(g, y), floating=True)
 softmax_grad = define(
     "softmax_grad",
     _row_op("softmax_grad", True),
     lambda h, z, g, y: softmax_grad(h, y),
     lambda h, z, g, y: h * (g - sum(g * y, -1, True)) - g * sum(h * y, -1, True),
 )
-_log_softmax = define(
+log_softmax_op = define(
     "log_softmax",
     _row_op("log_softmax", True),
     lambda g, y, x: g - exp(y) * sum(g, -1, True),
     floating=True,
 )
-_logsumexp = define(
+logsumexp_op = define(
     "logsumexp",
     _row_op("logsumexp", False),
-    lambda g, y, x: reshape(g, shape=(*g.shape, 1)) * _softmax(x),
+    lambda g, y, x: reshape_op(g, shape=(*g.shape, 1)) * softmax_op(x),
     floating=True,
 )
 
@@ -239,17 +249,20 @@ def _along(name, op, x, axis):
     return op(x.transpose(axis, -1)).transpose(axis, -1)
 
 
-def softmax(x, axis=-1):
+@method
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along one axis, shifted by the maximum so that nothing overflows."""
-    return _along("softmax", _softmax, x, axis)
+    return _along("softmax", softmax_op, x, axis)
 
 
-def log_softmax(x, axis=-1):
+@method
+def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """log(softmax(x)) along one axis, without the loss of digits of taking the log afterwards."""
-    return _along("log_softmax", _log_softmax, x, axis)
+    return _along("log_softmax", log_softmax_op, x, axis)
 
 
-def logsumexp(x, axis=None, keepdims=False):
+@method
+def logsumexp(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over axes, shifted by the maximum so that nothing overflows."""
     axes = normalize_axis("logsumexp", axis, x.ndim)
     n = _count(x.shape, axes)
@@ -257,5 +270,5 @@ def logsumexp(x, axis=None, keepdims=False):
         raise ShapeError(f"logsumexp: expected at least one element to reduce, got shape {x.shape} and axis {axes}")
     rest = [i for i in range(x.ndim) if i not in axes]
     rows = x.permute(*rest, *axes).reshape([x.shape[i] for i in rest] + [n])
-    y = _logsumexp(rows)
-    return reshape(y, shape=kept_shape(x.shape, axes)) if keepdims else y
+    y = logsumexp_op(rows)
+    return reshape_op(y, shape=kept_shape(x.shape, axes)) if keepdims else y

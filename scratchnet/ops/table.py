@@ -3,17 +3,26 @@
 Rows are written with `unary`, `binary` and `define` in the modules beside this one. A VJP is written in
 terms of ops on tensors, so it can be differentiated again. This package never imports Tensor: calling an
 op asks its first input, which is a tensor, to apply it.
+
+A row with a docstring is public: tensors have it as a method, x.NAME(), and the package as a function, sn.NAME(x).
+So do the functions marked with `method`: they check what they are given before they call a row, whose own name then
+ends in _op.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import ShapeError
+from .operands import ArrayLike
 
 VJP = Callable[..., Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
+Tensor = Any  # the class stands above, in tensor.py
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +57,13 @@ class Op:
 
 
 OPS: dict[str, Op] = {}
+METHODS: dict[str, Callable[..., Tensor]] = {}  # what is public, by name: functions whose first argument is a tensor
+
+
+def method(function: Function) -> Function:
+    """A decorator that makes a function public, under its own name."""
+    METHODS[function.__name__] = function
+    return function
 
 
 def define(name: str, forward: Callable[..., np.ndarray], *vjps: VJP | None, **options) -> Op:
@@ -58,7 +74,7 @@ def define(name: str, forward: Callable[..., np.ndarray], *vjps: VJP | None, **o
     return OPS[name]
 
 
-def unary(name: str, vjp: VJP | None, floating: bool = True) -> Op:
+def unary(name: str, vjp: VJP | None, doc: str = "", floating: bool = True) -> Op:
     """A row for y[i] = f(x[i]), whose kernel has the op's name; vjp(g, y, x, **params)."""
 
     def forward(device, x, **params):
@@ -67,10 +83,14 @@ def unary(name: str, vjp: VJP | None, floating: bool = True) -> Op:
         getattr(device, name)(x, out, **params)
         return out
 
-    return define(name, forward, vjp, floating=floating)
+    def function(x: Tensor) -> Tensor:
+        return x._apply(op, x)
+
+    op = define(name, forward, vjp, floating=floating)
+    return _published(op, function, doc)
 
 
-def binary(name: str, *vjps: VJP | None, dtype: type | None = None, floating: bool = False) -> Op:
+def binary(name: str, *vjps: VJP | None, doc: str = "", dtype: type | None = None, floating: bool = False) -> Op:
     """A row for y = f(a, b) with broadcasting, whose kernel has the op's name; dtype: of the output, if not a's."""
 
     def forward(device, a, b):
@@ -78,14 +98,19 @@ def binary(name: str, *vjps: VJP | None, dtype: type | None = None, floating: bo
         getattr(device, name)(compact(device, a), compact(device, b), out)
         return out
 
-    return define(name, forward, *(vjps or (None, None)), floating=floating)
+    def function(x: Tensor, other: ArrayLike) -> Tensor:
+        return x._apply(op, x, other)
+
+    op = define(name, forward, *(vjps or (None, None)), floating=floating)
+    return _published(op, function, doc)
 
 
-def array_of(x) -> np.ndarray:
-    """The array of a tensor, or what NumPy makes of x."""
-    if hasattr(x, "_data"):
-        return x._data
-    return x if hasattr(x, "layout") else np.asarray(x)  # memory of a GPU is as it is
+def _published(op: Op, function: Callable[..., Tensor], doc: str) -> Op:
+    if doc:
+        function.__name__ = function.__qualname__ = op.name
+        function.__doc__ = doc
+        method(function)
+    return op
 
 
 def broadcast_shape(name: str, *arrays: np.ndarray) -> tuple[int, ...]:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import tracing
+from ..autograd import no_grad
 from ..errors import NonFiniteError, ShapeError
 from ..nn import Module
 from ..random import Generator, using
-from ..tensor import Tensor, no_grad
+from ..tensor import Tensor
 
 DRAWS = 1 << 20  # streams of random numbers that a shard may use
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import grad
+from ..autograd import no_grad
 from ..errors import ConfigError, DtypeError, GradcheckError
-from ..tensor import Tensor, no_grad
+from ..functions import grad
+from ..tensor import Tensor
 
 _DIRECTIONS = 2  # how many random directions through all inputs at once
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import tracing
-from ..autograd import first_nonfinite
+from ..autograd import no_grad
 from ..data import DataLoader
 from ..data.dataset import gather, selects
 from ..errors import CheckpointError, ConfigError, DeviceError, NonFiniteError
@@ -31,12 +31,13 @@ from ..jit import jit as jitted
 from ..kernels import device as find_device
 from ..kernels import get_num_threads, set_num_threads
 from ..nn import Module
+from ..nonfinite import first_nonfinite
 from ..parallel.comm.job import is_first_rank, started_as, tell_end
 from ..parallel.pool.placement import Placement
 from ..parallel.shards import StepResult, first_stream, require_finite, shard_loss, split, weighted_mean
 from ..parallel.strategies import AllReduce, Strategy, options_of, strategy_of
 from ..random import Generator
-from ..tensor import Tensor, default_device, no_grad
+from ..tensor import Tensor, default_device
 from . import metrics_log
 
 if TYPE_CHECKING:

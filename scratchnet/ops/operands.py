@@ -1,0 +1,125 @@
+"""What ops take: the fields of a tensor, and how data of any kind become the array of one.
+
+The class Tensor stands above this package (tensor.py) and adds the methods. Ops, promotion and the backward pass need
+no more of it than the fields of its base here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import tracing
+from ..errors import DtypeError, ShapeError
+from ..kernels import Device
+
+ArrayLike = Any  # a Tensor, a NumPy array, a number, or a nested sequence of numbers
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_ALLOWED_KINDS = "fiub"
+
+
+class TensorBase:
+    """The fields of a Tensor.
+
+    _data, _device: the array, and the kernels that compute with it. _node: how it was made (None: a leaf).
+    _base: the tensor whose memory this view looks at. _version: how often the memory of this tensor was written since;
+    of a view, that of its base counts.
+    """
+
+    __slots__ = ("__weakref__", "_base", "_data", "_device", "_node", "_version", "grad", "requires_grad")
+    _base: Any
+    _data: np.ndarray
+    _device: Device
+    _node: Any
+    _version: int
+    grad: Any
+    requires_grad: bool
+
+    @property
+    def _owner(self) -> Any:
+        """The tensor whose memory this one looks at."""
+        return self if self._base is None else self._base
+
+    @staticmethod
+    def _wrap(data: np.ndarray, device: Device, node: Any = None) -> Any:
+        """A new Tensor around an array that is known to be good."""
+        raise NotImplementedError
+
+
+def array_of(x: ArrayLike) -> np.ndarray:
+    """The array of a tensor, or what NumPy makes of x."""
+    if isinstance(x, TensorBase):
+        return x._data
+    return x if hasattr(x, "layout") else np.asarray(x)  # memory of a GPU is as it is
+
+
+def as_operand(x: ArrayLike, like: TensorBase) -> Any:
+    """x itself if it is a tensor, else a tensor around it. Numbers take the float dtype and the device of `like`."""
+    if isinstance(x, TensorBase):
+        return x
+    if isinstance(x, int | float | np.number) and not isinstance(x, bool):
+        dtype = like._data.dtype
+        exact = dtype.kind in "iu" and isinstance(x, int | np.integer)
+        if exact or (dtype.kind == "f" and not isinstance(x, np.complexfloating)):
+            try:
+                return like._wrap(np.array(x, dtype), like._device)
+            except OverflowError:
+                bits = x.bit_length() if isinstance(x, int) else 0
+                got = f"an integer of {bits} bits" if bits > 64 else x
+                raise DtypeError(f"Tensor: expected a number that fits {dtype}, got {got}") from None
+    return like._wrap(array_on(like._device, x), like._device)
+
+
+def array_on(device: Device, data: ArrayLike, dtype: Any = None) -> np.ndarray:
+    """The array of a tensor on `device`, made of any data."""
+    if not device.is_host:
+        if isinstance(data, TensorBase):
+            data = moved(data, device)
+        if hasattr(data, "__cuda_array_interface__"):
+            array = device.from_host(data)
+            return array if dtype is None or array.dtype == dtype else copied(array, np.dtype(dtype), device)
+    return device.from_host(as_array(data, dtype))
+
+
+def as_array(data: ArrayLike, dtype: Any = None) -> np.ndarray:
+    """What NumPy makes of data, in a dtype that tensors may have. Raises ShapeError or DtypeError."""
+    if isinstance(data, TensorBase):
+        data = data._device.to_host(data._data)
+    elif isinstance(data, list | tuple) and any(isinstance(item, TensorBase) for item in data):
+        data = [item.detach().numpy() if isinstance(item, TensorBase) else item for item in data]  # type: ignore[attr-defined]
+    from_python = not isinstance(data, np.ndarray | np.generic) and not hasattr(data, "__array__")
+    try:
+        array = np.asarray(data)
+    except ValueError as error:  # ragged lists
+        raise ShapeError(f"Tensor: expected a rectangular array of numbers, got {str(error).splitlines()[0]}") from None
+    if array.dtype.kind not in _ALLOWED_KINDS:
+        raise DtypeError(f"Tensor: expected numbers, got dtype {array.dtype}")
+    if dtype is None and from_python and array.dtype == np.float64:
+        dtype = np.float32
+    target = checked_dtype(np.dtype(dtype) if dtype is not None else array.dtype.newbyteorder("="))
+    return array.astype(target, copy=False)
+
+
+def checked_dtype(dtype: np.dtype) -> np.dtype:
+    """dtype itself. Raises DtypeError if no tensor may have it."""
+    if dtype.kind not in _ALLOWED_KINDS or (dtype.kind == "f" and dtype not in FLOATS):
+        raise DtypeError(f"Tensor: expected float32, float64, integers or booleans, got dtype {dtype}")
+    return dtype
+
+
+def moved(t: TensorBase, target: Device) -> np.ndarray:
+    """The array of t on another device: the same one between the host's devices, which share memory."""
+    if t._device is target or (target.is_host and t._device.is_host):
+        return t._data
+    tracing.refuse("to", t._data)
+    return target.from_host(t._device.to_host(t._data))
+
+
+def copied(data: np.ndarray, dtype: np.dtype, device: Device) -> np.ndarray:
+    """A copy of an array, in another dtype."""
+    device = tracing.active(device)
+    out = device.empty(data.shape, dtype)
+    device.copy(data, out)
+    return out
