@@ -11,7 +11,7 @@ import numpy as np
 
 from scratchnet.formats import checkpoint
 from scratchnet.native.atomics import LINE
-from scratchnet.parallel.pool.pool import worker
+from scratchnet.parallel.pool import worker
 from scratchnet.parallel.pool.replica import Gradient, Replica
 
 

@@ -97,9 +97,10 @@ def threads(comm):
 
 def compiled(comm):
     from scratchnet.native.compile import compile_stats
+    from scratchnet.parallel.comm.collectives import ALGORITHMS
 
     for dtype in (np.float32, np.float64, np.int32, np.int64):
-        for algorithm in sn.parallel.collectives.ALGORITHMS:
+        for algorithm in ALGORITHMS:
             comm.all_reduce(np.ones(3, dtype), algorithm=algorithm)
     comm.barrier()
     return compile_stats().compiled

@@ -108,7 +108,7 @@ def test_devices_match_the_reference(name, device, data):
 @given(data=st.data())
 def test_many_small_blocks_in_parallel_match_the_oracle(name, data):
     case = data.draw(kernel_cases(name, dtypes=[np.float32], **SIZES))
-    with mock.patch.multiple(blocks, PARALLEL_FROM=1, BLOCK=100):
+    with mock.patch.multiple(loops, PARALLEL_FROM=1, BLOCK=100):
         case.check(kernel("cpu", name), layouts=("offset",))
 
 
@@ -129,9 +129,9 @@ import sys
 from unittest import mock
 import numpy as np
 from scratchnet.kernels import device
-from scratchnet.kernels.cpu import blocks
+from scratchnet.native import loops
 x, out = np.arange(100, dtype=np.float32), np.empty(100, np.float32)
-with mock.patch.multiple(blocks, PARALLEL_FROM=1, BLOCK=10):
+with mock.patch.multiple(loops, PARALLEL_FROM=1, BLOCK=10):
     for name in sys.argv[1:]:
         device("cpu").kernels[name](x, out)
         assert (abs(out) == x).all()

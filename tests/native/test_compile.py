@@ -138,7 +138,7 @@ SCRIPT = """
 import json, sys
 import numpy as np
 from numba import prange
-from scratchnet.kernels.cpu import cache
+from scratchnet.native import cache
 from scratchnet.native.compile import compile_stats, jit, stamp
 
 @jit
@@ -310,7 +310,7 @@ def test_without_a_writable_folder_kernels_compile_in_memory(scripts):
 
 HOLD = """
 import fcntl, pathlib, sys, time
-from scratchnet.kernels.cpu import cache
+from scratchnet.native import cache
 lock = open(cache._folder() / "lock", "w")
 fcntl.lockf(lock, fcntl.LOCK_EX)
 (cache._folder() / "left.tmp").write_text("half a kernel")

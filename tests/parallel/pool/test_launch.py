@@ -241,7 +241,7 @@ def test_ctrl_c_ends_all_with_one_traceback(parent_and_workers):
 
 
 def test_a_system_without_room_for_processes_is_an_error_and_leaves_none(monkeypatch):
-    from scratchnet.parallel.pool.pool import launch
+    from scratchnet.parallel.pool import launch
 
     original, started = launch.multiprocess.context.SpawnProcess.start, []
 
