@@ -67,23 +67,8 @@ def from_dlpack(x: Any) -> Tensor:
 def prefetch(batches: Iterable[tuple[np.ndarray, ...]]) -> Iterator[tuple[Tensor, ...]]:
     """The batches as tensors on the GPU, of which the next one travels there while this one is worked on.
 
-    Each passes through pinned memory, from which the GPU copies by itself, in a stream of its own. `DataLoader` does
-    this where the default device is "cuda".
+    `DataLoader` does this where the default device is "cuda".
     """
     where = device("cuda")
-    from .kernels.cuda.staging import Staging
-
-    staging = (Staging(), Staging())
-    under_way: Any = None
-    try:
-        for number, batch in enumerate(batches):
-            following = staging[number % 2].send(batch)
-            if under_way is not None:
-                yield tuple(Tensor._wrap(x, where) for x in under_way.arrive())
-            under_way = following
-        if under_way is not None:
-            yield tuple(Tensor._wrap(x, where) for x in under_way.arrive())
-            under_way = None
-    finally:
-        if under_way is not None:
-            under_way.arrive()  # its memory is not for others before it has come
+    for arrays in where.prefetch(batches):
+        yield tuple(Tensor._wrap(x, where) for x in arrays)

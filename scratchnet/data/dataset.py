@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import ops
-from ..errors import ConfigError, DataError, DtypeError, IndexOutOfRangeError, ShapeError
+from ..errors import ConfigError, IndexOutOfRangeError, ShapeError
+from ..kernels import device as find_device
 from ..tensor import Tensor, current_device
+from .rows import as_rows, check_finite, check_lengths, checked_positions, finite_rows, take, take_scaled, widen
 
 
 class Samples(Protocol):
@@ -42,16 +44,16 @@ class Dataset(ABC):
 
         Floats keep their type, other numbers come as int64. Override it where a batch is cheaper than b samples.
         """
-        chosen = _positions(positions, len(self))
+        chosen = checked_positions(positions, len(self))
         samples = [self[int(position)] for position in chosen]
         rows = [sample if isinstance(sample, tuple) else (sample,) for sample in samples]
         if len({len(row) for row in rows}) > 1:
             raise ShapeError(f"Dataset: expected samples of equal length, got {[len(row) for row in rows]} fields")
         columns = zip(*rows, strict=True)
-        fields = [_as_rows(column, f"Dataset: field {k} of the samples") for k, column in enumerate(columns)]
+        fields = [as_rows(column, f"Dataset: field {k} of the samples") for k, column in enumerate(columns)]
         for field in fields:
-            _check_finite(field, "Dataset: sample", chosen)
-        return tuple(_widen(field) for field in fields)
+            check_finite(field, "Dataset: sample", chosen)
+        return tuple(widen(field) for field in fields)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Dataset:
         """This data set with `function` applied to each batch of features; it must treat rows independently."""
@@ -71,16 +73,16 @@ class _BatchDataset(Dataset):
         return tuple(rows[0] for rows in self.gather([position % n]))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        """An array that the data set keeps, on the default device; to a GPU it is copied once."""
-        if current_device() != "cuda":
+        """An array of the data set, on the default device; where that has memory of its own, it is copied once."""
+        if find_device(current_device()).is_host:
             return Tensor(array)
-        kept = self.__dict__.setdefault("_on_gpu", {})
-        if id(array) not in kept:
-            kept[id(array)] = Tensor(array)
-        return kept[id(array)]
+        copies = self.__dict__.setdefault("_copies", {})
+        if id(array) not in copies:
+            copies[id(array)] = Tensor(array)
+        return copies[id(array)]
 
     def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name != "_on_gpu"}
+        return {name: value for name, value in vars(self).items() if name != "_copies"}
 
 
 class TensorDataset(_BatchDataset):
@@ -95,10 +97,10 @@ class TensorDataset(_BatchDataset):
     def __init__(self, *arrays: ArrayLike, scale: float | None = None):
         if not arrays:
             raise ShapeError("TensorDataset: expected at least one array, got none")
-        self.arrays = tuple(_as_rows(array, f"TensorDataset: array {k}") for k, array in enumerate(arrays))
-        _check_lengths(self.arrays, "TensorDataset")
+        self.arrays = tuple(as_rows(array, f"TensorDataset: array {k}") for k, array in enumerate(arrays))
+        check_lengths(self.arrays, "TensorDataset")
         for k, array in enumerate(self.arrays):
-            _check_finite(array, f"TensorDataset: array {k}: row")
+            check_finite(array, f"TensorDataset: array {k}: row")
         if scale is not None and not math.isfinite(scale):
             raise ConfigError(f"TensorDataset: expected a finite scale, got {scale}")
         self.scale = None if scale is None else np.float32(scale)
@@ -107,10 +109,10 @@ class TensorDataset(_BatchDataset):
         return len(self.arrays[0])
 
     def gather(self, positions):
-        positions = _positions(positions, len(self))
+        positions = checked_positions(positions, len(self))
         features, *others = self.arrays
-        take = _take if self.scale is None else self._take_scaled
-        return (take(features, positions), *(_take(array, positions) for array in others))
+        taken = take(features, positions) if self.scale is None else take_scaled(features, positions, self.scale)
+        return (taken, *(take(array, positions) for array in others))
 
     def select(self, positions):
         """What `gather` gives, as tensors made by ops: a recorded step gathers its rows itself."""
@@ -119,29 +121,19 @@ class TensorDataset(_BatchDataset):
             features = features.astype(np.float32) * self.scale
         return (_widened(features), *map(_widened, others))
 
-    def _take_scaled(self, array, positions):
-        if array.dtype != np.uint8:  # only images are worth a kernel, and each further type would have to be compiled
-            return array.take(positions, axis=0).astype(np.float32) * self.scale
-        from .kernel import gather_rows  # here, not above: importing scratchnet does not load Numba
-
-        row_shape = array.shape[1:]
-        out = np.empty((len(positions), math.prod(row_shape)), np.float32)
-        gather_rows(array.reshape(len(array), out.shape[1]), positions, self.scale, out)
-        return out.reshape(len(positions), *row_shape)
-
 
 class Subset(_BatchDataset):
     """The samples of `dataset` at `positions`, in that order."""
 
     def __init__(self, dataset: Samples, positions: ArrayLike):
         self.dataset = dataset
-        self.positions = _positions(positions, len(dataset))
+        self.positions = checked_positions(positions, len(dataset))
 
     def __len__(self):
         return len(self.positions)
 
     def gather(self, positions):
-        return gather(self.dataset, self.positions[_positions(positions, len(self))])
+        return gather(self.dataset, self.positions[checked_positions(positions, len(self))])
 
     def select(self, positions):
         return self.dataset.select(ops.take_rows(self._tensor(self.positions), positions))  # type: ignore[attr-defined]
@@ -206,9 +198,9 @@ def clean(*arrays: ArrayLike) -> tuple[np.ndarray, ...]:
 
     Returns a tuple of arrays of equal length, ready for TensorDataset. Raises ShapeError or DtypeError as that does.
     """
-    rows = [_as_rows(array, f"clean: array {k}") for k, array in enumerate(arrays)]
-    _check_lengths(rows, "clean")
-    keep = np.logical_and.reduce([_finite_rows(array) for array in rows])
+    rows = [as_rows(array, f"clean: array {k}") for k, array in enumerate(arrays)]
+    check_lengths(rows, "clean")
+    keep = np.logical_and.reduce([finite_rows(array) for array in rows])
     return tuple(array if keep.all() else array[keep] for array in rows)
 
 
@@ -216,64 +208,6 @@ def check_integer(value: Any, least: int, what: str) -> None:
     """Raise ConfigError unless `value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ConfigError(f"{what}: expected an integer >= {least}, got {value!r}")
-
-
-def _as_rows(values, what):
-    """`values` as a contiguous native array of bool, integers, float32 or float64, with at least one dimension."""
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ShapeError(f"{what}: expected rows of one shape ({error})") from None
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise DtypeError(f"{what}: expected bool, integers or floats of at most 64 bits, got {array.dtype}")
-    if array.ndim == 0:
-        raise ShapeError(f"{what}: expected at least one dimension, got a single number")
-    if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
-        raise DataError(f"{what}: expected integers that fit in int64, found {array.max()}")
-    dtype = array.dtype.newbyteorder("=")
-    return np.ascontiguousarray(array, np.float32 if dtype == np.float16 else dtype)
-
-
-def _check_lengths(arrays, what):
-    lengths = [len(array) for array in arrays]
-    if len(set(lengths)) > 1:
-        raise ShapeError(f"{what}: expected arrays of equal length, got lengths {', '.join(map(str, lengths))}")
-
-
-def _finite_rows(array):
-    """For each row, whether all its numbers are finite: (n,) bool."""
-    if array.dtype.kind != "f":
-        return np.ones(len(array), bool)
-    return np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
-
-
-def _check_finite(array, what, names=None):
-    finite = _finite_rows(array)
-    if not finite.all():
-        row = np.argmin(finite)
-        raise DataError(f"{what} {row if names is None else names[row]}: expected finite numbers, found NaN or Inf")
-
-
-def _take(array, positions):
-    return _widen(array.take(positions, axis=0))
-
-
-def _widen(array):
-    """Floats as they are, other numbers as int64."""
-    return array if array.dtype.kind == "f" else array.astype(np.int64, copy=False)
-
-
-def _positions(positions, n):
-    """(b,) integers from 0 to n - 1, as an int64 array. Checked here: the kernel would read outside the array."""
-    positions = np.asarray(positions)
-    if positions.size == 0:
-        return np.empty(0, np.int64)
-    if positions.ndim != 1 or positions.dtype.kind not in "iu":
-        raise DtypeError(f"expected a list of integer positions, got {positions.dtype} of shape {positions.shape}")
-    low, high = positions.min(), positions.max()
-    if low < 0 or high >= n:
-        raise IndexOutOfRangeError(f"expected positions from 0 to {n - 1}, got {low if low < 0 else high}")
-    return np.ascontiguousarray(positions, np.int64)
 
 
 def _counts(lengths, n):

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import cuda
 from ..errors import ConfigError
+from ..kernels import device as find_device
 from ..tensor import Tensor, current_device
 from .dataset import Samples, check_integer, gather
 
@@ -39,8 +39,8 @@ class DataLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         epoch = self._next_epoch
         self._next_epoch += 1
-        batches = self.batches(epoch)
-        return cuda.prefetch(batches) if current_device() == "cuda" else map(_tensors, batches)
+        device = find_device(current_device())
+        return (tuple(Tensor(x, device=device.name) for x in batch) for batch in device.prefetch(self.batches(epoch)))
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one to iterate over."""
@@ -67,7 +67,3 @@ class DataLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
         """The batches of `epoch` as tuples of NumPy arrays, from batch `start` on; earlier ones are not computed."""
         return (gather(self.dataset, positions) for positions in self.batch_indices(epoch, start))
-
-
-def _tensors(arrays):
-    return tuple(Tensor(array) for array in arrays)

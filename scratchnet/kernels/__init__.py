@@ -6,7 +6,7 @@ the definition: a new kernel is one function there and one of the same name and 
 other table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -47,7 +47,8 @@ class Device:
 
     >>> device("numpy").exp(x, out)        # out[...] = e ** x
 
-    `from_host` and `to_host` move NumPy arrays there and back; `write` puts one over an array that is there.
+    `from_host` and `to_host` move NumPy arrays there and back; `write` puts one over an array that is there; `prefetch`
+    moves tuples of them there, where possible the next one while this one is worked on.
     """
 
     def __init__(self, name: str):
@@ -56,10 +57,11 @@ class Device:
         self.__dict__.update(self.kernels)
         self.is_host = name != "cuda"  # are its arrays NumPy's?
         memory: Any = _Host
+        self.prefetch: Callable[[Iterable[Any]], Iterable[Any]] = _Host.from_host
         if not self.is_host:
-            from .cuda import launches, memory
+            from .cuda import launches, memory, staging
 
-            self.launches = launches
+            self.launches, self.prefetch = launches, staging.prefetch
         self.empty, self.write = memory.empty, memory.write
         self.aligned = aligned if self.is_host else memory.empty  # for what is kept
         self.from_host, self.to_host = memory.from_host, memory.to_host
@@ -77,7 +79,7 @@ class _Host:
     empty, write = np.empty, np.copyto
 
     @staticmethod
-    def from_host(x: np.ndarray) -> np.ndarray:
+    def from_host(x: Any) -> Any:
         return x
 
     to_host = from_host

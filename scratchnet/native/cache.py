@@ -44,7 +44,7 @@ SOURCES = (
     "kernels/cpu/*.py",
     "parallel/comm/*.py",
     "parallel/pool/claims.py",
-    "data/*.py",
+    "data/rows.py",
 )
 
 LOCK_SECONDS = 60.0  # how long to wait for another process that compiles, before compiling the same kernel ourselves

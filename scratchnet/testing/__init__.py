@@ -19,13 +19,14 @@ To write a kernel of scratchnet's own table again, for another device, take inpu
     def test_my_softmax(case):
         case.check(my_softmax)
 
-To check derivatives of any order call `gradcheck(f, inputs)`. Strategies need Hypothesis and the table of kernels
-SciPy: `pip install hypothesis scipy` brings both.
+To check derivatives of any order call `gradcheck(f, inputs)`. Strategies need Hypothesis, and the oracles of kernels
+SciPy: `pip install hypothesis scipy`.
 """
 
+from .cases import KernelCase, kernel_cases
 from .contract import assert_matches_reference
 from .gradients import gradcheck
-from .kernels import KERNEL_ROWS, KernelCase, kernel_cases
+from .kernels import KERNEL_ROWS
 from .strategies import CONTIGUOUS, DOMAINS, EDGES, LAYOUTS, SPECIAL, arrays
 
 __all__ = [

@@ -5,7 +5,6 @@ as cheap as a small one.
 """
 
 import functools
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 1e-38, 3e38, -3e38)
 """What a float can be besides a number of ordinary size. 1e-45 is subnormal and 3e38 nearly the largest in float32."""
 
 
-def optional(module: str) -> Any:
-    """A module that only tests need. Raises ImportError with the command that installs it."""
+def hypothesis_strategies() -> Any:
+    """hypothesis.strategies, which only those need who draw. Raises ImportError with the command that installs it."""
     try:
-        return importlib.import_module(module)
+        import hypothesis.strategies
     except ImportError:
-        name = module.partition(".")[0]
-        raise ImportError(f"scratchnet.testing: expected {name}; pip install {name}") from None
+        raise ImportError("scratchnet.testing: expected hypothesis; pip install hypothesis") from None
+    return hypothesis.strategies
 
 
 # Strategies are kept, as building one takes longer than drawing from it; `typed` tells (0, 1) from (False, True).
@@ -37,12 +36,12 @@ def optional(module: str) -> Any:
 @functools.lru_cache(maxsize=None, typed=True)
 def choice(*values: Any) -> Any:
     """The strategy that draws one of `values`, the first of which is the simplest."""
-    return optional("hypothesis.strategies").sampled_from(values)
+    return hypothesis_strategies().sampled_from(values)
 
 
 @functools.cache
 def _integers(low: int, high: int) -> Any:
-    return optional("hypothesis.strategies").integers(low, high)
+    return hypothesis_strategies().integers(low, high)
 
 
 # --- layouts: a copy of x whose elements lie in memory in another way ------------------------------------------------
@@ -142,7 +141,7 @@ def arrays(
     layouts: names in LAYOUTS.
     sizes, max_elements: the lengths to draw from, in rising order, and the limit of an array.
     """
-    st = optional("hypothesis.strategies")
+    st = hypothesis_strategies()
     content = Content(dtypes, domain, special, layouts, sizes, max_elements)
 
     @st.composite

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_facts
+import hypothesis
 import numpy as np
 
 import scratchnet as sn
@@ -26,7 +27,6 @@ from scratchnet.flags import flag, run_script
 from scratchnet.kernels import device
 from scratchnet.testing import EDGES, KERNEL_ROWS, KernelCase, kernel_cases
 from scratchnet.testing.devices import host_kernel
-from scratchnet.testing.strategies import optional
 
 
 @dataclass
@@ -94,7 +94,6 @@ def _check(kernel: Callable, layouts: tuple[str, ...], case: KernelCase) -> None
 
 
 def _for_examples(cases: Any, examples: int, check: Callable[[KernelCase], None]) -> None:
-    hypothesis = optional("hypothesis")
     checks = list(hypothesis.HealthCheck)
 
     @hypothesis.settings(

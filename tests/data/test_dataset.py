@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from scratchnet.data import Dataset, Mapped, Subset, TensorDataset, clean, gather, random_split
-from scratchnet.data.kernel import gather_rows
+from scratchnet.data.rows import take_scaled
 from scratchnet.errors import ConfigError, DataError, DtypeError, IndexOutOfRangeError, ShapeError
 
 LAYOUTS = {
@@ -83,8 +83,7 @@ def test_a_gather_is_what_numpy_indexing_gives(array, data):
 
 def test_the_kernel_is_one_line_of_numpy():
     rows, index = some("u1", (129, 33)), np.random.default_rng(1).integers(0, 129, 65)
-    out = np.full((65, 33), np.nan, np.float32)
-    gather_rows(rows, index, np.float32(1 / 255), out)
+    out = take_scaled(rows, index, np.float32(1 / 255))
     np.testing.assert_array_equal(out, rows[index].astype(np.float32) * np.float32(1 / 255))
 
 

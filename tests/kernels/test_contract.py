@@ -17,7 +17,7 @@ from scratchnet.kernels import reference
 from scratchnet.native import loops as blocks
 from scratchnet.testing import KERNEL_ROWS, LAYOUTS, KernelCase, arrays, kernel_cases
 from scratchnet.testing.devices import host_kernel
-from scratchnet.testing.kernels import _philox as oracle_philox
+from scratchnet.testing.oracles import philox as oracle_philox
 
 OTHERS = [name for name in DEVICES if name != "numpy"]
 WITH_INTEGERS = [name for name, row in KERNEL_ROWS.items() if row.integers]

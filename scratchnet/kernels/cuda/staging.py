@@ -1,12 +1,12 @@
 """What travels between host and GPU: through pinned memory of the host, from and to which the GPU copies by itself.
 
-`Staging` brings batches ahead of time, with a stream for copies and events that keep both in step; `PinnedTransfer`
+`prefetch` brings batches ahead of time, with a stream for copies and events that keep both in step; `PinnedTransfer`
 brings one piece of memory there, or back, when it is wanted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,27 @@ class PinnedTransfer:
         """Bytes from the GPU: what all kernels launched until now made of them."""
         memory.receive(x.view(np.float32), self._pinned[: x.size].view(np.float32))
         out[...] = self._pinned[: x.size]
+
+
+def prefetch(batches: Iterable[Sequence[np.ndarray]]) -> Iterator[list[DeviceArray]]:
+    """The batches on the GPU, of which the next one travels there while this one is worked on.
+
+    Each passes through pinned memory, from which the GPU copies by itself, in a stream of its own.
+    """
+    staging = (Staging(), Staging())
+    under_way: Transfer | None = None
+    try:
+        for number, batch in enumerate(batches):
+            following = staging[number % 2].send(batch)
+            if under_way is not None:
+                yield under_way.arrive()
+            under_way = following
+        if under_way is not None:
+            yield under_way.arrive()
+            under_way = None
+    finally:
+        if under_way is not None:
+            under_way.arrive()  # its memory is not for others before it has come
 
 
 class Staging:
