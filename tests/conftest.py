@@ -39,7 +39,7 @@ ONCE = {
     "pool": ("test_launch", "test_pool"),
     "mpi": ("test_mpi",),
     "parallel": ("test_planner", "test_strategies"),
-    "formats": ("test_checkpoint",),
+    "formats": ("test_atomic", "test_checkpoint", "test_checkpoint_folder"),
     "optim": ("test_lr_scheduler",),
     "trainer": ("test_metrics_log", "test_trainer"),
     "scripts": ("test_drill", "test_scripts"),

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import DataError, DataNotFoundError, DtypeError, ShapeError
-from ..formats.checkpoint import write_atomically
+from ..formats.atomic import write_atomically
 
 TYPES: dict[int, np.dtype] = {
     0x08: np.dtype(">u1"),

@@ -1,21 +1,14 @@
-"""Checkpoints: a training state becomes one safetensors file that is whole or absent, and refused when damaged.
+"""A checkpoint: a training state becomes one safetensors file that is whole or absent, and refused when damaged.
 
 State comes from the Trainer (or any dict of modules, optimizers and plain values) and goes to disk; `load` gives it
 back as plain Python and NumPy. Nothing is ever pickled or unpickled.
 """
 
-import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import math
 import os
-import re
-import secrets
 import stat
-import warnings
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -23,7 +16,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ..errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from ..errors import CheckpointError, CheckpointNotFoundError
+from .atomic import write_atomically
 
 FORMAT = 1
 MAX_DEPTH = 64  # nested containers; a state that contains itself ends here too
@@ -43,10 +37,6 @@ DIGEST = slice(8 + len(PREFIX), 8 + len(PREFIX) + len(NO_DIGEST))
 FOREIGN = {b"PK": "a zip archive (.pt or .npz)", b"\x93NUMPY": "a .npy array", b"\x89HDF": "an HDF5 file"}
 FOREIGN |= {bytes([0x80, protocol]): "a pickle (.pkl, .pt or joblib)" for protocol in range(2, 6)}
 FOREIGN |= {b"\x1f\x8b": "a gzip file", b"x\x9c": "a zlib stream (compressed joblib)"}
-
-LOCK = ".scratchnet-lock"
-TEMPORARY = ".scratchnet-tmp"  # the end of the name of a file that is being written
-STEP_DIGITS = 12  # fixed, so that names sort as steps do
 
 
 # ---------------------------------------------------------------------- a state <-> JSON and arrays
@@ -252,172 +242,3 @@ def _read(path: str) -> bytes:
         _check_head(file.read(DIGEST.stop), status.st_size)  # before gigabytes of something else fill the memory
         file.seek(0)
         return file.read()
-
-
-def write_atomically(path: str | os.PathLike[str], blob: bytes) -> None:
-    """Write beside, fsync, rename over, fsync the folder: at every instant `path` is the old or the new file.
-
-    Raises the `OSError` of the step that failed, with the temporary file gone.
-    """
-    target = os.path.realpath(os.fsdecode(path))
-    folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # the kernel drops it if we die: a sign of life for cleaners
-        rest = memoryview(blob)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    finally:
-        os.close(descriptor)
-    _fsync_folder(folder)
-
-
-def _fsync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # EINVAL: a file system whose folders cannot be synced
-            raise
-    finally:
-        os.close(descriptor)
-
-
-class CheckpointFolder:
-    """The newest `keep` checkpoints of one training run, in a folder that no other run can open meanwhile.
-
-    `with CheckpointFolder("run") as checkpoints: checkpoints.save(step, model=model)` writes
-    `run/checkpoint-000000000120.safetensors` and then, with that one safely on disk, removes the oldest. The lock dies
-    with the process, so there is nothing to clean up after a crash; temporary files of dead writers go at the start.
-    Files that are not named by this class are never touched.
-
-    Raises `CheckpointError` when the folder is in use or cannot be made, `ConfigError` for `keep < 1`.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
-        if keep < 1:
-            raise ConfigError(f"keep: expected at least 1 checkpoint, got {keep}")
-        self.folder = Path(folder).absolute()
-        self.keep = keep
-        self._damaged: set[int] = set()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock: int | None = _lock_folder(self.folder)
-            _remove_dead_temporaries(self.folder)
-        except OSError as error:
-            raise CheckpointError(f"{folder}: expected a folder to write to: {error.strerror}") from error
-
-    def steps(self) -> list[int]:
-        """The steps that have a checkpoint here, oldest first, damaged ones included."""
-        try:
-            names = os.listdir(self.folder)
-        except OSError as error:
-            raise CheckpointError(f"{self.folder}: expected a folder of checkpoints: {error.strerror}") from error
-        matches = (re.fullmatch(rf"checkpoint-([0-9]{{{STEP_DIGITS}}})\.safetensors", name) for name in names)
-        return sorted(int(match[1]) for match in matches if match)
-
-    def path(self, step: int) -> Path:
-        """The file of a step's checkpoint, there or not."""
-        return self.folder / f"checkpoint-{step:0{STEP_DIGITS}d}.safetensors"
-
-    def save(self, step: int, /, **state: Any) -> Path:
-        """Save `state` as `sn.save` does; once it is on disk, remove what is older than the newest `keep` whole ones.
-
-        A step before one that is already here would never be resumed from, so it is refused.
-        """
-        if self._lock is None:
-            raise CheckpointError(f"{self.folder}: expected an open CheckpointFolder, got a closed one")
-        if not (isinstance(step, int | np.integer) and 0 <= step < 10**STEP_DIGITS):
-            raise ConfigError(f"step: expected an integer from 0 to 10**{STEP_DIGITS} - 1, got {step!r}")
-        newest = max(self._whole_steps(), default=step)
-        if step < newest:
-            raise CheckpointError(
-                f"{self.folder}: expected a step from {newest} on, which is saved here already, got {step}: "
-                "resume from it, or train in another folder"
-            )
-        path = self.path(step)
-        save(path, **state)
-        self._damaged.discard(step)
-        oldest_kept = self._whole_steps()[-self.keep :][0]
-        for old in self.steps():
-            if old < oldest_kept:
-                self._remove(old)
-        return path
-
-    def load_latest(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest whole checkpoint as (step, state), with a warning for every damaged one; None in an empty folder.
-
-        Raises `CheckpointError` when there are checkpoints and all are damaged.
-        """
-        reasons = []
-        for step in reversed(self.steps()):
-            try:
-                return step, load(self.path(step))
-            except CheckpointError as error:
-                self._damaged.add(step)
-                reasons.append(str(error))
-                warnings.warn(f"{error}: trying the one before it", RuntimeWarning, stacklevel=2)
-        if reasons:
-            raise CheckpointError(
-                f"{self.folder}: expected a whole checkpoint, found only damaged ones: {'; '.join(reasons)}"
-            )
-        return None
-
-    def close(self) -> None:
-        """Let other runs use the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def __enter__(self) -> "CheckpointFolder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _whole_steps(self) -> list[int]:
-        return [step for step in self.steps() if step not in self._damaged]
-
-    def _remove(self, step: int) -> None:
-        try:
-            os.unlink(self.path(step))
-        except OSError as error:  # the new checkpoint is safe: no reason to stop the training
-            warnings.warn(
-                f"{self.path(step)}: old checkpoint not removed: {error.strerror}", RuntimeWarning, stacklevel=3
-            )
-
-
-def _lock_folder(folder: Path) -> int:
-    """Hold the folder's lock file; the kernel lets go when the returned descriptor is closed, by us or by our death.
-
-    The file itself stays: removing it would let two processes lock two different files of that name.
-    """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.pread(descriptor, 20, 0).decode(errors="replace")
-        os.close(descriptor)
-        if not isinstance(error, BlockingIOError):
-            raise
-        raise CheckpointError(f"{folder}: expected a free folder, found another run in it (process {owner})") from error
-    with contextlib.suppress(OSError):  # only for the message above
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return descriptor
-
-
-def _remove_dead_temporaries(folder: Path) -> None:
-    for path in folder.glob(f".*{TEMPORARY}"):
-        # A living writer holds the lock of its file, so taking it fails; process numbers are reused, locks are not.
-        with contextlib.suppress(OSError), open(path, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)

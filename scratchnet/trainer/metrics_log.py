@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, DataNotFoundError, DtypeError
-from ..formats.checkpoint import write_atomically
+from ..formats.atomic import write_atomically
 
 
 def append_jsonl(path: str | os.PathLike[str], record: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from ..data import DataLoader
 from ..data.dataset import gather, selects
 from ..errors import CheckpointError, ConfigError, DeviceError, NonFiniteError
 from ..formats import checkpoint
+from ..formats.checkpoint_folder import CheckpointFolder
 from ..jit import jit as jitted
 from ..kernels import device as find_device
 from ..kernels import get_num_threads, set_num_threads
@@ -374,7 +375,7 @@ class Trainer:
 
     def _start(self, run: _Run, resume: str | Path | None, stack: contextlib.ExitStack) -> None:
         if self.folder is not None:
-            run.checkpoints = stack.enter_context(checkpoint.CheckpointFolder(self.folder))
+            run.checkpoints = stack.enter_context(CheckpointFolder(self.folder))
         self._resume(run, resume)
 
     def _resume(self, run: _Run, resume: str | Path | None) -> None:
@@ -579,7 +580,7 @@ class _Run:
 
     def __init__(self, loader: DataLoader, trainer: Trainer):
         self.loader = loader
-        self.checkpoints: checkpoint.CheckpointFolder | None = None
+        self.checkpoints: CheckpointFolder | None = None
         self.stop = _Stop()
         self.history: list[dict[str, Any]] = []
         self.epoch, self.step = 0, 0

@@ -1,72 +1,33 @@
-"""Checkpoints: what is saved comes back, a damaged file never does, and a crash leaves the old or the new one whole.
+"""A checkpoint: what is saved comes back, and a damaged or foreign file never does.
 
-Oracles: the safetensors package reading our files by itself, hashlib, the bytes on disk, and a real process that is
-killed, out of disk space or holding the lock (tests/programs/checkpoint_victim.py).
+Oracles: the safetensors package reading our files by itself, hashlib, and the bytes on disk.
 """
 
-import contextlib
 import copy
-import errno
 import hashlib
 import io
 import json
 import math
 import os
 import pickle
-import shutil
-import signal
-import socket
-import stat
-import subprocess
-import sys
+import re
 import tracemalloc
 import urllib.parse
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
 
-import checkpoint_victim as victim
 import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from checkpoints import SMALL, assert_same, in_place_of_a_file, run_victim, time_limit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scratchnet.errors import CheckpointError, CheckpointNotFoundError, ConfigError
-from scratchnet.formats import checkpoint
-from scratchnet.formats.checkpoint import CheckpointFolder, dumps, load, loads, save
-
-SMALL = {"w": np.array([1.5, -2.0], np.float32), "epoch": 3}
-
-
-def run_victim(mode, folder, *, prefix=(), **env):
-    """The finished process of `checkpoint_victim.py MODE FOLDER`."""
-    command = [*prefix, sys.executable, victim.__file__, mode, str(folder)]
-    return subprocess.run(command, env=victim_env(**env), capture_output=True, text=True, timeout=60)
-
-
-def victim_env(**env):
-    return {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parents[2]), **env}
-
-
-@contextlib.contextmanager
-def time_limit(seconds):
-    """A hang becomes a failure."""
-
-    def fail(*_):
-        raise AssertionError(f"still waiting after {seconds} s")  # no TimeoutError: that is an OSError, and caught
-
-    previous = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
-
+from scratchnet.errors import CheckpointError, CheckpointNotFoundError
+from scratchnet.formats.checkpoint import dumps, load, loads, save
 
 # ---------------------------------------------------------------------- round trips
 
@@ -98,27 +59,6 @@ trees = st.recursive(
     max_leaves=12,
 )
 states = st.dictionaries(keys, trees, max_size=4)
-
-
-def assert_same(got, want):
-    """The same tree: types, order of keys, every bit of every float and array."""
-    if isinstance(want, np.ndarray):
-        assert (got.dtype, got.shape) == (want.dtype.newbyteorder("="), want.shape)
-        assert got.tobytes() == want.astype(got.dtype).tobytes()
-        assert got.flags.writeable and got.flags.c_contiguous and got.flags.aligned
-        return
-    assert type(got) is type(want)
-    if isinstance(want, dict):
-        assert list(got) == list(want)
-        got, want = list(got.values()), list(want.values())
-    if isinstance(want, list | tuple):
-        assert len(got) == len(want)
-        for one, other in zip(got, want, strict=True):
-            assert_same(one, other)
-    elif isinstance(want, float):
-        assert (math.isnan(got) and math.isnan(want)) or got.hex() == want.hex()
-    else:
-        assert got == want
 
 
 @settings(deadline=None, max_examples=20 * settings().max_examples)  # trees vary more than arrays
@@ -282,35 +222,6 @@ def test_a_zero_tail_and_extra_bytes_are_refused():
     assert all(refused(blob + extra) for extra in (b"\0", b"x", blob, bytes(4096)))
 
 
-def damage(path):
-    """Flip one bit in the middle of the file."""
-    blob = bytearray(path.read_bytes())
-    blob[len(blob) // 2] ^= 1
-    path.write_bytes(blob)
-
-
-def in_place_of_a_file(kind, path):
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(path))
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "empty":
-        path.touch()
-    elif kind == "sparse":
-        with path.open("wb") as file:
-            file.truncate(1 << 40)  # a terabyte of zeros that takes no disk
-    elif kind == "loop of links":
-        path.symlink_to(path)
-    else:
-        path.write_bytes(dumps(SMALL))
-        damage(path)
-
-
 @pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "device", "empty", "sparse", "loop of links", "damaged"])
 def test_what_is_no_whole_file_is_refused_at_once_by_name(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a socket's name must be short
@@ -449,278 +360,34 @@ def test_a_forged_file_is_refused_in_memory_bounded_by_its_size(blob):
     assert peak < 40 * len(blob) + 2**20  # a megabyte for the stack of a deep recursion
 
 
-def test_a_newer_format_is_named():
-    with pytest.raises(CheckpointError, match="expected format 1, found 2"):
-        loads(FORGED["newer format"])
+@pytest.mark.parametrize("version", [0, 2, 1.5, "1", None, [1]])
+def test_another_format_is_refused_by_its_version(version):
+    with pytest.raises(CheckpointError, match=re.escape(f"expected format 1, found {version!r}: another scratchnet")):
+        loads(forged({}, version=version))
 
 
-# ---------------------------------------------------------------------- faults while saving
-
-
-def record_calls(monkeypatch):
-    """The system calls that matter for durability, in order, with the kind of what they were called on."""
-    calls = []
-    write, fsync, replace, unlink = os.write, os.fsync, os.replace, os.unlink
-
-    def kind(descriptor):
-        return "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
-
-    monkeypatch.setattr(os, "write", lambda fd, data: (calls.append(f"write {kind(fd)}"), write(fd, data))[1])
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(f"fsync {kind(fd)}"), fsync(fd))[1])
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b))[1])
-    monkeypatch.setattr(os, "unlink", lambda path: (calls.append("unlink"), unlink(path))[1])
-    return calls
-
-
-def test_old_checkpoints_go_after_the_new_one_is_on_disk_and_its_name_too(tmp_path, monkeypatch):
-    with CheckpointFolder(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, **SMALL)
-        calls = record_calls(monkeypatch)
-        checkpoints.save(2, **SMALL)
-    assert calls == ["write file", "fsync file", "replace", "fsync folder", "unlink"]
-
-
-def fail_nth(monkeypatch, name, n, number):
-    """Make the n-th call of `os.name` fail; the returned list fills when it does."""
-    original, calls, fired = getattr(os, name), iter(range(10**6)), []
-
-    def call(*args, **kwargs):
-        if next(calls) == n:
-            fired.append(n)
-            if name == "close":
-                original(*args, **kwargs)  # Linux frees the descriptor even then
-            raise OSError(number, os.strerror(number))
-        if name == "write":
-            return original(args[0], args[1][:200])  # a disk may take less than it is given
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(os, name, call)
-    return fired
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
-@pytest.mark.parametrize(
-    ("name", "calls"), [("open", 2), ("write", 4), ("fsync", 2), ("replace", 1), ("close", 2), ("unlink", 0)]
+STATE_OF_0_1 = {
+    "model": {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([True, False])},
+    "epoch": 3,
+    "lr": 0.1,
+    "best": math.inf,
+    "widths": (784, 10),
+    "notes": ["a", None],
+}
+FILE_OF_0_1 = (
+    b'\xc0\x01\0\0\0\0\0\0{"__metadata__":{"scratchnet":"{\\"sha256\\":'
+    b'\\"3bb36d71e237778cbc78e7f2a1c22642d0bc03f7b92f8a57b8ab1daf8bb25639\\",\\"format\\":1,\\"tree\\":{\\"model\\":'
+    b'{\\"w\\":{\\"$array\\":\\"model/w\\"},\\"b\\":{\\"$array\\":\\"model/b\\"}},\\"epoch\\":3,\\"lr\\":0.1,\\"best\\":'
+    b'{\\"$float\\":\\"inf\\"},\\"widths\\":{\\"$tuple\\":[784,10]},\\"notes\\":[\\"a\\",null]}}"},"model/w":'
+    b'{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"model/b":{"dtype":"BOOL","shape":[2],'
+    b'"data_offsets":[24,26]}}  \0\0\0\0\0\0\x80?\0\0\0@\0\0@@\0\0\x80@\0\0\xa0@\x01\0'
 )
-def test_any_failing_call_leaves_the_old_or_the_new_file_and_nothing_else(tmp_path, monkeypatch, name, calls, number):
-    path, new = tmp_path / "model.safetensors", {"x": np.arange(50.0)}
-    failures = 0
-    for n in range(100):
-        save(path, **SMALL)
-        with monkeypatch.context() as patched:
-            fired = fail_nth(patched, name, n, number)
-            try:
-                save(path, **new)
-                error = None
-            except CheckpointError as caught:
-                error = caught
-        assert os.listdir(tmp_path) == [path.name]
-        assert path.read_bytes() in (dumps(SMALL), dumps(new))
-        if not fired:
-            break
-        failures += 1
-        assert str(path) in str(error) and os.strerror(number) in str(error)
-        assert error.__cause__.errno == number
-    assert error is None and path.read_bytes() == dumps(new), "without a fault, the new file"
-    assert failures >= calls
 
 
-def test_a_folder_that_cannot_be_synced_at_all_is_no_failure(tmp_path, monkeypatch):
-    fail_nth(monkeypatch, "fsync", 1, errno.EINVAL)
-    save(tmp_path / "model.safetensors", **SMALL)
-    assert_same(load(tmp_path / "model.safetensors"), SMALL)
+def test_a_checkpoint_of_version_0_1_is_read():
+    assert_same(loads(FILE_OF_0_1), STATE_OF_0_1)
 
 
-def test_ctrl_c_during_a_save_leaves_the_old_file_alone(tmp_path, monkeypatch):
-    path = tmp_path / "model.safetensors"
-    save(path, **SMALL)
-
-    def interrupt(descriptor):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        save(path, x=1)
-    assert os.listdir(tmp_path) == [path.name] and path.read_bytes() == dumps(SMALL)
-
-
-@pytest.mark.parametrize("target", ["missing/model.safetensors", "folder"])
-def test_a_place_that_takes_no_file_is_refused_by_name(target, tmp_path):
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(CheckpointError, match=f"{target}: checkpoint not written") as caught:
-        save(tmp_path / target, **SMALL)
-    assert isinstance(caught.value.__cause__, OSError)
-    assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == []
-
-
-def test_a_link_stays_a_link_to_the_new_checkpoint(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real/model.safetensors")
-    save(tmp_path / "link", **SMALL)
-    assert (tmp_path / "link").is_symlink()
-    assert_same(load(tmp_path / "real" / "model.safetensors"), SMALL)
-
-
-def test_a_kill_at_any_point_leaves_whole_checkpoints_that_never_go_back(tmp_path):
-    finished = run_victim("kill_at_each_call", tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    moments = json.loads(finished.stdout)
-    assert [status for _, status in moments].count(0) == 2, "the last child of each round was not killed"
-    assert len(moments) > 40
-    progress = {"before": [], "after": []}
-    temporaries = 0
-    outcomes = [(1, victim.OLD), (1, victim.NEW), (2, victim.NEWEST)]
-    for name, _ in moments:
-        folder = tmp_path / name
-        temporaries += len(list(folder.glob(f".*{checkpoint.TEMPORARY}")))
-        for path in folder.glob("*.safetensors"):
-            load(path)
-        with CheckpointFolder(folder) as checkpoints, warnings.catch_warnings():
-            warnings.simplefilter("error")
-            step, state = checkpoints.load_latest()
-        assert list(folder.glob(f".*{checkpoint.TEMPORARY}")) == []
-        match = [i for i, (at, want) in enumerate(outcomes) if at == step and np.array_equal(state["x"], want["x"])]
-        progress[name.split("-")[0]] += match
-    for reached in progress.values():
-        assert len(reached) == len(moments) // 2
-        assert reached == sorted(reached) and set(reached) == {0, 1, 2}
-    assert temporaries > 10, "some kills came in the middle of a write"
-
-
-def test_a_file_size_limit_leaves_the_old_checkpoint(tmp_path):
-    report = json.loads(run_victim("limit_the_file_size", tmp_path).stdout)
-    assert report["whole"] and report["files"] == ["model.safetensors"]
-    assert "checkpoint not written: File too large" in report["error"][0] and report["error"][1] == errno.EFBIG
-
-
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
-    if not shutil.which("unshare"):
-        pytest.skip("unshare is not installed")
-    mount = f'mount -t tmpfs -o size=64k none "{tmp_path}" && echo mounted && exec "$@"'
-    finished = run_victim("fill_the_disk", tmp_path, prefix=("unshare", "-rm", "sh", "-c", mount, "sh"))
-    if "mounted" not in finished.stdout:
-        pytest.skip("this machine lets nobody mount a file system")
-    report = json.loads(finished.stdout.splitlines()[1])
-    assert report["whole"] and report["files"] == ["model.safetensors"]
-    assert "No space left on device" in report["error"][0] and report["error"][1] == errno.ENOSPC
-
-
-# ---------------------------------------------------------------------- a folder of checkpoints
-
-
-def test_the_newest_checkpoints_stay_and_foreign_files_are_never_touched(tmp_path):
-    foreign = ["notes.txt", "checkpoint-7.safetensors", "checkpoint-000000000001.safetensors.bak", ".other-tmp"]
-    for name in foreign:
-        (tmp_path / name).write_text(name)
-    with CheckpointFolder(tmp_path, keep=2) as checkpoints:
-        assert checkpoints.load_latest() is None
-        paths = [checkpoints.save(step, loss=step / 2) for step in (0, 5, 5, 10, 100)]
-        assert checkpoints.steps() == [10, 100]
-        assert_same(checkpoints.load_latest(), (100, {"loss": 50.0}))
-    assert paths[-1] == tmp_path / "checkpoint-000000000100.safetensors"
-    assert all((tmp_path / name).read_text() == name for name in foreign)
-    assert set(os.listdir(tmp_path)) == {paths[-2].name, paths[-1].name, checkpoint.LOCK, *foreign}
-
-
-@pytest.mark.parametrize("kind", ["folder", "pipe", "empty", "damaged"])
-def test_a_damaged_newest_checkpoint_is_reported_and_the_previous_one_used(kind, tmp_path):
-    with CheckpointFolder(tmp_path, keep=2) as checkpoints:
-        checkpoints.save(1, x=1)
-        checkpoints.save(2, x=2)
-        in_place_of_a_file(kind, checkpoints.path(3))
-        with time_limit(5), pytest.warns(RuntimeWarning) as caught:
-            assert checkpoints.load_latest() == (2, {"x": 2})
-        assert [str(checkpoints.path(3)) in str(w.message) and "\n" not in str(w.message) for w in caught] == [True]
-
-
-def test_training_goes_on_over_a_damaged_checkpoint(tmp_path):
-    with CheckpointFolder(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, x=1)
-        checkpoints.path(9).write_bytes(b"not one of ours")
-        with pytest.warns(RuntimeWarning):
-            checkpoints.load_latest()
-        checkpoints.save(2, x=2)
-        assert checkpoints.steps() == [2, 9], "the new one is kept, the damaged one counts for nothing"
-        checkpoints.save(9, x=9)
-        assert checkpoints.load_latest() == (9, {"x": 9})
-        assert checkpoints.steps() == [9]
-
-
-def test_nothing_but_damaged_checkpoints_is_an_error_that_names_them(tmp_path):
-    with CheckpointFolder(tmp_path) as checkpoints:
-        for step in (1, 2):
-            damage(checkpoints.save(step, x=step))
-        with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match="damaged") as caught:
-            checkpoints.load_latest()
-        assert all(str(checkpoints.path(step)) in str(caught.value) for step in (1, 2))
-        assert checkpoints.steps() == [1, 2]
-
-
-def test_a_step_before_a_saved_one_is_refused(tmp_path):
-    with CheckpointFolder(tmp_path) as checkpoints:
-        checkpoints.save(20, x=1)
-        with pytest.raises(CheckpointError, match=r"expected a step from 20 on, .* got 3"):
-            checkpoints.save(3, x=2)
-        assert checkpoints.load_latest() == (20, {"x": 1})
-
-
-def test_an_old_checkpoint_that_cannot_be_removed_is_only_a_warning(tmp_path, monkeypatch):
-    with CheckpointFolder(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, x=1)
-        fail_nth(monkeypatch, "unlink", 0, errno.EIO)
-        with pytest.warns(RuntimeWarning, match="old checkpoint not removed"):
-            checkpoints.save(2, x=2)
-        assert checkpoints.steps() == [1, 2]
-
-
-@pytest.mark.parametrize("step", [-1, 10**12, 1.0, "1", None])
-def test_a_step_is_an_integer_that_fits_its_name(step, tmp_path):
-    with CheckpointFolder(tmp_path) as checkpoints, pytest.raises(ConfigError, match="step: expected an integer"):
-        checkpoints.save(step)
-
-
-def test_arguments_of_a_folder_are_checked(tmp_path):
-    with pytest.raises(ConfigError, match="keep: expected at least 1"):
-        CheckpointFolder(tmp_path, keep=0)
-    (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="file: expected a folder to write to: File exists"):
-        CheckpointFolder(tmp_path / "file")
-
-
-def test_a_closed_or_removed_folder_says_so(tmp_path):
-    checkpoints = CheckpointFolder(tmp_path / "run")
-    shutil.rmtree(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="expected a folder of checkpoints: No such file"):
-        checkpoints.save(1)
-    checkpoints.close()
-    checkpoints.close()
-    with pytest.raises(CheckpointError, match="expected an open CheckpointFolder"):
-        checkpoints.save(1)
-
-
-def test_two_runs_in_one_process_cannot_share_a_folder(tmp_path):
-    with CheckpointFolder(tmp_path):
-        descriptors = len(os.listdir("/proc/self/fd"))
-        for _ in range(2):
-            with pytest.raises(CheckpointError, match=f"another run in it .process {os.getpid()}"):
-                CheckpointFolder(tmp_path)
-        assert len(os.listdir("/proc/self/fd")) == descriptors
-    CheckpointFolder(tmp_path).close()
-
-
-def test_a_living_run_keeps_its_lock_and_temporary_file_and_a_dead_one_loses_both(tmp_path):
-    command = [sys.executable, victim.__file__, "hold_the_lock", str(tmp_path)]
-    with subprocess.Popen(command, env=victim_env(), stdout=subprocess.PIPE, text=True) as other:
-        try:
-            assert other.stdout.readline() == "locked\n"
-            with pytest.raises(CheckpointError, match=f"another run in it .process {other.pid}"):
-                CheckpointFolder(tmp_path)
-            (temporary,) = tmp_path.glob(f".model.safetensors.{other.pid}.*{checkpoint.TEMPORARY}")
-            checkpoint._remove_dead_temporaries(tmp_path)
-            assert temporary.exists(), "its writer lives"
-        finally:
-            other.kill()
-    with CheckpointFolder(tmp_path) as checkpoints:
-        assert not temporary.exists()
-        assert checkpoints.load_latest() is None
-    assert os.listdir(tmp_path) == [checkpoint.LOCK]
+def test_a_state_is_written_as_version_0_1_did():
+    """A change here needs a new number of the format."""
+    assert dumps(STATE_OF_0_1) == FILE_OF_0_1

@@ -14,7 +14,7 @@ from sizes import DEVICES, JIT, SIMULATED, SIZES
 
 from scratchnet import kernels
 from scratchnet.kernels import reference
-from scratchnet.native import loops as blocks
+from scratchnet.native import loops
 from scratchnet.testing import KERNEL_ROWS, LAYOUTS, KernelCase, arrays, kernel_cases
 from scratchnet.testing.devices import host_kernel
 from scratchnet.testing.oracles import philox as oracle_philox

@@ -1,4 +1,4 @@
-"""The other process of tests/test_checkpoint.py: it saves under faults that would take the test process with it.
+"""The other process of tests/formats: it saves under faults that would take the test process with it.
 
 `python checkpoint_victim.py MODE FOLDER`. Forking is safe here: nothing has started a thread.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from scratchnet.formats import checkpoint
+from scratchnet.formats.checkpoint_folder import CheckpointFolder
 
 CALLS = ("open", "write", "fsync", "replace", "close", "unlink")
 OLD, NEW, NEWEST = ({"x": np.full(100, value, np.float32)} for value in (1, 2, 3))
@@ -25,7 +26,7 @@ def kill_at_each_call(folder: Path) -> None:
         status, at = signal.SIGKILL, 0
         while status == signal.SIGKILL:
             place = folder / f"{when}-{at:02}"
-            with checkpoint.CheckpointFolder(place, keep=1) as checkpoints:
+            with CheckpointFolder(place, keep=1) as checkpoints:
                 checkpoints.save(1, **OLD)
             if not (pid := os.fork()):
                 overwrite_and_rotate(place, when, at)
@@ -37,7 +38,7 @@ def kill_at_each_call(folder: Path) -> None:
 
 def overwrite_and_rotate(folder: Path, when: str, at: int) -> None:
     """Save step 1 again and then step 2, killed `when` the `at`-th system call."""
-    checkpoints = checkpoint.CheckpointFolder(folder, keep=1)
+    checkpoints = CheckpointFolder(folder, keep=1)
     calls = iter(range(10**6))
 
     def kill_at(original):
@@ -81,7 +82,7 @@ def limit_the_file_size(folder: Path) -> None:
 
 def hold_the_lock(folder: Path) -> None:
     """Open the folder, start a temporary file, say so, and wait to be killed."""
-    with checkpoint.CheckpointFolder(folder):
+    with CheckpointFolder(folder):
         os.fsync = lambda descriptor: (print("locked", flush=True), signal.pause())
         checkpoint.save(folder / "model.safetensors", **OLD)
 

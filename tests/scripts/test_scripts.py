@@ -12,7 +12,7 @@ import pytest
 
 from scratchnet.data import read_idx, write_idx
 from scratchnet.flags import flag, parse_flags
-from scratchnet.formats.checkpoint import CheckpointFolder
+from scratchnet.formats.checkpoint_folder import CheckpointFolder
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ...formats.checkpoint import write_atomically
+from ...formats.atomic import write_atomically
 from .training_arena import EVENT_RANKS, EVENTS, Event, TrainingArena
 
 NAMES = {"shard": "compute", "live": "compute", "slice": "update", "serve": "update"}  # others keep their phase's name
