@@ -53,6 +53,6 @@ def run_script(main: Callable[[Config], Any], config: type[Config]) -> None:
         main(parse_flags(config))
     except ScratchnetError as error:
         # Where several processes raise the same error, one says it.
-        sys.exit(1 if getattr(error, "said_elsewhere", False) else f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(1 if getattr(error, "already_reported", False) else f"{Path(sys.argv[0]).name}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -324,6 +324,6 @@ def test_public_names_are_all_there():
 
 
 def test_importing_does_not_load_what_only_scripts_and_tests_need():
-    lazy = ("hypothesis", "matplotlib", "numba", "numba_cuda", "scipy", "tqdm")
+    lazy = ("dill", "hypothesis", "matplotlib", "mpi4py", "multiprocess", "numba", "numba_cuda", "scipy", "tqdm")
     code = f"import sys, scratchnet; print([name for name in {lazy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -33,7 +33,7 @@ from ..kernels import device as find_device
 from ..kernels import get_num_threads, set_num_threads
 from ..nn import Module
 from ..nonfinite import first_nonfinite
-from ..parallel.comm.job import is_first_rank, started_as, tell_end
+from ..parallel.comm.job import is_first_rank, report_end, started_as
 from ..parallel.pool.placement import Placement
 from ..parallel.shards import StepResult, first_stream, require_finite, shard_loss, split, weighted_mean
 from ..parallel.strategies import AllReduce, Strategy, options_of, strategy_of
@@ -225,7 +225,7 @@ class Trainer:
             if self._ranks:
                 self._ranks.begin(self, run, start)
             else:
-                tell_end()
+                report_end()
                 start()
             run.stop = stack.enter_context(_stop_on_signal())
             run.engine = _engine_of(self, run)

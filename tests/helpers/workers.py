@@ -44,7 +44,7 @@ def calls_differ(channel, rank, arenas, names):
     for arena, name in zip(arenas, names, strict=True):
         comm = ArenaCommunicator(arena, rank, timeout=30)
         told.append(list(filter(None, (what_is_said(comm, name if rank == 1 else "all_reduce") for _ in range(2)))))
-        comm.leave()
+        comm.finish()
     channel.send_bytes(dumps(("result", told)))
 
 

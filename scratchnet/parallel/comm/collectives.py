@@ -1,13 +1,13 @@
-"""All-reduce, told in several ways: each algorithm as the field knows it, side by side, with what it costs.
+"""The classic all-reduce algorithms side by side, each with its cost.
 
-An algorithm is a function of a `Link` (who am I, and how do messages travel), a flat array, which it reduces in place,
-and `combine(low, high, out)`, which adds, or takes the larger, of two arrays. It works for any number of ranks W and
-any number of elements, and leaves the same bits on every rank: of two partial results, that of the lower rank stands
-first, and a part that is finished on one rank is copied, never computed again.
+An algorithm is a function of a `Link` (this rank's connections to the others), a flat array, which it reduces in place,
+and `combine(low, high, out)`, which writes the sum, or the larger, of two arrays to out. It works for any number of
+ranks W and any number of elements, and leaves the same bits on every rank: of two partial results, that of the lower
+rank is the first operand, and a part that is finished on one rank is copied to the others, never computed again.
 
-`ALGORITHMS` is the table. The classic cost model (Hockney's) prices an all-reduce of n bytes at
-steps * latency + bytes / bandwidth; `cost(W, n)` gives those figures, and a test counts them on a virtual transport.
-The last two rows need memory that all ranks share, and are in arena_kernels.py.
+`ALGORITHMS` is the table. Hockney's cost model (Parallel Computing 20, 1994) prices an all-reduce at
+steps * latency + bytes / bandwidth; `cost(W, n)` gives these figures for an array of n bytes, and a test counts them on
+a virtual transport. The last two rows need memory that all ranks share; arena_kernels.py holds them.
 """
 
 import itertools
@@ -18,6 +18,8 @@ import numpy as np
 
 from ...errors import ConfigError
 
+DTYPES = ("float32", "float64", "int32", "int64")
+UFUNCS = {"sum": np.add, "mean": np.add, "max": np.maximum, "min": np.minimum}  # a mean is divided in the end
 Combine = Callable[[np.ndarray, np.ndarray, np.ndarray], object]  # (low, high, out); out may be one of the two
 
 
@@ -38,8 +40,8 @@ class Link(Protocol):
 class Cost(NamedTuple):
     """What an all-reduce costs: messages of all ranks together, the most bytes that a rank sends, and steps.
 
-    Steps follow one another: a rank sends and receives at most one message in each. Without messages, for the arena:
-    bytes that a rank writes for others to read, and how often all ranks meet.
+    Steps follow one another: a rank sends and receives at most one message in each. In shared memory, where there are
+    no messages, `bytes` are those that a rank writes for others to read, and `steps` are barriers.
     """
 
     messages: int
@@ -50,7 +52,8 @@ class Cost(NamedTuple):
 def naive(link: Link, x: np.ndarray, combine: Combine) -> None:
     """Rank 0 receives all arrays one after the other, folds them in rank order, and sends the result to each.
 
-    2 (W - 1) messages in 2 (W - 1) steps, and rank 0 sends n (W - 1) bytes. It wins nowhere: a measure for the others.
+    2 (W - 1) messages in 2 (W - 1) steps, and rank 0 sends n (W - 1) bytes. It wins nowhere: the others are measured
+    against it.
     """
     if link.rank:
         link.send(x, 0)
@@ -65,7 +68,7 @@ def naive(link: Link, x: np.ndarray, combine: Combine) -> None:
 
 
 def tree(link: Link, x: np.ndarray, combine: Combine) -> None:
-    """A binomial tree: pairs, pairs of pairs, ... fold towards rank 0, and the result goes back the same way.
+    """A binomial tree: pairs, then pairs of pairs, ... fold towards rank 0, and the result returns the same way.
 
     2 (W - 1) messages in 2 ceil(log2 W) steps; a rank sends up to n ceil(log2 W) bytes. Better than naive from 4 ranks
     on; recursive doubling needs half the steps. Thakur, Rabenseifner and Gropp, "Optimization of Collective
@@ -87,12 +90,12 @@ def tree(link: Link, x: np.ndarray, combine: Combine) -> None:
 
 
 def ring(link: Link, x: np.ndarray, combine: Combine) -> None:
-    """Parts of the array travel round a ring, first growing into sums, then as finished sums.
+    """Each part of the array travels once round a ring, growing into its sum, and once more as the finished sum.
 
     Each rank sends 2 n (W - 1) / W bytes, the least possible, in 2 (W - 1) steps: best for large arrays on few ranks,
-    or where neighbours have the only fast links. Patarasuk and Yuan, "Bandwidth Optimal All-reduce Algorithms for
-    Clusters of Workstations" (2009). Each part is folded from another rank on: in an order of its
-    own, but the same in every run.
+    or where only neighbours have fast links. The fold of part r begins at rank r + 1, so parts have different orders of
+    addition, but the same ones in every run. Patarasuk and Yuan, "Bandwidth Optimal All-reduce Algorithms for Clusters
+    of Workstations" (2009).
     """
     parts, incoming = _parts(x, link.size), np.empty_like(x)
     after, before = (link.rank + 1) % link.size, (link.rank - 1) % link.size
@@ -106,10 +109,10 @@ def ring(link: Link, x: np.ndarray, combine: Combine) -> None:
 
 
 def recursive_doubling(link: Link, x: np.ndarray, combine: Combine) -> None:
-    """Exchange all with the neighbour, then with the rank 2 away, then 4 away, ...: each time the sum of twice as many.
+    """Exchange all with the neighbour, then with the rank 2 away, then 4 away, ...: each sum covers twice as many ranks.
 
     ceil(log2 W) steps, the fewest possible, of n bytes: best for small arrays. Thakur et al. (2005), section 4.5.
-    Where W is no power of two, one rank of each of the first W - 2^k pairs waits outside: 2 steps and n bytes more.
+    If W is no power of two, see `_with_power_of_two`.
     """
     _with_power_of_two(link, x, combine, _doubling)
 
@@ -118,20 +121,22 @@ def rabenseifner(link: Link, x: np.ndarray, combine: Combine) -> None:
     """Recursive halving, then doubling: half of the array to the partner W/2 away, a quarter W/4 away, ...; and back.
 
     2 log2 W steps and 2 n (W - 1) / W bytes a rank: as few bytes as the ring in far fewer steps, so best for large
-    arrays on many ranks. Rabenseifner, "Optimization of Collective Reduction Operations" (2004). Where W is no power of
-    two, one rank of each of the first W - 2^k pairs waits outside: 2 steps and n bytes more.
+    arrays on many ranks. Rabenseifner, "Optimization of Collective Reduction Operations" (2004). If W is no power of
+    two, see `_with_power_of_two`.
     """
     _with_power_of_two(link, x, combine, _halving_and_doubling)
 
 
 def _parts(x: np.ndarray, count: int) -> list[np.ndarray]:
-    """x cut in parts of nearly equal size, which begin on multiples of 16 elements: no two share a cache line."""
+    """x cut into parts of nearly equal size, which begin on multiples of 16 elements: no two share a cache line."""
     ends = [min(x.size, -(-(x.size * k // count) // 16) * 16) for k in range(count + 1)]
     return [x[lo:hi] for lo, hi in itertools.pairwise(ends)]
 
 
 def _with_power_of_two(link: Link, x: np.ndarray, combine: Combine, reduce: Callable) -> None:
-    """Run `reduce` among 2^k ranks, the most there are: before, the first pairs unite, and afterwards part."""
+    """Run `reduce` among the largest 2^k ranks. Before, the even rank of each of the first W - 2^k pairs adds its array
+    to that of its neighbour; afterwards it gets the result: 2 steps and n bytes more.
+    """
     power = 1 << (link.size.bit_length() - 1)
     pairs = link.size - power
     if link.rank < 2 * pairs and link.rank % 2 == 0:
@@ -189,7 +194,7 @@ def _halving_and_doubling(link: Link, x: np.ndarray, combine: Combine, ranks: li
 
 
 class Algorithm(NamedTuple):
-    """How it is done (None: by a kernel of the arena), and what it costs W ranks for n bytes."""
+    """The function (None: in shared memory by a kernel), and the cost of n bytes on W ranks."""
 
     run: Callable[[Link, np.ndarray, Combine], None] | None
     cost: Callable[[int, int], Cost]
@@ -201,7 +206,7 @@ def _log2(ranks: int) -> int:
 
 
 def _powered(ranks: int, n: int, cost: Callable[[int, int], Cost]) -> Cost:
-    """The cost among the 2^k ranks that take part, and that of uniting the others with them."""
+    """The cost among the largest 2^k ranks, and that of `_with_power_of_two` for the others."""
     power = 1 << (ranks.bit_length() - 1)
     messages, most, steps = cost(power, n)
     if power == ranks:
@@ -224,8 +229,8 @@ ALGORITHMS = {
     "arena": Algorithm(None, lambda w, n: Cost(0, n, 2)),
 }
 
-# What `auto` takes: the first row that the array's bytes do not exceed. Measured by scripts/bench/bench.py --sections
-# collectives; the message-passing ones are never faster than these where there is memory to share.
+# `auto` takes the first row whose bytes the array does not exceed. Measured by scripts/bench/bench.py --sections
+# collectives; where there is memory to share, no algorithm that sends messages was faster than these.
 AUTO = ((32768, "one_shot"), (float("inf"), "arena"))
 
 
@@ -236,3 +241,11 @@ def algorithm_of(name: str, nbytes: int = 0) -> str:
     if name not in ALGORITHMS:
         raise ConfigError(f"all_reduce: expected algorithm to be auto, {', '.join(ALGORITHMS)}, got {name!r}")
     return name
+
+
+def reduce_by_messages(run: Callable[[Link, np.ndarray, Combine], None], link: Link, x: np.ndarray, op: str) -> None:
+    """x = the sum, mean, max or min over all ranks, by an algorithm above, with NumPy's arithmetic."""
+    ufunc = UFUNCS[op]
+    run(link, x, lambda low, high, out: ufunc(low, high, out=out))
+    if op == "mean":
+        np.divide(x, link.size, out=x)

@@ -1,24 +1,34 @@
-"""What a group of processes can do together, whatever carries it: the interface, and the group of one process.
+"""What a group of processes can do together, whatever carries their data: the interface, and the group of one process.
 
-arena.py has the group that shares memory, mpi.py the one that MPI started.
+arena.py has the group that shares memory, ../mpi/communicator.py the ranks of an MPI job. Both say in `_plan` how they
+carry out a call; arguments, arrays that are not contiguous and the texts of errors are dealt with here, once.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import ConfigError, DtypeError
-from .job import started_as
+from ...errors import CollectiveError, ConfigError, DtypeError
+from .collectives import DTYPES, UFUNCS, algorithm_of
 
-OPS = ("sum", "mean", "max", "min")
-DTYPES = tuple(map(np.dtype, ("float32", "float64", "int32", "int64")))
-UFUNCS = {"sum": np.add, "mean": np.add, "max": np.maximum, "min": np.minimum}
-GONE = {1: "had returned from its function", 2: "had raised an exception"}  # signatures of ranks that call no more
-RETURNED, RAISED = GONE
+ENDINGS = {1: "had returned from its function", 2: "had raised an exception"}  # signatures of ranks that call no more
+RETURNED, RAISED = ENDINGS
+TEXT_BYTES = 512  # in which a rank tells the others what it called, for their error messages
 Shape = int | Sequence[int]
+Action = Callable[[np.ndarray], object]  # what a call does to a flat contiguous array, in place
+
+
+class Call(NamedTuple):
+    """A collective call whose arguments were checked, and what error messages call it."""
+
+    kind: str
+    op: str
+    root: int
+    algorithm: str
+    text: str
 
 
 class Communicator(ABC):
@@ -26,46 +36,49 @@ class Communicator(ABC):
 
     Arrays are NumPy's: float32, float64, int32 or int64, of any shape and size (0 too), the same shape, dtype and
     arguments on all ranks. Every method works in place and returns its array (or a part of it). One that is not
-    contiguous is copied there and back. Results have the same bits on every rank and in every run, whoever comes first.
+    contiguous is copied there and back. Results have the same bits on every rank and in every run, whichever rank comes
+    first.
 
     Raises DtypeError for what is not such an array, ConfigError for an unknown op, algorithm or root, and on every rank
     that waits CollectiveError: when the ranks made different calls (it names them), when a rank has returned or died,
-    or when the wait exceeds the time limit.
+    or when the wait exceeds the time limit. After a CollectiveError every further call raises it again.
     """
 
-    rank: int
-    size: int
+    def __init__(self, rank: int, size: int):
+        self.rank, self.size = rank, size
+        self._actions: dict[tuple, Action] = {}  # of calls that were made before
+        self._broken: str | None = None  # why a call failed
 
-    @abstractmethod
     def all_reduce(self, array: np.ndarray, op: str = "sum", algorithm: str = "auto") -> np.ndarray:
         """array = the sum, mean, max or min over all ranks, elementwise; NaN wins in max and min, as in NumPy.
 
         algorithm: a name of `collectives.ALGORITHMS`, which describes them, or "auto". The default ones add in rank
         order. Different algorithms may add in different orders, so floats may differ in the last bits between them.
         """
+        return self._collective("all_reduce", array, op, 0, algorithm)
 
-    @abstractmethod
     def reduce_scatter(self, array: np.ndarray, op: str = "sum") -> np.ndarray:
         """Reduces as `all_reduce`, but each rank only its own part; the rest of its array is then undefined.
 
         Returns this rank's part: array.reshape(-1)[comm.part(array.size)].
         """
+        return self._collective("reduce_scatter", array, op).reshape(-1)[self.part(array.size)]
 
-    @abstractmethod
     def all_gather(self, array: np.ndarray) -> np.ndarray:
         """Every rank's own part (`part`) goes to all ranks. reduce_scatter, then all_gather, is an all_reduce."""
+        return self._collective("all_gather", array)
 
-    @abstractmethod
     def broadcast(self, array: np.ndarray, root: int = 0) -> np.ndarray:
         """array = that of rank `root`."""
+        return self._collective("broadcast", array, "sum", root)
 
     @abstractmethod
     def barrier(self) -> None:
-        """Returns when all ranks have come here."""
+        """Returns when all ranks have called it."""
 
     @abstractmethod
     def empty(self, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
-        """An array of this rank, of unknown content, where its collectives are the fastest: nothing is copied."""
+        """An array of this rank, of unknown content, in the memory on which its collectives are fastest."""
 
     def part(self, n: int, rank: int | None = None) -> slice:
         """The elements of a flat array of n that belong to `rank` (this one if None).
@@ -75,51 +88,88 @@ class Communicator(ABC):
         rank = self.rank if rank is None else rank
         return slice(*(min(n, -(-(n * k // self.size) // 16) * 16) for k in (rank, rank + 1)))
 
+    # --- for implementations ---
 
-def checked(array: np.ndarray, op: str, root: int, size: int) -> None:
-    """Raises DtypeError or ConfigError unless a collective takes these arguments."""
-    if not isinstance(array, np.ndarray) or array.dtype not in DTYPES:
-        found = f"{array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise DtypeError(f"collective: expected a NumPy array of {', '.join(map(str, DTYPES))}, got {found}")
+    @abstractmethod
+    def _plan(self, call: Call, array: np.ndarray) -> Action:
+        """How this group carries out a call with arrays of this shape and dtype; raises CollectiveError if it fails."""
+
+    def _collective(
+        self, kind: str, array: np.ndarray, op: str = "sum", root: int = 0, algorithm: str = "auto"
+    ) -> np.ndarray:
+        if self._broken:
+            raise CollectiveError(self._broken)
+        try:
+            act = self._actions[kind, array.shape, array.dtype, op, root, algorithm]
+        except (KeyError, AttributeError, TypeError):  # the first such call, no array, or an argument without a hash
+            call = self._checked(kind, array, op, root, algorithm)
+            act = self._actions[kind, array.shape, array.dtype, op, root, algorithm] = self._plan(call, array)
+        if array.flags.carray:
+            act(array.reshape(-1))
+            return array
+        require_writeable(array)
+        copy = np.array(array, order="C")
+        act(copy.reshape(-1))
+        array[...] = copy
+        return array
+
+    def _checked(self, kind: str, array: np.ndarray, op: str, root: int, algorithm: str) -> Call:
+        """Raises DtypeError or ConfigError unless a collective takes these arguments."""
+        if not isinstance(array, np.ndarray) or array.dtype not in map(np.dtype, DTYPES):
+            found = f"{array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise DtypeError(f"collective: expected a NumPy array of {', '.join(DTYPES)}, got {found}")
+        require_writeable(array)
+        if op not in list(UFUNCS):
+            raise ConfigError(f"collective: expected op to be one of {', '.join(UFUNCS)}, got {op!r}")
+        if op == "mean" and array.dtype.kind == "i":
+            raise DtypeError(f"collective: expected floats for a mean, got {array.dtype}; take the sum")
+        if isinstance(root, bool) or not isinstance(root, int | np.integer) or not 0 <= root < self.size:
+            raise ConfigError(f"collective: expected a root from 0 to {self.size - 1}, got {root!r}")
+        algorithm_of(algorithm)
+        details = {
+            "all_reduce": f", {op}, {algorithm}", "reduce_scatter": f", {op}", "broadcast": f", root {root}"
+        }  # fmt: skip
+        text = f"{kind}({array.dtype} {array.shape}{details.get(kind, '')})"
+        return Call(kind, op, int(root), algorithm, text)
+
+
+def require_writeable(array: np.ndarray) -> None:
     if not array.flags.writeable:
         raise DtypeError("collective: expected an array to write the result to, got a read-only one")
-    if op not in OPS:
-        raise ConfigError(f"collective: expected op to be one of {', '.join(OPS)}, got {op!r}")
-    if op == "mean" and array.dtype.kind == "i":
-        raise DtypeError(f"collective: expected floats for a mean, got {array.dtype}; take the sum")
-    if isinstance(root, bool) or not isinstance(root, int | np.integer) or not 0 <= root < size:
-        raise ConfigError(f"collective: expected a root from 0 to {size - 1}, got {root!r}")
 
 
-# --- what error messages call things ----------------------------------------------------------------------------------
-
-
-def ranks_named(ranks: Sequence[Any]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-
-
-def named(array: np.ndarray) -> str:
-    return f"{array.dtype} {array.shape}"
-
+# --- calls that differ ------------------------------------------------------------------------------------------------
 
 _signatures: dict[str, int] = {}
 
 
 def signature_of(text: str) -> int:
-    """A number above those of GONE that stands for a call."""
+    """A number above those of ENDINGS that stands for a call."""
     if text not in _signatures:
         _signatures[text] = 8 + int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
     return _signatures[text]
 
 
-def world() -> Communicator:
-    """All ranks of the job that MPI started, which all of them call; or a group of this process alone."""
-    job = started_as()
-    if job is None or job[1] == 1:
-        return SerialCommunicator()
-    from ..mpi import communicator as mpi
+def encoded(text: str) -> np.ndarray:
+    """(TEXT_BYTES,) uint8: the beginning of a text, and zeros."""
+    return np.frombuffer(text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0"), np.uint8)
 
-    return mpi.world()
+
+def decoded(row: np.ndarray) -> str:
+    return row.tobytes().rstrip(b"\0").decode(errors="replace")
+
+
+def mismatch(number: int, calls: Sequence[str]) -> str:
+    """The error message for call `number` of ranks that do not agree. calls[rank]: for example "called barrier()"."""
+    ranks: dict[str, list[int]] = {}
+    for rank, call in enumerate(calls):
+        ranks.setdefault(call, []).append(rank)
+    found = "; ".join(f"{ranks_named(who)} {call}" for call, who in ranks.items())
+    return f"collective call {number} is not the same on all ranks: {found}"
+
+
+def ranks_named(ranks: Sequence[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 # --- a group of one ---------------------------------------------------------------------------------------------------
@@ -128,25 +178,11 @@ def world() -> Communicator:
 class SerialCommunicator(Communicator):
     """A group of one: this process. Arguments are checked as in any group, and there is nothing to do."""
 
-    rank, size = 0, 1
+    def __init__(self) -> None:
+        super().__init__(0, 1)
 
-    def all_reduce(self, array, op="sum", algorithm="auto"):
-        from .collectives import algorithm_of
-
-        checked(array, op, 0, 1)
-        algorithm_of(algorithm)
-        return array
-
-    def reduce_scatter(self, array, op="sum"):
-        checked(array, op, 0, 1)
-        return array.reshape(-1)
-
-    def all_gather(self, array):
-        return self.broadcast(array)
-
-    def broadcast(self, array, root=0):
-        checked(array, "sum", root, 1)
-        return array
+    def _plan(self, call, array):
+        return lambda x: None
 
     def barrier(self):
         pass

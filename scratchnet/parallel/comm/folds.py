@@ -1,7 +1,7 @@
-"""Two arrays become one: sums, means, maxima and minima of memory at given addresses, which processes may share.
+"""Sums, means, maxima and minima of two arrays, which are given by their addresses, as processes may share them.
 
-Written as LLVM vector loops, because these arrays may be the same: a result takes the place of an operand, or goes to
-two places at once. A loop of Numba's would check for that, and then run element by element. `which` chooses the loop.
+They are LLVM vector loops, because the arrays may be the same: a result may replace an operand, or go to two arrays at
+once. A loop compiled by Numba would check for overlap, and then run element by element. `which` numbers the loops.
 """
 
 import ctypes
@@ -15,14 +15,14 @@ from numba.extending import intrinsic
 
 from ...native.cache import object_code
 from ...native.compile import JIT_ENABLED, before_first_kernel
+from .collectives import DTYPES, UFUNCS
 
-OPS = ("sum", "mean", "max", "min")  # mean: (a + b) / count, the last step of a mean of `count` arrays
-DTYPES = ("float32", "float64", "int32", "int64")
-VECTOR_BYTES = 64  # in each of two vectors a turn; LLVM splits them into the registers that the CPU has
+OPS = tuple(UFUNCS)  # mean: (a + b) / count, the last step of a mean of `count` arrays
+VECTOR_BYTES = 64  # of each of two vectors an iteration; LLVM splits them into the registers that the CPU has
 
 
 def which(op: str, dtype: str) -> int:
-    """The number of a loop."""
+    """The number of the loop for this op and dtype."""
     return OPS.index(op) * len(DTYPES) + DTYPES.index(dtype)
 
 
@@ -34,16 +34,15 @@ def _memory(address, nbytes):
 
 
 def _fold(which, count, a, b, out, also, n):
-    """out[i] = also[i] = a[i] op b[i] for n elements at the addresses a, b, out, also, of which some may be equal."""
+    """out[i] = also[i] = a[i] op b[i] for n elements. a, b, out, also: addresses, of which some may be equal."""
     op, dtype = OPS[which // len(DTYPES)], np.dtype(DTYPES[which % len(DTYPES)])
     a, b, out, also = (_memory(address, n * dtype.itemsize).view(dtype) for address in (a, b, out, also))
-    function = {"max": np.maximum, "min": np.minimum}.get(op, np.add)
-    result = function(a, b)
+    result = UFUNCS[op](a, b)
     out[...] = also[...] = result / dtype.type(count) if op == "mean" else result
 
 
 def _copy(source, target, nbytes):
-    """The bytes at the address `source` to the address `target`, apart from it."""
+    """Copy bytes from the address `source` to the address `target`; the two do not overlap."""
     _memory(target, nbytes)[...] = _memory(source, nbytes)
 
 
@@ -166,7 +165,7 @@ def _step(op, dtype, k, at, lanes):
 
 
 def llvm_module() -> str:
-    """The source of `scratchnet_fold`, which hands its arguments to one loop for each op and dtype."""
+    """The source of the loops for each op and dtype, and of `scratchnet_fold`, which calls the one that is asked for."""
     loops, cases, blocks = [], [], []
     for op in OPS:
         for dtype in DTYPES:
@@ -190,11 +189,11 @@ def llvm_module() -> str:
     return "\n".join(loops) + "\n" + head + "\nentry:\n" + switch + "\n".join(blocks) + "\n}\n" + _COPY
 
 
-_engines: list = []  # own the machine code
+_engines: list = []  # they own the machine code
 
 
 def _load():
-    """Make the function callable by name from compiled kernels."""
+    """Make both functions callable by name from compiled kernels."""
     cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     target = llvm.Target.from_default_triple()
 

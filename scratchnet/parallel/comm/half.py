@@ -1,7 +1,7 @@
-"""float16 (IEEE 754's binary16) as a format in which numbers travel: its bits in integers, as Numba has no such type.
+"""Conversion to and from float16 (IEEE 754's binary16), held as bits in integers, because Numba has no such type.
 
-NumPy does the same one number at a time. Here, for float32 stored row by row, it is arithmetic without branches, so the
-loops vectorise, and take a twentieth of the time. All else is left to NumPy.
+NumPy converts one number at a time. For contiguous float32 arrays the loops here are arithmetic without branches, which
+vectorises and takes a twentieth of the time. NumPy converts all other arrays.
 """
 
 import numpy as np
@@ -12,16 +12,16 @@ from ...native.loops import ranged
 MAGNITUDE, NAN = 0x7FFF, 0x7E00
 LIMIT = 65504  # the largest finite one
 LARGEST = int(np.float32(LIMIT).view(np.int32))
-SMALLEST = int(np.float32(2**-14).view(np.int32))  # of full precision; below it all are multiples of 2**-24
+SMALLEST = int(np.float32(2**-14).view(np.int32))  # normal number; smaller ones are multiples of 2**-24
 INFINITY = int(np.float32(np.inf).view(np.int32))
-HALF, STEP = np.float32(0.5), np.float32(2**-24)  # a sum with 0.5 has its lowest bit at 2**-24
+HALF, STEP = np.float32(0.5), np.float32(2**-24)  # the lowest bit of a float32 sum with 0.5 stands for 2**-24
 HALF_BITS = int(HALF.view(np.int32))
 BIAS = 127 - 15  # of the exponents of the two formats
 
 
 @jit(inline=True)
 def _bits(x):
-    """The bits of the float16 next to a float32, of two the even one; beyond the largest it is the largest."""
+    """The bits of the float16 nearest to a float32, ties to even; magnitudes above LIMIT become LIMIT."""
     raw = np.float32(x).view(np.int32)
     size = raw & 0x7FFFFFFF
     capped = LARGEST if size > LARGEST else size
@@ -70,9 +70,9 @@ def _is_plain(*arrays):
 
 
 def round_half(x, out):
-    """out = x rounded to the nearest float16, of two the even one, and to the largest, 65504, where that is less.
+    """out = x rounded to the nearest float16, ties to even; magnitudes above 65504, the largest, become 65504.
 
-    x, out: float32 or float64, of one shape; may be the same. NaN stays NaN.
+    x, out: float32 or float64, of one shape; may be the same array. NaN stays NaN.
     """
     if _is_plain(x, out):
         _run_round(out.size, 1, x.reshape(-1), out.reshape(-1))
@@ -81,7 +81,7 @@ def round_half(x, out):
 
 
 def half_bits(x):
-    """uint16 (x.size,): the bits of `round_half` of x."""
+    """The bits of `round_half` of x: (x.size,) uint16."""
     if not _is_plain(x):
         return np.clip(x.reshape(-1), -LIMIT, LIMIT).astype(np.float16).view(np.uint16)
     bits = np.empty(x.size, np.uint16)
@@ -90,7 +90,7 @@ def half_bits(x):
 
 
 def read_half(bits, out):
-    """out (float32 or float64) = the numbers that have these bits (uint16), which are not infinite."""
+    """out = the finite float16 numbers with these bits. bits: (out.size,) uint16; out: float32 or float64."""
     if _is_plain(out) and bits.flags.aligned:
         _run_read(out.size, 1, bits, out.reshape(-1))
     else:

@@ -6,25 +6,25 @@ import os
 import sys
 from collections.abc import Callable
 
-# What a starter tells each process it starts: number of processes, number of this one.
-STARTERS = (
+# The variables in which a launcher gives each process the number of ranks and its own rank.
+LAUNCHERS = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("PMI_SIZE", "PMI_RANK"),
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # of a job step, which may have nothing to do with MPI if it has one task
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # of a job step; with one task it may have nothing to do with MPI
 )
-# Variable that mpi_train.py sets: how often the job was started before; see failpoints.armed. Open MPI takes to other
-# machines, of all variables, those that begin like this.
+# How often mpi_train.py has restarted the job, see failpoints.armed. Open MPI passes to other machines only variables
+# whose names begin with OMPI_.
 RESTARTS = "OMPI_SCRATCHNET_RESTARTS"
-ENDED = "scratchnet: all ranks have come to their end\n"  # what mpi_train.py waits to hear of rank 0
+ENDED = "scratchnet: all ranks have come to their end\n"  # rank 0 writes it for mpi_train.py
 
 
 def started_as() -> tuple[int, int] | None:
-    """(rank, number of ranks) as mpirun or srun told this process; None if neither started it. MPI is not touched."""
+    """(rank, number of ranks) as mpirun or srun told this process; None if neither started it."""
     for name in ("multiprocess", "multiprocessing"):
         if name in sys.modules and sys.modules[name].parent_process() is not None:
-            return None  # a worker: it has its parent's environment, but is no rank
-    for size, rank in STARTERS:
+            return None  # a worker process: it has the environment of a rank, but is none
+    for size, rank in LAUNCHERS:
         if os.environ.get(size, "").isdigit() and os.environ.get(rank, "").isdigit():
             found = int(os.environ[rank]), int(os.environ[size])
             return found if found[1] > 1 or not size.startswith("SLURM") else None
@@ -32,18 +32,19 @@ def started_as() -> tuple[int, int] | None:
 
 
 def is_first_rank() -> bool:
-    """Is this rank 0, or no job at all? Of several processes that compute the same, this one prints and writes."""
+    """Is this rank 0, or a process that MPI did not start? Of several processes that compute the same, this one prints
+    and writes files."""
     job = started_as()
     return job is None or job[0] == 0
 
 
 @functools.cache
-def tell_end(met: Callable[[], bool] = lambda: True) -> None:
-    """At the end of this process, if met() finds all other ranks at theirs, rank 0 tells mpi_train.py so."""
+def report_end(all_ended: Callable[[], bool] = lambda: True) -> None:
+    """When this process exits, rank 0 tells mpi_train.py so, if all_ended() finds that the other ranks exit, too."""
 
-    def tell() -> None:
-        if met() and is_first_rank() and RESTARTS in os.environ:
-            sys.stderr.write(ENDED)  # one write: lines of ranks stay whole
+    def report() -> None:
+        if all_ended() and is_first_rank() and RESTARTS in os.environ:
+            sys.stderr.write(ENDED)  # in one write, so that lines of ranks do not mix
             sys.stderr.flush()
 
-    atexit.register(tell)
+    atexit.register(report)

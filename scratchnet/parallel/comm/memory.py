@@ -1,7 +1,7 @@
-"""Memory that several processes share: nameless, so that it cannot outlive them, and full of NumPy arrays.
+"""Memory that several processes share as NumPy arrays. It has no name, so it cannot outlive them.
 
-`SharedMemory` is one piece of it, which travels to a child process as an open file. `Layout` divides it, and `Heap`
-hands out arrays from a part.
+`SharedMemory` is a file in memory, which child processes inherit open. `Layout` divides it, and `Heap` allocates arrays
+in a part of it.
 """
 
 import bisect
@@ -25,7 +25,7 @@ def round_up(n: int, multiple: int = ALIGNMENT) -> int:
 
 
 def _new_file() -> int:
-    """A file in memory that no folder knows: it is gone with the last process that has it open."""
+    """A file in memory that is in no folder: it ends with the last process that has it open."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("scratchnet", os.MFD_CLOEXEC)
     import _posixshmem  # macOS; what multiprocessing.shared_memory is built on
@@ -42,7 +42,7 @@ def cores() -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory that can be had without pushing others out, or None where the system does not say."""
+    """Memory that can be allocated without swapping, or None where the system does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -51,13 +51,13 @@ def available_bytes() -> int | None:
 
 
 class SharedMemory:
-    """`size` bytes of zeros that this process and those it starts see alike; the first `committed` are there for sure.
+    """`size` bytes, zeros at first, that this process shares with those it starts; `array` gives arrays in it.
 
-    Arrays are carved with `array`. It may be an argument of a `multiprocess.Process` with the context spawn: the child
-    inherits the open file. It goes when the last process that holds it, or an array of it, ends.
+    It may be an argument of a `multiprocess.Process` with the context spawn: the child inherits the open file. The
+    memory is freed when the last process that holds it, or an array in it, ends.
 
-    committed: bytes that are allocated now (all by default); later ones by `commit`, so that a large `size` costs
-    addresses only. Raises SharedMemoryError if there is too little memory.
+    committed: bytes that are allocated now (all by default). The others `commit` allocates, so that a large `size`
+    costs addresses only. Raises SharedMemoryError if there is too little memory.
     """
 
     def __init__(self, size: int, committed: int | None = None):
@@ -94,8 +94,8 @@ class SharedMemory:
     def commit(self, offset: int, size: int) -> None:
         """Allocate `size` bytes from `offset` on, or raise SharedMemoryError.
 
-        A write to memory that is promised but not there would kill the process (SIGBUS); asking first does not. The
-        check against the free memory comes before, because allocating more can wake the system's out-of-memory killer.
+        Without it a write could find no memory left, and SIGBUS would kill the process. The free memory is checked
+        first, because allocating more than there is can wake the system's out-of-memory killer.
         """
         available = available_bytes()
         if available is not None and size > available:
@@ -118,7 +118,7 @@ class SharedMemory:
 
     @classmethod
     def opened(cls, fd: int, size: int) -> "SharedMemory":
-        """Memory of another process, whose file is open here, too."""
+        """The memory of another process, whose file is open in this one as `fd`."""
         memory = cls.__new__(cls)
         memory.fd, memory.size = fd, max(size, 1)
         memory._map()
@@ -130,7 +130,7 @@ def _inherited(passed, size: int) -> SharedMemory:
 
 
 class Layout:
-    """Places for arrays in one piece of memory: `place(nbytes)` gives offsets one after the other, `size` their end."""
+    """Divides memory among arrays: `place(nbytes)` returns the offset of the next one, `size` is the end of the last."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -141,7 +141,7 @@ class Layout:
 
 
 class _Block:
-    """A part of a heap; as long as an array of it lives, so does this."""
+    """An allocation of a heap; every array that uses it keeps it alive."""
 
     def __init__(self, memory: SharedMemory, offset: int, shape, dtype: np.dtype):
         self._array = memory.array(offset, shape, dtype)
@@ -149,9 +149,9 @@ class _Block:
 
 
 class Heap:
-    """Arrays from the `size` bytes of `memory` that begin at `offset`; what is no longer used is handed out again.
+    """Allocates arrays in the `size` bytes of `memory` from `offset` on, first fit; the memory of dead ones is reused.
 
-    One process takes from a heap; the others may read and write its arrays.
+    One process allocates from a heap; the others may read and write its arrays.
     """
 
     GROWTH = 1 << 20  # bytes committed at a time, at least
@@ -166,12 +166,12 @@ class Heap:
         dtype = np.dtype(dtype)
         shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
         nbytes = round_up(max(1, int(np.prod(shape, dtype=object)) * dtype.itemsize))
-        offset = self._take(nbytes)
+        offset = self._allocate(nbytes)
         block = _Block(self.memory, offset, shape, dtype)
-        weakref.finalize(block, self._give_back, offset, nbytes).atexit = False
+        weakref.finalize(block, self._release, offset, nbytes).atexit = False
         return np.asarray(block)
 
-    def _take(self, nbytes: int) -> int:
+    def _allocate(self, nbytes: int) -> int:
         found = next((i for i, (_, room) in enumerate(self._free) if room >= nbytes), None)
         if found is None:
             raise SharedMemoryError(f"shared memory: expected room for {nbytes} bytes, got none in one piece")
@@ -183,7 +183,7 @@ class Heap:
         self._free[found : found + 1] = [(offset + nbytes, room - nbytes)] if room > nbytes else []
         return offset
 
-    def _give_back(self, offset: int, nbytes: int) -> None:
+    def _release(self, offset: int, nbytes: int) -> None:
         free = self._free
         at = bisect.bisect(free, (offset, 0))
         if at < len(free) and offset + nbytes == free[at][0]:

@@ -74,7 +74,7 @@ def begin(trainer: Any, run: Any, first: Callable[[], None]) -> None:
 
 def share(comm: MpiCommunicator, text: str, blob: bytes) -> bytes:
     """Rank 0's bytes, on all ranks."""
-    size = int(comm.meet(text, len(blob))[0, 0])
+    size = int(comm.handshake(text, len(blob))[0, 0])
     data = np.frombuffer(blob, np.uint8).copy() if comm.rank == 0 else np.empty(size, np.uint8)
     with comm.waiting(text):
         for at in range(0, size, 1 << 30):  # counts are int32
@@ -102,14 +102,14 @@ class _Told:
             what = f"{type(error).__name__}: {error}".splitlines()[0]
             sys.stderr.write(f"scratchnet: rank {self.comm.rank}{step}: {what}\n")  # one write: lines stay whole
             sys.stderr.flush()
-            error.said_elsewhere = True
-            self.comm.leave(RAISED, what)
+            error.already_reported = True
+            self.comm.finish(RAISED, what)
 
 
 def _refused(text: str) -> ConfigError:
     """What all ranks raise at once, and the first one says."""
     error = ConfigError(f"Trainer: {text}")
-    error.said_elsewhere = not is_first_rank()  # type: ignore[attr-defined]
+    error.already_reported = not is_first_rank()  # type: ignore[attr-defined]
     return error
 
 
@@ -174,7 +174,7 @@ class Ranks(Steps):
 
     def remember(self, memory: dict[str, np.ndarray]) -> None:
         super().remember(memory)
-        self._comm.meet("first step")  # now nobody writes the state of the start any more
+        self._comm.handshake("first step")  # now nobody writes the state of the start any more
 
     def resize(self, workers: int) -> None:
         raise ConfigError(f"resize: expected workers=1 under MPI: its ranks are the workers, got {workers!r}")
@@ -224,15 +224,15 @@ class Ranks(Steps):
         comm, row = self._comm, step % self.arena.window
         samples, bad = zlib.crc32(self.arena.positions[row].tobytes(), step), self.arena.bad[row]
         shard = next((k for k in self._pieces[0] if bad[k]), -1)
-        brought = comm.meet("training step", shard, bad[shard], self._asked.requested or 0, samples)
+        brought = comm.handshake("training step", shard, bad[shard], self._asked.requested or 0, samples)
         others = [rank for rank in range(comm.size) if brought[rank, 3] != brought[0, 3]]
         if others:
-            raise comm.fail(CollectiveError(f"step {step}: {ranks_named(others)} took other samples than rank 0"))
+            raise comm.failed(CollectiveError(f"step {step}: {ranks_named(others)} took other samples than rank 0"))
         found = brought[brought[:, 0] >= 0, :2]
         if len(found) and not self.replica.skip_nonfinite:
             shard, what = found[found[:, 0].argmin()]
             what = f"expected a finite {self._name_of(what)}, got one that is not"
-            raise comm.fail(NonFiniteError(f"fit: step {step}, shard {shard}: {what}"))
+            raise comm.failed(NonFiniteError(f"fit: step {step}, shard {shard}: {what}"))
         self._run.stop.requested = int(brought[:, 2].max()) or None
 
     # --- between machines -------------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ class Ranks(Steps):
                 machine.spread(self.arena.residuals[self.submitted % 2])
         if self._keeps and self._comm.rank == 0:
             self._memory = super().memory()  # now: soon others go on
-        self._comm.meet("settle")
+        self._comm.handshake("settle")
 
     def memory(self) -> dict[str, np.ndarray]:
         return self._memory
@@ -339,8 +339,8 @@ class Ranks(Steps):
                 self._slices.leave()
         if self._listens:
             signal.set_wakeup_fd(self._wakeup)
-        if error is not None and self._comm.is_broken and not hasattr(error, "said_elsewhere"):
-            error.said_elsewhere = not self._comm.speaks
+        if error is not None and self._comm.is_broken and not hasattr(error, "already_reported"):
+            error.already_reported = not self._comm.reports
         if not self._run.stop.requested:
             _Told(self._comm).__exit__(kind, error, trace)
         self._comm.watch.step = -1

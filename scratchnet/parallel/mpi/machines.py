@@ -73,7 +73,9 @@ class Machine:
         no memory before it is committed or written.
         """
         memory = SharedMemory(size, committed=0) if self.leaders else None
-        pid, fd = self.comm.meet("shared memory", os.getpid(), memory.fd if memory else -1)[self._leader, :2].tolist()
+        pid, fd = self.comm.handshake("shared memory", os.getpid(), memory.fd if memory else -1)[
+            self._leader, :2
+        ].tolist()
         if memory is None:
             try:
                 memory = SharedMemory.opened(os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC), size)

