@@ -51,7 +51,6 @@ BANNED = (
 
 # Where an import is computed, and why no arrow hides in it.
 COMPUTED = (
-    "parallel/__init__.py",  # public names, on first use; a TYPE_CHECKING block above imports the same files
     "parallel/pool/launch.py",  # a worker imports the modules that the user's function mentions
 )
 
@@ -76,12 +75,8 @@ STILL = {
         kernels/__init__.py kernels/cpu/__init__.py kernels/cuda/__init__.py
         kernels/cuda/dlpack.py kernels/cuda/elementwise.py kernels/cuda/memory.py kernels/cuda/movement.py
         kernels/cuda/reduce.py
-        parallel/comm/communicator.py parallel/mpi/communicator.py parallel/mpi/watch.py
     """,
-    "upward": """
-        parallel/comm/communicator.py imports parallel/mpi/communicator.py
-        parallel/pool/launch.py imports parallel/mpi/communicator.py
-    """,
+    "upward": "",
     "banned": """
         nn/functional.py imports tracing.py
         nn/module.py imports tracing.py

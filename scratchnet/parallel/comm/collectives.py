@@ -109,7 +109,7 @@ def ring(link: Link, x: np.ndarray, combine: Combine) -> None:
 
 
 def recursive_doubling(link: Link, x: np.ndarray, combine: Combine) -> None:
-    """Exchange all with the neighbour, then with the rank 2 away, then 4 away, ...: each sum covers twice as many ranks.
+    """Exchange all with the neighbour, then with the rank 2 away, then 4 away, ...; each sum has twice as many ranks.
 
     ceil(log2 W) steps, the fewest possible, of n bytes: best for small arrays. Thakur et al. (2005), section 4.5.
     If W is no power of two, see `_with_power_of_two`.

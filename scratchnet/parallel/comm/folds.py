@@ -165,7 +165,7 @@ def _step(op, dtype, k, at, lanes):
 
 
 def llvm_module() -> str:
-    """The source of the loops for each op and dtype, and of `scratchnet_fold`, which calls the one that is asked for."""
+    """The source of a loop for each op and dtype, and of `scratchnet_fold`, which calls the one that is asked for."""
     loops, cases, blocks = [], [], []
     for op in OPS:
         for dtype in DTYPES:

@@ -130,7 +130,7 @@ def _inherited(passed, size: int) -> SharedMemory:
 
 
 class Layout:
-    """Divides memory among arrays: `place(nbytes)` returns the offset of the next one, `size` is the end of the last."""
+    """Divides memory among arrays: `place(nbytes)` returns the offset of the next, `size` is the end of the last."""
 
     def __init__(self) -> None:
         self.size = 0

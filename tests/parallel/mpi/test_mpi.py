@@ -41,6 +41,7 @@ from tests.parallel.comm import test_arena
 pytestmark = pytest.mark.skipif(NO_MPI is not None, reason=str(NO_MPI))
 
 SIZES = (1, 2, 3, 4)
+HUNG = 300  # seconds after which a job counts as hung, on a machine that does much else
 DTYPES = ("float32", "float64", "int32", "int64")
 SHAPES = [(0,), (), (1,), (16,), (17,), (3, 5), (0, 4), (8192 + 3,), (40_001,)]
 
@@ -60,7 +61,7 @@ def python(ranks, code, **environment):
     """Runs a program under mpirun; its exit status and what it printed."""
     variables = {**variables_of_a_job(), **environment}
     command = mpirun(ranks, sys.executable, "-c", textwrap.dedent(code))
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=HUNG)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -332,7 +333,7 @@ def job(ranks, *flags, command=mpirun, fail="", share=0, merge=""):
     line = command(ranks, *line) if ranks else line
     with tempfile.TemporaryDirectory() as folder:
         variables["RESULTS"] = folder
-        done = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=HUNG)
         results = [json.loads(text) for path in Path(folder).iterdir() for text in path.read_text().splitlines()]
     return done.returncode, results, done.stderr
 
@@ -645,7 +646,7 @@ def test_the_wrapper_takes_no_status_for_success_unless_all_ranks_came_to_their_
     program = 'echo >> starts; n=$(wc -l < starts); shift $((n - 1)); eval "$1"'
     command = [*WRAPPER, "--restarts", str(len(programs) - 1), "--pause", "0", "--", "sh", "-c", program, "sh"]
     command += programs
-    done = subprocess.run(command, cwd=tmp_path, env=variables_of_a_job(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=variables_of_a_job(), capture_output=True, text=True, timeout=HUNG)
     assert done.returncode == expected, done
     assert (tmp_path / "starts").read_text() == len(programs) * "\n"
     assert done.stderr == "50 %" * sum(SAYS_IT in program for program in programs)
@@ -740,7 +741,7 @@ if not is_first_rank():
 def test_what_is_compressed_travels_compressed(hosts):
     """Bytes that the second host sends in 10 steps, with one shard a host: what its shard sends, or the whole sum."""
     command = [*hosts.mpirun(2), "-x", "PYTHONPATH", sys.executable, "-c", COUNTED]
-    said = subprocess.run(command, env=variables_of_a_job(), capture_output=True, text=True, timeout=60)
+    said = subprocess.run(command, env=variables_of_a_job(), capture_output=True, text=True, timeout=HUNG)
     assert said.returncode == 0, said.stderr
     counted, shapes = json.loads(said.stdout), [(256, 512), (512,), (512, 10), (10,)]
     low_rank = sum(map(math.prod, shapes[1::2])) + 2 * (256 + 512 + 512 + 10)
