@@ -1,11 +1,11 @@
-"""Starts an MPI job, and starts it again when it fails: python scripts/mpi_train.py --restarts 3 -- mpirun -n 4 ...
+"""Starts an MPI job, and restarts it when it fails: python scripts/mpi_train.py --restarts 3 -- mpirun -n 4 ...
 
-The command after `--` must go on where it stopped, as `scripts/train.py --folder RUN --resume auto` does. A rank that
-died, a machine that vanished, a link that stalled: the ranks that are left end the job and name the step, and here the
-next one begins, from the newest checkpoint. Open MPI's mpirun may wait for a vanished machine long after that, so it is
-ended, too; MPICH's may end with status 0 after a rank died. So a job has succeeded when, besides, its rank 0 says that
-all ranks have come to their end, as each one does that trains or calls `sn.parallel.run`. Ctrl-C and SIGTERM are passed
-on, and end it.
+The command after `--` must resume from its newest checkpoint, as `scripts/train.py --folder RUN --resume auto` does.
+When a rank dies, a machine vanishes or a link stalls, the other ranks end the job and name the step; this script then
+starts the next job. Open MPI's mpirun may wait for a vanished machine long after that, so this script kills it.
+MPICH's may end with status 0 after a rank died, so a job counts as done only if rank 0 also writes that all ranks have
+come to their end; every program does that trains or calls `sn.parallel.run`. Ctrl-C and SIGTERM are passed on to the
+job, and end both.
 """
 
 import os
@@ -22,27 +22,27 @@ from scratchnet.flags import flag, parse_flags
 from scratchnet.parallel.comm.job import ENDED, RESTARTS
 from scratchnet.parallel.mpi.watch import SILENT
 
-UNTOLD = 1  # status of a job that ended with 0, but whose rank 0 did not say that all ranks had
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # statuses of a run that was asked to stop
+UNCONFIRMED = 1  # our status if the job ended with 0, but rank 0 did not write that all ranks had come to their end
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # statuses of a run that a signal stopped
 
 
 @dataclass
 class Config:
     """Run the MPI job that follows after --, and restart it when it fails."""
 
-    restarts: int = flag(3, "how often, at most")
+    restarts: int = flag(3, "most restarts")
     pause: float = flag(1.0, "seconds before a restart")
-    grace: float = flag(10.0, "seconds that the starter has to end once a rank showed no sign of life")
+    grace: float = flag(10.0, "seconds that mpirun has to end once a rank showed no sign of life")
 
 
 def main(config: Config, command: list[str]) -> int:
-    asked: list[int] = []
+    signals: list[int] = []
     for attempt in range(config.restarts + 1):
         environment = {**os.environ, RESTARTS: str(attempt)}
         job = subprocess.Popen(command, env=environment, stdout=PIPE, stderr=PIPE, start_new_session=True)
 
         def stop(number: int, frame: object, job: subprocess.Popen = job) -> None:
-            asked.append(number)
+            signals.append(number)
             job.send_signal(number)
 
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -56,14 +56,14 @@ def main(config: Config, command: list[str]) -> int:
             reader.start()
         status = job.wait()
         for reader in readers:
-            # Not for ever: what started the ranks of a vanished machine may still hold the pipe.
+            # Not for ever: a daemon that started ranks of a vanished machine may still hold the pipe.
             reader.join(1.0 if status else config.grace)
         status = 128 - status if status < 0 else status
         if status == 0 and not ended.is_set():
             why = "expected rank 0 to say that all ranks had come to their end, got status 0 alone"
             print(f"mpi_train.py: {why}", flush=True)
-            status = UNTOLD
-        if status == 0 or asked or status in STOPPED or attempt == config.restarts:
+            status = UNCONFIRMED
+        if status == 0 or signals or status in STOPPED or attempt == config.restarts:
             return status
         print(
             f"mpi_train.py: the job ended with status {status}; restart {attempt + 1} of {config.restarts}", flush=True
@@ -73,9 +73,8 @@ def main(config: Config, command: list[str]) -> int:
 
 
 def _pass_on(job: subprocess.Popen, source: IO[bytes], target: IO[bytes], grace: float, ended: threading.Event) -> None:
-    """What the job says, until it ends: by force, if a rank was given up and its starter does not see it.
-
-    What rank 0 says in the end is not passed on.
+    """Copy the job's output, but for ENDED, which sets `ended`. After the line of a rank that showed no sign of life,
+    kill the job unless it ends within `grace` seconds.
     """
     for line in source:
         if ENDED.encode() in line:

@@ -4,8 +4,8 @@
         hosts.limit(100e6)                                  # bits a second of each host's link
         subprocess.run(hosts.mpirun(3, "python", "train.py"))
 
-It takes Linux, root, iproute2 and Open MPI, which starts on the other hosts through an agent that enters a namespace
-where it would have called ssh. All is gone at the end.
+It needs Linux, root, iproute2 and Open MPI, which starts ranks on the other hosts through an agent that enters a
+namespace instead of calling ssh. Leaving the context removes everything.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 
 SUBNET = "10.213.77"
 DEVICE = "eth0"
-LATENCY = "1s"  # how long data may wait for a limited link before some is dropped: longer than TCP would ever send
+LATENCY = "1s"  # how long data may wait for a limited link before packets are dropped: longer than TCP lets it grow
 
 AGENT = """#!/bin/sh
 # What Open MPI calls for ssh: agent HOST COMMAND...
@@ -44,7 +44,7 @@ def reason_against_hosts() -> str | None:
 
 
 class Hosts:
-    """`count` hosts, 1 to 254, with addresses SUBNET.1 and so on, joined by a switch. A context."""
+    """A context with `count` hosts, 1 to 254, that a switch joins; their addresses are SUBNET.1, SUBNET.2, ..."""
 
     def __init__(self, count: int):
         self.count, self.name = count, f"sn{os.getpid()}"
@@ -82,7 +82,7 @@ class Hosts:
         return self._spaces[-1]
 
     def limit(self, rate: float | None) -> None:
-        """Let each host send so many bits a second (a token bucket); None: as many as it can."""
+        """Let each host send at most `rate` bits a second (a token bucket); None: as many as it can."""
         for space in self._spaces[1:]:
             if rate is None:
                 subprocess.run(["tc", "-n", space, "qdisc", "delete", "dev", DEVICE, "root"], capture_output=True)
@@ -91,7 +91,7 @@ class Hosts:
                 _call("tc", "-n", space, "qdisc", "replace", "dev", DEVICE, "root", "tbf", *bucket)
 
     def cut(self, host: int) -> None:
-        """Pull the plug of host number `host`, counted from 0: nobody hears of it any more, and nobody is told."""
+        """Cut host number `host`, counted from 0, off from all others, without any notice to them."""
         _call("ip", "-n", self._spaces[0], "link", "set", f"port{host + 1}", "down")
 
     def sent(self, host: int) -> int:
@@ -100,7 +100,7 @@ class Hosts:
         return int(subprocess.check_output(["ip", "netns", "exec", self._spaces[host + 1], "cat", counter]))
 
     def mpirun(self, ranks: int, *command: str) -> list[str]:
-        """The command line that starts `ranks` ranks, spread over the hosts; mpirun itself runs on the first."""
+        """The command line that starts `ranks` ranks, block by block on the hosts; mpirun itself runs on the first."""
         slots = [ranks // self.count + (i < ranks % self.count) for i in range(self.count)]
         hosts = ",".join(f"{a}:{n}" for a, n in zip(self.addresses, slots, strict=True) if n)
         settings = {
@@ -119,7 +119,7 @@ class Hosts:
     def __exit__(self, *exc_info: object) -> None:
         for space in self._spaces:
             left = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True).stdout
-            for process in map(int, left.split()):  # such as those that started ranks on a host that was cut off
+            for process in map(int, left.split()):  # for example the daemons of a host that was cut off
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             subprocess.run(["ip", "netns", "delete", space], capture_output=True)

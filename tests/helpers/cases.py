@@ -1,4 +1,4 @@
-"""What the ranks of a group run in tests. The parent computes with NumPy what must come out."""
+"""Functions that tests run on the ranks of a group, and the same results computed by NumPy."""
 
 import functools
 
@@ -8,7 +8,7 @@ ORDERED = ("auto", "arena", "one_shot")  # they fold in rank order
 
 
 def data(seed, rank, shape, dtype):
-    """The array of one rank: positive and negative numbers of very different size."""
+    """The array of one rank: positive and negative numbers of very different magnitudes."""
     rng = np.random.default_rng((seed, rank))
     values = rng.normal(size=shape) * 10.0 ** rng.integers(-3, 4, shape)
     return values.astype(dtype) if np.dtype(dtype).kind == "f" else (values * 1000).astype(dtype)
@@ -16,7 +16,7 @@ def data(seed, rank, shape, dtype):
 
 @functools.lru_cache(8)
 def of_all(size, seed, shape, dtype):
-    """The arrays of all ranks, for the parent, which mostly asks for several results of the same ones in turn."""
+    """The arrays of all ranks; cached, as tests mostly check several results of the same arrays in turn."""
     return [data(seed, rank, shape, dtype) for rank in range(size)]
 
 
@@ -40,14 +40,14 @@ def laid_out(comm, array, layout):
 
 
 def call(comm, kind, seed, shape, dtype, layout, kwargs):
-    """One collective; returns what this rank has afterwards."""
+    """One collective; returns a copy of this rank's result."""
     array = laid_out(comm, data(seed, comm.rank, shape, dtype), layout)
     result = getattr(comm, kind)(array, **kwargs)
     return np.array(array if kind != "reduce_scatter" else result)
 
 
 def fold(arrays, op):
-    """Folded in rank order with NumPy."""
+    """Fold the arrays in their order with NumPy."""
     function = {"max": np.maximum, "min": np.minimum}.get(op, np.add)
     total = arrays[0]
     for array in arrays[1:]:

@@ -1,4 +1,4 @@
-"""A group of processes that stays for many tests: each test sends a function, which all ranks run."""
+"""Groups of processes that serve many tests: each test sends a function, which all ranks run."""
 
 import functools
 import importlib.util
@@ -63,7 +63,7 @@ def mpirun(ranks, *command):
 
 
 class MpiGroup:
-    """The same as `Group`, of ranks that mpirun started."""
+    """A `Group` of ranks that mpirun started."""
 
     def __init__(self, size, folder):
         self.size, address = size, str(folder / "group")

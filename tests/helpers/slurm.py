@@ -1,6 +1,6 @@
-"""Slurm on this machine, for as long as a test takes: a controller and one node, without a system service or cgroups.
+"""Slurm on this machine for the time of a test: a controller and one node, without a system service or cgroups.
 
-It takes root, and of Debian `apt-get install slurm-wlm`.
+It needs root and, on Debian, `apt-get install slurm-wlm`.
 """
 
 import os
@@ -58,23 +58,23 @@ class Slurm:
             self._configuration.write_text(CONFIGURATION.format(host=host, ports=ports, folder=folder))
             for daemon in (["slurmctld", "-D", "-i"], ["slurmd", "-D", "-N", "here"]):
                 log = stack.enter_context(Path(folder, daemon[0] + ".log").open("w"))
-                stack.callback(_end, subprocess.Popen(self._told(*daemon), stdout=log, stderr=log))
+                stack.callback(_end, subprocess.Popen(self._configured(*daemon), stdout=log, stderr=log))
             deadline = time.monotonic() + START
-            while subprocess.run(self._told("sinfo", "-h", "-o", "%T"), capture_output=True).stdout != b"idle\n":
+            while subprocess.run(self._configured("sinfo", "-h", "-o", "%T"), capture_output=True).stdout != b"idle\n":
                 assert time.monotonic() < deadline, [path.read_text() for path in Path(folder).glob("*.log")]
                 time.sleep(0.05)
             self._stack = stack.pop_all()
         return self
 
-    def _told(self, *command: str) -> list[str]:
+    def _configured(self, *command: str) -> list[str]:
         return ["env", f"SLURM_CONF={self._configuration}", *command]
 
     def knows_pmix(self) -> bool:
-        said = subprocess.run(self._told("srun", "--mpi=list"), capture_output=True, text=True)
+        said = subprocess.run(self._configured("srun", "--mpi=list"), capture_output=True, text=True)
         return "pmix" in said.stdout + said.stderr
 
     def srun(self, ranks: int, *command: str) -> list[str]:
-        return self._told("srun", "-n", str(ranks), "--mpi=pmix", *command)
+        return self._configured("srun", "-n", str(ranks), "--mpi=pmix", *command)
 
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()

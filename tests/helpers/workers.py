@@ -1,4 +1,4 @@
-"""Functions for `run` that do what workers do when things go wrong."""
+"""Functions for `run` in which workers fail, or make calls that differ."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from scratchnet.parallel.pool.launch import dumps
 
 
 def others_wait(comm, act):
-    """Rank 1 acts; all others stand in a collective call."""
+    """Rank 1 calls act(); all others wait in a collective call."""
     if comm.rank == 1:
         act()
     comm.all_reduce(np.ones(10, np.float32))
@@ -39,16 +39,16 @@ def ends(comm, how):
 
 
 def calls_differ(channel, rank, arenas, names):
-    """In each arena rank 1 makes the call of another name, twice; sends what it was told each time."""
-    told = []
+    """In each arena rank 1 makes the call of another name, twice; sends the errors of each time."""
+    found = []
     for arena, name in zip(arenas, names, strict=True):
         comm = ArenaCommunicator(arena, rank, timeout=30)
-        told.append(list(filter(None, (what_is_said(comm, name if rank == 1 else "all_reduce") for _ in range(2)))))
+        found.append(list(filter(None, (error_of(comm, name if rank == 1 else "all_reduce") for _ in range(2)))))
         comm.finish()
-    channel.send_bytes(dumps(("result", told)))
+    channel.send_bytes(dumps(("result", found)))
 
 
-def what_is_said(comm, name):
+def error_of(comm, name):
     try:
         CALLS[name](comm)
     except sn.CollectiveError as error:

@@ -1,4 +1,4 @@
-"""A tiny training job, for one process or for the ranks of an MPI job: each prints what bytes it has in the end."""
+"""Tiny training jobs, for one process or for the ranks of an MPI job: each rank writes a digest of its final state."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ class Config:
 
 
 class Samples(sn.data.Dataset):
-    """It notes which samples it was asked for, and something may happen at one of them."""
+    """It notes which samples were read, and a fault may happen at sample 17."""
 
     def __init__(self, fault):
         rng = np.random.default_rng(0)
@@ -88,7 +88,7 @@ ACTS = {
 
 
 class Net(sn.nn.Module):
-    """Layers with random numbers and with buffers, and one that nobody trains."""
+    """Layers with random numbers and with buffers, and one without gradients."""
 
     def __init__(self):
         self.first, self.last, self.unused = sn.nn.Linear(FEATURES, 40), sn.nn.Linear(40, CLASSES), sn.nn.Linear(2, 2)
@@ -101,8 +101,8 @@ class Net(sn.nn.Module):
 
 
 def train(config, arguments, rule, fault, is_wide):
-    """The trainer after `fit`, the history and the data set. A wide network has more than travels at a time, and its
-    gradients are computed by a step that is recorded."""
+    """The trainer after `fit`, the history and the data set. A wide network needs several messages for its parameters,
+    and a traced step computes its gradients."""
     sn.manual_seed(1)
     model = sn.nn.MLP(FEATURES, 300, 300, 300, CLASSES, dropout=0.1) if is_wide else Net()
     named = dict(model.named_parameters())

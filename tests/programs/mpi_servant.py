@@ -1,4 +1,4 @@
-"""A rank of a group that mpirun started for many tests: it runs the functions that the tests send (servants.py)."""
+"""A rank of a group that serves many tests: it runs the functions that they send (helpers/servants.py)."""
 
 import os
 
@@ -14,7 +14,7 @@ def forbidden(*args, **kwargs):
 
 
 def main():
-    MPI.pickle.__init__(dumps=forbidden, loads=forbidden)  # all that mpi4py sends of objects goes through these two
+    MPI.pickle.__init__(dumps=forbidden, loads=forbidden)  # mpi4py sends objects through these two alone
     comm = MpiCommunicator(timeout=60)
     with connection.Client(os.environ["GROUP"], "AF_UNIX") as channel:
         channel.send(comm.rank)

@@ -164,7 +164,7 @@ def test_each_rank_reads_its_part_of_the_rows_to_standardize_them(group, tmp_pat
 def call_twice(comm, name):
     other = mpi.MpiCommunicator()
     call = name if comm.rank == 1 else "all_reduce"
-    told = [workers.what_is_said(other, call) for _ in range(2)] if call != "return" else []
+    told = [workers.error_of(other, call) for _ in range(2)] if call != "return" else []
     other.close()
     return told
 
