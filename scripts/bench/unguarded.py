@@ -7,8 +7,8 @@ but then nobody helps a worker that the system makes wait. It takes two phases w
 
 from scratchnet.native.atomics import NEVER, REACHED, load_acquire, wait_a_turn
 from scratchnet.native.compile import jit
-from scratchnet.parallel.pool.claims import COUNT, GO, LINE, OWNERS, SEALS, STOP, STOPPED
 from scratchnet.parallel.pool import claims, worker
+from scratchnet.parallel.pool.claims import COUNT, GO, LINE, OWNERS, SEALS, STOP, STOPPED
 
 
 @jit
