@@ -6,7 +6,8 @@ from pathlib import Path
 
 import scratchnet as sn
 from scratchnet.flags import flag, run_script
-from scratchnet.parallel.strategies import COMPRESSIONS, STRATEGIES, strategy_of
+from scratchnet.parallel.compression import COMPRESSIONS
+from scratchnet.parallel.strategies import STRATEGIES, strategy_of
 from scratchnet.report import plot_curves
 
 

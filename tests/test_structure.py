@@ -28,7 +28,11 @@ LAYERS = (
     "data nn optim flags",
     "jit",
     "parallel/comm",
-    "parallel/failpoints parallel/shards parallel/strategies",
+    "parallel/failpoints parallel/phases parallel/placement",
+    "parallel/compression",
+    "parallel/strategies",
+    "parallel/settings",
+    "parallel/shards",
     "parallel/pool",
     "parallel/mpi",
     "parallel",
@@ -84,23 +88,10 @@ STILL = {
         optim/lr_scheduler.py imports tracing.py
         optim/optimizers.py imports tracing.py
     """,
-    "computed": """
-        trainer/trainer.py computes an import
-    """,
-    "asks": """
-        parallel/mpi/engine.py asks for a Hogwild
-        parallel/pool/pool.py asks for a LocalSGD
-        parallel/pool/training_arena.py asks for a Hogwild
-        parallel/pool/training_arena.py asks for a LocalSGD
-        parallel/pool/training_arena.py asks for a ParameterServer
-        parallel/pool/training_arena.py asks for a PowerSGD
-        trainer/trainer.py asks for a AllReduce
-    """,
+    "computed": "",
+    "asks": "",
     "lines": """
         kernels/cpu/gemm.py
-        parallel/pool/pool.py
-        parallel/pool/replica.py
-        trainer/trainer.py
         bench/bench.py
         bench/engines.py
         drill/drill.py

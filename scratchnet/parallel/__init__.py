@@ -6,9 +6,10 @@ it is used.
 
 from .comm.communicator import Communicator, SerialCommunicator
 from .comm.job import is_first_rank
+from .compression import Float16, PowerSGD, TopK
 from .groups import run, world
 from .mpi.communicator import MpiCommunicator
-from .strategies import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
+from .strategies import AllReduce, Hogwild, LocalSGD, ParameterServer
 
 __all__ = [
     "AllReduce",

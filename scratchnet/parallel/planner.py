@@ -1,29 +1,32 @@
 """`workers="auto"`: how many processes, and of how many threads, train fastest? Each plan is tried for a moment.
 
-A trial is a real engine on the real model and data, with everything put back afterwards, so that nothing of it is in
-the result. Plans share out the cores: one process with all threads, or one thread alone ("do not parallelise"), or W
-processes with cores // W threads each. Which plan wins depends on how much arithmetic a step has, and how much is to be
-merged; to model both costs more code than to look.
+A trial runs a real engine on the real model and data; the state of before is put back afterwards. Plans share out the
+cores: one process with all threads, or one thread alone ("do not parallelise"), or W processes of cores // W threads.
+Which plan wins depends on how much arithmetic a step has and how much it merges; a model of both takes more code than
+trying.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import ConfigError
 from ..kernels import get_num_threads, set_num_threads
 from .comm.memory import cores
+from .engines import Engine, engine_of
+from .settings import Settings, Start
 
-TRIAL = 0.25  # seconds that a plan is tried, after its first step
+TRIAL = 0.25  # seconds for which a plan is tried, after its first step
 BATCHES = 50  # of a round; the best round counts
-MARGIN = 0.95  # of the time of the plan with fewest processes that one with more must need, to be worth it
+MARGIN = 0.95  # a plan with more processes must take less than this part of the time that one process takes
 
 
 class Plan(NamedTuple):
-    """Processes, and threads of each."""
+    """So many processes, with so many threads each."""
 
     workers: int
     threads: int
@@ -33,13 +36,13 @@ class Plan(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The plan that was fastest, and seconds a batch of all that were tried."""
+    """The plan that was taken, and the seconds a batch of all that were tried."""
 
     plan: Plan
     seconds: dict[Plan, float]
 
     def explain(self) -> str:
-        """One line: what was tried, and what was taken."""
+        """One line: what was tried and what was taken."""
         tried = ", ".join(f"{plan} {seconds * 1e6:,.0f} us a batch" for plan, seconds in self.seconds.items())
         note = " (do not parallelise)" if self.plan == Plan(1, 1) and len(self.seconds) > 1 else ""
         return f"auto: {tried} -> {self.plan}{note}"
@@ -61,33 +64,36 @@ def plans(available: int, most: int) -> list[Plan]:
     return list(dict.fromkeys(found))
 
 
-def choose(most: int, engine_of: Callable[[int], Any], batches: Callable[[], Iterator[Any]]) -> Choice:
-    """The fastest plan.
-
-    most: workers, at most. engine_of(workers): makes an engine (see trainer.py) and, at its exit, puts back what it
-    changed. batches(): positions of samples of batch after batch.
-    """
-    before, seconds = get_num_threads(), {}
+def choose(settings: Settings, shards: int | None) -> Choice:
+    """The fastest plan. shards: of each trial; None: one a worker. Model and optimizer are as before afterwards."""
+    parts = {"model": settings.model, "optimizer": settings.optimizer}
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    threads, seconds = get_num_threads(), {}
     try:
-        for plan in plans(min(cores(), before), most):
-            set_num_threads(plan.threads if plan.workers == 1 else before)
+        for plan in plans(min(cores(), threads), shards or settings.batch_size):
+            set_num_threads(plan.threads if plan.workers == 1 else threads)
+            trial = dataclasses.replace(
+                settings, workers=plan.workers, shards=shards or plan.workers, scheduler=None, timeline=None
+            )
             try:
-                seconds[plan] = _try(engine_of(plan.workers), batches)
+                seconds[plan] = _try(engine_of(trial, Start()), trial)
             except ConfigError:
                 if plan.workers == 1:
                     raise
     finally:
-        set_num_threads(before)
+        set_num_threads(threads)
+        for name, part in parts.items():
+            part.load_state_dict(before[name])
     alone = min((plan for plan in seconds if plan.workers == 1), key=seconds.__getitem__)
     best = min(seconds, key=seconds.__getitem__)
     return Choice(best if seconds[best] < MARGIN * seconds[alone] else alone, seconds)
 
 
-def _try(engine: Any, batches: Callable[[], Iterator[Any]]) -> float:
+def _try(engine: Engine, settings: Settings) -> float:
     """Seconds a batch."""
     best, problem = float("inf"), None
     try:
-        endless = itertools.chain.from_iterable(batches() for _ in itertools.count())
+        endless = itertools.chain.from_iterable(settings.loader.batch_indices(0) for _ in itertools.count())
         engine.submit(next(endless))
         engine.settled()
         end = time.perf_counter() + TRIAL
@@ -101,5 +107,5 @@ def _try(engine: Any, batches: Callable[[], Iterator[Any]]) -> float:
         problem = error
         raise
     finally:
-        engine.__exit__(type(problem) if problem else None, problem, None)
+        engine.close(problem)
     return best

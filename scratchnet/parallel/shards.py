@@ -1,6 +1,9 @@
-"""Shards: the K equal parts of a batch, which are all that enters the arithmetic of data-parallel training."""
+"""Shards: the K equal parts of a batch. Of all that divides work, only they enter the arithmetic of a step."""
+
+from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,43 +12,65 @@ import numpy as np
 
 from .. import tracing
 from ..autograd import no_grad
+from ..data.dataset import gather
 from ..errors import NonFiniteError, ShapeError
 from ..nn import Module
+from ..nonfinite import first_nonfinite
 from ..random import Generator, using
 from ..tensor import Tensor
+from .settings import Settings
 
 DRAWS = 1 << 20  # streams of random numbers that a shard may use
 
 
 class StepResult(NamedTuple):
-    """What came of a step: its number, that of its first batch in the run, the positions of each batch's samples, and
-    the mean loss of each batch's shards: (batches, shards), NaN where there are no samples or the step was skipped.
-    """
+    """What a step gave."""
 
     number: int
-    first: int
-    batches: list[np.ndarray]
-    losses: np.ndarray
+    first: int  # number of its first batch in the run
+    batches: list[np.ndarray]  # positions of the samples of each
+    losses: np.ndarray  # (batches, shards) float64, means; NaN where there are no samples or the step was skipped
+
+
+class Shares(NamedTuple):
+    """How the samples of a step, which may have several batches, are shared out among the shards."""
+
+    parts: list[list[tuple[int, int, int]]]  # of each shard: (batch, first sample, end)
+    samples: int  # in all
+    full: tuple[int, ...]  # the shards that have any
+    weights: list[float]  # of those shards: their part of the samples
+
+    @classmethod
+    def of(cls, counts: Sequence[int], shards: int) -> Shares:
+        """counts: samples of each batch."""
+        ends = [sum(counts[:a]) for a in range(len(counts))]
+        parts = [
+            [(a, ends[a] + k * n // shards, ends[a] + (k + 1) * n // shards) for a, n in enumerate(counts)]
+            for k in range(shards)
+        ]
+        sizes = [sum(hi - lo for _, lo, hi in part) for part in parts]
+        full = tuple([k for k, size in enumerate(sizes) if size])
+        return cls(parts, sum(counts), full, [sizes[k] / sum(counts) for k in full])
 
 
 def split(batch: Sequence[Any], k: int, shards: int) -> tuple[Any, ...]:
-    """Shard k of K: consecutive rows, n // K or one more of them; views."""
+    """Shard k of K of each array or tensor: views of n // K consecutive rows, or of one more."""
     n = len(batch[0])
     return tuple(rows[k * n // shards : (k + 1) * n // shards] for rows in batch)
 
 
 def starts_of(n: int, size: int) -> list[int]:
-    """n things shared out among `size`, each consecutive ones, n // size or one more: where they begin, and the end."""
+    """n things cut into `size` runs of n // size, or one more: where each begins, and where the last one ends."""
     return [i * n // size for i in range(size + 1)]
 
 
 def first_stream(batch: int, k: int, shards: int) -> int:
-    """Where the random numbers of shard k of a batch begin: they depend on nothing else."""
+    """The first stream of random numbers of shard k of a batch; it depends on nothing else."""
     return (batch * shards + k) * DRAWS
 
 
 def shard_loss(model: Module, loss: Callable[..., Tensor], shard: Sequence[Tensor], generator: Generator) -> Tensor:
-    """The mean loss over the samples of a shard, with what is random in it from `generator`."""
+    """The mean loss over the samples of a shard; random numbers come from `generator`."""
     *inputs, target = shard
     with using(generator):
         value = loss(model(*inputs), target)
@@ -55,7 +80,7 @@ def shard_loss(model: Module, loss: Callable[..., Tensor], shard: Sequence[Tenso
 
 
 def require_finite(loss: Tensor) -> None:
-    """Raises NonFiniteError, in this step and when it is replayed."""
+    """Raises NonFiniteError if the loss is not finite, in this step and whenever it is replayed."""
 
     def check() -> None:
         if not np.isfinite(loss._device.to_host(loss._data)).all():
@@ -66,8 +91,24 @@ def require_finite(loss: Tensor) -> None:
 
 
 def weighted_mean(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Buffers of shards merged: the sum of weight times buffer, in shard order; of counters, the first."""
+    """A buffer of a batch from those of its shards: sum of weight * buffer, in shard order; of integers the first."""
     if parts[0].dtype.kind != "f" or len(parts) == 1:
         return parts[0]
     with no_grad():
         return functools.reduce(operator.add, [part * weight for part, weight in zip(parts, weights, strict=True)])
+
+
+def nonfinite_loss(settings: Settings, positions: np.ndarray, batch: int, step: int) -> NonFiniteError | None:
+    """The shard of a batch whose loss is not finite, and the op that made it so: the batch is computed once more."""
+    arrays, device = gather(settings.loader.dataset, positions), next(iter(settings.model.parameters())).device
+    for k in range(settings.shards):
+        shard = [Tensor(array, device=device) for array in split(arrays, k, settings.shards)]
+        generator = Generator(settings.seed)
+        generator.stream = first_stream(batch, k, settings.shards)
+        if not len(shard[0]):
+            continue
+        loss = shard_loss(settings.model, settings.loss, shard, generator)
+        if not math.isfinite(value := loss.item()):
+            origin = first_nonfinite(loss)
+            return NonFiniteError(f"fit: expected a finite loss, got {value} at step {step}, shard {k}, from {origin}")
+    return None

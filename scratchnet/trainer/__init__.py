@@ -1,5 +1,6 @@
 """The loop around a model: prepare, split, compute, merge, report."""
 
-from .trainer import History, Trainer
+from .history import History
+from .trainer import Trainer
 
 __all__ = ["History", "Trainer"]

@@ -1,12 +1,13 @@
-"""The metrics log of a run, `metrics.jsonl`: one JSON object a line, appended by the Trainer, read by plots and tables.
+"""The metrics log of a run, `metrics.jsonl`: one JSON object a line. The Trainer appends; plots and tables read.
 
-A log is a comfort, not a result: a full disk costs lines of it, never the training, and half a line costs only itself.
+A log is a comfort, not a result: on a full disk it loses lines and training goes on; a torn line spoils no other.
 """
 
 import json
 import math
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,15 @@ def append_jsonl(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
     """Append `record` to the log at `path` as one line, with a single write.
 
     NumPy scalars and arrays become numbers and lists; NaN and infinities become null, the one way to say them in JSON
-    that pandas and browsers read. A `record` that JSON cannot hold is a `DtypeError`. A line that cannot be written is
-    a `RuntimeWarning` with the same words each time, which Python shows once, and no error.
+    that pandas and browsers read. Raises DtypeError for a `record` that JSON cannot hold. A line that cannot be written
+    is no error but a `RuntimeWarning`, with the same words each time, so that Python shows it once.
     """
-    line = _line(path, record)
-    try:
-        _append(path, line)
-    except OSError as error:
-        warnings.warn(f"{os.fsdecode(path)}: metrics not written: {error.strerror}", RuntimeWarning, stacklevel=2)
+    _try_to_write(path, _append, _line(path, record))
 
 
 def write_jsonl(path: str | os.PathLike[str], records: list[dict[str, Any]]) -> None:
-    """Make `records` the whole log at `path`, at one instant; the rules of `append_jsonl` hold."""
-    lines = b"".join(_line(path, record) for record in records)
-    try:
-        write_atomically(path, lines)
-    except OSError as error:
-        warnings.warn(f"{os.fsdecode(path)}: metrics not written: {error.strerror}", RuntimeWarning, stacklevel=2)
+    """Replace the log at `path` by `records`, atomically; values and errors are those of `append_jsonl`."""
+    _try_to_write(path, write_atomically, b"".join(_line(path, record) for record in records))
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -50,6 +43,16 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [record for record in records if isinstance(record, dict)]
 
 
+def trim_jsonl(path: str | os.PathLike[str], epochs: int) -> None:
+    """Drop the records of epochs that a resumed run will do again, so that the log at `path` holds each epoch once."""
+    if not os.path.exists(path):
+        return
+    records = read_jsonl(path)
+    kept = [record for record in records if record.get("epoch", 0) <= epochs]
+    if kept != records:
+        write_jsonl(path, kept)
+
+
 def _line(path: str | os.PathLike[str], record: dict[str, Any]) -> bytes:
     if not isinstance(record, dict):
         raise DtypeError(f"{os.fsdecode(path)}: expected a dict as a metrics record, got {type(record).__name__}")
@@ -59,11 +62,18 @@ def _line(path: str | os.PathLike[str], record: dict[str, Any]) -> bytes:
         raise DtypeError(f"{os.fsdecode(path)}: expected a metrics record of JSON values: {error}") from error
 
 
+def _try_to_write(path: str | os.PathLike[str], write: Callable[..., Any], data: bytes) -> None:
+    try:
+        write(path, data)
+    except OSError as error:
+        warnings.warn(f"{os.fsdecode(path)}: metrics not written: {error.strerror}", RuntimeWarning, stacklevel=3)
+
+
 def _append(path: str | os.PathLike[str], line: bytes) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
         size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a torn line: leave it alone, do not lengthen it
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a torn line: begin a new one
             line = b"\n" + line
         written = os.write(descriptor, line)
     finally:

@@ -30,9 +30,9 @@ from scratchnet.flags import flag, run_script
 from scratchnet.jit import program
 from scratchnet.parallel.comm.collectives import ALGORITHMS
 from scratchnet.parallel.comm.memory import cores
+from scratchnet.parallel.compression import COMPRESSIONS
 from scratchnet.parallel.mpi.machines import PIECE
 from scratchnet.parallel.mpi.slices import FORCED, chain_seconds, slices_seconds
-from scratchnet.parallel.strategies import COMPRESSIONS
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
 SECTIONS = ("calls", "steps", "links", "simulation")

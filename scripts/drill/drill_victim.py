@@ -172,17 +172,17 @@ class WatchedPool(pool.Pool):
         self.strike("starting", 0)
         super()._warm_up(*job)
 
-    def submit(self, *step):
+    def submit_step(self, *step):
         deadline = time.monotonic() + self.wait
         while time.monotonic() < deadline and not self.all_ready():
             self._watch()
         self.wait = 0
         self.strike("submit", self.submitted)
-        super().submit(*step)
+        super().submit_step(*step)
 
-    def __exit__(self, *exc_info):
+    def close(self, error=None):
         facts["starts"] = self.arena.starts[: self.workers].tolist()
-        super().__exit__(*exc_info)
+        super().close(error)
 
     def all_ready(self):
         running = [p for rank, p in enumerate(self._processes.processes) if rank not in self._missing]

@@ -12,7 +12,8 @@ import numpy as np
 from scratchnet.formats import checkpoint
 from scratchnet.native.atomics import LINE
 from scratchnet.parallel.pool import worker
-from scratchnet.parallel.pool.replica import Gradient, Replica
+from scratchnet.parallel.pool.replica import Gradient
+from scratchnet.parallel.pool.slices import Slice as Exact
 
 
 def apply(folder):
@@ -35,7 +36,7 @@ class Slice:
 
 def arrival_order(folder):
     """Gradients are added in the order in which they came, not in that of their shards."""
-    compute, slice_of = Gradient.compute, Replica.slice_of
+    compute = Gradient.compute
 
     def stamped(self, positions, weight, batch, k):
         result = compute(self, positions, weight, batch, k)
@@ -45,26 +46,25 @@ def arrival_order(folder):
 
     class Arrived(Slice):
         def __init__(self, replica, part, old, new, slots, of_buffers=None):
-            super().__init__(slice_of(replica, part, old, new, slots))
+            super().__init__(Exact(replica, part, old, new, slots))
             self.of, self.slots, self.shards = (replica, part, old, new), slots, replica.shards
 
         def update(self, *numbers):
             order = range(len(self.slots))
             if len(self.slots) == self.shards:  # none is empty
                 order = sorted(order, key=lambda k: os.stat(f"{folder}/done-{k}").st_mtime_ns)
-            slice_of(*self.of, [self.slots[k] for k in order]).update(*numbers)
+            Exact(*self.of, [self.slots[k] for k in order]).update(*numbers)
 
-    Gradient.compute, Replica.slice_of = stamped, lambda *args: Arrived(*args)
+    Gradient.compute, worker.Slice = stamped, Arrived
 
 
 def in_place(folder):
     """An update overwrites what it reads, so that it cannot be done again."""
-    slice_of = Replica.slice_of
 
     class InPlace(Slice):
         def __init__(self, replica, part, old, new, slots, of_buffers=None):
-            self.both = slice_of(replica, part, old, new, slots)
-            super().__init__(slice_of(replica, part, old, old, slots))
+            self.both = Exact(replica, part, old, new, slots)
+            super().__init__(Exact(replica, part, old, old, slots))
 
         def update(self, *numbers):
             self.true[0].update(*numbers)
@@ -72,7 +72,7 @@ def in_place(folder):
                 for source, target in zip(old, new, strict=True):
                     np.copyto(target, source)
 
-    Replica.slice_of = lambda *args: InPlace(*args)
+    worker.Slice = InPlace
 
 
 def seal_first(folder):

@@ -38,8 +38,19 @@ class Clock:
     def settled(self):
         return []
 
-    def __exit__(self, *exc_info):
+    def close(self, error):
         self.is_left = True
+
+
+def small(workers):
+    sn.manual_seed(0)
+    rng = np.random.default_rng(0)
+    data = sn.data.TensorDataset(rng.standard_normal((40, 4)).astype(np.float32), rng.integers(0, 3, 40))
+    model = sn.nn.MLP(4, 8, 3, dropout=0.2)
+    optimizer = sn.optim.Adam(model.parameters())
+    schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=15)
+    trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), schedule, workers, shards=2)
+    return trainer, sn.data.DataLoader(data, 8, shuffle=True)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +65,13 @@ def test_the_fastest_plan_is_taken_and_one_process_where_it_is_close(seconds, ta
     monkeypatch.setattr(planner, "set_num_threads", lambda n: None)
     engines = []
 
-    def engine_of(workers):
-        engines.append(Clock(seconds[workers - 1]))
+    def engine_of(settings, start):
+        engines.append(Clock(seconds[settings.workers - 1]))
         return engines[-1]
 
-    choice = choose(8, engine_of, lambda: iter(range(7)))
+    monkeypatch.setattr(planner, "engine_of", engine_of)
+    trainer, loader = small(workers=1)
+    choice = choose(trainer._settings(loader), shards=8)
     assert choice.plan.workers == taken
     assert all(engine.is_left for engine in engines)
     for workers, expected in enumerate(seconds, 1):
@@ -70,17 +83,11 @@ def test_the_fastest_plan_is_taken_and_one_process_where_it_is_close(seconds, ta
 def test_a_trial_leaves_nothing_behind(capsys):
     results = []
     for workers in ("auto", 1):
-        sn.manual_seed(0)
-        rng = np.random.default_rng(0)
-        data = sn.data.TensorDataset(rng.standard_normal((40, 4)).astype(np.float32), rng.integers(0, 3, 40))
-        model = sn.nn.MLP(4, 8, 3, dropout=0.2)
-        optimizer = sn.optim.Adam(model.parameters())
-        schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=15)
-        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), schedule, workers, shards=2)
-        history = trainer.fit(sn.data.DataLoader(data, 8, shuffle=True), epochs=3)
+        trainer, loader = small(workers)
+        history = trainer.fit(loader, epochs=3)
         assert isinstance(trainer.workers, int)
-        states = [model.state_dict(), *optimizer.state_dict()["state"]]
+        states = [trainer.model.state_dict(), *trainer.optimizer.state_dict()["state"]]
         arrays = itertools.chain.from_iterable(state.values() for state in states)
-        results.append(([np.asarray(a).tobytes() for a in arrays], history.records, schedule.last_step))
+        results.append(([np.asarray(a).tobytes() for a in arrays], history.records, trainer.scheduler.last_step))
     assert results[0] == results[1]
     assert "auto: predicted" in capsys.readouterr().out

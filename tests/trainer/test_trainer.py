@@ -4,7 +4,6 @@ import io
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ import pytest
 import scratchnet as sn
 from scratchnet.parallel.shards import split
 from scratchnet.trainer.metrics_log import read_jsonl
-from scratchnet.trainer.trainer import _bar
+from scratchnet.trainer.progress import progress_bar
 
 SAMPLES, FEATURES, CLASSES = 50, 6, 3
 
@@ -61,25 +60,28 @@ def test_ten_epochs_equal_five_and_five(tmp_path):
     assert whole.records == parts.records
 
 
+class Stop(Exception):
+    pass
+
+
+class StoppingLoader(sn.data.DataLoader):
+    """It raises Stop instead of giving the batch of step `last`."""
+
+    def batch_indices(self, epoch, start=0):
+        for number, positions in enumerate(super().batch_indices(epoch, start), epoch * len(self) + start):
+            if number == self.last:
+                raise Stop
+            yield positions
+
+
 def test_resuming_from_any_step_ends_in_the_same_bytes(tmp_path):
     trainer, loader = make(tmp_path / "whole", save_every=1)
     trainer.fit(loader, epochs=2)
     expected = newest(tmp_path / "whole")
     for step in range(1, 14):
-
-        class Stop(Exception):
-            pass
-
         folder = tmp_path / f"stopped{step}"
         trainer, loader = make(folder, save_every=1)
-        step_of = trainer._step
-
-        def stop_after(dataset, positions, number, step=step, step_of=step_of):
-            if number == step:
-                raise Stop
-            return step_of(dataset, positions, number)
-
-        trainer._step = stop_after
+        loader.__class__, loader.last = StoppingLoader, step
         with pytest.raises(Stop):
             trainer.fit(loader, epochs=2)
         trainer, loader = make(folder, save_every=1)
@@ -87,24 +89,11 @@ def test_resuming_from_any_step_ends_in_the_same_bytes(tmp_path):
         assert newest(folder) == expected
 
 
-CHILD = """
-import sys
-sys.path[:0] = [{tests!r}]
-from tests.trainer.test_trainer import make
-trainer, loader = make({folder!r}, save_every=2)
-step = trainer._step
-def announced(dataset, positions, number):
-    losses = step(dataset, positions, number)
-    print("step", number + 1, flush=True)
-    return losses
-trainer._step = announced
-trainer.fit(loader, epochs=4, resume="auto")
-"""
+CHILD = Path(__file__).parents[1] / "programs" / "trainer_child.py"
 
 
 def start(folder):
-    code = textwrap.dedent(CHILD).format(tests=str(Path(__file__).parents[2]), folder=str(folder))
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, CHILD, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_step(process, step):
@@ -303,11 +292,10 @@ def test_the_progress_line_shows_what_each_worker_does(monkeypatch):
 
     pytest.importorskip("tqdm")
     monkeypatch.setattr("sys.stderr", Terminal())
-    monkeypatch.setattr("scratchnet.trainer.trainer.SAY_EVERY", 0.0)
-    run = SimpleNamespace(loader=range(10), batch=0, epoch=0)
-    with _bar(run, 3, show=True) as bar:
-        bar.say(engine([3.0, 1.0], [1.0, 1.0]))
-        bar.say(engine([4.0, 2.0], [4.0, 1.0]))  # since then: 1 s busy and 3 s waiting, and 1 s busy
+    monkeypatch.setattr("scratchnet.trainer.progress.SHOW_EVERY", 0.0)
+    with progress_bar(0, 3, batch=0, batches=10, show=True) as bar:
+        bar.show_workers(engine([3.0, 1.0], [1.0, 1.0]))
+        bar.show_workers(engine([4.0, 2.0], [4.0, 1.0]))  # since then: 1 s busy and 3 s waiting, and 1 s busy
         bar.refresh()
     assert "epoch 1/3" in sys.stderr.getvalue()
     assert "busy 25% 100%" in sys.stderr.getvalue()

@@ -25,7 +25,7 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,12 +37,12 @@ from .. import failpoints
 from ..comm.communicator import RAISED, ranks_named
 from ..comm.job import RESTARTS, is_first_rank
 from ..comm.memory import cores
-from ..pool.claims import Phase
-from ..pool.pool import Steps, slices_of
+from ..phases import Phase
 from ..pool.replica import Replica
+from ..pool.steps import Steps, slices_of
 from ..pool.worker import Worker
+from ..settings import Settings, Start
 from ..shards import starts_of
-from ..strategies import Hogwild, ParameterServer
 from .communicator import MpiCommunicator, world
 from .machines import PIECE, Chain, extents_of, fold, machine_of
 from .slices import PHASES, Slices, choose
@@ -50,14 +50,14 @@ from .slices import PHASES, Slices, choose
 TOLD_AFTER = ("shard", "project")  # phases that are told shard by shard
 
 
-def begin(trainer: Any, run: Any, first: Callable[[], None]) -> None:
-    """first() on rank 0, which may load a checkpoint; then all ranks have its state."""
-    if trainer.workers != 1:
-        raise _refused(f"expected workers=1 under MPI: its ranks are the workers, got {trainer.workers!r}")
-    if isinstance(trainer.strategy, Hogwild) or trainer.strategy == ParameterServer(None):
+def begin(settings: Settings, run: Any) -> None:
+    """run.start() on rank 0, which may load a checkpoint; then all ranks have its run.state()."""
+    if settings.workers != 1:
+        raise _refused(f"expected workers=1 under MPI: its ranks are the workers, got {settings.workers!r}")
+    if not settings.strategy.is_exact:
         raise _refused(
             "expected a strategy that is exact under MPI, got "
-            f"{trainer.strategy}: its workers read and write one set of parameters at any time, in shared memory"
+            f"{settings.strategy}: its workers read and write one set of parameters at any time, in shared memory"
         )
     comm, machine = world(), machine_of(world())
     if cores() == os.cpu_count():  # ranks of one machine take an equal part each, unless they were told to take less
@@ -65,11 +65,11 @@ def begin(trainer: Any, run: Any, first: Callable[[], None]) -> None:
     blob = b""
     with _Told(comm):
         if comm.rank == 0:
-            first()
-            blob = checkpoint.dumps(run.state(trainer))
+            run.start()
+            blob = checkpoint.dumps(run.state())
         blob = share(comm, "fit", blob)
         if comm.rank:
-            run.load(checkpoint.loads(blob), trainer)
+            run.load(checkpoint.loads(blob))
 
 
 def share(comm: MpiCommunicator, text: str, blob: bytes) -> bytes:
@@ -116,33 +116,34 @@ def _refused(text: str) -> ConfigError:
 class Ranks(Steps):
     """The steps of a run on all ranks; see Steps.
 
-    run: the trainer's, whose `stop` all ranks get to know. keeps: is there a folder for checkpoints?
+    stop: what a signal asked of this rank is in `stop.asked`; what all ranks do goes to `stop.requested`.
     """
 
     workers = 1
 
-    def __init__(self, replica: Replica, dataset: Any, batch: int, run: Any, keeps: bool, **options: Any):
+    def __init__(self, settings: Settings, start: Start, stop: Any):
+        replica = Replica.of(settings)
         self._comm = comm = world()
         self._machine = machine = machine_of(comm)
         self._listens = threading.current_thread() is threading.main_thread()
         self._wakeup = comm.watch.listen() if self._listens else -1
-        self._run, self._keeps = run, keeps
-        self._asked, run.stop = run.stop, type(run.stop)()  # the run stops when all ranks know of it
+        self._stop, self._keeps = stop, settings.keeps_checkpoints
+        stop.share()  # the run stops when all ranks know of it
         with _Told(comm):
             strategy, is_plain = replica.strategy, machine.count > 1 and not replica.strategy.compression
-            self._is_fast = is_plain and getattr(strategy, "order", "exact") == "fast"  # the library's order
+            self._is_fast = is_plain and strategy.order == "fast"  # the library's order
             self._slices: Slices | None = choose(machine, replica) if is_plain and not self._is_fast else None
             slices = self._slices.count if self._slices else slices_of(replica, machine.here.size)
-            super().__init__(replica, dataset, batch, slices, memory=machine.memory, **options)
-            for name in self.arena.TOLD:  # each rank writes its own, and need not wait for others to do it
+            super().__init__(replica, start._replace(state={}), slices, machine.memory)
+            for name in self.arena.ENTRY:  # each rank writes its own, and need not wait for others to do it
                 setattr(self.arena, name, np.zeros_like(getattr(self.arena, name)))
             fail = failpoints.armed(comm.rank, int(os.environ.get(RESTARTS, "0")))
-            self._worker = Worker(machine.here.rank, self.arena, replica, dataset, -1, fail)
+            self._worker = Worker(machine.here.rank, self.arena, replica, -1, fail)
             self._pieces = [self._own(pieces.phase) for pieces in self.arena.pieces]
             self._shards = machine.shards(machine.number, replica.shards)
             if is_plain and not self._slices:
                 self._total = machine.memory(size := self.arena.slots.shape[-1]).array(0, size, np.uint8)
-                self._worker._merged = lambda step: [self._total]  # type: ignore[method-assign]
+                self._worker.folded = self._total
             if machine.leaders:
                 self._take_memory()
             if self._slices:
@@ -150,17 +151,19 @@ class Ranks(Steps):
             self._chains: dict[bool, Chain] = {}  # of pages, or of gradients
             self._rows: dict[str, np.ndarray] = {}  # what travels after a phase: (shards, bytes)
             self._memory: dict[str, np.ndarray] = {}
+            self._load_state(start.state)
+        comm.handshake("first step")  # now nobody writes the state of the start any more
 
     def _take_memory(self) -> None:
         """All that this machine writes: of slots only those of its own shards, unless the others' come whole."""
         arena, own = self.arena, self._shards
-        for name, (offset, shape, dtype) in arena.places.items():
+        for name, (offset, shape, dtype) in arena.extents.items():
             if name == "slots" and not self.compressor:
                 rings, shards, size = shape
                 for ring in range(rings):
                     arena.memory.commit(offset + (ring * shards + own.start) * size, len(own) * size)
             else:
-                arena.memory.commit(offset, math.prod(shape) * np.dtype(dtype).itemsize)
+                arena.memory.commit(offset, math.prod(shape) * dtype.itemsize)
 
     def _own(self, phase: Phase) -> Sequence[int]:
         """The pieces that this rank does: shards are shared out among all, as slices are that machines own; the rest is
@@ -172,19 +175,15 @@ class Ranks(Steps):
         size, place = (self._comm.size, machine.place) if of_all else (machine.here.size, machine.here.rank)
         return range(*starts_of(phase.pieces, size)[place : place + 2])
 
-    def remember(self, memory: dict[str, np.ndarray]) -> None:
-        super().remember(memory)
-        self._comm.handshake("first step")  # now nobody writes the state of the start any more
-
-    def resize(self, workers: int) -> None:
+    def resize(self, workers: int) -> bool:
         raise ConfigError(f"resize: expected workers=1 under MPI: its ranks are the workers, got {workers!r}")
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
-    def submit(self, batches: Sequence[np.ndarray], numbers: Sequence[np.ndarray], first: int, apart: bool) -> None:
+    def submit_step(self, batches: Sequence[np.ndarray], numbers: Sequence[np.ndarray], is_local: bool) -> None:
         """See Steps; all ranks submit the same. When it returns, the step is done."""
         step = self._comm.watch.step = self.submitted
-        super().submit(batches, numbers, first, apart)
+        super().submit_step(batches, numbers, is_local)
         if self._slices:
             self._slices.begin(step)
         for number, pieces in enumerate(self.arena.pieces):
@@ -194,7 +193,7 @@ class Ranks(Steps):
                     if self._slices and pieces.phase.name == "slice":
                         self._slices.send_parameters(piece, step)
             self._join(pieces.phase.name, step)
-        self._collect()
+        self.collect()
 
     def _join(self, phase: str, step: int) -> None:
         """All pieces of a phase are done, and what they made is on this machine."""
@@ -224,16 +223,16 @@ class Ranks(Steps):
         comm, row = self._comm, step % self.arena.window
         samples, bad = zlib.crc32(self.arena.positions[row].tobytes(), step), self.arena.bad[row]
         shard = next((k for k in self._pieces[0] if bad[k]), -1)
-        brought = comm.handshake("training step", shard, bad[shard], self._asked.requested or 0, samples)
+        brought = comm.handshake("training step", shard, bad[shard], self._stop.asked or 0, samples)
         others = [rank for rank in range(comm.size) if brought[rank, 3] != brought[0, 3]]
         if others:
             raise comm.failed(CollectiveError(f"step {step}: {ranks_named(others)} took other samples than rank 0"))
         found = brought[brought[:, 0] >= 0, :2]
-        if len(found) and not self.replica.skip_nonfinite:
+        if len(found) and not self.settings.skip_nonfinite:
             shard, what = found[found[:, 0].argmin()]
-            what = f"expected a finite {self._name_of(what)}, got one that is not"
+            what = f"expected a finite {self.name_of(what)}, got one that is not"
             raise comm.failed(NonFiniteError(f"fit: step {step}, shard {shard}: {what}"))
-        self._run.stop.requested = int(brought[:, 2].max()) or None
+        self._stop.requested = int(brought[:, 2].max()) or None
 
     # --- between machines -------------------------------------------------------------------------------------------
 
@@ -285,23 +284,23 @@ class Ranks(Steps):
 
     def _full(self, step: int, shards: Sequence[int]) -> list[np.ndarray]:
         """The slots of those shards that are not empty."""
-        full, slots = self._worker._shares(step % self.arena.window).full, self.arena.slots
+        full, slots = self._worker.shares_of(step).full, self.arena.slots
         return [slots[step % len(slots), k] for k in shards if k in full]
 
     def _sum(self, step: int) -> None:
         """The sum of all shards' slots, to `_total`: of gradients, or of pages."""
-        machine, apart = self._machine, bool(self.arena.apart[step % self.arena.window])
+        machine, is_local = self._machine, bool(self.arena.local[step % self.arena.window])
         if self._is_fast:
             places, library = extents_of(self.replica.layout, [0], most=PIECE), self._comm.library
             started = [machine.leaders.Iallreduce(library.IN_PLACE, place.of(self._total)) for place in places]
             library.Request.Waitall(started)
             return
-        layout, begins = self.replica.layout, self.replica.layout.begins if apart else [0]
-        if apart not in self._chains:
-            self._chains[apart] = Chain(machine, extents_of(layout, begins, most=PIECE), self._total)
+        layout, begins = self.replica.layout, self.replica.layout.begins if is_local else [0]
+        if is_local not in self._chains:
+            self._chains[is_local] = Chain(machine, extents_of(layout, begins, most=PIECE), self._total)
         shards = [machine.shards(number, self.replica.shards) for number in range(machine.count)]
         first = next(number for number in range(machine.count) if self._full(step, shards[number]))
-        self._chains[apart].fold(self._full(step, self._shards), first)
+        self._chains[is_local].fold(self._full(step, self._shards), first)
 
     def _add_up_here(self, step: int) -> None:
         """This rank's slice of the sum of the machine's slots, to `_total`."""
@@ -323,13 +322,14 @@ class Ranks(Steps):
             with self._comm.waiting("the exchange of residuals"):
                 machine.spread(self.arena.residuals[self.submitted % 2])
         if self._keeps and self._comm.rank == 0:
-            self._memory = super().memory()  # now: soon others go on
+            self._memory = super().state()  # now: soon others go on
         self._comm.handshake("settle")
 
-    def memory(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, np.ndarray]:
         return self._memory
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def close(self, error: BaseException | None = None) -> None:
+        self.read()
         if self.timeline and self._comm.rank == 0:
             self.timeline.write(self._machine.here.size)
         if error is None:
@@ -340,7 +340,7 @@ class Ranks(Steps):
         if self._listens:
             signal.set_wakeup_fd(self._wakeup)
         if error is not None and self._comm.is_broken and not hasattr(error, "already_reported"):
-            error.already_reported = not self._comm.reports
-        if not self._run.stop.requested:
-            _Told(self._comm).__exit__(kind, error, trace)
+            error.already_reported = not self._comm.reports  # type: ignore[attr-defined]
+        if not self._stop.requested:
+            _Told(self._comm).__exit__(error and type(error), error, None)
         self._comm.watch.step = -1

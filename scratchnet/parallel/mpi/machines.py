@@ -23,7 +23,7 @@ import numpy as np
 
 from ...errors import SharedMemoryError
 from ..comm.memory import SharedMemory
-from ..pool.replica import Extent, PageLayout
+from ..pool.layout import Extent, PageLayout
 from ..shards import starts_of
 from .communicator import MpiCommunicator
 

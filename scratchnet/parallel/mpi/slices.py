@@ -23,8 +23,10 @@ import numpy as np
 
 from ...errors import ConfigError
 from ..comm.memory import round_up
-from ..pool.replica import Extent, Replica
-from ..pool.training_arena import NORMS, TrainingArena
+from ..phases import NORMS
+from ..pool.layout import Extent
+from ..pool.replica import Replica
+from ..pool.training_arena import TrainingArena
 from ..pool.worker import Worker
 from ..shards import starts_of
 from .communicator import MpiCommunicator
@@ -94,7 +96,7 @@ class Slices:
     def __init__(self, machine: Machine, replica: Replica):
         self.machine, self.replica, self.layout, size = machine, replica, replica.layout, machine.comm.size
         rounds = int(np.clip(self.layout.parameter_bytes // (size * GRAIN), 1, ROUNDS))
-        self.count = size * rounds if replica.clip_norm is None else NORMS
+        self.count = size * rounds if replica.settings.clip_norm is None else NORMS
         self.own = self._of([machine.place])  # pieces of this rank
         self._here = self._of(machine.places(machine.number))  # of this machine
         self._messages: dict[Any, Messages] = {}
@@ -114,7 +116,7 @@ class Slices:
     def join(self, arena: TrainingArena, worker: Worker) -> None:
         """Before the first step."""
         self.arena, self.worker = arena, worker
-        self.replica.told = self.send_final
+        self.replica.on_final = self.send_final
         if self.machine.leaders:
             self._take_memory()
 
@@ -122,11 +124,11 @@ class Slices:
         """After the last step: all messages have come."""
         for messages in self._messages.values():
             messages.release()
-        self.replica.told = None
+        self.replica.on_final = None
 
     def _take_memory(self) -> None:
         """For gradients of others' shards, as far as the pieces of this machine go."""
-        offset, (rings, shards, size), _ = self.arena.places["slots"]
+        offset, (rings, shards, size), _ = self.arena.extents["slots"]
         own = self.machine.shards(self.machine.number, shards)
         begins = self.layout.begins if size > self.layout.nbytes else [0]
         for place in self._places(self._here, begins, None):
@@ -145,9 +147,9 @@ class Slices:
 
     def send_final(self, batch: int, k: int, parameters: list[int]) -> None:
         """Shard k is done with this batch, as far as gradients of these parameters go."""
-        arena, row = self.arena, self._step % self.arena.window
-        last = max(a for a, lo, hi in self.worker._shares(row).parts[k] if lo < hi)
-        if arena.apart[row] or batch != arena.first[row] + last:
+        arena, entry = self.arena, self._step % self.arena.window
+        last = max(a for a, lo, hi in self.worker.shares_of(self._step).parts[k] if lo < hi)
+        if arena.local[entry] or batch != arena.first[entry] + last:
             return
         slots, final, unsent = self._slots(self._step), self._final[k], self._unsent[k]
         final |= set(parameters)
@@ -202,26 +204,28 @@ class Slices:
 
     def _full(self, step: int) -> tuple[int, ...]:
         """Shards that are not empty."""
-        return self.worker._shares(step % self.arena.window).full
+        return self.worker.shares_of(step).full
 
     # --- what travels -----------------------------------------------------------------------------------------------
 
     def _slots(self, step: int) -> Messages:
-        """Of a step, by shard: the gradient or, in a round apart, the page goes to the owners of its pieces."""
+        """Of a step, by shard: the gradient or, after local steps, the page goes to the owners of its pieces."""
         arena, size = self.arena, self.machine.comm.size
-        ring, apart = step % len(arena.slots), bool(arena.apart[step % arena.window])
-        if ("slots", ring, apart) not in self._messages:
-            begins, starts = self.layout.begins if apart else [0], starts_of(self.replica.shards, size)
+        ring, is_local = step % len(arena.slots), bool(arena.local[step % arena.window])
+        if ("slots", ring, is_local) not in self._messages:
+            begins, starts = self.layout.begins if is_local else [0], starts_of(self.replica.shards, size)
             makers = [place for place in range(size) for _ in range(starts[place], starts[place + 1])]
             owned = [self._of(self.machine.places(i)) for i in range(self.machine.count)]
             places = [self._places(pieces, begins) for pieces in owned]
             slots = arena.slots[ring]
-            self._messages["slots", ring, apart] = self._between("gradients", makers, slots, lambda _, to: places[to])
-        return self._messages["slots", ring, apart]
+            self._messages["slots", ring, is_local] = self._between(
+                "gradients", makers, slots, lambda _, to: places[to]
+            )
+        return self._messages["slots", ring, is_local]
 
     def _parameters(self, step: int) -> Messages:
-        """After a step; with the optimizer's state, if shards go on from it apart."""
-        begins = self.layout.begins if self.replica.strategy.trains_apart(step + 1) else [0]
+        """After a step; with the optimizer's state, if shards take local steps from it."""
+        begins = self.layout.begins if self.replica.strategy.trains_locally(step + 1) else [0]
         return self._page((step + 1) % len(self.arena.pages), begins)
 
     def _page(self, number: int, begins: list[int]) -> Messages:

@@ -1,45 +1,31 @@
-"""Who does what in a step: pieces of work that workers take as they become free, and seal when they are done.
+"""Who does what in a step: workers take pieces of work as they become free, and seal them when they are done.
 
-A step goes through phases (gradients of shards, then slices of the merge and update, say), and a phase has pieces. Each
-piece has two words. `claim` holds step * OWNERS + rank + 1 of the worker that has it in this step; `seal` the number of
-steps in which it was done. A worker takes a piece by one compare-and-exchange; no one else writes either word until it
-is sealed. If its owner dies, the parent, once the process is gone, puts the claim back to step * OWNERS: then it is
-free again. So there is no lock that a dead worker could hold, and a late worker takes nothing of an old step.
+A step goes through phases (the gradients of shards, then slices of the merge and update, say), and a phase has pieces.
+Each piece has two words. `claim` holds step * OWNERS + rank + 1 of the worker that has it in this step; `seal` counts
+the steps in which it was done. A worker takes a piece by one compare-and-exchange; nobody else writes either word until
+the piece is sealed. If a worker dies, the parent waits until the process is gone and puts the claims of its unsealed
+pieces back to step * OWNERS: they are free again. So there is no lock that a dead worker could hold, and a worker that
+comes late takes nothing of an old step.
 
-One rule says when a piece may be taken: *its phase may do step t once the phase before has done it*. The first phase
-comes after the last one, `slack` steps behind: with slack 1 a step begins when the one before is committed, with more
-the gradients run ahead of the updates.
+One rule says when a piece may be taken: *its phase may do step t once the phase before has done it*. The phase before
+the first one is the last one, `slack` steps behind.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from ...native.atomics import LINE, NEVER, REACHED, compare_exchange, load_acquire, publish, store_release, wait_a_turn
 from ...native.compile import jit
+from ..phases import Phase
 
 OWNERS = 1 << 16  # more than there are workers, or pieces of a phase
 STOPPED, NOTHING = -1, -2
-GO, STOP = 0, LINE  # words: steps that may be begun; not 0: leave
+GO, STOP = 0, LINE  # words: steps that may be begun; whether to leave
 FIRST = 2 * LINE  # the first word of the pieces
-UNBOUNDED = 1 << 40  # slack of a phase that waits for nothing
-# Columns of the table that `take` reads; from MAY on, whether the worker may take the phase's piece 0, 1, ...
+UNBOUNDED = 1 << 40  # more steps than there are
+# Columns of the table that `take` reads; from MAY on: may the worker take piece 0, 1, ... of the phase?
 CLAIMS, SEALS, COUNT, SLACK, PAIRED, EXCLUSIVE, MAY = range(7)
-
-
-class Phase(NamedTuple):
-    """A part of a step that is done in so many pieces. See the rule above for `slack`.
-
-    paired: piece i waits for piece i of the phase before alone, not for all of them. exclusive: one worker at a time;
-    its seals together count what was done, and the piece that is furthest behind is the next.
-    """
-
-    name: str
-    pieces: int
-    slack: int = 0
-    paired: bool = False
-    exclusive: bool = False
 
 
 class Pieces:
@@ -55,7 +41,7 @@ class Pieces:
         return words[self.seals : self.end : LINE]
 
     def owned(self, words: np.ndarray, rank: int) -> list[tuple[int, int]]:
-        """(piece, step) that worker `rank` has taken and not sealed; of an exclusive phase (0, what was done)."""
+        """(piece, step) that worker `rank` has taken and not sealed; of an exclusive phase (0, pieces done so far)."""
         claims, seals = words[self.claims : self.seals : LINE], self.sealed(words)
         if self.phase.exclusive:
             seals = seals.sum(keepdims=True)
@@ -66,12 +52,12 @@ class Pieces:
         ]
 
     def release(self, words: np.ndarray, piece: int, step: int) -> None:
-        """Free again, because its owner is dead."""
+        """Free a piece whose owner is dead."""
         publish(words, self.claims + piece * LINE, step * OWNERS)
 
 
 def lay_out(phases: Sequence[Phase]) -> list[Pieces]:
-    """Pieces of all phases, one after the other."""
+    """The pieces of all phases, whose words lie one after the other."""
     pieces: list[Pieces] = []
     for phase in phases:
         pieces.append(Pieces(phase, pieces[-1].end if pieces else FIRST))
@@ -79,8 +65,9 @@ def lay_out(phases: Sequence[Phase]) -> list[Pieces]:
 
 
 def table_of(pieces: Sequence[Pieces], first: np.ndarray | None = None) -> np.ndarray:
-    """What `take` looks up: (phases, MAY + most pieces of a phase) int64. first: pieces of the first phase that the
-    worker may take; None: all of them, as of the other phases.
+    """What `take` looks up: (phases, MAY + most pieces of a phase) int64.
+
+    first: bools, the pieces of the first phase that the worker may take; None: all. It may take all of other phases.
     """
     table = np.ones((len(pieces), MAY + max(p.count for p in pieces)), np.int64)
     for row, p in zip(table, pieces, strict=True):
@@ -91,7 +78,7 @@ def table_of(pieces: Sequence[Pieces], first: np.ndarray | None = None) -> np.nd
 
 
 def allow(words: np.ndarray, steps: int) -> None:
-    """Let workers begin `steps` steps in all; what they need for these was written before."""
+    """Let workers begin `steps` steps in all, whose entries have been written."""
     publish(words, GO, steps)
 
 
@@ -118,9 +105,9 @@ def _total(words, seals, count):
 
 @jit
 def _most_behind(words, phases, p, rank):
-    """The piece of phase p that may be done and was done in the fewest steps, and that number; or -1.
+    """Of the pieces of phase p that may be done, the one that was done in the fewest steps, and that number; or -1.
 
-    Among equals it is the one from the rank's own number on, so a worker tends to have the same pieces in each step.
+    Among equals the search begins at the worker's rank, so that a worker tends to get the same pieces in each step.
     """
     before = p - 1 if p else len(phases) - 1
     seals, count, paired = phases[p, SEALS], phases[p, COUNT], phases[p, PAIRED]
@@ -143,7 +130,7 @@ def _most_behind(words, phases, p, rank):
 
 @jit
 def _take_one(words, phases, rank):
-    """Later phases first: they are what others wait for."""
+    """Later phases come first, because other workers wait for them."""
     for back in range(len(phases)):
         p = len(phases) - 1 - back
         piece, done = _most_behind(words, phases, p, rank)
@@ -155,7 +142,7 @@ def _take_one(words, phases, rank):
         free = done * OWNERS
         seen = load_acquire(words, at)
         if seen <= free and compare_exchange(words, at, seen, free + rank + 1):
-            if phases[p, EXCLUSIVE]:  # what was done may have changed before this worker was the one
+            if phases[p, EXCLUSIVE]:  # before the claim succeeded, others may have done pieces
                 piece, done = _most_behind(words, phases, p, rank)
                 if piece < 0:
                     store_release(words, at, free)
@@ -168,7 +155,7 @@ def _take_one(words, phases, rank):
 def take(words, phases, rank, spins, scratch):
     """A piece for worker `rank` to do: number of the phase * OWNERS + number of the piece; or STOPPED.
 
-    phases: see `table_of`. spins: see `atomics.wait_a_turn`; if negative, do not wait, but say NOTHING.
+    phases: see `table_of`. spins: see `atomics.wait_a_turn`; if negative, return NOTHING instead of waiting.
     """
     turn = 0
     while True:

@@ -1,6 +1,7 @@
-"""What compression does to gradients in the arena: the arithmetic of strategies.Compression, with its memory.
+"""Compression of gradients in the arena: who computes what, and where residuals and factors lie.
 
-Shard k's residual is double-buffered: a step reads one of two and writes the other, so its piece may be done again.
+The formulas are in parallel/compression.py. A shard has two residuals: a step reads one and writes the other, so that a
+piece may be done again.
 """
 
 from __future__ import annotations
@@ -10,122 +11,122 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...random import Generator
-from ..strategies import Compression
-from .replica import Extent, Replica
+from ..compression import Compression
+from .layout import Extent
+from .replica import Replica
 from .training_arena import TrainingArena
 
 LEFT, RIGHT = 0, 1  # factors: P (rows, rank), Q (columns, rank)
 
 
 class Compressor:
-    """Compression of a worker's shards. See `Compression` and `PowerSGD` for the formulas and their names."""
+    """What a worker does to compress gradients; notation as in `Compression` and `PowerSGD`."""
 
     def __init__(self, replica: Replica, arena: TrainingArena):
         self.replica, self.arena, self.device = replica, arena, replica.host
         self.compression: Compression = replica.strategy.compression  # type: ignore[assignment]
-        self.rank, places = getattr(self.compression, "rank", 0), replica.layout.parameters.values()
-        is_low_rank = getattr(self.compression, "is_low_rank", lambda shape: False)
-        self.matrices = [place for place in places if is_low_rank(place.shape)]  # sent as two factors
-        self.others = [place for place in places if not is_low_rank(place.shape)]
+        self.rank, extents = self.compression.rank, replica.layout.parameters.values()
+        self.matrices = [extent for extent in extents if self.compression.is_low_rank(extent.shape)]  # two factors each
+        self.others = [extent for extent in extents if not self.compression.is_low_rank(extent.shape)]
 
     def start(self) -> None:
-        """The first Q, random: whoever makes the arena calls this once."""
-        for place in self.matrices:
-            right = self._factor(0, RIGHT, place)
-            right[...] = Generator(self.replica.seed, place.offset).numpy().standard_normal(right.shape)
+        """Make the first Q, random. Only who makes the arena calls this."""
+        for extent in self.matrices:
+            right = self._factor(0, RIGHT, extent)
+            right[...] = Generator(self.replica.settings.seed, extent.offset).numpy().standard_normal(right.shape)
 
     def send(self, k: int, step: int, is_full: bool) -> None:
-        """From the gradient in slot k and the residual to what is sent and the next residual."""
+        """Compress the gradient in slot k, with its residual. Of matrices this gives P_k; `project` does the rest."""
         arena = self.arena
         old, new = arena.residuals[step % 2, k], arena.residuals[(step + 1) % 2, k]
         if not is_full:
             new[...] = old
             return
-        for place in self.replica.layout.parameters.values():
-            gradient = place.of(arena.slots[0, k])
-            np.add(gradient, place.of(old), out=gradient)
-        for place in self.matrices:
-            v = self._matrix(place.of(arena.slots[0, k]))
-            self.device.matmul(v, self._sum(RIGHT, place), self._factor(k, LEFT, place))
-        for place in self.others:
-            v, sent = place.of(arena.slots[0, k]).copy(), place.of(self._sent(k))
+        for extent in self.replica.layout.parameters.values():
+            gradient = extent.of(arena.slots[0, k])
+            np.add(gradient, extent.of(old), out=gradient)
+        for extent in self.matrices:
+            v = self._matrix(extent.of(arena.slots[0, k]))
+            self.device.matmul(v, self._sum(RIGHT, extent), self._factor(k, LEFT, extent))
+        for extent in self.others:
+            v, sent = extent.of(arena.slots[0, k]).copy(), extent.of(self._sent(k))
             self.compression.compress(v, sent)
-            np.subtract(v, sent, out=place.of(new))
+            np.subtract(v, sent, out=extent.of(new))
 
     def skip(self, step: int) -> None:
-        """The step is left out: residuals stay as they were."""
+        """The step is skipped: residuals stay as they were."""
         self.arena.residuals[(step + 1) % 2] = self.arena.residuals[step % 2]
 
     def find_basis(self, step: int, full: Sequence[int]) -> None:
-        """P, orthonormal, from the P_k of all shards that have samples; in the factors of number K."""
-        for place in self.matrices:
-            basis = self._factor(self.replica.shards, LEFT, place)
-            basis[...] = self._factor(full[0], LEFT, place)
+        """P, orthonormal, from the P_k of the shards that have samples. It lies in the factors of number K."""
+        for extent in self.matrices:
+            basis = self._factor(self.replica.shards, LEFT, extent)
+            basis[...] = self._factor(full[0], LEFT, extent)
             for k in full[1:]:
-                basis += self._factor(k, LEFT, place)
+                basis += self._factor(k, LEFT, extent)
             orthonormalize(basis)
 
     def project(self, k: int, step: int, is_full: bool) -> None:
-        """Q_k, what is sent of shard k, and what is not."""
-        for place in self.matrices:
-            right = self._factor(k, RIGHT, place)
+        """Q_k, what is sent of the matrices of shard k, and the next residual."""
+        for extent in self.matrices:
+            right = self._factor(k, RIGHT, extent)
             if not is_full:
                 right[...] = 0
                 continue
-            v = self._matrix(place.of(self.arena.slots[0, k]))
-            self.device.matmul(v, self._factor(self.replica.shards, LEFT, place), right, transpose_a=True)
-            sent = self._expand(k, place)
-            np.subtract(v, sent, out=self._matrix(place.of(self.arena.residuals[(step + 1) % 2, k])))
+            v = self._matrix(extent.of(self.arena.slots[0, k]))
+            self.device.matmul(v, self._factor(self.replica.shards, LEFT, extent), right, transpose_a=True)
+            sent = self._expand(k, extent)
+            np.subtract(v, sent, out=self._matrix(extent.of(self.arena.residuals[(step + 1) % 2, k])))
 
-    def _expand(self, k: int, place: Extent) -> np.ndarray:
-        """What is sent of a matrix, from its factors."""
-        sent = self._matrix(place.of(self.arena.sent[k]))
-        left, right = self._factor(self.replica.shards, LEFT, place), self._factor(k, RIGHT, place)
+    def _expand(self, k: int, extent: Extent) -> np.ndarray:
+        """What is sent of a matrix: the product of its factors."""
+        sent = self._matrix(extent.of(self.arena.sent[k]))
+        left, right = self._factor(self.replica.shards, LEFT, extent), self._factor(k, RIGHT, extent)
         self.device.matmul(left, right, sent, transpose_b=True)
         return sent
 
     def _sent(self, k: int) -> np.ndarray:
-        """Where what is sent of shard k lies: in a slot of its own, where `project` still needs the gradient."""
+        """What is sent of shard k. It has memory of its own where `project` still needs the gradient."""
         return self.arena.sent[k] if len(self.arena.sent) else self.arena.slots[0, k]
 
     def _matrix(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(array.shape[0], -1)
 
-    def _factor(self, k: int, side: int, place: Extent) -> np.ndarray:
-        length = int(np.prod(place.shape[1:])) if side else place.shape[0]
-        return Extent(place.offset, (length, self.rank), place.dtype).of(self.arena.factors[k, side])
+    def _factor(self, k: int, side: int, extent: Extent) -> np.ndarray:
+        length = int(np.prod(extent.shape[1:])) if side else extent.shape[0]
+        return Extent(extent.offset, (length, self.rank), extent.dtype).of(self.arena.factors[k, side])
 
-    def _sum(self, side: int, place: Extent) -> np.ndarray:
-        """Of all shards' factors, in their order."""
-        total = self._factor(0, side, place).copy()
+    def _sum(self, side: int, extent: Extent) -> np.ndarray:
+        """The sum of all shards' factors, in the order of shards."""
+        total = self._factor(0, side, extent).copy()
         for k in range(1, self.replica.shards):
-            total += self._factor(k, side, place)
+            total += self._factor(k, side, extent)
         return total
 
     # --- what travels, where machines share no memory: a shard's part of a phase, as bytes ------------------------
 
     def pack(self, phase: str, k: int) -> list[np.ndarray]:
-        """What the phase made of shard k: what `send` sends and P_k, or Q_k."""
-        factors = [self._factor(k, RIGHT if phase == "project" else LEFT, place) for place in self.matrices]
+        """What a phase made of shard k: after "project" Q_k, before that P_k and what is sent of other arrays."""
+        factors = [self._factor(k, RIGHT if phase == "project" else LEFT, extent) for extent in self.matrices]
         others = [] if phase == "project" else [self.compression.pack(p.of(self._sent(k))) for p in self.others]
         return [array.reshape(-1).view(np.uint8) for array in (*factors, *others)]
 
     def unpack(self, phase: str, k: int, data: np.ndarray) -> None:
-        """The same, joined, from another machine: afterwards shard k is as if the phase had been done here."""
-        for place in self.matrices:
-            factor = self._factor(k, RIGHT if phase == "project" else LEFT, place)
+        """Take the joined bytes of `pack` on another machine: then shard k is as if the phase had been done here."""
+        for extent in self.matrices:
+            factor = self._factor(k, RIGHT if phase == "project" else LEFT, extent)
             own, data = data[: factor.nbytes], data[factor.nbytes :]
             factor[...] = own.view(factor.dtype).reshape(factor.shape)
             if phase == "project":
-                self._expand(k, place)
-        for place in [] if phase == "project" else self.others:
-            size = self.compression.sent_bytes(place.shape, place.dtype.itemsize)
+                self._expand(k, extent)
+        for extent in [] if phase == "project" else self.others:
+            size = self.compression.sent_bytes(extent.shape, extent.dtype.itemsize)
             own, data = data[:size], data[size:]
-            self.compression.unpack(own, place.of(self._sent(k)))
+            self.compression.unpack(own, extent.of(self._sent(k)))
 
 
 def orthonormalize(basis: np.ndarray) -> None:
-    """Gram and Schmidt's way, modified: columns of (rows, rank) become orthonormal, in place; dependent ones zero.
+    """Gram and Schmidt's way, modified: columns of (rows, rank) become orthonormal, in extent; dependent ones zero.
 
     Sums are NumPy's own, not BLAS's, whose order may depend on threads.
     """

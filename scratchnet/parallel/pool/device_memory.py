@@ -1,7 +1,7 @@
-"""The memory in which a worker computes gradients: the arena, or copies on a GPU of what it reads and writes there.
+"""The memory in which a worker computes gradients: the arena itself, or device memory on a GPU.
 
-The arena lies in the memory of the host, so all of the shard protocol is the same on a GPU: a worker copies the
-parameters of a version there once, and the gradient of each shard back to the shard's slot, both in one piece.
+The arena lies in the memory of the host, so the protocol is the same for workers on GPUs: such a worker copies the
+parameters of a version to its GPU once, and the gradient of each shard back to the shard's slot, each in one transfer.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from .replica import Page, PageLayout, Replica
+from .layout import Page, PageLayout
+from .replica import Replica
 from .training_arena import TrainingArena
 
 
 class HostMemory:
-    """Of a worker on the host: the arena itself."""
+    """The memory of a worker on the host: the arena itself."""
 
     def __init__(self, arena: TrainingArena, layout: PageLayout):
         self.arena, self.layout = arena, layout
@@ -24,30 +25,30 @@ class HostMemory:
         self._slots = [list(ring) for ring in arena.slots]
 
     def page(self, version: int) -> Page:
-        """Parameters and buffers of a version; the same object for the same memory."""
+        """The page of a version; the same object for the same memory."""
         return self.pages[version % len(self.pages)]
 
     def slot(self, ring: int, k: int) -> np.ndarray:
-        """Where the gradient of shard k is to be written; the same object for the same memory."""
+        """Where the gradient of shard k is written; the same object for the same memory."""
         return self._slots[ring][k]
 
     def copy(self, version: int, ring: int, k: int) -> np.ndarray:
-        """A slot with a whole page in it."""
+        """A slot that holds a copy of the whole page of a version."""
         slot = self._slots[ring][k]
         slot[...] = self.arena.pages[version % len(self.pages)]
         return slot
 
-    def hand_in(self, ring: int, k: int) -> None:
-        """What was written to the slot of shard k goes to the arena."""
+    def flush(self, ring: int, k: int) -> None:
+        """Copy what was written to the slot of shard k to the arena, if it lies elsewhere."""
 
     @cached_property
     def scratch(self) -> np.ndarray:
-        """A slot of the worker's own."""
+        """A slot that no other worker sees."""
         return np.zeros(self.layout.nbytes, np.uint8)
 
 
 class GpuMemory(HostMemory):
-    """Of a worker on a GPU: one page and one slot."""
+    """The memory of a worker on a GPU: one page and one slot."""
 
     def __init__(self, arena: TrainingArena, layout: PageLayout):
         super().__init__(arena, layout)
@@ -59,7 +60,7 @@ class GpuMemory(HostMemory):
         self._version = -1
 
     def page(self, version):
-        stays = len(self.pages) > 1  # Hogwild's only page changes all the time
+        stays = len(self.pages) > 1  # with one page (Hogwild) others write it at any time
         if version != self._version or not stays:
             self._transfer.send(self.pages[version % len(self.pages)][0], self._page)
             self._version = version
@@ -72,7 +73,7 @@ class GpuMemory(HostMemory):
         self._transfer.send(self.arena.pages[version % len(self.pages)], self._slot)
         return self._slot
 
-    def hand_in(self, ring, k):
+    def flush(self, ring, k):
         self._transfer.receive(self._slot, self._slots[ring][k])
 
     @cached_property
@@ -81,5 +82,5 @@ class GpuMemory(HostMemory):
 
 
 def memory_for(replica: Replica, arena: TrainingArena) -> HostMemory:
-    """For what `replica` computes."""
+    """The memory in which `replica` computes gradients."""
     return (HostMemory if replica.device.is_host else GpuMemory)(arena, replica.layout)

@@ -427,12 +427,12 @@ def test_a_machine_has_memory_for_the_gradients_of_its_own_shards():
         """
         import os, numpy as np, scratchnet as sn
         from scratchnet.parallel.mpi import engine as mpi_engine
-        leave = mpi_engine.Ranks.__exit__
+        leave = mpi_engine.Ranks.close
         def look(self, *error):
             taken = 512 * os.fstat(self.arena.memory.fd).st_blocks
             print(f"<{taken / self.arena.slots.shape[-1]:.1f}>", flush=True)
             leave(self, *error)
-        mpi_engine.Ranks.__exit__ = look
+        mpi_engine.Ranks.close = look
         model = sn.nn.MLP(256, 512, 10)
         data = sn.data.TensorDataset(np.ones((16, 256), np.float32), np.zeros(16, int))
         optimizer = sn.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -454,12 +454,12 @@ def test_messages_between_machines_are_freed_after_a_run():
         """
         import gc, os, numpy as np, scratchnet as sn
         from scratchnet.parallel.mpi import communicator as mpi, engine as mpi_engine, slices as mpi_slices
-        leave = mpi_engine.Ranks.__exit__
+        leave = mpi_engine.Ranks.close
         def look(self, *error):
             made = [found for found in gc.get_objects() if isinstance(found, mpi.library().Prequest) and found]
             leave(self, *error)
             print(f"<{len(made) > 0} {sum(map(bool, made))}>", flush=True)
-        mpi_engine.Ranks.__exit__ = look
+        mpi_engine.Ranks.close = look
         data = sn.data.TensorDataset(np.ones((8, 3), np.float32), np.zeros(8, int))
         for os.environ[mpi_slices.FORCED] in ("chain", "slices"):
             model = sn.nn.Linear(3, 2)
@@ -486,7 +486,7 @@ def test_machines_send_slices_while_they_compute_and_as_many_bytes_as_the_choice
         import numpy as np, scratchnet as sn
         from scratchnet.parallel.mpi import engine as mpi_engine, slices as mpi_slices
         sent = {"all": 0, "early": 0}
-        start, send_final, leave = mpi_slices.Messages.start, mpi_slices.Slices.send_final, mpi_engine.Ranks.__exit__
+        start, send_final, leave = mpi_slices.Messages.start, mpi_slices.Slices.send_final, mpi_engine.Ranks.close
         def counted(self, messages):
             messages, own = list(messages), {id(request) for sends in self.sends.values() for _, request in sends}
             sent["all"] += sum(place.nbytes for place, request in messages if id(request) in own)
@@ -503,7 +503,7 @@ def test_machines_send_slices_while_they_compute_and_as_many_bytes_as_the_choice
             else:
                 print(f"<chain {mpi_slices.chain_seconds(4, n, 0, 1) / n:.2f}>", flush=True)
             leave(self, *error)
-        mpi_slices.Messages.start, mpi_slices.Slices.send_final, mpi_engine.Ranks.__exit__ = counted, early, look
+        mpi_slices.Messages.start, mpi_slices.Slices.send_final, mpi_engine.Ranks.close = counted, early, look
         data, steps = sn.data.TensorDataset(np.ones((64, 256), np.float32), np.zeros(64, int)), 8
         for shards in (4, 8):
             sent["all"] = sent["early"] = 0
@@ -717,7 +717,8 @@ def test_training_on_several_hosts_has_the_bits_of_one_process(hosts, ranks):
 COUNTED = """
 import json
 import numpy as np, scratchnet as sn
-from scratchnet.parallel.strategies import COMPRESSIONS, AllReduce
+from scratchnet.parallel.compression import COMPRESSIONS
+from scratchnet.parallel.strategies import AllReduce
 from scratchnet.parallel.comm.job import is_first_rank
 data = sn.data.TensorDataset(np.random.default_rng(0).normal(size=(40, 256)).astype(np.float32), np.arange(40) % 10)
 found = {}

@@ -1,4 +1,4 @@
-"""On which devices workers compute: all on the CPU, each on a GPU, or some here and some there."""
+"""On which device each worker computes: all on the CPU, each on a GPU of its own, or some on CPUs and some on GPUs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...errors import DeviceError
-from ...kernels import device as find_device
+from ..errors import DeviceError
+from ..kernels import device as find_device
 
 EXAMPLES = "'cpu', 'cuda' or 'cuda:1'"
 
@@ -15,21 +15,22 @@ EXAMPLES = "'cpu', 'cuda' or 'cuda:1'"
 class Placement:
     """The device of each worker, by rank.
 
-    names: of devices; GPUs have numbers, "cuda:1", and "cuda" is the first one. None: the device `default` for all; if
-        that is "cuda", a GPU for each.
+    names: of devices; GPUs have numbers, "cuda:1", and "cuda" is the first one. None: all compute on the device
+        `default`; if that is "cuda", each has a GPU of its own.
 
-    A GPU and a CPU round differently. So that no bit depends on which worker was faster, or died, shard k is computed
-    on the kind of device that names[k mod len(names)] is of: by any worker on that kind.
+    A GPU and a CPU round differently. So that no bit depends on which worker was faster, or died, shard k is always
+    computed on the kind of device of names[k mod len(names)], by any worker that has this kind.
 
-    Raises DeviceError for what is no device, or for GPUs that are not there.
+    Raises DeviceError for a name that is no device, or for a GPU that is not there.
     """
 
     def __init__(self, names: Sequence[str] | None, default: str):
         if names is not None and (isinstance(names, str) or not names):
             raise DeviceError(f"Trainer: expected devices to be names such as {EXAMPLES}, or None, got {names!r}")
+        self.is_given = names is not None
         self.names = None if names is None else tuple(names)
         if self.names is None and default == "cuda":
-            from ...kernels.cuda.compile import count_gpus
+            from ..kernels.cuda.compile import count_gpus
 
             self.names = tuple(f"cuda:{number}" for number in range(count_gpus()))
         self._default = default
@@ -37,7 +38,7 @@ class Placement:
         self.are_mixed = len(set(self.kinds)) > 1
 
     def check(self, workers: int) -> None:
-        """Raises DeviceError unless there is a device for each of so many workers, and a worker for each shard."""
+        """Raises DeviceError unless each of so many workers has a device, and each shard a worker that may do it."""
         if self.names is None:
             return
         if workers > len(self.names):
@@ -55,7 +56,7 @@ class Placement:
         return self.kinds[rank % len(self.kinds)]
 
     def shards_of(self, rank: int, shards: int) -> np.ndarray:
-        """(shards,) bool: those that a worker may compute."""
+        """(shards,) bool: those that worker `rank` may compute."""
         return np.array([self.kind(k) == self.kind(rank) for k in range(shards)])
 
     def __str__(self) -> str:
@@ -63,11 +64,11 @@ class Placement:
 
 
 def _kind(name: str) -> str:
-    """The table of kernels of a device."""
+    """The kind of a device, which is the name of its table of kernels. Raises DeviceError if it is not there."""
     kind, _, number = name.partition(":") if isinstance(name, str) else (None, "", "")
     if kind == "cuda" and (number.isdecimal() or name == kind):
         find_device(kind)
-        from ...kernels.cuda.compile import check_gpu
+        from ..kernels.cuda.compile import check_gpu
 
         check_gpu(int(number or 0))
     elif name not in ("cpu", "numpy"):
@@ -76,10 +77,10 @@ def _kind(name: str) -> str:
 
 
 def go_to(name: str) -> str:
-    """Lets this process compute on the device called `name`, before it has used another; its kind."""
+    """Let this process compute on the device `name`, before it has used another one; returns its kind."""
     kind, _, number = name.partition(":")
     if kind == "cuda":
-        from ...kernels.cuda.compile import use_gpu
+        from ..kernels.cuda.compile import use_gpu
 
         use_gpu(int(number or 0))
     return kind

@@ -1,0 +1,214 @@
+"""Engines: what a Trainer runs the steps of a run on. Each gets one record of settings, and knows no Trainer.
+
+OneProgram        AllReduce in this process: a step is one recorded program
+pool.steps.Solo   any other strategy in this process, piece by piece
+pool.pool.Pool    worker processes
+mpi.engine.Ranks  the ranks of an MPI job
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import tracing
+from ..data.dataset import gather, selects
+from ..errors import DeviceError, NonFiniteError
+from ..jit import jit
+from ..kernels import device as find_device
+from ..random import Generator
+from ..tensor import Tensor, default_device
+from .comm.job import report_end, started_as
+from .settings import Settings, Start
+from .shards import StepResult, first_stream, nonfinite_loss, require_finite, shard_loss, split, weighted_mean
+
+
+class Engine(Protocol):
+    """Computes the steps of a run, in order.
+
+    workers: how many compute. submitted: steps that were submitted in the run. is_between: no step has only some of its
+    batches.
+    """
+
+    @property
+    def workers(self) -> int: ...
+    @property
+    def is_between(self) -> bool: ...
+
+    submitted: int
+
+    def submit(self, positions: np.ndarray) -> None:
+        """The positions of the next batch's samples. A step begins when it has all its batches; it may go on after
+        this returns. Raises NonFiniteError, as `settled` does, for a loss or a gradient that is not finite.
+        """
+
+    def finished(self) -> list[StepResult]:
+        """The steps that were found done since the last call, in order."""
+        ...
+
+    def settled(self) -> list[StepResult]:
+        """`finished`, when all steps are done, and the model and the optimizer have their state."""
+        ...
+
+    def resize(self, workers: int) -> bool:
+        """Have so many workers from now on. False: that takes another engine."""
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a checkpoint keeps besides model, optimizer and scheduler, once all is settled. See `Start`."""
+        ...
+
+    def report(self) -> list[dict[str, float]]:
+        """Of each worker: seconds spent `computing`, `merging`, `waiting`; `shards` done; `starts`, its processes."""
+        ...
+
+    def close(self, error: BaseException | None = None) -> None:
+        """The end of the run, because of `error` if there is one. Processes and memory are gone afterwards."""
+
+
+class OneProgram:
+    """AllReduce in this process: gradients of all shards, merge and update as one recorded program.
+
+    It computes what `Solo` does with a page and slots, in the model's own arrays: gradients add up in `.grad`, and the
+    update is in place, because nobody has to repeat a piece of it. jit fuses that update into the products that give
+    the gradients, which it cannot do across slots and slices: a step of 784-128-10 at batch 64 takes FASTER of Solo's
+    time. So it is the one strategy that is written twice.
+    """
+
+    workers, is_between = 1, True
+
+    def __init__(self, settings: Settings, start: Start):
+        self.settings, self.dataset, self.submitted = settings, settings.loader.dataset, start.step
+        self._device = next(iter(settings.model.parameters())).device
+        self._generators = [Generator(settings.seed) for _ in range(settings.shards)]
+        self._done: list[StepResult] = []
+        self._gathers = settings.jit and selects(self.dataset)  # does the step gather its samples itself?
+        step = self._gather_and_compute if self._gathers else self._compute
+        self._step = jit(step) if settings.jit else step
+
+    def submit(self, positions: np.ndarray) -> None:
+        shards, number = self.settings.shards, self.submitted
+        for k, generator in enumerate(self._generators):
+            generator.stream = first_stream(number, k, shards)
+        arrays = [positions] if self._gathers else gather(self.dataset, positions)
+        try:
+            losses = self._step(*(Tensor(array, device=self._device) for array in arrays))
+        except NonFiniteError:
+            lost = NonFiniteError(f"fit: expected a finite loss at step {number}, got one that was not")
+            raise nonfinite_loss(self.settings, positions, number, number) or lost from None
+        found = [[losses[k].item() if k in losses else math.nan for k in range(shards)]]
+        self._done.append(StepResult(number, number, [positions], np.array(found)))
+        self.submitted += 1
+
+    def _gather_and_compute(self, positions: Tensor) -> dict[int, Tensor]:
+        with default_device(self._device):
+            batch = self.dataset.select(positions)  # type: ignore[attr-defined]
+        return self._compute(*batch)
+
+    def _compute(self, *batch: Tensor) -> dict[int, Tensor]:
+        """A step of the optimizer; the losses of the shards that are not empty."""
+        settings, n = self.settings, len(batch[0])
+        buffers = list(settings.model.buffers())
+        start = [_copy(buffer) for buffer in buffers]
+        losses: dict[int, Tensor] = {}
+        ends: list[list[Tensor]] = []  # of each shard the buffers, which all shards find as they were at the start
+        weights: list[float] = []
+        settings.optimizer.zero_grad()
+        for k in range(settings.shards):
+            shard = split(batch, k, settings.shards)
+            if not len(shard[0]):
+                continue
+            weights.append(len(shard[0]) / n)
+            losses[k] = loss = shard_loss(settings.model, settings.loss, shard, self._generators[k])
+            require_finite(loss)
+            loss.backward(np.full(loss.shape, weights[-1], loss.dtype))
+            ends.append([_copy(buffer) for buffer in buffers])
+            for buffer, old in zip(buffers, start, strict=True):
+                _assign(buffer, old)
+        for buffer, *parts in zip(buffers, *ends, strict=True):
+            _assign(buffer, weighted_mean(parts, weights))
+        settings.optimizer.step()
+        if settings.scheduler is not None:
+            settings.scheduler.step()
+        return {k: loss.detach() for k, loss in losses.items()}
+
+    def finished(self) -> list[StepResult]:
+        done, self._done = self._done, []
+        return done
+
+    settled = finished
+
+    def resize(self, workers: int) -> bool:
+        return workers == 1
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def report(self) -> list[dict[str, float]]:
+        return []
+
+    def close(self, error: BaseException | None = None) -> None:
+        pass
+
+
+def _copy(t: Tensor) -> Tensor:
+    device = tracing.active(find_device(t.device))
+    out = device.empty(t.shape, t.dtype)
+    device.copy(t._data, out)
+    return Tensor(out, device=t.device)
+
+
+def _assign(t: Tensor, value: Tensor) -> None:
+    tracing.active(find_device(t.device)).copy(value._data, t._data)
+
+
+# --- which engine -----------------------------------------------------------------------------------------------------
+# Importing scratchnet loads neither Numba nor multiprocess nor mpi4py, so engines that need them are imported here.
+
+
+def is_distributed() -> bool:
+    """Is this process one of several ranks of an MPI job?"""
+    job = started_as()
+    return job is not None and job[1] > 1
+
+
+def engine_of(settings: Settings, start: Start, stop: Any = None) -> Engine:
+    """The engine for these settings. stop: see mpi.engine.Ranks."""
+    if is_distributed():
+        if "cuda" in settings.placement.kinds:
+            raise DeviceError("Trainer: expected a model on 'cpu' and no GPU among devices under MPI, got 'cuda'")
+        from .mpi.engine import Ranks
+
+        return Ranks(settings, start, stop)
+    if not settings.is_local:
+        from .pool.pool import Pool
+
+        return Pool(settings, start)
+    is_plain = settings.strategy.is_plain and settings.strategy.span(settings.accumulate) == 1
+    if is_plain and settings.clip_norm is None and not settings.skip_nonfinite and settings.timeline is None:
+        return OneProgram(settings, start)
+    from .pool.steps import Solo
+
+    return Solo(settings, start)
+
+
+def begin(settings: Settings, run: Any) -> None:
+    """run.start(); of several ranks the first one does it, and the others load its run.state()."""
+    if not is_distributed():
+        report_end()
+        run.start()
+        return
+    from .mpi import engine
+
+    engine.begin(settings, run)
+
+
+def share_record(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of an epoch; of several ranks all get that of the first one."""
+    if not is_distributed():
+        return record
+    from .mpi import engine
+
+    return engine.share_record(record)

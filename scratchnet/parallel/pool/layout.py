@@ -1,0 +1,102 @@
+"""Where parameters, buffers and the optimizer's state lie in shared memory.
+
+A *page* is one version of all of them: parameters and buffers side by side, then each state of the optimizer, laid out
+like the parameters. A *slot* is laid out like the parameters and buffers of a page: it holds the gradient, and the new
+buffers, that one shard gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...nn import Module
+from ..comm.memory import round_up
+
+UNIT = 16  # elements: slices begin and end on whole cache lines
+
+Page = list[np.ndarray]  # bytes: parameters and buffers, and each state of the optimizer
+
+
+class Extent(NamedTuple):
+    """Where an array lies in memory."""
+
+    offset: int  # bytes
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def of(self, memory: np.ndarray) -> np.ndarray:
+        """The array, in memory of bytes."""
+        return memory[self.offset : self.offset + self.nbytes].view(self.dtype).reshape(self.shape)
+
+
+class Segment(NamedTuple):
+    """Neighbouring parameters that take the same hyperparameters, as one array; the numbers of their states."""
+
+    extent: Extent
+    states: tuple[int, ...]
+
+
+class PageLayout:
+    """Extents of parameters and buffers in a page, for the sizes that a model and an optimizer have.
+
+    trained: numbers of the optimizer's states whose parameters get gradients. The other parameters are constants.
+    """
+
+    def __init__(self, model: Module, optimizer: Any, trained: Sequence[int]):
+        self.parameters: dict[int, Extent] = {}  # by the number of the optimizer's state
+        self.segments: list[Segment] = []
+        offset, alike = 0, None
+        for i in trained:
+            state = optimizer.states[i]
+            kind = id(state.group), state.step, state.dtype
+            if kind != alike:
+                self.segments.append(Segment(Extent(offset, (0,), state.dtype), ()))
+                alike = kind
+            self.parameters[i] = Extent(offset, state.shape, state.dtype)
+            offset += round_up(self.parameters[i].nbytes)
+            begin = self.segments[-1].extent.offset
+            extent = Extent(begin, ((offset - begin) // state.dtype.itemsize,), state.dtype)
+            self.segments[-1] = Segment(extent, (*self.segments[-1].states, i))
+        self.parameter_bytes = offset
+        self.buffers: list[Extent] = []
+        for buffer in model.buffers():
+            self.buffers.append(Extent(offset, buffer.shape, buffer.dtype))
+            offset += round_up(self.buffers[-1].nbytes)
+        self.nbytes = max(offset, 1)
+        self.states = len(optimizer.state_names)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page, with the optimizer's state."""
+        return round_up(self.nbytes) + self.states * round_up(self.parameter_bytes)
+
+    @property
+    def begins(self) -> list[int]:
+        """Where in a page the parameters begin, and each state of the optimizer."""
+        return [0, *(round_up(self.nbytes) + j * round_up(self.parameter_bytes) for j in range(self.states))]
+
+    def page(self, memory: np.ndarray) -> Page:
+        """`page_bytes` bytes as a page."""
+        sizes = [self.nbytes] + [max(self.parameter_bytes, 1)] * self.states
+        return [memory[begin : begin + size] for begin, size in zip(self.begins, sizes, strict=True)]
+
+    def arrays(self, slot: np.ndarray) -> list[np.ndarray]:
+        """The gradients and buffers in a slot, without the gaps between them."""
+        return [extent.of(slot) for extent in (*self.parameters.values(), *self.buffers)]
+
+    def cut(self, part: tuple[int, int]) -> list[Extent]:
+        """Slice s of n, (s, n) = part, of each segment: it begins on a multiple of UNIT."""
+        s, n = part
+        extents = []
+        for segment in self.segments:
+            offset, (size,), dtype = segment.extent
+            lo, hi = (size * i // n // UNIT * UNIT if i < n else size for i in (s, s + 1))
+            extents.append(Extent(offset + lo * dtype.itemsize, (hi - lo,), dtype))
+        return extents

@@ -1,0 +1,153 @@
+"""The merge and update of a slice of the parameters: from slots and a page to the next page.
+
+    page t+1 = update(page t, slot 0, slot 1, ..., numbers of the step),  slice by slice
+
+A slice may be done again, by any worker: it reads one page, writes another, and gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ... import tracing
+from ...kernels import Device
+from ...native import vectors
+from ...tensor import Tensor
+from ..shards import weighted_mean
+from .layout import Page, PageLayout
+from .replica import Replica
+
+_Fold = tuple[list[np.ndarray], np.ndarray]  # arrays of shards, and where their fold goes
+
+
+class Slice:
+    """Slice s of n, (s, n) = part, of the step from page `old` to page `new`, which may be the same memory.
+
+    gradients: what is folded, laid out like slots. slots: those of the shards that are not empty, if they differ from
+    `gradients`; the buffers in them belong to the last slice.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        part: tuple[int, int],
+        old: Page,
+        new: Page,
+        gradients: Sequence[np.ndarray],
+        slots: Sequence[np.ndarray] | None = None,
+    ):
+        self.segments = [
+            ([extent.of(x) for x in old], [extent.of(gradient) for gradient in gradients], [extent.of(x) for x in new])
+            for extent in replica.layout.cut(part)
+        ]
+        self.buffers = _buffers(replica.layout, part, gradients if slots is None else slots, new)
+        self.before = [buffer for _, buffer in _buffers(replica.layout, part, (), old)]
+        self.kernel, self.device = replica.optimizer.kernel, replica.host
+        self.numbers = np.empty((len(self.segments), replica.optimizer.n_numbers))
+        clips = replica.settings.clip_norm is not None
+        self.factors = [np.ones((), old[0].dtype) for old, _, _ in self.segments] if clips else None
+        self._step = replica.recorded(self._merge)  # of arrays that stay where they are: a replay looks nothing up
+
+    def update(self, numbers: np.ndarray, weights: Sequence[float], factor: float = 1.0) -> None:
+        """numbers: see `Replica.next_numbers`. weights: of each slot's buffers. factor: scales the gradient."""
+        self.numbers[...] = numbers
+        for own in self.factors or []:
+            own[...] = factor
+        self._step(tuple(weights) if self.buffers else ())
+
+    def skip(self) -> None:
+        """The new page is the old one."""
+        for old, _, new in self.segments:
+            for source, target in zip(old, new, strict=True):
+                np.copyto(target, source)
+        for source, (_, target) in zip(self.before, self.buffers, strict=True):
+            np.copyto(target, source)
+
+    @property
+    def written(self) -> list[np.ndarray]:
+        """The arrays that `update` writes."""
+        return [x for _, _, new in self.segments for x in new]
+
+    def _merge(self, weights: Sequence[float]) -> None:
+        device = tracing.active(self.device)
+        for i, (old, gradients, new) in enumerate(self.segments):
+            gradient = _folded(device, gradients)
+            if self.factors is not None:
+                scaled = device.empty(gradient.shape, gradient.dtype)
+                device.mul(gradient, self.factors[i], scaled)
+                gradient = scaled
+            getattr(device, self.kernel)(old[0], gradient, *old[1:], *new, self.numbers[i])
+        _merge_buffers(self.device, self.buffers, weights)
+
+
+class Average:
+    """Slice s of n, (s, n) = part, of the mean of pages, after local steps: parameters and the optimizer's state.
+
+    pages: what is folded to the sum. slots: those of the shards that are not empty, if they differ from `pages`.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        part: tuple[int, int],
+        pages: Sequence[Page],
+        new: Page,
+        slots: Sequence[np.ndarray] | None = None,
+    ):
+        slots = [page[0] for page in pages] if slots is None else slots
+        self.arrays: list[_Fold] = [
+            ([extent.of(page[j]) for page in pages], extent.of(new[j]))
+            for extent in replica.layout.cut(part)
+            for j in range(len(new))
+        ]
+        self.device, self.count, self.buffers = replica.host, len(slots), _buffers(replica.layout, part, slots, new)
+        self._step = replica.recorded(self._merge)
+
+    def update(self, weights: Sequence[float]) -> None:
+        """weights: of each slot's buffers."""
+        self._step(tuple(weights) if self.buffers else ())
+
+    @property
+    def written(self) -> list[np.ndarray]:
+        """The arrays that `update` writes."""
+        return [out for _, out in self.arrays]
+
+    def _merge(self, weights: Sequence[float]) -> None:
+        device = tracing.active(self.device)
+        for parts, out in self.arrays:
+            device.mul(_folded(device, parts), np.full((), 1 / self.count, out.dtype), out)
+        _merge_buffers(self.device, self.buffers, weights)
+
+
+def sum_of_squares(layout: PageLayout, part: tuple[int, int], gradients: Sequence[np.ndarray]) -> float:
+    """The sum of squares of slice s of n, (s, n) = part, of the merged gradient, in float64."""
+    total = 0.0
+    for extent in layout.cut(part):
+        merged, *others = [extent.of(gradient) for gradient in gradients]
+        for other in others:
+            merged = merged + other
+        total += vectors.sum_of_squares(merged)
+    return total
+
+
+def _buffers(layout: PageLayout, part: tuple[int, int], slots: Sequence[np.ndarray], new: Page) -> list[_Fold]:
+    extents = layout.buffers if part[0] == part[1] - 1 else []
+    return [([extent.of(slot) for slot in slots], extent.of(new[0])) for extent in extents]
+
+
+def _folded(device: Device, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum in the order of the shards, with the bits of one process that adds them up."""
+    total = arrays[0]
+    for other in arrays[1:]:
+        merged = device.empty(total.shape, total.dtype)
+        device.add(total, other, merged)
+        total = merged
+    return total
+
+
+def _merge_buffers(device: Device, buffers: Sequence[_Fold], weights: Sequence[float]) -> None:
+    for parts, buffer in buffers:
+        merged = weighted_mean([Tensor._wrap(x, device) for x in parts], weights)
+        tracing.active(device).copy(merged._data, buffer)

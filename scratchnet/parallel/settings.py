@@ -1,0 +1,60 @@
+"""All that an engine has to know of a run, in one record. The Trainer makes it; engines and the planner read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data import DataLoader
+from ..nn import Module
+from ..tensor import Tensor
+from .placement import Placement
+from .strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run computes, and where. The names are those of the Trainer's arguments.
+
+    skip_nonfinite: pass over a step with a gradient that is not finite, instead of raising NonFiniteError.
+    keeps_checkpoints: somebody will ask engines for their state.
+    """
+
+    model: Module
+    optimizer: Any
+    loss: Callable[..., Tensor]
+    scheduler: Any
+    loader: DataLoader
+    strategy: Strategy
+    shards: int
+    seed: int
+    accumulate: int
+    clip_norm: float | None
+    skip_nonfinite: bool
+    jit: bool
+    workers: int
+    placement: Placement
+    timeline: Path | None
+    keeps_checkpoints: bool
+
+    @property
+    def batch_size(self) -> int:
+        """The most samples of a batch."""
+        return min(self.loader.batch_size, len(self.loader.dataset))
+
+    @property
+    def is_local(self) -> bool:
+        """Does one process do everything, on the device of the model?"""
+        return self.workers == 1 and not self.placement.is_given
+
+
+class Start(NamedTuple):
+    """Where an engine begins: the numbers of its first step and batch in the run; `state()` of the engine before."""
+
+    step: int = 0
+    batch: int = 0
+    state: dict[str, np.ndarray] = {}  # noqa: RUF012 - never changed

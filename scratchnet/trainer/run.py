@@ -1,0 +1,204 @@
+"""A run: where it stands, how it is saved and resumed, and how a signal stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError, ConfigError, NonFiniteError
+from ..formats import checkpoint
+from ..formats.checkpoint_folder import CheckpointFolder
+from ..parallel.engines import Engine
+from ..parallel.settings import Settings, Start
+from ..parallel.shards import StepResult, split
+from ..parallel.strategies import options_of
+from .metrics_log import trim_jsonl
+
+LOG = "metrics.jsonl"  # in the folder of a run
+
+
+class Run:
+    """Where a run stands: what a checkpoint holds besides model, optimizer and scheduler. A context manager, in which
+    the folder of checkpoints is locked.
+
+    resume: see `Trainer.fit`. config: stored in checkpoints.
+    """
+
+    engine: Engine
+    POSITION = ("epoch", "batch", "step", "samples", "loss_sum", "history")
+
+    def __init__(self, settings: Settings, folder: Path | None, config: dict[str, Any], resume: str | Path | None):
+        self.settings, self.folder, self.config, self.resume = settings, folder, config, resume
+        self.loader = loader = settings.loader
+        self.checkpoints: CheckpointFolder | None = None
+        self.history: list[dict[str, Any]] = []
+        self.epoch, self.step = 0, 0
+        self.memory: dict[str, np.ndarray] = {}  # state of an engine
+        self._start_epoch()
+        self._open = contextlib.ExitStack()
+        parts = {"model": settings.model, "optimizer": settings.optimizer, "scheduler": settings.scheduler}
+        self.parts: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
+        self.identity = {  # all that the arithmetic of a run depends on, besides the states of its parts
+            "shards": settings.shards,
+            "seed": settings.seed,
+            "batch_size": loader.batch_size,
+            "samples": len(loader.dataset),
+            "shuffle": bool(loader.shuffle),
+            "loader_seed": loader.seed,
+            "drop_last": bool(loader.drop_last),
+            "accumulate": settings.accumulate,
+            "clip_norm": settings.clip_norm,
+            "nonfinite": "skip" if settings.skip_nonfinite else "raise",
+            "devices": list(settings.placement.kinds) if settings.placement.are_mixed else None,
+            **options_of(settings.strategy),
+        }
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._open.__exit__(*exc_info)
+
+    # --- progress ---
+
+    @property
+    def here(self) -> Start:
+        """Where an engine goes on."""
+        return Start(self.step, self.epoch * len(self.loader) + self.batch, self.memory)
+
+    def _start_epoch(self) -> None:
+        self.batch, self.samples, self.loss_sum = 0, 0, 0.0
+
+    def count(self, steps: list[StepResult], bar: Any) -> None:
+        """These steps are done."""
+        for step in steps:
+            for positions, losses in zip(step.batches, step.losses.tolist(), strict=True):
+                for k, loss in enumerate(losses):
+                    if not math.isnan(loss):
+                        n = len(split((positions,), k, len(losses))[0])
+                        self.loss_sum, self.samples = self.loss_sum + loss * n, self.samples + n
+                self.batch += 1
+                bar.update()
+            self.step += 1
+        if steps:
+            bar.show_workers(self.engine)
+
+    def next_epoch(self) -> None:
+        self.epoch += 1
+        self._start_epoch()
+
+    # --- checkpoints ---
+
+    def start(self) -> None:
+        """Lock the folder, and load the checkpoint from which the run goes on, if there is one."""
+        if self.folder is not None:
+            self.checkpoints = self._open.enter_context(CheckpointFolder(self.folder))
+        found = None
+        if self.checkpoints is not None and self.resume in (None, "auto"):
+            if self.resume is None and self.checkpoints.steps():
+                raise CheckpointError(
+                    f"{self.folder}: expected an empty folder for a new run, got one with checkpoints; "
+                    "resume='auto' goes on with them"
+                )
+            latest = self.checkpoints.load_latest()
+            found = latest and latest[1]
+        elif self.resume == "auto":
+            raise ConfigError("fit: expected Trainer(folder=...) with resume='auto', got none")
+        elif self.resume is not None:
+            found = checkpoint.load(self.resume)
+        if found is not None:
+            self.load(found)
+        if self.folder is not None:
+            trim_jsonl(self.folder / LOG, self.epoch)
+
+    def save(self) -> None:
+        """Raises NonFiniteError, and saves nothing, if a parameter is not finite: then a gradient was not."""
+        if self.checkpoints is not None:
+            for name, parameter in self.settings.model.named_parameters():
+                if not np.isfinite(parameter.detach().numpy()).all():
+                    raise NonFiniteError(f"fit: step {self.step}: expected finite parameters, got others in {name!r}")
+            self.memory = self.engine.state()
+            self.checkpoints.save(self.step, **self.state())
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        position = {name: getattr(self, name) for name in self.POSITION}
+        rest = {"memory": self.memory, "identity": self.identity, "config": self.config}
+        return {**self.parts, "position": position, **rest}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave. Raises CheckpointError if that was another run."""
+        for name in ("identity", "position", *self.parts):
+            if name not in state:
+                raise CheckpointError(f"resume: expected a checkpoint of a Trainer, got one without {name!r}")
+        for name, value in self.identity.items():
+            if state["identity"].get(name) != value:
+                raise CheckpointError(f"resume: expected {name}={state['identity'].get(name)}, as saved, got {value}")
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        for name in self.POSITION:
+            setattr(self, name, state["position"][name])
+        self.memory = state.get("memory", {})
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+class Stop:
+    """Whether the run is to end after the step in hand.
+
+    asked: the signal that this process got. requested: the one that the run obeys; under MPI its engine sets it, once
+    all ranks know of it, and until then it is None.
+    """
+
+    asked: int | None = None
+    requested: int | None = None
+    is_shared = False
+
+    def ask(self, number: int) -> None:
+        self.asked = number
+        if not self.is_shared:
+            self.requested = number
+
+    def share(self) -> None:
+        """Leave `requested` to an engine from now on."""
+        self.is_shared, self.requested = True, None
+
+    def leave_if_requested(self) -> None:
+        if self.requested == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.requested is not None:
+            sys.exit(128 + self.requested)
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Inside, the first SIGINT or SIGTERM only asks the run to stop; the next one acts as it did before."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():  # Python takes signals in the main thread only
+        yield stop
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: Any) -> None:
+        stop.ask(number)
+        restore()
+
+    for number in previous:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        restore()
