@@ -103,7 +103,7 @@ def _place(task: Task, before: Sequence[tuple[_Open, list]]) -> tuple[_Open | No
 
 def _block(group: _Open, threads: int) -> int:
     """Rows of a block: by the work, and in whole tiles where there is a product."""
-    if any(task.loop.name in ("matmul", "matmul_sgd") for task in group.tasks):
+    if any(task.loop.name in ("matmul", "matmul_packed", "matmul_sgd") for task in group.tasks):
         rows = -(-group.rows // threads)
         return rows if rows < 4 * ROWS else -(-rows // (-(-rows // PRODUCT_ROWS) * ROWS)) * ROWS
     return -(-group.rows // max(1, min(MOST_BLOCKS, group.work // BLOCK)))

@@ -191,6 +191,30 @@ def _typed_call(typing_context, function, lo, hi, arguments):
 call: Callable = intrinsic(_typed_call)
 
 
+def _without_count(context, builder, kind, value):
+    """An array, or a tuple with arrays in it, without what Numba counts references by."""
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo, array.parent = (cgutils.get_null_value(x.type) for x in (array.meminfo, array.parent))
+        return array._getvalue()
+    for i, item in enumerate(kind.types if isinstance(kind, types.BaseTuple) else ()):
+        part = _without_count(context, builder, item, builder.extract_value(value, i))
+        value = builder.insert_value(value, part, i)
+    return value
+
+
+def _typed_uncounted(typing_context, record):
+    """The record, whose arrays live as long as its caller's: references to them cost nothing, and hold nothing."""
+
+    def generate(context, builder, signature, values):
+        return _without_count(context, builder, record, values[0])
+
+    return record(record), generate
+
+
+uncounted: Callable = intrinsic(_typed_uncounted) if JIT_ENABLED else lambda record: record
+
+
 def _typed_store(typing_context, body, address, arguments):
     """Write the arguments to memory; the address of a function that reads them there and calls `body` for a range."""
     body_signature = typing_context.resolve_function_type(body, (*_RANGE[:2], *arguments.types), {})
@@ -201,12 +225,7 @@ def _typed_store(typing_context, body, address, arguments):
             context.active_code_library.add_linking_library(library)
         _, address, packed = values
         pointer = packed.type.as_pointer()
-        unpack = enumerate(zip(arguments.types, cgutils.unpack_tuple(builder, packed), strict=True))
-        for i, (kind, value) in unpack:  # Numba counts references to an array only for the call that it was given to
-            if isinstance(kind, types.Array):
-                array = context.make_array(kind)(context, builder, value)
-                array.meminfo, array.parent = (cgutils.get_null_value(x.type) for x in (array.meminfo, array.parent))
-                packed = builder.insert_value(packed, array._getvalue(), i)
+        packed = _without_count(context, builder, arguments, packed)
         kind = context.call_conv.get_function_type(types.none, _RANGE)
         unpacked = ir.Function(builder.module, kind, f"{builder.function.name}.unpacked")
         unpacked.linkage = "internal"

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from scratchnet import errors
 from scratchnet.kernels.cpu import gemm
+from scratchnet.kernels.cpu import gemm_cuts as cuts
 from scratchnet.native import loops as blocks
 from scratchnet.native import simd
 from scratchnet.native.compile import JIT_ENABLED, MAX_THREADS, compile_stats, get_num_threads, set_num_threads
@@ -33,23 +34,27 @@ needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled cod
 
 # (m, n, k): each row crosses a threshold of gemm.py, in m, n or k
 LARGE = [
-    (2, 3, gemm.K_BLOCK + 1),  # k in two blocks
-    (gemm.KEEP_TILES * gemm.ROWS, 33, 5),  # the topmost tiles keep b
-    (40, 129, gemm.NEAR_BYTES // 512),  # b is not near any more
-    (gemm.M_BLOCK + 1, 70, 3),  # two blocks of rows
-    (7, gemm.PACK_A_COLUMNS, 4),  # a packed
-    (13, gemm.PACK_TRANSPOSED_A_COLUMNS + 1, gemm.PACK_TRANSPOSED_A_K),  # a packed where transposed
-    (gemm.M_BLOCK + 50, 1033, 3),  # two blocks of rows
+    (2, 3, cuts.K_BLOCK + 1),  # k in two blocks
+    (cuts.PACK_AS_READ_TILES * cuts.ROWS, 33, 5),  # the topmost tiles pack b
+    (40, 129, cuts.L2_BYTES // 512),  # b does not stay in L2 any more
+    (cuts.M_BLOCK + 1, 70, 3),  # two blocks of rows
+    (7, cuts.PACK_A_COLUMNS, 4),  # a packed
+    (13, cuts.PACK_TRANSPOSED_A_COLUMNS + 1, cuts.PACK_TRANSPOSED_A_K),  # a packed where transposed
+    (cuts.M_BLOCK + 50, 1033, 3),  # two blocks of rows
 ]
 LARGE += [
-    (2 * simd.TILE.vector_bytes // 4 + 3, gemm.NARROW, gemm.TURNED_K + 1),  # on its side, with a turned by blocks of k
-    (simd.TILE.vector_bytes, 3, 5),  # on its side, narrower than a square
-    (gemm.FEW_ROWS, 40, gemm.FEW_ROWS_ELEMENTS // 40 + 3),  # b in whole rows
-    (5, 70, gemm.THIN_K),  # row by row
-    (9, 70, gemm.TURNED_K + 9),  # b turned by blocks of k
+    (
+        2 * simd.TILE.vector_bytes // 4 + 3,
+        cuts.FEW_COLUMNS,
+        cuts.PACK_TRANSPOSED_B_K + 1,
+    ),  # few columns, a transposed by blocks of k
+    (simd.TILE.vector_bytes, 3, 5),  # few columns, fewer than a square has
+    (cuts.FEW_ROWS, 40, cuts.FEW_ROWS_ELEMENTS // 40 + 3),  # b in whole rows
+    (5, 70, cuts.FEW_STEPS),  # row by row
+    (9, 70, cuts.PACK_TRANSPOSED_B_K + 9),  # b transposed by blocks of k
 ]
 if JIT_ENABLED:
-    LARGE += [(300, 130, 2 * gemm.K_BLOCK + 3), (64, 128, 784), (784, 128, 64), (512, 10, 128), (301, 299, 302)]
+    LARGE += [(300, 130, 2 * cuts.K_BLOCK + 3), (64, 128, 784), (784, 128, 64), (512, 10, 128), (301, 299, 302)]
 
 
 def operands(m, n, k, transpose_a, transpose_b, dtype, seed=0):
@@ -144,7 +149,7 @@ def test_bits_do_not_depend_on_how_operands_are_stored(m, n, k, transposed, dtyp
 
 
 @pytest.mark.parametrize("transposed", TRANSPOSED)
-@pytest.mark.parametrize("m, n, k", [(150, 40, 21), (60, 300, 9), (10, 17, gemm.K_BLOCK + 5)])
+@pytest.mark.parametrize("m, n, k", [(150, 40, 21), (60, 300, 9), (10, 17, cuts.K_BLOCK + 5)])
 def test_bits_of_a_row_or_column_do_not_depend_on_the_others(m, n, k, transposed):
     a, b = operands(m, n, k, False, False, np.float32)
     whole = multiply(a, b)
@@ -192,10 +197,10 @@ def test_any_cut_by_rows_or_columns_gives_the_same_bits(block, transposed):
     scratch = blocks.scratch(gemm._SCRATCH[out.dtype], out.dtype)
     right = gemm._packed(b, True, 0, 45) if transposed[1] else b
     zeros, columns = gemm._ZEROS[out.dtype], -(-45 // (gemm.PANEL * gemm._LANES[out.dtype]))
-    plain, packed = (a, b, zeros, out, *transposed), (a, right, zeros, out, transposed[0], False)
-    cases = [(gemm._by_rows, 61, (*plain, False, 0, 45)), (gemm._by_columns, columns, plain)]
+    plain = (a, b, zeros, out, *transposed)
+    cases = [(gemm._by_rows, 61, plain), (gemm._by_columns, columns, plain)]
     if transposed[1]:
-        cases.append((gemm._by_rows, 61, (*packed, True, 0, 45)))
+        cases.append((gemm._packed_by_rows, 61, (a, right, zeros, out, transposed[0], 0, 45)))
     for loop, size, arguments in cases:
         out[...] = np.nan
         for lo in range(0, size, block):
@@ -207,7 +212,7 @@ def test_any_cut_by_rows_or_columns_gives_the_same_bits(block, transposed):
 def test_a_large_b_is_packed_by_columns(transposed, monkeypatch):
     monkeypatch.setattr(gemm, "PACKED_ELEMENTS", 40 * 64)
     monkeypatch.setattr(gemm, "PACK_B_ROWS", 1)
-    monkeypatch.setattr(gemm, "NEAR_K", 0)
+    monkeypatch.setattr(gemm, "L2_K", 0)
     a, b = operands(20, 150, 40, *transposed, np.float32)
     assert_close(multiply(a, b, *transposed), a, b, *transposed, start=0)
 

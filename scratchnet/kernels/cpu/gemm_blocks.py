@@ -1,0 +1,198 @@
+"""The product of a region of `out`, by one thread: blocks for its L2, panels for its L1, tiles for its registers.
+
+Every element of `out` is one chain of fused multiply-adds in the order of k. How the work is cut and packed changes
+nothing in that chain, so the bits of an element depend on its row of op(a), its column of op(b), and k.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ...native.compile import jit
+from ...native.llvm import Operand
+from ...native.simd import TILE, Strip, tile
+from .gemm_cuts import (
+    CHUNK,
+    FEW_COLUMNS,
+    FEW_ROWS,
+    FEW_ROWS_ELEMENTS,
+    FEW_STEPS,
+    K_BLOCK,
+    L2_BYTES,
+    L2_K,
+    M_BLOCK,
+    PACK_A_COLUMNS,
+    PACK_AS_READ_TILES,
+    PACK_TRANSPOSED_A_COLUMNS,
+    PACK_TRANSPOSED_A_K,
+    PACK_TRANSPOSED_B_K,
+    PACKED_AS_READ,
+    PANEL,
+    ROWS,
+    VECTORS,
+    Region,
+    Sums,
+    even,
+    next_panel,
+    steps_of,
+    tile_rows,
+)
+from .gemm_few import multiply_few_columns, multiply_one_row, multiply_one_step
+from .gemm_pack import pack_a, pack_transposed_b, packed_row
+
+
+class Left(NamedTuple):
+    """op(a) as tiles read it: all of a, or packed the steps of a block, which then begin with element `at`."""
+
+    array: np.ndarray
+    at: int
+    transposed: bool
+    packed: bool
+
+
+class Right(NamedTuple):
+    """Some rows of op(b) as tiles read them: they begin with element `at`, and with the column `first` of `out`.
+
+    They are stored row by row, or if `packed` panel by panel.
+    """
+
+    array: np.ndarray
+    at: int
+    first: int
+    packed: bool
+
+
+@jit(inline=True)
+def multiply(factors, sums, region, scratch):
+    """The sums of a region, computed in the way that suits its shape."""
+    k, n = steps_of(factors), sums.out.shape[1]
+    rows, columns = region.i1 - region.i0, region.j1 - region.j0
+    lanes = TILE.vector_bytes // sums.out.itemsize
+    if factors.packed:
+        multiply_in_blocks(factors, sums, region, scratch, even(k, K_BLOCK, CHUNK))
+    elif n <= FEW_COLUMNS and rows >= 2 * lanes:
+        multiply_few_columns(factors, sums, region, scratch)
+    elif k == 1 and columns >= lanes:
+        multiply_one_step(factors.a, factors.b, sums.start, sums.out, region)
+    elif not factors.transpose_b and sums.out.shape[0] == 1 and columns >= lanes:
+        multiply_one_row(factors.a, factors.b, sums.start, sums.out, region.j0, region.j1)
+    elif factors.transpose_b:
+        _multiply_transposed_b(factors, sums, region, scratch)
+    else:
+        few = rows <= FEW_ROWS
+        k_block = max(4, FEW_ROWS_ELEMENTS // factors.b.shape[1]) if few else even(k, K_BLOCK, CHUNK)
+        multiply_in_blocks(factors, sums, region, scratch, k_block)
+
+
+@jit
+def multiply_in_blocks(factors, sums, region, scratch, k_block):
+    """b as it is stored, or packed: `k_block` steps of k and about M_BLOCK rows at a time."""
+    a, b, transpose_a, packed, first = factors.a, factors.b, factors.transpose_a, factors.packed, factors.first
+    i0, i1, j0, j1 = region
+    k = steps_of(factors)
+    packs = (j1 - j0 >= PACK_A_COLUMNS and i1 - i0 > FEW_ROWS and k > FEW_STEPS) or (
+        transpose_a and j1 - j0 >= PACK_TRANSPOSED_A_COLUMNS and k >= PACK_TRANSPOSED_A_K
+    )
+    left = Left(scratch.array if packs else a, scratch.at + PACKED_AS_READ, transpose_a, packs)
+    m_block = even(i1 - i0, M_BLOCK, ROWS)
+    for i in range(i0, i1, m_block):
+        block = Region(i, min(i1, i + m_block), j0, j1)
+        for k0 in range(0, max(k, 1), k_block):
+            depth = min(k_block, k - k0)
+            if packs:
+                pack_a(a, transpose_a, block.i0, block.i1, k0, depth, left.array, left.at)
+            right = Right(b, k0 * b.shape[1], first, packed)
+            _multiply_block(left, right, _continued(sums, k0), block, k0, depth, scratch)
+
+
+@jit(inline=True)
+def _multiply_transposed_b(factors, sums, region, scratch):
+    """b transposed: it is packed panel by panel, and used while it is in L1."""
+    k, work = steps_of(factors), scratch.array
+    i0, i1, j0, j1 = region
+    left = Left(factors.a, 0, factors.transpose_a, False)
+    panel = PANEL * (TILE.vector_bytes // work.itemsize)
+    for j in range(j0, j1, panel):
+        columns = min(panel, j1 - j)
+        for k0 in range(0, max(k, 1), PACK_TRANSPOSED_B_K):
+            depth = min(PACK_TRANSPOSED_B_K, k - k0)
+            pack_transposed_b(factors.b, j, columns, k0, depth, work, scratch.at)
+            right, block = Right(work, scratch.at, j, True), Region(i0, i1, j, j + columns)
+            _multiply_block(left, right, _continued(sums, k0), block, k0, depth, scratch)
+
+
+@jit
+def _continued(sums, k0):
+    """The sums from step k0 on: they go on with what is in `out`."""
+    return Sums(sums.out if k0 else sums.start, sums.out, sums.velocity, sums.numbers_at, sums.update)
+
+
+@jit
+def _multiply_block(left, right, sums, region, k0, depth, scratch):
+    """out = start + op(a)[:, k0 : k0 + depth] @ op(b)[k0 : k0 + depth, :] for a region.
+
+    Equal panels are taken together. If what they read of b stays in L2, each row of tiles goes over all of them, else
+    each panel goes over all rows of tiles. b that is not packed, and that many tiles read one below the other, is
+    packed by the topmost one as it reads it, for those below.
+    """
+    a, b, start, out, work = left.array, right.array, sums.start, sums.out, scratch.array
+    n, transposed = out.shape[1], left.transposed
+    lanes = TILE.vector_bytes // out.itemsize
+    start_row, start_column = n if start.shape[0] > 1 else 0, 1 if start.shape[1] == n else 0
+    a_row = packed_row(transposed, depth, lanes) if left.packed else a.shape[1]
+    few_steps = depth <= FEW_STEPS and not left.packed
+    rows_in_all = region.i1 - region.i0
+    tiles = rows_in_all if few_steps else (rows_in_all + ROWS - 1) // ROWS
+    low, high_tiles = tile_rows(rows_in_all, tiles)
+    packs = tiles >= PACK_AS_READ_TILES and not right.packed and not few_steps
+    most = PANEL if right.packed or packs else VECTORS[low + 1 if high_tiles else low]
+    j = region.j0
+    while j < region.j1:
+        columns, vectors, last = next_panel(region.j1 - j, most, lanes)
+        panels = (region.j1 - j) // columns if vectors == most else 1
+        along_rows = panels > 1 and depth <= L2_K and depth * columns * panels * out.itemsize <= L2_BYTES
+        top = 1 if packs and vectors == PANEL else 0  # tiles that pack
+        for panel in range(1 if along_rows else panels):
+            column = j + panel * columns
+            for part in range(3):  # the topmost tile, if it packs; the other high ones; the low ones
+                if part == 0:
+                    first, count, rows = 0, top, low + 1 if high_tiles else low
+                elif part == 1:
+                    first, count, rows = min(top, high_tiles), high_tiles - min(top, high_tiles), low + 1
+                else:
+                    first, count, rows = max(top, high_tiles), tiles - max(top, high_tiles), low
+                if count == 0:
+                    continue
+                i = region.i0 + first * low + min(first, high_tiles)
+                if left.packed:
+                    a_next = a_row * (depth if transposed else ROWS)
+                    a_at = left.at + first * a_next
+                else:
+                    a_next = rows if transposed else rows * a_row
+                    a_at = k0 * a_row + i if transposed else i * a_row + k0
+                packs_now, reads_packed = top > 0 and part == 0, top > 0 and part > 0
+                if reads_packed:
+                    b_at, b_row, b_next = scratch.at, columns, depth * columns
+                elif right.packed:
+                    b_at, b_row, b_next = right.at + (column - right.first) * depth, columns, depth * columns
+                else:
+                    b_at, b_row, b_next = right.at + column, n, columns
+                for step in range(count if along_rows else 1):
+                    row = i + step * rows
+                    out_at, out_next = row * n + column, columns if along_rows else rows * n
+                    start_at = row * start_row + column * start_column
+                    start_next = columns * start_column if along_rows else rows * start_row
+                    tile(
+                        Operand(a, a_at + step * a_next, a_row, 0 if along_rows else a_next),
+                        Operand(work if reads_packed else b, b_at, b_row, b_next if along_rows else 0),
+                        Operand(start, start_at, start_row, start_next),
+                        Operand(out, out_at, n, out_next),
+                        Operand(work, scratch.at, columns, depth * columns),
+                        Operand(sums.velocity, out_at, n, out_next),
+                        Operand(work, sums.numbers_at, 0, 0),
+                        Strip(
+                            panels if along_rows else count, depth, rows, vectors, last,
+                            transposed, packs_now, sums.update,
+                        ),
+                    )  # fmt: skip
+        j += panels * columns

@@ -1,0 +1,115 @@
+"""How a matrix product is cut: the thresholds, the records that its functions pass on, blocks, panels and tiles.
+
+  n columns of out (and of op(b))
++-----------+-----------+------+
+| tile      |           |      |   A tile (rows x vectors, simd.py) stays in registers.
++-----------+           |      |   A panel is as wide as a tile. Its part of op(b) stays in L1 or L2.
+| tile      |           |      |   A block is M_BLOCK rows, K_BLOCK steps of k. Its part of op(a) stays in L2.
++-----------+           |      |   Threads share out the rows, or where there are few of them the panels.
+  panel       panel       the last one may be narrower
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ...native.compile import jit
+from ...native.simd import TILE
+
+# The one table of thresholds, as measured on Zen 3 (AVX2, 512 KiB of L2) and Zen 4 (AVX-512, 1 MiB of L2).
+BLOCKS = {64: (1024, 144), 32: (800, 96), 16: (800, 96)}  # by the bytes of a vector
+K_BLOCK, M_BLOCK = BLOCKS[TILE.vector_bytes]  # steps of k, and rows of a, at a time: with panels of b they share L2
+L2_K, L2_BYTES = 128, 256 << 10  # b of so few rows and bytes stays in L2: each row of tiles may read all of it
+PACKED_ELEMENTS = 1 << 23  # of b at a time: more columns than these wait for their turn
+PACK_B_ROWS = 160  # b is packed before the product if so many rows of a use it, and it does not stay in L2
+PACK_AS_READ_TILES = 3  # else, of so many tiles one above the other, the first packs what it reads for the others
+PACK_A_COLUMNS = 256  # a is packed if so many columns use it, else it is read where it is
+PACK_TRANSPOSED_A_COLUMNS, PACK_TRANSPOSED_A_K = 64, 256  # a transposed is slower to read from many lines of cache
+PACK_TRANSPOSED_B_K = 128  # steps of k of a transposed b that are packed at a time: they stay in L1
+FEW_ROWS, FEW_ROWS_ELEMENTS = 3, 8192  # so few rows take b in whole rows, so much at a time, as memory is read fastest
+FEW_STEPS = 4  # so few steps of k are computed row by row, as memory is written fastest
+MEMORY_BOUND = 4  # fewer rows, or fewer steps of k, take as long as so many: memory is the limit
+SMALL_PRODUCT = 1 << 20  # multiplications that one thread does at once, without Python to plan them
+WEIGHT_BYTES = 512 << 10  # of a weight and its velocity that a thread may count on to stay in its L2
+
+ROWS, VECTORS = TILE.rows, np.array(TILE.vectors)
+PANEL = TILE.vectors[ROWS]  # vectors of a panel of packed b: the width of the highest tile
+WIDEST = max(TILE.vectors)
+FEW_COLUMNS = ROWS  # a product of at most so many columns is computed transposed, with rows along the vectors
+PAD = 16  # elements between packed rows of a, so that rows do not compete for the same lines of L1
+CHUNK = 16  # rows of b that are packed together, so that memory is read in streams
+PACKED_AS_READ = L2_BYTES // 4  # elements of b, at most, that tiles pack as they read them
+
+
+class Factors(NamedTuple):
+    """op(a) (m, k) and op(b) (k, n). If `packed`, b holds the panels (gemm_pack.py) of op(b) from column `first` on."""
+
+    a: np.ndarray
+    b: np.ndarray
+    transpose_a: bool
+    transpose_b: bool
+    packed: bool
+    first: int
+
+
+class Sums(NamedTuple):
+    """Where sums begin and end: in `start`, which is `out`, or (1, n), a row for all rows, or zeros; and in `out`.
+
+    If `update`, the sums are the gradient of the parameters in `out`, which take a step of SGD (simd.tile) with this
+    velocity, and with numbers that lie at `numbers_at` in the scratch memory.
+    """
+
+    start: np.ndarray
+    out: np.ndarray
+    velocity: np.ndarray
+    numbers_at: int
+    update: bool
+
+
+class Region(NamedTuple):
+    """Rows i0 to i1, columns j0 to j1 of `out`."""
+
+    i0: int
+    i1: int
+    j0: int
+    j1: int
+
+
+class Scratch(NamedTuple):
+    """This thread's scratch memory: `array` from element `at` on."""
+
+    array: np.ndarray
+    at: int
+
+
+@jit
+def even(size, largest, unit):
+    """The length of the equal pieces, none above `largest`, that `size` is cut into, in whole units."""
+    pieces = max(1, (size + largest - 1) // largest)
+    return max(unit, (size + pieces * unit - 1) // (pieces * unit) * unit)
+
+
+@jit
+def next_panel(rest, most, lanes):
+    """The next panel of `rest` remaining columns, at most `most` vectors wide: (columns, vectors, last), see Strip."""
+    if rest > (most - 1) * lanes and rest > lanes:
+        columns, vectors = min(rest, most * lanes), most
+    elif rest > lanes:
+        columns, vectors = min(rest, 2 * lanes), 2
+    elif rest == lanes:
+        columns, vectors = rest, 1
+    else:
+        return rest, 0, rest
+    return columns, vectors, columns - lanes
+
+
+@jit
+def tile_rows(rows, tiles):
+    """`rows` rows in tiles as even as can be: (rows of a low tile, number of high tiles, which have one row more)."""
+    return rows // tiles, rows % tiles
+
+
+@jit
+def steps_of(factors):
+    """k: the terms of each sum."""
+    return factors.a.shape[0] if factors.transpose_a else factors.a.shape[1]

@@ -1,0 +1,97 @@
+"""Packing: parts of a and b are copied into the order in which tiles read them, so that they read memory in streams.
+
+Packed a is tile after tile, each stored as a is: its rows of k, or if a is transposed, k rows. Packed b is panel after
+panel, each row by row; so one row of a panel follows the other, wherever its columns stood in b.
+"""
+
+from ...native.compile import jit
+from ...native.llvm import Operand
+from ...native.simd import SQUARE_BYTES, TILE, copy_rows, transpose
+from .gemm_cuts import CHUNK, K_BLOCK, PAD, PANEL, ROWS, even, next_panel, tile_rows
+
+
+@jit
+def packed_row(transposed, depth, lanes):
+    """Elements between the rows of a packed tile of a; if it is transposed, between its steps of k."""
+    return (ROWS + lanes - 1) // lanes * lanes if transposed else depth + PAD
+
+
+@jit
+def pack_a(a, transposed, i0, i1, k0, depth, target, at):
+    """Copy op(a)[i0 : i1, k0 : k0 + depth] to `target`, from element `at` on."""
+    lanes = TILE.vector_bytes // a.itemsize
+    row = packed_row(transposed, depth, lanes)
+    tiles = (i1 - i0 + ROWS - 1) // ROWS
+    low, high_tiles = tile_rows(i1 - i0, tiles)
+    flat, flat_a = target.ravel(), a.ravel()
+    i = i0
+    for t in range(tiles):
+        rows = low + 1 if t < high_tiles else low
+        if transposed:
+            vectors = (rows + lanes - 1) // lanes
+            last = (vectors - 1) * lanes
+            if i + vectors * lanes > a.shape[1]:  # else what follows the rows is copied too, which spares the mask
+                _, vectors, last = next_panel(rows, vectors, lanes)
+            source = Operand(a, k0 * a.shape[1] + i, a.shape[1], 0)
+            copy_rows(source, Operand(target, at, row, 0), depth, vectors, last)
+            at += depth * row
+        else:
+            for r in range(rows):
+                begin, to = (i + r) * a.shape[1] + k0, at + r * row
+                old, new = flat_a[begin : begin + depth], flat[to : to + depth]
+                for k in range(depth):
+                    new[k] = old[k]
+            at += ROWS * row
+        i += rows
+
+
+@jit
+def transpose_block(source, rows, columns, target):
+    """target[j, i] = source[i, j] for so many rows and columns: by squares, the last of which overlap their neighbours.
+
+    source, target: Operands.
+    """
+    side = SQUARE_BYTES // source.array.itemsize
+    if rows < side or columns < side:
+        flat, flat_target = source.array.ravel(), target.array.ravel()
+        for i in range(rows):
+            for j in range(columns):
+                flat_target[target.at + j * target.row + i] = flat[source.at + i * source.row + j]
+        return
+    for next_i in range(0, rows, side):
+        i, rest = min(next_i, rows - side), columns - side
+        from_at, to_at = source.at + i * source.row, target.at + i
+        squares = Operand(source.array, from_at, source.row, side)
+        transpose(squares, Operand(target.array, to_at, target.row, side * target.row), columns // side)
+        if columns % side:
+            square = Operand(source.array, from_at + rest, source.row, 0)
+            transpose(square, Operand(target.array, to_at + rest * target.row, target.row, 0), 1)
+
+
+@jit
+def pack_transposed_b(b, j, columns, k0, depth, target, at):
+    """target[k, c] = b[j + c, k0 + k], from element `at` on: one panel."""
+    source = Operand(b, j * b.shape[1] + k0, b.shape[1], 0)
+    transpose_block(source, columns, depth, Operand(target, at, columns, 0))
+
+
+@jit
+def pack_b(lo, hi, b, transposed, first, packed):
+    """Copy columns of op(b), from `first` on, to `packed` (k, columns): panels lo to hi of each block of k."""
+    k, n = packed.shape
+    lanes = TILE.vector_bytes // b.itemsize
+    k_block = even(k, K_BLOCK, CHUNK)
+    for k0 in range(0, k, k_block):
+        depth = min(k_block, k - k0)
+        chunk = depth if transposed else CHUNK
+        for done in range(0, depth, chunk):
+            count = min(chunk, depth - done)
+            for panel in range(lo, hi):
+                j = panel * PANEL * lanes
+                columns, vectors, last = next_panel(n - j, PANEL, lanes)
+                at, row = k0 * n + j * depth + done * columns, k0 + done
+                if transposed:
+                    pack_transposed_b(b, first + j, columns, row, count, packed, at)
+                else:
+                    source = Operand(b, row * b.shape[1] + first + j, b.shape[1], 0)
+                    copy_rows(source, Operand(packed, at, columns, 0), count, vectors, last)

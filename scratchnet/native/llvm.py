@@ -1,0 +1,219 @@
+"""Functions on vectors written in LLVM's own language, and how kernels call them.
+
+Numba compiles loops over numbers, and the compiler may or may not turn them into loops over vectors. Where that is not
+good enough (simd.py), a `Function` is written instruction by instruction. `load` compiles a module of such functions;
+`external` makes a kernel's call of the plain Python twin a call of the LLVM function with the twin's name.
+"""
+
+import inspect
+from typing import NamedTuple
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .cache import object_code
+
+
+class Operand(NamedTuple):
+    """A matrix in memory: it begins with element `at` of `array`, read as one long row; a row is `row` elements long.
+
+    Functions that do several blocks in one call find the next block `next` elements after the one before.
+    """
+
+    array: np.ndarray
+    at: int
+    row: int
+    next: int
+
+
+DTYPES = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
+
+i32, i64 = ir.IntType(32), ir.IntType(64)
+
+
+def _parameters(twin):
+    """The parameters of the LLVM function for a twin: {name: is it a pointer?}; the others are integers.
+
+    An Operand `a` becomes the pointer `a` and the integers `a_row` and `a_next`, any other record its fields.
+    """
+    found: dict[str, bool] = {}
+    for name, parameter in inspect.signature(twin).parameters.items():
+        if parameter.annotation is Operand:
+            found |= {name: True, f"{name}_row": False, f"{name}_next": False}
+        else:
+            found |= dict.fromkeys(getattr(parameter.annotation, "_fields", (name,)), False)
+    return found
+
+
+class Function:
+    """An LLVM function on vectors of `lanes` elements, being written. Its arguments are its items."""
+
+    def __init__(self, module, name, twin, dtype, lanes):
+        self.size, self.lanes, self.vector = int(dtype[-2:]) // 8, lanes, ir.VectorType(DTYPES[dtype], lanes)
+        self.suffix = f"v{lanes}f{8 * self.size}"
+        names = _parameters(twin)
+        kinds = [DTYPES[dtype].as_pointer() if is_pointer else i64 for is_pointer in names.values()]
+        self.llvm = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
+        self.builder = ir.IRBuilder(self.llvm.append_basic_block())
+        self.arguments = dict(zip(names, self.llvm.args, strict=True))
+
+    def __getitem__(self, name):
+        return self.arguments[name]
+
+    def at(self, pointer, *offsets):
+        """The element after `pointer` by the sum of `offsets`, which are LLVM integers or Python's."""
+        for offset in offsets:
+            pointer = self.builder.gep(pointer, [i64(offset) if isinstance(offset, int) else offset])
+        return pointer
+
+    def times(self, n, value):
+        return self.builder.mul(value, i64(n))
+
+    def intrinsic(self, name, result, *values):
+        signature = ir.FunctionType(result, [value.type for value in values])
+        known = self.llvm.module.globals
+        return self.builder.call(known.get(name) or ir.Function(self.llvm.module, signature, name), values)
+
+    def load(self, pointer, mask=None):
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            return self.builder.load(pointer, align=self.size)
+        return self.intrinsic(
+            f"llvm.masked.load.{self.suffix}.p0", self.vector, pointer, i32(self.size), mask, self.vector(None)
+        )
+
+    def store(self, value, pointer, mask=None):
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        if mask is None:
+            self.builder.store(value, pointer, align=self.size)
+        else:
+            self.intrinsic(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), value, pointer, i32(self.size), mask)
+
+    def prefetch(self, pointer):
+        """Fetch the cache line of `pointer` into the first cache, for writing."""
+        pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        self.intrinsic("llvm.prefetch.p0", ir.VoidType(), pointer, i32(1), i32(3), i32(1))
+
+    def shuffle(self, low, high, lanes):
+        """Lane i of the result is lane `lanes[i]` of `low` and `high` side by side."""
+        return self.builder.shuffle_vector(low, high, ir.VectorType(i32, self.lanes)(lanes))
+
+    def splat(self, scalar):
+        """`scalar` in every lane."""
+        undefined = ir.VectorType(scalar.type, self.lanes)(ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, i32(0))
+        return self.shuffle(first, first, [0] * self.lanes)
+
+    def multiply_add(self, a, b, c):
+        return self.intrinsic(f"llvm.fmuladd.{self.suffix}", self.vector, a, b, c)
+
+    def columns(self, vectors):
+        """Offsets of the vectors of a row, and the mask of a row that is shorter than one vector."""
+        if vectors:
+            return [*(v * self.lanes for v in range(vectors - 1)), self["last"]], None
+        numbers = ir.VectorType(i64, self.lanes)(list(range(self.lanes)))
+        return [0], self.builder.icmp_signed("<", numbers, self.splat(self["last"]))
+
+    def loop(self, count, carried, body):
+        """Run `body(values) -> values` `count` times on the LLVM values `carried`; return what they are at the end."""
+        builder, before = self.builder, self.builder.block
+        inside, after = self.llvm.append_basic_block(), self.llvm.append_basic_block()
+        builder.cbranch(builder.icmp_signed(">", count, i64(0)), inside, after)
+        builder.position_at_end(inside)
+        starts = [count, *carried]
+        values = [builder.phi(value.type) for value in starts]
+        changed = [builder.sub(values[0], i64(1)), *body(values[1:])]
+        end = builder.block  # not `inside`, if the body has a loop of its own
+        builder.cbranch(builder.icmp_signed(">", changed[0], i64(0)), inside, after)
+        builder.position_at_end(after)
+        results = [builder.phi(value.type) for value in carried]
+        for phi, start, value in zip([*values, *results], [*starts, *carried], [*changed, *changed[1:]], strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(value, end)
+        return results
+
+
+def write_choice(module, twin, dtype, cases, **radixes):
+    """The function that kernels call: it hands its arguments on to one of `cases`.
+
+    A case is a function, and its key the values of those arguments that are the names in `radixes`. Each such value is
+    below its radix, so together they are the digits of one number, by which the function jumps.
+    """
+    f = Function(module, symbol(twin, dtype), twin, dtype, 1)
+    end, number = f.llvm.append_basic_block(), i64(0)
+    for name, radix in radixes.items():
+        number = f.builder.add(f.times(radix, number), f[name])
+    choice = f.builder.switch(number, end)
+    for key, case in cases.items():
+        code = 0
+        for digit, radix in zip(key, radixes.values(), strict=True):
+            code = code * radix + digit
+        case.linkage = "internal"
+        choice.add_case(i64(code), f.llvm.append_basic_block())
+        f.builder.position_at_end(f.llvm.blocks[-1])
+        f.builder.call(case, f.llvm.args, tail=True)
+        f.builder.ret_void()
+    f.builder.position_at_end(end)
+    f.builder.ret_void()
+
+
+def symbol(twin, dtype):
+    """The name of the LLVM function for a twin."""
+    return f"scratchnet{twin.__name__}_{dtype}"
+
+
+def _target_machine():
+    host, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    return llvm.Target.from_default_triple().create_target_machine(cpu=host, features=features, opt=3, jit=True)
+
+
+_engines: list = []  # own the machine code
+
+
+def load(name, module, twins):
+    """Compile the source that `module()` returns, or take its code from the cache; make its functions known by name."""
+    code = object_code(name, lambda: _target_machine().emit_object(llvm.parse_assembly(module())))
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    for known in [symbol(twin, dtype) for twin in twins for dtype in DTYPES]:
+        llvm.add_symbol(known, engine.get_function_address(known))
+    _engines.append(engine)
+
+
+def external(twin):
+    """The intrinsic that calls the LLVM function for a twin."""
+
+    def flat(context, builder, kind, value):
+        """The LLVM arguments that an argument becomes, see `_parameters`."""
+        if not isinstance(kind, types.BaseTuple):
+            return [context.cast(builder, value, kind, types.intp)]
+        kinds, values = list(kind.types), cgutils.unpack_tuple(builder, value)
+        first = []
+        if isinstance(kinds[0], types.Array):
+            data = context.make_array(kinds[0])(context, builder, values[0]).data
+            first = [builder.gep(data, [context.cast(builder, values[1], kinds[1], types.intp)])]
+            kinds, values = kinds[2:], values[2:]
+        return first + [context.cast(builder, v, k, types.intp) for k, v in zip(kinds, values, strict=True)]
+
+    def call(typing_context, *arguments):
+        name = symbol(twin, arguments[0].types[0].dtype.name)
+        signature = types.void(*arguments)
+
+        def generate(context, builder, signature, values):
+            pairs = zip(signature.args, values, strict=True)
+            passed = [x for kind, value in pairs for x in flat(context, builder, kind, value)]
+            function_type = ir.FunctionType(ir.VoidType(), [value.type for value in passed])
+            known = builder.module.globals
+            builder.call(known.get(name) or ir.Function(builder.module, function_type, name), passed)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    parameters = [p.replace(annotation=p.empty) for p in inspect.signature(twin).parameters.values()]
+    first = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    call.__signature__ = inspect.Signature([first, *parameters])
+    return intrinsic(call)
