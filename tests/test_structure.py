@@ -91,21 +91,13 @@ STILL = {
     "computed": "",
     "asks": "",
     "lines": """
-        kernels/cpu/gemm.py
         bench/bench.py
         bench/engines.py
         drill/drill.py
     """,
     "parameters": """
-        kernels/cpu/gemm.py _product
-        kernels/cpu/gemm.py _update
-        kernels/cpu/gemm.py _multiply
-        kernels/cpu/gemm.py _multiply_plainly
-        kernels/cpu/gemm.py _multiply_turned
-        kernels/cpu/gemm.py _multiply_block
         kernels/cpu/optim.py _adam
         kernels/cuda/optim.py loop
-        native/simd.py _tile
     """,
 }
 
