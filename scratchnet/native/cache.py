@@ -1,8 +1,13 @@
-"""Machine code on disk, so that a kernel is compiled once for this machine and not once a process.
+"""Machine code on disk: a kernel is compiled once for this machine, not once a process.
 
-The folder is `SCRATCHNET_CACHE_DIR`, else `$XDG_CACHE_HOME/scratchnet`, else `~/.cache/scratchnet`; in it, one
-subfolder for each state of the sources of this package folder, versions of Python, NumPy, Numba and llvmlite, and CPU.
-Without one everything works, and compiles anew in each process; one that is read-only serves as far as it goes.
+The folder is `SCRATCHNET_CACHE_DIR`, else `$XDG_CACHE_HOME/scratchnet`, else `~/.cache/scratchnet`. It has a subfolder
+for each combination of kernel sources, CPU, and versions of Python, NumPy, Numba and llvmlite. A read-only folder is
+read; without a folder each process compiles for itself.
+
+Processes fill a folder together: each locks the kernel that it compiles, and whoever needs the same one waits for it.
+Numba's own cache cannot be filled like this (numba#4807): its processes overwrite an index. Here is none; a file
+appears whole, by a rename, under a name that says what it holds.
+
 `SCRATCHNET_QUIET=1` silences the note on stderr that the first run is compiling.
 """
 
@@ -37,7 +42,8 @@ try:
 except ImportError:  # no file locks on Windows: two cold processes then compile the same kernels, each correctly
     fcntl = None  # type: ignore[assignment]
 
-# Files that kernels are compiled from, in this package.
+# The files of this package that kernels are compiled from: a change in any of them gives the subfolder another name.
+# tests/native/test_cache.py checks that whatever such a file imports is in the list.
 SOURCES = (
     "native/*.py",
     "kernels/*.py",
@@ -47,8 +53,8 @@ SOURCES = (
     "data/rows.py",
 )
 
-LOCK_SECONDS = 60.0  # how long to wait for another process that compiles, before compiling the same kernel ourselves
-STALE_DAYS = 60  # subfolders of other versions that nobody used for so long are removed
+LOCK_SECONDS = 60.0  # to wait for a kernel that another process compiles, before compiling it here, too
+STALE_DAYS = 60  # after which an unused subfolder is removed
 
 
 class CompileStats(NamedTuple):
@@ -59,8 +65,12 @@ class CompileStats(NamedTuple):
     seconds: float
 
 
+class TakenError(Exception):
+    """Another process compiles this kernel already."""
+
+
 class _Session:
-    """Counts compilations, tells the user, and holds the lock of the cache folder while this process compiles.
+    """Counts compilations, tells the user, and holds the locks of the kernels that this process compiles.
 
     A re-entrant context: compiling a kernel compiles the kernels that it calls. It is entered under Numba's compiler
     lock, which lets one thread in at a time, so nothing here needs a lock of its own.
@@ -68,29 +78,32 @@ class _Session:
 
     def __init__(self):
         self.compiled, self.loaded, self.seconds = 0, 0, 0.0
+        self.skips_taken = False  # raise TakenError where another process compiles the kernel that was asked for?
+        self.before_compiling = []  # functions that are called with the name of a kernel that has to be compiled
         self._depth, self._started, self._said = 0, None, False
-        self._lock, self._patience = None, LOCK_SECONDS
+        self._locks, self._patience = None, LOCK_SECONDS
 
     def __enter__(self):
         self._depth += 1
 
     def __exit__(self, *exc_info):
         self._depth -= 1
-        if self._depth or self._started is None:
+        if self._depth:
             return
-        self.seconds += time.perf_counter() - self._started
-        self._started = None
-        if self._lock is not None:
-            os.close(self._lock)  # and thereby unlocks
-            self._lock = None
-        self._erase()
+        if self._locks is not None:
+            os.close(self._locks)  # and thereby unlocks all
+            self._locks = None
+        if self._started is not None:
+            self.seconds += time.perf_counter() - self._started
+            self._started = None
+            self._erase()
 
     def fetch(self, name, file):
         """The content of `file`; None if it has to be made, and then this process has the right to make it."""
         content = _read(file)
         if content is None and file is not None:
             with contextlib.suppress(OSError):
-                self._wait(file)
+                self._lock(file)
             content = _read(file)  # another process may have made it meanwhile
         if content is not None:
             self.loaded += 1
@@ -98,6 +111,8 @@ class _Session:
         if self._started is None:
             self._started = time.perf_counter()
         self._say(name)
+        for action in self.before_compiling:
+            action(name)
         return None
 
     def keep(self, file, content):
@@ -107,33 +122,33 @@ class _Session:
             with contextlib.suppress(OSError):  # a full disk costs the cache, not the run
                 _write(file, content)
 
-    def _wait(self, file):
-        """Wait for the right to fill the folder: no longer than `file` is missing, nor than LOCK_SECONDS.
+    def _lock(self, file):
+        """Wait for the right to make `file`: no longer than it is missing, nor than LOCK_SECONDS.
 
-        The system drops the lock of a process that dies. Without the lock (its holder is stopped, or the file system
-        has no locks) two processes may write the same file: each writes all of it, by a rename.
+        The locks are single bytes of one file, at an offset that the name determines. The system drops those of a
+        process that dies. Where a lock cannot be had (its holder is stopped, or the file system has no locks), two
+        processes may make the same file: each writes all of it.
         """
-        if self._lock is not None or fcntl is None:
+        if fcntl is None:
             return
-        lock = os.open(file.parent / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if self._locks is None:  # one descriptor for all: closing any descriptor of a file drops all locks on it
+            self._locks = os.open(file.parent / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        offset = int.from_bytes(hashlib.sha256(file.name.encode()).digest()[:7])
         deadline = time.monotonic() + self._patience
         while not file.exists():
             try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):  # another process holds it
-                if time.monotonic() < deadline:
-                    time.sleep(0.02)
-                    continue
-                self._patience = 0.0
-            except OSError:  # no locks here
-                self._patience = 0.0
+                fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+            except (BlockingIOError, PermissionError):  # another process has it
+                if self.skips_taken and self._depth == 1:
+                    raise TakenError(file.name) from None
+                if time.monotonic() >= deadline:
+                    self._patience = 0.0
+                    return
+                time.sleep(0.02)
             else:
-                self._lock = lock
-                for leftover in file.parent.glob("*.tmp"):  # of a process that was killed while it wrote
+                for leftover in file.parent.glob(f"{file.stem}.*.tmp"):  # of a process that was killed while it wrote
                     leftover.unlink(missing_ok=True)
                 return
-            break
-        os.close(lock)
 
     def _say(self, name):
         if os.environ.get("SCRATCHNET_QUIET") == "1":
@@ -152,8 +167,8 @@ class _Session:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
     def _summarise(self):
-        folder = _folder()
-        kept = f"kept in {folder}" if folder and os.access(folder, os.W_OK) else "not kept: no writable cache folder"
+        folder = writable_folder()
+        kept = f"kept in {folder}" if folder else "not kept: no writable cache folder"
         print(f"scratchnet: compiled {self.compiled} kernels in {self.seconds:.1f} s ({kept})", file=sys.stderr)
 
 
@@ -161,10 +176,9 @@ session = _Session()
 
 
 class KernelCache(_Cache):
-    """The machine code of one kernel: one file per signature, named by a digest of all that determines its content.
+    """The machine code of one kernel: a file for each signature, named by a digest of all that determines its content.
 
-    Numba's own cache keeps an index file that concurrent processes corrupt, and does not see a change in a callee of
-    another file. Here there is no index, a file appears whole by a rename, and a checksum guards it.
+    Numba's own cache does not notice a change in a callee of another file; SOURCES is for that.
     """
 
     def __init__(self, py_func, options):
@@ -182,8 +196,8 @@ class KernelCache(_Cache):
             target_context.refresh()
             return None
         result = CompileResult._rebuild(target_context, *pickle.loads(content))
-        # What starts the threads. A caller that is compiled later inherits it from here, which Numba forgets: loaded
-        # from the cache by a third process, the caller would run its parallel loop without threads, and crash.
+        # These functions start the threads. Numba forgets that a caller which is compiled later needs them, too: a
+        # third process that loads the caller from the cache would run its parallel loop without threads, and crash.
         result.library._reload_init.update(result.reload_init)
         return result
 
@@ -246,24 +260,28 @@ def _source_digest(path):
         return None
 
 
-def _package_digest():
-    """A digest of everything that kernels of this package compile to: sources, versions, the CPU."""
+def _sources(package):
+    """The files of SOURCES below the package's folder."""
+    return sorted(path for pattern in SOURCES for path in package.glob(pattern))
+
+
+def _package_digest(package):
+    """A digest of everything that determines what kernels compile to: sources, versions, the CPU."""
     digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for path in sorted(path for pattern in SOURCES for path in package.glob(pattern)):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in _sources(package):
+        digest.update(repr((path.relative_to(package).parts, path.read_bytes())).encode())
     versions = (platform.python_version(), np.__version__, numba.__version__, llvmlite.__version__)
     digest.update(repr((versions, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())).encode())
     return digest.hexdigest()[:16]
 
 
-# Taken at import, like the code itself: a source that is edited while this process runs must not pass for what it runs.
-_PACKAGE_DIGEST = _package_digest()
+# Computed at import, like the code itself: when a source is edited later, this process still runs the old one.
+_PACKAGE_DIGEST = _package_digest(Path(__file__).parents[1])
 
 
 @functools.cache
 def _folder():
-    """This version's cache folder, created if need be; it may be one that can only be read. None: there is none."""
+    """This version's subfolder, created if need be, perhaps read-only; None if there is none."""
     base = os.environ.get("SCRATCHNET_CACHE_DIR")
     if not base:
         home = os.environ.get("XDG_CACHE_HOME", "")
@@ -278,6 +296,12 @@ def _folder():
     except OSError:
         return folder if os.path.isdir(folder) else None
     return folder
+
+
+def writable_folder():
+    """The same, or None if this process may not write to it."""
+    folder = _folder()
+    return folder if folder and os.access(folder, os.W_OK) else None
 
 
 def _remove_stale(base):
@@ -300,11 +324,10 @@ def _read(file):
 
 def _write(file, content):
     """Write `file`, with a checksum, so that others see all of it or nothing."""
-    handle, temporary = tempfile.mkstemp(prefix=file.stem, suffix=".tmp", dir=file.parent)
+    temporary = file.with_name(f"{file.stem}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(hashlib.sha256(content).digest() + content)
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
         os.replace(temporary, file)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -24,6 +24,7 @@ A kernel compiles at its first call for given argument types; cache.py keeps the
 import functools
 import os
 import types
+import weakref
 
 import numba
 import numpy as np
@@ -106,12 +107,16 @@ def before_first_kernel(action):
 _before_first_kernel: list = []
 
 
+kernels: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by "module.qualname"
+
+
 class _Kernel(CPUDispatcher):
     """Numba's dispatcher with our cache and our progress note."""
 
     def __init__(self, py_func, locals=None, targetoptions=None, **kwargs):
         super().__init__(py_func, locals=locals, targetoptions=targetoptions, **kwargs)
         self._cache = KernelCache(py_func, targetoptions)
+        kernels[f"{py_func.__module__}.{py_func.__qualname__}"] = self
 
     def compile(self, sig):
         with global_compiler_lock, session:

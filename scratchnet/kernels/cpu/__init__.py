@@ -7,10 +7,11 @@ import inspect
 
 import numpy as np
 
+from ...native import ahead
 from ...native.compile import JIT_ENABLED
 from ...native.loops import Plan, planning
 from .. import device
-from . import elementwise, gemm, guards, movement, norm, optim, random, reduce, softmax
+from . import elementwise, first_run, gemm, guards, movement, norm, optim, random, reduce, softmax
 
 # The dtypes for which a kernel is compiled, inputs -> outputs, in NumPy's letters: ? bool, B uint8, l int64, and f
 # float32 or float64, the same for all f of one call.
@@ -165,3 +166,5 @@ KERNELS = {
 }
 if JIT_ENABLED:
     KERNELS["matmul"] = gemm.at_once(KERNELS["matmul"])
+
+ahead.offer(__name__, first_run.FIRST_RUN)
