@@ -35,16 +35,19 @@ ONCE = {
     "data": ("test_idx", "test_loader", "test_sources"),
     "cuda": ("test_compiled", "test_without_gpu"),
     "native": ("test_ahead", "test_cache", "test_compile"),
-    "comm": ("test_collectives", "test_memory"),
+    "comm": ("test_collectives", "test_job", "test_memory"),
     "pool": ("test_launch", "test_pool"),
-    "mpi": ("test_mpi",),
+    "mpi": (
+        "test_communicator", "test_faults", "test_hosts", "test_machines", "test_mpi_train", "test_run", "test_slurm",
+        "test_training",
+    ),
     "parallel": ("test_planner", "test_strategies"),
     "formats": ("test_atomic", "test_checkpoint", "test_checkpoint_folder"),
     "optim": ("test_lr_scheduler",),
     "trainer": ("test_metrics_log", "test_trainer"),
     "scripts": ("test_drill", "test_scripts"),
     "tests": ("test_distribution", "test_docs", "test_metrics", "test_readme", "test_structure"),
-}
+}  # fmt: skip
 
 # Of the others, those that start parallel loops, which .ci/run repeats on each threading layer, `-m threads`.
 THREADS = {"kernels": ("test_contract",), "cpu": ("test_cpu_specific", "test_gemm"), "jit": ("test_step",)}

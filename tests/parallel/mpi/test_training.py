@@ -1,0 +1,74 @@
+"""Training by the ranks of an MPI job has the bits of one process; what cannot have them is refused."""
+
+import itertools
+
+import mpi_job
+import numpy as np
+import pytest
+from jobs import program, srun_like, train, undisturbed
+from servants import mpirun
+
+import scratchnet as sn
+
+# On machines of one rank that merge by slices, jobs that compress or add in any order do what they do along a chain.
+BY_SLICES = [name for name in mpi_job.JOBS if name not in ("fast", "half", "largest", "low rank", "low rank, skipped")]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "share", "merge", "jobs", "command"),
+    [
+        (2, 0, "", mpi_job.JOBS, srun_like),
+        (3, 1, "chain", mpi_job.JOBS, mpirun),
+        (5, 2, "slices", mpi_job.JOBS, mpirun),
+        (2, 1, "slices", BY_SLICES, mpirun),
+        (4, 1, "slices", BY_SLICES, mpirun),
+    ],
+    ids=lambda value: getattr(value, "__name__", "") if callable(value) else None,
+)
+def test_training_has_the_bits_of_one_process_for_any_number_of_ranks_and_machines(ranks, share, merge, jobs, command):
+    status, results, said = train(ranks, "--jobs", *jobs, share=share, merge=merge, command=command)
+    assert status == 0, said
+    assert sorted((r["job"], r["rank"]) for r in results) == sorted(itertools.product(jobs, range(ranks)))
+    for result in results:
+        expected = undisturbed()[result["job"]]
+        if result["job"] != "fast":
+            assert result["digest"] == expected["digest"], result["job"]
+        else:  # the order of additions, and nothing else, is another
+            np.testing.assert_allclose(result["sums"], expected["sums"], rtol=1e-3, atol=1e-3)
+    assert len({result["digest"] for result in results if result["job"] == "fast"}) <= 1
+    for name in ("momentum", "adam, more shards than samples at the end"):
+        check_rows([r["asked"] for r in sorted(results, key=lambda r: r["rank"]) if r["job"] == name], name)
+
+
+def check_rows(asked, name):
+    """Each rank has read the samples of its shards and no others, but for those of shard 0 that it looks at first."""
+    shards, ranks = mpi_job.JOBS[name][0]["shards"], len(asked)
+    loader = sn.data.DataLoader(mpi_job.Samples(""), mpi_job.BATCH, shuffle=True, seed=3)
+    batches = [rows for epoch in range(2) for rows in loader.batch_indices(epoch)]
+    first = mpi_job.BATCH // shards
+    for rank, rows in enumerate(asked):
+        own = [
+            rows[k * len(rows) // shards : (k + 1) * len(rows) // shards]
+            for rows in batches
+            for k in range(rank * shards // ranks, (rank + 1) * shards // ranks)
+        ]
+        assert rows[first:] == np.concatenate(own or [[]]).tolist()
+
+
+@pytest.fixture(scope="module")
+def refused():
+    """What two ranks wrote that tried to train in ways that cannot have the bits of one process."""
+    status, text = program(2, "mpi_refused")
+    assert status != 0
+    return text
+
+
+@pytest.mark.parametrize("strategy", ["ParameterServer", "Hogwild"])
+def test_what_is_not_exact_is_refused_in_one_line(refused, strategy):
+    lines = [line for line in refused.splitlines() if "Trainer: " in line and f"{strategy}(" in line]
+    assert len(lines) == 1 and "expected a strategy that is exact under MPI, got" in lines[0], refused
+    assert "at any time, in shared memory" in lines[0]
+
+
+def test_ranks_that_take_different_samples_are_named(refused):
+    assert "expected loader_seed=0, as saved, got 1" in refused
