@@ -90,11 +90,7 @@ STILL = {
     """,
     "computed": "",
     "asks": "",
-    "lines": """
-        bench/bench.py
-        bench/engines.py
-        drill/drill.py
-    """,
+    "lines": "",
     "parameters": """
         kernels/cpu/optim.py _adam
         kernels/cuda/optim.py loop

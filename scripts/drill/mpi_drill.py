@@ -12,12 +12,12 @@ import itertools
 import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from running import LIMIT, Ended, Result, run, run_trials
 
 from scratchnet.flags import flag, run_script
 from scratchnet.parallel.failpoints import LOG, VARIABLE
@@ -25,14 +25,12 @@ from scratchnet.parallel.mpi.watch import SILENT
 
 SCRIPTS = Path(__file__).parents[1]
 STEPS = 85  # of an epoch of the embedded images
-FLAGS = {
-    "epochs": 1, "hidden": 32, "dropout": 0.2, "shards": 4, "threads": 1, "save-every": 20, "folder": "run",
-    "resume": "auto",
-}  # fmt: skip
-JOB = [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
+JOB = "--epochs 1 --hidden 32 --dropout 0.2 --shards 4 --threads 1 --save-every 20 --folder run --resume auto"
+TRAIN = [sys.executable, str(SCRIPTS / "train.py"), *JOB.split()]
+MPI_TRAIN = [sys.executable, str(SCRIPTS / "mpi_train.py"), "--restarts", "1", "--pause", "0", "--grace", "3", "--"]
+MPIRUN = ["mpirun", *["--allow-run-as-root"] * (os.geteuid() == 0), "--oversubscribe", "--bind-to", "none", "-n"]
 POINTS = ("shard.claimed", "shard.written", "slice.claimed", "slice.written")
 ACTIONS = ("SIGKILL", "SIGSEGV", "SIGSTOP", "exit")
-LIMIT = 120.0  # seconds until a trial counts as hung
 
 
 @dataclass
@@ -44,49 +42,57 @@ class Config:
     seed: int = flag(0, "of the ranks and steps at which something happens")
 
 
-def run(command: list[str], folder: str, **environment: str) -> tuple[str, str]:
-    """What a run said, and the SHA-256 of its newest checkpoint, or why there is none."""
-    variables = {"SCRATCHNET_QUIET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env=os.environ | variables, capture_output=True, text=True, timeout=LIMIT
-        )
-    except subprocess.TimeoutExpired:
-        return "", f"hung for {LIMIT:.0f} s"
-    if done.returncode:
-        return done.stderr, f"status {done.returncode}"
-    newest = max(Path(folder, "run").glob("checkpoint-*.safetensors"))
-    return done.stderr, hashlib.sha256(newest.read_bytes()).hexdigest()
+@dataclass
+class Trial:
+    point: str
+    action: str
+    step: int
+    rank: int
+    expected: str = "EXACT"
+
+    @property
+    def name(self) -> str:
+        return f"{self.action} at {self.point}, step {self.step}, rank {self.rank}"
+
+    @property
+    def group(self) -> str:
+        return f"rank: {self.action}"
+
+
+def run_job(command: list[str], folder: str, **variables: str) -> tuple[Ended, str]:
+    """How a job ended, and the SHA-256 of its newest checkpoint."""
+    path = os.pathsep.join(filter(None, sys.path))
+    ended = run(command, LIMIT, folder=folder, PYTHONPATH=path, **variables)
+    newest = max(Path(folder, "run").glob("checkpoint-*.safetensors"), default=None)
+    return ended, hashlib.sha256(newest.read_bytes()).hexdigest() if newest else ""
 
 
 def main(config: Config) -> None:
-    train = [sys.executable, str(SCRIPTS / "train.py"), *JOB]
-    root = ["--allow-run-as-root"] * (os.geteuid() == 0)
-    mpirun = ["mpirun", *root, "--oversubscribe", "--bind-to", "none", "-n", str(config.ranks)]
-    wrapper = [sys.executable, str(SCRIPTS / "mpi_train.py"), "--restarts", "1", "--pause", "0", "--grace", "3", "--"]
     with tempfile.TemporaryDirectory() as folder:
-        _, expected = run(train, folder)
-    draw, bad = random.Random(config.seed), 0
-    for point, action in itertools.product(POINTS, ACTIONS):
-        step, rank = draw.randrange(STEPS), draw.randrange(config.ranks)
-        start = time.monotonic()
+        _, expected = run_job(TRAIN, folder)
+
+    def one(trial: Trial) -> Result:
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder, "fired")
-            fault = {VARIABLE: f"{point}:{step}:{rank}:{action}", LOG: str(log)}
-            said, found = run(
-                [*wrapper, *mpirun, *train], folder, SCRATCHNET_MPI_PATIENCE=str(config.patience), **fault
-            )
-            fired = log.exists()
-        lines = [line for line in said.splitlines() if SILENT in line]
-        told = len(lines) == 1 and re.search(rf"step {step}: {SILENT} rank {rank},", lines[0])
-        verdict = "EXACT" if found == expected else found if len(found) < 64 else "other bytes"
-        verdict += ("" if fired else ", did not fire") + ("" if told else f", told: {lines}")
-        bad += verdict != "EXACT"
-        print(
-            f"{point:14} step {step:2} rank {rank} {action:8} {time.monotonic() - start:5.1f} s  {verdict}", flush=True
-        )
-    print(f"{len(POINTS) * len(ACTIONS)} trials, {bad} bad")
-    sys.exit(bad > 0)
+            fault = {VARIABLE: f"{trial.point}:{trial.step}:{trial.rank}:{trial.action}", LOG: str(log)}
+            job = [*MPI_TRAIN, *MPIRUN, str(config.ranks), *TRAIN]
+            ended, found = run_job(job, folder, SCRATCHNET_MPI_PATIENCE=str(config.patience), **fault)
+            result = Result("lost", log.exists(), f"status {ended.status}", ended.leaks)
+        named = [line for line in ended.words.splitlines() if SILENT in line]
+        if ended.status is None:
+            result.outcome = "hung"
+        elif ended.status == 0 and found != expected:
+            result.outcome = "silently wrong"
+        elif len(named) != 1 or not re.search(rf"step {trial.step}: {SILENT} rank {trial.rank},", named[0]):
+            result.why += f", said: {named}"
+        elif ended.status == 0:
+            result.outcome = "EXACT"
+        return result
+
+    draw = random.Random(config.seed)
+    faults = itertools.product(POINTS, ACTIONS)
+    trials = [Trial(*fault, draw.randrange(STEPS), draw.randrange(config.ranks)) for fault in faults]
+    run_trials(one, trials, side_by_side=1, verbose=True)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import gc
 import os
 from pathlib import Path
 
-from drill import shared_memory
 from multiprocess import resource_tracker
+from running import shared_memory
 
 TRACKER = "multiprocess.resource_tracker"  # one helper process of multiprocess, which ends with this one
 

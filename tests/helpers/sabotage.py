@@ -6,8 +6,8 @@
 import os
 import subprocess
 
-import drill_victim
 import numpy as np
+import victim
 
 from scratchnet.formats import checkpoint
 from scratchnet.native.atomics import LINE
@@ -21,7 +21,7 @@ def apply(folder):
         globals()[os.environ["SABOTAGE"]](folder)
 
 
-class Loss(drill_victim.Loss):
+class Loss(victim.Loss):
     def __setstate__(self, state):
         super().__setstate__(state)
         apply(self.folder)

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import drill
 import pytest
-from drill import Drill, Trial
+import trials
+from drill import Drill
+from trials import Trial
 
 SABOTAGED = Path(__file__).parents[1] / "programs" / "sabotaged_victim.py"
-KILLED = drill.ended_by("shard.half_written", "SIGKILL", 2)
+KILLED = trials.ended_by("shard.half_written", "SIGKILL", 2)
 BROKEN = {  # what is broken: a trial that shows it, and what comes of it
-    "arrival_order": (drill.slow(2), "silently wrong"),
-    "in_place": (drill.ended_by("slice.written", "SIGKILL", 2), "silently wrong"),
+    "arrival_order": (trials.slow(2), "silently wrong"),
+    "in_place": (trials.ended_by("slice.written", "SIGKILL", 2), "silently wrong"),
     "seal_first": (KILLED, "silently wrong, or lost"),  # lost: the NaN of half a gradient are seen in a loss
-    "no_checksum": (drill.flipped(2), "silently wrong"),
+    "no_checksum": (trials.flipped(2), "silently wrong"),
 }
 
 
@@ -44,7 +46,7 @@ def test_what_stays_behind_is_a_failure(monkeypatch):
 
 
 def test_a_run_that_hangs_is_ended_and_is_a_failure(monkeypatch):
-    trial = Trial("stops", "parent: stops", flags=("--strike", "starting:0:SIGSTOP"), mark="starting")
+    trial = Trial("stops", "parent: stops", flags="--strike starting:0:SIGSTOP", mark="starting")
     drill.reference(*trial.job())
     monkeypatch.setattr(drill, "LIMIT", 3.0)
     result = Drill().run(trial)
@@ -73,7 +75,7 @@ def test_a_choice_of_no_trial_is_a_failure():
 
 
 def test_the_quick_set_has_every_point_and_every_end_of_a_worker_and_each_name_once():
-    trials = drill.quick()
-    assert len({trial.name for trial in trials}) == len(trials)
-    for word in (*drill.POINTS, *drill.DEADLY, "SIGSTOP", "loop", *drill.STRIKES, *drill.STRATEGIES[1:]):
-        assert any(word in trial.name for trial in trials), word
+    chosen = trials.quick()
+    assert len({trial.name for trial in chosen}) == len(chosen)
+    for word in (*trials.POINTS, *trials.DEADLY, "SIGSTOP", "loop", *trials.STRIKES, *trials.STRATEGIES[1:]):
+        assert any(word in trial.name for trial in chosen), word

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scratchnet.data import read_idx, write_idx
@@ -17,9 +18,13 @@ from scratchnet.formats.checkpoint_folder import CheckpointFolder
 ROOT = Path(__file__).parents[2]
 
 
-def train(*flags):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *map(str, flags)]
+def run(script, *flags):
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, flags)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SCRATCHNET_QUIET": "1"})
+
+
+def train(*flags):
+    return run("train.py", *flags)
 
 
 @pytest.fixture
@@ -94,16 +99,52 @@ def test_flags_follow_the_types_of_the_fields():
         parse_flags(Example, ["--count", "many"])
 
 
-def test_the_training_script_fits_on_a_slide():
-    assert len((ROOT / "scripts" / "train.py").read_text().splitlines()) <= 90
+@pytest.mark.parametrize("name", ["train.py", "predict.py"])
+def test_the_scripts_of_the_first_page_fit_on_a_slide(name):
+    assert len((ROOT / "scripts" / name).read_text().splitlines()) <= 90
+
+
+# --- predict.py -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tmp_path, small):
+    """The folder of a short run on the small data, and the accuracy that train.py printed."""
+    done = train("--data", small, "--epochs", 2, "--hidden", 16, "--dropout", 0.2, "--folder", tmp_path / "run")
+    return tmp_path / "run", re.search(r"test accuracy (\S+)", done.stdout)[1]
+
+
+def test_predict_finds_the_accuracy_of_the_training_again(tmp_path, small, trained):
+    folder, accuracy = trained
+    done = run("predict.py", "--run", folder, "--out", tmp_path / "classes.txt")
+    assert done.returncode == 0, done.stderr
+    assert f"accuracy {accuracy}\n" in done.stdout
+    classes = list(map(int, (tmp_path / "classes.txt").read_text().split()))
+    assert f"classes of 50 images: {' '.join(map(str, classes[:10]))} ...\n" in done.stdout
+    labels = read_idx(small / "t10k-labels-idx1-ubyte").tolist()
+    assert f"{sum(map(int.__eq__, classes, labels)) / 50:.2%}" == accuracy
+
+
+def test_predict_needs_no_labels(tmp_path, small, trained):
+    folder, _ = trained
+    (tmp_path / "images").mkdir()
+    (small / "t10k-images-idx3-ubyte").rename(tmp_path / "images" / "t10k-images-idx3-ubyte")
+    write_idx(small / "t10k-images-idx3-ubyte", np.zeros((50, 28, 28), np.uint8))  # of the run's own data, unused
+    done = run("predict.py", "--run", folder, "--data", tmp_path / "images")
+    assert done.returncode == 0, done.stderr
+    assert "classes of 50 images" in done.stdout and "accuracy" not in done.stdout
+
+
+def test_predict_without_a_run_says_so_in_one_line(tmp_path):
+    done = run("predict.py", "--run", tmp_path / "nothing")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "expected a checkpoint" in done.stderr
 
 
 # --- bench.py ---------------------------------------------------------------------------------------------------------
 
 
 def bench(*flags):
-    command = [sys.executable, str(ROOT / "scripts" / "bench" / "bench.py"), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SCRATCHNET_QUIET": "1"})
+    return run("bench/bench.py", *flags)
 
 
 def test_bench_shows_that_the_engines_do_the_same_work_and_keeps_all_figures(tmp_path, small):
@@ -148,7 +189,8 @@ def test_bench_pools_do_the_same_work_as_one_process(tmp_path, small):
 
 
 def test_bench_says_plainly_where_we_lose():
-    from bench import Work, verdict
+    from report import verdict
+    from works import Work
 
     work = Work("steps", "a network", "steps", {})
     work.seconds = {"scratchnet": [2.0, 3.0, 4.0], "jax": [8.0, 9.0, 9.0], "torch": [1.0, 1.5, 2.0]}
@@ -158,7 +200,8 @@ def test_bench_says_plainly_where_we_lose():
 
 
 def test_bench_names_an_engine_that_does_other_work(capsys):
-    from bench import Roof, Work, print_work
+    from report import Roof, print_work
+    from works import Work
 
     work = Work("steps", "a network", "steps", {}, flops=1e9)
     work.seconds = {"scratchnet": [1.0], "jax": [1.0], "torch": [1.0]}

@@ -1,0 +1,243 @@
+"""The trials of the drill: one fault each, in a worker's or in the parent's life, and what must come of it."""
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from scratchnet.parallel.failpoints import LOG, POINTS
+
+SIGNALS = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGTERM")
+DEADLY = (*SIGNALS, "exit", "sys.exit")
+SIZES = (2, 3, 4, 7)
+OPTIMIZERS = {4: "momentum", 8: "adam"}  # by the number of shards
+EPOCHS = {"all_reduce": 3, "parameter_server": 3, "stale": 3, "local_sgd": 7, "top_k": 3, "power_sgd": 3}  # 21 steps
+STRATEGIES = tuple(EPOCHS)
+CACHE = Path(os.environ.get("SCRATCHNET_CACHE_DIR") or Path.home() / ".cache" / "scratchnet").absolute()
+WORLDS = {  # what a shell does before it becomes the victim
+    "tiny /dev/shm": "mount -t tmpfs -o size=4k none /dev/shm",
+    "read-only kernel cache": f"mount --bind {CACHE} {CACHE} && mount -o remount,bind,ro {CACHE}",
+    "no home folder": "export HOME=/dev/null/home; unset SCRATCHNET_CACHE_DIR XDG_CACHE_HOME",
+}
+UNSHARE = ["unshare", "--map-root-user", "--mount"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fault, and what must come of it.
+
+    fail: of scratchnet.parallel.failpoints. flags: of the victim. fires: how many lines that begin with `mark` the log
+    of faults must have, at least. status, says: of a run that does not end by itself. restarts: whether a worker has to
+    be started again (None: may be). kills: workers killed from outside, at so many random instants. damage: a bit of
+    the newest checkpoint is flipped before the run is resumed. resumed_by: workers of each run that goes on with it;
+    again: the strikes in all of these but the last. world: of WORLDS.
+    """
+
+    name: str
+    group: str
+    workers: int = 2
+    shards: int = 4
+    expected: str = "EXACT"
+    strategy: str = "all_reduce"
+    fail: str = ""
+    flags: str = ""
+    mark: str = ""
+    fires: int = 1
+    status: int = 0
+    says: str = ""
+    restarts: bool | None = None
+    kills: int = 0
+    seed: int = 0
+    damage: bool = False
+    resumed_by: tuple[int, ...] = (3,)
+    again: tuple[str, ...] = ()
+    world: str = ""
+
+    def job(self) -> list[str]:
+        optimizer, epochs = OPTIMIZERS[self.shards], EPOCHS[self.strategy]
+        return f"--shards {self.shards} --optimizer {optimizer} --strategy {self.strategy} --epochs {epochs}".split()
+
+
+def sized(name: str, group: str, workers: int, shards: int, **fields: Any) -> Trial:
+    return Trial(f"{name}, {workers} workers, {shards} shards", group, workers, shards, **fields)
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def ended_by(point: str, action: str, workers: int, shards: int = 4, flags: str = "") -> Trial:
+    """Worker 1 ends, in some way, at a point of its life."""
+    step = "*" if point in ("start", "exit") else "5+"  # in the midst of the run, where it can be
+    plan = f"{point}:{step}:1:{action}"
+    return sized(f"{action} at {point}", f"worker: {action}", workers, shards, fail=plan, mark=f"{point}:", flags=flags)
+
+
+def stuck(how: str, point: str, workers: int, shards: int = 4) -> Trial:
+    """Worker 1 stops, or runs in circles, and is killed after a while, or at the end if nobody waits for it."""
+    return ended_by(point, how, workers, shards, f"--patience 5 --ready {4 if point == 'start' else 20}")
+
+
+def several(workers: int, shards: int = 4) -> list[Trial]:
+    two = "shard.claimed:5+:0:SIGKILL,shard.half_written:5+:1:SIGKILL"
+    again, once = "shard.written:2+:1:!SIGKILL", "shard.written:5+:1:SIGKILL"
+    come_and_go = f"--resize 4:{workers + 2},9:1,12:{workers}"
+    rows = [  # name, kind, fail points, flags, mark, how often it fires, whether workers start again
+        ("two at once", "several", two, "", "shard", 2, True),
+        ("all at once", "several", "idle:5+:*:SIGKILL", "", "idle", workers, True),
+        ("the same one again and again", "several", again, "", "shard.written", 1, True),
+        ("workers come and go", "resized", once, come_and_go, "resize", 3, None),
+    ]
+    return [
+        sized(
+            name, f"workers: {kind}", workers, shards, fail=fail, flags=flags, mark=mark, fires=fires, restarts=restarts
+        )
+        for name, kind, fail, flags, mark, fires, restarts in rows
+    ] + [slow(workers, shards)]
+
+
+def slow(workers: int, shards: int = 4) -> Trial:
+    """Worker 1 takes ten times as long for each shard as the others: its first one is always the last to come; but
+    where there are more workers than shards, it may not get any at first.
+    """
+    mark = "shard.claimed:0:1:sleep=0.1" if workers <= shards else "shard.claimed"
+    fail = "shard.claimed:*:1:!sleep=0.1"
+    return sized("ten times slower", "worker: slow", workers, shards, fail=fail, mark=mark, restarts=False)
+
+
+ERRORS = [  # what no other worker can make good: name, group, flags, mark, how often it fires, what the run says
+    ("user code raises", "user: exception", "--data raises", "sample:17", 1, 'raise ValueError("sample 17 is bad")'),
+    ("a sample kills", "user: deadly sample", "--data kills", "sample:17", 3,
+     "over shard 3 of step 4 (samples 6, 17), the last by SIGKILL"),
+    ("loss is NaN", "user: NaN loss", "--data nan", "sample:17", 1, "got nan at step 4, shard 3, from log"),
+    ("no process can be started", "limits", "--processes 1", "processes", 1, "worker 1 could not be started"),
+    ("no memory in a worker", "limits", f"--memory {300 << 20}", "memory", 1, "workers that live"),
+    ("no room for shared memory", "limits", "--file-size 65536", "file size", 1, "shared memory: expected"),
+]  # fmt: skip
+
+
+def errors(workers: int) -> list[Trial]:
+    clean = [
+        Trial(f"{name}, {workers} workers", group, workers, 4, "CLEAN", flags=flags, mark=mark, fires=fires, says=says)
+        for name, group, flags, mark, fires, says in ERRORS
+    ]
+    fewer = Trial(
+        f"no new process for a dead one, {workers} workers", "limits", workers, flags=f"--processes {workers}",
+        fail="shard.written:5+:1:SIGKILL", mark="processes",
+    )  # fmt: skip
+    return [*clean, fewer]
+
+
+def random_kills(n: int, seed: int) -> list[Trial]:
+    dice = random.Random(seed)
+    trials = []
+    for i in range(n):
+        workers, shards, kills = dice.choice(SIZES), dice.choice(list(OPTIMIZERS)), dice.randint(1, 3)
+        strategy = dice.choice(STRATEGIES)
+        name, random_at = f"random {i}: {kills} kills, {strategy}", {"kills": kills, "seed": seed + i}
+        trials.append(
+            sized(name, "worker: random kills", workers, shards, strategy=strategy, mark="outside", **random_at)
+        )
+    return trials
+
+
+# --- the parent, and the world around it ------------------------------------------------------------------------------
+
+STRIKES = {  # name: strikes at the parent, exit status
+    "kill": ("submit:9:SIGKILL", -signal.SIGKILL),
+    "kill at start-up": ("starting:0:SIGKILL", -signal.SIGKILL),
+    "kill before a rename": ("save.written:1:SIGKILL", -signal.SIGKILL),
+    "kill after a rename": ("save.renamed:1:SIGKILL", -signal.SIGKILL),
+    "Ctrl-C": ("submit:9:SIGINT", 130),
+    "Ctrl-C twice": ("submit:9:SIGINT,submit:9:SIGINT", 130),
+    "Ctrl-C during a save": ("save.written:1:SIGINT", 130),
+    "terminate": ("submit:9:SIGTERM", 143),
+    "a full disk during a save": ("save.written:1:ENOSPC", 1),
+}
+
+
+def struck(strike: str, group: str, workers: int, shards: int, name: str = "", **fields: Any) -> Trial:
+    """The parent is struck, and the run resumed."""
+    plan, status = STRIKES[strike]
+    fired = {"mark": plan.partition(":")[0], "fires": plan.count(",") + 1, "status": status}
+    return sized(name or strike, group, workers, shards, expected="RESUME", flags=f"--strike {plan}", **fired, **fields)
+
+
+def parents(workers: int, shards: int = 4) -> list[Trial]:
+    """Each is resumed by another number of workers, one process alone among them."""
+    others = itertools.cycle((1, 3, 4))
+    again = {"again": ("submit:13:SIGKILL", "submit:18:SIGKILL"), "resumed_by": (3, 2, 1)}
+    return [
+        *(struck(name, f"parent: {name}", workers, shards, resumed_by=(next(others),)) for name in STRIKES),
+        flipped(workers, shards),
+        struck("kill", "parent: several kills", workers, shards, "kill, kill, kill", **again),
+    ]
+
+
+def flipped(workers: int, shards: int = 4) -> Trial:
+    """The parent is killed, and its newest checkpoint is damaged: the run goes on from the one before."""
+    name = "kill, then a bit of the newest checkpoint flips"
+    return struck("kill", "checkpoint: damaged", workers, shards, name, damage=True, resumed_by=(1,))
+
+
+@cache
+def worlds() -> bool:
+    """Does this system give us name spaces of our own?"""
+    with contextlib.suppress(OSError):
+        return subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
+    return False
+
+
+def in_world(world: str, command: list[str]) -> list[str]:
+    """The command in name spaces of its own, in which a shell has changed something."""
+    if not world:
+        return command
+    script = f'{WORLDS[world]} && echo "world:{world}" >> "${LOG}" && exec "$@"'
+    return [*UNSHARE, "sh", "-c", script, "sh", *command]
+
+
+def elsewhere(names: Iterable[str]) -> list[Trial]:
+    """The same run where something of the system is missing."""
+    return [Trial(name, "world", world=name, mark=f"world:{name}") for name in names if worlds()]
+
+
+# --- choices ----------------------------------------------------------------------------------------------------------
+
+
+def in_each_strategy(trials: list[Trial], strategies: Sequence[str] = STRATEGIES[1:]) -> list[Trial]:
+    """The trials under all strategies but the default one."""
+    return [replace(t, name=f"{t.name}, {s}", group=f"strategy: {s}", strategy=s) for s in strategies for t in trials]
+
+
+def quick() -> list[Trial]:
+    sizes = (2, 3, 2, 2, 4, 2, 2, 3, 2)
+    trials = [
+        ended_by(point, "SIGKILL", w, 4 + 4 * (i % 2)) for i, (point, w) in enumerate(zip(POINTS, sizes, strict=True))
+    ]
+    points = ("slice.half_written", "shard.half_written", "start", "slice.claimed", "shard.written", "slice.written")
+    trials += [ended_by(point, action, 2) for point, action in zip(points, DEADLY[1:], strict=True)]
+    stops = (("SIGSTOP", "shard.half_written"), ("SIGSTOP", "start"), ("loop", "slice.claimed"))
+    trials += [stuck(how, point, 2) for how, point in stops]
+    in_shard, in_slice = (ended_by(point, "SIGKILL", 2) for point in ("shard.half_written", "slice.half_written"))
+    trials += in_each_strategy([in_shard]) + in_each_strategy([in_slice], ("parameter_server", "local_sgd"))
+    kill, ctrl_c = (trial for trial in parents(2) if trial.group in ("parent: kill", "parent: Ctrl-C"))
+    trials += in_each_strategy([kill], ("stale", "local_sgd", "top_k")) + in_each_strategy([ctrl_c], ("stale",))
+    return trials + several(3) + errors(2) + parents(2) + elsewhere(("tiny /dev/shm", "read-only kernel cache"))
+
+
+def sweep() -> list[Trial]:
+    trials = [ended_by(p, a, w, k) for k in OPTIMIZERS for w in SIZES for p in POINTS for a in DEADLY]
+    trials += [stuck(how, p, w, k) for k in OPTIMIZERS for w in SIZES for p in POINTS for how in ("SIGSTOP", "loop")]
+    for workers in SIZES:
+        trials += errors(workers)
+        for shards in OPTIMIZERS:
+            trials += several(workers, shards) + parents(workers, shards)
+            killed = [ended_by(p, "SIGKILL", workers, shards) for p in POINTS]
+            trials += in_each_strategy([*killed, *several(workers, shards), *parents(workers, shards)])
+    return trials + elsewhere(WORLDS)
