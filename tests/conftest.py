@@ -1,10 +1,13 @@
-"""How all tests run: on which devices, and with how many random examples.
+"""How all tests run: on which devices, in which of two processes, and with how many random examples.
 
 HYPOTHESIS_PROFILE=thorough draws many more examples, new ones each time. With NUMBA_DISABLE_JIT=1 there are few.
 """
 
 import os
+from pathlib import Path
 from unittest import mock
+
+os.environ.setdefault("SCRATCHNET_COMPILERS", "1")  # the two processes share the compiling, see native/cache.py
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -60,8 +63,26 @@ def computes_with_numpy_alone(item):
     return "numpy_device" in item.fixturenames or (call is not None and call.params.get("device") == "numpy")
 
 
+# pytest-xdist runs a group of tests in one process, the groups in this order. Those that start processes are one
+# group: they look at processes, shared memory and clocks, which the others of them would disturb. All other files are
+# a group each; those that take longest come first, so that both processes end at about the same time.
+TESTS = Path(__file__).parent
+START_PROCESSES = "parallel", "scripts", "trainer", "kernels/cuda/test_workers.py", "kernels/cuda/test_compiled.py"
+LONG = "kernels/test_contract.py", "kernels/cpu/test_gemm.py", "native/test_ahead.py", "native/test_cache.py", "ops"
+
+
+def group_of(path):
+    """(place in the order, name) of the group of a test file."""
+    name = path.relative_to(TESTS).as_posix()
+    if name.startswith(START_PROCESSES):
+        return 0, "processes"
+    return next((place for place, long in enumerate(LONG, 1) if name.startswith(long)), len(LONG) + 1), name
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: group_of(item.path)[0])
     for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item.path)[1]))
         name, folder = item.path.stem, item.path.parent.name
         if name in ONCE.get(folder, ()) or computes_with_numpy_alone(item):
             item.add_marker("once")

@@ -4,10 +4,16 @@ Each check takes the package's folder and returns the violations as lines of tex
 """
 
 import ast
+import functools
 import io
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def files(package: Path) -> dict[str, Path]:
@@ -44,7 +50,7 @@ def imports(package: Path) -> dict[str, dict[str, int]]:
 
 def _imported(path: Path, folder: list[str]) -> Iterator[tuple[int, list[str], list[str]]]:
     """(line, module, names taken from it) of each import statement; no name where the module itself is imported."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             base = folder[: len(folder) - node.level + 1] if node.level else []
             module = [*base, *(node.module.split(".") if node.module else [])]
@@ -131,7 +137,7 @@ def computed_imports(package: Path, allowed: Iterable[str] = ()) -> list[str]:
     """Uses of importlib and `__import__`, which hide an arrow from the checks above; the first in each file."""
     found = []
     for name, path in files(package).items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path.read_text())):
             modules = {
                 *([node.module] if isinstance(node, ast.ImportFrom) else []),
                 *([alias.name for alias in node.names] if isinstance(node, ast.Import) else []),
@@ -150,7 +156,7 @@ def asks_which(package: Path, family: Iterable[str]) -> list[str]:
 
     A subclass says itself what is particular to it; only the base may be asked for, to check an argument.
     """
-    trees = {name: ast.parse(path.read_text()) for name, path in files(package).items()}
+    trees = {name: parsed(path.read_text()) for name, path in files(package).items()}
     classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     subclasses = {c.name for c in classes if any(isinstance(b, ast.Name) and b.id in family for b in c.bases)}
     return [
@@ -185,7 +191,7 @@ def long_signatures(package: Path, limit: int) -> list[str]:
     """Functions of more parameters than that, `self` aside; the constructors of public classes may have more."""
     found = []
     for name, path in files(package).items():
-        tree = ast.parse(path.read_text())
+        tree = parsed(path.read_text())
         owners = {id(item): node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for item in node.body}
         for node in ast.walk(tree):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -209,7 +215,7 @@ def code_lines(path: Path) -> int:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in layout:
             lines.update(range(token.start[0], token.end[0] + 1))
-    return len(lines - _docstring_lines(ast.parse(source)))
+    return len(lines - _docstring_lines(parsed(source)))
 
 
 def _docstring_lines(tree: ast.Module) -> set[int]:
