@@ -20,7 +20,7 @@ import numpy as np
 from . import ops, tracing
 from .errors import DeviceError, GradientError, ShapeError
 from .kernels import Device
-from .ops.operands import ArrayLike, TensorBase, as_operand, copied
+from .ops.operands import ArrayLike, as_operand, copied
 from .ops.promotion import prepare, refusal
 from .ops.table import Op, Tensor
 
@@ -50,13 +50,9 @@ def apply(op: Op, *inputs: ArrayLike, **params) -> Tensor:
     """Runs one op and records it if a gradient may be wanted. This is the only place where ops meet tensors."""
     tensors = prepare(op, inputs)
     device = tensors[0]._device
-    written = tracing.current()
+    kernels = tracing.current().on(device, tensors)
     try:
-        if written is None:
-            out = op.forward(device, *[t._data for t in tensors], **params)
-        else:
-            out = op.forward(written.on(device), *[t._data for t in tensors], **params)
-            _watch(written, tensors)
+        out = op.forward(kernels, *[t._data for t in tensors], **params)
     except (TypeError, ValueError) as error:
         raise refusal(op, tensors, error) from None
     node = None
@@ -69,13 +65,6 @@ def apply(op: Op, *inputs: ArrayLike, **params) -> Tensor:
     if op.is_view:
         y._base = tensors[0]._owner
     return y
-
-
-def _watch(written: tracing.Trace, tensors: tuple[Tensor, ...]) -> None:
-    """A program reads parameters and buffers where they lay when it was recorded."""
-    for t in tensors:
-        if t._node is None and (t.requires_grad or type(t).__base__ is not TensorBase):
-            written.watch(t, "_data")
 
 
 def is_recording() -> bool:
@@ -119,7 +108,7 @@ def backward(
     found = backpropagate(y, g, retain_graph=retain_graph or create_graph, create_graph=create_graph)
     taken = {id(g._data)}
     for leaf, leaf_gradient in found.values():
-        tracing.touch(leaf)
+        tracing.current().touch(leaf)
         data = leaf_gradient._data
         if leaf.grad is not None:
             with recording(create_graph):

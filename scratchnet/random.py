@@ -13,6 +13,7 @@ import numpy as np
 
 from . import tracing
 from .errors import CheckpointError, ConfigError
+from .stateful import Stateful
 
 _WORD = 2**64
 
@@ -23,7 +24,7 @@ def _word(name: str, value: Any) -> int:
     return int(value) % _WORD
 
 
-class Generator:
+class Generator(Stateful):
     """A seed and a counter of streams.
 
     seed: any integer; it counts modulo 2**64, so -1 is 2**64 - 1.
@@ -45,11 +46,8 @@ class Generator:
     def key(self) -> np.ndarray:
         """(seed, the next stream) as two uint64: what names the random numbers of one draw."""
         key = np.array([self.seed, self.next_stream()], np.uint64)
-
-        written = tracing.current()
-        if written is not None:  # a program draws anew in each call, from what is current then if it was now
-            given = self if written.generator is not self else None
-            written.effects.append(lambda: _draw_into(key, given or current()))
+        own = tracing.current().generator is not self  # otherwise a replay draws from the one that is current then
+        self._repeats(lambda: _draw_into(key, self if own else current()))
         return key
 
     def numpy(self) -> np.random.Generator:

@@ -124,7 +124,7 @@ class Tensor(TensorBase):
         """The one element, as a Python number. Raises ShapeError if there are more or none."""
         if self.size != 1:
             raise ShapeError(f"item: expected one element, got shape {self.shape}")
-        tracing.refuse("item", self._data, self.requires_grad)
+        tracing.current().refuse("item", self._data, self.requires_grad)
         return self._data.item()
 
     def numpy(self) -> np.ndarray:
@@ -134,7 +134,7 @@ class Tensor(TensorBase):
         """
         if self.requires_grad:
             raise GradientError("numpy: expected a tensor that does not require grad; call .detach() first")
-        tracing.refuse("numpy", self._data)
+        tracing.current().refuse("numpy", self._data)
         return self._device.to_host(self._data)
 
     @property
@@ -238,8 +238,17 @@ class Tensor(TensorBase):
 
     def zero_grad(self) -> None:
         """Forgets the gradient."""
-        tracing.zeroed(self)
+        tracing.current().zeroed(self)
         self.grad = None
+
+    def _read_grad(self) -> Tensor | None:
+        """The gradient, for who computes with it: a step that is traced reads it here, too."""
+        tracing.current().touch(self)
+        return self.grad
+
+    def _updated(self) -> None:
+        """An optimizer wrote over this parameter."""
+        tracing.current().updated(self)
 
     # --- operators ----------------------------------------------------------------------------------------------
 

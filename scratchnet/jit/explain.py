@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..tracing import Call, Guard, memory_of
 from .program import Program
+from .trace import Call, Guard, memory_of
 
 ROUNDS = 20  # runs of a stage; the best counts
 

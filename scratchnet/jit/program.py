@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..kernels import device as find_device
-from ..tracing import Call, Guard, Trace, Undo, memory_of
+from ..tracing import Undo
+from .trace import Call, Guard, Trace, memory_of
 
 WORTH = 1 << 18  # bytes of outputs that are told at a time, and of those that follow, at least: a call ends there
 

@@ -14,6 +14,7 @@ from ..errors import JitError
 from ..tensor import Tensor
 from .explain import explain
 from .program import Outputs, Program, give_back
+from .trace import Trace
 
 
 class Step:
@@ -28,7 +29,7 @@ class Step:
         self._programs: dict[Any, list[_Recorded]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if tracing.current() is not None:  # a step within a step is a part of it
+        if isinstance(tracing.current(), Trace):  # a step within a step is a part of it
             return self.function(*args, **kwargs)
         arrays: list[np.ndarray] = []
         key = (*[_key(value, arrays) for value in args], _key(kwargs, arrays) if kwargs else None, is_recording())
@@ -125,19 +126,19 @@ def _record(
     inputs = [x.copy() for x in arrays]
     replaced = iter(inputs)
     args, kwargs = _rebuilt(args, replaced), _rebuilt(kwargs, replaced)
-    written = tracing.Trace(inputs, random.current())
-    with tracing.writing(written):
+    trace = Trace(inputs, random.current())
+    with tracing.into(trace):
         result = function(*args, **kwargs)
     give_back(arrays, inputs)
     gradients = []
-    for key, (leaf, old) in written.touched.items():
-        zeroed = key in written.zeroed
-        gradients.append(_Gradient(leaf, old, zeroed, dropped=zeroed and key in written.consumed))
-    for leaf in written.zeroed.values():
-        if id(leaf) not in written.touched:
+    for key, (leaf, old) in trace.touched.items():
+        zeroed = key in trace.forgotten
+        gradients.append(_Gradient(leaf, old, zeroed, dropped=zeroed and key in trace.consumed))
+    for leaf in trace.forgotten.values():
+        if id(leaf) not in trace.touched:
             gradients.append(_Gradient(leaf, None, True, dropped=False))
     kept = [t._data for t in _tensors(result)] + [g.left for g in gradients if g.left is not None]
-    program = Program(written, inputs, kept, outputs)
+    program = Program(trace, inputs, kept, outputs)
     recorded = _Recorded(program, result, gradients)
     copies = _copied(result)
     for gradient in gradients:

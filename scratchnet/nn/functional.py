@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .. import ops, random, tracing
+from .. import ops, random
 from ..autograd import no_grad
 from ..errors import ConfigError, DtypeError, ShapeError
 from ..functions import gelu, log_softmax, relu, sigmoid, softmax, softplus, tanh
+from ..ops.operands import assign
 from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor
 
 __all__ = [
@@ -154,8 +155,7 @@ def _move(running: Tensor | None, target: Tensor, momentum: float) -> None:
         return
     with no_grad():
         moved = running * (1 - momentum) + target.reshape(running.shape) * momentum
-    tracing.active(running._device).copy(moved._data, running._data)
-    running._version += 1
+    assign(running, moved)
 
 
 def embedding(indices: ArrayLike, weight: ArrayLike, padding_idx: int | None = None) -> Tensor:

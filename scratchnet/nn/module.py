@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from .. import tracing
 from ..errors import CheckpointError, ConfigError
 from ..kernels import Device
+from ..stateful import Stateful
 from ..tensor import FLOATS, ArrayLike, Tensor
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
-class Module:
+class Module(Stateful):
     """Base of all layers and models: assign Parameters and Modules to attributes, and write `forward`.
 
     >>> class Affine(Module):
@@ -73,7 +73,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__}: expected a method forward, got none")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tracing.watch(self, "training")
+        self._relies_on("training")
         return self.forward(*args, **kwargs)
 
     # --- attributes ---------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Iterable
 
-from .. import tracing
 from ..autograd import no_grad
 from ..errors import ConfigError, NonFiniteError
 from ..functions import maximum, minimum, sqrt
@@ -25,16 +24,14 @@ def clip_grad_norm_(
     if not max_norm >= 0 or not norm_type > 0:
         raise ConfigError(f"clip_grad_norm_: expected max_norm >= 0 and norm_type > 0, got {max_norm} and {norm_type}")
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    for p in parameters:
-        tracing.touch(p)
+    gradients = [(p, g) for p in parameters if (g := p._read_grad()) is not None]
     with no_grad():
-        norm = _norm([p.grad for p in parameters if p.grad is not None and p.grad.size], norm_type)
+        norm = _norm([g for _, g in gradients if g.size], norm_type)
         if error_if_nonfinite and not math.isfinite(norm.item()):
             raise NonFiniteError(f"clip_grad_norm_: expected finite gradients, got norm {norm.item()}")
         factor = minimum(max_norm / (norm + 1e-6), 1.0)
-        for p in parameters:
-            if p.grad is not None:
-                p.grad = p.grad * factor.astype(p.grad.dtype)
+        for p, _ in gradients:
+            p.grad = p.grad * factor.astype(p.grad.dtype)
     return norm
 
 

@@ -247,7 +247,7 @@ def index(x: Tensor, key: Any) -> Tensor:
         return take_rows(x, checked_index("index", arrays[0], x.shape[0]))
     for a in arrays:
         if isinstance(a, np.ndarray):
-            tracing.refuse("index: several arrays, or booleans", a)
+            tracing.current().refuse("index: several arrays, or booleans", a)
     _check_key(x, arrays)
     positions = np.arange(x.size).reshape(x.shape)[arrays]  # which element lands where, by NumPy's own rules
     return take_rows(reshape_op(x, shape=(x.size,)), np.asarray(positions))
@@ -275,12 +275,12 @@ def checked_index(name: str, array: ArrayLike, n: int, from_end: bool = True) ->
     if array.dtype.kind not in "iu":
         raise DtypeError(f"{name}: expected integers, got {array.dtype}")
     if array.dtype != np.int64:
-        tracing.refuse(f"{name}: integers that are not int64", array)
+        tracing.current().refuse(f"{name}: integers that are not int64", array)
     else:
         lowest = -n if from_end and array.size and limits_of(array)[0] < 0 else 0
         if lowest:
-            tracing.refuse(f"{name}: numbers that count from the end", array)
-        tracing.guard("in_range", array, (0, n), lambda: checked_index(name, array, n, from_end))
+            tracing.current().refuse(f"{name}: numbers that count from the end", array)
+        tracing.current().guard("in_range", array, (0, n), lambda: checked_index(name, array, n, from_end))
     if not array.size:
         return array.astype(np.int64, copy=False)
     lowest, (least, most) = -n if from_end else 0, limits_of(array)

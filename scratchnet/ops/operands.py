@@ -42,6 +42,11 @@ class TensorBase:
         """The tensor whose memory this one looks at."""
         return self if self._base is None else self._base
 
+    @property
+    def _kernels(self) -> Device:
+        """The kernels of its device; a step that is traced notes the calls."""
+        return tracing.active(self._device)
+
     @staticmethod
     def _wrap(data: np.ndarray, device: Device, node: Any = None) -> Any:
         """A new Tensor around an array that is known to be good."""
@@ -113,7 +118,7 @@ def moved(t: TensorBase, target: Device) -> np.ndarray:
     """The array of t on another device: the same one between the host's devices, which share memory."""
     if t._device is target or (target.is_host and t._device.is_host):
         return t._data
-    tracing.refuse("to", t._data)
+    tracing.current().refuse("to", t._data)
     return target.from_host(t._device.to_host(t._data))
 
 
@@ -123,3 +128,9 @@ def copied(data: np.ndarray, dtype: np.dtype, device: Device) -> np.ndarray:
     out = device.empty(data.shape, dtype)
     device.copy(data, out)
     return out
+
+
+def assign(target: TensorBase, value: TensorBase) -> None:
+    """Writes the numbers of `value` over those of `target`, in place. Both have one shape, dtype and device."""
+    target._kernels.copy(value._data, target._data)
+    target._owner._version += 1

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import tracing
 from ..errors import CheckpointError, ConfigError
+from ..stateful import Stateful
 from .optimizers import Optimizer
 
 ANNEALING = {  # from start to end, as the fraction goes from 0 to 1
@@ -20,7 +20,7 @@ ANNEALING = {  # from start to end, as the fraction goes from 0 to 1
 }
 
 
-class LRScheduler:
+class LRScheduler(Stateful):
     """Base of all schedules. options: the constructor's numbers, kept so that a saved schedule can be recognised.
 
     base_lrs: the groups' learning rates when the schedule was made. It sets those of step 0 at once.
@@ -38,7 +38,7 @@ class LRScheduler:
     def step(self) -> None:
         """One optimizer step is done: sets the values for the next one."""
         self._advance()
-        tracing.effect(self._advance)
+        self._repeats(self._advance)
 
     def _advance(self) -> Callable[[], None]:
         before = self.last_step

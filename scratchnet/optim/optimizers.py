@@ -2,6 +2,9 @@
 
 Gradients come from `Tensor.grad`; the kernel writes the new parameter and state over the old ones. A step is one
 call a parameter: kernel(param, grad, *state, new_param, *new_state, numbers).
+
+Whoever updates parameters in memory of his own (a replica in a worker process) uses the same parts: `states`,
+`state_names`, `kernel`, `n_numbers`, and `advance`, which counts the step and fills in the numbers.
 """
 
 import math
@@ -10,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import tracing
 from ..errors import CheckpointError, ConfigError, DtypeError, ShapeError
 from ..ops.table import contiguous
+from ..stateful import Stateful
 from ..tensor import FLOATS, Tensor
 
 Group = dict[str, Any]
@@ -30,7 +33,11 @@ PAIRS = {"betas"}
 
 
 class ParameterState:
-    """A parameter, the group it is in, what the rule remembers of it (arrays), and how many steps it took."""
+    """What an optimizer keeps of one parameter.
+
+    param, group: the parameter and its options. arrays: what the rule remembers of it, one array of its shape and dtype
+    for each of `state_names`. step: how many updates it had.
+    """
 
     __slots__ = ("arrays", "dtype", "group", "param", "shape", "step")
 
@@ -42,20 +49,19 @@ class ParameterState:
             param._device.fill(array, 0)
 
 
-class Optimizer:
+class Optimizer(Stateful):
     """Base of all optimizers.
 
     params: tensors, or dictionaries {"params": tensors, option: value, ...} whose options override the defaults.
-    The options of group i are in `param_groups[i]` and may be changed at any time.
+    The options of group i are in `param_groups[i]` and may be changed at any time. `states` holds a ParameterState for
+    each parameter, in the order of the groups.
 
     Raises ConfigError for an option unknown or out of range, no parameters, one twice, or one that cannot be trained.
     """
 
     kernel: str  # the update's name in the device table
     n_numbers: int  # that it takes
-    state_names: tuple[
-        str, ...
-    ]  # names of the arrays, as large as the parameter, that the update keeps; they start at 0
+    state_names: tuple[str, ...]  # of the arrays, as large as the parameter, that the update keeps; they start at 0
 
     def __init__(self, params: Iterable[Tensor] | Iterable[Group], **defaults: Any):
         self.defaults = defaults
@@ -84,59 +90,57 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forgets the gradients of all parameters."""
-        for slot in self.states:
-            slot.param.zero_grad()
+        for state in self.states:
+            state.param.zero_grad()
 
     def step(self) -> None:
         """Updates, in place, every parameter that has a gradient.
 
         Raises ShapeError or DtypeError if a gradient does not fit its parameter; then nothing was updated.
         """
-        if tracing.current() is not None:
-            for slot in self.states:
-                tracing.touch(slot.param)
-        ready = [(s, self._gradient(s, s.param.grad)) for s in self.states if s.param.grad is not None]
-        slots = [slot for slot, _ in ready]
-        numbers: dict[
-            Any, tuple[ParameterState, np.ndarray]
-        ] = {}  # one array for all slots of a group that took as many steps
-        own = [numbers.setdefault((id(s.group), s.step), (s, np.empty(self.n_numbers)))[1] for s in slots]
+        given = [(state, state.param._read_grad()) for state in self.states]
+        ready = [(state, self._gradient(state, grad)) for state, grad in given if grad is not None]
+        states = [state for state, _ in ready]
+        numbers: dict[Any, tuple[ParameterState, np.ndarray]] = {}  # one array for states of one group and step count
+        own = [numbers.setdefault((id(s.group), s.step), (s, np.empty(self.n_numbers)))[1] for s in states]
         leaders = list(numbers.values())
-        self.advance(slots, leaders)
-        for (slot, gradient), array in zip(ready, own, strict=True):
-            data, arrays = slot.param._data, slot.arrays
-            getattr(tracing.active(slot.param._device), self.kernel)(data, gradient, *arrays, data, *arrays, array)
-        tracing.updated([slot.param for slot in slots], lambda: self.advance(slots, leaders))
+        self.advance(states, leaders)
+        for (state, gradient), array in zip(ready, own, strict=True):
+            data, arrays = state.param._data, state.arrays
+            getattr(state.param._kernels, self.kernel)(data, gradient, *arrays, data, *arrays, array)
+            state.param._updated()
+        self._repeats(lambda: self.advance(states, leaders))
 
     def advance(
-        self, slots: list[ParameterState], leaders: list[tuple[ParameterState, np.ndarray]]
+        self, states: list[ParameterState], leaders: list[tuple[ParameterState, np.ndarray]]
     ) -> Callable[[], None]:
-        """One more step of each slot; returns what takes it back.
+        """Counts one more step of each state, before the kernels run; returns what takes it back.
 
-        leaders: a slot of each group and number of steps, and the array of the kernel's numbers for all such slots.
+        leaders: one state of each group and step count, and the array, float64 (n_numbers,), that the kernel takes for
+        all such states; it is filled in here.
         """
-        for slot in slots:
-            slot.step += 1
-            slot.param._owner._version += 1
-        for slot, numbers in leaders:
-            numbers[:] = self.numbers(slot.group, slot.step)
+        for state in states:
+            state.step += 1
+            state.param._owner._version += 1
+        for state, numbers in leaders:
+            numbers[:] = self.numbers(state.group, state.step)
 
         def take_back():
-            for slot in slots:
-                slot.step -= 1
+            for state in states:
+                state.step -= 1
 
         return take_back
 
-    def _gradient(self, slot: ParameterState, grad: Tensor) -> np.ndarray:
-        """The gradient as a contiguous array, checked against the slot."""
-        param, gradient = slot.param, grad._data
-        if gradient.shape != slot.shape:
-            raise ShapeError(f"{self._name}: expected a gradient of shape {slot.shape}, got {gradient.shape}")
-        if gradient.dtype != slot.dtype or param._data.dtype != slot.dtype:
+    def _gradient(self, state: ParameterState, grad: Tensor) -> np.ndarray:
+        """The gradient as a contiguous array, checked against the state."""
+        param, gradient = state.param, grad._data
+        if gradient.shape != state.shape:
+            raise ShapeError(f"{self._name}: expected a gradient of shape {state.shape}, got {gradient.shape}")
+        if gradient.dtype != state.dtype or param._data.dtype != state.dtype:
             raise DtypeError(
-                f"{self._name}: expected parameter and gradient {slot.dtype}, got {param.dtype} and {gradient.dtype}"
+                f"{self._name}: expected parameter and gradient {state.dtype}, got {param.dtype} and {gradient.dtype}"
             )
-        return gradient if gradient.flags.c_contiguous else contiguous(tracing.active(param._device), gradient)
+        return contiguous(param._kernels, gradient)
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -145,19 +149,15 @@ class Optimizer:
 
         In the groups, "params" holds the parameters' numbers.
         """
-        state = [
-            {"step": slot.step}
-            | {
-                name: slot.param._device.to_host(a).copy()
-                for name, a in zip(self.state_names, slot.arrays, strict=True)
-            }
-            for slot in self.states
-        ]
+        saved: list[dict[str, Any]] = []
+        for state in self.states:
+            arrays = [state.param._device.to_host(array).copy() for array in state.arrays]
+            saved.append({"step": state.step, **dict(zip(self.state_names, arrays, strict=True))})
         groups = [
-            group | {"params": [i for i, slot in enumerate(self.states) if slot.group is group]}
+            group | {"params": [i for i, state in enumerate(self.states) if state.group is group]}
             for group in self.param_groups
         ]
-        return {"state": state, "param_groups": groups}
+        return {"state": saved, "param_groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state; everything is checked before anything is written.
@@ -180,10 +180,10 @@ class Optimizer:
             raise CheckpointError(f"state dict: {error}") from None
         for group, new in zip(self.param_groups, state["param_groups"], strict=True):
             group |= {k: tuple(v) if k in PAIRS else v for k, v in new.items() if k != "params"}
-        for slot, new in zip(self.states, state["state"], strict=True):
-            slot.step = new["step"]
-            for array, name in zip(slot.arrays, self.state_names, strict=True):
-                slot.param._device.write(array, new[name])
+        for own, new in zip(self.states, state["state"], strict=True):
+            own.step = new["step"]
+            for array, name in zip(own.arrays, self.state_names, strict=True):
+                own.param._device.write(array, new[name])
 
     # --- checks and printing --------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class Optimizer:
     def _check_parameters(self, params: list[Tensor]) -> None:
         if not params:
             raise ConfigError(f"{self._name}: expected at least one parameter, got none")
-        seen = {id(slot.param) for slot in self.states}
+        seen = {id(state.param) for state in self.states}
         for param in params:
             if not isinstance(param, Tensor):
                 raise ConfigError(f"{self._name}: expected tensors, got {type(param).__name__}")
@@ -248,8 +248,8 @@ def _layout(state: Mapping[str, Any]) -> dict[str, str]:
     for i, group in enumerate(state["param_groups"]):
         layout[f"options of group {i}"] = ", ".join(sorted(group))
         layout[f"parameters of group {i}"] = str(list(group["params"]))
-    for i, slot in enumerate(state["state"]):
-        for name, value in slot.items():
+    for i, values in enumerate(state["state"]):
+        for name, value in values.items():
             is_count = type(value) is int and value >= 0
             layout[f"{name} of parameter {i}"] = "a count" if is_count else f"{value.dtype} {value.shape}"
     return layout

@@ -87,7 +87,7 @@ def require_finite(loss: Tensor) -> None:
             raise NonFiniteError("fit: expected a finite loss, got one that is not")
 
     check()
-    tracing.guard("finite", loss._data, (), check)
+    tracing.current().guard("finite", loss._data, (), check)
 
 
 def weighted_mean(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ContractError
+from ..jit.trace import memory_of
 from ..kernels import device
-from ..tracing import memory_of
 
 _NUMBERS = {"numbers", "key"}  # parameters that are arrays on every device's host
 

@@ -235,8 +235,6 @@ def _bound(tensors: Sequence[Tensor], arrays: Sequence[np.ndarray]) -> Iterator[
             t._data = array
         yield
     finally:
-        trace = tracing.current()
         for t, array in zip(tensors, own, strict=True):
             t._data, t.grad = array, None
-            if trace is not None:
-                trace.watched.pop((id(t), "_data"), None)
+            tracing.current().unwatch(t, "_data")

@@ -15,7 +15,7 @@ from sizes import SIMULATED
 import scratchnet as sn
 from scratchnet import ops
 from scratchnet.data import read_idx
-from scratchnet.tracing import Guard
+from scratchnet.jit.trace import Guard
 
 NEEDS = "simulated"
 if SIMULATED:
