@@ -18,33 +18,32 @@ def explain(program: Program) -> str:
 
     The stages are run to be timed; what they write that outlives the step is put back.
     """
-    recorded = [entry for entry in program.trace.calls if isinstance(entry, Call)]
+    recorded = [call for call in program.trace.calls if isinstance(call, Call)]
     lines = [f"recorded: {len(recorded)} kernel calls"]
-    lines += [_row(_of_call(call), flops(call), _bytes(_arrays(call.arguments))) for call in recorded]
-    python = [entry for entry, tasks in program.steps if not tasks]
+    lines += [_row(_of_call(call), flops(call), _bytes(call.arrays)) for call in recorded]
+    python = [instruction.call for instruction in program.instructions if not instruction.loops]
     stages = [(executable, stage) for executable in program.executables for stage in range(len(executable.stages))]
-    calls = f"{len(program.executables)} compiled calls, {len(python)} calls by Python"
-    lines += ["", f"run: {len(stages)} stages in {calls}"]
-    by_loop = {id(task): entry for entry, tasks in program.steps for task in tasks}
+    lines += ["", f"run: {len(stages)} stages in {len(program.executables)} compiled calls"]
+    lines[-1] += f", {len(python)} calls by Python"
+    call_of = {id(loop): instruction.call for instruction in program.instructions for loop in instruction.loops}
     with _Restored(program):
         for number, (executable, stage) in enumerate(stages, 1):
             lines.append(f"stage {number}  {_seconds(executable, stage) * 1e6:.1f} us")
             first, end = executable.stages[stage]
             for begin, stop, rows, block, _ in executable.groups[first:end]:
                 tasks = executable.kept[begin:stop]
-                entries = list({id(by_loop[id(task)]): by_loop[id(task)] for task in tasks}.values())
-                arithmetic = sum(flops(entry) for entry in entries if isinstance(entry, Call))
-                text = f"{rows} rows by {block}: " + " > ".join(
-                    entry.kind if isinstance(entry, Guard) else entry.kernel for entry in entries
-                )
+                calls = list({id(call_of[id(task)]): call_of[id(task)] for task in tasks}.values())
+                arithmetic = sum(flops(call) for call in calls if isinstance(call, Call))
+                names = [call.kind if isinstance(call, Guard) else call.kernel for call in calls]
+                text = f"{rows} rows by {block}: {' > '.join(names)}"
                 lines.append(_row(text, arithmetic, _bytes(x for task in tasks for x, _, _ in task.arrays())))
-    lines += [f"by Python: {_of_call(entry) if isinstance(entry, Call) else entry.kind}" for entry in python]
+    lines += [f"by Python: {_of_call(call) if isinstance(call, Call) else call.kind}" for call in python]
     return "\n".join(lines)
 
 
 def flops(call: Call) -> int:
     """Additions and multiplications of a call: of a product 2 m k n, of anything else one for each element."""
-    arrays = _arrays(call.arguments)
+    arrays = call.arrays
     if call.kernel in ("matmul", "linear", "matmul_sgd"):
         out = arrays[-1]
         update = out.size if call.kernel == "matmul_sgd" else 0
@@ -57,12 +56,8 @@ def _row(text: str, arithmetic: int, size: int) -> str:
 
 
 def _of_call(call: Call) -> str:
-    shapes = ", ".join("x".join(map(str, x.shape)) or "()" for x in _arrays(call.arguments))
+    shapes = ", ".join("x".join(map(str, x.shape)) or "()" for x in call.arrays)
     return f"{call.kernel}({shapes})"
-
-
-def _arrays(arguments: tuple) -> list[np.ndarray]:
-    return [x for x in arguments if isinstance(x, np.ndarray)]
 
 
 def _bytes(arrays: Any) -> int:

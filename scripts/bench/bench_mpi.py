@@ -27,7 +27,7 @@ from collectives import MPIRUN
 import scratchnet as sn
 from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
-from scratchnet.jit import program
+from scratchnet.jit import passes
 from scratchnet.parallel import AllReduce, LocalSGD, is_first_rank
 from scratchnet.parallel.comm.collectives import ALGORITHMS
 from scratchnet.parallel.comm.memory import cores
@@ -77,7 +77,7 @@ def time_steps(
     model = sn.nn.MLP(*NET)
     os.environ[FORCED] = "slices" if merge == "late" else merge
     if merge == "late":
-        program.WORTH = sys.maxsize
+        passes.WORTH = sys.maxsize
     strategy = LocalSGD(every) if every else AllReduce(COMPRESSIONS[compression], order)
     with tempfile.TemporaryDirectory() as folder:
         trainer = sn.Trainer(

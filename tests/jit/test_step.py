@@ -11,7 +11,7 @@ from sizes import JIT
 
 import scratchnet as sn
 from scratchnet import tracing
-from scratchnet.jit import fuse, program
+from scratchnet.jit import fuse, passes, program
 from scratchnet.jit.step import Step
 from scratchnet.native import execute
 from scratchnet.nn import functional as F
@@ -373,7 +373,7 @@ class Filling:
     width=st.sampled_from([1, 3, 8, 17, 40]),
 )
 def test_what_is_told_to_be_final_is_and_the_bits_are_those_of_one_call(layers, loss, width):
-    with mock.patch.object(program, "WORTH", 1):
+    with mock.patch.object(passes, "WORTH", 1):
         cut, whole = Filling(layers, loss, width), Filling(layers, loss, width, tells=False)
         for n in (5, 5, 33, 5, 33):
             gradients, told = cut.run(n)
@@ -384,7 +384,7 @@ def test_what_is_told_to_be_final_is_and_the_bits_are_those_of_one_call(layers, 
 
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 def test_the_gradient_of_a_layer_does_not_wait_for_that_of_earlier_ones():
-    with mock.patch.object(program, "WORTH", 4 * 40 * 40):
+    with mock.patch.object(passes, "WORTH", 4 * 40 * 40):
         filling = Filling(["linear", "relu", "linear", "relu"], "cross-entropy", 40)
         filling.run(33)
         filling.run(33)

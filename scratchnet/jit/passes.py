@@ -1,0 +1,221 @@
+"""The passes: from the calls of a trace to the instructions of a program, each a function from a list to a list.
+
+    lower                  a call becomes the loops that it consists of
+    drop_dead              what nobody reads is left out
+    copies_in_place        a loop writes to where its result would be copied
+    updates_in_products    a product that is a gradient updates the weight at once
+    guards_first           guards of arguments come before all that they may stop
+    outputs_early          an output comes as soon as all that it depends on is there
+
+They look at nothing but the memory that instructions read and write, and change the arithmetic of no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..kernels import device
+from .trace import Call, Guard, Trace, memory_of
+
+WORTH = 1 << 18  # bytes of outputs that are reported at a time, and of those that follow, at least: a call ends there
+
+
+@dataclass(frozen=True, eq=False)
+class Instruction:
+    """A kernel call or a guard, and the loops that it consists of: native.loops.Task. None: Python has to call it."""
+
+    call: Call | Guard
+    loops: tuple[Any, ...] = ()
+
+    @cached_property
+    def writes(self) -> list[np.ndarray]:
+        """A kernel that Python calls may write to any of its arrays."""
+        return [x for x, written, _ in self.data() if written] if self.loops else self.call.arrays
+
+    @cached_property
+    def touches(self) -> list[np.ndarray]:
+        """All that it reads or writes."""
+        return self.call.arrays + [x for x, _, _ in self.data()]
+
+    def data(self) -> Iterator[tuple[np.ndarray, bool, bool]]:
+        """What its loops do with memory; see Task.arrays."""
+        return (data for loop in self.loops for data in loop.arrays())
+
+    def is_loops_of(self, kernel: str) -> bool:
+        """Is it a compiled call of this kernel?"""
+        return bool(self.loops) and isinstance(self.call, Call) and self.call.kernel == kernel
+
+    def writes_to(self, arrays: Sequence[np.ndarray]) -> bool:
+        return any(np.may_share_memory(x, y) for x in self.writes for y in arrays)
+
+    def conflicts(self, other: Instruction) -> bool:
+        """Must these two stay in order?"""
+        return self.writes_to(other.touches) or other.writes_to(self.touches)
+
+
+Instructions = list[Instruction]
+
+
+class Scope(NamedTuple):
+    """Whose memory is whose: `trace` knows what the step made; kept: the ids of memory that the caller reads later."""
+
+    trace: Trace
+    kept: set[int]
+
+    def is_private(self, array: np.ndarray) -> bool:
+        """Does nobody outside of the program see the memory of `array`?"""
+        return self.trace.owns(array) and id(memory_of(array)) not in self.kept
+
+
+def compiled(trace: Trace, inputs: Sequence[np.ndarray], kept: Sequence[np.ndarray], stop: np.ndarray) -> Instructions:
+    """The instructions of a program that does what the trace did. stop: where guards write that they do not hold."""
+    scope = Scope(trace, {id(memory_of(x)) for x in kept})
+    instructions = drop_dead(lower(trace, stop), scope)
+    instructions = copies_in_place(instructions, scope)
+    instructions = updates_in_products(instructions, scope)
+    return guards_first(instructions, inputs)
+
+
+def lower(trace: Trace, stop: np.ndarray) -> Instructions:
+    """Each call with the loops that it consists of; with none if the device has none, or the kernel does more."""
+    if any(isinstance(call, Call) and call.device.name != "cpu" for call in trace.calls):
+        return [Instruction(call) for call in trace.calls]
+    from ..kernels.cpu import plan_call, plan_guard  # here, not above: importing scratchnet does not load Numba
+    from ..native.loops import Plan
+
+    shared, instructions = Plan(), []
+    for call in trace.calls:
+        loops = Plan()
+        loops.scratch = shared.scratch
+        if isinstance(call, Guard):
+            plan_guard(call.kind, (call.array, *call.numbers, stop), loops)
+        else:
+            plan_call(call.kernel, call.arguments, loops)
+        for loop in loops:  # memory between the loops of one kernel
+            for x, _, _ in loop.arrays():
+                if not any(np.may_share_memory(x, y) for y in [*call.arrays, stop]):
+                    trace.owned[id(memory_of(x))] = memory_of(x)
+        instructions.append(Instruction(call, tuple(loops)))
+    return instructions
+
+
+def drop_dead(instructions: Instructions, scope: Scope) -> Instructions:
+    """Those that something depends on: what outlives the step, what the caller keeps, or another live one."""
+    wanted, live = set(scope.kept), []
+    for instruction in reversed(instructions):
+        if instruction.loops and all(
+            scope.trace.owns(x) and id(memory_of(x)) not in wanted for x in instruction.writes
+        ):
+            continue
+        wanted |= {id(memory_of(x)) for x in instruction.touches}
+        live.append(instruction)
+    return live[::-1]
+
+
+def copies_in_place(instructions: Instructions, scope: Scope) -> Instructions:
+    """Where a loop makes an array only to be copied, it writes to the target of the copy at once."""
+    left = list(instructions)
+    for copy in instructions:
+        if not copy.is_loops_of("copy"):
+            continue
+        source, target = copy.call.arrays
+        memory = memory_of(source)
+        whole = source.size == memory.size and source.dtype == target.dtype and target.flags.carray
+        if not whole or not scope.is_private(source):
+            continue
+        made, at = _only_use(memory, copy, left), left.index(copy)
+        if made is None or not left[made].loops:
+            continue
+        if any(np.may_share_memory(target, x) for between in left[made:at] for x in between.touches):
+            continue
+        loops = [
+            loop._replace(arguments=tuple(_at_target(x, memory, target) for x in loop.arguments))
+            for loop in left[made].loops
+        ]
+        left[made] = replace(left[made], loops=tuple(loops))
+        del left[at]
+    return left
+
+
+def _at_target(x: Any, memory: np.ndarray, target: np.ndarray) -> Any:
+    """An argument that lies in `memory`, at the same offset of `target`; any other as it is."""
+    if not isinstance(x, np.ndarray) or memory_of(x) is not memory:
+        return x
+    return np.ndarray(x.shape, x.dtype, target, _address(x) - _address(memory), x.strides)
+
+
+def _address(x: np.ndarray) -> int:
+    return x.__array_interface__["data"][0]
+
+
+def updates_in_products(instructions: Instructions, scope: Scope) -> Instructions:
+    """Where a product is a gradient that only SGD reads, its tiles update the weights and are not written at all."""
+    left = list(instructions)
+    for update in instructions:
+        if not update.is_loops_of("sgd"):
+            continue
+        from ..kernels.cpu.gemm import with_update
+
+        parameter, gradient, velocity, new_parameter, new_velocity, numbers = update.call.arrays
+        in_place = parameter is new_parameter and velocity is new_velocity
+        made, at = _only_use(memory_of(gradient), update, left), left.index(update)
+        if not in_place or not scope.is_private(gradient) or made is None or not left[made].loops:
+            continue
+        product = left[made]
+        fused = with_update(product.loops[-1], parameter, velocity, numbers)
+        read = [x for x, written, _ in product.data() if not written]
+        if fused is None or any(between.writes_to(read) for between in left[made + 1 : at]):
+            continue
+        call = Call("matmul_sgd", device("cpu"), (*product.call.arrays[:2], velocity, numbers, parameter))
+        left[at] = Instruction(call, (*product.loops[:-1], fused))
+        del left[made]
+    return left
+
+
+def _only_use(memory: np.ndarray, instruction: Instruction, instructions: Instructions) -> int | None:
+    """The position of the only other instruction that touches `memory`, if it comes before; else None."""
+    at = instructions.index(instruction)
+    uses = [i for i, other in enumerate(instructions) if i != at and any(memory_of(x) is memory for x in other.touches)]
+    return uses[0] if len(uses) == 1 and uses[0] < at else None
+
+
+def guards_first(instructions: Instructions, inputs: Sequence[np.ndarray]) -> Instructions:
+    """Guards of the arguments come before all others."""
+    given = {id(memory_of(x)) for x in inputs}
+
+    def comes_later(instruction: Instruction) -> bool:
+        call = instruction.call
+        return not (isinstance(call, Guard) and id(memory_of(call.array)) in given)
+
+    return sorted(instructions, key=comes_later)
+
+
+def outputs_early(instructions: Instructions, outputs: Sequence[np.ndarray]) -> Instructions:
+    """Each output comes after what it depends on, and after nothing else than guards."""
+    left, order = list(range(len(instructions))), []
+    for output in [at for at, instruction in enumerate(instructions) if instruction.writes_to(outputs)]:
+        pulled = [output] if output in left else []
+        for at in reversed([i for i in left if i < output]):
+            instruction = instructions[at]
+            if isinstance(instruction.call, Guard) or any(instruction.conflicts(instructions[i]) for i in pulled):
+                pulled.append(at)
+        order += pulled[::-1]
+        left = [at for at in left if at not in pulled]
+    return [instructions[at] for at in order + left]
+
+
+def final_after(instructions: Instructions, outputs: Sequence[np.ndarray]) -> dict[int, list[int]]:
+    """By the position of an instruction: the numbers of the outputs to report as final after it."""
+    last = [max((at for at, x in enumerate(instructions) if x.writes_to([y])), default=-1) for y in outputs]
+    found, waiting, left = {}, [], sum(x.nbytes for x in outputs)
+    for at in range(len(instructions)):
+        waiting += [i for i, final in enumerate(last) if final == at]
+        size = sum(outputs[i].nbytes for i in waiting)
+        if size >= WORTH and left - size >= WORTH:
+            found[at], waiting, left = waiting, [], left - size
+    return found
