@@ -32,8 +32,8 @@ from scratchnet.parallel import AllReduce, LocalSGD, is_first_rank
 from scratchnet.parallel.comm.collectives import ALGORITHMS
 from scratchnet.parallel.comm.memory import cores
 from scratchnet.parallel.compression import COMPRESSIONS
-from scratchnet.parallel.mpi.machines import PIECE
-from scratchnet.parallel.mpi.slices import FORCED, chain_seconds, slices_seconds
+from scratchnet.parallel.mpi.machines import MESSAGE_BYTES
+from scratchnet.parallel.mpi.slices import MERGE_VARIABLE, chain_seconds, slices_seconds
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
 SECTIONS = ("calls", "steps", "links", "simulation")
@@ -75,7 +75,7 @@ def time_steps(
     rng, n = np.random.default_rng(0), steps * batch
     data = sn.data.TensorDataset(rng.normal(size=(n, NET[0])).astype(np.float32), rng.integers(0, NET[-1], n))
     model = sn.nn.MLP(*NET)
-    os.environ[FORCED] = "slices" if merge == "late" else merge
+    os.environ[MERGE_VARIABLE] = "slices" if merge == "late" else merge
     if merge == "late":
         passes.WORTH = sys.maxsize
     strategy = LocalSGD(every) if every else AllReduce(COMPRESSIONS[compression], order)
@@ -137,8 +137,8 @@ def time_link(pause: float) -> dict[str, float]:
             time.sleep(wait)
             comm.Barrier()
             start = time.perf_counter()
-            requests = [comm.Irecv(into[at : at + PIECE], other) for at in range(0, nbytes, PIECE)]
-            requests += [comm.Isend(out[at : at + PIECE], other) for at in range(0, nbytes, PIECE)]
+            requests = [comm.Irecv(into[at : at + MESSAGE_BYTES], other) for at in range(0, nbytes, MESSAGE_BYTES)]
+            requests += [comm.Isend(out[at : at + MESSAGE_BYTES], other) for at in range(0, nbytes, MESSAGE_BYTES)]
             MPI.Request.Waitall(requests)
             times.append(time.perf_counter() - start)
         seconds[nbytes] = statistics.median(times)

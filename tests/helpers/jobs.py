@@ -36,7 +36,7 @@ def train(ranks, *flags, command=mpirun, fail="", share=0, merge=""):
 
     share: so many ranks count as one machine; 0: all that are on one. merge: how machines do it; "": the cheaper way.
     """
-    variables = variables_of_a_job() | {machines.VARIABLE: str(share), slices.FORCED: merge}
+    variables = variables_of_a_job() | {machines.SHARE_VARIABLE: str(share), slices.MERGE_VARIABLE: merge}
     patience = PATIENCE if fail or "--fault" in flags else 60.0
     variables |= {"SCRATCHNET_MPI_PATIENCE": str(patience), "SCRATCHNET_FAIL": fail}
     line = [sys.executable, str(PROGRAMS / "mpi_job.py"), *map(str, flags)]

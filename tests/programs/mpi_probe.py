@@ -58,7 +58,7 @@ def messages():
         say(len(made) > 0, sum(map(bool, made)))
 
     at_the_end(look)
-    for os.environ[slices.FORCED] in ("chain", "slices"):
+    for os.environ[slices.MERGE_VARIABLE] in ("chain", "slices"):
         fit((3, 2), 2, 8)
 
 

@@ -1,18 +1,18 @@
 """Training by the ranks of an MPI job: the steps of a run, with the bits of one process for any number of ranks.
 
-Each machine is a pool: its ranks share an arena and do the pieces of a step as workers do (worker.py). Shards are
-shared out among all ranks, and between two phases machines tell each other what the next one needs:
+Each machine is a pool: its ranks share an arena and do the pieces of a step as workers do (pool/worker.py). Shards are
+divided among all ranks, and between two phases machines exchange what the next one needs:
 
-    shard     losses of each shard, and its gradient (or, in a round of LocalSGD, its page): what belongs to the slices
-              that a machine owns, or along the chain the sum of all (mpi_machines.py). With compression what each
-              shard sends: K (M-1)/M of that travel to each of M machines
+    shard     the losses of each shard, and its gradient (or, after local steps, its page): what belongs to the slices
+              that a machine owns, or along the chain the sum of all (machines.py). With compression what each shard
+              sends: K (M-1)/M of that travel to each of M machines
     project   PowerSGD: the second factors
     norm      its parts, from machines that own slices
     slice     the new parameters, from machines that own slices; the optimizer's state only before somebody reads it.
-              Otherwise nothing: every machine has made the whole new page
+              Along the chain nothing: every machine has made the whole new page
 
-so every exact strategy, its compression, clipping and skipping is the code of the pool, and has its bits. Rank 0 alone
-touches the run's folder; what it loads, all ranks get.
+So every exact strategy, its compression, clipping and skipping is the code of the pool, and has its bits. Rank 0 alone
+touches the run's folder, and sends what it loads to all ranks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,14 +44,17 @@ from ..pool.worker import Worker
 from ..settings import Settings, Start
 from ..shards import starts_of
 from .communicator import MpiCommunicator, world
-from .machines import PIECE, Chain, extents_of, fold, machine_of
+from .machines import MESSAGE_BYTES, Chain, extents_of, fold, machine_of
 from .slices import PHASES, Slices, choose
 
-TOLD_AFTER = ("shard", "project")  # phases that are told shard by shard
+EXCHANGED = ("shard", "project")  # phases after which machines exchange what they made of each shard
 
 
 def begin(settings: Settings, run: Any) -> None:
-    """run.start() on rank 0, which may load a checkpoint; then all ranks have its run.state()."""
+    """run.start() on rank 0, which may load a checkpoint; then run.load(...) of its state on the others.
+
+    Raises ConfigError, on all ranks, for settings that a job cannot have.
+    """
     if settings.workers != 1:
         raise _refused(f"expected workers=1 under MPI: its ranks are the workers, got {settings.workers!r}")
     if not settings.strategy.is_exact:
@@ -60,10 +63,10 @@ def begin(settings: Settings, run: Any) -> None:
             f"{settings.strategy}: its workers read and write one set of parameters at any time, in shared memory"
         )
     comm, machine = world(), machine_of(world())
-    if cores() == os.cpu_count():  # ranks of one machine take an equal part each, unless they were told to take less
+    if cores() == os.cpu_count():  # nobody bound this rank to fewer cores: ranks of a machine take an equal part each
         set_num_threads(min(get_num_threads(), max(1, cores() // machine.neighbours)))
     blob = b""
-    with _Told(comm):
+    with _announced(comm):
         if comm.rank == 0:
             run.start()
             blob = checkpoint.dumps(run.state())
@@ -87,36 +90,39 @@ def share_record(record: dict[str, Any]) -> dict[str, Any]:
     return json.loads(share(world(), "the epoch's record", json.dumps(record).encode()))
 
 
-class _Told:
-    """Inside, an exception of this rank alone is told to the others, whose next meeting then raises CollectiveError."""
+@contextlib.contextmanager
+def _announced(comm: MpiCommunicator) -> Iterator[None]:
+    """Inside, an exception of this rank alone is announced to the others."""
+    try:
+        yield
+    except BaseException as error:
+        _announce(comm, error)
+        raise
 
-    def __init__(self, comm: MpiCommunicator):
-        self.comm = comm
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is not None and not self.comm.is_broken:
-            step = f", step {self.comm.watch.step}" if self.comm.watch.step >= 0 else ""
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
-            sys.stderr.write(f"scratchnet: rank {self.comm.rank}{step}: {what}\n")  # one write: lines stay whole
-            sys.stderr.flush()
-            error.already_reported = True
-            self.comm.finish(RAISED, what)
+def _announce(comm: MpiCommunicator, error: Any) -> None:
+    """Report an exception of this rank alone, and tell the others, whose next handshake then raises CollectiveError."""
+    if comm.is_broken:
+        return
+    step = f", step {comm.watch.step}" if comm.watch.step >= 0 else ""
+    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    sys.stderr.write(f"scratchnet: rank {comm.rank}{step}: {what}\n")  # in one write, so that lines do not mix
+    sys.stderr.flush()
+    error.already_reported = True
+    comm.finish(RAISED, what)
 
 
 def _refused(text: str) -> ConfigError:
-    """What all ranks raise at once, and the first one says."""
+    """An error that all ranks raise at once, and the first one reports."""
     error = ConfigError(f"Trainer: {text}")
     error.already_reported = not is_first_rank()  # type: ignore[attr-defined]
     return error
 
 
 class Ranks(Steps):
-    """The steps of a run on all ranks; see Steps.
+    """An engine, see Steps, whose ranks all make the same calls.
 
-    stop: what a signal asked of this rank is in `stop.asked`; what all ranks do goes to `stop.requested`.
+    stop: `stop.asked` is the signal that this rank got; `stop.requested` is set on all ranks after the same step.
     """
 
     workers = 1
@@ -128,34 +134,34 @@ class Ranks(Steps):
         self._listens = threading.current_thread() is threading.main_thread()
         self._wakeup = comm.watch.listen() if self._listens else -1
         self._stop, self._keeps = stop, settings.keeps_checkpoints
-        stop.share()  # the run stops when all ranks know of it
-        with _Told(comm):
+        stop.share()  # a signal only sets `asked` from now on
+        with _announced(comm):
             strategy, is_plain = replica.strategy, machine.count > 1 and not replica.strategy.compression
             self._is_fast = is_plain and strategy.order == "fast"  # the library's order
             self._slices: Slices | None = choose(machine, replica) if is_plain and not self._is_fast else None
-            slices = self._slices.count if self._slices else slices_of(replica, machine.here.size)
+            slices = self._slices.count if self._slices else slices_of(replica, machine.local.size)
             super().__init__(replica, start._replace(state={}), slices, machine.memory)
-            for name in self.arena.ENTRY:  # each rank writes its own, and need not wait for others to do it
+            for name in self.arena.ENTRY:  # each rank writes its own, so that it need not wait for another to do it
                 setattr(self.arena, name, np.zeros_like(getattr(self.arena, name)))
             fail = failpoints.armed(comm.rank, int(os.environ.get(RESTARTS, "0")))
-            self._worker = Worker(machine.here.rank, self.arena, replica, -1, fail)
+            self._worker = Worker(machine.local.rank, self.arena, replica, -1, fail)
             self._pieces = [self._own(pieces.phase) for pieces in self.arena.pieces]
             self._shards = machine.shards(machine.number, replica.shards)
             if is_plain and not self._slices:
                 self._total = machine.memory(size := self.arena.slots.shape[-1]).array(0, size, np.uint8)
                 self._worker.folded = self._total
             if machine.leaders:
-                self._take_memory()
+                self._commit_memory()
             if self._slices:
-                self._slices.join(self.arena, self._worker)
+                self._slices.attach(self.arena, self._worker)
             self._chains: dict[bool, Chain] = {}  # of pages, or of gradients
-            self._rows: dict[str, np.ndarray] = {}  # what travels after a phase: (shards, bytes)
-            self._memory: dict[str, np.ndarray] = {}
+            self._rows: dict[str, np.ndarray] = {}  # what machines exchange after a phase: (shards, bytes)
+            self._state: dict[str, np.ndarray] = {}
             self._load_state(start.state)
         comm.handshake("first step")  # now nobody writes the state of the start any more
 
-    def _take_memory(self) -> None:
-        """All that this machine writes: of slots only those of its own shards, unless the others' come whole."""
+    def _commit_memory(self) -> None:
+        """For all that this machine writes. Without compression its slots hold the gradients of its own shards."""
         arena, own = self.arena, self._shards
         for name, (offset, shape, dtype) in arena.extents.items():
             if name == "slots" and not self.compressor:
@@ -166,14 +172,14 @@ class Ranks(Steps):
                 arena.memory.commit(offset, math.prod(shape) * dtype.itemsize)
 
     def _own(self, phase: Phase) -> Sequence[int]:
-        """The pieces that this rank does: shards are shared out among all, as slices are that machines own; the rest is
-        done on each machine.
+        """The pieces that this rank does. Shards, and slices that machines own, are divided among all ranks; other
+        pieces are done on each machine.
         """
         if self._slices and phase.name in PHASES:
             return self._slices.own
-        machine, of_all = self._machine, phase.name in TOLD_AFTER
-        size, place = (self._comm.size, machine.place) if of_all else (machine.here.size, machine.here.rank)
-        return range(*starts_of(phase.pieces, size)[place : place + 2])
+        machine, of_all = self._machine, phase.name in EXCHANGED
+        size, i = (self._comm.size, machine.ordinal) if of_all else (machine.local.size, machine.local.rank)
+        return range(*starts_of(phase.pieces, size)[i : i + 2])
 
     def resize(self, workers: int) -> bool:
         raise ConfigError(f"resize: expected workers=1 under MPI: its ranks are the workers, got {workers!r}")
@@ -181,47 +187,47 @@ class Ranks(Steps):
     # --- a step -----------------------------------------------------------------------------------------------------
 
     def submit_step(self, batches: Sequence[np.ndarray], numbers: Sequence[np.ndarray], is_local: bool) -> None:
-        """See Steps; all ranks submit the same. When it returns, the step is done."""
+        """See Steps. All ranks submit the same step; when this returns, the step is done."""
         step = self._comm.watch.step = self.submitted
         super().submit_step(batches, numbers, is_local)
         if self._slices:
             self._slices.begin(step)
         for number, pieces in enumerate(self.arena.pieces):
-            with contextlib.suppress(NonFiniteError):  # it is in `bad`, and all ranks raise when they meet
+            with contextlib.suppress(NonFiniteError):  # it is in `bad`, and `_agree` lets all ranks raise it
                 for piece in self._pieces[number]:
                     self._worker.do(number, piece)
                     if self._slices and pieces.phase.name == "slice":
                         self._slices.send_parameters(piece, step)
-            self._join(pieces.phase.name, step)
+            self._finish_phase(pieces.phase.name, step)
         self.collect()
 
-    def _join(self, phase: str, step: int) -> None:
-        """All pieces of a phase are done, and what they made is on this machine."""
+    def _finish_phase(self, phase: str, step: int) -> None:
+        """Returns when all pieces of a phase are done, and this machine has what the next phase needs."""
         machine = self._machine
         if phase == "shard":
-            self._meet(step)
+            self._agree(step)
         if self._slices:
-            self._exchange(self._slices, phase, step)
-            machine.meet(f"phase {phase!r}")
+            self._exchange_slices(self._slices, phase, step)
+            machine.barrier(f"phase {phase!r}")
             return
         if phase != "shard":
-            machine.meet(f"phase {phase!r}")
-        if machine.count == 1 or phase not in TOLD_AFTER:
+            machine.barrier(f"phase {phase!r}")
+        if machine.count == 1 or phase not in EXCHANGED:
             return
         if self._is_fast:
-            self._add_up_here(step)
-            machine.meet("the sum of a machine")
+            self._sum_of_machine(step)
+            machine.barrier("the sum of a machine")
         if machine.leaders:
             with self._comm.waiting("the exchange of gradients"):
-                self._tell(phase, step)
+                self._exchange_shards(phase, step)
                 if not self.compressor:
                     self._sum(step)
-        machine.meet("the exchange of gradients")
+        machine.barrier("the exchange of gradients")
 
-    def _meet(self, step: int) -> None:
-        """All ranks have their gradients, finite ones of the same samples; or all raise."""
-        comm, row = self._comm, step % self.arena.window
-        samples, bad = zlib.crc32(self.arena.positions[row].tobytes(), step), self.arena.bad[row]
+    def _agree(self, step: int) -> None:
+        """Returns when all ranks have computed their gradients. All raise if samples differ, or one is not finite."""
+        comm, entry = self._comm, step % self.arena.window
+        samples, bad = zlib.crc32(self.arena.positions[entry].tobytes(), step), self.arena.bad[entry]
         shard = next((k for k in self._pieces[0] if bad[k]), -1)
         brought = comm.handshake("training step", shard, bad[shard], self._stop.asked or 0, samples)
         others = [rank for rank in range(comm.size) if brought[rank, 3] != brought[0, 3]]
@@ -236,33 +242,33 @@ class Ranks(Steps):
 
     # --- between machines -------------------------------------------------------------------------------------------
 
-    def _exchange(self, slices: Slices, phase: str, step: int) -> None:
-        """What the owners of slices need after a phase, or all others need of them."""
+    def _exchange_slices(self, slices: Slices, phase: str, step: int) -> None:
+        """After a phase: owners of slices receive what they need, or send what all others need."""
         if phase == "shard":
             slices.send_gradients(step)
             if self._machine.leaders:
                 with self._comm.waiting("the exchange of losses"):
-                    self._tell(phase, step)
+                    self._exchange_shards(phase, step)
             slices.wait_for_gradients(step)
         elif phase == "norm":
             slices.share_norm(step)
         else:
             slices.wait_for_parameters(step)
 
-    def _tell(self, phase: str, step: int) -> None:
+    def _exchange_shards(self, phase: str, step: int) -> None:
         """What a phase made of each shard, but for its gradient, goes to all machines.
 
-        What compression sends goes whole: of c n bytes a shard, where a gradient has n, a machine sends K/M c (M-1) n.
-        By slices it would send (K/M c + 1) (M-1)/M n, because the new parameters travel uncompressed. That is more if
-        K/M < 1 / (c (M-1)): for a shard each, with c = 0.02 (TopK(0.01)) up to 50 machines, with 1/2 (Float16) two.
-        And what TopK keeps of a slice has no fixed size, and PowerSGD needs whole factors.
+        What compression sends goes whole: with c n bytes a shard, where a gradient has n, a machine sends
+        K/M c (M-1) n. By slices it would send (K/M c + 1) (M-1)/M n, because new parameters travel uncompressed. That
+        is more if K/M < 1 / (c (M-1)): with one shard a machine, for c = 0.02 (TopK(0.01)) up to 50 machines, for
+        c = 1/2 (Float16) up to two. And what TopK keeps of a slice has no fixed size, and PowerSGD needs whole factors.
         """
         if phase not in self._rows:
-            self._rows[phase] = np.zeros((self.replica.shards, self._record(phase, 0, step).size), np.uint8)
+            self._rows[phase] = np.zeros((self.replica.shards, self._packed(phase, 0, step).size), np.uint8)
         rows = self._rows[phase]
         for k in self._shards:
-            rows[k] = self._record(phase, k, step)
-        self._machine.spread(rows)
+            rows[k] = self._packed(phase, k, step)
+        self._machine.share_rows(rows)
         for k, data in enumerate(rows):
             if k not in self._shards:
                 for field in self._fields(phase, k, step):
@@ -271,16 +277,16 @@ class Ranks(Steps):
                 if self.compressor:
                     self.compressor.unpack(phase, k, data)
 
-    def _record(self, phase: str, k: int, step: int) -> np.ndarray:
+    def _packed(self, phase: str, k: int, step: int) -> np.ndarray:
         parts = [np.ascontiguousarray(field).view(np.uint8) for field in self._fields(phase, k, step)]
         return np.concatenate(parts + (self.compressor.pack(phase, k) if self.compressor else []))
 
     def _fields(self, phase: str, k: int, step: int) -> list[np.ndarray]:
-        """Of a shard: its losses, what is not finite, and buffers."""
-        arena, layout, row = self.arena, self.replica.layout, step % self.arena.window
+        """The arrays of a shard that machines exchange: its losses, what is not finite, and buffers."""
+        arena, layout, entry = self.arena, self.replica.layout, step % self.arena.window
         buffers = arena.slots[step % len(arena.slots), k, layout.parameter_bytes : layout.nbytes]
-        found = [arena.losses[row, :, k], arena.bad[row, k : k + 1], buffers] if phase == "shard" else []
-        return found[:2] if self._slices else found  # then buffers are in what owners of slices get
+        found = [arena.losses[entry, :, k], arena.bad[entry, k : k + 1], buffers] if phase == "shard" else []
+        return found[:2] if self._slices else found  # with slices, buffers travel with the gradients
 
     def _full(self, step: int, shards: Sequence[int]) -> list[np.ndarray]:
         """The slots of those shards that are not empty."""
@@ -288,59 +294,59 @@ class Ranks(Steps):
         return [slots[step % len(slots), k] for k in shards if k in full]
 
     def _sum(self, step: int) -> None:
-        """The sum of all shards' slots, to `_total`: of gradients, or of pages."""
+        """_total = the sum of all shards' slots: of gradients, or of pages."""
         machine, is_local = self._machine, bool(self.arena.local[step % self.arena.window])
         if self._is_fast:
-            places, library = extents_of(self.replica.layout, [0], most=PIECE), self._comm.library
-            started = [machine.leaders.Iallreduce(library.IN_PLACE, place.of(self._total)) for place in places]
+            extents, library = extents_of(self.replica.layout, [0], most=MESSAGE_BYTES), self._comm.library
+            started = [machine.leaders.Iallreduce(library.IN_PLACE, extent.of(self._total)) for extent in extents]
             library.Request.Waitall(started)
             return
         layout, begins = self.replica.layout, self.replica.layout.begins if is_local else [0]
         if is_local not in self._chains:
-            self._chains[is_local] = Chain(machine, extents_of(layout, begins, most=PIECE), self._total)
+            self._chains[is_local] = Chain(machine, extents_of(layout, begins, most=MESSAGE_BYTES), self._total)
         shards = [machine.shards(number, self.replica.shards) for number in range(machine.count)]
         first = next(number for number in range(machine.count) if self._full(step, shards[number]))
         self._chains[is_local].fold(self._full(step, self._shards), first)
 
-    def _add_up_here(self, step: int) -> None:
-        """This rank's slice of the sum of the machine's slots, to `_total`."""
+    def _sum_of_machine(self, step: int) -> None:
+        """This rank's slice of _total = the sum of the machine's slots."""
         slots = self._full(step, self._shards)
-        for place in self.replica.layout.cut((self._machine.here.rank, self._machine.here.size)):
-            place.of(self._total)[...] = 0
+        for extent in self.replica.layout.cut((self._machine.local.rank, self._machine.local.size)):
+            extent.of(self._total)[...] = 0
             if slots:
-                fold([place.of(slot) for slot in slots], place.of(self._total))
+                fold([extent.of(slot) for slot in slots], extent.of(self._total))
 
-    # --- the rest -----------------------------------------------------------------------------------------------------
+    # --- state, and the end -------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """All ranks have come here, and rank 0 has what a checkpoint remembers of all shards."""
+        """Returns when all ranks have called it. Rank 0 then has the state that a checkpoint keeps of all shards."""
         machine = self._machine
         if self._slices:
             self._slices.share_states(with_older=self._keeps and self.replica.strategy.lag > 0)
-        machine.meet("settle")
+        machine.barrier("settle")
         if self._keeps and self.compressor and machine.leaders:
             with self._comm.waiting("the exchange of residuals"):
-                machine.spread(self.arena.residuals[self.submitted % 2])
+                machine.share_rows(self.arena.residuals[self.submitted % 2])
         if self._keeps and self._comm.rank == 0:
-            self._memory = super().state()  # now: soon others go on
+            self._state = super().state()  # now, before the others go on
         self._comm.handshake("settle")
 
     def state(self) -> dict[str, np.ndarray]:
-        return self._memory
+        return self._state
 
     def close(self, error: BaseException | None = None) -> None:
         self.read()
         if self.timeline and self._comm.rank == 0:
-            self.timeline.write(self._machine.here.size)
+            self.timeline.write(self._machine.local.size)
         if error is None:
             for chain in self._chains.values():
                 chain.release()
             if self._slices:
-                self._slices.leave()
+                self._slices.detach()
         if self._listens:
             signal.set_wakeup_fd(self._wakeup)
         if error is not None and self._comm.is_broken and not hasattr(error, "already_reported"):
             error.already_reported = not self._comm.reports  # type: ignore[attr-defined]
-        if not self._stop.requested:
-            _Told(self._comm).__exit__(error and type(error), error, None)
+        if error is not None and not self._stop.requested:
+            _announce(self._comm, error)
         self._comm.watch.step = -1

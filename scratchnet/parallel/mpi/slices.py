@@ -1,15 +1,15 @@
 """How machines of an MPI job merge by slices: each owns some pieces of the parameters, and updates those.
 
-A pool's merge and update of a piece needs the gradients of all shards, as far as the piece goes, and nothing else. So
+To merge and update a piece, a pool needs what the gradients of all shards hold of this piece, and nothing else. So
 
-    while a shard is computed, what is final of its gradient goes to the machine that owns it  (reduce_scatter)
-    when all has come, each rank merges and updates pieces of its machine, as a worker of a pool does
-    each piece of new parameters goes to all other machines                                    (all_gather)
+    while a shard is computed, each final part of its gradient goes to the machine that owns it     (reduce_scatter)
+    when all parts are there, each rank merges and updates its pieces, as a worker of a pool does
+    each piece of new parameters goes to all other machines                                         (all_gather)
 
 which has the bits of one process, as shards are folded in their order. For K shards on M machines, and n bytes of
 gradients, a machine sends (K/M + 1) (M-1)/M n bytes, in two hops, and makes a part of the update; the chain
-(mpi_machines.py) 2 n bytes in 2 (M-1) hops: `choose` takes the cheaper one. The optimizer's state of a piece stays with
-its owner, until somebody asks for all of it.
+(machines.py) sends 2 n bytes in 2 (M-1) hops. `choose` takes the cheaper one. The optimizer's state of a piece stays
+with its owner until somebody asks for all of it.
 """
 
 from __future__ import annotations
@@ -30,32 +30,33 @@ from ..pool.training_arena import TrainingArena
 from ..pool.worker import Worker
 from ..shards import starts_of
 from .communicator import MpiCommunicator
-from .machines import PIECE, Machine, extents_of
+from .machines import MESSAGE_BYTES, Machine, extents_of
 
-FORCED = "SCRATCHNET_MPI_MERGE"  # "chain" or "slices": that one, whatever it costs
-LINK = 20e-6, 1.25e9  # alpha and beta, see chain_seconds, of which the choice is made: 10 Gbit/s
-EACH = 2e-6  # seconds that a message takes a rank that sends it, and one that gets it; over TCP, on a busy machine
-GRAIN, ROUNDS = 1 << 17, 8  # a piece has so many bytes at least, and a rank so many pieces at most
-PHASES = ("norm", "slice")  # whose pieces machines own
+MERGE_VARIABLE = "SCRATCHNET_MPI_MERGE"  # "chain" or "slices": that one, whatever it costs
+LINK = 20e-6, 1.25e9  # alpha and beta of the link that `choose` assumes, see chain_seconds: 10 Gbit/s
+OVERHEAD = 2e-6  # seconds of a rank's time that it takes to send, or to receive, a message; over TCP, on a busy machine
+GRAIN, ROUNDS = 1 << 17, 8  # least bytes of a piece, and most pieces of a rank
+PHASES = ("norm", "slice")  # machines own the pieces of these
 
 
 class Messages:
-    """Sends and receives that are the same whenever they are made, by the number of the thing that travels.
+    """Persistent sends and receives, by the number of the thing (a shard or a piece) that they transfer.
 
-    Of each a list, of places and requests. text: what it is, for messages of errors.
+    Each is a pair (extent, request). text: what error messages call the exchange.
     """
 
     def __init__(self, comm: MpiCommunicator, text: str):
         self._comm, self._text, self._library = comm, text, comm.library
         self.sends: dict[int, list[tuple[Extent, Any]]] = defaultdict(list)
-        self.takes: dict[int, list[tuple[Extent, Any]]] = defaultdict(list)
+        self.receives: dict[int, list[tuple[Extent, Any]]] = defaultdict(list)
         self._started: list[Any] = []
 
-    def take(self, things: Iterable[int] | None = None) -> None:
-        """Let these things come (all): from now on what they replace may be overwritten."""
-        self.start([m for thing in (self.takes if things is None else things) for m in self.takes.get(thing, ())])
+    def start_receives(self, things: Iterable[int] | None = None) -> None:
+        """Of these things (None: all). From now on their memory may be overwritten."""
+        self.start([m for thing in (self.receives if things is None else things) for m in self.receives.get(thing, ())])
 
-    def give(self, things: Iterable[int] | None = None) -> None:
+    def start_sends(self, things: Iterable[int] | None = None) -> None:
+        """Of these things (None: all)."""
         self.start([m for thing in (self.sends if things is None else things) for m in self.sends.get(thing, ())])
 
     def start(self, messages: Iterable[tuple[Extent, Any]]) -> None:
@@ -65,29 +66,29 @@ class Messages:
                 self._library.Prequest.Startall(requests)
             self._started += requests
 
-    def poke(self) -> None:
-        """Let the library see to what is on its way."""
+    def progress(self) -> None:
+        """Let the library continue what was started."""
         with self._comm.waiting(self._text):
             self._library.Prequest.Testall(self._started)
 
     def wait(self) -> None:
-        """Until all that was started is done."""
+        """Returns when all that was started is done."""
         with self._comm.waiting(self._text):
             self._library.Prequest.Waitall(self._started)
         self._started = []
 
     def release(self) -> None:
-        for kept in (*self.sends.values(), *self.takes.values()):
+        for kept in (*self.sends.values(), *self.receives.values()):
             for _, request in kept:
                 request.Free()
 
 
 class Slices:
-    """The exchange of the header; all ranks take part. They `join` the arena of their machine, and `leave` it.
+    """The exchange of the header; all ranks take part. They `attach` the arena of their machine, and `detach` it.
 
-    count: pieces. They go round the ranks, so that each layer belongs to all machines, and all links are busy as soon
-    as its gradients are there. The parts of a norm are folded where the pieces are, so then there are as many. With
-    each other machine a rank exchanges what its shards and pieces, and those of one rank there, are to bring.
+    count: of pieces. Pieces go round the ranks, so that each layer belongs to all machines, and all links are busy as
+    soon as its gradients are final. With clip_norm there are NORMS pieces, as the parts of the norm are folded where
+    the pieces are. With each other machine a rank exchanges messages through one rank there, its peer.
     """
 
     arena: TrainingArena
@@ -97,56 +98,56 @@ class Slices:
         self.machine, self.replica, self.layout, size = machine, replica, replica.layout, machine.comm.size
         rounds = int(np.clip(self.layout.parameter_bytes // (size * GRAIN), 1, ROUNDS))
         self.count = size * rounds if replica.settings.clip_norm is None else NORMS
-        self.own = self._of([machine.place])  # pieces of this rank
-        self._here = self._of(machine.places(machine.number))  # of this machine
+        self.own = self._pieces_of([machine.ordinal])
+        self._of_machine = self._pieces_of(machine.ordinals(machine.number))
         self._messages: dict[Any, Messages] = {}
         self._needed: dict[Extent, frozenset[int]] = {}
 
-    def _of(self, places: Iterable[int]) -> list[int]:
-        """The pieces of ranks."""
-        return sorted(piece for place in places for piece in range(place, self.count, self.machine.comm.size))
+    def _pieces_of(self, ordinals: Iterable[int]) -> list[int]:
+        """The pieces that these ranks own."""
+        return sorted(piece for i in ordinals for piece in range(i, self.count, self.machine.comm.size))
 
     def seconds(self, alpha: float, beta: float) -> float:
-        """Of a step: see `slices_seconds`."""
+        """What the exchange of a step takes: see `slices_seconds`."""
         machine, each = self.machine, range(self.machine.count)
         shards = [len(machine.shards(i, self.replica.shards)) for i in each]
-        shares = [len(self._of(machine.places(i))) / self.count for i in each]
+        shares = [len(self._pieces_of(machine.ordinals(i))) / self.count for i in each]
         return slices_seconds(shards, shares, self.layout.parameter_bytes, alpha, beta)
 
-    def join(self, arena: TrainingArena, worker: Worker) -> None:
+    def attach(self, arena: TrainingArena, worker: Worker) -> None:
         """Before the first step."""
         self.arena, self.worker = arena, worker
         self.replica.on_final = self.send_final
         if self.machine.leaders:
-            self._take_memory()
+            self._commit_memory()
 
-    def leave(self) -> None:
-        """After the last step: all messages have come."""
+    def detach(self) -> None:
+        """After the last step, when no message is on its way."""
         for messages in self._messages.values():
             messages.release()
         self.replica.on_final = None
 
-    def _take_memory(self) -> None:
-        """For gradients of others' shards, as far as the pieces of this machine go."""
+    def _commit_memory(self) -> None:
+        """For what this machine's pieces need of the gradients of other machines' shards."""
         offset, (rings, shards, size), _ = self.arena.extents["slots"]
         own = self.machine.shards(self.machine.number, shards)
         begins = self.layout.begins if size > self.layout.nbytes else [0]
-        for place in self._places(self._here, begins, None):
-            for row in range(rings * shards):
-                if row % shards not in own:
-                    self.arena.memory.commit(offset + row * size + place.offset, place.nbytes)
+        for extent in self._extents(self._of_machine, begins, None):
+            for slot in range(rings * shards):
+                if slot % shards not in own:
+                    self.arena.memory.commit(offset + slot * size + extent.offset, extent.nbytes)
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
     def begin(self, step: int) -> None:
-        """Nobody reads the last step's gradients any more."""
+        """Start to receive gradients. Nobody reads those of the step before any more."""
         self._step, slots, full = step, self._slots(step), self._full(step)
-        slots.take(full)
+        slots.start_receives(full)
         self._unsent = {k: slots.sends.get(k, []) for k in full}
         self._final: dict[int, set[int]] = defaultdict(set)  # parameters whose gradients are final, by shard
 
     def send_final(self, batch: int, k: int, parameters: list[int]) -> None:
-        """Shard k is done with this batch, as far as gradients of these parameters go."""
+        """In shard k the gradients of these parameters are final for this batch: send those that are for the step."""
         arena, entry = self.arena, self._step % self.arena.window
         last = max(a for a, lo, hi in self.worker.shares_of(self._step).parts[k] if lo < hi)
         if arena.local[entry] or batch != arena.first[entry] + last:
@@ -155,90 +156,92 @@ class Slices:
         final |= set(parameters)
         slots.start([message for message in unsent if self._needs(message[0]) <= final])
         self._unsent[k] = [message for message in unsent if not self._needs(message[0]) <= final]
-        slots.poke()
+        slots.progress()
 
-    def _needs(self, place: Extent) -> frozenset[int]:
-        """The parameters whose gradients lie in a place; or, of buffers, something that is never told."""
-        if place not in self._needed:
-            offset, end = place.offset, place.offset + place.nbytes
+    def _needs(self, extent: Extent) -> frozenset[int]:
+        """The parameters whose gradients lie in an extent; of buffers one that is never final."""
+        if extent not in self._needed:
+            offset, end = extent.offset, extent.offset + extent.nbytes
             parameters = [(p.offset, p.offset + round_up(p.nbytes)) for p in self.layout.parameters.values()]
             found = [i for i, (start, stop) in enumerate(parameters) if start < end and offset < stop]
-            self._needed[place] = frozenset(found or [-1])
-        return self._needed[place]
+            self._needed[extent] = frozenset(found or [-1])
+        return self._needed[extent]
 
     def send_gradients(self, step: int) -> None:
-        """What was not sent yet. All shards are done, everywhere."""
-        self._parameters(step).take()
+        """Send what was not sent yet. All ranks have computed all their shards."""
+        self._parameters(step).start_receives()
         self._slots(step).start([message for messages in self._unsent.values() for message in messages])
 
     def wait_for_gradients(self, step: int) -> None:
         self._slots(step).wait()
 
     def share_norm(self, step: int) -> None:
-        """The parts of it that this rank has, to all."""
+        """All parts of the norm go to all ranks."""
         squares, comm = self.arena.squares[step % len(self.arena.squares)], self.machine.comm
         parts = np.zeros(len(squares))
         parts[self.own] = squares[self.own]
-        comm.wait(comm.group.Iallreduce(comm.library.IN_PLACE, parts), "parts of a norm")  # exact: all others are 0
+        comm.wait(
+            comm.group.Iallreduce(comm.library.IN_PLACE, parts), "parts of a norm"
+        )  # exact: each part is 0 on all ranks but one
         squares[:] = parts
 
     def send_parameters(self, piece: int, step: int) -> None:
-        """A piece of the new page, which is done."""
-        self._parameters(step).give([piece])
+        """Start to send a finished piece of the new page."""
+        self._parameters(step).start_sends([piece])
 
     def wait_for_parameters(self, step: int) -> None:
-        """Those of other machines: to the steps of this one they are as if they had been done here."""
+        """Receive the other machines' pieces, and seal them as if this machine had done them."""
         self._parameters(step).wait()
         if self.machine.leaders:
             seals = self.arena.pieces[-1].sealed(self.arena.words)
-            seals[np.setdiff1d(np.arange(self.count), self._here)] = step + 1
+            seals[np.setdiff1d(np.arange(self.count), self._of_machine)] = step + 1
 
     def share_states(self, with_older: bool) -> None:
-        """The optimizer's state, to all machines: of the newest page, or of older ones, too."""
+        """The optimizer's state in the newest page goes to all machines; with_older: that in all pages."""
         pages, newest = len(self.arena.pages), self.arena.committed() % len(self.arena.pages)
         for number in range(pages) if with_older else [newest]:
             messages = self._page(number, self.layout.begins[1:])
-            messages.take()
-            messages.give()
+            messages.start_receives()
+            messages.start_sends()
             messages.wait()
 
     def _full(self, step: int) -> tuple[int, ...]:
         """Shards that are not empty."""
         return self.worker.shares_of(step).full
 
-    # --- what travels -----------------------------------------------------------------------------------------------
+    # --- the messages of a step --------------------------------------------------------------------------------------
 
     def _slots(self, step: int) -> Messages:
-        """Of a step, by shard: the gradient or, after local steps, the page goes to the owners of its pieces."""
+        """By shard: its gradient or, after local steps, its page goes to the owners of the pieces."""
         arena, size = self.arena, self.machine.comm.size
         ring, is_local = step % len(arena.slots), bool(arena.local[step % arena.window])
-        if ("slots", ring, is_local) not in self._messages:
+        key = "slots", ring, is_local
+        if key not in self._messages:
             begins, starts = self.layout.begins if is_local else [0], starts_of(self.replica.shards, size)
-            makers = [place for place in range(size) for _ in range(starts[place], starts[place + 1])]
-            owned = [self._of(self.machine.places(i)) for i in range(self.machine.count)]
-            places = [self._places(pieces, begins) for pieces in owned]
-            slots = arena.slots[ring]
-            self._messages["slots", ring, is_local] = self._between(
-                "gradients", makers, slots, lambda _, to: places[to]
-            )
-        return self._messages["slots", ring, is_local]
+            sources = [ordinal for ordinal in range(size) for _ in range(starts[ordinal], starts[ordinal + 1])]
+            owned = [self._pieces_of(self.machine.ordinals(i)) for i in range(self.machine.count)]
+            extents = [self._extents(pieces, begins) for pieces in owned]
+            self._messages[key] = self._between("gradients", sources, arena.slots[ring], lambda _, to: extents[to])
+        return self._messages[key]
 
     def _parameters(self, step: int) -> Messages:
-        """After a step; with the optimizer's state, if shards take local steps from it."""
+        """By piece, after a step: new parameters; with the optimizer's state, if shards take local steps from them."""
         begins = self.layout.begins if self.replica.strategy.trains_locally(step + 1) else [0]
         return self._page((step + 1) % len(self.arena.pages), begins)
 
     def _page(self, number: int, begins: list[int]) -> Messages:
-        """By piece: what lies in a page where `begins` say goes to all other machines."""
+        """By piece: all that lies like the parameters at `begins` of a page goes to all other machines."""
         key = "page", number, tuple(begins)
         if key not in self._messages:
-            makers = [piece % self.machine.comm.size for piece in range(self.count)]
-            pages, places = [self.arena.pages[number]] * self.count, lambda piece, _: self._places([piece], begins)
-            self._messages[key] = self._between("parameters", makers, pages, places)
+            sources = [piece % self.machine.comm.size for piece in range(self.count)]
+            pages = [self.arena.pages[number]] * self.count
+            self._messages[key] = self._between(
+                "parameters", sources, pages, lambda piece, _: self._extents([piece], begins)
+            )
         return self._messages[key]
 
-    def _places(self, pieces: Sequence[int], begins: list[int], most: int | None = PIECE) -> list[Extent]:
-        """Where pieces lie in a page, or a slot. Buffers belong to the last piece, see `Replica.slice_of`."""
+    def _extents(self, pieces: Sequence[int], begins: list[int], most: int | None = MESSAGE_BYTES) -> list[Extent]:
+        """The extents of pieces in a page or a slot. Buffers belong to the last piece, as in pool/slices.py."""
         layout, found = self.layout, extents_of(self.layout, begins, pieces, self.count, most)
         if layout.buffers and self.count - 1 in pieces and 0 in begins:
             size = layout.nbytes - layout.parameter_bytes
@@ -246,22 +249,24 @@ class Slices:
         return found
 
     def _between(
-        self, what: str, makers: Sequence[int], memory: Sequence[np.ndarray], parts: Callable[[int, int], list[Extent]]
+        self, what: str, sources: Sequence[int], memory: Sequence[np.ndarray], parts: Callable[[int, int], list[Extent]]
     ) -> Messages:
-        """Of each thing: makers, the place that makes it; its memory; parts(thing, machine), what goes to a machine."""
+        """The messages that transfer things. sources[i]: the ordinal that makes thing i; memory[i]: where it lies;
+        parts(i, machine): the extents that go to a machine.
+        """
         machine, found = self.machine, Messages(self.machine.comm, f"the exchange of {what}")
         here, others = machine.number, [(machine.number + i) % machine.count for i in range(1, machine.count)]
-        tags: dict[int, int] = defaultdict(int)  # of what passes between this rank and another: it comes in any order
-        for thing, maker in enumerate(makers):
-            if maker == machine.place:
-                ends = [(i, machine.through(maker, i)) for i in others]
+        tags: dict[int, int] = defaultdict(int)  # of messages between this rank and another, which come in any order
+        for thing, source in enumerate(sources):
+            if source == machine.ordinal:
+                ends = [(i, machine.peer(source, i)) for i in others]
                 make, kept = machine.direct.Send_init, found.sends
-            elif machine.home(maker) != here and machine.through(maker, here) == machine.place:
-                ends, make, kept = [(here, maker)], machine.direct.Recv_init, found.takes
+            elif machine.machine_at(source) != here and machine.peer(source, here) == machine.ordinal:
+                ends, make, kept = [(here, source)], machine.direct.Recv_init, found.receives
             else:
                 continue
-            for to, place in ends:
-                rank = machine.rank_at[place]
+            for to, ordinal in ends:
+                rank = machine.rank_at[ordinal]
                 for part in parts(thing, to):
                     kept[thing].append((part, make(part.of(memory[thing]), rank, tags[rank])))
                     tags[rank] += 1
@@ -272,19 +277,19 @@ class Slices:
 
 
 def chain_seconds(machines: int, nbytes: float, alpha: float, beta: float) -> float:
-    """Of the chain, by Hockney's model: a message of b bytes takes alpha + b / beta seconds.
+    """Seconds that the chain takes, by Hockney's model: a message of b bytes takes alpha + b / beta seconds.
 
-    A piece goes all the way and back, and the others follow. Machines between others send everything twice.
+    The first message goes all the way and back, and the others follow. Machines between others send everything twice.
     """
     if machines == 1:
         return 0.0
-    return 2 * (machines - 1) * (alpha + PIECE / beta) + min(machines - 1, 2) * nbytes / beta
+    return 2 * (machines - 1) * (alpha + MESSAGE_BYTES / beta) + min(machines - 1, 2) * nbytes / beta
 
 
 def slices_seconds(shards: Sequence[int], shares: Sequence[float], nbytes: float, alpha: float, beta: float) -> float:
-    """Of an exchange by slices, as above. shards: of each machine; shares: its part of the parameters.
+    """Seconds that an exchange by slices takes, by the same model. shards: of each machine; shares: of the parameters.
 
-    It takes as long as the machine needs that sends, or gets, the most. Messages to all others begin one by one.
+    The machine that sends or receives the most decides. It begins its messages to the others one by one.
     """
     machines, total = len(shards), sum(shards)
     if machines == 1:
@@ -293,14 +298,14 @@ def slices_seconds(shards: Sequence[int], shares: Sequence[float], nbytes: float
         max(own * (1 - share) + share * (machines - 1), (total - own) * share + 1 - share)
         for own, share in zip(shards, shares, strict=True)
     )
-    return 2 * alpha + 2 * (machines - 1) * EACH + most * nbytes / beta
+    return 2 * alpha + 2 * (machines - 1) * OVERHEAD + most * nbytes / beta
 
 
 def choose(machine: Machine, replica: Replica) -> Slices | None:
-    """The cheaper way to merge; None: the chain. Raises ConfigError for a name that is none."""
-    forced = os.environ.get(FORCED) or ""
+    """The cheaper way to merge; None: the chain. Raises ConfigError for an unknown name in SCRATCHNET_MPI_MERGE."""
+    forced = os.environ.get(MERGE_VARIABLE) or ""
     if forced not in ("", "chain", "slices"):
-        raise ConfigError(f"{FORCED}: expected 'chain' or 'slices', got {forced!r}")
+        raise ConfigError(f"{MERGE_VARIABLE}: expected 'chain' or 'slices', got {forced!r}")
     if forced == "chain":
         return None
     found, chain = Slices(machine, replica), chain_seconds(machine.count, replica.layout.parameter_bytes, *LINK)

@@ -9,7 +9,7 @@ from jobs import program
 import scratchnet as sn
 from scratchnet.parallel.mpi import machines, slices
 
-EACH_ALONE = {machines.VARIABLE: "1"}
+EACH_ALONE = {machines.SHARE_VARIABLE: "1"}
 
 
 def probed(ranks, what):
@@ -31,7 +31,7 @@ def test_messages_between_machines_are_freed_after_a_run():
 
 
 def test_an_unknown_way_to_merge_is_named(monkeypatch):
-    monkeypatch.setenv(slices.FORCED, "ring")
+    monkeypatch.setenv(slices.MERGE_VARIABLE, "ring")
     with pytest.raises(sn.ConfigError, match=r"^SCRATCHNET_MPI_MERGE: expected 'chain' or 'slices', got 'ring'$"):
         slices.choose(None, None)
 
