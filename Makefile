@@ -2,8 +2,8 @@
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
 # What answers quickly: the shape of the package, the core, everything above the kernels that starts no process.
-FAST = tests/test_structure.py tests/test_autograd.py tests/test_tensor.py tests/test_graphs.py tests/test_metrics.py \
-       tests/test_random.py tests/kernels/test_math.py tests/ops tests/nn tests/optim tests/data tests/jit
+FAST = tests/test_structure.py tests/test_autograd.py tests/test_tensor.py tests/test_functions.py tests/test_graphs.py \
+       tests/test_metrics.py tests/test_nonfinite.py tests/test_random.py tests/kernels/test_math.py tests/ops tests/nn tests/optim tests/data tests/jit
 
 .PHONY: check fast test bench docs thorough ci
 
@@ -29,7 +29,7 @@ thorough:  ## hours: many more random examples, new ones each time; all tests wi
 	HYPOTHESIS_PROFILE=thorough $(PYTHON) -m pytest
 	NUMBA_DISABLE_JIT=1 $(PYTHON) -m pytest -m "not once"
 	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest -m "not once" tests/kernels tests/ops tests/nn tests/optim \
-	    tests/test_tensor.py tests/test_autograd.py tests/test_graphs.py
+	    tests/test_tensor.py tests/test_autograd.py tests/test_functions.py tests/test_graphs.py
 
 ci:  ## what .ci/run checks of a clean checkout; replaces .venv
 	.ci/run

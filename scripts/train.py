@@ -17,7 +17,7 @@ class Config:
 
     data: str = flag("fashion-mnist-mini", "data set: fashion-mnist-mini, fashion-mnist, or a folder in MNIST format")
     hidden: tuple[int, ...] = flag((128,), "widths of the hidden layers")
-    activation: str = flag("relu", "activation of the hidden layers", ["relu", "tanh", "sigmoid", "gelu"])
+    activation: str = flag("relu", "activation of the hidden layers", list(sn.nn.ACTIVATIONS))
     dropout: float = flag(0.0, "probability of dropping a hidden unit")
     epochs: int = flag(20, "passes over the training data")
     batch_size: int = flag(64, "samples an optimizer step")

@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import math
 import sys
 import threading
 import tracemalloc
@@ -10,8 +9,6 @@ import weakref
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sizes import JIT
 
 import scratchnet as sn
@@ -214,6 +211,20 @@ def test_a_change_before_reading_or_after_backward_does_no_harm():
     bump(x)
     (x * x).backward()
     assert gradient(x) == 8.0
+
+
+def test_backward_with_create_graph_can_be_differentiated_again():
+    x = leaf(2.0)
+    (x**3).backward(create_graph=True)
+    assert gradient_of_tensor(x.grad) == 12.0 and x.grad.requires_grad
+    first = x.grad
+    x.zero_grad()
+    first.backward()
+    assert gradient(x) == 12.0  # 6 x
+
+
+def gradient_of_tensor(g):
+    return g.detach().numpy().tolist()
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -436,147 +447,3 @@ def test_gradients_travel_between_devices():
     assert y.device == "cpu" and (y * y).device == "cpu"
     (y * y).sum().backward()
     assert gradient(x) == [2.0, 4.0] and x.grad.device == "numpy"
-
-
-# --- grad and value_and_grad -----------------------------------------------------------------------------------------
-
-
-def nth_derivative(f, n):
-    for _ in range(n):
-        f = sn.grad(f)
-    return f
-
-
-def tanh_derivative(n, x):
-    t = math.tanh(x)
-    return [t, 1 - t**2, -2 * t * (1 - t**2), (1 - t**2) * (6 * t**2 - 2), 8 * t * (1 - t**2) * (2 - 3 * t**2)][n]
-
-
-def sigmoid_derivative(n, x):
-    s = 1 / (1 + math.exp(-x))
-    return [s, s * (1 - s), s * (1 - s) * (1 - 2 * s), s * (1 - s) * (1 - 6 * s + 6 * s**2)][n]
-
-
-CLOSED_FORMS = {
-    "tanh": (sn.tanh, tanh_derivative, 4),
-    "sigmoid": (sn.sigmoid, sigmoid_derivative, 3),
-    "exp": (sn.exp, lambda n, x: math.exp(x), 5),
-    "log": (sn.log, lambda n, x: (-1) ** (n - 1) * math.factorial(n - 1) / x**n, 5),
-    "power": (lambda x: x**5, lambda n, x: math.prod(range(6 - n, 6)) * x ** (5 - n), 5),
-    "quotient": (lambda x: 1 / x, lambda n, x: (-1) ** n * math.factorial(n) / x ** (n + 1), 4),
-    "sqrt": (sn.sqrt, lambda n, x: math.prod(0.5 - k for k in range(n)) * x ** (0.5 - n), 4),
-}
-
-
-@pytest.mark.usefixtures("device")
-@pytest.mark.parametrize(("name", "n"), [(name, n) for name, row in CLOSED_FORMS.items() for n in range(1, row[2] + 1)])
-@pytest.mark.parametrize("x", [0.3, 1.7])
-def test_derivatives_of_any_order_match_closed_forms(name, n, x):
-    f, closed, _ = CLOSED_FORMS[name]
-    assert nth_derivative(f, n)(np.array(x)).item() == pytest.approx(closed(n, x), rel=1e-9)
-
-
-@given(st.floats(-2, 2), st.floats(-2, 2))
-def test_mixed_partial_derivatives_commute(x, y):
-    def f(x, y):
-        return x**2 * y**3 + (x * y).tanh()
-
-    x, y = np.array(x), np.array(y)
-    by_x_then_y = sn.grad(sn.grad(f, 0), 1)(x, y).item()
-    by_y_then_x = sn.grad(sn.grad(f, 1), 0)(x, y).item()
-    t = math.tanh(x * y)
-    expected = 6 * x * y**2 + (1 - t**2) * (1 - 2 * x * y * t)
-    assert by_x_then_y == pytest.approx(expected, rel=1e-9, abs=1e-9)
-    assert by_y_then_x == pytest.approx(expected, rel=1e-9, abs=1e-9)
-
-
-@pytest.mark.parametrize("power", [1, 2, 3])
-@pytest.mark.parametrize("x", [0.0, 1.5, -2.0])
-def test_derivatives_beyond_the_degree_of_a_power_are_zero_at_zero_too(power, x):
-    derivative = lambda x: x**power  # noqa: E731
-    for order in range(1, power + 4):
-        derivative = sn.grad(derivative)
-        expected = math.perm(power, order) * x ** (power - order) if order <= power else 0.0
-        assert derivative(x).item() == expected
-
-
-def test_grad_takes_arrays_numbers_and_tensors_and_returns_what_was_asked_for():
-    def f(a, b, scale=1.0):
-        return (a * b).sum() * scale
-
-    a, b = np.array([1.0, 2.0]), np.array([3.0, 4.0])
-    assert sn.grad(f)(a, b).numpy().tolist() == [3.0, 4.0]
-    assert sn.grad(f, 1)(sn.Tensor(a), sn.Tensor(b), scale=2.0).numpy().tolist() == [2.0, 4.0]
-    by_both = sn.grad(f, (1, 0))(a, b)
-    assert [g.numpy().tolist() for g in by_both] == [[1.0, 2.0], [3.0, 4.0]]
-    value, g = sn.value_and_grad(f)(a, b)
-    assert value.item() == 11.0 and g.numpy().tolist() == [3.0, 4.0]
-    assert sn.grad(lambda x: x * x)(3.0).item() == 6.0
-    assert sn.grad(lambda x: x * x)(3).dtype == np.float32
-
-
-def test_grad_leaves_all_leaves_alone():
-    x, w = leaf(3.0), leaf(2.0)
-    assert sn.grad(lambda x: w * x * x)(x).item() == 12.0
-    assert x.grad is None and w.grad is None and x.requires_grad
-
-
-def test_the_gradient_of_what_does_not_depend_on_an_argument_is_zero():
-    assert sn.grad(lambda a, b: a * 2, 1)(sn.Tensor(1.0), 5.0).item() == 0.0
-    assert sn.grad(lambda a: sn.Tensor(1.0))(np.ones(())).item() == 0.0
-
-
-def test_one_derivative_does_not_mistake_the_variable_of_another_for_its_own():
-    assert sn.grad(lambda x: x * sn.grad(lambda y: x + y)(2.0))(1.0).item() == 1.0
-    assert sn.grad(lambda x: x * sn.grad(lambda y: x * y)(2.0))(3.0).item() == 6.0
-    assert sn.grad(lambda x: sn.grad(lambda x: x * x)(x) * x)(3.0).item() == 12.0
-
-
-def test_a_gradient_can_be_part_of_a_loss():
-    w = leaf(2.0, 3.0)
-    penalty = (sn.grad(lambda x: (w * x * x).sum())(np.array([1.0, 1.0])) ** 2).sum()  # (2 w x) ** 2
-    penalty.backward()
-    assert gradient(w) == [16.0, 24.0]
-
-
-def test_backward_with_create_graph_can_be_differentiated_again():
-    x = leaf(2.0)
-    (x**3).backward(create_graph=True)
-    assert gradient_of_tensor(x.grad) == 12.0 and x.grad.requires_grad
-    first = x.grad
-    x.zero_grad()
-    first.backward()
-    assert gradient(x) == 12.0  # 6 x
-
-
-def gradient_of_tensor(g):
-    return g.detach().numpy().tolist()
-
-
-def test_results_of_grad_carry_no_record_unless_something_outside_wants_one():
-    value, g = sn.value_and_grad(lambda x: x * x)(3.0)
-    assert not value.requires_grad and not g.requires_grad
-    w = leaf(2.0, dtype=np.float32)
-    value, g = sn.value_and_grad(lambda x: w * x)(3.0)
-    assert value.requires_grad and g.requires_grad
-    with sn.no_grad():
-        value, g = sn.value_and_grad(lambda x: w * x)(3.0)
-    assert not value.requires_grad and not g.requires_grad
-
-
-@pytest.mark.parametrize(("f", "came"), [(lambda x: x, r"shape \(2,\)"), (lambda x: 3.0, "float")])
-def test_grad_of_a_function_without_one_number_as_result_is_an_error(f, came):
-    with pytest.raises(sn.ShapeError, match=f"grad: expected a function whose result is one element, got {came}"):
-        sn.grad(f)(np.ones(2))
-
-
-# --- the op that made a NaN ------------------------------------------------------------------------------------------
-
-
-def test_the_first_op_with_a_result_that_is_not_finite_is_named():
-    x = leaf(-1.0, 2.0)
-    with np.errstate(all="ignore"):
-        assert first_nonfinite((x.exp() * x).log() + x.exp()) == "log"
-        assert first_nonfinite((x / 0.0) * x) == "div"
-    assert first_nonfinite(x.exp() * x) is None
-    assert first_nonfinite(leaf(np.nan) * 2) == "an input"

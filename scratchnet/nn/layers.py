@@ -1,5 +1,7 @@
 """The layers: each holds parameters and options, and calls the function of functional.py that does the work."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -51,32 +53,36 @@ class Linear(Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class ReLU(Module):
+ACTIVATIONS: dict[str, type[Activation]] = {}  # by the name that MLP and train.py --activation take
+
+
+class Activation(Module):
+    """Base of layers that apply one public elementwise op, which a subclass names in its head."""
+
+    def __init_subclass__(cls, op: str):
+        cls._op = op
+        ACTIVATIONS[op] = cls
+
+    _op: str
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        return getattr(as_tensor(x), self._op)()
+
+
+class ReLU(Activation, op="relu"):
     """max(x, 0)."""
 
-    def forward(self, x: ArrayLike) -> Tensor:
-        return as_tensor(x).relu()
 
-
-class Tanh(Module):
+class Tanh(Activation, op="tanh"):
     """tanh(x)."""
 
-    def forward(self, x: ArrayLike) -> Tensor:
-        return as_tensor(x).tanh()
 
-
-class Sigmoid(Module):
+class Sigmoid(Activation, op="sigmoid"):
     """1 / (1 + exp(-x))."""
 
-    def forward(self, x: ArrayLike) -> Tensor:
-        return as_tensor(x).sigmoid()
 
-
-class GELU(Module):
+class GELU(Activation, op="gelu"):
     """x * Phi(x), the exact form."""
-
-    def forward(self, x: ArrayLike) -> Tensor:
-        return as_tensor(x).gelu()
 
 
 class Dropout(Module):
@@ -227,9 +233,6 @@ class Sequential(Module):
         for layer in self:
             x = layer(x)
         return as_tensor(x)
-
-
-ACTIVATIONS: dict[str, type[Module]] = {"relu": ReLU, "tanh": Tanh, "sigmoid": Sigmoid, "gelu": GELU}
 
 
 class MLP(Sequential):

@@ -1,0 +1,60 @@
+"""What elementwise ops promise beyond the contract of all ops: casts, kinks, bounds."""
+
+import numpy as np
+import pytest
+
+import scratchnet as sn
+from scratchnet.ops import OPS
+from scratchnet.testing import gradcheck
+
+FLOATS = (np.float32, np.float64)
+
+
+@pytest.mark.usefixtures("numpy_device")
+def test_clip_takes_one_bound_or_two():
+    t = sn.Tensor([-2.0, 0.5, 2.0])
+    assert t.clip(-1, 1).numpy().tolist() == [-1.0, 0.5, 1.0]
+    assert t.clip(0).numpy().tolist() == [0.0, 0.5, 2.0]
+    assert t.clip(high=0).numpy().tolist() == [-2.0, 0.0, 0.0]
+    assert sn.Tensor([-2, 5]).clip(0).numpy().tolist() == [0, 5]
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("source", FLOATS)
+@pytest.mark.parametrize("target", FLOATS)
+def test_a_cast_converts_and_its_gradient_comes_back_in_the_dtype_it_left(source, target):
+    x = sn.Tensor(np.array([1.1, 2.2], source), requires_grad=True)
+    y = OPS["cast"](x, dtype=np.dtype(target))
+    y.backward(np.array([1.3, 1.4], target))
+    assert y.dtype == target and x.grad.dtype == source
+    np.testing.assert_array_equal(y.detach().numpy(), x.detach().numpy().astype(target))
+    np.testing.assert_array_equal(x.grad.numpy(), np.array([1.3, 1.4], target).astype(source))
+    gradcheck(lambda x: OPS["cast"](x, dtype=np.dtype(np.float64)), [np.array([1.1, 2.2])], order=2)
+
+
+TIES = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(
+    ("f", "expected"),
+    [
+        (lambda x: x.max(axis=1), [[0, 0.5, 0.5], [1 / 3] * 3]),
+        (lambda x: (-x).min(axis=1), [[0, -0.5, -0.5], [-1 / 3] * 3]),
+        (lambda x: x.max(), [[0, 0.5, 0.5], [0, 0, 0]]),
+        (lambda x: x.maximum(2.0), [[0, 1, 1], [0.5] * 3]),
+        (lambda x: x.minimum(2.0), [[1, 0, 0], [0.5] * 3]),
+        (lambda x: abs(x - 3.0), [[-1, 0, 0], [-1, -1, -1]]),
+        (lambda x: (x - 2.0).relu(), [[0, 1, 1], [0, 0, 0]]),
+        (lambda x: x.clip(2.0, 3.0), [[0, 1, 1], [1, 1, 1]]),
+        (lambda x: x.sign(), None),
+    ],
+)
+def test_at_a_kink_the_gradient_is_the_documented_one(f, expected):
+    x = sn.Tensor(TIES, requires_grad=True)
+    y = f(x)
+    if expected is None:
+        assert not y.requires_grad
+        return
+    y.backward(np.ones(y.shape))
+    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-15)
