@@ -69,7 +69,7 @@ def arrange(tasks: Sequence[tuple[Task, Sequence[Access]]], threads: int) -> lis
     for task, accesses in tasks:
         before = [(group, _conflicts(group, accesses)) for group in groups]
         before = [(group, pairs) for group, pairs in before if pairs]
-        group, rows = _place(task, before)
+        group, rows = _joined(task, before)
         if group is None:
             earliest = floor if task.work > SMALL and task.loop.name != "pack" else 0
             group = _Open(max(earliest, 1 + max((group.stage for group, _ in before), default=-1)), rows)
@@ -87,7 +87,7 @@ def _conflicts(group: _Open, accesses: Sequence[Access]) -> list[tuple[Access, A
     return [(a, b) for a in group.accesses for b in accesses if a.conflicts(b)]
 
 
-def _place(task: Task, before: Sequence[tuple[_Open, list]]) -> tuple[_Open | None, int]:
+def _joined(task: Task, before: Sequence[tuple[_Open, list]]) -> tuple[_Open | None, int]:
     """The group that the task can join, if there is one, and the rows of the group with it."""
     if before:
         last, pairs = max(before, key=lambda item: item[0].stage)

@@ -124,8 +124,12 @@ def _record(
 ) -> tuple[_Recorded, Any]:
     """Runs the step and makes a program of it; also the result."""
     inputs = [x.copy() for x in arrays]
-    replaced = iter(inputs)
-    args, kwargs = _rebuilt(args, replaced), _rebuilt(kwargs, replaced)
+    copies = iter(inputs)
+
+    def replaced(x: Any) -> Any:
+        return Tensor._wrap(next(copies), x._device) if isinstance(x, Tensor) else next(copies)
+
+    args, kwargs = _mapped(args, replaced), _mapped(kwargs, replaced)
     trace = Trace(inputs, random.current())
     with tracing.into(trace):
         result = function(*args, **kwargs)
@@ -137,13 +141,14 @@ def _record(
     for leaf in trace.forgotten.values():
         if id(leaf) not in trace.touched:
             gradients.append(_Gradient(leaf, None, True, dropped=False))
-    kept = [t._data for t in _tensors(result)] + [g.left for g in gradients if g.left is not None]
+    kept = [g.left for g in gradients if g.left is not None]
+    _mapped(result, lambda x: kept.append(x._data) if isinstance(x, Tensor) else None)
     program = Program(trace, inputs, kept, outputs)
     recorded = _Recorded(program, result, gradients)
-    copies = _copied(result)
+    result = _copied(result)
     for gradient in gradients:
         gradient.after()
-    return recorded, copies
+    return recorded, result
 
 
 # --- arguments and results: tensors, arrays, and tuples, lists and dictionaries of them -------------------------------
@@ -170,32 +175,17 @@ def _key(value: Any, arrays: list[np.ndarray]) -> Any:
     return type(value), value
 
 
-def _rebuilt(value: Any, arrays: Any) -> Any:
-    """The same arguments with other arrays in them."""
-    if isinstance(value, Tensor):
-        return Tensor._wrap(next(arrays), value._device)
-    if isinstance(value, np.ndarray):
-        return next(arrays)
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same with other tensors and arrays in it."""
+    if isinstance(value, Tensor | np.ndarray):
+        return change(value)
     if isinstance(value, tuple | list):
-        return type(value)([_rebuilt(item, arrays) for item in value])
+        return type(value)([_mapped(item, change) for item in value])
     if isinstance(value, dict):
-        return {name: _rebuilt(item, arrays) for name, item in value.items()}
+        return {name: _mapped(item, change) for name, item in value.items()}
     return value
 
 
-def _tensors(result: Any) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    items = result.values() if isinstance(result, dict) else result if isinstance(result, tuple | list) else ()
-    return [t for item in items for t in _tensors(item)]
-
-
 def _copied(result: Any) -> Any:
-    """The results as tensors of their own."""
-    if isinstance(result, Tensor):
-        return Tensor._wrap(result._data.copy(), result._device)
-    if isinstance(result, tuple | list):
-        return type(result)([_copied(item) for item in result])
-    if isinstance(result, dict):
-        return {name: _copied(item) for name, item in result.items()}
-    return result
+    """The result with tensors of their own, without a record."""
+    return _mapped(result, lambda x: Tensor._wrap(x._data.copy(), x._device) if isinstance(x, Tensor) else x)

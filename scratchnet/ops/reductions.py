@@ -152,7 +152,7 @@ def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
 
 @method
 def var(x: Tensor, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """Mean squared distance from the mean, divided by n - ddof (0 unless told, as in NumPy; PyTorch's is 1)."""
+    """Mean squared distance from the mean, divided by n - ddof (0 by default, as in NumPy; PyTorch's is 1)."""
     d = x - mean(x, axis, keepdims=True)
     return sum(d * d, axis, keepdims) / builtins.max(_count(x.shape, normalize_axis("var", axis, x.ndim)) - ddof, 0)
 

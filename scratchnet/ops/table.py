@@ -49,7 +49,7 @@ class Op:
         return x._apply(self, x, *inputs, **params)
 
     def vjp(self, i: int) -> VJP | None:
-        """The VJP of input i. Ops of any number of inputs have one function, which is told i."""
+        """The VJP of input i. Ops of any number of inputs have one function, which takes i first."""
         if isinstance(self.vjps, tuple):
             return self.vjps[i]
         vjps = self.vjps

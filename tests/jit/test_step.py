@@ -330,17 +330,17 @@ def test_a_shape_error_in_the_first_call_leaves_nothing_behind():
     assert step(sn.Tensor([[2.0]]), sn.Tensor([[3.0]])).item() == 6.0
 
 
-# --- outputs that are told before the end -----------------------------------------------------------------------------
+# --- outputs that are reported as final before the end ----------------------------------------------------------------
 
 
 class Filling:
-    """A step that puts the gradients of a network into arrays. told: what was in each when it was told to be final."""
+    """A step that puts the gradients of a network into arrays. final: what was in each when it was reported."""
 
-    def __init__(self, layers, loss, width, tells=True):
+    def __init__(self, layers, loss, width, reports=True):
         self.training = training = Training(layers, loss=loss, width=width)
         parameters = list(training.model.parameters())
         self.arrays = [np.zeros(p.shape, np.float32) for p in parameters]
-        self.told: dict[int, bytes] = {}
+        self.final: dict[int, bytes] = {}
 
         def step(x, y):
             training.optimizer.zero_grad()
@@ -349,21 +349,21 @@ class Filling:
                 tracing.active(parameter._device).copy(parameter.grad._data, array)
                 parameter.grad = None
 
-        self.step = Step(step, program.Outputs(self.arrays, self._hear) if tells else None)
+        self.step = Step(step, program.Outputs(self.arrays, self._on_final) if reports else None)
 
-    def _hear(self, final):
-        assert final and not self.told.keys() & set(final)
-        self.told |= {i: self.arrays[i].tobytes() for i in final}
+    def _on_final(self, final):
+        assert final and not self.final.keys() & set(final)
+        self.final |= {i: self.arrays[i].tobytes() for i in final}
 
     def run(self, n):
-        """The gradients of some batch of n samples, and what was told of them."""
-        rng, self.told = np.random.default_rng(n), {}
+        """The gradients of some batch of n samples, and those that were reported as final."""
+        rng, self.final = np.random.default_rng(n), {}
         for array in self.arrays:
             array.fill(np.nan)
         with using(self.training.random):
             self.step(sn.Tensor(rng.standard_normal((n, self.training.width)).astype(np.float32)),
                       sn.Tensor(rng.integers(0, 4, n)))  # fmt: skip
-        return [array.tobytes() for array in self.arrays], self.told
+        return [array.tobytes() for array in self.arrays], self.final
 
 
 @settings(max_examples=25 if JIT else 5, deadline=None)
@@ -372,14 +372,14 @@ class Filling:
     loss=st.sampled_from(sorted(LOSSES)),
     width=st.sampled_from([1, 3, 8, 17, 40]),
 )
-def test_what_is_told_to_be_final_is_and_the_bits_are_those_of_one_call(layers, loss, width):
+def test_what_is_reported_as_final_is_and_the_bits_are_those_of_one_call(layers, loss, width):
     with mock.patch.object(passes, "WORTH", 1):
-        cut, whole = Filling(layers, loss, width), Filling(layers, loss, width, tells=False)
+        cut, whole = Filling(layers, loss, width), Filling(layers, loss, width, reports=False)
         for n in (5, 5, 33, 5, 33):
-            gradients, told = cut.run(n)
+            gradients, final = cut.run(n)
             assert gradients == whole.run(n)[0]
-            assert all(told[i] == gradients[i] for i in told)
-    assert JIT is False or len(cut.arrays) == 2 or told
+            assert all(final[i] == gradients[i] for i in final)
+    assert JIT is False or len(cut.arrays) == 2 or final
 
 
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
@@ -388,7 +388,7 @@ def test_the_gradient_of_a_layer_does_not_wait_for_that_of_earlier_ones():
         filling = Filling(["linear", "relu", "linear", "relu"], "cross-entropy", 40)
         filling.run(33)
         filling.run(33)
-    assert sorted(filling.told) == [2, 4, 5]  # those of the last layer, and the weight before it
+    assert sorted(filling.final) == [2, 4, 5]  # those of the last layer, and the weight before it
     products = [
         sum(task.loop.name == "matmul" for task in executable.kept)
         for executable in filling.step.programs[0].executables

@@ -107,7 +107,7 @@ def test_one_cycle_moves_the_first_beta_of_adam():
     assert optimizer.param_groups[0]["betas"] == (pytest.approx(0.85), 0.99)
 
 
-def test_one_cycle_leaves_momentum_alone_if_told():
+def test_one_cycle_leaves_momentum_alone_on_request():
     optimizer = sgd(momentum=0.7)
     run(OneCycleLR(optimizer, 1.0, 20, cycle_momentum=False), 5)
     assert optimizer.param_groups[0]["momentum"] == 0.7
