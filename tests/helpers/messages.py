@@ -1,0 +1,7 @@
+"""Messages of errors."""
+
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
