@@ -1,4 +1,4 @@
-"""Measures training under MPI: calls, steps, links of a given speed, and what a cost model makes of more ranks.
+"""Measures training under MPI: steps, links of a given speed, and what a cost model makes of more ranks.
 
     python scripts/bench/bench_mpi.py                                 # two ranks of one thread each
     python scripts/bench/bench_mpi.py --sections links simulation     # as root: hosts of network namespaces
@@ -36,9 +36,8 @@ from scratchnet.parallel.mpi.machines import MESSAGE_BYTES
 from scratchnet.parallel.mpi.slices import MERGE_VARIABLE, chain_seconds, slices_seconds
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
-SECTIONS = ("calls", "steps", "links", "simulation")
+SECTIONS = ("steps", "links", "simulation")
 NET, BATCH = (784, 1024, 1024, 10), 512
-BYTES = (4096, 407_080, 4_000_000, 64_000_000)
 RATES = (None, 10e9, 1e9, 3e8)  # bits a second of a link
 HOSTS = (2, 4)
 MERGES = ("slices", "late", "chain")  # late: by slices, and nothing is sent before the gradient is computed
@@ -57,7 +56,7 @@ class Config:
     """Measure training under MPI."""
 
     sections: tuple[str, ...] = flag(SECTIONS, "what is measured", SECTIONS)
-    rounds: int = flag(3, "times that each engine has its turn; calls take 20 times as many")
+    rounds: int = flag(3, "times that each engine has its turn")
     steps: int = flag(16, "steps of an epoch; the best of 4 epochs counts")
     rank: str | None = flag(None, "internal: what this process does as a rank of a job, and with what, as JSON")
 
@@ -97,33 +96,6 @@ def time_steps(
     return 1e3 * min(json.loads(line)["seconds"] for line in lines[1:]) / steps
 
 
-def time_calls(rounds: int) -> dict[int, dict[str, tuple[float, float]]]:
-    """Best and median microseconds of all-reduces: the library's alone, and ours in both orders, in turns."""
-    from scratchnet.parallel.mpi.communicator import MpiCommunicator, library
-
-    MPI, comms = library(), {order: MpiCommunicator(order=order) for order in ("exact", "fast")}
-    calls: dict[str, Any] = {"bare": lambda x: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, x)}
-    calls |= {order: comm.all_reduce for order, comm in comms.items()}
-    found = {}
-    for nbytes in BYTES:
-        x = np.ones(nbytes // 4, np.float32)
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds * (20 if nbytes < 1e7 else 4)):
-            for name, call in calls.items():
-                call(
-                    x
-                )  # so that caches hold what it left: after `exact` even the bare one of 4 MB took 480 us, not 415
-                x[:] = 1
-                MPI.COMM_WORLD.Barrier()
-                start = time.perf_counter()
-                call(x)
-                times[name].append(1e6 * (time.perf_counter() - start))
-        found[nbytes] = {name: (min(times[name]), statistics.median(times[name])) for name in calls}
-    for comm in comms.values():
-        comm.close()
-    return found
-
-
 def time_link(pause: float) -> dict[str, float]:
     """alpha and beta of a link on which both ends send at once: from 8 bytes, and from all that a step sends."""
     from scratchnet.parallel.mpi.communicator import library
@@ -156,15 +128,6 @@ def ask(starter: list[str], function: Any, **arguments: Any) -> Any:
     if done.returncode:
         raise ConfigError(f"bench_mpi.py: {function.__name__}: {done.stderr.strip()[-300:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def calls(config: Config) -> None:
-    print("\nall-reduce of two ranks, float32, microseconds: best (median); in turns")
-    print(f"{'bytes':>10} {'bare Allreduce':>20} {'fast':>20} {'exact':>20}   fast / bare, exact / fast, medians")
-    for nbytes, row in ask(TWO, time_calls, rounds=config.rounds).items():
-        bare, fast, exact = row["bare"], row["fast"], row["exact"]
-        cells = " ".join(f"{f'{best:,.0f} ({median:,.0f})':>20}" for best, median in (bare, fast, exact))
-        print(f"{int(nbytes):>10,} {cells}   {fast[1] / bare[1]:.2f} {exact[1] / fast[1]:.2f}")
 
 
 def steps(config: Config) -> None:
@@ -290,12 +253,12 @@ def simulation(config: Config) -> None:
 def main(config: Config) -> None:
     if config.rank:
         name, arguments = json.loads(config.rank)
-        found = {f.__name__: f for f in (time_steps, time_calls, time_link)}[name](**arguments)
+        found = {f.__name__: f for f in (time_steps, time_link)}[name](**arguments)
         if is_first_rank():
             print(json.dumps(found), flush=True)
         return
     for name in config.sections:
-        {"calls": calls, "steps": steps, "links": links, "simulation": simulation}[name](config)
+        {"steps": steps, "links": links, "simulation": simulation}[name](config)
 
 
 if __name__ == "__main__":

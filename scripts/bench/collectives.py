@@ -1,6 +1,6 @@
-"""All-reduces of two processes: scratchnet's in shared memory, PyTorch's Gloo, and MPI.
+"""All-reduces of two processes: scratchnet's in shared memory and over MPI, MPI's alone, and PyTorch's Gloo.
 
-`mpirun -n 2 python collectives.py` is what OpenMpi starts: ranks that answer requests.
+`mpirun -n 2 python collectives.py [ORDER]` is what MpiRanks starts: ranks that answer requests.
 """
 
 import json
@@ -34,10 +34,10 @@ class Ranks:
 
 
 class MpiRanks:
-    """The same under mpirun; rank 0 reads requests from its stdin."""
+    """The same under mpirun; rank 0 reads requests from its stdin. order: of MpiCommunicator; "" for MPI alone."""
 
-    def __init__(self):
-        command = [*MPIRUN, "-n", str(RANKS), "--oversubscribe", sys.executable, __file__]
+    def __init__(self, order):
+        command = [*MPIRUN, "-n", str(RANKS), "--oversubscribe", sys.executable, __file__, order]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, request):
@@ -52,22 +52,25 @@ class MpiRanks:
 class Reducing(Measure):
     """All-reduces of so many numbers by ranks, of which the slower counts."""
 
-    def __init__(self, elements, rewritten, target, *args):
-        self.work, self.ranks = (elements, rewritten), Ranks(target, *args) if target else MpiRanks()
-        self.close = self.ranks.close
+    def __init__(self, elements, rewritten, ranks):
+        self.work, self.ranks, self.close = (elements, rewritten), ranks, ranks.close
 
     def measure(self, seconds):
         return {"seconds": max(self.ranks.ask((*self.work, seconds)))}
 
 
-class OpenMpi(Engine):
+class Mpi(Engine):
+    def __init__(self, threads, folder, order=""):
+        super().__init__(threads, folder)
+        self.order = order
+
     def collectives(self, elements, rewritten):
-        return Reducing(elements, rewritten, None)
+        return Reducing(elements, rewritten, MpiRanks(self.order))
 
 
 class Gloo(Engine):
     def collectives(self, elements, rewritten):
-        return Reducing(elements, rewritten, gloo_rank, tempfile.mktemp())
+        return Reducing(elements, rewritten, Ranks(gloo_rank, tempfile.mktemp()))
 
 
 # --- what ranks do ----------------------------------------------------------------------------------------------------
@@ -112,10 +115,12 @@ def gloo_rank(channel, rank, file):
     serve(channel, lambda x: dist.all_reduce(torch.from_numpy(x)), dist.barrier)
 
 
-def mpi_rank():
-    from mpi4py import MPI
+def mpi_rank(order):
+    from scratchnet.parallel.mpi.communicator import MpiCommunicator, library
 
+    MPI = library()
     comm = MPI.COMM_WORLD
+    all_reduce = MpiCommunicator(order=order).all_reduce if order else partial(comm.Allreduce, MPI.IN_PLACE)
     while True:
         if comm.rank == 0:
             request = json.loads(sys.stdin.readline() or "null")
@@ -128,10 +133,10 @@ def mpi_rank():
             return
         elements, rewritten, seconds = request
         array = np.empty(elements, np.float32)
-        mean = time_all_reduces(partial(comm.Allreduce, MPI.IN_PLACE), comm.Barrier, array, rewritten, seconds)
+        mean = time_all_reduces(all_reduce, comm.Barrier, array, rewritten, seconds)
         if means := comm.gather(mean):
             print(json.dumps(means), flush=True)
 
 
 if __name__ == "__main__":
-    mpi_rank()
+    mpi_rank(sys.argv[1])

@@ -23,7 +23,7 @@ class Peer(NamedTuple):
     options: dict = {}  # noqa: RUF012 never changed
 
     def start(self, threads, folder):
-        file, name = self.where.split(".")
+        file, _, name = self.where.rpartition(".")
         return getattr(import_module(file), name)(threads, folder, **self.options)
 
 
@@ -34,19 +34,21 @@ def pool(workers, without=()):
 ENGINES = {
     "scratchnet": Peer("scratchnet_engine.Scratchnet", "scratchnet", ("kernels", *TRAINS, "collectives", "pool")),
     "scratchnet-eager": Peer("scratchnet_engine.Eager", "scratchnet", TRAINS),
-    "torch": Peer("torch_engine.Torch", "torch", ("kernels", *TRAINS)),
-    "torch-compile": Peer("torch_engine.Compile", "torch", TRAINS),
-    "torch-loader": Peer("torch_engine.Loader", "torch", ("epochs",)),
-    "jax": Peer("jax_engine.Jax", "jax", ("kernels", *TRAINS)),
-    "jax-scan": Peer("jax_engine.Scan", "jax", ("epochs", "accuracy")),
-    "scikit-learn": Peer("numpy_engine.ScikitLearn", "sklearn", ("steps",)),
-    "numpy": Peer("numpy_engine.NumPy", "numpy", ("kernels", *TRAINS)),
-    "openmpi": Peer("collectives.OpenMpi", "mpi4py", ("collectives",)),
+    "torch": Peer("peers.torch_engine.Torch", "torch", ("kernels", *TRAINS)),
+    "torch-compile": Peer("peers.torch_engine.Compile", "torch", TRAINS),
+    "torch-loader": Peer("peers.torch_engine.Loader", "torch", ("epochs",)),
+    "jax": Peer("peers.jax_engine.Jax", "jax", ("kernels", *TRAINS)),
+    "jax-scan": Peer("peers.jax_engine.Scan", "jax", ("epochs", "accuracy")),
+    "scikit-learn": Peer("peers.numpy_engine.ScikitLearn", "sklearn", ("steps",)),
+    "numpy": Peer("peers.numpy_engine.NumPy", "numpy", ("kernels", *TRAINS)),
+    "openmpi": Peer("collectives.Mpi", "mpi4py", ("collectives",)),
+    "mpi-exact": Peer("collectives.Mpi", "mpi4py", ("collectives",), {"order": "exact"}),
+    "mpi-fast": Peer("collectives.Mpi", "mpi4py", ("collectives",), {"order": "fast"}),
     "gloo": Peer("collectives.Gloo", "torch", ("collectives",)),
     **{f"pool-{n}": pool(n) for n in (1, 2, 3, 4)},
     "pool-2-one-page": pool(2, without=("pages",)),
     "pool-2-unguarded": pool(2, without=("pages", "claims")),
-    "ddp-gloo": Peer("torch_engine.Ddp", "torch", ("pool",)),
+    "ddp-gloo": Peer("peers.torch_engine.Ddp", "torch", ("pool",)),
     "copies": Peer("limits.Copies", "scratchnet", ("pool",)),
     "registers": Peer("limits.Registers", "llvmlite", ("peak",)),
 }

@@ -5,7 +5,7 @@ from functools import partial
 
 import engine
 import numpy as np
-from collectives import Reducing, arena_rank
+from collectives import Ranks, Reducing, arena_rank
 from engine import Engine, aligned, initial_layers, operands, product, training_step
 
 import scratchnet as sn
@@ -78,7 +78,7 @@ class Scratchnet(Engine):
         from scratchnet.parallel.comm.arena import Arena, warm_up
 
         warm_up()
-        return Reducing(elements, rewritten, arena_rank, Arena(engine.RANKS))
+        return Reducing(elements, rewritten, Ranks(arena_rank, Arena(engine.RANKS)))
 
 
 class Eager(Scratchnet):

@@ -18,7 +18,7 @@ ALL_REDUCES = (4096, 407_080, 4_000_000, 64_000_000)  # bytes; the second is all
 SHARED = ((NETS[0], 64), (NETS[0], 512), (NETS[1], 512))  # networks and batch sizes of steps that processes share
 MERGED = ((784, 1024, 256, 10), NETS[1], (784, 4096, 4096, 10))  # networks of 4, 7 and 80 MB
 POOLS = tuple(name for name in ENGINES if name.startswith("pool-"))
-OURS = ("pool-2", *POOLS, "scratchnet", "scratchnet-eager")
+OURS = ("pool-2", *POOLS, "scratchnet", "scratchnet-eager", "mpi-exact", "mpi-fast")
 
 
 @dataclass

@@ -78,32 +78,24 @@ def machine(simulated: bool) -> dict:
 
 def properties(config: Config, simulated: bool) -> dict[str, str | None]:
     """For each kernel None, or what is wrong with it."""
-    sizes = {"sizes": (0, 1, 2, 5, 9), "max_elements": 16} if simulated else {"sizes": (*EDGES, 1000, 4097)}
-    sizes |= {} if simulated else {"max_elements": 2**18}
+    sizes, most = ((0, 1, 2, 5, 9), 16) if simulated else ((*EDGES, 1000, 4097), 2**18)
+    layouts = ("offset",) if simulated else ("C", "offset")
     result: dict[str, str | None] = {}
     for name, row in KERNEL_ROWS.items():
-        cases = kernel_cases(name, dtypes=[np.float32, np.float64] + [np.int64] * row.integers, **sizes)
-        check = partial(_check, host_kernel("cuda", name), ("offset",) if simulated else ("C", "offset"))
+        dtypes = [np.float32, np.float64] + [np.int64] * row.integers
+        cases = kernel_cases(name, dtypes=dtypes, sizes=sizes, max_elements=most)
+        check = partial(KernelCase.check, kernel=host_kernel("cuda", name), layouts=layouts)
         result[name] = _failure(partial(_for_examples, cases, config.examples, check))
         print(f"  {name:<20} {result[name] or 'as its oracle says'}", flush=True)
     return result
 
 
-def _check(kernel: Callable, layouts: tuple[str, ...], case: KernelCase) -> None:
-    case.check(kernel, layouts=layouts)
-
-
 def _for_examples(cases: Any, examples: int, check: Callable[[KernelCase], None]) -> None:
-    checks = list(hypothesis.HealthCheck)
-
-    @hypothesis.settings(
-        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=checks
+    every = list(hypothesis.HealthCheck)
+    options = hypothesis.settings(
+        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=every
     )
-    @hypothesis.given(cases)
-    def go(case):
-        check(case)
-
-    go()
+    options(hypothesis.given(cases)(lambda case: check(case)))()
 
 
 def _failure(action: Callable[[], object]) -> str | None:
@@ -142,11 +134,11 @@ def times(config: Config, facts: dict, simulated: bool) -> list[dict]:
         dtypes = next(iter(accepted(signature)))
         for shapes in shapes_of[:1] if simulated else shapes_of:
             shapes = [tuple(min(n, 3) for n in shape) for shape in shapes] if simulated else shapes
-            numbers = (False, False) if name == "matmul" else gpu_facts.NUMBERS.get(name, ())
+            numbers = gpu_facts.NUMBERS.get(name, ())
             sets = [_arrays(config.seed + i, name, shapes, dtypes) for i in range(1 if simulated else _copies(shapes))]
             there = [[memory.from_host(x) for x in arrays] for arrays in sets]
             calls = [partial(where.kernels[name], *arrays, *numbers) for arrays in there]
-            row = {"kernel": name, "shapes": shapes, "seconds": median(calls, config.rounds, simulated)}
+            row = {"kernel": name, "shapes": shapes, "seconds": median(calls, config, simulated)}
             size, operations = gpu_facts.work_of(name, shapes, dtypes)
             if facts["bandwidth"] and facts["float32"]:
                 row["floor"] = max(size / facts["bandwidth"], operations / facts["float32"])
@@ -177,45 +169,42 @@ def _arrays(seed: int, name: str, shapes: list, dtypes: tuple) -> list[np.ndarra
     ]
 
 
-def median(calls: list[Callable[[], object]], rounds: int, simulated: bool) -> float:
-    """Seconds of a call, measured between two events on the GPU, each round with other inputs, after a warm-up."""
+def median(calls: list[Callable[[], object]], config: Config, simulated: bool) -> float:
+    """Seconds of a call of ours."""
     from scratchnet.kernels.cuda.compile import event, stream
     from scratchnet.kernels.cuda.memory import synchronize
 
-    for call in calls[:3]:
-        call()
-    synchronize()
     if simulated:
         start = time.perf_counter()
         calls[0]()
+        synchronize()
         return time.perf_counter() - start
-    marks = [(event(timing=True), event(timing=True)) for _ in range(rounds)]
-    for i, (start, end) in enumerate(marks):
-        start.record(stream())
-        calls[i % len(calls)]()
-        end.record(stream())
-    synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in marks) / 1e3
+    record, elapsed = (lambda mark: mark.record(stream())), (lambda start, end: start.elapsed_time(end))
+    return _between_events(calls, config.rounds, partial(event, timing=True), record, elapsed)
 
 
-def _peer_time(peer: str, module, name: str, sets: list, config: Config) -> float | None:
-    inputs = len(gpu_facts.SIGNATURES[name].split("->")[0])
-    move = (lambda x: module.from_numpy(x).cuda()) if peer == "torch" else module.asarray
+def _peer_time(peer: str, module: Any, name: str, sets: list, config: Config) -> float | None:
+    inputs, is_torch = len(gpu_facts.SIGNATURES[name].split("->")[0]), peer == "torch"
+    move = (lambda x: module.from_numpy(x).cuda()) if is_torch else module.asarray
     calls = [partial(PEERS[name], module, *map(move, arrays[:inputs])) for arrays in sets]
     if calls[0]() is None:
         return None
-    events = module.cuda.Event
-    options = {"enable_timing": True} if peer == "torch" else {}
-    marks = [(events(**options), events(**options)) for _ in range(config.rounds)]
+    new = partial(module.cuda.Event, enable_timing=True) if is_torch else module.cuda.Event
+    elapsed = (lambda start, end: start.elapsed_time(end)) if is_torch else module.cuda.get_elapsed_time
+    return _between_events(calls, config.rounds, new, lambda mark: mark.record(), elapsed)
+
+
+def _between_events(calls: list, rounds: int, new: Callable, record: Callable, elapsed: Callable) -> float:
+    """Median seconds of a call between two events on the GPU, each round with other inputs, after a warm-up."""
+    marks = [(new(), new()) for _ in range(rounds)]
     for call in calls[:3]:
         call()
     for i, (start, end) in enumerate(marks):
-        start.record()
+        record(start)
         calls[i % len(calls)]()
-        end.record()
+        record(end)
     marks[-1][1].synchronize()
-    elapsed = [a.elapsed_time(b) if peer == "torch" else module.cuda.get_elapsed_time(a, b) for a, b in marks]
-    return statistics.median(elapsed) / 1e3
+    return statistics.median(elapsed(start, end) for start, end in marks) / 1e3
 
 
 def _line(row: dict) -> str:
@@ -269,7 +258,7 @@ def training(config: Config, simulated: bool) -> dict:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def main(config: Config) -> bool:
+def main(config: Config) -> None:
     device("cuda")  # or one line that says what is missing
     from scratchnet.kernels.cuda import tuning
     from scratchnet.kernels.cuda.compile import SIMULATED
@@ -295,7 +284,8 @@ def main(config: Config) -> bool:
     (folder / "report.json").write_text(json.dumps(report, indent=1))
     (folder / "report.txt").write_text(_readable(report))
     print(f"{'ALL WELL' if not wrong else f'{len(wrong)} FAILED'}; the report is in {folder}")
-    return not wrong
+    if wrong:
+        raise sn.ScratchnetError("something on this machine is not as it should be; see the report")
 
 
 def _readable(report: dict) -> str:
@@ -303,16 +293,10 @@ def _readable(report: dict) -> str:
     lines += [f"{name}: {value}" for name, value in report["machine"].items()]
     lines += ["", *(report["wrong"] or ["every kernel computes what its oracle does"]), ""]
     lines += [_line(row) for row in report["times"]]
-    for where in RUNS:
-        lines.append(f"{where}: {report['training'][where]}")
+    lines += [f"{where}: {report['training'][where]}" for where in RUNS]
     lines.append(f"largest relative difference of losses: {report['training']['largest_relative_difference']:.2e}")
     return "\n".join(lines) + "\n"
 
 
-def run(config: Config) -> None:
-    if not main(config):
-        raise sn.ScratchnetError("something on this machine is not as it should be; see the report")
-
-
 if __name__ == "__main__":
-    run_script(run, Config)
+    run_script(main, Config)

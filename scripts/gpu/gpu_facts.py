@@ -150,7 +150,9 @@ SHAPES = {
     "adam": [[(M * N,)] * 7],
     "rmsprop": [[(M * N,)] * 7],
 }
+TRANSPOSED = list(itertools.product((False, True), repeat=2))
 NUMBERS = {
+    "matmul": TRANSPOSED[0],
     "sgd": (np.array([0.1, 0.9, 0.0, 1e-4]),),
     "adam": (np.array([1e-3, 0.9, 0.999, 1e-8, 0.01, 1.0, 10.0]),),
     "rmsprop": (np.array([1e-3, 0.99, 1e-8, 0.9, 0.0]),),
@@ -170,13 +172,11 @@ def launches() -> list[Launch]:
         for name, signature in SIGNATURES.items():
             for dtypes in table.accepted(signature):
                 for shapes in SHAPES[name]:
-                    for way in (
-                        itertools.product((False, True), repeat=2) if name == "matmul" else [NUMBERS.get(name, ())]
-                    ):
+                    for numbers in TRANSPOSED if name == "matmul" else [NUMBERS.get(name, ())]:
                         arrays = [memory.empty(*pair) for pair in zip(shapes, dtypes, strict=True)]
                         if name == "matmul":
-                            arrays = [*(x.T.copy() if t else x for x, t in zip(arrays, way, strict=False)), arrays[2]]
-                        _note(name, arrays, way, noted, found)
+                            arrays[:2] = [x.T.copy() if t else x for x, t in zip(arrays, numbers, strict=False)]
+                        _note(name, arrays, numbers, noted, found)
         for source, target in itertools.product(memory.DTYPES, repeat=2):  # conversions, and copies between strides
             _note("copy", [memory.empty((N, M), source).T, memory.empty((M, N), target)], (), noted, found)
     return list(found.values())
@@ -219,29 +219,30 @@ def linked(ptx: str, architecture: str) -> str:
     return log.decode()
 
 
+IN_LOG = {  # fact: patterns in the linker's report, whose numbers are added
+    "registers": [r"[Uu]sed (\d+) registers"],
+    "spills": [r"(\d+) bytes spill stores", r"(\d+) bytes spill loads"],
+    "stack": [r"(\d+) bytes stack frame"],
+    "shared": [r"(\d+) bytes smem"],
+    "barriers": [r"used (\d+) barriers"],
+}
+IN_PTX = {  # fact: instructions that are counted
+    "local": r"\b(?:ld|st)\.local",
+    "f64": r"\.f64\b",
+    "fma": r"\bfma\.rn\.f(?:32|64)\b",
+    "wide_loads": r"\bld\.global(?:\.nc)?\.v[24]\.",
+    "wide_stores": r"\bst\.global\.v[24]\.",
+}
+
+
 def facts(launch: Launch, architecture: str) -> dict:
     """registers, spills, stack (bytes), shared (bytes), barriers, and counts of instructions in the PTX."""
     ptx = ptx_of(launch, architecture)
     log = linked(ptx, architecture)
     body = re.sub(r"//.*", "", ptx)
-
-    def number(pattern: str) -> int:
-        return sum(int(n) for n in re.findall(pattern, log)[:1])
-
-    return {
-        "registers": number(r"[Uu]sed (\d+) registers"),
-        "spills": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
-        "stack": number(r"(\d+) bytes stack frame"),
-        "shared": number(r"(\d+) bytes smem"),
-        "barriers": number(r"used (\d+) barriers"),
-        "local": len(re.findall(r"\b(?:ld|st)\.local", body)),
-        "f64": len(re.findall(r"\.f64\b", body)),
-        "fma": len(re.findall(r"\bfma\.rn\.f(?:32|64)\b", body)),
-        "wide_loads": len(re.findall(r"\bld\.global(?:\.nc)?\.v[24]\.", body)),
-        "wide_stores": len(re.findall(r"\bst\.global\.v[24]\.", body)),
-        "under_way": most_read(body),
-        "loop": inner_loop(body),
-    }
+    found = {name: sum(int(n) for p in patterns for n in re.findall(p, log)[:1]) for name, patterns in IN_LOG.items()}
+    found |= {name: len(re.findall(pattern, body)) for name, pattern in IN_PTX.items()}
+    return found | {"under_way": most_read(body), "loop": inner_loop(body)}
 
 
 def facts_of_all(wanted: Sequence[tuple[int, str]]) -> list[dict]:
@@ -364,14 +365,19 @@ class Config:
     json: str | None = flag(None, "a file for all figures")
 
 
+COLUMNS = {
+    "kernel": "<20", "written as": "<27", "types": "<9", "regs": ">8", "spill": ">6", "shared": ">8", "bar": ">4",
+    "f64": ">4", "wide": ">5", "fma/read": ">9", "occup.": ">8", "MB": ">8", "GFLOP": ">8", "floor us": ">10",
+    "fraction": ">10", "  limit": "",
+}  # fmt: skip
+
+
 def main(config: Config) -> None:
     print(
         f"floors: {A100.name}, from its data sheet; fraction: the most of it that the facts allow, and what limits it"
     )
     print("registers, shared bytes, barriers and occupancy of sm_80 where that is among the architectures\n")
-    head = f"{'kernel':<20}{'written as':<27}{'types':<9}{'regs':>8}{'spill':>6}{'shared':>8}{'bar':>4}{'f64':>4}"
-    head += f"{'wide':>5}{'fma/read':>9}{'occup.':>8}{'MB':>8}{'GFLOP':>8}{'floor us':>10}{'fraction':>10}  limit"
-    print(head)
+    print("".join(f"{title:{form}}" for title, form in COLUMNS.items()))
     rows = []
     chosen = [(i, launch) for i, launch in enumerate(launches()) if config.only in launch.name]
     wanted = [(i, arch) for i, _ in chosen for arch in config.architectures]
@@ -379,23 +385,21 @@ def main(config: Config) -> None:
     for number, launch in chosen:
         found = {arch: by_number[number, arch] for arch in config.architectures}
         first = found.get(A100.architecture) or next(iter(found.values()))
-        roof = roofline(launch, first)
-        loop = first["loop"]
+        roof, loop = roofline(launch, first), first["loop"]
         reads = loop["shared_wide"] + loop["shared_narrow"]
-        per_read = f"{loop['fma'] / reads:.0f}" if reads and loop["fma"] > 8 else ""
-        print(
-            f"{launch.name:<20}{launch.factory:<27}{launch.dtypes:<9}"
-            f"{'/'.join(str(f['registers']) for f in found.values()):>8}{sum(f['spills'] for f in found.values()):>6}"
-            f"{first['shared']:>8}{first['barriers']:>4}{first['f64'] if launch.is_float32 else '':>4}"
-            f"{first['wide_loads']:>5}{per_read:>9}"
-            f"{roof['occupancy']:>8.0%}{roof['bytes'] / 1e6:>8.1f}{roof['operations'] / 1e9:>8.3f}"
-            f"{roof['floor'] * 1e6:>10.1f}{roof['fraction']:>10.0%}  {roof['reason']}"
-        )
+        cells = (
+            launch.name, launch.factory, launch.dtypes, "/".join(str(f["registers"]) for f in found.values()),
+            sum(f["spills"] for f in found.values()), first["shared"], first["barriers"],
+            first["f64"] if launch.is_float32 else "", first["wide_loads"],
+            f"{loop['fma'] / reads:.0f}" if reads and loop["fma"] > 8 else "", f"{roof['occupancy']:.0%}",
+            f"{roof['bytes'] / 1e6:.1f}", f"{roof['operations'] / 1e9:.3f}", f"{roof['floor'] * 1e6:.1f}",
+            f"{roof['fraction']:.0%}", f"  {roof['reason']}",
+        )  # fmt: skip
+        print("".join(f"{cell:{form}}" for cell, form in zip(cells, COLUMNS.values(), strict=True)))
         rows.append({"kernel": launch.name, "factory": launch.factory, "types": launch.dtypes, "facts": found} | roof)
-    spills = sum(f["spills"] + f["stack"] for row in rows for f in row["facts"].values())
-    doubles = sum(
-        f["f64"] for row in rows for f in row["facts"].values() if "d" not in row["types"] and "f" in row["types"]
-    )
+    all_facts = [(row["types"], f) for row in rows for f in row["facts"].values()]
+    spills = sum(f["spills"] + f["stack"] for _, f in all_facts)
+    doubles = sum(f["f64"] for types, f in all_facts if "d" not in types and "f" in types)
     print(f"\n{len(rows)} kernels for {', '.join(config.architectures)}: {spills} bytes of spills and stack, ", end="")
     print(f"{doubles} float64 instructions in float32 kernels")
     if config.json:
