@@ -71,10 +71,10 @@ class Engine(Protocol):
 class OneProgram:
     """AllReduce in this process: gradients of all shards, merge and update as one recorded program.
 
-    It computes what `Solo` does with a page and slots, in the model's own arrays: gradients add up in `.grad`, and the
-    update is in place, because nobody has to repeat a piece of it. jit fuses that update into the products that give
-    the gradients, which it cannot do across slots and slices: a step of 784-128-10 at batch 64 takes FASTER of Solo's
-    time. So it is the one strategy that is written twice.
+    It has the bits of `Solo`, but needs no pages and slots, as nobody has to repeat a piece of a step: gradients add up
+    in `.grad`, and the update is in place. jit fuses that update into the products that give the gradients, which it
+    cannot do across slots and slices. A step of 784-128-10 at batch 64 takes half the time (1 shard: 366 of 694 us; 4
+    shards: 652 of 1,389), so this one strategy is written twice.
     """
 
     workers, is_between = 1, True

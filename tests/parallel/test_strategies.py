@@ -1,5 +1,6 @@
 """What each strategy computes, against the formulas in NumPy; that exact ones keep their bits; that all learn."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import scratchnet as sn
 from scratchnet.parallel import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
 from scratchnet.parallel.failpoints import VARIABLE
 from scratchnet.parallel.pool.compress import orthonormalize
+from scratchnet.parallel.strategies import Strategy
 
 ROWS, FEATURES, CLASSES, BATCH = 22, 5, 3, 8  # the last batch has 6 samples
 RNG = np.random.default_rng(0)
@@ -149,6 +151,41 @@ def test_each_push_of_an_asynchronous_worker_is_an_update(workers):
 def test_hogwild_alone_loses_nothing():
     weight = START - 0.1 * sum(x.T @ y / y.size for x, y in batches())
     np.testing.assert_allclose(train(Hogwild(), products, shards=3)[0], weight, rtol=1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class EverySecond(AllReduce):
+    """Merges after two batches."""
+
+    name = "every_second"
+
+    def span(self, accumulate):
+        return 2
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalAlways(Strategy):
+    """One local step of each shard, then their mean; more pages and slices than others."""
+
+    name = "local_always"
+    merges_gradients = False
+    has_local_steps = True
+    pages = 4
+
+    def trains_locally(self, step):
+        return True
+
+    def slices(self, workers):
+        return 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_new_strategy_is_a_class(workers):
+    found, history = train(EverySecond(), workers=workers, shards=3)
+    assert found.tobytes() == train(AllReduce(), accumulate=2, shards=3)[0].tobytes()
+    assert history["step"] == [2, 4]
+    found, _ = train(LocalAlways(), workers=workers, momentum=0.9)
+    assert found.tobytes() == train(LocalSGD(every=1), momentum=0.9)[0].tobytes()
 
 
 # --- compression: sent = C(gradient + residual), and the rest stays ---------------------------------------------------

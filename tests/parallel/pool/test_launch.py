@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,30 +123,10 @@ def test_a_worker_imports_no_more_than_it_needs():
 
 # --- main programs of every kind --------------------------------------------------------------------------------------
 
-PROGRAM = """
-import dataclasses
-import numpy as np
-import scratchnet as sn
-
-print("main program runs", flush=True)
-
-@dataclasses.dataclass
-class Answer:
-    value: float
-
-class Child(Answer):
-    def __repr__(self):
-        return "child of " + super().__repr__()
-
-def helper(x):
-    return Answer(float(np.sum(x)))
-
-def fn(comm, n):
-    return [helper(comm.all_reduce(np.ones(n))), Child(1.0)]
-
-{guard}results = sn.parallel.run(fn, 5, workers=2)
-{guard}print(results, {{type(answer) is Answer for answer, _ in results}}, results[0][0] == Answer(10.0))
-"""
+PROGRAMS = Path(__file__).parents[2] / "programs"
+UNGUARDED = (PROGRAMS / "launch_main.py").read_text()
+body, found, start = UNGUARDED.partition("results = ")
+GUARDED = body + "if __name__ == '__main__':\n" + textwrap.indent(found + start, "    ")
 EXPECTED = (
     "main program runs\n[[Answer(value=10.0), child of Child(value=1.0)], [Answer(value=10.0), child of "
     "Child(value=1.0)]] {True} True\n"
@@ -161,15 +142,15 @@ def python(*arguments, text=None, cwd=None):
     return done
 
 
-@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__': "], ids=["without a guard", "with a guard"])
-def test_a_script_runs_once_and_not_again_in_its_workers(tmp_path, guard):
-    (tmp_path / "script.py").write_text(PROGRAM.format(guard=guard))
+@pytest.mark.parametrize("program", [UNGUARDED, GUARDED], ids=["without a guard", "with a guard"])
+def test_a_script_runs_once_and_not_again_in_its_workers(tmp_path, program):
+    (tmp_path / "script.py").write_text(program)
     done = python("script.py", cwd=tmp_path)
     assert (done.stdout, done.stderr) == (EXPECTED, "")
 
 
 def test_a_program_from_stdin_or_a_notebook_has_no_file_and_runs():
-    assert python("-", text=PROGRAM.format(guard="")).stdout == EXPECTED
+    assert python("-", text=UNGUARDED).stdout == EXPECTED
 
 
 def test_an_interactive_prompt_runs_it():
@@ -180,34 +161,17 @@ def test_an_interactive_prompt_runs_it():
 
 
 def test_a_module_runs_with_dash_m(tmp_path):
-    (tmp_path / "prog.py").write_text(PROGRAM.format(guard=""))
+    (tmp_path / "prog.py").write_text(UNGUARDED)
     assert python("-m", "prog", cwd=tmp_path).stdout == EXPECTED
 
 
 # --- the parent ends --------------------------------------------------------------------------------------------------
 
-PARENT = """
-import os, signal, time
-import numpy as np
-import scratchnet as sn
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
-
-def fn(comm):
-    print(os.getpid(), flush=True)
-    comm.barrier()
-    if comm.rank == 0:
-        time.sleep(60)
-    comm.barrier()
-
-sn.parallel.run(fn, workers=3)
-"""
-
 
 @pytest.fixture
 def parent_and_workers():
     parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, PROGRAMS / "launch_parent.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     pids = [int(parent.stdout.readline()) for _ in range(3)]

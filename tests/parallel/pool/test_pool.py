@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import multiprocess
 import numpy as np
@@ -196,32 +197,7 @@ def test_a_fresh_worker_compiles_nothing(tmp_path):
 
 # --- main programs of every kind --------------------------------------------------------------------------------------
 
-PROGRAM = """
-import numpy as np
-import scratchnet as sn
-print("main program runs", flush=True)
-class Net(sn.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = sn.nn.Linear(4, 2)
-    def __call__(self, x):
-        return self.layer(x).tanh()
-
-def loss(output, target):
-    return ((output - target) ** 2).mean()
-
-def train(workers):
-    sn.manual_seed(0)
-    model = Net()
-    rng = np.random.default_rng(0)
-    data = sn.data.TensorDataset(*(rng.standard_normal((8, n)).astype(np.float32) for n in (4, 2)))
-    optimizer = sn.optim.SGD(model.parameters(), 0.1)
-    trainer = sn.Trainer(model, optimizer, loss, workers=workers, shards=2, progress=False)
-    trainer.fit(sn.data.DataLoader(data, 8), epochs=3)
-    return model.layer.weight.detach().numpy().tobytes().hex()
-
-print(train(2) == train(1))
-"""
+PROGRAM = (Path(__file__).parents[2] / "programs" / "unguarded_main.py").read_text()
 EXPECTED = "main program runs\nTrue\n"
 
 
