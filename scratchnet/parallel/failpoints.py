@@ -1,9 +1,9 @@
-"""Named points in a worker's life at which a test can make it fail, armed from outside by an environment variable.
+"""Named points at which a test can make a worker fail, armed from outside by an environment variable.
 
-SCRATCHNET_FAIL="point:step:rank:action", several separated by commas; rank or step may be `*`, and `5+` are steps from
-5 on. action: the name of a signal (`SIGKILL`, `SIGSTOP`, ...) that the worker sends itself, `exit` at once, `sys.exit`,
-`raise`, `loop` for ever, or `sleep=seconds`. Only the first process of a rank fails; with `!` before the action, its
-successors do, too. SCRATCHNET_FIRED names a file that gets a line for each failure, just before it happens.
+SCRATCHNET_FAIL holds "point:step:rank:action", several separated by commas. Step and rank may be `*`; `5+` means all
+steps from 5 on. The action is the name of a signal (`SIGKILL`, `SIGSTOP`, ...) that the worker sends itself, or `exit`
+(at once), `sys.exit`, `raise`, `loop` (for ever) or `sleep=seconds`. Only the first process of a rank fails; with `!`
+before the action, its successors fail as well. A line for each failure goes to the file of SCRATCHNET_FIRED.
 """
 
 import os
@@ -31,9 +31,9 @@ POINTS = (
 
 
 def armed(rank: int, starts: int) -> Callable[..., None]:
-    """What a worker calls as fail(point, step, memory); `starts`: processes that had this rank before.
+    """The function that a worker calls at each point, fail(point, step, memory). starts: earlier processes of its rank.
 
-    Where a `half_written` point fires, the second half of each array that memory() gives is overwritten first.
+    Where a `half_written` point fires, the second half of each array from memory() is overwritten first.
     """
     plans = [plan.split(":") for plan in os.environ.get(VARIABLE, "").split(",") if plan]
     mine = [
@@ -55,7 +55,7 @@ def armed(rank: int, starts: int) -> Callable[..., None]:
 
 
 def note(line: str) -> None:
-    """One line to the file of SCRATCHNET_FIRED, if there is one; in one write, so that processes do not mix theirs."""
+    """Append a line to the file of SCRATCHNET_FIRED, if there is one; in one write, so that lines do not mix."""
     if os.environ.get(LOG):
         file = os.open(os.environ[LOG], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         os.write(file, f"{line}\n".encode())
@@ -68,7 +68,7 @@ def never(point: str, step: int, memory: Any = None) -> None:
 
 def _signal(name: str) -> None:
     os.kill(os.getpid(), signal.Signals[name])
-    time.sleep(60)  # until the signal is there
+    time.sleep(60)  # until the signal arrives
 
 
 def _raise(argument: str) -> None:

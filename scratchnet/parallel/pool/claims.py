@@ -70,8 +70,8 @@ def table_of(pieces: Sequence[Pieces], first: np.ndarray | None = None) -> np.nd
     first: bools, the pieces of the first phase that the worker may take; None: all. It may take all of other phases.
     """
     table = np.ones((len(pieces), MAY + max(p.count for p in pieces)), np.int64)
-    for row, p in zip(table, pieces, strict=True):
-        row[:MAY] = p.claims, p.seals, p.count, p.phase.slack, p.phase.paired, p.phase.exclusive
+    for columns, p in zip(table, pieces, strict=True):
+        columns[:MAY] = p.claims, p.seals, p.count, p.phase.slack, p.phase.paired, p.phase.exclusive
     if first is not None:
         table[0, MAY : MAY + pieces[0].count] = first
     return table

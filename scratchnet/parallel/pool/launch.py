@@ -28,8 +28,8 @@ from ...errors import CollectiveError, ConfigError, WorkerError
 from ..comm.memory import SharedMemory, cores
 
 THREAD_VARIABLES = tuple(f"{name}_NUM_THREADS" for name in ("NUMBA", "OMP", "OPENBLAS", "MKL"))
-LAST_WORDS = 1.0  # seconds that other workers have to tell what happened, once one has failed in a collective call
-END = 5.0  # seconds that a worker whose result is here has to end by itself
+LAST_WORDS = 1.0  # seconds to wait for other workers' errors, once one has failed in a collective call
+END = 5.0  # seconds in which a worker that sent its result has to end by itself
 
 
 def run(fn: Callable, args: tuple, workers: int, timeout: float | None) -> list:
@@ -59,7 +59,7 @@ def _work(channel: connection.Connection, rank: int, arena: Any, work: "SharedOb
         ending = RETURNED
     except BaseException as error:  # SystemExit and KeyboardInterrupt end a worker as any other error does
         reply = dumps(("error", describe(error)))
-    channel.send_bytes(reply)  # first, because what other ranks then say is only a consequence
+    channel.send_bytes(reply)  # before `finish`, whose consequences other ranks may report
     comm.finish(ending)
 
 
@@ -67,7 +67,7 @@ def _work(channel: connection.Connection, rank: int, arena: Any, work: "SharedOb
 
 
 def dumps(value: Any) -> bytes:
-    """`value` as bytes; functions and classes of a main program by value, with the globals that they name."""
+    """`value` as bytes. Functions and classes of a main program travel by value, with the globals that they name."""
     stream = io.BytesIO()
     _Pickler(stream, pickle.HIGHEST_PROTOCOL, recurse=True).dump(value)
     return stream.getvalue()
@@ -83,7 +83,7 @@ class _Pickler(dill.Pickler):
 
 
 def _save_module(pickler, module):
-    """By name. Dill would send what is in a module, too, if it is not installed for all users."""
+    """Send a module by name. Dill would also send the content of one that is not installed for all users."""
     pickler.save_reduce(importlib.import_module, (module.__name__,), obj=module)
 
 
@@ -104,9 +104,9 @@ def _own_or_new_class(kind, name, bases, namespace):
 
 
 class SharedObject:
-    """An object in shared memory: however large, and however many processes `open` it, it is written once.
+    """An object in shared memory: it is written once, and any number of processes `open` it.
 
-    Raises ConfigError, which begins with `expected`, if it cannot be sent.
+    expected: begins the message of the ConfigError that is raised if the object cannot be sent.
     """
 
     def __init__(self, value: Any, expected: str):
@@ -123,7 +123,7 @@ class SharedObject:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """What the parent is told about an exception."""
+    """An exception as the parent gets it; `follows`: is it a consequence of the failure of another rank?"""
     frames = error.__traceback__ and error.__traceback__.tb_next  # without that of the caller
     text = "".join(traceback.format_exception(type(error), error, frames))
     message = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -134,12 +134,11 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 class Workers:
-    """`size` processes, each with a pipe: worker `rank` runs `target(channel, rank, *args)`. A context: at its end
-    they are gone, whatever they were doing.
+    """`size` processes, each with a pipe: worker `rank` runs `target(channel, rank, *args)`. A context manager: when it
+    ends, they are gone, whatever they were doing.
 
     target: a function of a module, imported in the worker. args: sent by pickle, SharedMemory included. threads: of a
-    worker's libraries; the cores, shared out, by default.
-    Raises WorkerError if a process cannot be started.
+    worker's libraries; by default cores // size. Raises WorkerError if a process cannot be started.
     """
 
     def __init__(self, size: int, target: Callable, *args: Any, threads: int | None = None):
@@ -177,7 +176,7 @@ class Workers:
         return self._args
 
     def send_all(self, message: Any) -> None:
-        """To every worker that is alive; who is not is found by `results`."""
+        """Send to every worker that is alive; `results` finds the others."""
         for channel in self.channels:
             with contextlib.suppress(BrokenPipeError, ConnectionError):
                 channel.send(message)
@@ -209,7 +208,7 @@ class Workers:
         return [results[rank] for rank in range(len(self.processes))]
 
     def _answers(self, ranks: list[int], timeout: float | None) -> Iterator[tuple[int, str, Any]]:
-        """(rank, kind, value) of each worker that has an answer or is dead, of which there is at least one in time."""
+        """(rank, kind, value) of each worker that has answered or is dead: at least one, unless the timeout passes."""
         waited = [self.channels[rank] for rank in ranks] + [self.processes[rank].sentinel for rank in ranks]
         ready = connection.wait(waited, timeout)
         for rank in ranks:
@@ -226,7 +225,7 @@ class Workers:
             yield rank, "death", process.exitcode
 
     def end(self) -> None:
-        """End all processes, by force where they do not end at once, and wait until they are gone."""
+        """Kill all processes that have not ended, and wait until they are gone."""
         for process in self.processes:
             if process.is_alive():
                 process.kill()
@@ -260,9 +259,9 @@ def _begin(target: Callable, channel: connection.Connection, rank: int, args: tu
 
 
 def die_with_parent() -> None:
-    """Let this process, a child of `multiprocess`, end when its parent does, however that ends.
+    """End this process, a child of `multiprocess`, when its parent ends, whatever the reason.
 
-    On Linux the kernel sees to it, even if this process is stopped: it sends SIGKILL when the thread that started the
+    On Linux the kernel does it, even if this process is stopped: it sends SIGKILL when the thread that started the
     process ends. Elsewhere a thread waits for the end of a pipe.
     """
     parent = multiprocess.parent_process()
@@ -276,7 +275,7 @@ def die_with_parent() -> None:
 
 @contextlib.contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """The environment that a process started inside gets; a user's own setting may be smaller."""
+    """Processes started inside get these variables; a smaller number that the user has set stays."""
     before = {name: os.environ.get(name) for name in variables}
     for name, value in variables.items():
         own = before[name]
@@ -293,9 +292,9 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_main_program() -> Iterator[None]:
-    """A process started inside does not import the main program again, as spawn would have it.
+    """Processes started inside do not import the main program, as spawn would make them do.
 
-    What a worker needs of it comes by value; so nothing in it runs twice, guarded or not.
+    They get by value what they need of it, so nothing in it runs twice, guarded or not.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

@@ -162,7 +162,7 @@ class Pool(Steps):
         positions = split((batch,), 0, replica.shards)[0]
         if "cpu" in self.placement.kinds:
             there = replica if replica.device.is_host else job.open()
-            with contextlib.suppress(NonFiniteError):  # it may well occur; the step itself will say so
+            with contextlib.suppress(NonFiniteError):  # the step itself raises it
                 Gradient(there, len(positions), old, slot).compute(positions, 1.0, 0, 0)
         replica.find_nonfinite(slot)
         numbers = np.zeros((len(replica.layout.segments), replica.optimizer.n_numbers))

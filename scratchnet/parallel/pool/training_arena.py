@@ -96,12 +96,12 @@ class TrainingArena:
             "sent": ((low_rank, layout.nbytes), np.uint8),
             "factors": ((low_rank + 1 if low_rank else 0, 2, layout.nbytes), np.uint8),
         }
-        room = Layout()
+        memory_layout = Layout()
         self.extents = {
-            name: Extent(room.place(math.prod(shape) * np.dtype(dtype).itemsize), shape, np.dtype(dtype))
+            name: Extent(memory_layout.place(math.prod(shape) * np.dtype(dtype).itemsize), shape, np.dtype(dtype))
             for name, (shape, dtype) in arrays.items()
         }
-        self.memory = memory(room.size)
+        self.memory = memory(memory_layout.size)
         self._map()
 
     def _map(self) -> None:
