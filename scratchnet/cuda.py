@@ -59,9 +59,9 @@ def from_dlpack(x: Any) -> Tensor:
     Raises DeviceError for memory that is not on the GPU, DtypeError for a dtype that kernels do not know.
     """
     where = device("cuda")
-    from .kernels.cuda.dlpack import adopt
+    from .kernels.cuda.memory import from_dlpack
 
-    return Tensor._wrap(adopt(x), where)  # type: ignore[arg-type]
+    return Tensor._wrap(from_dlpack(x), where)  # type: ignore[arg-type]
 
 
 def prefetch(batches: Iterable[tuple[np.ndarray, ...]]) -> Iterator[tuple[Tensor, ...]]:

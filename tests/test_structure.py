@@ -76,11 +76,7 @@ AFTERNOON_LINES = 1200
 
 # What still breaks a rule. This list only ever gets shorter.
 STILL = {
-    "cycles": """
-        kernels/__init__.py kernels/cpu/__init__.py kernels/cuda/__init__.py
-        kernels/cuda/dlpack.py kernels/cuda/elementwise.py kernels/cuda/memory.py kernels/cuda/movement.py
-        kernels/cuda/reduce.py
-    """,
+    "cycles": "",
     "upward": "",
     "banned": "",
     "computed": "",

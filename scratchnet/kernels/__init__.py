@@ -8,7 +8,6 @@ other table.
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,9 @@ Kernel = Callable[..., None]
 
 
 def _numpy_table() -> dict[str, Kernel]:
-    from . import reference
+    from .dispatch import REFERENCE
 
-    functions = {name: f for name, f in vars(reference).items() if isinstance(f, FunctionType) and name[0] != "_"}
-    # log(0) and 1/0 have IEEE answers; a NumPy warning would be one that no other device gives.
-    return {name: np.errstate(all="ignore")(function) for name, function in functions.items()}
+    return REFERENCE
 
 
 def _cpu_table() -> dict[str, Kernel]:

@@ -25,6 +25,7 @@ import numpy as np
 import scratchnet as sn
 from scratchnet.flags import flag, run_script
 from scratchnet.kernels import device
+from scratchnet.kernels.signatures import accepted, arrays_of
 from scratchnet.testing import EDGES, KERNEL_ROWS, KernelCase, kernel_cases
 from scratchnet.testing.devices import host_kernel
 
@@ -125,13 +126,12 @@ PEERS = {  # name -> what a peer calls it, of its own arrays in the order of our
 
 def times(config: Config, facts: dict, simulated: bool) -> list[dict]:
     """A row for each kernel and shape, in float32: median seconds, the floor, and the medians of peers."""
-    from scratchnet.kernels.cuda import SIGNATURES, accepted, memory
+    from scratchnet.kernels.cuda import memory
 
     where, rows = device("cuda"), []
     peers = {} if simulated else {name: importlib.import_module(name) for name in ("cupy", "torch") if facts[name]}
     for name, shapes_of in gpu_facts.SHAPES.items():
-        signature = (SIGNATURES | {"fill": "f", "copy": "f->f"})[name]
-        dtypes = next(iter(accepted(signature)))
+        dtypes = next(iter(accepted(name, "cuda")))
         for shapes in shapes_of[:1] if simulated else shapes_of:
             shapes = [tuple(min(n, 3) for n in shape) for shape in shapes] if simulated else shapes
             numbers = gpu_facts.NUMBERS.get(name, ())
@@ -184,7 +184,7 @@ def median(calls: list[Callable[[], object]], config: Config, simulated: bool) -
 
 
 def _peer_time(peer: str, module: Any, name: str, sets: list, config: Config) -> float | None:
-    inputs, is_torch = len(gpu_facts.SIGNATURES[name].split("->")[0]), peer == "torch"
+    inputs, is_torch = arrays_of(name)[0], peer == "torch"
     move = (lambda x: module.from_numpy(x).cuda()) if is_torch else module.asarray
     calls = [partial(PEERS[name], module, *map(move, arrays[:inputs])) for arrays in sets]
     if calls[0]() is None:

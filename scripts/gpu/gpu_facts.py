@@ -25,6 +25,8 @@ from scratchnet.flags import flag, run_script
 from scratchnet.kernels import cuda as table
 from scratchnet.kernels.cuda import compile, memory
 from scratchnet.kernels.cuda.compile import Kernel
+from scratchnet.kernels.scalars import kernels_of
+from scratchnet.kernels.signatures import DTYPES, SIGNATURES, accepted
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
 
@@ -128,9 +130,10 @@ STANDARDIZED = [(*LONG, 1), (1, M, N), (M, 128, 1)]
 LABELLED = [[x, x[:1]] for x in (LONG, SHORT)]
 
 SHAPES = {
-    **{name: [FLAT[:2]] for name in (*table.elementwise.UNARY, "clip", "dropout")},
-    **{name: [FLAT, BROADCAST] for name in (*table.elementwise.GRADIENTS, *table.elementwise.BINARY)},
-    **{name: [FLAT] for name in table.elementwise.COMPARISONS},
+    **{name: [FLAT[:2]] for name in (*kernels_of(1), "dropout")},
+    **{
+        name: [FLAT] if "?" in scalar.dtypes.split()[0] else [FLAT, BROADCAST] for name, scalar in kernels_of(2).items()
+    },
     "where": [[(M, N)] * 4],
     **{name: [[x, (x[0], x[2])] for x in REDUCED] for name in ("sum", "max", "min", "argmax")},
     "standardize": [[x] * 2 for x in STANDARDIZED],
@@ -161,7 +164,6 @@ NUMBERS = {
     **dict.fromkeys(("standardize", "standardize_grad"), (1e-5,)),
     "dropout": (0.1, np.array([1, 2], np.uint64)),
 }
-SIGNATURES = table.SIGNATURES | {"fill": "f l B ?", "copy": "f->f l->l B->B ?->?"}
 
 
 @cache
@@ -169,15 +171,15 @@ def launches() -> list[Launch]:
     """Every kernel with every signature that the table takes, each once: the first launch that needs it."""
     found: dict = {}
     with on_paper() as noted:
-        for name, signature in SIGNATURES.items():
-            for dtypes in table.accepted(signature):
+        for name in SIGNATURES:
+            for dtypes in accepted(name, "cuda"):
                 for shapes in SHAPES[name]:
                     for numbers in TRANSPOSED if name == "matmul" else [NUMBERS.get(name, ())]:
                         arrays = [memory.empty(*pair) for pair in zip(shapes, dtypes, strict=True)]
                         if name == "matmul":
                             arrays[:2] = [x.T.copy() if t else x for x, t in zip(arrays, numbers, strict=False)]
                         _note(name, arrays, numbers, noted, found)
-        for source, target in itertools.product(memory.DTYPES, repeat=2):  # conversions, and copies between strides
+        for source, target in itertools.product(DTYPES, repeat=2):  # conversions, and copies between strides
             _note("copy", [memory.empty((N, M), source).T, memory.empty((M, N), target)], (), noted, found)
     return list(found.values())
 

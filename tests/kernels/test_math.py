@@ -8,7 +8,8 @@ import pytest
 from scipy import special
 from sizes import JIT
 
-from scratchnet.kernels.cpu import elementwise, exponential, scalars
+from scratchnet.kernels.cpu import elementwise, exponential
+from scratchnet.kernels.cpu.elementwise import SCALARS
 from scratchnet.native import cache
 from scratchnet.native.compile import stamp
 from scratchnet.parallel.comm import half
@@ -45,7 +46,7 @@ def errors(got, exact, scale=None):
         (exponential.tanh, np.tanh, 1.4),
         (exponential.log, np.log, 0.9),
         (exponential.erf, special.erf, 1.2),
-        (scalars.sigmoid, special.expit, 3),
+        (SCALARS["sigmoid"], special.expit, 3),
     ],
     ids=["exp", "tanh", "log", "erf", "sigmoid"],
 )
@@ -82,20 +83,20 @@ def test_functions_keep_their_bound_for_every_kind_of_float64(name, ulps):
 def test_softplus_keeps_its_bound_for_every_kind_of_float32():
     with np.errstate(all="ignore"):
         exact = np.logaddexp(0, EVERY_KIND.astype(np.float64))
-    assert errors(applied(scalars.softplus, EVERY_KIND), exact).max() <= 3
+    assert errors(applied(SCALARS["softplus"], EVERY_KIND), exact).max() <= 3
 
 
 def test_gelu_keeps_its_bound_relative_to_x_for_every_kind_of_float32():
     with np.errstate(all="ignore"):
         x = EVERY_KIND.astype(np.float64)
         exact = x * special.ndtr(x)
-    assert errors(applied(scalars.gelu, EVERY_KIND), exact, scale=EVERY_KIND).max() <= 4
+    assert errors(applied(SCALARS["gelu"], EVERY_KIND), exact, scale=EVERY_KIND).max() <= 4
 
 
 def test_the_left_tail_of_gelu_is_not_cut_off():
     x = np.linspace(-12, -1, 500).astype(np.float32)
     exact = x * special.ndtr(x.astype(np.float64))
-    np.testing.assert_allclose(applied(scalars.gelu, x), exact, rtol=1e-5)
+    np.testing.assert_allclose(applied(SCALARS["gelu"], x), exact, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -106,7 +107,7 @@ def test_the_left_tail_of_gelu_is_not_cut_off():
         (exponential.erf, {INF: 1.0, -INF: -1.0, 30.0: 1.0, -30.0: -1.0, 0.0: 0.0}),
         (exponential.exp, {INF: INF, -INF: 0.0, 0.0: 1.0, 1e3: INF, -1e3: 0.0}),
         (exponential.tanh, {INF: 1.0, -INF: -1.0, 0.0: 0.0, 50.0: 1.0}),
-        (scalars.gelu, {INF: INF, -INF: NAN, 0.0: 0.0, 50.0: 50.0, -50.0: 0.0}),
+        (SCALARS["gelu"], {INF: INF, -INF: NAN, 0.0: 0.0, 50.0: 50.0, -50.0: 0.0}),
     ],
     ids=["log", "erf", "exp", "tanh", "gelu"],
 )
@@ -129,9 +130,9 @@ def test_loops_use_vectors_and_not_the_c_library(name, dtype, monkeypatch):
     template, arguments = (
         (elementwise._unary, (0, 64, x, x.copy()))
         if name in UNARY
-        else (elementwise._binary, (0, 64, x, x, x.copy(), elementwise._FLAT[2]))
+        else (elementwise._binary, (0, 64, x, x, x.copy(), elementwise._ONE_ROW[True, True]))
     )
-    loop = stamp(template, f"inspected_{name}", function=getattr(scalars, name))
+    loop = stamp(template, f"inspected_{name}", function=SCALARS[name])
     loop(*arguments)
     (assembly,) = loop.inspect_asm().values()
     assert re.search(rf"vfn?m(add|sub)\w+p{'s' if dtype == 'f4' else 'd'}.*%[yz]mm", assembly)

@@ -197,7 +197,7 @@ def _by_type(name, single, double):
     def function(x):
         return single(x) if x.dtype == np.float32 else double(x)
 
-    @overload(function)
+    @overload(function, jit_options={"forceinline": True})
     def typed(x):
         return (lambda x: single(x)) if x == types.float32 else (lambda x: double(x))
 
@@ -209,6 +209,15 @@ exp = _by_type("exp", _exp_32, _exp_64)
 tanh = _by_type("tanh", _tanh_32, _tanh_64)
 log = _by_type("log", _log_32, _log_64)
 erf = _by_type("erf", _erf_32, _erf_64)
-normal = _by_type(
-    "normal", _normal_32, _normal_64
-)  # the distribution function Phi(x) and the density of the normal distribution
+normal = _by_type("normal", _normal_32, _normal_64)  # (Phi(x), phi(x)): the distribution function and its density
+
+
+@jit(inline=True)
+def log1p(x):
+    """For x from 0 to 1: log(1 + x) = log(u) * x / (u - 1) undoes the rounding of u (Goldberg 1991, theorem 4)."""
+    u = ONE + x
+    return x if u == ONE else log(u) * (x / (u - ONE))
+
+
+# Why cpu has definitions of its own: NumPy's functions, and erfc in `normal`, would be calls to the C library.
+FUNCTIONS = {"exp": exp, "log": log, "log1p": log1p, "tanh": tanh, "erf": erf, "normal": normal}

@@ -8,39 +8,32 @@ import numpy as np
 
 from ...native.compile import jit
 from ...native.loops import ranged
+from .folds import total
 
 STRIP = 128  # columns
 
 
 @jit(reduction=True)
-def _sum(row):
-    total = 0.0
-    for j in range(row.size):
-        total += row[j]
-    return total
-
-
-@jit(reduction=True)
 def _sum_of_squares(row, shift):
-    total = 0.0
+    result = 0.0
     for j in range(row.size):
-        total += (row[j] - shift) * (row[j] - shift)
-    return total
+        result += (row[j] - shift) * (row[j] - shift)
+    return result
 
 
 @jit(reduction=True)
 def _sum_of_products(a, b, shift):
-    total = 0.0
+    result = 0.0
     for j in range(a.size):
-        total += a[j] * (b[j] - shift)
-    return total
+        result += a[j] * (b[j] - shift)
+    return result
 
 
 @jit
 def _standardize_rows(lo, hi, x, out, n, eps):
     for r in range(lo, hi):
         row, result = x[r * n : (r + 1) * n], out[r * n : (r + 1) * n]
-        mean = _sum(row) / n
+        mean = total(row) / n
         scale = 1.0 / np.sqrt(_sum_of_squares(row, mean) / n + eps)
         for j in range(n):
             result[j] = (row[j] - mean) * scale
@@ -50,7 +43,7 @@ def _standardize_rows(lo, hi, x, out, n, eps):
 def _standardize_rows_grad(lo, hi, g, x, out, n, eps):
     for r in range(lo, hi):
         row, g_row, result = x[r * n : (r + 1) * n], g[r * n : (r + 1) * n], out[r * n : (r + 1) * n]
-        mean, g_mean = _sum(row) / n, _sum(g_row) / n
+        mean, g_mean = total(row) / n, total(g_row) / n
         scale = 1.0 / np.sqrt(_sum_of_squares(row, mean) / n + eps)
         slope = _sum_of_products(g_row, row, mean) / n * scale * scale
         for j in range(n):
@@ -129,8 +122,7 @@ def _scales(x, at, n, inner, mean, eps, scale):
 def _kernel(name, rows, columns, inputs):
     """The kernel (inputs..., out, eps)."""
     by_rows = ranged(rows, name, writes=(inputs,), weight=4)
-    writes, whole = (inputs, inputs + 4), range(inputs + 1)
-    by_columns = ranged(columns, f"{name}_columns", writes, whole, weight=4)
+    by_columns = ranged(columns, f"{name}_columns", writes=(inputs, inputs + 4), whole=range(inputs + 1), weight=4)
 
     def kernel(*arguments):
         *arrays, eps = arguments

@@ -11,7 +11,7 @@ import numpy as np
 from ...native.compile import jit, stamp
 from ...native.loops import ranged
 from .. import reference
-from . import scalars
+from .folds import maximum, minimum
 
 RUN_CONTIGUOUS, RUN_STRIDED = 4096, 256  # elements of a run: summed in 16 or more lanes, or one after the other
 RUN_ARGMAX = 512  # elements that are searched twice: for the maximum, then for its place
@@ -128,7 +128,7 @@ def reduction(name, combine, empty):
     return kernel
 
 
-_fold_max = stamp(_fold, "fold_max", combine=scalars.fold_maximum)
+_fold_max = stamp(_fold, "fold_max", combine=maximum)
 _run_argmax = ranged(_argmax_contiguous, "argmax", writes=(1,), weight=2, fold=_fold_max)
 _run_argmax_strided = ranged(_argmax_strided, "argmax_strided", writes=(1,), whole=(0,), weight=8)
 
@@ -143,7 +143,7 @@ def argmax(x, out):
 
 KERNELS = {
     "sum": reduction("sum", _add, reference.sum),
-    "max": reduction("max", scalars.fold_maximum, reference.max),
-    "min": reduction("min", scalars.fold_minimum, reference.min),
+    "max": reduction("max", maximum, reference.max),
+    "min": reduction("min", minimum, reference.min),
     "argmax": argmax,
 }

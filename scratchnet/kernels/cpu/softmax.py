@@ -5,31 +5,7 @@ import numpy as np
 from ...native.compile import jit
 from ...native.loops import ranged
 from .exponential import exp
-from .scalars import fold_maximum
-
-
-@jit
-def _top(row):
-    top = row[0]
-    for j in range(1, row.size):
-        top = fold_maximum(top, row[j])
-    return top
-
-
-@jit(reduction=True)
-def _sum(row):
-    total = 0.0
-    for j in range(row.size):
-        total += row[j]
-    return total
-
-
-@jit(reduction=True)
-def _dot(a, b):
-    total = 0.0
-    for j in range(a.size):
-        total += a[j] * b[j]
-    return total
+from .folds import dot, top, total
 
 
 @jit(reduction=True)
@@ -42,12 +18,12 @@ def _sum_exp(row, shift):
 
 @jit
 def _softmax_row(row, out):
-    top = _top(row)
+    shift = top(row)
     for j in range(row.size):
-        out[j] = exp(row[j] - top)
-    total = out.dtype.type(_sum(out))
+        out[j] = exp(row[j] - shift)
+    scale = out.dtype.type(total(out))
     for j in range(row.size):
-        out[j] /= total
+        out[j] /= scale
 
 
 @jit
@@ -60,16 +36,16 @@ def _softmax(lo, hi, x, out):
 def _softmax_grad(lo, hi, g, y, out):
     for r in range(lo, hi):
         g_row, y_row, out_row = g[r], y[r], out[r]
-        dot = out.dtype.type(_dot(g_row, y_row))
+        mean = out.dtype.type(dot(g_row, y_row))
         for j in range(out_row.size):
-            out_row[j] = y_row[j] * (g_row[j] - dot)
+            out_row[j] = y_row[j] * (g_row[j] - mean)
 
 
 @jit
 def _logsumexp(lo, hi, x, out):
     for r in range(lo, hi):
-        top = _top(x[r])
-        shift = top if np.isfinite(top) else out.dtype.type(0)  # a row of -inf gives -inf, not NaN
+        shift = top(x[r])
+        shift = shift if np.isfinite(shift) else out.dtype.type(0)  # a row of -inf gives -inf, not NaN
         out[r] = np.log(_sum_exp(x[r], shift)) + shift
 
 
@@ -77,18 +53,18 @@ def _logsumexp(lo, hi, x, out):
 def _log_softmax(lo, hi, x, out):
     for r in range(lo, hi):
         row, out_row = x[r], out[r]
-        top = _top(row)
-        log_total = out.dtype.type(np.log(_sum_exp(row, top)))
+        shift = top(row)
+        log_total = out.dtype.type(np.log(_sum_exp(row, shift)))
         for j in range(row.size):
-            out_row[j] = (row[j] - top) - log_total
+            out_row[j] = (row[j] - shift) - log_total
 
 
 @jit
 def _cross_entropy(lo, hi, logits, labels, out):
     for r in range(lo, hi):
         row = logits[r]
-        top = _top(row)
-        out[r] = np.log(_sum_exp(row, top)) - (row[labels[r]] - top)
+        shift = top(row)
+        out[r] = np.log(_sum_exp(row, shift)) - (row[labels[r]] - shift)
 
 
 @jit

@@ -1,105 +1,48 @@
 """The `cuda` device: the kernels of reference.py for GPUs, written in numba.cuda.
 
-`KERNELS` is the table. Each file holds the kernels of one family; `_guarded` gives all of them the same front door.
-What of this was proven without a GPU, and how, stands in the README; scripts/gpu/gpu_check.py is the proof with one.
+`KERNELS` is the table. Each file holds the kernels of one family. Their front door (dispatch.py) turns numbers into
+device memory, widens small integers, and refuses all other calls. The README says what of this was proven without a
+GPU, and how; scripts/gpu/gpu_check.py is the proof with one.
 """
 
 import inspect
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ...errors import DeviceError, DtypeError
-from .. import device
+from ..dispatch import entry
+from ..signatures import accepted, arrays_of
 from . import elementwise, gemm, memory, movement, norm, optim, random, reduce, rows
 from .compile import captured
 from .memory import DeviceArray
 
-# The dtypes for which there is a kernel, inputs -> outputs, in NumPy's letters: ? bool, B uint8, l int64, and f float32
-# or float64, the same for all f of one call. `copy` and `fill` take every dtype. What there is for int64 serves int32
-# and uint8, too.
-_BOTH, _ALL = "ff->f ll->l", "ff->f ll->l ??->?"
-SIGNATURES = {
-    **dict.fromkeys(elementwise.UNARY, "f->f"),
-    **dict.fromkeys(("neg", "abs", "sign", "clip"), "f->f l->l"),
-    **dict.fromkeys(elementwise.GRADIENTS, "ff->f"),
-    **dict.fromkeys(("div", "pow"), "ff->f"),
-    **dict.fromkeys(("sub", "maximum", "minimum"), _BOTH),
-    **dict.fromkeys(("add", "mul"), _ALL),
-    **dict.fromkeys(elementwise.COMPARISONS, "ff->? ll->? ??->?"),
-    "where": "?ff->f ?ll->l ???->?",
-    "sum": "f->f l->l ?->l",
-    **dict.fromkeys(("max", "min"), "f->f l->l"),
-    "argmax": "f->l l->l",
-    "standardize": "f->f",
-    "standardize_grad": "ff->f",
-    "take_rows": "fl->f ll->l Bl->B ?l->?",
-    "scatter_rows": "fl->f ll->l",
-    "matmul": _BOTH,
-    "linear": "fff->f lll->l",
-    **dict.fromkeys(("softmax", "logsumexp", "log_softmax"), "f->f"),
-    "softmax_grad": "ff->f",
-    "cross_entropy": "fl->f",
-    "cross_entropy_grad": "ffl->f",
-    "dropout": "f->f",
-    "sgd": "fff->ff",
-    "adam": "ffff->fff",
-    "rmsprop": "ffff->fff",
-}
-_FLOATS = np.dtype(np.float32), np.dtype(np.float64)
+INT64, SMALL = np.dtype(np.int64), {np.dtype(np.int32), np.dtype(np.uint8)}
+READ = {"numbers", "key"}  # parameters that kernels read on the host: what they launch is another thing in each step
+LIMITED = {"copy", "take_rows"}  # kernels that tell the limits of integers to their result, see DeviceArray.limits
 
 
-def accepted(signature: str) -> dict[tuple[np.dtype, ...], str]:
-    """The dtypes of all arrays of a call for which there is a kernel."""
-    cases = signature.replace("->", "").split()
-    return {
-        tuple(f if letter == "f" else np.dtype(letter) for letter in letters): letters
-        for letters in cases
-        for f in _FLOATS
-    }
+def _guarded(name: str, kernel: Callable[..., None]) -> Callable[..., None]:
+    """`kernel` behind the front door."""
+    (inputs, count), known = arrays_of(name), accepted(name, "cuda")
+
+    def otherwise(*arguments):
+        arrays, numbers = _on_device(name, arguments[:count]), arguments[count:]
+        dtypes = tuple(x.dtype for x in arrays)
+        if dtypes in known:
+            kernel(*arrays, *numbers)
+        elif tuple(INT64 if x in SMALL else x for x in dtypes) in known:
+            _in_int64(kernel, arrays, inputs, numbers)
+        else:
+            expected = " or ".join("(" + ", ".join(map(str, case)) + ")" for case in known)
+            raise DtypeError(f"{name}: expected dtypes {expected} on 'cuda', got {', '.join(map(str, dtypes))}")
+
+    return entry(name, "cuda", kernel, "type({x}) is DeviceArray", otherwise, DeviceArray=DeviceArray)
 
 
-def _guarded(name, kernel, reference):
-    """`kernel` behind a function of the reference's signature that refuses arrays from elsewhere and other dtypes.
-
-    A NumPy array of one element is a Python number that an op was given: it becomes device memory here.
-    """
-    signature = inspect.signature(reference)
-    parameters = list(signature.parameters)
-    known = accepted(SIGNATURES[name]) if name in SIGNATURES else None
-    count = len(next(iter(known))) if known else {"fill": 1, "copy": 2}[name]
-    inputs = SIGNATURES[name].index("->") if known else 0
-
-    def bound_to(args, kwargs):
-        """The call, to be made, with arrays that fit."""
-        if kwargs or len(args) < len(parameters):
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            args = bound.args
-        arrays = [x if type(x) is DeviceArray else _number(name, x) for x in args[:count]]
-        dtypes = tuple([x.dtype for x in arrays])
-        if known is None or dtypes in known:
-            return partial(kernel, *arrays, *args[count:])
-        if tuple([INT64 if x in SMALL else x for x in dtypes]) in known:
-            return partial(_in_int64, kernel, arrays, inputs, args[count:])
-        raise DtypeError(f"{name}: expected dtypes {_words(known)} on 'cuda', got {', '.join(map(str, dtypes))}")
-
-    def entry(*args, **kwargs):
-        bound_to(args, kwargs)()
-
-    def launches(args):
-        call, out = bound_to(args, {}), args[count - 1]
-        is_known = READ.isdisjoint(parameters) and not (name in LIMITED and out.dtype.kind in "iu")
-        return captured(call) if is_known else [call]
-
-    entry.launches = launches  # type: ignore[attr-defined]
-    entry.__name__ = entry.__qualname__ = name
-    entry.__doc__, entry.__module__ = reference.__doc__, __name__
-    entry.__signature__ = signature  # type: ignore[attr-defined]
-    return entry
-
-
-def _in_int64(kernel, arrays, inputs, numbers):
+def _in_int64(kernel: Callable, arrays: list[DeviceArray], inputs: int, numbers: tuple) -> None:
     """A call on small integers: with the same bits, as all of them count modulo a power of two."""
     wide = [memory.empty(x.shape, INT64) if x.dtype in SMALL else x for x in arrays]
     for x, copy in zip(arrays[:inputs], wide[:inputs], strict=True):
@@ -111,23 +54,23 @@ def _in_int64(kernel, arrays, inputs, numbers):
             movement.copy(copy, x)
 
 
-INT64, SMALL = np.dtype(np.int64), {np.dtype(np.int32), np.dtype(np.uint8)}
-READ = {"numbers", "key"}  # parameters that kernels read on the host: what they launch is another thing in each step
-LIMITED = {"copy", "take_rows"}  # kernels that tell the limits of integers to their result, see DeviceArray.limits
-
-
-def launches(name, arguments):
+def launches(name: str, arguments: tuple) -> list[Callable[[], None]]:
     """A call of a kernel, to be made again and again, as functions to call in turn: its launches, with the memory
     that it needs between them, or the kernel itself, where it takes none and has more to do than to launch.
     """
-    return KERNELS[name].launches(arguments)
+    count = arrays_of(name)[1]
+    arrays = _on_device(name, arguments[:count])
+    call = partial(KERNELS[name], *arrays, *arguments[count:])
+    reads_host = not READ.isdisjoint(inspect.signature(KERNELS[name]).parameters)
+    return [call] if reads_host or (name in LIMITED and arrays[-1].dtype.kind in "iu") else captured(call)
 
 
-def _words(known) -> str:
-    return " or ".join("(" + ", ".join(map(str, dtypes)) + ")" for dtypes in known)
+def _on_device(name: str, arrays: Iterable[Any]) -> list[DeviceArray]:
+    """A NumPy array of one element is a Python number that an op was given: it becomes device memory here."""
+    return [x if type(x) is DeviceArray else _number(name, x) for x in arrays]
 
 
-def _number(name: str, x) -> DeviceArray:
+def _number(name: str, x: Any) -> DeviceArray:
     """A number as device memory: filled by a kernel, and kept, as steps use the same few numbers again and again."""
     if not isinstance(x, np.ndarray):
         raise DeviceError(f"{name}: expected arrays on 'cuda', got {type(x).__name__}")
@@ -146,7 +89,7 @@ def _number(name: str, x) -> DeviceArray:
 _numbers: dict[tuple[np.dtype, bytes], DeviceArray] = {}
 MOST_NUMBERS = 1024
 
-_COMPILED = {
+_COMPILED: dict[str, Any] = {
     **elementwise.KERNELS,
     **reduce.KERNELS,
     **movement.KERNELS,
@@ -156,6 +99,5 @@ _COMPILED = {
     **optim.KERNELS,
     **gemm.KERNELS,
 }
-_REFERENCE = device("numpy").kernels
 
-KERNELS = {name: _guarded(name, kernel, _REFERENCE[name]) for name, kernel in _COMPILED.items()}
+KERNELS = {name: _guarded(name, kernel) for name, kernel in _COMPILED.items()}

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DeviceError, DtypeError
-from .compile import SIMULATED
-from .memory import DeviceArray, checked, stream, synchronize
+from .compile import SIMULATED, stream
 
 CPU, CUDA = 1, 2
 HERE = CPU if SIMULATED else CUDA
@@ -63,9 +62,8 @@ def _drop(capsule: int) -> None:
         _forget(_api.PyCapsule_GetPointer(capsule, _FRESH))
 
 
-def export(x: DeviceArray) -> Any:
-    """A capsule with the memory of x, when all kernels that write it are done."""
-    synchronize()
+def export(x: Any) -> Any:
+    """A capsule with the memory of a DeviceArray, for when all kernels that write it are done."""
     lengths = ctypes.c_int64 * max(x.ndim, 1)
     shape, strides = lengths(*x.shape), lengths(*(s // x.itemsize for s in x.strides))
     code, bits = _CODES[x.dtype.kind], 8 * x.itemsize
@@ -87,8 +85,11 @@ class _Borrowed:
             self.managed.deleter(ctypes.addressof(self.managed))
 
 
-def adopt(source: Any) -> DeviceArray:
-    """The memory of an object with __dlpack__, shared. Raises DeviceError or DtypeError if it cannot be."""
+def take(source: Any) -> tuple[np.ndarray, Any]:
+    """The memory of an object with __dlpack__ as a layout (see DeviceArray), and its owner.
+
+    Raises DeviceError or DtypeError if it cannot be shared.
+    """
     if not hasattr(source, "__dlpack__"):
         raise DeviceError(f"from_dlpack: expected an object with __dlpack__, got {type(source).__name__}")
     if source.__dlpack_device__()[0] != HERE:
@@ -100,7 +101,7 @@ def adopt(source: Any) -> DeviceArray:
     kind = next((kind for kind, code in _CODES.items() if code == tensor.code), None)
     if kind is None or tensor.lanes != 1:
         raise DtypeError(f"from_dlpack: expected numbers, got type code {tensor.code} in {tensor.lanes} lanes")
-    dtype = checked(np.dtype(f"{kind}{tensor.bits // 8}"))
+    dtype = np.dtype(f"{kind}{tensor.bits // 8}")
     interface = {
         "shape": tuple(tensor.shape[: tensor.ndim]),
         "strides": tuple(s * dtype.itemsize for s in tensor.strides[: tensor.ndim]) if tensor.strides else None,
@@ -108,7 +109,7 @@ def adopt(source: Any) -> DeviceArray:
         "data": ((tensor.data or 0) + tensor.byte_offset, False),
         "version": 3,
     }
-    return DeviceArray(np.asarray(_Described(interface)), owner)
+    return np.asarray(_Described(interface)), owner
 
 
 class _Described:

@@ -1,8 +1,8 @@
-"""Elementwise kernels: grid-stride loops, stamped with the functions of scalars.py.
+"""Elementwise kernels: grid-stride loops, stamped with the scalar functions that all devices share.
 
-Where all operands have the shape of the result, a thread reads and writes 16 bytes at a time. Other operands broadcast:
-the result is seen as rows and columns, and each operand is read at row * row stride + column * step, both 0 or more.
-What does not fit this pattern is copied to the full shape first.
+Where all operands have the shape of the result, a thread reads and writes 16 bytes at a time. Other operands are read
+by row and column, with the strides of broadcasting.py; if two axes do not suffice, they are first copied to the full
+shape.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,15 +11,14 @@ from functools import cache
 import numba
 import numpy as np
 
+from ..broadcasting import two_axes
+from ..scalars import kernels_of
 from . import memory, tuning
 from .compile import Kernel, cuda, kernel, launch, load_wide, store_wide
+from .grids import in_plane, in_row, is_wide
 from .memory import DeviceArray
+from .movement import copy
 from .scalars import scalars
-
-UNARY = ("neg", "exp", "log", "sqrt", "abs", "sign", "tanh", "sigmoid", "relu", "erf", "gelu", "softplus")
-GRADIENTS = ("tanh_grad", "sigmoid_grad", "relu_grad", "gelu_grad")
-BINARY = ("add", "sub", "mul", "div", "pow", "maximum", "minimum")
-COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 
 
 @cache
@@ -45,7 +44,7 @@ def unary(name: str, dtype: np.dtype, threads: int) -> Kernel:
 
 @cache
 def clipping(dtype: np.dtype, threads: int) -> Kernel:
-    kind, WIDTH = numba.from_dtype(dtype), 16 // dtype.itemsize
+    function, kind, WIDTH = scalars(dtype)["clip"], numba.from_dtype(dtype), 16 // dtype.itemsize
 
     @kernel(threads)
     def loop(x, out, low, high, wide):
@@ -55,13 +54,11 @@ def clipping(dtype: np.dtype, threads: int) -> Kernel:
             for group in range(i, out.size // WIDTH, step):
                 load_wide(x, group * WIDTH, own, 0)
                 for v in range(WIDTH):
-                    raised = low if own[v] < low else own[v]
-                    own[v] = high if raised > high else raised
+                    own[v] = function(own[v], low, high)
                 store_wide(own, 0, out, group * WIDTH)
             i += out.size // WIDTH * WIDTH
         for j in range(i, out.size, step):
-            raised = low if x[j] < low else x[j]
-            out[j] = high if raised > high else raised
+            out[j] = function(x[j], low, high)
 
     return loop
 
@@ -94,14 +91,14 @@ def broadcasting(name: str, dtype: np.dtype, threads: int) -> Kernel:
     function = scalars(dtype)[name]
 
     @kernel(threads)
-    def loop(a, b, out, columns, steps):
+    def loop(a, b, out, columns, strides):
         rows = out.size // columns
         x, y = cuda.grid(2)
         across, down = cuda.gridsize(2)
         for row in range(y, rows, down):
             for column in range(x, columns, across):
-                left = a[row * steps[0] + column * steps[1]]
-                out[row * columns + column] = function(left, b[row * steps[2] + column * steps[3]])
+                left = a[row * strides[0] + column * strides[1]]
+                out[row * columns + column] = function(left, b[row * strides[2] + column * strides[3]])
 
     return loop
 
@@ -109,14 +106,14 @@ def broadcasting(name: str, dtype: np.dtype, threads: int) -> Kernel:
 @cache
 def choosing(threads: int) -> Kernel:
     @kernel(threads)
-    def loop(condition, a, b, out, columns, steps):
+    def loop(condition, a, b, out, columns, strides):
         rows = out.size // columns
         x, y = cuda.grid(2)
         across, down = cuda.gridsize(2)
         for row in range(y, rows, down):
             for column in range(x, columns, across):
-                yes, no = a[row * steps[2] + column * steps[3]], b[row * steps[4] + column * steps[5]]
-                out[row * columns + column] = yes if condition[row * steps[0] + column * steps[1]] else no
+                yes, no = a[row * strides[2] + column * strides[3]], b[row * strides[4] + column * strides[5]]
+                out[row * columns + column] = yes if condition[row * strides[0] + column * strides[1]] else no
 
     return loop
 
@@ -124,61 +121,15 @@ def choosing(threads: int) -> Kernel:
 # --- where they run ---------------------------------------------------------------------------------------------------
 
 
-def is_wide(*arrays: DeviceArray) -> bool:
-    """May 16 bytes be moved at once?"""
-    return not any(x.address % 16 for x in arrays)
-
-
-def in_row(size: int, per_thread: int = 1) -> tuple[int, int]:
-    """(blocks, threads) of a grid-stride loop over so many elements."""
-    numbers = tuning.current()
-    return max(1, min(-(-size // (numbers.threads * per_thread)), numbers.blocks)), numbers.threads
-
-
-def in_plane(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(blocks, threads) of a grid that strides over rows and columns, threadIdx.x along the columns."""
-    numbers = tuning.current()
-    across = 1
-    while across < min(columns, numbers.threads):
-        across *= 2
-    down = numbers.threads // across
-    wide = min(-(-columns // across), numbers.blocks)
-    return (wide, max(1, min(-(-rows // down), numbers.blocks // wide))), (across, down)
-
-
-def two_axes(shape: Sequence[int], operands: Sequence[DeviceArray]) -> tuple[list[DeviceArray], int, tuple[int, ...]]:
-    """The operands, the columns of the result, and (row stride, step) of each operand, one after the other."""
-    repeats = [tuple(n != m for n, m in zip(shape, _padded(x.shape, len(shape)), strict=True)) for x in operands]
-    groups: list[tuple[int, tuple[bool, ...]]] = []  # neighbouring axes along which the same operands repeat
-    for axis, n in enumerate(shape):
-        who = tuple(repeat[axis] for repeat in repeats)
-        if n == 1:
-            continue
-        if groups and groups[-1][1] == who:
-            groups[-1] = groups[-1][0] * n, who
-        else:
-            groups.append((n, who))
-    if len(groups) > 2:
-        return two_axes(shape, [_expanded(x, shape) if any(r) else x for x, r in zip(operands, repeats, strict=True)])
-    groups = [(1, (False,) * len(operands))] * (2 - len(groups)) + groups
-    (_, rows), (columns, across) = groups
-    steps: list[int] = []
-    for i in range(len(operands)):
-        own_columns = 1 if across[i] else columns
-        steps += [0 if rows[i] else own_columns, int(not across[i])]
-    return list(operands), columns, tuple(steps)
-
-
-def _padded(shape: Sequence[int], ndim: int) -> tuple[int, ...]:
-    return (1,) * (ndim - len(shape)) + tuple(shape)
-
-
-def _expanded(x: DeviceArray, shape: Sequence[int]) -> DeviceArray:
-    from .movement import copy
-
-    whole = memory.empty(shape, x.dtype)
-    copy(np.broadcast_to(x, shape), whole)  # type: ignore[call-overload]
-    return whole
+def _readable(out: DeviceArray, *operands: DeviceArray) -> tuple[Sequence[DeviceArray], int, Sequence[int]]:
+    """The operands, copied to the full shape where there is no other way to read them, columns and strides."""
+    found = two_axes(out.shape, *[x.shape for x in operands])
+    if found is not None:
+        return operands, *found
+    whole = [memory.empty(out.shape, x.dtype) for x in operands]
+    for x, copied in zip(operands, whole, strict=True):
+        copy(x, copied)
+    return whole, out.size, (out.size, 1) * len(operands)
 
 
 def _one_input(name: str) -> Callable[..., None]:
@@ -198,9 +149,9 @@ def _two_inputs(name: str) -> Callable[..., None]:
             grid = in_row(out.size, 16 // out.itemsize)
             launch(binary(name, a.dtype, grid[1]), *grid, a, b, out, is_wide(a, b, out))
             return
-        (a, b), columns, steps = two_axes(out.shape, (a, b))
+        (a, b), columns, strides = _readable(out, a, b)
         plane = in_plane(out.size // columns, columns)
-        launch(broadcasting(name, a.dtype, tuning.current().threads), *plane, a, b, out, columns, steps)
+        launch(broadcasting(name, a.dtype, tuning.current().threads), *plane, a, b, out, columns, strides)
 
     return run
 
@@ -213,14 +164,14 @@ def clip(x, out, low, high):
 
 def where(condition, a, b, out):
     if out.size:
-        (condition, a, b), columns, steps = two_axes(out.shape, (condition, a, b))
+        (condition, a, b), columns, strides = _readable(out, condition, a, b)
         grid = in_plane(out.size // columns, columns)
-        launch(choosing(tuning.current().threads), *grid, condition, a, b, out, columns, steps)
+        launch(choosing(tuning.current().threads), *grid, condition, a, b, out, columns, strides)
 
 
 KERNELS = {
-    **{name: _one_input(name) for name in UNARY},
-    **{name: _two_inputs(name) for name in (*GRADIENTS, *BINARY, *COMPARISONS)},
+    **{name: _one_input(name) for name in kernels_of(1)},
+    **{name: _two_inputs(name) for name in kernels_of(2)},
     "clip": clip,
     "where": where,
 }

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import memory, reduce, tuning
 from .compile import ALIGNED, Kernel, cuda, device, kernel, launch, load_wide, store_wide
-from .elementwise import is_wide
+from .grids import is_wide
 from .tuning import Tile
 
 SHORTEST, PARTS = 2, 4

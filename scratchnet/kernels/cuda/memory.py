@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from ...errors import DeviceError, DtypeError
+from ..signatures import DTYPES
+from . import dlpack, movement
 from .compile import SIMULATED, numba_cuda, stream
 
 GRAIN = 512  # bytes; blocks are multiples of it, so arrays of nearly one size share them
 _BASIC = (int, np.integer, slice, type(None), type(Ellipsis))
-DTYPES = tuple(map(np.dtype, (np.float32, np.float64, np.int64, np.int32, np.uint8, np.bool_)))
 
 
 class _Block:
@@ -159,11 +160,7 @@ class DeviceArray:
 
     def copy(self) -> DeviceArray:
         """The elements once more, in C order."""
-        from .movement import copy
-
-        out = empty(self.shape, self.dtype)
-        copy(self, out)
-        return out
+        return self.astype(self.dtype)
 
     def __reduce__(self) -> tuple:  # for pickle and copy.deepcopy
         return from_host, (to_host(self),)
@@ -172,10 +169,8 @@ class DeviceArray:
         """The elements in another dtype; with copy=False the array itself if it has that one."""
         if self.dtype == dtype and not copy:
             return self
-        from .movement import copy as convert
-
         out = empty(self.shape, dtype)
-        convert(self, out)
+        movement.copy(self, out)
         return out
 
     # Labels must lie in a range. To look at them would be to wait for all kernels, so the limits of integers that came
@@ -195,13 +190,8 @@ class DeviceArray:
         """Two numbers between which all elements lie: of a view, perhaps those of the whole memory."""
         if self.known_limits is not None:
             return self.known_limits
-        from .reduce import KERNELS
-
-        flat = self.astype(np.int64).reshape(1, self.size, 1)
-        found = [empty((1, 1), np.int64) for _ in range(2)]
-        KERNELS["min"](flat, found[0])
-        KERNELS["max"](flat, found[1])
-        return found[0].item(), found[1].item()
+        elements = to_host(self)
+        return int(elements.min()), int(elements.max())
 
     def item(self) -> Any:
         return to_host(self).item()
@@ -238,14 +228,11 @@ class DeviceArray:
         }
 
     def __dlpack__(self, **options: Any) -> Any:
-        from .dlpack import export
-
-        return export(self)
+        synchronize()
+        return dlpack.export(self)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        from .dlpack import HERE
-
-        return HERE, 0
+        return dlpack.HERE, 0
 
     def __array_function__(self, function: Any, types: Any, args: tuple, kwargs: dict) -> Any:
         if function is np.broadcast_to:
@@ -311,11 +298,7 @@ def send(out: DeviceArray, flat: np.ndarray, by: str = "compute") -> None:
 def to_host(x: DeviceArray) -> np.ndarray:
     """A copy of the elements as a NumPy array; it waits for the kernels that compute them."""
     if not x.layout.flags.c_contiguous:
-        from .movement import copy
-
-        whole = empty(x.shape, x.dtype)
-        copy(x, whole)
-        x = whole
+        x = x.copy()
     out = np.empty(x.shape, x.dtype)
     if x.size:
         receive(x, out.reshape(-1))
@@ -346,6 +329,13 @@ def adopt(x: Any) -> DeviceArray:
     described = _Address(interface["data"][0], 0)
     described.__array_interface__ |= {"shape": tuple(interface["shape"]), "typestr": dtype.str, "strides": strides}
     return DeviceArray(np.asarray(described), x)
+
+
+def from_dlpack(x: Any) -> DeviceArray:
+    """The memory of an object with __dlpack__, shared. Raises DeviceError or DtypeError if it cannot be."""
+    layout, owner = dlpack.take(x)
+    checked(layout.dtype)
+    return DeviceArray(layout, owner)
 
 
 def synchronize() -> None:

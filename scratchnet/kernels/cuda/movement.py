@@ -1,14 +1,14 @@
 """Kernels that move elements: fill, copies between any strides and dtypes, gathering and adding up rows by number."""
 
 from functools import cache
+from typing import Any
 
 import numba
 import numpy as np
 
 from . import tuning
 from .compile import Kernel, cuda, kernel, launch, load_wide, store_wide
-from .elementwise import in_plane, in_row, is_wide
-from .memory import DeviceArray
+from .grids import in_plane, in_row, is_wide
 
 AXES = 4  # that a strided copy walks over in one launch
 
@@ -132,7 +132,7 @@ def copy(x, out):
         _copy_strided(x, out)
 
 
-def _copy_strided(x: DeviceArray, out: DeviceArray) -> None:
+def _copy_strided(x: Any, out: Any) -> None:
     shape, x_steps, out_steps = _joined(x, out)
     if len(shape) > AXES:  # the outermost axes one by one
         axis = max(range(out.ndim), key=lambda i: (out.shape[i] != 1, -i))
@@ -147,7 +147,7 @@ def _copy_strided(x: DeviceArray, out: DeviceArray) -> None:
     launch(strided_copying(grid[1]), *grid, source, target, out.size, (*(1,) * lead, *shape), steps)
 
 
-def _joined(x: DeviceArray, out: DeviceArray) -> tuple[list[int], list[int], list[int]]:
+def _joined(x: Any, out: Any) -> tuple[list[int], list[int], list[int]]:
     """Shape and strides (in elements) of both, with neighbouring axes made one where they can be."""
     axes: list[list[int]] = []
     for n, a, b in zip(out.shape, x.strides, out.strides, strict=True):

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from .compile import Kernel, cuda, kernel, launch, sqrt
-from .elementwise import in_row
+from .grids import in_row
 
 
 @cache

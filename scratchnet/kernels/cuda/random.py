@@ -7,7 +7,7 @@ import numpy as np
 
 from ..philox import LOW, SHIFT, TO_24_BITS, four_words
 from .compile import Kernel, cuda, device, kernel, launch
-from .elementwise import in_row
+from .grids import in_row
 
 philox = device(four_words)
 

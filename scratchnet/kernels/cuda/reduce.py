@@ -16,6 +16,7 @@ import numpy as np
 from . import memory, tuning
 from .compile import Kernel, cuda, kernel, launch
 from .folds import OPERATIONS, folding, neutral
+from .movement import copy
 from .scalars import scalars
 
 
@@ -123,8 +124,6 @@ def _reducing(name: str) -> Callable[..., None]:
         if not out.size:
             return
         if x.dtype != out.dtype:  # booleans and small integers are summed as int64
-            from .movement import copy
-
             wide = memory.empty(x.shape, out.dtype)
             copy(x, wide)
             x = wide

@@ -11,7 +11,9 @@ import pytest
 from sizes import JIT
 
 from scratchnet.kernels import device
-from scratchnet.kernels.cpu import SIGNATURES, elementwise, optim, random, reduce, scalars
+from scratchnet.kernels.cpu import ANY_LAYOUT, elementwise, folds, optim, random, reduce
+from scratchnet.kernels.cpu.elementwise import SCALARS
+from scratchnet.kernels.signatures import SIGNATURES, arrays_of
 from scratchnet.native import cache
 from scratchnet.native import loops as blocks
 from scratchnet.native.compile import compile_stats, get_num_threads, set_num_threads, stamp
@@ -27,6 +29,7 @@ NUMBERS = {
     "standardize": (1e-5,),
     "standardize_grad": (1e-5,),
 }
+COMPILED = [name for name in SIGNATURES if name not in ANY_LAYOUT]
 needs_jit = pytest.mark.skipif(not JIT, reason="about compiled code")
 
 
@@ -49,7 +52,7 @@ def case(name, dtype=np.float32, rows=ROWS, columns=COLUMNS, seed=0):
         "matmul": ([x[0], x[1][:columns].copy()], [np.empty((rows, x[1][:columns].shape[1]), dtype)]),
         "linear": ([x[0], x[1][:columns].copy(), x[2][0].copy()], [np.empty((rows, columns), dtype)]),
         **{k: (x[:2], [np.empty((rows, columns), bool)]) for k in ("lt", "le", "gt", "ge", "eq", "ne")},
-    }.get(name, (x[: SIGNATURES[name].index("-")], empty[: len(SIGNATURES[name].split(">")[1])]))
+    }.get(name, (x[: arrays_of(name)[0]], empty[: arrays_of(name)[1] - arrays_of(name)[0]]))
     return inputs, outputs, NUMBERS.get(name, ())
 
 
@@ -71,7 +74,7 @@ def two_threads():
 
 
 @needs_jit
-@pytest.mark.parametrize("name", SIGNATURES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_bits_do_not_depend_on_threads(name, two_threads):
     two_threads(1)
     one = answer(name, *case(name))
@@ -80,7 +83,7 @@ def test_bits_do_not_depend_on_threads(name, two_threads):
 
 
 @needs_jit
-@pytest.mark.parametrize("name", [name for name in SIGNATURES if name not in ("matmul", "linear")])
+@pytest.mark.parametrize("name", [name for name in COMPILED if name not in ("matmul", "linear")])
 def test_bits_do_not_depend_on_the_path(name, monkeypatch):
     large = answer(name, *case(name))
     monkeypatch.setattr(blocks, "PARALLEL_FROM", float("inf"))
@@ -138,7 +141,7 @@ def _misaligned(x):
 
 @needs_jit
 @pytest.mark.parametrize("layout", [_read_only, _misaligned, np.asfortranarray], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", SIGNATURES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_no_layout_of_inputs_compiles_a_kernel_again(name, layout):
     inputs, outputs, numbers = case(name, rows=40, columns=30)
     plain = answer(name, inputs, outputs, numbers)
@@ -199,10 +202,15 @@ def test_a_second_process_compiles_nothing(new_cache):
 
 X = np.linspace(-3, 3, 64, dtype=np.float32)
 LOOPS = {  # a loop, what it is stamped with, its arguments, and what its inner loop does to packed floats
-    "add": (elementwise._binary, {"function": scalars.add}, (0, 64, X, X, X.copy(), elementwise._FLAT[2]), "addps"),
-    "relu": (elementwise._unary, {"function": scalars.relu}, (0, 64, X, X.copy()), "cmp"),
+    "add": (
+        elementwise._binary,
+        {"function": SCALARS["add"]},
+        (0, 64, X, X, X.copy(), elementwise._ONE_ROW[True, True]),
+        "addps",
+    ),
+    "relu": (elementwise._unary, {"function": SCALARS["relu"]}, (0, 64, X, X.copy()), "cmp"),
     "sum": (reduce._fold, {"combine": reduce._add}, (X,), "addps"),
-    "max": (reduce._fold, {"combine": scalars.fold_maximum}, (X,), "maxps"),
+    "max": (reduce._fold, {"combine": folds.maximum}, (X,), "maxps"),
     "dropout": (random._dropout, {}, (0, 16, X, X.copy(), 5, 2.0, np.array([1, 2])), "pmuludq"),
     "argmax": (reduce._first, {}, (X, X[0]), "pmin|pcmpgt"),
     "sgd": (

@@ -22,12 +22,10 @@ def compiled():
 
 
 def test_every_signature_of_the_table_is_compiled(compiled):
-    from gpu_facts import SIGNATURES
-
-    from scratchnet.kernels.cuda import accepted
+    from scratchnet.kernels.signatures import SIGNATURES, accepted
 
     # A kernel is compiled for the first call that needs it: copies, sums and fills serve several.
-    wanted = {(name, dtypes) for name, signature in SIGNATURES.items() for dtypes in accepted(signature)}
+    wanted = {(name, dtypes) for name in SIGNATURES for dtypes in accepted(name, "cuda")}
     called = {(launch.name, tuple(x.dtype for x in launch.arrays)) for launch, _, _ in compiled}
     assert {name for name, _ in wanted - called} <= {"take_rows", "fill", "sum", "copy"}
     assert {launch.factory for launch, arch, _ in compiled if arch == "sm_90"} == HOT

@@ -1,0 +1,232 @@
+"""What each elementwise kernel does to one element: every function once, for all devices that compile.
+
+`@elementwise` adds a function to the table, with the dtypes of its kernel (see signatures.py). `lifted` compiles the
+table for a device. Where NumPy computes here, as in exp, the device has a function of its own: cpu polynomials whose
+loops vectorise (exponential.py), cuda those of the GPU's library. Constants become numbers of the device's type, since
+a float64 constant would turn float32 arithmetic into float64. A function may call those above it.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+CONSTANTS = {"ZERO": 0, "ONE": 1, "HALF": 0.5, "SQRT_HALF": math.sqrt(0.5), "DENSITY": 1 / math.sqrt(2 * math.pi)}
+ZERO, ONE, HALF, SQRT_HALF, DENSITY = map(np.float32, CONSTANTS.values())  # a lifted function has those of its device
+
+
+class Scalar(NamedTuple):
+    """function(x) or function(a, b). dtypes: of the kernel, None if there is none. weight: as in native/loops.py."""
+
+    function: Callable
+    dtypes: str | None
+    weight: float
+
+
+SCALARS: dict[str, Scalar] = {}
+
+
+def elementwise(
+    dtypes: str | None = None, weight: float = 1, name: str | None = None
+) -> Callable[[Callable], Callable]:
+    """Adds a function to the table."""
+
+    def add(function: Callable) -> Callable:
+        SCALARS[name or function.__name__] = Scalar(function, dtypes, weight)
+        return function
+
+    return add
+
+
+def kernels_of(inputs: int) -> dict[str, Scalar]:
+    """The elementwise kernels of one or two arrays (`clip` with its two numbers is one of one array)."""
+    return {name: scalar for name, scalar in SCALARS.items() if (scalar.dtypes or "").find("->") == inputs}
+
+
+def lifted(compiled: Callable[[Callable], Any], number: Callable, own: Mapping[str, Any]) -> dict[str, Any]:
+    """name -> every function of the table for one device.
+
+    compiled: the device's decorator. number: the type of its constants. own: functions that it has already.
+    """
+    scope: dict[str, Any] = {name: number(value) for name, value in CONSTANTS.items()}
+    functions: dict[str, Any] = {}
+    for name, scalar in SCALARS.items():
+        source: Any = scalar.function
+        bound = FunctionType(source.__code__, {**source.__globals__, **scope, **functions}, name)
+        functions[name] = own[name] if name in own else compiled(bound)
+    return functions
+
+
+# --- one input --------------------------------------------------------------------------------------------------------
+
+
+@elementwise("f->f | l->l")
+def neg(x):
+    return -x
+
+
+@elementwise("f->f | l->l", name="abs")
+def absolute(x):
+    return abs(x)
+
+
+@elementwise("f->f | l->l")
+def sign(x):
+    return x if x != x else (ONE if x > ZERO else (-ONE if x < ZERO else ZERO))
+
+
+@elementwise("f->f | l->l")
+def clip(x, low, high):
+    raised = low if x < low else x
+    return high if raised > high else raised
+
+
+@elementwise("f->f", weight=8)
+def exp(x):
+    return np.exp(x)
+
+
+@elementwise("f->f", weight=8)
+def log(x):
+    return np.log(x)
+
+
+@elementwise()
+def log1p(x):
+    return np.log1p(x)
+
+
+@elementwise("f->f", weight=4)
+def sqrt(x):
+    return np.sqrt(x)
+
+
+@elementwise("f->f", weight=8)
+def tanh(x):
+    return np.tanh(x)
+
+
+@elementwise("f->f", weight=16)
+def erf(x):
+    return math.erf(x)
+
+
+@elementwise("f->f", weight=8)
+def sigmoid(x):
+    e = exp(-abs(x))  # at most 1: no overflow on either side
+    return (ONE if x >= ZERO else e) / (ONE + e)
+
+
+@elementwise("f->f")
+def relu(x):
+    return ZERO if x <= ZERO else x  # NaN is not <= 0
+
+
+@elementwise("f->f", weight=8)
+def softplus(x):
+    return relu(x) + log1p(exp(-abs(x)))
+
+
+@elementwise()
+def normal(x):
+    """(Phi(x), phi(x)): the normal distribution function and its density."""
+    return HALF * math.erfc(-x * SQRT_HALF), exp(-HALF * x * x) * DENSITY
+
+
+@elementwise("f->f", weight=16)
+def gelu(x):
+    return x * normal(x)[0]
+
+
+# --- gradients of the activations -------------------------------------------------------------------------------------
+
+
+@elementwise("ff->f")
+def tanh_grad(g, y):
+    return g * (ONE - y * y)
+
+
+@elementwise("ff->f")
+def sigmoid_grad(g, y):
+    return g * y * (ONE - y)
+
+
+@elementwise("ff->f")
+def relu_grad(g, y):
+    return g if y > ZERO else ZERO
+
+
+@elementwise("ff->f", weight=16)
+def gelu_grad(g, x):
+    cdf, density = normal(x)
+    return g * (cdf + x * density)
+
+
+# --- two inputs -------------------------------------------------------------------------------------------------------
+
+
+@elementwise("ff->f | ll->l ??->?")
+def add(a, b):
+    return a + b
+
+
+@elementwise("ff->f | ll->l")
+def sub(a, b):
+    return a - b
+
+
+@elementwise("ff->f | ll->l ??->?")
+def mul(a, b):
+    return a * b
+
+
+@elementwise("ff->f", weight=4)
+def div(a, b):
+    return a / b
+
+
+@elementwise("ff->f", weight=32)
+def pow(a, b):
+    return a**b
+
+
+@elementwise("ff->f | ll->l")
+def maximum(a, b):
+    return a if (a >= b) | (a != a) else b  # `|` makes no branch, so a loop around it vectorises
+
+
+@elementwise("ff->f | ll->l")
+def minimum(a, b):
+    return a if (a <= b) | (a != a) else b
+
+
+@elementwise("ff->? | ll->? ??->?")
+def lt(a, b):
+    return a < b
+
+
+@elementwise("ff->? | ll->? ??->?")
+def le(a, b):
+    return a <= b
+
+
+@elementwise("ff->? | ll->? ??->?")
+def gt(a, b):
+    return a > b
+
+
+@elementwise("ff->? | ll->? ??->?")
+def ge(a, b):
+    return a >= b
+
+
+@elementwise("ff->? | ll->? ??->?")
+def eq(a, b):
+    return a == b
+
+
+@elementwise("ff->? | ll->? ??->?")
+def ne(a, b):
+    return a != b

@@ -1,0 +1,59 @@
+"""The dtypes for which every kernel is compiled: inputs -> outputs, a letter an array.
+
+f is float32 or float64, the same for all f of one call; ? is bool, B uint8, l int64 as in NumPy; * is any of DTYPES.
+What stands behind the bar is compiled for cuda alone: the cpu device leaves it to the reference, which is NumPy.
+"""
+
+import itertools
+from functools import cache
+
+import numpy as np
+
+from .scalars import SCALARS
+
+FLOATS = np.dtype(np.float32), np.dtype(np.float64)
+DTYPES = (*FLOATS, *map(np.dtype, (np.int64, np.int32, np.uint8, np.bool_)))
+
+SIGNATURES: dict[str, str] = {
+    **{name: scalar.dtypes for name, scalar in SCALARS.items() if scalar.dtypes},
+    "where": "?ff->f | ?ll->l ???->?",
+    "sum": "f->f | l->l ?->l",
+    **dict.fromkeys(("max", "min"), "f->f | l->l"),
+    "argmax": "f->l | l->l",
+    "standardize": "f->f",
+    "standardize_grad": "ff->f",
+    "fill": "->*",
+    "copy": "*->*",
+    "take_rows": "fl->f ll->l Bl->B | ?l->?",
+    "scatter_rows": "fl->f | ll->l",
+    "matmul": "ff->f | ll->l",
+    "linear": "fff->f | lll->l",
+    **dict.fromkeys(("softmax", "logsumexp", "log_softmax"), "f->f"),
+    "softmax_grad": "ff->f",
+    "cross_entropy": "fl->f",
+    "cross_entropy_grad": "ffl->f",
+    "dropout": "f->f",
+    "sgd": "fff->ff",
+    "adam": "ffff->fff",
+    "rmsprop": "ffff->fff",
+}
+
+
+@cache
+def arrays_of(name: str) -> tuple[int, int]:
+    """How many arrays the kernel reads, and how many it is given in all."""
+    inputs, outputs = SIGNATURES[name].split()[0].split("->")
+    return len(inputs), len(inputs + outputs)
+
+
+@cache
+def accepted(name: str, device: str) -> dict[tuple[np.dtype, ...], None]:
+    """The dtypes of all arrays of a call for which `device` has the kernel, in order (a dictionary without values)."""
+    on_all, _, on_cuda = SIGNATURES[name].partition("|")
+    found: dict[tuple[np.dtype, ...], None] = {}
+    for case in on_all.split() + (on_cuda.split() if device == "cuda" else []):
+        for f in FLOATS:
+            meaning = {"f": (f,), "*": DTYPES}
+            choices = [meaning.get(letter) or (np.dtype(letter),) for letter in case.replace("->", "")]
+            found |= dict.fromkeys(map(tuple, itertools.product(*choices)))
+    return found
