@@ -32,7 +32,7 @@ def {name}({parameters}):
 def entry(
     name: str, device: str, kernel: Callable, fits: str, otherwise: Callable, **scope: Any
 ) -> Callable[..., None]:
-    """A function with the reference's parameters: `kernel` if the dtypes are accepted and the arrays fit, or `otherwise`.
+    """A function with the reference's parameters: `kernel` if dtypes are accepted and arrays fit, or else `otherwise`.
 
     fits: the condition on an array x, as source, such as "{x}.flags.carray"; scope: the names in it.
     The function is written out as source, as dataclasses do it, because loops over arguments cost 0.5-1 us a call.

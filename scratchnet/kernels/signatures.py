@@ -5,14 +5,15 @@ What stands behind the bar is compiled for cuda alone: the cpu device leaves it 
 """
 
 import itertools
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
 from .scalars import SCALARS
 
-FLOATS = np.dtype(np.float32), np.dtype(np.float64)
-DTYPES = (*FLOATS, *map(np.dtype, (np.int64, np.int32, np.uint8, np.bool_)))
+FLOATS: tuple[np.dtype, ...] = np.dtype(np.float32), np.dtype(np.float64)
+DTYPES: tuple[np.dtype, ...] = (*FLOATS, *map(np.dtype, (np.int64, np.int32, np.uint8, np.bool_)))
 
 SIGNATURES: dict[str, str] = {
     **{name: scalar.dtypes for name, scalar in SCALARS.items() if scalar.dtypes},
@@ -53,7 +54,7 @@ def accepted(name: str, device: str) -> dict[tuple[np.dtype, ...], None]:
     found: dict[tuple[np.dtype, ...], None] = {}
     for case in on_all.split() + (on_cuda.split() if device == "cuda" else []):
         for f in FLOATS:
-            meaning = {"f": (f,), "*": DTYPES}
-            choices = [meaning.get(letter) or (np.dtype(letter),) for letter in case.replace("->", "")]
-            found |= dict.fromkeys(map(tuple, itertools.product(*choices)))
+            meaning: dict[str, Sequence[np.dtype]] = {"f": (f,), "*": DTYPES}
+            choices = [meaning.get(letter) or [np.dtype(letter)] for letter in case.replace("->", "")]
+            found |= dict.fromkeys(itertools.product(*choices))
     return found
