@@ -68,6 +68,12 @@ def gelu(x, out):
     out[...] = 0.5 * x * (1 + _erf(x / math.sqrt(2))) if x.size else 0
 
 
+def silu(x, out):
+    """out = x * sigmoid(x) (Elfwing, Uchibe and Doya 2018)."""
+    sigmoid(x, out)
+    out *= x
+
+
 def clip(x, out, low, high):
     """out = x limited to [low, high]; NaN stays NaN."""
     np.clip(x, low, high, out=out)

@@ -125,6 +125,11 @@ def relu(x):
 
 
 @elementwise("f->f", weight=8)
+def silu(x):
+    return x * sigmoid(x)
+
+
+@elementwise("f->f", weight=8)
 def softplus(x):
     return relu(x) + log1p(exp(-abs(x)))
 

@@ -72,6 +72,7 @@ KERNEL_ROWS: dict[str, Row] = {
     "erf": Row("*", oracles.special("erf"), roundings=4 * _ULP),
     "gelu": Row("*", oracles.gelu, roundings=4 * _ULP, magnitude=np.abs),
     "softplus": Row("*", lambda x: np.logaddexp(0, x), roundings=4 * _ULP),
+    "silu": Row("*", lambda x: x * oracles.special("expit")(x), roundings=6 * _ULP),
     "clip": Row("*", oracles.clip, integers=True, params={"low": (-1, -8), "high": (2, 0)}),
     # gradients of activations
     "tanh_grad": Row("* *", oracles.tanh_grad, **_GRAD, magnitude=oracles.tanh_grad_size),

@@ -1,7 +1,8 @@
 """Optimizer steps: one pass over flat arrays, from the old parameter and state to the new.
 
-Outputs may be the inputs themselves: each element is read before it is written. A rule is two functions: `prepare`
-turns the numbers of a step into those that an element needs, `rule` updates one element.
+Outputs may be the inputs themselves: each element is read before it is written. An optimizer is two functions:
+`prepare(numbers)` turns the numbers of a step into the constants that an element needs, and
+`rule(p, g, *states, constants)` gives an element's new parameter and states.
 """
 
 import math
@@ -24,7 +25,8 @@ def _prepare_sgd(numbers):
 
 
 @jit
-def _sgd(p, g, v, lr, momentum, nesterov, weight_decay):
+def _sgd(p, g, v, constants):
+    lr, momentum, nesterov, weight_decay = constants
     f = type(p)
     g += f(weight_decay) * p
     v = f(momentum) * v + g
@@ -41,7 +43,8 @@ def _prepare_adam(numbers):
 
 
 @jit
-def _adam(p, g, m, v, rate, scale, beta1, beta2, rest1, rest2, eps, keep, weight_decay):
+def _adam(p, g, m, v, constants):
+    rate, scale, beta1, beta2, rest1, rest2, eps, keep, weight_decay = constants
     f = type(p)
     g += f(weight_decay) * p
     m = f(beta1) * m + f(rest1) * g
@@ -55,7 +58,8 @@ def _prepare_rmsprop(numbers):
 
 
 @jit
-def _rmsprop(p, g, v, u, lr, alpha, rest, eps, momentum, weight_decay):
+def _rmsprop(p, g, v, u, constants):
+    lr, alpha, rest, eps, momentum, weight_decay = constants
     f = type(p)
     g += f(weight_decay) * p
     v = f(alpha) * v + f(rest) * g * g
@@ -71,7 +75,7 @@ def _one_state(lo, hi, param, grad, s, new_param, new_s, numbers):
     param, grad, s, new_param, new_s = param[lo:hi], grad[lo:hi], s[lo:hi], new_param[lo:hi], new_s[lo:hi]
     constants = prepare(numbers)
     for i in range(param.size):
-        new_param[i], new_s[i] = rule(param[i], grad[i], s[i], *constants)
+        new_param[i], new_s[i] = rule(param[i], grad[i], s[i], constants)
 
 
 @jit
@@ -79,7 +83,7 @@ def _one_state_in_place(lo, hi, param, grad, s, numbers):
     param, grad, s = param[lo:hi], grad[lo:hi], s[lo:hi]
     constants = prepare(numbers)
     for i in range(param.size):
-        param[i], s[i] = rule(param[i], grad[i], s[i], *constants)
+        param[i], s[i] = rule(param[i], grad[i], s[i], constants)
 
 
 @jit
@@ -88,7 +92,7 @@ def _two_states(lo, hi, param, grad, s, t, new_param, new_s, new_t, numbers):
     new_param, new_s, new_t = new_param[lo:hi], new_s[lo:hi], new_t[lo:hi]
     constants = prepare(numbers)
     for i in range(param.size):
-        new_param[i], new_s[i], new_t[i] = rule(param[i], grad[i], s[i], t[i], *constants)
+        new_param[i], new_s[i], new_t[i] = rule(param[i], grad[i], s[i], t[i], constants)
 
 
 @jit
@@ -96,7 +100,7 @@ def _two_states_in_place(lo, hi, param, grad, s, t, numbers):
     param, grad, s, t = param[lo:hi], grad[lo:hi], s[lo:hi], t[lo:hi]
     constants = prepare(numbers)
     for i in range(param.size):
-        param[i], s[i], t[i] = rule(param[i], grad[i], s[i], t[i], *constants)
+        param[i], s[i], t[i] = rule(param[i], grad[i], s[i], t[i], constants)
 
 
 def _stepper(name, loop, loop_in_place, states, **bindings):

@@ -1,4 +1,4 @@
-"""Optimizers: one pass over a flat parameter and its state. The numbers of a step are parameters of the launch."""
+"""Optimizers: one pass over a flat parameter and its state. The numbers of a step travel as arguments of the launch."""
 
 import math
 from functools import cache
@@ -12,7 +12,8 @@ from .grids import in_row
 @cache
 def sgd_step(dtype: np.dtype, threads: int) -> Kernel:
     @kernel(threads)
-    def loop(param, grad, velocity, new_param, new_velocity, lr, momentum, weight_decay, nesterov):
+    def loop(param, grad, velocity, new_param, new_velocity, numbers, nesterov):
+        lr, momentum, weight_decay = numbers
         for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
             g = grad[i] + weight_decay * param[i]
             v = momentum * velocity[i] + g
@@ -26,12 +27,12 @@ def sgd_step(dtype: np.dtype, threads: int) -> Kernel:
 @cache
 def adam_step(dtype: np.dtype, threads: int) -> Kernel:
     @kernel(threads)
-    def loop(param, grad, m, v, new_param, new_m, new_v, keep, decay, factors, rate, scale, eps):
-        """factors: beta1, 1 - beta1, beta2, 1 - beta2."""
+    def loop(param, grad, m, v, new_param, new_m, new_v, numbers):
+        keep, decay, beta1, rest1, beta2, rest2, rate, scale, eps = numbers
         for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
             g = grad[i] + decay * param[i]
-            first = factors[0] * m[i] + factors[1] * g
-            second = factors[2] * v[i] + factors[3] * g * g
+            first = beta1 * m[i] + rest1 * g
+            second = beta2 * v[i] + rest2 * g * g
             new_param[i] = keep * param[i] - rate * first / (sqrt(second) * scale + eps)
             new_m[i] = first
             new_v[i] = second
@@ -42,7 +43,8 @@ def adam_step(dtype: np.dtype, threads: int) -> Kernel:
 @cache
 def rmsprop_step(dtype: np.dtype, threads: int) -> Kernel:
     @kernel(threads)
-    def loop(param, grad, v, velocity, new_param, new_v, new_velocity, lr, alpha, rest, eps, momentum, weight_decay):
+    def loop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
+        lr, alpha, rest, eps, momentum, weight_decay = numbers
         for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
             g = grad[i] + weight_decay * param[i]
             square = alpha * v[i] + rest * g * g
@@ -56,35 +58,29 @@ def rmsprop_step(dtype: np.dtype, threads: int) -> Kernel:
 
 def sgd(param, grad, velocity, new_param, new_velocity, numbers):
     lr, momentum, nesterov, weight_decay = numbers
-    _launch(sgd_step, (param, grad, velocity, new_param, new_velocity), lr, momentum, weight_decay, bool(nesterov))
+    _launch(sgd_step, (param, grad, velocity, new_param, new_velocity), (lr, momentum, weight_decay), bool(nesterov))
 
 
 def adam(param, grad, m, v, new_param, new_m, new_v, numbers):
     lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
     keep, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
-    factors = (beta1, 1 - beta1, beta2, 1 - beta2)
     rate, scale = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
-    _launch(adam_step, (param, grad, m, v, new_param, new_m, new_v), keep, decay, factors, rate, scale, eps)
+    constants = keep, decay, beta1, 1 - beta1, beta2, 1 - beta2, rate, scale, eps
+    _launch(adam_step, (param, grad, m, v, new_param, new_m, new_v), constants)
 
 
 def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
     lr, alpha, eps, momentum, weight_decay = numbers
-    arrays = (param, grad, v, velocity, new_param, new_v, new_velocity)
-    _launch(rmsprop_step, arrays, lr, alpha, 1 - alpha, eps, momentum, weight_decay)
+    constants = lr, alpha, 1 - alpha, eps, momentum, weight_decay
+    _launch(rmsprop_step, (param, grad, v, velocity, new_param, new_v, new_velocity), constants)
 
 
-def _launch(make, arrays, *numbers):
-    """Floats become numbers of the arrays' dtype."""
+def _launch(make, arrays, constants, *flags):
+    """The constants become numbers of the arrays' dtype."""
     dtype, size = arrays[0].dtype, arrays[0].size
     if size:
         grid = in_row(size)
-        launch(make(dtype, grid[1]), *grid, *arrays, *(_typed(number, dtype.type) for number in numbers))
-
-
-def _typed(number, kind):
-    if isinstance(number, bool):
-        return number
-    return tuple(map(kind, number)) if isinstance(number, tuple) else kind(number)
+        launch(make(dtype, grid[1]), *grid, *arrays, tuple(map(dtype.type, constants)), *flags)
 
 
 KERNELS = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop}
