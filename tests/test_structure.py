@@ -83,8 +83,6 @@ STILL = {
     "asks": "",
     "lines": "",
     "parameters": """
-        kernels/cpu/optim.py _adam
-        kernels/cuda/optim.py loop
     """,
 }
 

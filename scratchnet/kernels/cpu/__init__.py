@@ -9,9 +9,6 @@ import numpy as np
 from ...native import ahead
 from ...native.compile import JIT_ENABLED
 from ...native.loops import Plan, planning
-from ...native import ahead
-from ...native.compile import JIT_ENABLED
-from ...native.loops import Plan, planning
 from ..dispatch import REFERENCE, entry
 from ..signatures import SIGNATURES, accepted, arrays_of
 from . import elementwise, first_run, gemm, guards, movement, norm, optim, random, reduce, softmax
