@@ -32,7 +32,7 @@ TYPES: dict[int, np.dtype] = {
 CODES = {dtype: code for code, dtype in TYPES.items()}
 
 GZIP_MAGIC = b"\x1f\x8b"
-MAX_BYTES = 1 << 31  # what `read_idx` unpacks unless told otherwise
+MAX_BYTES = 1 << 31  # the largest array that `read_idx` unpacks by default
 MAX_DIMENSIONS = 64  # NumPy's own limit
 CHUNK = 1 << 16  # bytes of a gzip file taken at a time
 

@@ -79,7 +79,7 @@ class _Log:
 
 
 class _Words:
-    """An array as a kernel sees it, which tells the interpreter of each access."""
+    """An array as a kernel sees it, which reports each access to the interpreter."""
 
     def __init__(self, run: Interpreter, data: np.ndarray, kind: str, address: int, known: set[int] | None):
         self.run, self.data, self.kind, self.address, self.known = run, data, kind, address, known
@@ -212,7 +212,7 @@ class Interpreter:
                 del waiting[t]
 
     def _released(self, waiting: dict[int, tuple], running: dict, count: int) -> dict[int, Any]:
-        """The threads that may go on, and what they are told."""
+        """The threads that may go on, and what their barrier or shuffle returns."""
         places = {w[:2] for w in waiting.values()}
         if len(waiting) == count and len(places) == 1 and next(iter(places))[0] == "barrier":
             self.barriers += 1

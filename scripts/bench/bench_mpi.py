@@ -214,9 +214,9 @@ def _local_sgd(starter: list[str], count: int, alone: float, link: dict[str, flo
 def simulation(config: Config) -> None:
     """Steps of W workers with BATCH / 2 samples each: the slowest of W is waited for, and then messages travel."""
     alone = ask(ONE, time_steps, steps=config.steps, shards=1, batch=BATCH // 2) / 1e3
-    alpha, beta, spread, every = 20e-6, 1.25e9, 0.05, EVERY
+    alpha, beta, deviation, every = 20e-6, 1.25e9, 0.05, EVERY
     print(
-        f"\nsimulated: {BATCH // 2} samples a worker ({1e3 * alone:.1f} ms, measured; a spread of {spread:.0%}), "
+        f"\nsimulated: {BATCH // 2} samples a worker ({1e3 * alone:.1f} ms, measured; a standard deviation of {deviation:.0%}), "
         f"links of 10 Gbit/s and {alpha * 1e6:.0f} us; samples a second over those of one worker, times W"
     )
 
@@ -241,12 +241,12 @@ def simulation(config: Config) -> None:
     print(f"{'workers':>8} " + " ".join(f"{name:>22}" for name in merges))
     rng = np.random.default_rng(0)
     for w in WORKERS:
-        times = alone * (1 + spread * np.abs(rng.standard_normal((200, every, w))))
+        times = alone * (1 + deviation * np.abs(rng.standard_normal((200, every, w))))
         cells = []
         for name, merge in merges.items():
-            apart = every if name.startswith("local") else 1
-            rounds = times.reshape(-1, apart, w).sum(axis=1).max(axis=1) + (merge(w) if w > 1 else 0)
-            cells.append(apart * alone / rounds.mean())
+            batches = every if name.startswith("local") else 1
+            rounds = times.reshape(-1, batches, w).sum(axis=1).max(axis=1) + (merge(w) if w > 1 else 0)
+            cells.append(batches * alone / rounds.mean())
         print(f"{w:>8} " + " ".join(f"{cell:>22.2f}" for cell in cells))
 
 

@@ -1,4 +1,4 @@
-"""What bench.py says in the end: tables, a verdict, pictures."""
+"""What bench.py reports: tables, a verdict, pictures."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Kills and stops ranks of an MPI job at every point of their work, and compares the bytes in the end.
+"""Kills and stops ranks of an MPI job at every point of their work, and compares the final bytes.
 
     python scripts/drill/mpi_drill.py --ranks 3
 

@@ -1,4 +1,4 @@
-"""The run that drill.py disturbs: a tiny training job that says in the end what its bytes are.
+"""The run that drill.py disturbs: a tiny training job that prints a digest of its final bytes.
 
 Workers fail at the points of scratchnet.parallel.failpoints; `--strike` names points of the parent. Data and limits can
 be bad, too. On standard output: one line of JSON, whatever happened.
@@ -65,7 +65,7 @@ class Config:
 
 
 class Loss:
-    """Cross entropy, NaN for large outputs; it tells, when it arrives in a worker, that this worker is ready."""
+    """Cross entropy, NaN for large outputs. Unpickled in a worker, it creates a file: this worker is ready."""
 
     def __init__(self, folder):
         self.folder, self.criterion = folder, sn.nn.CrossEntropyLoss()
@@ -162,7 +162,7 @@ def strikes(plans):
 
 
 class WatchedPool(pool.Pool):
-    """A pool that fails where it is told to, and that keeps what it knew."""
+    """A pool whose parent can be struck, and that notes how often each worker was started."""
 
     def __init__(self, config, strike, *args, **options):
         self.strike, self.folder, self.wait = strike, Path(config.folder), config.ready
@@ -245,7 +245,7 @@ def strike_at_renames(strike):
     os.replace = struck
 
 
-# --- what is told in the end ------------------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------------------
 
 facts = {}
 

@@ -226,7 +226,7 @@ RUNS = ("cpu", "cuda", "workers")
 
 def training(config: Config, simulated: bool) -> dict:
     """The reference network on CPU, on GPU, and with two workers on GPUs, or on the only one: training losses, test
-    accuracies, and how far apart they are at most."""
+    accuracies, and the largest relative difference of losses."""
     train, test = sn.data.load("fashion-mnist-mini")
     if simulated:  # the first 16 pixels of 8 and 4 images
         train, test = (
