@@ -216,7 +216,7 @@ def simulation(config: Config) -> None:
     alone = ask(ONE, time_steps, steps=config.steps, shards=1, batch=BATCH // 2) / 1e3
     alpha, beta, deviation, every = 20e-6, 1.25e9, 0.05, EVERY
     print(
-        f"\nsimulated: {BATCH // 2} samples a worker ({1e3 * alone:.1f} ms, measured; a standard deviation of {deviation:.0%}), "
+        f"\nsimulated: {BATCH // 2} samples a worker ({1e3 * alone:.1f} ms, measured, and {deviation:.0%} deviation), "
         f"links of 10 Gbit/s and {alpha * 1e6:.0f} us; samples a second over those of one worker, times W"
     )
 
