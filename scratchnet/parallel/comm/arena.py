@@ -14,14 +14,13 @@ from ...errors import CollectiveError, SharedMemoryError
 from ...native.atomics import ABORTED, LATE, REACHED, nanoseconds, publish
 from ...native.compile import JIT_ENABLED
 from . import arena_kernels as kernels
-from .arena_kernels import MISMATCH, Words
+from .arena_kernels import MISMATCH
 from .collectives import ALGORITHMS, DTYPES, algorithm_of, reduce_by_messages
 from .communicator import (
     ENDINGS,
     RETURNED,
     TEXT_BYTES,
     Communicator,
-    decoded,
     encoded,
     mismatch,
     ranks_named,
@@ -51,7 +50,7 @@ class Arena:
     def __init__(self, size: int):
         self.size, layout = size, Layout()
         self.chunk = int(np.clip(MESSAGES // (2 * size * size), *CHUNK)) // ALIGNMENT * ALIGNMENT
-        self.words_at = layout.place(8 * Words(size).total)
+        self.words_at = layout.place(8 * kernels.total_words(size))
         self.texts_at = layout.place(TEXT_BYTES * size)
         self.messages_at = layout.place(2 * size * size * self.chunk)
         self.staging_at = layout.place(2 * STAGING * size)
@@ -68,7 +67,7 @@ class Arena:
 
     @property
     def words(self) -> np.ndarray:
-        return self.memory.array(self.words_at, Words(self.size).total, np.int64)
+        return self.memory.array(self.words_at, kernels.total_words(self.size), np.int64)
 
     def abort(self) -> None:
         """Let every wait of every rank end at once, with a CollectiveError."""
@@ -180,27 +179,23 @@ class ArenaCommunicator(Communicator):
         return f"{text}: rank {self.rank} stopped waiting, because another worker failed"
 
     def _why_late(self, text):
-        reached = [self._words[Words(self.size).barriers(rank)] for rank in range(self.size)]
-        missing = [rank for rank in range(self.size) if reached[rank] < self._state[kernels.BARRIERS]]
+        own = self._state[kernels.BARRIERS]
+        missing = [rank for rank in range(self.size) if self._words[kernels.word(rank, kernels.BARRIERS_LINE)] < own]
         return f"{text}: rank {self.rank} waited {self.timeout} s for {ranks_named(missing)}"
 
     def _why_mismatch(self, text):
         """All ranks see that calls differ, so each writes its own for the others to read."""
-        words, number = Words(self.size), int(self._state[kernels.CALLS])
+        number, deadline = int(self._state[kernels.CALLS]), nanoseconds() + int(PATIENCE * 1e9)
         self._texts[self.rank] = encoded(text)
-        publish(self._words, words.text(self.rank), number)
-        deadline = nanoseconds() + int(PATIENCE * 1e9)
-
-        def called(rank: int) -> str:
-            signature = int(self._words[words.call(rank, number - 1)])
-            if signature in ENDINGS:
-                return ENDINGS[signature]
-            status = kernels.wait_until(
-                self._words, words.text(rank), number, kernels.ABORT, deadline, 0, self._state[kernels.SCRATCH :]
-            )
-            return f"called {decoded(self._texts[rank]) if status == REACHED else 'something else'}"
-
-        return mismatch(number, [called(rank) for rank in range(self.size)])
+        publish(self._words, kernels.word(self.rank, kernels.TEXT_LINE), number)
+        signatures, texts = [], np.zeros_like(self._texts)
+        for rank in range(self.size):
+            signatures.append(int(self._words[kernels.call_word(rank, number - 1)]))
+            if signatures[-1] not in ENDINGS:
+                at, scratch = kernels.word(rank, kernels.TEXT_LINE), self._state[kernels.SCRATCH :]
+                status = kernels.wait_until(self._words, at, number, kernels.ABORT, deadline, 0, scratch)
+                texts[rank] = self._texts[rank] if status == REACHED else encoded("something else")
+        return mismatch(number, signatures, texts)
 
 
 _NOTHING = np.empty(0, np.uint8)
@@ -213,7 +208,7 @@ def warm_up(dtypes: Any = DTYPES) -> None:
     comm = ArenaCommunicator(Arena(1), 0)
     comm.barrier()
     comm.exchange(_NOTHING, 0, _NOTHING, 0)
-    publish(comm._words, 1, comm._words[1])
+    publish(comm._words, kernels.word(0, kernels.TEXT_LINE), comm._words[kernels.call_word(0, 0)])
     kernels.wait_until(comm._words, 1, 0, kernels.ABORT, 0, 0, comm._state[kernels.SCRATCH :])
     for dtype in dtypes:
         comm.all_reduce(np.ones(1, dtype))

@@ -1,12 +1,10 @@
 """The compiled half of arena.py: how processes wait for each other, and reduce and copy arrays in shared memory.
 
-Every process runs the same kernel with the same `call`. They share `words`, int64, with a cache line for each writer
-(`Words` knows the indices); two staging buffers a rank, into which it copies what the others are to read; the heaps,
-where the arrays of `Communicator.empty` lie; and message buffers, two chunks for each pair of ranks. `state` belongs
-to one process. Kernels know arrays by their addresses, so that one kernel serves all dtypes.
+Every process runs the same kernel with the same `call`. They share `words`, int64, with a cache line for each writer;
+two staging buffers a rank, into which it copies what the others are to read; the heaps, where the arrays of
+`Communicator.empty` lie; and message buffers, two chunks for each pair of ranks. `state` belongs to one process.
+Kernels know arrays by their addresses, so that one kernel serves all dtypes.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -28,43 +26,36 @@ ONE_SHOT, ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, BROADCAST = range(5)
 
 # Lines of `words`: line 0 holds the abort word, then each rank has five.
 ABORT = 0
-_BARRIERS, _FIRST_CALL, _SECOND_CALL, _TEXT, LINES_A_RANK = range(5)
+BARRIERS_LINE, CALL_LINE, _, TEXT_LINE, LINES_A_RANK = range(5)
 
 BLOCK = 8192  # bytes that are reduced at a time, so that a partial result stays in the first-level cache
 ROUND = 16  # elements: parts begin on multiples, so that two writers do not share a cache line
 
 
-class Words(NamedTuple):
-    """The indices of the words of a group of `size` ranks."""
-
-    size: int
-
-    @property
-    def total(self) -> int:
-        return self.messages(self.size, 0)
-
-    def text(self, rank: int) -> int:
-        return _word(rank, _TEXT)
-
-    def call(self, rank: int, number: int) -> int:
-        return _word(rank, _FIRST_CALL + number % 2)
-
-    def barriers(self, rank: int) -> int:
-        return _word(rank, _BARRIERS)
-
-    def messages(self, sender: int, receiver: int) -> int:
-        """The sender's count of the chunks that it has sent; one line on is the receiver's of those it has taken."""
-        return _messages(self.size, sender, receiver)
-
-
 @jit
-def _word(rank, line):
+def word(rank, line):
+    """The index of the first word of a rank's line."""
     return LINE * (1 + rank * LINES_A_RANK + line)
 
 
 @jit
-def _messages(size, sender, receiver):
+def call_word(rank, number):
+    """Where a rank writes the signature of call `number`, and one word on the offset of its array: two lines take
+    turns. A rank may be in its next call while another still reads what it wrote for this one, but not in the call
+    after that, which begins with a barrier, too.
+    """
+    return word(rank, CALL_LINE + number % 2)
+
+
+@jit
+def message_word(size, sender, receiver):
+    """Where the sender counts the chunks that it has sent; one line on, the receiver counts those it has taken."""
     return LINE * (1 + size * LINES_A_RANK + 2 * (sender * size + receiver))
+
+
+@jit
+def total_words(size):
+    return message_word(size, size, 0)
 
 
 @jit
@@ -85,10 +76,10 @@ def _deadline(state):
 def barrier(words, state):
     """Returns when all ranks have called it; each then sees what the others wrote before."""
     state[BARRIERS] += 1
-    store_release(words, _word(state[RANK], _BARRIERS), state[BARRIERS])
+    store_release(words, word(state[RANK], BARRIERS_LINE), state[BARRIERS])
     deadline = _deadline(state)
     for rank in range(state[SIZE]):
-        at = _word(rank, _BARRIERS)
+        at = word(rank, BARRIERS_LINE)
         status = wait_until(words, at, state[BARRIERS], ABORT, deadline, state[SPINS], state[SCRATCH:])
         if status != REACHED:
             return status
@@ -99,19 +90,16 @@ def barrier(words, state):
 def handshake(words, state, signature, offset):
     """The barrier that begins a call: ranks compare signatures, and learn the others' `offset`, their array's in the
     heaps, or -1 if it lies elsewhere.
-
-    Two lines take turns: a rank may be in its next call while another still reads what it wrote for this one, but not
-    in the call after that, which begins with a barrier, too.
     """
-    line = _FIRST_CALL + state[CALLS] % 2
-    own = _word(state[RANK], line)
+    number = state[CALLS]
+    own = call_word(state[RANK], number)
     words[own], words[own + 1] = signature, offset
     state[CALLS] += 1
     status = barrier(words, state)
     if status != REACHED:
         return status
     for rank in range(state[SIZE]):
-        if words[_word(rank, line)] != signature:
+        if words[call_word(rank, number)] != signature:
             return MISMATCH
     return REACHED
 
@@ -119,16 +107,16 @@ def handshake(words, state, signature, offset):
 @jit
 def finish(words, state, ending):
     """Tell the others, should they wait for this rank, that it makes no more calls; do not wait for them."""
-    own = _word(state[RANK], _FIRST_CALL + state[CALLS] % 2)
+    own = call_word(state[RANK], state[CALLS])
     words[own], words[own + 1] = ending, -1
     state[BARRIERS] += 1
-    store_release(words, _word(state[RANK], _BARRIERS), state[BARRIERS])
+    store_release(words, word(state[RANK], BARRIERS_LINE), state[BARRIERS])
 
 
 @jit
 def _offset(words, state, rank):
     """What a rank brought to the handshake of this call."""
-    return words[_word(rank, _FIRST_CALL + (state[CALLS] - 1) % 2) + 1]
+    return words[call_word(rank, state[CALLS] - 1) + 1]
 
 
 @jit
@@ -321,7 +309,7 @@ def exchange(outgoing, receiver, incoming, sender, words, state):
     receiving take turns, so that two ranks that send to each other never wait for each other.
     """
     size, own, room = state[SIZE], state[RANK], state[CHUNK_BYTES]
-    out_line, in_line = _messages(size, own, receiver), _messages(size, sender, own)
+    out_line, in_line = message_word(size, own, receiver), message_word(size, sender, own)
     out_buffer = state[MESSAGES] + 2 * room * (own * size + receiver)
     in_buffer = state[MESSAGES] + 2 * room * (sender * size + own)
     target, source = np.int64(incoming.ctypes.data), np.int64(outgoing.ctypes.data)

@@ -155,17 +155,18 @@ def encoded(text: str) -> np.ndarray:
     return np.frombuffer(text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0"), np.uint8)
 
 
-def decoded(row: np.ndarray) -> str:
-    return row.tobytes().rstrip(b"\0").decode(errors="replace")
+def mismatch(number: int, signatures: Sequence[int], texts: np.ndarray) -> str:
+    """The error message for call `number`, which is not the same on all ranks.
 
-
-def mismatch(number: int, calls: Sequence[str]) -> str:
-    """The error message for call `number` of ranks that do not agree. calls[rank]: for example "called barrier()"."""
+    signatures: of the ranks' calls. texts: (size, TEXT_BYTES) uint8, what each rank called, or why it raised.
+    """
     ranks: dict[str, list[int]] = {}
-    for rank, call in enumerate(calls):
+    for rank, signature in enumerate(signatures):
+        text = texts[rank].tobytes().rstrip(b"\0").decode(errors="replace")
+        call = f"raised {text}" if signature == RAISED and text else ENDINGS.get(signature, f"called {text}")
         ranks.setdefault(call, []).append(rank)
-    found = "; ".join(f"{ranks_named(who)} {call}" for call, who in ranks.items())
-    return f"collective call {number} is not the same on all ranks: {found}"
+    calls = "; ".join(f"{ranks_named(who)} {call}" for call, who in ranks.items())
+    return f"collective call {number} is not the same on all ranks: {calls}"
 
 
 def ranks_named(ranks: Sequence[int]) -> str:

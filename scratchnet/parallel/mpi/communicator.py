@@ -28,7 +28,6 @@ from ..comm.communicator import (
     Action,
     Call,
     Communicator,
-    decoded,
     encoded,
     mismatch,
     ranks_named,
@@ -209,14 +208,7 @@ class MpiCommunicator(Communicator):
         texts = np.zeros((self.size, TEXT_BYTES), np.uint8)
         texts[self.rank] = encoded(text)
         self.group.Allgather(self.library.IN_PLACE, texts)
-
-        def called(signature: int, text: str) -> str:
-            if signature == RAISED and text:
-                return f"raised {text}"
-            return ENDINGS.get(signature, f"called {text}")
-
-        calls = [called(signature, decoded(row)) for signature, row in zip(self._signatures, texts, strict=True)]
-        return mismatch(self.watch.calls, calls)
+        return mismatch(self.watch.calls, self._signatures.tolist(), texts)
 
     @property
     def is_broken(self) -> bool:
@@ -242,7 +234,7 @@ class MpiCommunicator(Communicator):
     def finish(self, ending: int = RETURNED, why: str = "") -> bool:
         """This rank makes no more calls, because its function RETURNED or RAISED. Returns whether all ranks finished.
 
-        why: what the others are told of an exception.
+        why: of an exception, for the error of the others.
 
         It waits until all ranks have finished, or one has made a call, which then raises CollectiveError. If a call
         failed before, it does not wait. Ranks may wait for something else than a call; then an exception ends the job

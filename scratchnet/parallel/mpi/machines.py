@@ -52,22 +52,15 @@ class Machine:
         same.Free()
         leaders = group.Split(0 if self.local.rank == 0 else comm.library.UNDEFINED, group.rank)
         self.leaders: Any = leaders if self.local.rank == 0 else None
-        found = np.zeros(3, np.int64)  # number, count, ranks on earlier machines
-        if self.leaders:
-            sizes = np.zeros(leaders.size, np.int64)
-            leaders.Allgather(np.array([self.local.size]), sizes)
-            found[:] = leaders.rank, leaders.size, sizes[: leaders.rank].sum()
-        self.local.Bcast(found)
-        self.number, self.count, first = found.tolist()
-        self.ordinal = first + self.local.rank
-        table = np.zeros((comm.size, 2), np.int64)
-        group.Allgather(np.array([first, self.ordinal]), table)
-        self._firsts = sorted(set(table[:, 0].tolist()))  # ordinals of the machines' first ranks
-        self.rank_at = np.argsort(table[:, 1]).tolist()
         self.direct = group.Dup()  # of all ranks, for messages between any two of them
-        ranks = np.zeros(self.local.size, np.int64)
-        self.local.Allgather(np.array([comm.rank]), ranks)
-        self._leader = int(ranks[0])
+        leader, leader_of = np.array([comm.rank]), np.zeros(comm.size, np.int64)
+        self.local.Bcast(leader)  # the lowest rank of this machine
+        group.Allgather(leader, leader_of)
+        self.rank_at = sorted(range(comm.size), key=lambda rank: (leader_of[rank], rank))
+        machines = sorted(set(leader_of.tolist()))
+        self._leader, self._firsts = int(leader[0]), [self.rank_at.index(rank) for rank in machines]
+        self.number, self.count = machines.index(self._leader), len(machines)
+        self.ordinal = self.rank_at.index(comm.rank)
 
     def memory(self, size: int) -> SharedMemory:
         """`size` bytes of zeros that the ranks of this machine share. All ranks of the job call this at once.

@@ -180,9 +180,8 @@ class Slices:
         squares, comm = self.arena.squares[step % len(self.arena.squares)], self.machine.comm
         parts = np.zeros(len(squares))
         parts[self.own] = squares[self.own]
-        comm.wait(
-            comm.group.Iallreduce(comm.library.IN_PLACE, parts), "parts of a norm"
-        )  # exact: each part is 0 on all ranks but one
+        # Exact in any order of additions: each part is 0 on all ranks but one.
+        comm.wait(comm.group.Iallreduce(comm.library.IN_PLACE, parts), "parts of a norm")
         squares[:] = parts
 
     def send_parameters(self, piece: int, step: int) -> None:

@@ -20,7 +20,7 @@ def nothing_is_left():
         yield
 
 
-def test_arrays_of_one_place_are_the_same_memory_and_begin_as_zeros():
+def test_arrays_at_one_offset_are_the_same_memory_and_begin_as_zeros():
     shared = SharedMemory(4096)
     a, b = (shared.array(64, (3, 4), np.float32) for _ in range(2))
     assert not a.any()
@@ -35,10 +35,10 @@ def test_an_array_keeps_its_memory_alive():
     assert array.sum() == 70
 
 
-def test_a_layout_gives_places_on_cache_lines_that_do_not_overlap():
+def test_a_layout_gives_offsets_on_cache_lines_that_do_not_overlap():
     layout = Layout()
-    places = [layout.place(nbytes) for nbytes in (1, 64, 65, 0, 8)]
-    assert places == [0, 64, 128, 256, 256]
+    offsets = [layout.place(nbytes) for nbytes in (1, 64, 65, 0, 8)]
+    assert offsets == [0, 64, 128, 256, 256]
     assert layout.size == 320
 
 
