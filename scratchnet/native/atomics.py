@@ -1,7 +1,7 @@
 """Words that threads or processes share: read, written and waited for in an order that all of them see alike.
 
 A word is an int64 in an array. What was written before `store_release(words, at, v)` is visible to whoever has read `v`
-with `load_acquire`. So a word tells that something is ready. Give each writer a cache line of its own (`LINE` words),
+with `load_acquire`. So a word can say that something is ready. Give each writer a cache line of its own (`LINE` words),
 let values only grow, and no lock is needed. Without the JIT the words are read and written by Python, one after the
 other, which is the same on x86.
 """
@@ -160,7 +160,7 @@ clock, nap = (_read_clock, _nap) if JIT_ENABLED else (nanoseconds, functools.par
 
 @jit
 def publish(words, at, value):
-    """`store_release`, for Python, too: what was written before is there to be seen by whoever finds `value`."""
+    """`store_release` that Python can call, too: whoever finds `value` also finds all that was written before."""
     store_release(words, at, value)
 
 
@@ -187,7 +187,7 @@ def wait_a_turn(words, abort, turn, deadline, spins, scratch):
 
 @jit
 def wait_until(words, at, value, abort, deadline, spins, scratch):
-    """Wait until words[at] >= value: REACHED; or ABORTED or LATE, as `wait_a_turn` has it."""
+    """Wait until words[at] >= value. Returns REACHED, or ABORTED or LATE as `wait_a_turn` does."""
     turn = 0
     while load_acquire(words, at) < value:
         status = wait_a_turn(words, abort, turn, deadline, spins, scratch)

@@ -1,10 +1,10 @@
-"""How a program runs: a list of tasks in stages, worked off by all threads in one parallel region.
+"""How a program runs: all threads do its tasks, stage by stage, in one parallel region.
 
 A *group* of tasks goes over the same rows: a thread takes a block of rows and runs every task of the group on it, so
 what one task leaves for the next is still in the cache. A *stage* is groups that do not depend on each other. Each
-thread has a queue of blocks, the same in every run, so that it finds in its caches what it left there, and helps with
-the others' when it is through; when the last block of a stage is done, all go on to the next. Nobody waits for a thread
-that has not come: a thread that is late finds less to do. Who does which block changes nothing in the result.
+thread has a queue of blocks, the same in every run, so that it finds in its caches what it left there. When its queue
+is empty, it takes blocks from the others' queues; when the last block of a stage is done, all go on to the next stage.
+No thread waits for one that has not started: who is late finds less to do. The result does not depend on who does what.
 """
 
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ class Group(NamedTuple):
 
 
 class Executable:
-    """Stages of groups as tables of addresses, which one compiled function works off: `run()`.
+    """Stages of groups as tables of addresses, which one compiled function reads: `run()`.
 
     threads: how many share the work. stop: int64 (1,); a task that writes another value than 0 there ends the run after
     its stage.
@@ -94,9 +94,9 @@ class Executable:
         tasks = [task for group in groups for task in group.tasks]
         ends = np.cumsum([0, *(len(group.tasks) for group in groups)])
         self.arguments = np.zeros((len(tasks), PACKED_WORDS), np.int64)
-        places = [row.ctypes.data for row in self.arguments]
-        functions = [task.loop.pack(place, *task.arguments) for task, place in zip(tasks, places, strict=True)]
-        self.tasks = _table([(f, place, task.size) for f, place, task in zip(functions, places, tasks, strict=True)], 3)
+        addresses = [row.ctypes.data for row in self.arguments]
+        functions = [task.loop.pack(at, *task.arguments) for task, at in zip(tasks, addresses, strict=True)]
+        self.tasks = _table([(f, at, task.size) for f, at, task in zip(functions, addresses, tasks, strict=True)], 3)
         self.groups = _table(
             [(ends[i], ends[i + 1], group.rows, group.block, group.blocks) for i, group in enumerate(groups)], 5
         )

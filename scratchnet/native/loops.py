@@ -2,7 +2,7 @@
 
 `ranged` makes a `Loop` of a function `body(lo, hi, *arguments)` that does the items lo to hi. Small work is one call
 for all items; large work is cut into blocks that threads take. No item knows its block, so bits do not depend on it.
-Under `planning`, a loop is not run but noted as a `Task`: that is how a training step becomes a program (execute.py).
+Inside `planning`, a loop does not run but becomes a `Task`: so a training step becomes a program (execute.py).
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Task(NamedTuple):
     arguments: tuple
 
     def arrays(self) -> Iterator[tuple[np.ndarray, bool, bool]]:
-        """The data of the body: (array, is it written?, does item i use the i-th of `size` parts of it alone?)."""
+        """The arrays of the body: (array, is it written?, does item i use only the i-th of its `size` parts?)."""
         for i, x in enumerate(self.arguments):
             if isinstance(x, np.ndarray) and i not in self.loop.private and not is_constant(x):
                 yield x, i in self.loop.writes, i not in self.loop.whole and x.size % max(self.size, 1) == 0
@@ -56,7 +56,7 @@ _plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
 
 @contextlib.contextmanager
 def planning(plan: Plan) -> Iterator[None]:
-    """Inside, in this thread, loops are not run: they become tasks of the plan."""
+    """Inside, in this thread, loops do not run: they become tasks of the plan."""
     token = _plan.set(plan)
     try:
         yield
@@ -71,10 +71,10 @@ def is_planning() -> bool:
 def scratch(size: int, dtype: np.dtype) -> np.ndarray:
     """(MAX_THREADS, size) elements, a row for each thread that runs a loop: this Python thread's, or the plan's."""
     plan = _plan.get()
-    kept = _memory.scratch if plan is None else plan.scratch
-    if (size, dtype) not in kept:
-        kept[size, dtype] = aligned((MAX_THREADS, size), dtype)  # no memory is used before it is written
-    return kept[size, dtype]
+    known = _memory.scratch if plan is None else plan.scratch
+    if (size, dtype) not in known:
+        known[size, dtype] = aligned((MAX_THREADS, size), dtype)  # no memory is used before it is written
+    return known[size, dtype]
 
 
 def workspace(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -164,7 +164,7 @@ PACKED_WORDS = 512  # 64-bit words: more than the arguments of any body take
 
 
 class _Memory(threading.local):
-    """A place for the arguments of the loop that this thread is about to run."""
+    """Memory of one Python thread: the arguments of the loop that it is about to run, scratch, workspace."""
 
     def __init__(self):
         self.words = np.empty(PACKED_WORDS, np.int64)
@@ -230,8 +230,10 @@ def _typed_store(typing_context, body, address, arguments):
         unpacked = ir.Function(builder.module, kind, f"{builder.function.name}.unpacked")
         unpacked.linkage = "internal"
         inner = ir.IRBuilder(unpacked.append_basic_block())
-        lo, hi, place = context.call_conv.get_arguments(unpacked)
-        implementation(inner, [lo, hi, *cgutils.unpack_tuple(inner, inner.load(inner.inttoptr(place, pointer)))])
+        lo, hi, address_inside = context.call_conv.get_arguments(unpacked)
+        implementation(
+            inner, [lo, hi, *cgutils.unpack_tuple(inner, inner.load(inner.inttoptr(address_inside, pointer)))]
+        )
         context.call_conv.return_value(inner, context.get_dummy_value())
 
         assert context.get_abi_sizeof(packed.type) <= 8 * PACKED_WORDS

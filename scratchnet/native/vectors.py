@@ -1,4 +1,4 @@
-"""What is asked of a whole gradient, as one long vector: is it finite, and how long is it."""
+"""Questions about a whole gradient, as one long vector: is it finite, and what is its norm?"""
 
 import numpy as np
 
@@ -23,10 +23,10 @@ def _sum_of_squares(x):
 
 
 def is_finite(x: np.ndarray) -> bool:
-    """Is no element of x (n,), float32 or float64, NaN or infinite?"""
+    """Is every element of x (n,), float32 or float64, neither NaN nor infinite?"""
     return bool(_zeros(x) == 0) if JIT_ENABLED else bool(np.isfinite(x).all())
 
 
 def sum_of_squares(x: np.ndarray) -> float:
-    """Of x (n,), float32 or float64, summed in float64 in lanes that depend on n alone."""
+    """The squared norm of x (n,), float32 or float64. It is summed in float64, in an order that depends on n alone."""
     return float(_sum_of_squares(x)) if JIT_ENABLED else float(np.square(x, dtype=np.float64).sum())

@@ -144,9 +144,9 @@ _by_columns = ranged(
 def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulate=False):
     """out (m, n) = op(a) (m, k) @ op(b) (k, n), plus bias (n,) if given, plus what `out` held if `accumulate`.
 
-    op transposes if told so; a, b, out are stored row by row, all float32 or all float64, and `out` overlaps neither a
-    nor b. Each element is one sum in the order of k, begun with the bias and the old value: its bits depend neither on
-    threads nor on the other rows and columns. Raises ShapeError, DtypeError.
+    op transposes its matrix if its flag is set. a, b, out are stored row by row, all float32 or all float64, and `out`
+    overlaps neither a nor b. Each element is one sum in the order of k, begun with the bias and the old value: its bits
+    depend neither on threads nor on the other rows and columns. Raises ShapeError, DtypeError.
     """
     dtype = out.dtype
     if dtype not in _LANES or a.dtype != dtype or b.dtype != dtype or (bias is not None and bias.dtype != dtype):
@@ -197,7 +197,7 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
 
 
 def _shares_columns(m, k, n, threads, itemsize):
-    """Do threads share out the columns of a weight (k, n) for a batch of m rows, in the product and in its update?
+    """Should threads share out the columns of a weight (k, n) for a batch of m rows, in the product and in its update?
 
     Then what a thread updates of it, with its velocity, is in that core's L2 for the next product; by rows, each core
     would fetch half of the weight from another. In return every thread reads the whole batch.
@@ -263,7 +263,7 @@ def at_once(general):
 
 
 def with_update(task, parameter, velocity, numbers):
-    """A loop that is planned of a product which is the gradient of `parameter`, made one that also updates it by SGD.
+    """The task of a product that is the gradient of `parameter`, as one that also updates the parameter by SGD.
 
     None where the sums are cut, so that no tile ever holds the gradient.
     """

@@ -62,7 +62,7 @@ class Right(NamedTuple):
     packed: bool
 
 
-@jit(inline=True)
+@jit
 def multiply(factors, sums, region, scratch):
     """The sums of a region, computed in the way that suits its shape."""
     k, n = steps_of(factors), sums.out.shape[1]

@@ -20,7 +20,7 @@ from ...native.simd import TILE
 BLOCKS = {64: (1024, 144), 32: (800, 96), 16: (800, 96)}  # by the bytes of a vector
 K_BLOCK, M_BLOCK = BLOCKS[TILE.vector_bytes]  # steps of k, and rows of a, at a time: with panels of b they share L2
 L2_K, L2_BYTES = 128, 256 << 10  # b of so few rows and bytes stays in L2: each row of tiles may read all of it
-PACKED_ELEMENTS = 1 << 23  # of b at a time: more columns than these wait for their turn
+PACKED_ELEMENTS = 1 << 23  # of b at a time: a wider b is packed part by part
 PACK_B_ROWS = 160  # b is packed before the product if so many rows of a use it, and it does not stay in L2
 PACK_AS_READ_TILES = 3  # else, of so many tiles one above the other, the first packs what it reads for the others
 PACK_A_COLUMNS = 256  # a is packed if so many columns use it, else it is read where it is

@@ -156,11 +156,11 @@ def test_bits_of_a_row_or_column_do_not_depend_on_the_others(m, n, k, transposed
     for i, j in [(0, 0), (m // 2, n // 2), (m - 1, n - 1)]:
         row, column = a[i : i + 1], np.ascontiguousarray(b[:, j : j + 1])
         few = a[i : i + 5]
-        turn = [np.ascontiguousarray(x.T) if transposed[0] else x for x in (row, few, a)]
+        left = [np.ascontiguousarray(x.T) if transposed[0] else x for x in (row, few, a)]
         right = [np.ascontiguousarray(x.T) if transposed[1] else x for x in (b, column)]
-        assert same_bits(multiply(turn[0], right[0], *transposed), whole[i : i + 1])
-        assert same_bits(multiply(turn[1], right[0], *transposed), whole[i : i + 5])
-        assert same_bits(multiply(turn[2], right[1], *transposed), np.ascontiguousarray(whole[:, j : j + 1]))
+        assert same_bits(multiply(left[0], right[0], *transposed), whole[i : i + 1])
+        assert same_bits(multiply(left[1], right[0], *transposed), whole[i : i + 5])
+        assert same_bits(multiply(left[2], right[1], *transposed), np.ascontiguousarray(whole[:, j : j + 1]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
