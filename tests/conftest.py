@@ -67,7 +67,9 @@ def computes_with_numpy_alone(item):
 # group: they look at processes, shared memory and clocks, which the others of them would disturb. All other files are
 # a group each; those that take longest come first, so that both processes end at about the same time.
 TESTS = Path(__file__).parent
-START_PROCESSES = "parallel", "scripts", "trainer", "kernels/cuda/test_workers.py", "kernels/cuda/test_compiled.py"
+START_PROCESSES = (
+    "parallel", "scripts", "trainer", "test_docs.py", "kernels/cuda/test_workers.py", "kernels/cuda/test_compiled.py",
+)  # fmt: skip
 LONG = "kernels/test_contract.py", "kernels/cpu/test_gemm.py", "native/test_ahead.py", "native/test_cache.py", "ops"
 
 

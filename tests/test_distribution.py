@@ -65,6 +65,16 @@ def test_the_version_stands_in_one_place_and_heads_the_change_log():
     assert released[0] == scratchnet.__version__
 
 
+def test_the_modules_that_the_change_log_names_as_new_homes_exist():
+    rows = re.findall(r"^\| `.*` \| (`scratchnet\..*) \|$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert rows
+    for name in re.findall(r"`(scratchnet[^`]+)`", " ".join(rows)):
+        stem, _, names = name.removesuffix("}").partition("{")
+        for module in [stem + part.strip() for part in names.split(",")] if names else [name]:
+            path = ROOT / module.replace(".", "/")
+            assert path.is_dir() or path.with_suffix(".py").is_file(), module
+
+
 def test_the_sdist_holds_every_file_of_the_checkout(built):
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:

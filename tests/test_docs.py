@@ -27,6 +27,7 @@ LIES = {
     "See [this](nothing.md).": pages.missing_files,
     "```sh\npython scripts/nothing.py\n```\n": pages.wrong_commands,
     "```sh\npython scripts/train.py --wings 2\n```\n": pages.wrong_commands,
+    "```sh\nmake nothing\n```\n": pages.wrong_commands,
     "```diff\nscratchnet/errors.py\n+class NothingError\n```\n": pages.wrong_edits,
 }
 

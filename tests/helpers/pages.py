@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FILE = re.compile(r"(?<![\w./~-])((?:scripts|scratchnet|tests|docs|\.ci)/[\w./-]*\w)")
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
