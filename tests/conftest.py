@@ -37,7 +37,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 ONCE = {
     "data": ("test_idx", "test_loader", "test_sources"),
     "cuda": ("test_compiled", "test_without_gpu"),
-    "native": ("test_ahead", "test_cache", "test_compile"),
+    "native": ("test_ahead", "test_cache", "test_compile", "test_llvm"),
     "comm": ("test_collectives", "test_job", "test_memory"),
     "pool": ("test_launch", "test_pool"),
     "mpi": (

@@ -195,6 +195,7 @@ class KernelCache(_Cache):
         if content is None:
             target_context.refresh()
             return None
+        define_functions_in(content)
         result = CompileResult._rebuild(target_context, *pickle.loads(content))
         # These functions start the threads. Numba forgets that a caller which is compiled later needs them, too: a
         # third process that loads the caller from the cache would run its parallel loop without threads, and crash.
@@ -233,6 +234,22 @@ class KernelCache(_Cache):
 
     def flush(self):
         pass
+
+
+_definitions: dict = {}  # of functions that kernels call by name: what makes them known to LLVM
+
+
+def define_later(names, action):
+    """Call `action()` once, before this process runs code that calls LLVM functions of these names."""
+    _definitions.update(dict.fromkeys(names, action))
+
+
+def define_functions_in(code):
+    """Make the functions known that machine code, as bytes, calls: it has their names in it."""
+    for action in {action for name, action in _definitions.items() if name.encode() in code}:
+        action()
+        for name in [name for name, its_action in _definitions.items() if its_action is action]:
+            del _definitions[name]
 
 
 def object_code(name, compile_object):

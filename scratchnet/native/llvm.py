@@ -1,8 +1,8 @@
 """Functions on vectors written in LLVM's own language, and how kernels call them.
 
 Numba compiles loops over numbers, and the compiler may or may not turn them into loops over vectors. Where that is not
-good enough (simd.py), a `Function` is written instruction by instruction. `load` compiles a module of such functions;
-`external` makes a kernel's call of the plain Python twin a call of the LLVM function with the twin's name.
+good enough (simd.py), a `Function` is written instruction by instruction. `provide` compiles a module of functions when
+it is needed; `external` makes a kernel's call of the plain Python twin a call of the function with the twin's name.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .cache import object_code
+from .cache import define_functions_in, define_later, object_code
 
 
 class Operand(NamedTuple):
@@ -173,15 +173,30 @@ def _target_machine():
 _engines: list = []  # own the machine code
 
 
-def load(name, module, twins):
-    """Compile the source that `module()` returns, or take its code from the cache; make its functions known by name."""
-    code = object_code(name, lambda: _target_machine().emit_object(llvm.parse_assembly(module())))
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    for known in [symbol(twin, dtype) for twin in twins for dtype in DTYPES]:
-        llvm.add_symbol(known, engine.get_function_address(known))
-    _engines.append(engine)
+def provide(file, source, names):
+    """Let kernels call the functions of these names, which the LLVM text `source()` defines.
+
+    It is compiled, or its code taken from the cache, before a kernel that calls one of them runs. Most programs never
+    need float64, and the tiles of one type take seconds.
+    """
+
+    def load():
+        code = object_code(file, lambda: _target_machine().emit_object(llvm.parse_assembly(source())))
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        for name in names:
+            llvm.add_symbol(name, engine.get_function_address(name))
+        _engines.append(engine)
+
+    define_later(names, load)
+
+
+def call(builder, name, values):
+    """Write a call of a function of `provide`."""
+    define_functions_in(name.encode())
+    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+    builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), values)
 
 
 def external(twin):
@@ -199,21 +214,18 @@ def external(twin):
             kinds, values = kinds[2:], values[2:]
         return first + [context.cast(builder, v, k, types.intp) for k, v in zip(kinds, values, strict=True)]
 
-    def call(typing_context, *arguments):
+    def typed(typing_context, *arguments):
         name = symbol(twin, arguments[0].types[0].dtype.name)
         signature = types.void(*arguments)
 
         def generate(context, builder, signature, values):
             pairs = zip(signature.args, values, strict=True)
-            passed = [x for kind, value in pairs for x in flat(context, builder, kind, value)]
-            function_type = ir.FunctionType(ir.VoidType(), [value.type for value in passed])
-            known = builder.module.globals
-            builder.call(known.get(name) or ir.Function(builder.module, function_type, name), passed)
+            call(builder, name, [x for kind, value in pairs for x in flat(context, builder, kind, value)])
             return context.get_dummy_value()
 
         return signature, generate
 
     parameters = [p.replace(annotation=p.empty) for p in inspect.signature(twin).parameters.values()]
     first = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    call.__signature__ = inspect.Signature([first, *parameters])
-    return intrinsic(call)
+    typed.__signature__ = inspect.Signature([first, *parameters])
+    return intrinsic(typed)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from .compile import JIT_ENABLED, before_first_kernel
-from .llvm import DTYPES, Function, Operand, external, i64, load, symbol, write_choice
+from .compile import JIT_ENABLED
+from .llvm import DTYPES, Function, Operand, external, i64, provide, symbol, write_choice
 
 
 class Tile(NamedTuple):
@@ -233,29 +233,29 @@ def _write_transpose(module, dtype, side):
     f.builder.ret_void()
 
 
-def llvm_module(tile=TILE) -> str:
-    """The source of all three functions, for float32 and float64, for a CPU with the given tile."""
+def llvm_module(dtype, tile=TILE) -> str:
+    """The source of all three functions, for float32 or float64, for a CPU with the given tile."""
     module = ir.Module("scratchnet")
-    for dtype in DTYPES:
-        size = int(dtype[-2:]) // 8
-        lanes = tile.vector_bytes // size
-        tiles = {}
-        for rows in range(1, tile.rows + 1):
-            # Two tile heights that differ by one may stand side by side and then have one width: the larger's.
-            for vectors in sorted({0, 1, 2, *tile.vectors[rows : rows + 2]}):
-                packs = (0, 1) if vectors == tile.vectors[-1] else (0,)
-                for transposed, pack, update in itertools.product((0, 1), packs, (0, 1)):
-                    if transposed or not update:  # a gradient of weights has a transposed factor
-                        key = rows, vectors, transposed, pack, update
-                        tiles[key] = _write_tile(module, dtype, lanes, *key)
-        copies = {(v,): _write_copy_rows(module, dtype, lanes, v) for v in {0, 1, *tile.vectors}}
-        write_choice(module, _tile, dtype, tiles, rows=1, vectors=16, transposed=2, pack=2, update=2)
-        write_choice(module, _copy_rows, dtype, copies, vectors=16)
-        _write_transpose(module, dtype, min(32, tile.vector_bytes) // size)
+    size = int(dtype[-2:]) // 8
+    lanes = tile.vector_bytes // size
+    tiles = {}
+    for rows in range(1, tile.rows + 1):
+        # Two tile heights that differ by one may stand side by side and then have one width: the larger's.
+        for vectors in sorted({0, 1, 2, *tile.vectors[rows : rows + 2]}):
+            packs = (0, 1) if vectors == tile.vectors[-1] else (0,)
+            for transposed, pack, update in itertools.product((0, 1), packs, (0, 1)):
+                if transposed or not update:  # a gradient of weights has a transposed factor
+                    key = rows, vectors, transposed, pack, update
+                    tiles[key] = _write_tile(module, dtype, lanes, *key)
+    copies = {(v,): _write_copy_rows(module, dtype, lanes, v) for v in {0, 1, *tile.vectors}}
+    write_choice(module, _tile, dtype, tiles, rows=1, vectors=16, transposed=2, pack=2, update=2)
+    write_choice(module, _copy_rows, dtype, copies, vectors=16)
+    _write_transpose(module, dtype, min(32, tile.vector_bytes) // size)
     return str(module)
 
 
 tile, copy_rows, transpose = _TWINS = _tile, _copy_rows, _transpose
 if JIT_ENABLED:
-    before_first_kernel(functools.partial(load, "simd", llvm_module, _TWINS))
+    for _dtype in DTYPES:
+        provide(f"simd-{_dtype}", functools.partial(llvm_module, _dtype), [symbol(twin, _dtype) for twin in _TWINS])
     tile, copy_rows, transpose = map(external, _TWINS)

@@ -7,14 +7,12 @@ once. A loop compiled by Numba would check for overlap, and then run element by 
 import ctypes
 from collections.abc import Callable
 
-import llvmlite.binding as llvm
 import numpy as np
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ...native.cache import object_code
-from ...native.compile import JIT_ENABLED, before_first_kernel
+from ...native.compile import JIT_ENABLED
+from ...native.llvm import call, provide
 from .collectives import DTYPES, UFUNCS
 
 OPS = tuple(UFUNCS)  # mean: (a + b) / count, the last step of a mean of `count` arrays
@@ -189,34 +187,9 @@ def llvm_module() -> str:
     return "\n".join(loops) + "\n" + head + "\nentry:\n" + switch + "\n".join(blocks) + "\n}\n" + _COPY
 
 
-_engines: list = []  # they own the machine code
-
-
-def _load():
-    """Make both functions callable by name from compiled kernels."""
-    cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    target = llvm.Target.from_default_triple()
-
-    def machine():
-        return target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
-
-    code = object_code("folds", lambda: machine().emit_object(llvm.parse_assembly(llvm_module())))
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    for name in ("scratchnet_fold", "scratchnet_copy"):
-        llvm.add_symbol(name, engine.get_function_address(name))
-    _engines.append(engine)
-
-
-def _call(builder, name, values):
-    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * len(values))
-    builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), values)
-
-
 def _typed_fold(typing_context, which, count, a, b, out, also, n):
     def generate(context, builder, signature, values):
-        _call(builder, "scratchnet_fold", values)
+        call(builder, "scratchnet_fold", values)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7), generate
@@ -224,7 +197,7 @@ def _typed_fold(typing_context, which, count, a, b, out, also, n):
 
 def _typed_copy(typing_context, source, target, nbytes):
     def generate(context, builder, signature, values):
-        _call(builder, "scratchnet_copy", values)
+        call(builder, "scratchnet_copy", values)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 3), generate
@@ -233,5 +206,5 @@ def _typed_copy(typing_context, source, target, nbytes):
 fold: Callable = _fold
 copy: Callable = _copy
 if JIT_ENABLED:
-    before_first_kernel(_load)
+    provide("folds", llvm_module, ["scratchnet_fold", "scratchnet_copy"])
     fold, copy = intrinsic(_typed_fold), intrinsic(_typed_copy)

@@ -342,7 +342,8 @@ def test_tiles_stay_in_registers(kind):
     llvm.initialize_all_asmprinters()
     tile = simd.TILES[kind]
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
-    assembly = machine.emit_assembly(llvm.parse_assembly(simd.llvm_module(tile)))
+    modules = [llvm.parse_assembly(simd.llvm_module(dtype, tile)) for dtype in simd.DTYPES]
+    assembly = "\n".join(map(machine.emit_assembly, modules))
     functions = re.split(r"\.Lfunc_end\d+:", assembly)
     if kind == "avx2":  # 16 registers: an update, which follows the loop over k, has too few
         functions = [text for text in functions if not re.search(r"^tile_\w+_\d\d1:", text, re.MULTILINE)]
