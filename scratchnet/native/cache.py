@@ -49,6 +49,7 @@ SOURCES = (
     "kernels/*.py",
     "kernels/cpu/*.py",
     "parallel/comm/*.py",
+    "parallel/phases.py",
     "parallel/pool/claims.py",
     "data/rows.py",
 )
