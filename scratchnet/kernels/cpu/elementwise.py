@@ -95,11 +95,8 @@ def _layout(shape, *operands):
     return None if found is None else constant(np.array([found[0], *found[1]], np.int64))
 
 
-def _readable(out, *operands):
-    """The operands, copied to the full shape where there is no other way to read them, and their layout."""
-    layout = _layout(out.shape, *[x.shape for x in operands])
-    if layout is not None:
-        return operands, layout
+def _expanded(out, *operands):
+    """The operands in the full shape, and their layout."""
     return [np.broadcast_to(x, out.shape) for x in operands], _layout(out.shape, *[out.shape] * len(operands))
 
 
@@ -136,7 +133,9 @@ def binary(name, weight):
         if (a_full and b_full) or (a_full and b.size == 1) or (b_full and a.size == 1):
             layout = _ONE_ROW[a_full, b_full]  # without a look at the shapes, which takes longer than a small loop
         else:
-            (a, b), layout = _readable(out, a, b)
+            layout = _layout(out.shape, a.shape, b.shape)
+            if layout is None:
+                (a, b), layout = _expanded(out, a, b)
         run(size, 1, a.ravel(), b.ravel(), out.ravel(), layout)
 
     return kernel
@@ -146,7 +145,9 @@ _run_where = ranged(_where, "where", writes=(3,))
 
 
 def where(condition, a, b, out):
-    (condition, a, b), layout = _readable(out, condition, a, b)
+    layout = _layout(out.shape, condition.shape, a.shape, b.shape)
+    if layout is None:
+        (condition, a, b), layout = _expanded(out, condition, a, b)
     _run_where(out.size, 1, condition.ravel(), a.ravel(), b.ravel(), out.ravel(), layout)
 
 
