@@ -1,5 +1,7 @@
 """The README tells the truth: its commands name real files, its examples run and print what it shows."""
 
+import re
+
 import pages
 
 PATH = pages.ROOT / "README.md"
@@ -15,6 +17,7 @@ def test_it_is_short_and_its_files_and_flags_exist():
     assert len(README.splitlines()) < 200
     assert pages.missing_files(PATH) == []
     assert pages.wrong_commands(PATH) == []
+    assert "@" not in re.sub(r"@sn\.\w+", "", README)  # no addresses of people
 
 
 def test_the_ci_script_finds_both_commands():
