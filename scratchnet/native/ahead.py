@@ -1,9 +1,9 @@
 """Kernels compiled ahead: while a job compiles what it needs first, a helper process compiles what it will need last.
 
-A list says which kernels a job calls, in order. As soon as one of them has to be compiled, the helper starts and goes
-through the list from its end, leaving out what is there or being compiled (see cache.py). The job finds in the cache
-what the helper made, and waits for what it is making. The helper ends with its list or with the job, whichever comes
-first. If it dies, the job compiles everything itself.
+A list says which kernels a job calls. As soon as one of them has to be compiled, the helper starts and goes through the
+list from its end, leaving out what is there or being compiled (see cache.py). The job finds in the cache what the
+helper made, and waits for what it is making. The helper ends with its list or with the job, whichever comes first. If
+it dies, the job compiles everything itself.
 
 `SCRATCHNET_COMPILERS=1` keeps the helper away.
 """
