@@ -208,21 +208,21 @@ class Ranks(Steps):
             self._agree(step)
         if self._slices:
             self._exchange_slices(self._slices, phase, step)
-            machine.barrier(f"phase {phase!r}")
+            machine.synchronize(f"phase {phase!r}")
             return
         if phase != "shard":
-            machine.barrier(f"phase {phase!r}")
+            machine.synchronize(f"phase {phase!r}")
         if machine.count == 1 or phase not in EXCHANGED:
             return
         if self._is_fast:
             self._sum_of_machine(step)
-            machine.barrier("the sum of a machine")
+            machine.synchronize("the sum of a machine")
         if machine.leaders:
             with self._comm.waiting("the exchange of gradients"):
                 self._exchange_shards(phase, step)
                 if not self.compressor:
                     self._sum(step)
-        machine.barrier("the exchange of gradients")
+        machine.synchronize("the exchange of gradients")
 
     def _agree(self, step: int) -> None:
         """Returns when all ranks have computed their gradients. All raise if samples differ, or one is not finite."""
@@ -323,7 +323,7 @@ class Ranks(Steps):
         machine = self._machine
         if self._slices:
             self._slices.share_states(with_older=self._keeps and self.replica.strategy.lag > 0)
-        machine.barrier("settle")
+        machine.synchronize("settle")
         if self._keeps and self.compressor and machine.leaders:
             with self._comm.waiting("the exchange of residuals"):
                 machine.share_rows(self.arena.residuals[self.submitted % 2])

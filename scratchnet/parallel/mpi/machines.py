@@ -79,10 +79,10 @@ class Machine:
                     f"shared memory: expected that of rank {self._leader}, got {error.strerror}; {SHARE_VARIABLE}=1 "
                     "lets each rank have its own"
                 ) from None
-        self.barrier("shared memory")  # the first rank's file stays open until then
+        self.synchronize("shared memory")  # the first rank's file stays open until then
         return memory
 
-    def barrier(self, text: str) -> None:
+    def synchronize(self, text: str) -> None:
         """Returns when all ranks of this machine have called it. text: what error messages call the wait."""
         self.comm.wait(self.local.Ibarrier(), text)
 
