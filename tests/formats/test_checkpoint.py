@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import re
+import sys
 import tracemalloc
 import urllib.parse
 import zipfile
@@ -304,6 +305,7 @@ def tensor(shape, begin, end, dtype="F32", name="a"):
 
 ONE, X = {"x": {"$array": "a"}}, b"1234"
 DEEP = '{"sha256":"' + "0" * 64 + '","format":1,"tree":'
+DEPTH = 900 if sys.version_info < (3, 12) else 1_500  # JSON has room for it, reading the tree has not
 FORGED = {
     "length 2^63": forged({}, length=2**63),
     "length 2^64-1": forged({}, length=2**64 - 1),
@@ -312,7 +314,7 @@ FORGED = {
     "deep JSON": forged(metadata=DEEP + "[" * 500_000),
     "deep JSON, closed": forged(metadata=DEEP + "[" * 100_000 + "]" * 100_000 + "}"),
     "deep JSON in the header": forged({}, ',"a":' + "[" * 100_000),
-    "a tree deeper than Python's stack": forged(metadata=DEEP + '{"x":' * 900 + "1" + "}" * 901),
+    "a tree deeper than Python's stack": forged(metadata=DEEP + '{"x":' * DEPTH + "1" + "}" * (DEPTH + 1)),
     "a number of a million digits": forged(metadata=DEEP + "1" * 1_000_000 + "}"),
     "no JSON": forged(metadata=DEEP),
     "no UTF-8": forged({}, ',"\udcff":1'),
