@@ -40,7 +40,7 @@ TABLES: dict[str, Callable[[], dict[str, Kernel]]] = {"numpy": _numpy_table, "cp
 
 
 class Device:
-    """A device by name: its kernels as attributes, and `empty` to get memory on it.
+    """A device: its kernels as attributes, and the memory that they work on.
 
     >>> device("numpy").exp(x, out)        # out[...] = e ** x
 

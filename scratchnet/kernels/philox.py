@@ -1,4 +1,4 @@
-"""Philox 4x32-10 (Salmon et al. 2011), from which cpu and cuda compile their random numbers: the reference's words."""
+"""Philox 4x32-10 (Salmon et al. 2011): the words that the reference draws, in the form that cpu and cuda compile."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ LOW, SHIFT, TO_24_BITS = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(8)
 
 
 def four_words(c0, c1, c2, c3, k0, k1):
-    """For a counter of four 32-bit words and a key of two, all held in uint64."""
+    """Four random 32-bit words for a counter of four and a key of two such words, all held in uint64."""
     for _ in range(10):
         p0, p1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
         c0, c1, c2, c3 = (p1 >> SHIFT) ^ c1 ^ k0, p1 & LOW, (p0 >> SHIFT) ^ c3 ^ k1, p0 & LOW

@@ -221,7 +221,7 @@ def scatter_rows(g, index, out):
 
 
 def matmul(a, b, out, transpose_a=False, transpose_b=False):
-    """out (m, n) = op(a) (m, k) @ op(b) (k, n), where op transposes if told so; a and b are stored row by row."""
+    """out (m, n) = op(a) (m, k) @ op(b) (k, n), op(x) being x or, if transpose_x, x.T; C order."""
     np.matmul(a.T if transpose_a else a, b.T if transpose_b else b, out=out)
 
 
@@ -301,7 +301,7 @@ def dropout(x, out, p, key):
 
 
 # --- optimizers: one step over a flat parameter, from the old state to the new ---------------------------------------
-# Outputs may be the very arrays of the inputs (a step in place) or others (a step that can be repeated). `numbers` are
+# Outputs may be the input arrays (a step in place) or others (a step that can be repeated). `numbers` are
 # float64 in an array, because they change from step to step.
 
 

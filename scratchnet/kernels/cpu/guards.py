@@ -1,4 +1,4 @@
-"""Loops that look at values and write 1 to `stop` where they are not as they must be: see execute.py."""
+"""Loops that check values, and write 1 to `stop` where the check fails, which ends a program: see native/execute.py."""
 
 import numpy as np
 
@@ -20,18 +20,18 @@ def _finite(lo, hi, x, stop):
             stop[0] = 1
 
 
-# They count as writers of what they look at: whatever reads it afterwards has to wait for them.
+# A guard counts as a writer of the array that it checks, so that every later reader waits for it.
 _run_in_range = ranged(_in_range, "in_range", writes=(0, 3), whole=(0, 3))
 _run_finite = ranged(_finite, "finite", writes=(0, 1), whole=(0, 1))
 
 
 def in_range(x, low, high, stop):
-    """All of x (int64) are in [low, high), or `stop` becomes 1."""
+    """Sets `stop` unless all of x (int64) is in [low, high)."""
     _run_in_range(x.size, 1, x.ravel(), low, high, stop)
 
 
 def finite(x, stop):
-    """No element of x is NaN or infinite, or `stop` becomes 1."""
+    """Sets `stop` if any element of x is NaN or infinite."""
     _run_finite(x.size, 1, x.ravel(), stop)
 
 

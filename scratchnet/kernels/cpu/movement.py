@@ -6,8 +6,8 @@ from ...native.compile import jit
 from ...native.loops import is_planning, ranged
 
 F4, F8, U1 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8)
-PLANNED_COPIES = {(F4, F4), (F8, F8), (U1, F4), (U1, F8)}  # that are loops in a program; others are left to NumPy
-RANGES = 16  # parts of the destination rows that scatter_rows fills on its own; each part reads the whole index
+PLANNED_COPIES = {(F4, F4), (F8, F8), (U1, F4), (U1, F8)}  # these become loops of a program; NumPy does the others
+RANGES = 16  # of destination rows, each an item of scatter_rows, which reads the whole index
 
 
 @jit
@@ -70,7 +70,7 @@ def copy(x, out):
 
 
 def _plan_copy(x, out):
-    """A copy as a loop, where x has no gaps or is one element that is repeated."""
+    """A copy as a loop, if x is contiguous or one repeated element."""
     if not any(x.strides):
         _run_repeat(out.size, 1, x[(slice(1),) * x.ndim].reshape(1), out.ravel())
     elif x.flags.carray:

@@ -1,4 +1,4 @@
-"""Standardization of the middle axis of (outer, n, inner): what layer norm does to rows, and batch norm to columns.
+"""Standardization of the middle axis of (outer, n, inner): layer norm's rows (inner = 1) and batch norm's columns.
 
 A row stays in L1 while its mean, its variance and its results are computed; a strip of columns, wide enough for
 vectors, in L2. Sums are in float64: of a row in lanes that depend on its length alone, of a column in order.

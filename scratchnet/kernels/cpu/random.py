@@ -1,4 +1,4 @@
-"""Counter-based random numbers, the same as the reference's."""
+"""Dropout by counter-based random numbers, the same as the reference's (philox.py)."""
 
 import math
 

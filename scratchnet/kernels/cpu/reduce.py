@@ -1,4 +1,4 @@
-"""Reductions of the middle axis of (outer, n, inner): runs of fixed length, then the results of the runs, and so on.
+"""Reductions of the middle axis of (outer, n, inner): of runs of fixed length, then of their results, and so on.
 
 The order of a sum is a tree that depends on n alone: no run is longer than RUN, and within a contiguous run the
 compiler adds in parallel lanes, always the same. So the error grows with RUN and the depth of the tree, not with n.
@@ -14,7 +14,7 @@ from .. import reference
 from .folds import maximum, minimum
 
 RUN_CONTIGUOUS, RUN_STRIDED = 4096, 256  # elements of a run: summed in 16 or more lanes, or one after the other
-RUN_ARGMAX = 512  # elements that are searched twice: for the maximum, then for its place
+RUN_ARGMAX = 512  # elements that are searched twice: for the maximum, then for its index
 TILE = 2048  # columns that a strided run takes at a time: a tile of `out` stays in the L1 cache
 # ruff: noqa: F821 - bound by each stamp
 combine: Callable
@@ -22,7 +22,7 @@ fold: Callable
 
 
 @jit(reduction=True)
-def _add(a, b):  # a function of its own: `reduction` must not reach the add of elementwise.py
+def _add(a, b):  # not the add of scalars.py, which must not be reassociated
     return a + b
 
 
@@ -77,7 +77,7 @@ def _argmax_strided(lo, hi, x, out, n, inner):
 
 @jit
 def _first(x, top):
-    """The first index of `top` or NaN in x, an array of fewer than 2**31 elements, as a minimum: it has vectors."""
+    """The first index of `top` or NaN in x, of fewer than 2**31 elements: a minimum of indices, which vectorises."""
     size = np.int32(x.size)
     first = size
     for k in range(x.size):
@@ -88,7 +88,7 @@ def _first(x, top):
 
 @jit
 def _argmax_contiguous(lo, hi, x, out, n):
-    """The maximum of each run of a row, which is NaN if any element is; then its place in the first run that has it."""
+    """The maximum of each run of a row (NaN if any element is), then its index in the first run that has it."""
     for i in range(lo, hi):
         row = x[i * n : (i + 1) * n]
         top, start = fold(row[:RUN_ARGMAX]), 0

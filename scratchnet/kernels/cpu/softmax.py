@@ -1,4 +1,4 @@
-"""Row kernels: softmax and its relatives on (rows, n). Rows are independent; sums over a row are in float64."""
+"""Softmax, log-softmax and cross-entropy of rows (rows, n). An item is a row; its sums are in float64."""
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def _cross_entropy_grad(lo, hi, g, logits, labels, out):
 
 
 def _rows(name, template, inputs, weight=8):
-    """The kernel (arrays..., out) that runs a template over rows; the first array with two axes tells how many."""
+    """The kernel (arrays..., out) that runs a template over the rows of its first two-dimensional array."""
     run = ranged(template, name, writes=(inputs,), weight=weight)
 
     def kernel(*arrays):

@@ -20,8 +20,8 @@ from .compile import captured
 from .memory import DeviceArray
 
 INT64, SMALL = np.dtype(np.int64), {np.dtype(np.int32), np.dtype(np.uint8)}
-READ = {"numbers", "key"}  # parameters that kernels read on the host: what they launch is another thing in each step
-LIMITED = {"copy", "take_rows"}  # kernels that tell the limits of integers to their result, see DeviceArray.limits
+READ = {"numbers", "key"}  # parameters that kernels read on the host: their launches differ from step to step
+LIMITED = {"copy", "take_rows"}  # kernels whose results know the limits of their integers, see DeviceArray.limits
 
 
 def _guarded(name: str, kernel: Callable[..., None]) -> Callable[..., None]:
@@ -43,7 +43,7 @@ def _guarded(name: str, kernel: Callable[..., None]) -> Callable[..., None]:
 
 
 def _in_int64(kernel: Callable, arrays: list[DeviceArray], inputs: int, numbers: tuple) -> None:
-    """A call on small integers: with the same bits, as all of them count modulo a power of two."""
+    """A call on small integers, computed in int64: the bits are the same, as all integers wrap around powers of two."""
     wide = [memory.empty(x.shape, INT64) if x.dtype in SMALL else x for x in arrays]
     for x, copy in zip(arrays[:inputs], wide[:inputs], strict=True):
         if x is not copy:
@@ -55,8 +55,9 @@ def _in_int64(kernel: Callable, arrays: list[DeviceArray], inputs: int, numbers:
 
 
 def launches(name: str, arguments: tuple) -> list[Callable[[], None]]:
-    """A call of a kernel, to be made again and again, as functions to call in turn: its launches, with the memory
-    that it needs between them, or the kernel itself, where it takes none and has more to do than to launch.
+    """A call that will be repeated, as functions to call in order: its launches, whose memory is then allocated once.
+
+    Or the kernel itself, where a launch depends on values that it reads on the host.
     """
     count = arrays_of(name)[1]
     arrays = _on_device(name, arguments[:count])
@@ -66,12 +67,12 @@ def launches(name: str, arguments: tuple) -> list[Callable[[], None]]:
 
 
 def _on_device(name: str, arrays: Iterable[Any]) -> list[DeviceArray]:
-    """A NumPy array of one element is a Python number that an op was given: it becomes device memory here."""
+    """The arrays, where a Python number that an op was given (a NumPy array of one element) becomes device memory."""
     return [x if type(x) is DeviceArray else _number(name, x) for x in arrays]
 
 
 def _number(name: str, x: Any) -> DeviceArray:
-    """A number as device memory: filled by a kernel, and kept, as steps use the same few numbers again and again."""
+    """A number as device memory, filled by a kernel and kept: steps use the same few numbers again and again."""
     if not isinstance(x, np.ndarray):
         raise DeviceError(f"{name}: expected arrays on 'cuda', got {type(x).__name__}")
     if x.size != 1:

@@ -1,8 +1,8 @@
 """How cuda kernels are compiled and launched, and the one place that imports numba.cuda.
 
-A kernel is a plain Python function that `kernel(threads)` marks; it is compiled when it is first launched. Helpers are
-marked with `device`. `launch` is the only way to run one: tests put an interpreter of the same source in its place.
-In Numba's simulator (NUMBA_ENABLE_CUDASIM=1) every thread of a kernel is a thread of Python.
+A kernel is a plain Python function that `kernel(threads)` marks; its first launch compiles it. `device` marks helpers.
+`launch` is the only way to run a kernel, so that tests can interpret the same source instead. In Numba's simulator
+(NUMBA_ENABLE_CUDASIM=1) every thread of a kernel is a thread of Python.
 """
 
 import importlib.util
@@ -34,8 +34,11 @@ if importlib.util.find_spec("numba_cuda") is not None and not SIMULATED:
 
 
 class _Simulated:
-    """numba.cuda as the kernel that is running sees it. (The simulator's own way of telling it, an exchange of the
-    module's globals, is no good for helpers: the first thread that leaves one would take it from the others.)"""
+    """numba.cuda as the running kernel sees it.
+
+    The simulator itself exchanges the module's globals, which fails for helpers: the first thread that leaves one would
+    take them away from the others.
+    """
 
     def __getattr__(self, name: str) -> Any:
         from numba.cuda.simulator.kernel import _get_kernel_context
@@ -47,9 +50,9 @@ cuda: Any = _Simulated() if SIMULATED else numba_cuda
 
 
 class Kernel:
-    """A kernel as it was written.
+    """A kernel's source, compiled at its first launch.
 
-    threads: of a block, at most. resident: blocks that a multiprocessor must have room for: both limit the registers.
+    threads: most threads of a block. resident: fewest blocks that a multiprocessor must hold. Both limit the registers.
     """
 
     def __init__(self, function: Callable[..., None], threads: int, resident: int = 1):
@@ -66,7 +69,7 @@ def kernel(threads: int, resident: int = 1) -> Callable[[Callable[..., None]], K
 
 
 def device(function: Callable[..., Any]) -> Any:
-    """Marks a helper of kernels, which is compiled into each of them."""
+    """Marks a helper, which is compiled into each kernel that calls it."""
     return function if SIMULATED else numba_cuda.jit(function, device=True, inline="always")
 
 
@@ -79,15 +82,12 @@ launcher: ContextVar[Callable[..., None]] = ContextVar("launcher", default=_run)
 
 
 def launch(kernel: Kernel, blocks: Any, threads: Any, *arguments: Any) -> None:
-    """Starts a kernel on a grid of blocks of threads (numbers, or tuples (x, y)); arrays are DeviceArrays.
-
-    A kernel sees an array as its elements in a row.
-    """
+    """Starts a kernel on a grid: `blocks` of `threads`, each a number or (x, y). The kernel sees DeviceArrays flat."""
     launcher.get()(kernel, blocks, threads, arguments)
 
 
 def captured(call: Callable[[], None]) -> list[Callable[[], None]]:
-    """The launches of a call, in order, to be done at any time; the call itself starts none."""
+    """The launches of a call in order, as functions that start them; the call itself starts none."""
     found: list[Callable[[], None]] = []
     token = launcher.set(lambda *launched: found.append(lambda: launcher.get()(*launched)))
     try:
@@ -118,12 +118,12 @@ def _mover(name: str, aligned_source: bool) -> Callable[..., None]:
             element = context.get_data_type(source.dtype)
             size = context.get_abi_sizeof(element)
             vector = ir.VectorType(element, 16 // size).as_pointer()
-            places = [
+            pointers = [
                 builder.bitcast(builder.gep(context.make_array(kind)(context, builder, array).data, [at]), vector)
                 for kind, array, at in ((source, *arguments[:2]), (target, *arguments[2:]))
             ]
-            value = builder.load(places[0], align=16 if aligned_source else size)
-            builder.store(value, places[1], align=size if aligned_source else 16)
+            value = builder.load(pointers[0], align=16 if aligned_source else size)
+            builder.store(value, pointers[1], align=size if aligned_source else 16)
             return context.get_dummy_value()
 
         return types.void(source, types.intp, target, types.intp), generate  # type: ignore[attr-defined]
@@ -143,14 +143,14 @@ _streams: dict[str, Any] = {}
 
 
 def stream(name: str = "compute") -> Any:
-    """A stream by its use: "compute" for all kernels, "copy" for batches that travel meanwhile."""
+    """A stream by its use: "compute" for all kernels, "copy" for transfers that overlap with them."""
     if name not in _streams:
         _streams[name] = numba_cuda.stream()
     return _streams[name]
 
 
 def event(timing: bool = False) -> Any:
-    """A mark in a stream, for which others can wait; with timing it also knows when it was passed."""
+    """A mark in a stream, for which other streams can wait; with timing it also records when it was reached."""
     return numba_cuda.event(**({} if SIMULATED else {"timing": timing}))
 
 
@@ -169,7 +169,7 @@ def check_gpu(number: int) -> None:
 
 
 def use_gpu(number: int) -> None:
-    """This thread computes on the GPU of this number; to be called before it has used another one."""
+    """Makes this thread compute on the GPU of this number; call it before the thread uses any other."""
     check_gpu(number)
     if not SIMULATED:  # where the only GPU is number 0
         numba_cuda.select_device(number)

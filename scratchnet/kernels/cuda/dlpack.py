@@ -75,7 +75,7 @@ def export(x: Any) -> Any:
 
 
 class _Borrowed:
-    """Memory of another library, which is told when the last array on it is forgotten."""
+    """Memory of another library; its deleter runs when the last array on it is forgotten."""
 
     def __init__(self, managed: _Managed, source: Any):
         self.managed, self.source = managed, source

@@ -1,9 +1,8 @@
-"""Folds within a block: what its threads hold becomes one value that all of them know, in an order that is fixed.
+"""Folds within a block: the values of its threads become one value that all of them get, in a fixed order.
 
-In a block with several columns side by side, thread t is on layer t // columns of column t % columns, and the layers of
-each column are folded. With one column, the lanes of a warp exchange values by shuffles; with `shuffles=False`
-everything goes through shared memory, for the simulator, which has no shuffles. Every thread of the block must take
-part.
+In a block of several columns, thread t is layer t // columns of column t % columns, and the layers of a column are
+folded. With one column, the lanes of a warp exchange values by shuffles; with `shuffles=False` all values go through
+shared memory, for the simulator, which has no shuffles. Every thread of the block must take part.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ ALL_LANES = 0xFFFFFFFF
 
 
 def neutral(name: str, dtype: np.dtype):
-    """What changes nothing when it is folded in."""
+    """The neutral element of a fold."""
     if name == "sum":
         return dtype.type(0)
     if dtype.kind == "f":

@@ -88,7 +88,7 @@ def _factor(dtype: np.dtype, edge: int, depth: int, threads: int, across: bool) 
 
 @cache
 def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, has_bias: bool) -> Kernel:
-    """The kernel (a, b, bias, out, m, n, k, span, wide); `bias` is not looked at unless has_bias.
+    """The kernel (a, b, bias, out, m, n, k, span, wide); `bias` is read only if has_bias.
 
     span: how many terms of the sum a block adds up; with less than k, `out` is (parts, m, n), to be folded.
     wide: may 16 bytes be moved at once from a, from b, and to out? Then their rows are multiples of that.

@@ -1,7 +1,7 @@
 """Memory on the GPU: a pool of blocks, and DeviceArray, a view of one that has NumPy's shapes and strides.
 
-A DeviceArray knows where its elements lie through `layout`, a NumPy array at the device's addresses that nobody reads:
-so slices, transposes and reshapes of device memory are NumPy's own. Elements move only by `from_host` and `to_host`.
+A DeviceArray has a `layout`: a NumPy array at the device's addresses, whose elements nobody reads. So NumPy itself
+slices, transposes and reshapes device memory. Only `from_host` and `to_host` move elements.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BASIC = (int, np.integer, slice, type(None), type(Ellipsis))
 
 
 class _Block:
-    """A piece of device memory; it goes back to the pool when the last view of it is forgotten."""
+    """A piece of device memory, which returns to the pool with the last view of it."""
 
     __slots__ = ("address", "memory", "nbytes", "pool")
 
@@ -35,15 +35,15 @@ class _Block:
 
 
 class Pool:
-    """Blocks that were given back wait here, by size, for the next array of that size.
+    """Free blocks by size, for the next array of that size.
 
-    All kernels run in one stream, in the order of their launches: so a block may be written anew as soon as Python has
-    forgotten it, even while a kernel that was launched before still reads it.
+    All kernels run in one stream, in the order of their launches. So a block may be reused as soon as Python has freed
+    it, even while an earlier kernel still reads it.
     """
 
     def __init__(self) -> None:
         self.waiting: dict[int, list[Any]] = {}
-        self.allocated = 0  # bytes, those that wait included
+        self.allocated = 0  # bytes, free blocks included
         self.lock = threading.Lock()
 
     def take(self, nbytes: int) -> _Block:
@@ -62,7 +62,7 @@ class Pool:
             self.waiting.setdefault(size, []).append(memory)
 
     def empty(self) -> None:
-        """Returns all memory that waits to the driver."""
+        """Returns all free blocks to the driver."""
         with self.lock:
             self.allocated -= sum(size * len(found) for size, found in self.waiting.items())
             self.waiting.clear()
@@ -92,7 +92,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def free_bytes() -> int:
-    """How much memory the driver still has."""
+    """Bytes that the driver can still allocate."""
     return 0 if SIMULATED else numba_cuda.current_context().get_memory_info().free
 
 
@@ -100,7 +100,7 @@ pool = Pool()
 
 
 class _Address:
-    """An address as something that NumPy makes an array of."""
+    """An address, as an object of which NumPy makes an array."""
 
     def __init__(self, address: int, nbytes: int):
         self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
@@ -159,7 +159,7 @@ class DeviceArray:
         return len(self.layout)
 
     def copy(self) -> DeviceArray:
-        """The elements once more, in C order."""
+        """A copy in C order."""
         return self.astype(self.dtype)
 
     def __reduce__(self) -> tuple:  # for pickle and copy.deepcopy
@@ -173,21 +173,21 @@ class DeviceArray:
         movement.copy(self, out)
         return out
 
-    # Labels must lie in a range. To look at them would be to wait for all kernels, so the limits of integers that came
-    # from the host are known from there, and those of their copies too.
+    # Labels must lie in a range. Reading them would wait for all kernels, so integers from the host, and their copies,
+    # keep the limits that they had there.
 
     @property
     def known_limits(self) -> tuple[int, int] | None:
         return (self if self.base is None else self.base)._limits
 
     def set_limits(self, limits: tuple[int, int] | None) -> None:
-        """After all elements were written: between which numbers they lie, if that is known."""
+        """Sets the limits of the elements, all of which were just written; None if they are unknown."""
         memory = self if self.base is None else self.base
         memory._limits = limits if self.size == memory.size else None
 
     @property
     def limits(self) -> tuple[int, int]:
-        """Two numbers between which all elements lie: of a view, perhaps those of the whole memory."""
+        """(smallest, largest) element, or wider limits: a view may have those of the whole memory."""
         if self.known_limits is not None:
             return self.known_limits
         elements = to_host(self)
@@ -198,7 +198,7 @@ class DeviceArray:
 
     @property
     def flat(self) -> Any:
-        """What a kernel is given: the elements in one row. Raises DeviceError if they do not lie in one."""
+        """The argument of a kernel: the elements as one row. Raises DeviceError unless they are C-contiguous."""
         if self._flat is None:
             if not self.layout.flags.c_contiguous:
                 raise DeviceError(f"cuda: expected C-contiguous memory, got shape {self.shape}, strides {self.strides}")
@@ -207,7 +207,7 @@ class DeviceArray:
 
     @property
     def span(self) -> tuple[DeviceArray, int]:
-        """All elements from the lowest address to the highest, gaps included, and which of them is element 0, 0..."""
+        """All elements from the lowest address to the highest, gaps included, and the index of element 0, 0...."""
         low, high = 0, 0
         for n, stride in zip(self.shape, self.strides, strict=True):
             reach = (n - 1) * stride // self.itemsize
@@ -249,7 +249,7 @@ class DeviceArray:
 
 
 def _argument(flat: np.ndarray, owner: Any) -> Any:
-    """A one-dimensional array at device addresses as what Numba takes for one."""
+    """A one-dimensional array at device addresses, as Numba's own type."""
     if SIMULATED:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
@@ -267,7 +267,7 @@ def checked(dtype: Any) -> np.dtype:
 
 
 def empty(shape: Any, dtype: Any) -> DeviceArray:
-    """New memory for a C-contiguous array, with rubbish in it. Raises DeviceError if there is too little."""
+    """A C-contiguous array whose elements are undefined. Raises DeviceError if memory does not suffice."""
     dtype = checked(dtype)
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     nbytes = math.prod(shape) * dtype.itemsize

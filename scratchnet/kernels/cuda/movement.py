@@ -25,7 +25,7 @@ def filling(threads: int) -> Kernel:
 
 @cache
 def copying(dtype: np.dtype, threads: int) -> Kernel:
-    """Elements that lie in a row, of one dtype."""
+    """A copy of contiguous elements of one dtype."""
     kind, WIDTH = numba.from_dtype(dtype), 16 // dtype.itemsize
 
     @kernel(threads)
@@ -74,11 +74,11 @@ def taking(threads: int) -> Kernel:
 
 @cache
 def scattering(dtype: np.dtype, threads: int) -> Kernel:
-    """Adds up the rows of g that go to one place, in the order of the index and without atomics.
+    """Adds up the rows of g that go to one row of out, in the order of the index and without atomics.
 
-    A block takes a position of the index. If the same row number stands at an earlier position, that one's block does
-    the work; else this block walks through the rest of the index, `threads` numbers at a time, and stops only where
-    one of them is its own. Each thread has a column.
+    A block takes a position of the index. If an earlier position has the same row number, that block does the work;
+    else this block searches the rest of the index, `threads` numbers at a time, for its row number. Each thread adds up
+    one column.
     """
     ZERO = dtype.type(0)
 

@@ -1,7 +1,7 @@
 """Standardization of the middle axis of x (outer, n, inner): layer norm's rows (inner = 1) and batch norm's columns.
 
-The mean, then the mean square of what is left, then the results: three passes, of which the later ones find the data in
-the cache. A block has a row, or some columns side by side, and walks along all of them at once.
+Three passes: the mean, the variance, the results. The later ones find the data in the cache. A block works on a row, or
+on some columns side by side.
 """
 
 from collections.abc import Callable

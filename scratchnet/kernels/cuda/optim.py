@@ -1,4 +1,4 @@
-"""Optimizers: one pass over a flat parameter and its state. The numbers of a step travel as arguments of the launch."""
+"""Optimizers: one pass over a flat parameter and its state. The numbers of a step are arguments of the launch."""
 
 import math
 from functools import cache

@@ -1,7 +1,7 @@
 """Reductions of the middle axis of x (outer, n, inner).
 
-A block folds at most `chunk` elements of one result (or of some columns of results); where n is larger, the partial
-results are folded in a second pass by the same kernel. The chunks depend on n alone, and so do the bits.
+A block folds at most `chunk` elements towards one result, or towards a few results side by side. Where n is larger, a
+second pass of the same kernel folds the partial results. The chunks depend on n alone, and so do the bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .scalars import scalars
 
 
 class Strip(NamedTuple):
-    """How a block walks along the middle axis: columns that it has side by side, and its threads. Rows have one."""
+    """The part of x that a block folds along the middle axis: its columns side by side (one for a row), its threads."""
 
     columns: int
     threads: int
@@ -69,13 +69,15 @@ def folding_strips(name: str, dtype: np.dtype, strip: Strip, fold: Callable) -> 
 
 @cache
 def finding(dtype: np.dtype, threads: int) -> Kernel:
-    """argmax: a block a chunk of a result. The larger value wins, of equal ones the first; a NaN is the largest."""
+    """argmax: a block a chunk of a result. The larger value wins, of equals the first; NaN is the largest."""
     kind = numba.from_dtype(dtype)
 
     @kernel(threads)
-    def loop(x, places, out, n, count, inner, chunk, is_first):
-        """x: (outer, n, inner). out: (outer, parts, inner), where in a row the largest is of each chunk of candidates.
-        Those are all n places if is_first, or else the places (outer, count, inner) that a pass before has found."""
+    def loop(x, indices, out, n, count, inner, chunk, is_first):
+        """x: (outer, n, inner). out (outer, parts, inner): the index of the largest of each chunk of candidates.
+
+        Candidates are all n elements if is_first, else those whose indices (outer, count, inner) the last pass found.
+        """
         values = cuda.shared.array(threads, kind)
         found = cuda.shared.array(threads, numba.int64)
         own = cuda.threadIdx.x
@@ -85,25 +87,25 @@ def finding(dtype: np.dtype, threads: int) -> Kernel:
             start, candidates = row * n * inner + column, row * count * inner + column
             first = item // inner % parts * chunk
             end = min(first + chunk, count)
-            place = min(first + own, end - 1)
+            index = min(first + own, end - 1)
             if not is_first:
-                place = places[candidates + place * inner]
-            best = x[start + place * inner]
+                index = indices[candidates + index * inner]
+            best = x[start + index * inner]
             for i in range(first + own + threads, end, threads):
-                other = i if is_first else places[candidates + i * inner]
+                other = i if is_first else indices[candidates + i * inner]
                 value = x[start + other * inner]
                 if (value > best) | ((value != value) & (best == best)):
-                    best, place = value, other
-            values[own], found[own] = best, place
+                    best, index = value, other
+            values[own], found[own] = best, index
             cuda.syncthreads()
             step = threads // 2
             while step > 0:
                 if own < step:
                     value, other = values[own + step], found[own + step]
-                    best, place = values[own], found[own]
+                    best, index = values[own], found[own]
                     larger = (value > best) | ((value != value) & (best == best))
                     equal = (value == best) | ((value != value) & (best != best))
-                    if larger | (equal & (other < place)):
+                    if larger | (equal & (other < index)):
                         values[own], found[own] = value, other
                 cuda.syncthreads()
                 step //= 2
@@ -148,16 +150,16 @@ def argmax(x, out):
         return
     numbers = tuning.current()
     outer, n, inner = x.shape
-    places, count, is_first = out, n, True  # of the first pass nobody looks at `places`
+    indices, count, is_first = out, n, True  # the first pass does not read `indices`
     while True:
         parts = -(-count // numbers.chunk)
         target = out if parts == 1 else memory.empty((outer, parts, inner), out.dtype)
         threads = row_threads(min(count, numbers.chunk))
-        arguments = x, places, target, n, count, inner, numbers.chunk, is_first
+        arguments = x, indices, target, n, count, inner, numbers.chunk, is_first
         launch(finding(x.dtype, threads), min(target.size, numbers.blocks), threads, *arguments)
         if parts == 1:
             return
-        places, count, is_first = target, parts, False
+        indices, count, is_first = target, parts, False
 
 
 KERNELS = {**{name: _reducing(name) for name in OPERATIONS}, "argmax": argmax}

@@ -1,7 +1,7 @@
-"""Softmax and cross-entropy: one block a row, which reads it from memory once and then from the cache.
+"""Softmax and cross-entropy: each block takes a row, and reads it from memory once and then from the cache.
 
-The row's maximum, then the sum of exp(x - maximum), then what a kernel makes of them, which is all that differs.
-Threads walk along the row side by side.
+It computes the row's maximum, then the sum of exp(x - maximum), then the result: only this last pass differs between
+kernels. Neighbouring threads read neighbouring elements.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from .reduce import row_threads
 
 @cache
 def _ends(dtype: np.dtype, threads: int) -> dict[str, Callable]:
-    """name -> helper: what becomes of a row of x, given its maximum and the sum of exp(x - maximum).
+    """name -> helper: the last pass over a row of x, given its maximum and the sum of exp(x - maximum).
 
-    g and labels are not looked at where the kernel has none.
+    g and labels are read only by kernels that have them.
     """
     ZERO, ONE = dtype.type(0), dtype.type(1)
 
@@ -97,7 +97,7 @@ def softmax_grad_rows(dtype: np.dtype, threads: int, warp: int, shuffles: bool) 
 
 
 def _by_rows(make: Callable[..., Kernel], x, *arrays) -> None:
-    """Runs a kernel on the rows of x and of what else it takes."""
+    """Launches a kernel with one block for each row of x."""
     rows, n = x.shape
     if rows and n:
         numbers, threads = tuning.current(), row_threads(n)

@@ -1,7 +1,7 @@
-"""What travels between host and GPU: through pinned memory of the host, from and to which the GPU copies by itself.
+"""Transfers between host and GPU, through pinned host memory, which the GPU copies without help of the CPU.
 
-`prefetch` brings batches ahead of time, with a stream for copies and events that keep both in step; `PinnedTransfer`
-brings one piece of memory there, or back, when it is wanted.
+`prefetch` transfers batches ahead of time in a stream of their own; events keep it in step with the kernels.
+`PinnedTransfer` transfers one piece of memory, in either direction, when asked.
 """
 
 from __future__ import annotations
@@ -17,35 +17,32 @@ from .memory import DeviceArray
 
 
 class PinnedTransfer:
-    """Pieces of at most `nbytes` bytes, one after the other, in the order of the kernels."""
+    """Transfers of at most `nbytes` bytes each, in the order of the kernels."""
 
     def __init__(self, nbytes: int):
         self._pinned = numba_cuda.pinned_array(nbytes, np.uint8)
 
     @staticmethod
     def memory(nbytes: int) -> DeviceArray:
-        """Bytes on the GPU, zeros; a multiple of 4 of them."""
-        whole = memory.empty(nbytes // 4, np.float32)  # of integers, limits would be looked for
+        """Zero bytes on the GPU, a multiple of 4."""
+        whole = memory.empty(nbytes // 4, np.float32)  # not integers, whose limits each transfer would compute
         movement.fill(whole, 0)
         return whole.view(np.uint8)
 
     def send(self, x: np.ndarray, out: DeviceArray) -> None:
-        """Bytes to the GPU: for kernels that are launched from now on."""
-        memory.synchronize()  # what was sent before may still be on its way from the same memory
+        """Copies x (bytes) to the GPU, for kernels that are launched from now on."""
+        memory.synchronize()  # the last transfer may still read the same pinned memory
         self._pinned[: x.size] = x
         memory.send(out[: x.size].view(np.float32), self._pinned[: x.size].view(np.float32))
 
     def receive(self, x: DeviceArray, out: np.ndarray) -> None:
-        """Bytes from the GPU: what all kernels launched until now made of them."""
+        """Copies x (bytes) from the GPU, after all kernels that were launched until now."""
         memory.receive(x.view(np.float32), self._pinned[: x.size].view(np.float32))
         out[...] = self._pinned[: x.size]
 
 
 def prefetch(batches: Iterable[Sequence[np.ndarray]]) -> Iterator[list[DeviceArray]]:
-    """The batches on the GPU, of which the next one travels there while this one is worked on.
-
-    Each passes through pinned memory, from which the GPU copies by itself, in a stream of its own.
-    """
+    """The batches as arrays on the GPU: the next one is transferred while the caller works on this one."""
     staging = (Staging(), Staging())
     under_way: Transfer | None = None
     try:
@@ -59,18 +56,18 @@ def prefetch(batches: Iterable[Sequence[np.ndarray]]) -> Iterator[list[DeviceArr
             under_way = None
     finally:
         if under_way is not None:
-            under_way.arrive()  # its memory is not for others before it has come
+            under_way.arrive()  # else the pool might give away memory that the transfer still writes
 
 
 class Staging:
-    """One batch at a time. Two of these take turns: one batch travels while another is worked on."""
+    """Pinned memory for one batch. `prefetch` alternates between two: one is filled while the other is transferred."""
 
     def __init__(self) -> None:
         self._pinned: list[np.ndarray] = []
         self._arrived: Any = None  # the event after the last copy
 
     def send(self, batch: Sequence[np.ndarray]) -> Transfer:
-        """Starts the journey of a batch, when the one before has left the pinned memory."""
+        """Starts the transfer of a batch, after the last one has left the pinned memory."""
         if self._arrived is None:
             self._arrived = event()
         else:
@@ -93,12 +90,12 @@ class Staging:
 
 
 class Transfer:
-    """A batch under way."""
+    """A batch whose transfer has started."""
 
     def __init__(self, arrays: list[DeviceArray], arrived: Any):
         self._arrays, self._arrived = arrays, arrived
 
     def arrive(self) -> list[DeviceArray]:
-        """The arrays, for kernels that are launched from now on: those wait until it has come."""
+        """The arrays; kernels that are launched from now on wait for the transfer."""
         self._arrived.wait(stream())
         return self._arrays

@@ -1,5 +1,4 @@
-"""Every number that only changes how fast a kernel is. `current()` are those of production; tests put tiny ones, which
-are also those of Numba's simulator."""
+"""The tunable numbers of all kernels. `current()` gives those of production; tests and the simulator use tiny ones."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -9,8 +8,9 @@ from .compile import SIMULATED
 
 @dataclass(frozen=True)
 class Tile:
-    """How a matrix product is cut: a block computes rows x columns of the result, `depth` terms of the sum at a time,
-    a thread own_rows x own_columns of them."""
+    """How a matrix product is cut: a block computes rows x columns of the result, a thread own_rows x own_columns of
+    them, both `depth` terms of the sums at a time.
+    """
 
     rows: int
     columns: int
@@ -25,14 +25,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tuning:
-    """threads: of a block. blocks: most of them in a grid whose threads stride over the rest.
+    """threads: of a block. blocks: most blocks of a grid, whose threads stride over larger arrays.
 
-    warp: threads that run in step; shuffles: they exchange values without shared memory.
-    chunk: elements that one block folds, so their number decides the order of a sum, as nothing else does.
-    columns: of the blocks that fold along another axis than the last.
-    small_rows: rows up to this length are done by one warp each.
-    tiles: of matrix products in float32, the largest first, and of all others. multiprocessors: fewer blocks than this
-    leave part of the GPU idle, so a smaller tile is taken.
+    warp: threads that run in step; shuffles: do they exchange values without shared memory?
+    chunk: elements that one block folds; it alone decides the order of a sum.
+    columns: side by side in a block that folds along another axis than the last.
+    small_rows: one warp takes a row of up to this length.
+    tiles, tiles_of_8_bytes: of matrix products in float32 and in other dtypes, the largest first.
+    multiprocessors: fewer blocks than this leave part of the GPU idle, so a smaller tile is taken.
     """
 
     threads: int = 256
