@@ -61,22 +61,17 @@ def _own(work):
 
 
 @jit
-def _multiply(factors, start, out, region, scratch):
-    sums = Sums(start, out, out, scratch.at, False)
-    multiply(uncounted(factors), uncounted(sums), region, uncounted(scratch))
-
-
-@jit
 def _product(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
     """Rows lo to hi of out = start + op(a) @ op(b); start: see Sums."""
-    region = Region(lo, hi, 0, out.shape[1])
-    _multiply(Factors(a, b, transpose_a, transpose_b, False, 0), start, out, region, _own(work))
+    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), Sums(start, out, out, 0, False)
+    multiply(factors, sums, Region(lo, hi, 0, out.shape[1]), _own(work))
 
 
 @jit
 def _product_packed(lo, hi, a, panels, start, out, transpose_a, j0, j1, work):
     """The same for columns j0 to j1, with the panels that `_packed` made of op(b)."""
-    _multiply(Factors(a, panels, transpose_a, False, True, j0), start, out, Region(lo, hi, j0, j1), _own(work))
+    factors, sums = Factors(a, panels, transpose_a, False, True, j0), Sums(start, out, out, 0, False)
+    multiply(factors, sums, Region(lo, hi, j0, j1), _own(work))
 
 
 @jit
@@ -84,7 +79,8 @@ def _product_by_columns(lo, hi, a, b, start, out, transpose_a, transpose_b, work
     """Panels lo to hi of out = start + op(a) @ op(b): for fewer rows than threads could share."""
     columns = PANEL * (TILE.vector_bytes // out.itemsize)
     region = Region(0, out.shape[0], lo * columns, min(hi * columns, out.shape[1]))
-    _multiply(Factors(a, b, transpose_a, transpose_b, False, 0), start, out, region, _own(work))
+    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), Sums(start, out, out, 0, False)
+    multiply(factors, sums, region, _own(work))
 
 
 @jit
@@ -222,9 +218,8 @@ def _direct(a, b, out, transpose_a, transpose_b, work):
     zeros = memory[: WIDEST * lanes]
     zeros[:] = 0
     start = zeros.reshape((1, zeros.size))
-    factors = Factors(a, b, transpose_a, transpose_b, False, 0)
-    rest = Scratch(memory.reshape((1, memory.size)), zeros.size)
-    _multiply(factors, start, out, Region(0, m, 0, n), rest)
+    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), Sums(start, out, out, 0, False)
+    multiply(factors, sums, Region(0, m, 0, n), Scratch(memory.reshape((1, memory.size)), zeros.size))
     return True
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...native.compile import jit
 from ...native.llvm import Operand
+from ...native.loops import uncounted
 from ...native.simd import TILE, Strip, tile
 from .gemm_cuts import (
     CHUNK,
@@ -65,6 +66,7 @@ class Right(NamedTuple):
 @jit
 def multiply(factors, sums, region, scratch):
     """The sums of a region, computed in the way that suits its shape."""
+    factors, sums, scratch = uncounted(factors), uncounted(sums), uncounted(scratch)
     k, n = steps_of(factors), sums.out.shape[1]
     rows, columns = region.i1 - region.i0, region.j1 - region.j0
     lanes = TILE.vector_bytes // sums.out.itemsize
