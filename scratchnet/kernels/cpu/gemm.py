@@ -41,6 +41,7 @@ from .gemm_cuts import (
     Sums,
     even,
 )
+from .gemm_few import multiply_one_row
 from .gemm_pack import pack_b
 
 if JIT_ENABLED:
@@ -218,6 +219,9 @@ def _direct(a, b, out, transpose_a, transpose_b, work):
     zeros = memory[: WIDEST * lanes]
     zeros[:] = 0
     start = zeros.reshape((1, zeros.size))
+    if m == 1 and not transpose_b and n >= lanes:  # as `multiply` does; called from here, it takes a tenth less time
+        multiply_one_row(a, b, start, out, 0, n)
+        return True
     factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), Sums(start, out, out, 0, False)
     multiply(factors, sums, Region(0, m, 0, n), Scratch(memory.reshape((1, memory.size)), zeros.size))
     return True
