@@ -40,7 +40,7 @@ class _Managed(ctypes.Structure):
     _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
 
 
-_api = ctypes.pythonapi
+_api = ctypes.PyDLL(None)  # not ctypes.pythonapi, whose functions other libraries (dill) give types of their own
 _api.PyCapsule_New.restype = ctypes.py_object
 _api.PyCapsule_New.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
 for _name, _result in {"IsValid": ctypes.c_int, "GetPointer": ctypes.c_void_p, "SetName": ctypes.c_int}.items():

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import ctypes
 import gc
 import pickle
 import sys
@@ -287,6 +288,12 @@ def test_dlpack_keeps_memory_as_long_as_somebody_looks_at_it():
     del borrowed
     gc.collect()
     assert sys.getrefcount(x) == references
+
+
+def test_dlpack_has_functions_of_its_own_as_dill_changes_those_of_ctypes_pythonapi():
+    from scratchnet.kernels.cuda import dlpack
+
+    assert dlpack._api.PyCapsule_GetPointer is not ctypes.pythonapi.PyCapsule_GetPointer
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
