@@ -44,7 +44,8 @@ class Slice:
         ]
         self.buffers = _buffers(replica.layout, part, gradients if slots is None else slots, new)
         self.before = [buffer for _, buffer in _buffers(replica.layout, part, (), old)]
-        self.kernel, self.device = replica.optimizer.kernel, replica.host
+        self.kernel = replica.optimizer.kernel
+        self.device = replica.at(self.segments[0][0][0])  # local steps of a worker on a GPU are updates there
         self.numbers = np.empty((len(self.segments), replica.optimizer.n_numbers))
         clips = replica.settings.clip_norm is not None
         self.factors = [np.ones((), old[0].dtype) for old, _, _ in self.segments] if clips else None

@@ -8,7 +8,7 @@ import pytest
 from losses import Divided, Interpreted, Where
 
 import scratchnet as sn
-from scratchnet.parallel import AllReduce, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
+from scratchnet.parallel import AllReduce, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK, engines
 from scratchnet.parallel.failpoints import LOG, VARIABLE
 from scratchnet.parallel.pool.pool import Pool
 
@@ -205,9 +205,11 @@ def test_auto_is_refused_with_gpus():
 
 def test_gpus_are_refused_under_mpi():
     trainer, loader = make("cuda")
-    trainer._ranks = mock.Mock()
-    with pytest.raises(sn.DeviceError, match=r"expected a model on 'cpu' and .* under MPI, got 'cuda'"):
-        trainer.fit(loader)
+    with (
+        mock.patch.object(engines, "is_distributed", lambda: True),
+        pytest.raises(sn.DeviceError, match=r"expected a model on 'cpu' and .* under MPI, got 'cuda'"),
+    ):
+        engines.engine_of(trainer._settings(loader), engines.Start())
 
 
 def test_a_run_on_other_kinds_of_devices_does_not_go_on_with_a_mixed_one(tmp_path):
