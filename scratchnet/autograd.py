@@ -20,7 +20,7 @@ import numpy as np
 from . import ops, tracing
 from .errors import DeviceError, GradientError, ShapeError
 from .kernels import Device
-from .ops.operands import ArrayLike, as_operand, copied
+from .ops.operands import ArrayLike, TensorBase, as_operand, copied
 from .ops.promotion import prepare, refusal
 from .ops.table import Op, Tensor
 
@@ -128,7 +128,10 @@ def initial_gradient(y: Tensor, gradient: ArrayLike | None) -> Tensor:
             raise ShapeError(f"backward: expected a gradient for a tensor of shape {y.shape}, got none")
         one = np.array(1, y.dtype) if y.ndim == 0 else np.ones(y.shape, y.dtype)
         return y._wrap(y._device.from_host(one), y._device)
+    is_tensor = isinstance(gradient, TensorBase)
     gradient = as_operand(gradient, y)
+    if not is_tensor:  # also a number becomes memory of the device
+        gradient = y._wrap(y._device.from_host(gradient._data), y._device)
     if gradient.shape != y.shape:
         raise ShapeError(f"backward: expected a gradient of shape {y.shape}, got {gradient.shape}")
     if gradient.device != y.device:
