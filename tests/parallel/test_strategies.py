@@ -3,74 +3,16 @@
 import dataclasses
 import json
 import logging
-import math
 
 import numpy as np
 import pytest
+from linear import BATCH, CLASSES, ROWS, START, Linear, X, Y, batches, gradient, products, shard, squares, train
 from residue import no_residue
 
 import scratchnet as sn
 from scratchnet.parallel import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
 from scratchnet.parallel.failpoints import VARIABLE
-from scratchnet.parallel.pool.compress import orthonormalize
 from scratchnet.parallel.strategies import Strategy
-
-ROWS, FEATURES, CLASSES, BATCH = 22, 5, 3, 8  # the last batch has 6 samples
-RNG = np.random.default_rng(0)
-X, Y = RNG.standard_normal((ROWS, FEATURES)), RNG.standard_normal((ROWS, CLASSES))
-
-
-class Linear(sn.nn.Module):
-    """x @ weight in float64, from a given start."""
-
-    def __init__(self, start):
-        super().__init__()
-        self.weight = sn.nn.Parameter(start.copy())
-
-    def forward(self, x):
-        return x @ self.weight
-
-
-START = RNG.standard_normal((FEATURES, CLASSES))
-
-
-def squares(output, target):
-    return ((output - target) ** 2).mean()
-
-
-def products(output, target):
-    """Its gradient does not depend on the weight: x.T @ target / size."""
-    return (output * target).mean()
-
-
-def train(
-    strategy, loss=squares, workers=1, shards=2, epochs=2, lr=0.1, momentum=0.0, x=X, y=Y, shuffle=False, **options
-):
-    """The weight after a run, and the history."""
-    model = Linear(START)
-    optimizer = sn.optim.SGD(model.parameters(), lr, momentum=momentum)
-    loader = sn.data.DataLoader(sn.data.TensorDataset(x, y), BATCH, shuffle=shuffle, seed=5)
-    trainer = sn.Trainer(
-        model, optimizer, loss, None, workers, shards, strategy, progress=False, **options
-    )  # fmt: skip
-    history = trainer.fit(loader, epochs=epochs)
-    return model.weight.detach().numpy().copy(), history
-
-
-def gradient(weight, x, y):
-    return 2 * x.T @ (x @ weight - y) / y.size
-
-
-def batches(epochs=2):
-    for _ in range(epochs):
-        for begin in range(0, ROWS, BATCH):
-            yield X[begin : begin + BATCH], Y[begin : begin + BATCH]
-
-
-def shard(k, shards, x, y):
-    n = len(x)
-    return x[k * n // shards : (k + 1) * n // shards], y[k * n // shards : (k + 1) * n // shards]
-
 
 # --- formulas ---------------------------------------------------------------------------------------------------------
 
@@ -186,66 +128,6 @@ def test_a_new_strategy_is_a_class(workers):
     assert history["step"] == [2, 4]
     found, _ = train(LocalAlways(), workers=workers, momentum=0.9)
     assert found.tobytes() == train(LocalSGD(every=1), momentum=0.9)[0].tobytes()
-
-
-# --- compression: sent = C(gradient + residual), and the rest stays ---------------------------------------------------
-
-
-def half(v):
-    return np.clip(v, -65504, 65504).astype(np.float16).astype(np.float64)
-
-
-def top(v, ratio):
-    kept = np.argsort(-np.abs(v).ravel(), kind="stable")[: math.ceil(ratio * v.size)]
-    out = np.zeros(v.size)
-    out[kept] = v.ravel()[kept]
-    return out.reshape(v.shape)
-
-
-@pytest.mark.parametrize(
-    ("compression", "oracle"), [(Float16(), half), (TopK(0.2), lambda v: top(v, 0.2)), (TopK(1.0), lambda v: v)]
-)
-def test_what_is_left_out_of_a_gradient_comes_with_the_next(compression, oracle):
-    weight, residuals, scale = START.copy(), [np.zeros_like(START) for _ in range(3)], 1e4
-    for x, y in batches(4):
-        for k in range(3):
-            part, target = shard(k, 3, x, scale * y)
-            v = part.T @ target / target.size * len(part) / len(x) + residuals[k]
-            sent = oracle(v)
-            weight, residuals[k] = weight - 0.1 * sent, v - sent
-    found, _ = train(AllReduce(compression), products, shards=3, epochs=4, y=scale * Y)
-    np.testing.assert_allclose(found, weight, rtol=1e-9)
-
-
-def test_power_sgd_sends_all_of_a_gradient_of_its_rank():
-    """One row of x: gradients are outer products, of rank 1."""
-    x, y = np.repeat(X[:1], BATCH, 0), np.repeat(Y[:1], BATCH, 0)
-    weight = START - 3 * 0.1 * x.T @ y / y.size
-    found, _ = train(AllReduce(PowerSGD(1)), products, shards=2, epochs=3, x=x, y=y)
-    np.testing.assert_allclose(found, weight, rtol=1e-9)
-
-
-def test_power_sgd_forgets_nothing():
-    """The same gradient of full rank again and again: what was sent comes near to all of it."""
-    x, y = X[:BATCH], Y[:BATCH]
-    full = x.T @ y / y.size
-    errors = []
-    for epochs in (1, 30):
-        found, _ = train(AllReduce(PowerSGD(1)), products, shards=2, epochs=epochs, x=x, y=y)
-        errors.append(np.linalg.norm((START - found) / 0.1 / epochs - full) / np.linalg.norm(full))
-    assert errors[0] > 0.2  # a matrix of rank 1 is not it
-    assert errors[1] < 0.1
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_orthonormal_columns_span_what_they_did(dtype):
-    a = RNG.standard_normal((9, 4)).astype(dtype)
-    a[:, 2] = a[:, 0] - a[:, 1]  # dependent: it becomes zero
-    q = a.copy()
-    orthonormalize(q)
-    eps = 100 * np.finfo(dtype).eps
-    np.testing.assert_allclose(q.T @ q, np.diag([1, 1, 0, 1]), atol=eps)
-    np.testing.assert_allclose(q @ (q.T @ a), a, atol=10 * eps)
 
 
 # --- the same bits ----------------------------------------------------------------------------------------------------
