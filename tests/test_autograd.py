@@ -9,6 +9,7 @@ import weakref
 
 import numpy as np
 import pytest
+from messages import one_line
 from sizes import JIT
 
 import scratchnet as sn
@@ -24,12 +25,6 @@ def leaf(*values, dtype=np.float64):
 
 def gradient(x):
     return x.grad.numpy().tolist()
-
-
-def error_line(error) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 # --- one backward pass -----------------------------------------------------------------------------------------------
@@ -151,7 +146,7 @@ def test_backward_twice_raises_and_leaves_gradients_alone():
     before = gradient(x)
     with pytest.raises(sn.GradientError, match=r"exp: expected a live record.*retain_graph=True") as error:
         y.backward()
-    error_line(error)
+    one_line(error)
     assert gradient(x) == before
 
 
@@ -189,7 +184,7 @@ def test_a_leaf_that_changed_since_it_was_read_is_an_error(use):
     bump(x)
     with pytest.raises(sn.GradientError, match="changed in place since") as error:
         y.backward()
-    assert error_line(error).split(":")[0] in ("mul", "exp", "getitem", "sum")  # who read it
+    assert one_line(error).split(":")[0] in ("mul", "exp", "getitem", "sum")  # who read it
     assert x.grad is None
 
 

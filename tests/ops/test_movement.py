@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from messages import error_line
 
 import scratchnet as sn
 from scratchnet.testing import gradcheck
@@ -13,12 +14,6 @@ pytestmark = pytest.mark.usefixtures("numpy_device")
 
 X = np.random.default_rng(0).standard_normal((3, 4))
 FLOATS = (np.float32, np.float64)
-
-
-def error_line(error) -> str:
-    message = str(error.value)
-    assert "\n" not in message and len(message) < 300
-    return message
 
 
 # --- indexing --------------------------------------------------------------------------------------------------------

@@ -6,23 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from sizes import SIMULATED
+from gpu_arrays import floats, on_gpu
 
 import scratchnet as sn
 
 NEEDS = "simulated"
-if SIMULATED:
-    pass
-
-RNG = np.random.default_rng(0)
-
-
-def on_gpu(x, **options):
-    return sn.Tensor(x, device="cuda", **options)
-
-
-def floats(*shape):
-    return RNG.standard_normal(shape).astype(np.float32)
 
 
 class Foreign:

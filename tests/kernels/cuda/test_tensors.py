@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from gpu_arrays import RNG, floats, on_gpu
 from sizes import SIMULATED
 
 import scratchnet as sn
@@ -22,15 +23,6 @@ if SIMULATED:
     from scratchnet.kernels.cuda import compile, memory
 
 ROOT = Path(__file__).parents[3]
-RNG = np.random.default_rng(0)
-
-
-def floats(*shape):
-    return RNG.standard_normal(shape).astype(np.float32)
-
-
-def on_gpu(x, **options):
-    return sn.Tensor(x, device="cuda", **options)
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------
