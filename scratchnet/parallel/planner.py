@@ -64,17 +64,15 @@ def plans(available: int, most: int) -> list[Plan]:
     return list(dict.fromkeys(found))
 
 
-def choose(settings: Settings, shards: int | None) -> Choice:
-    """The fastest plan. shards: of each trial; None: one a worker. Model and optimizer are as before afterwards."""
+def choose(settings: Settings) -> Choice:
+    """The fastest plan for these settings. Model and optimizer are as before afterwards."""
     parts = {"model": settings.model, "optimizer": settings.optimizer}
     before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
     threads, seconds = get_num_threads(), {}
     try:
-        for plan in plans(min(cores(), threads), shards or settings.batch_size):
+        for plan in plans(min(cores(), threads), settings.shards):
             set_num_threads(plan.threads if plan.workers == 1 else threads)
-            trial = dataclasses.replace(
-                settings, workers=plan.workers, shards=shards or plan.workers, scheduler=None, timeline=None
-            )
+            trial = dataclasses.replace(settings, workers=plan.workers, scheduler=None, timeline=None)
             try:
                 seconds[plan] = _try(engine_of(trial, Start()), trial)
             except ConfigError:

@@ -21,6 +21,7 @@ from ..tensor import Tensor
 from .settings import Settings
 
 DRAWS = 1 << 20  # streams of random numbers that a shard may use
+SHARDS = 8  # of a batch where several workers share it and nobody chose: their number must not choose the arithmetic
 
 
 class StepResult(NamedTuple):

@@ -9,8 +9,23 @@ from typing import Any
 import numpy as np
 
 from ..parallel.engines import Engine
+from ..parallel.shards import SHARDS
 
 SHOW_EVERY = 0.5  # seconds between two looks at the workers
+
+
+def first_line(count: int, what: str, shards: int, is_default: bool, is_exact: bool) -> str:
+    """What the bits of a run depend on, in one line. count: of workers or ranks, `what`; is_default: nobody chose K."""
+    each = f"{count} {what}{'s' * (count > 1)}, {shards} shard{'s' * (shards > 1)} a batch"
+    if count > shards:
+        each += f" ({count - shards} {what}{'s' * (count - shards > 1)} without one)"
+    if not is_exact:
+        return f"{each}: with this strategy the bits differ from run to run"
+    if not is_default:
+        return f"{each}: any number of {what}s gives the same bits"
+    if shards == 1:
+        return f"{each}: several {what}s take {SHARDS} and get other bits, unless shards=1 is given"
+    return f"{each}: any other number gives the same bits, one with shards={shards}"
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:

@@ -20,15 +20,16 @@ from ..data import DataLoader
 from ..errors import ConfigError
 from ..kernels import get_num_threads, set_num_threads
 from ..nn import Module
-from ..parallel.comm.job import is_first_rank
+from ..parallel.comm.job import is_first_rank, started_as
 from ..parallel.engines import begin, engine_of, is_distributed, share_record
 from ..parallel.placement import Placement
 from ..parallel.settings import Settings
+from ..parallel.shards import SHARDS
 from ..parallel.strategies import Strategy, strategy_of
 from ..tensor import Tensor
 from .history import History
 from .metrics_log import append_jsonl
-from .progress import epoch_line, progress_bar
+from .progress import epoch_line, first_line, progress_bar
 from .run import LOG, Run, Stop, stop_on_signal
 
 
@@ -50,7 +51,8 @@ class Trainer:
         yet, and "auto" does not consider them.
     strategy: how gradients become new parameters: a value of `scratchnet.parallel`, such as LocalSGD(every=8), or the
         name of one: "all_reduce" (the default), "parameter_server", "local_sgd", "hogwild".
-    shards: K; None means one a worker.
+    shards: K. None means 1 with one worker, and 8 with any other number, "auto" and the ranks of an MPI job, too; one a
+        sample where a batch has fewer. So 2, 3 or 7 workers give the same bits, and one gives them with shards=8.
     seed: of the random numbers that layers draw; those of batch b and shard k depend on (seed, b, k) alone.
     accumulate: batches whose mean gradient makes one step. Each shard goes over them one after the other.
     clip_norm: scale the merged gradient so that its norm, as one vector, is at most this.
@@ -117,7 +119,7 @@ class Trainer:
         elif self._placement.names is not None:
             raise ConfigError("Trainer: expected a number of workers with devices, or a model on 'cuda', got 'auto'")
         self.workers: Any = workers
-        self._shards = shards
+        self._shards, self._is_auto = shards, workers == "auto"
         self.accumulate, self.clip_norm, self.nonfinite = accumulate, clip_norm, nonfinite
         self.seed, self.save_every, self.config, self.progress = seed, save_every, config or {}, progress
         self.folder = None if folder is None else Path(folder)
@@ -126,19 +128,24 @@ class Trainer:
 
     @property
     def shards(self) -> int:
-        """K."""
-        return self._shards or (self.workers if isinstance(self.workers, int) else 1)
+        """K, of a batch of at least so many samples."""
+        return self._shards_of(self.workers)
+
+    def _shards_of(self, workers: int | str) -> int:
+        is_alone = workers == 1 and not self._is_auto and not is_distributed()
+        return self._shards or (1 if is_alone else SHARDS)
 
     def resize(self, workers: int) -> None:
         """Have so many workers from the next step on; while `fit` runs, another thread may call it.
 
-        The number of shards stays as it is, so no bit changes. Raises ConfigError while a run is in progress if the
-        Trainer has no `shards`, which then are as many as there are workers.
+        No bit changes. Raises ConfigError while a run is in progress if that would change the number of shards: from or
+        to one worker, in a Trainer without `shards`.
         """
         _require_workers(workers)
         self._placement.check(workers)
-        if self._shards is None and self._is_running:
-            raise ConfigError("resize: expected a Trainer with shards=K, whose arithmetic stays the same, got none")
+        if self._is_running and self._shards_of(workers) != self.shards:
+            found = f"{self.workers} -> {workers} workers, whose default is not the same"
+            raise ConfigError(f"resize: expected a Trainer with shards=K, so that the arithmetic stays, got {found}")
         self.workers = workers
 
     # --- training -----------------------------------------------------------------------------------------------
@@ -173,6 +180,8 @@ class Trainer:
             stop = stack.enter_context(stop_on_signal())
             run.engine = engine_of(run.settings, run.here, stop)
             stack.push(lambda kind, error, trace: run.engine.close(error))
+            if self.progress and self._is_first:
+                print(self._first_line(run.settings.shards), flush=True)
             self._is_running = True
             stack.callback(setattr, self, "_is_running", False)
             while run.epoch < epochs:
@@ -187,7 +196,13 @@ class Trainer:
                 print(line, flush=True)
         return history
 
+    def _first_line(self, shards: int) -> str:
+        job = started_as()
+        count, what = (job[1], "rank") if job and is_distributed() else (self.workers, "worker")
+        return first_line(count, what, shards, self._shards is None, self.strategy.is_exact)
+
     def _settings(self, loader: DataLoader) -> Settings:
+        samples = min(loader.batch_size, len(loader.dataset))
         return Settings(
             model=self.model,
             optimizer=self.optimizer,
@@ -195,7 +210,7 @@ class Trainer:
             scheduler=self.scheduler,
             loader=loader,
             strategy=self.strategy,
-            shards=self.shards,
+            shards=self._shards or min(self.shards, samples),
             seed=self.seed,
             accumulate=self.accumulate,
             clip_norm=self.clip_norm,
@@ -211,7 +226,7 @@ class Trainer:
         """workers="auto": take the fastest plan; returns the planner's Choice."""
         from ..parallel.planner import choose  # here, not above: most runs need no planner
 
-        choice = choose(self._settings(loader), self._shards)
+        choice = choose(self._settings(loader))
         self.workers = choice.plan.workers
         if self.progress:
             print(choice.explain(), flush=True)

@@ -71,7 +71,7 @@ def test_the_fastest_plan_is_taken_and_one_process_where_it_is_close(seconds, ta
 
     monkeypatch.setattr(planner, "engine_of", engine_of)
     trainer, loader = small(workers=1)
-    choice = choose(trainer._settings(loader), shards=8)
+    choice = choose(trainer._settings(loader))
     assert choice.plan.workers == taken
     assert all(engine.is_left for engine in engines)
     for workers, expected in enumerate(seconds, 1):

@@ -13,7 +13,7 @@ import pytest
 import scratchnet as sn
 from scratchnet.parallel.shards import split
 from scratchnet.trainer.metrics_log import read_jsonl
-from scratchnet.trainer.progress import progress_bar
+from scratchnet.trainer.progress import first_line, progress_bar
 
 SAMPLES, FEATURES, CLASSES = 50, 6, 3
 
@@ -183,6 +183,35 @@ def test_shards_are_consecutive_and_hold_every_row_once(n, shards):
     parts = [split((x,), k, shards)[0] for k in range(shards)]
     assert np.concatenate(parts).tolist() == x.tolist()
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+FIRST_LINES = {  # workers, shards
+    (1, None): "1 worker, 1 shard a batch: several workers take 8 and get other bits, unless shards=1 is given",
+    (2, None): "2 workers, 8 shards a batch: any other number gives the same bits, one with shards=8",
+    (2, 4): "2 workers, 4 shards a batch: any number of workers gives the same bits",
+    (3, 2): "3 workers, 2 shards a batch (1 worker without one): any number of workers gives the same bits",
+}
+
+
+@pytest.mark.parametrize(("workers", "shards"), FIRST_LINES)
+def test_the_first_line_of_a_run_says_on_what_its_bits_depend(workers, shards, capsys):
+    trainer, loader = make(workers=workers, shards=shards)
+    trainer.progress = True
+    trainer.fit(loader, epochs=1)
+    assert capsys.readouterr().out.splitlines()[0] == FIRST_LINES[workers, shards]
+
+
+def test_the_first_line_promises_nothing_of_a_strategy_that_is_not_exact():
+    assert first_line(2, "worker", 8, True, is_exact=False).endswith("the bits differ from run to run")
+
+
+def test_workers_do_not_change_the_number_of_shards_while_a_run_is_in_progress():
+    trainer, _ = make(workers=2)
+    trainer._is_running = True
+    trainer.resize(3)
+    with pytest.raises(sn.ConfigError, match=r"shards=K, so that the arithmetic stays, got 3 -> 1 workers"):
+        trainer.resize(1)
+    assert trainer.workers == 3 and trainer.shards == 8
 
 
 @pytest.mark.parametrize("shards", [2, 3, 8, 16])

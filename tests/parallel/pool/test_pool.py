@@ -21,7 +21,7 @@ from residue import no_residue
 import scratchnet as sn
 from scratchnet.formats import checkpoint
 from scratchnet.native.compile import JIT_ENABLED, compile_stats
-from scratchnet.parallel import failpoints
+from scratchnet.parallel import failpoints, planner
 from scratchnet.parallel.comm import memory
 from scratchnet.parallel.pool import pool
 
@@ -74,11 +74,11 @@ def network(norm=sn.nn.LayerNorm):
     )
 
 
-def make(workers, shards, optimizer="Adam", model=None, dataset=None, loss=None, **options):
+def make(workers, shards, optimizer="Adam", model=None, dataset=None, loss=None, batch=BATCH, **options):
     model = model or network()
     rule = OPTIMIZERS[optimizer](model.parameters())
     schedule = sn.optim.lr_scheduler.OneCycleLR(rule, 0.05, total_steps=1000)
-    loader = sn.data.DataLoader(dataset or samples(), BATCH, shuffle=True, seed=3)
+    loader = sn.data.DataLoader(dataset or samples(), batch, shuffle=True, seed=3)
     loss = loss or sn.nn.CrossEntropyLoss()
     trainer = sn.Trainer(model, rule, loss, schedule, workers=workers, shards=shards, progress=False, **options)
     return trainer, loader
@@ -122,6 +122,17 @@ def test_bytes_of_every_optimizer_are_those_of_one_process(optimizer):
 
 def test_a_dataset_that_is_asked_sample_by_sample_gives_the_same_bytes():
     assert trained(2, 4, dataset=Sampled(samples())) == trained(1, 4)
+
+
+def test_without_shards_several_workers_have_the_bits_of_eight(monkeypatch):
+    monkeypatch.setattr(planner, "plans", lambda available, most: [planner.Plan(1, 1)])  # auto takes one process
+    eight = trained(1, 8)
+    assert [trained(workers, None) for workers in (2, 3, "auto")] == 3 * [eight]
+    assert trained(1, None) == trained(1, 1) != eight
+
+
+def test_without_shards_smaller_batches_have_one_a_sample():
+    assert trained(2, None, batch=5) == trained(1, 5, batch=5)
 
 
 def test_the_number_of_shards_does_enter_the_arithmetic():
