@@ -44,7 +44,9 @@ ONCE = {
         "test_communicator", "test_faults", "test_hosts", "test_machines", "test_mpi_train", "test_run", "test_slurm",
         "test_training",
     ),
-    "parallel": ("test_compression", "test_planner", "test_strategies"),
+    "parallel": (
+        "test_compression", "test_modules", "test_objects", "test_planner", "test_shards", "test_strategies",
+    ),
     "formats": ("test_atomic", "test_checkpoint", "test_checkpoint_folder"),
     "optim": ("test_lr_scheduler",),
     "trainer": ("test_metrics_log", "test_trainer"),

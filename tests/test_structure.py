@@ -29,6 +29,8 @@ LAYERS = (
     "data nn optim flags",
     "jit",
     "parallel/comm",
+    "parallel/modules",
+    "parallel/objects",
     "parallel/failpoints parallel/phases parallel/placement",
     "parallel/compression",
     "parallel/strategies",
@@ -56,7 +58,7 @@ BANNED = (
 
 # Where an import is computed, and why no arrow hides in it.
 COMPUTED = (
-    "parallel/pool/launch.py",  # a worker imports the modules that the user's function mentions
+    "parallel/modules.py",  # a worker imports the user's modules as they were when the run began
 )
 
 LINES, FILES, PARAMETERS = 450, 13, 10
@@ -275,6 +277,17 @@ def test_public_names_are_all_there():
 
 
 def test_importing_does_not_load_what_only_scripts_and_tests_need():
-    lazy = ("dill", "hypothesis", "matplotlib", "mpi4py", "multiprocess", "numba", "numba_cuda", "scipy", "tqdm")
+    lazy = (
+        "cloudpickle",
+        "dill",
+        "hypothesis",
+        "matplotlib",
+        "mpi4py",
+        "multiprocess",
+        "numba",
+        "numba_cuda",
+        "scipy",
+        "tqdm",
+    )
     code = f"import sys, scratchnet; print([name for name in {lazy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -9,12 +9,13 @@ mpi.engine.Ranks  the ranks of an MPI job
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from .. import tracing
-from ..data.dataset import gather, selects
+from ..data.dataset import selects
 from ..errors import DeviceError, NonFiniteError
 from ..jit import jit
 from ..kernels import device as find_device
@@ -22,7 +23,19 @@ from ..random import Generator
 from ..tensor import Tensor, default_device
 from .comm.job import report_end, started_as
 from .settings import Settings, Start
-from .shards import StepResult, first_stream, nonfinite_loss, require_finite, shard_loss, split, weighted_mean
+from .shards import (
+    COMPUTING,
+    StepResult,
+    first_stream,
+    gathered,
+    nonfinite_loss,
+    require_finite,
+    seed_others,
+    shard_loss,
+    split,
+    streams_kept,
+    weighted_mean,
+)
 
 
 class Engine(Protocol):
@@ -85,16 +98,19 @@ class OneProgram:
         self._generators = [Generator(settings.seed) for _ in range(settings.shards)]
         self._done: list[StepResult] = []
         self._gathers = settings.jit and selects(self.dataset)  # does the step gather its samples itself?
-        step = self._gather_and_compute if self._gathers else self._compute
+        step = self._gather_and_compute if self._gathers else self._compute_read
         self._step = jit(step) if settings.jit else step
 
     def submit(self, positions: np.ndarray) -> None:
         shards, number = self.settings.shards, self.submitted
         for k, generator in enumerate(self._generators):
             generator.stream = first_stream(number, k, shards)
-        arrays = [positions] if self._gathers else gather(self.dataset, positions)
         try:
-            losses = self._step(*(Tensor(array, device=self._device) for array in arrays))
+            if self._gathers:
+                losses = self._step(Tensor(positions, device=self._device))
+            else:  # the user's code runs, and draws what it would in a worker that has this shard alone
+                with streams_kept():
+                    losses = self._step(*(Tensor(array, device=self._device) for array in self._read(positions)))
         except NonFiniteError:
             lost = NonFiniteError(f"fit: expected a finite loss at step {number}, got one that was not")
             raise nonfinite_loss(self.settings, positions, number, number) or lost from None
@@ -102,33 +118,51 @@ class OneProgram:
         self._done.append(StepResult(number, number, [positions], np.array(found)))
         self.submitted += 1
 
+    def _read(self, positions: np.ndarray) -> list[np.ndarray]:
+        """The samples of each shard that is not empty, one after the other."""
+        seed, found = self.settings.seed, list[np.ndarray]()
+        for k, generator in enumerate(self._generators):
+            if len(own := split((positions,), k, len(self._generators))[0]):
+                arrays = gathered(self.dataset, own, seed, generator.stream)
+                self._fields = len(arrays)
+                found += arrays
+        return found
+
     def _gather_and_compute(self, positions: Tensor) -> dict[int, Tensor]:
         with default_device(self._device):
             batch = self.dataset.select(positions)  # type: ignore[attr-defined]
-        return self._compute(*batch)
+        shards = self.settings.shards
+        return self._compute({k: shard for k in range(shards) if len((shard := split(batch, k, shards))[0])})
 
-    def _compute(self, *batch: Tensor) -> dict[int, Tensor]:
-        """A step of the optimizer; the losses of the shards that are not empty."""
-        settings, n = self.settings, len(batch[0])
+    def _compute_read(self, *arrays: Tensor) -> dict[int, Tensor]:
+        """arrays: those of `_read`."""
+        shards, fields = self.settings.shards, self._fields
+        parts = [arrays[i : i + fields] for i in range(0, len(arrays), fields)]
+        n = sum(len(part[0]) for part in parts)
+        full = [k for k in range(shards) if k * n // shards < (k + 1) * n // shards]
+        return self._compute(dict(zip(full, parts, strict=True)))
+
+    def _compute(self, parts: dict[int, Sequence[Tensor]]) -> dict[int, Tensor]:
+        """A step of the optimizer; the losses of the shards that are not empty, whose samples are given."""
+        settings, n = self.settings, sum(len(shard[0]) for shard in parts.values())
         buffers = list(settings.model.buffers())
         start = [_copy(buffer) for buffer in buffers]
         losses: dict[int, Tensor] = {}
         ends: list[list[Tensor]] = []  # of each shard the buffers, which all shards find as they were at the start
         weights: list[float] = []
         settings.optimizer.zero_grad()
-        for k in range(settings.shards):
-            shard = split(batch, k, settings.shards)
-            if not len(shard[0]):
-                continue
+        for k, shard in parts.items():
             weights.append(len(shard[0]) / n)
+            if not settings.jit:
+                seed_others(settings.seed, self._generators[k].stream, COMPUTING)
             losses[k] = loss = shard_loss(settings.model, settings.loss, shard, self._generators[k])
             require_finite(loss)
             loss.backward(np.full(loss.shape, weights[-1], loss.dtype))
             ends.append([_copy(buffer) for buffer in buffers])
             for buffer, old in zip(buffers, start, strict=True):
                 _assign(buffer, old)
-        for buffer, *parts in zip(buffers, *ends, strict=True):
-            _assign(buffer, weighted_mean(parts, weights))
+        for buffer, *own in zip(buffers, *ends, strict=True):
+            _assign(buffer, weighted_mean(own, weights))
         settings.optimizer.step()
         if settings.scheduler is not None:
             settings.scheduler.step()

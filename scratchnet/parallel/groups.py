@@ -23,8 +23,8 @@ def world() -> Communicator:
 def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None) -> list:
     """Runs `fn(comm, *args)` in `workers` new processes; returns their results in rank order.
 
-    comm: the `Communicator` through which the workers work together. fn, args and results may be whatever dill can
-    send, closures and classes of a notebook included. Each worker's libraries use cores // workers threads, at least 1.
+    comm: the `Communicator` through which the workers work together. fn, args and results may be whatever cloudpickle
+    can send, closures and classes of a notebook included. Each worker's libraries use cores // workers threads, or 1.
     timeout: seconds that a collective call may wait for the others; None for ever. The wait for a worker that died,
     raised or returned ends at once in any case.
 
@@ -40,6 +40,6 @@ def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None
         raise ConfigError(f"run: expected a function, got {type(fn).__name__}")
     if started_as():
         return mpi.run(fn, args, timeout)
-    from .pool import launch  # here, not above: it loads multiprocess and dill
+    from .pool import launch  # here, not above: it loads multiprocess and cloudpickle
 
     return launch.run(fn, args, int(workers), timeout)

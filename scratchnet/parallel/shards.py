@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from .settings import Settings
 
 DRAWS = 1 << 20  # streams of random numbers that a shard may use
 SHARDS = 8  # of a batch where several workers share it and nobody chose: their number must not choose the arithmetic
+READING, COMPUTING = range(2)  # what a data set draws from `random` and `np.random`, and what a model and a loss draw
 
 
 class StepResult(NamedTuple):
@@ -70,6 +73,37 @@ def first_stream(batch: int, k: int, shards: int) -> int:
     return (batch * shards + k) * DRAWS
 
 
+def seed_others(seed: int, stream: int, use: int) -> None:
+    """`random` and `np.random`, from which the user's code may draw, begin anew: at what the arguments determine.
+
+    use: READING or COMPUTING. Only inside `streams_kept`.
+    """
+    mask = 2**32 - 1
+    np.random.seed([seed & mask, seed >> 32 & mask, stream & mask, stream >> 32 & mask, use])  # noqa: NPY002
+    random.seed((seed % 2**64) << 65 | stream << 1 | use)
+
+
+@contextlib.contextmanager
+def streams_kept() -> Iterator[None]:
+    """Inside, `random` and `np.random` may be seeded; afterwards they go on where they were before."""
+    before, python = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002
+    generator, swap = np.random.mtrand.get_bit_generator(), np.random.mtrand.set_bit_generator
+    swap(np.random.MT19937(0))  # the user's may be of a kind that takes no seed
+    try:
+        yield
+    finally:
+        swap(generator)  # at once, where setting the state takes 70 us
+        if before["has_gauss"]:  # half of a pair of normal numbers, which belongs to no generator
+            np.random.set_state(before)  # noqa: NPY002
+        random.setstate(python)
+
+
+def gathered(dataset: Any, positions: np.ndarray, seed: int, stream: int) -> tuple[np.ndarray, ...]:
+    """The samples of a shard; what the data set draws from `random` and `np.random` depends on (seed, stream) alone."""
+    seed_others(seed, stream, READING)
+    return gather(dataset, positions)
+
+
 def shard_loss(model: Module, loss: Callable[..., Tensor], shard: Sequence[Tensor], generator: Generator) -> Tensor:
     """The mean loss over the samples of a shard; random numbers come from `generator`."""
     *inputs, target = shard
@@ -101,14 +135,17 @@ def weighted_mean(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def nonfinite_loss(settings: Settings, positions: np.ndarray, batch: int, step: int) -> NonFiniteError | None:
     """The shard of a batch whose loss is not finite, and the op that made it so: the batch is computed once more."""
-    arrays, device = gather(settings.loader.dataset, positions), next(iter(settings.model.parameters())).device
+    device = next(iter(settings.model.parameters())).device
     for k in range(settings.shards):
-        shard = [Tensor(array, device=device) for array in split(arrays, k, settings.shards)]
-        generator = Generator(settings.seed)
+        own, generator = split((positions,), k, settings.shards)[0], Generator(settings.seed)
         generator.stream = first_stream(batch, k, settings.shards)
-        if not len(shard[0]):
+        if not len(own):
             continue
-        loss = shard_loss(settings.model, settings.loss, shard, generator)
+        with streams_kept():
+            arrays = gathered(settings.loader.dataset, own, settings.seed, generator.stream)
+            seed_others(settings.seed, generator.stream, COMPUTING)
+            shard = [Tensor(array, device=device) for array in arrays]
+            loss = shard_loss(settings.model, settings.loss, shard, generator)
         if not math.isfinite(value := loss.item()):
             origin = first_nonfinite(loss)
             return NonFiniteError(f"fit: expected a finite loss, got {value} at step {step}, shard {k}, from {origin}")

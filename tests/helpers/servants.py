@@ -11,7 +11,8 @@ from pathlib import Path
 from multiprocess import connection
 
 from scratchnet.parallel.comm.arena import Arena, ArenaCommunicator, warm_up
-from scratchnet.parallel.pool.launch import Workers, dumps, loads
+from scratchnet.parallel.objects import dumps, loads
+from scratchnet.parallel.pool.launch import Workers
 
 
 def serve(channel, rank, arena):

@@ -9,7 +9,7 @@ import numpy as np
 
 import scratchnet as sn
 from scratchnet.parallel.comm.arena import ArenaCommunicator
-from scratchnet.parallel.pool.launch import dumps
+from scratchnet.parallel.objects import dumps
 
 
 def others_wait(comm, act):

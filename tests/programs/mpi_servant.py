@@ -6,7 +6,7 @@ from mpi4py import MPI
 from multiprocess import connection
 
 from scratchnet.parallel.mpi.communicator import MpiCommunicator
-from scratchnet.parallel.pool.launch import dumps, loads
+from scratchnet.parallel.objects import dumps, loads
 
 
 def forbidden(*args, **kwargs):

@@ -1,16 +1,12 @@
 """Starts functions in other processes, and brings back their results or the reason why there are none.
 
 Processes are started afresh (spawn), never forked: a fork copies locks and threads' memory in the middle of their work.
-Functions travel by value where another process could not import them (dill), so a worker never runs the caller's main
-program: it may be a script without `if __name__ == "__main__"`, a notebook, a prompt or stdin.
+What they are to do travels as ../objects.py says.
 """
 
 import contextlib
 import ctypes
-import importlib
-import io
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -19,13 +15,12 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import dill
 import multiprocess
-import numpy as np
 from multiprocess import connection
 
 from ...errors import CollectiveError, ConfigError, WorkerError
-from ..comm.memory import SharedMemory, cores
+from ..comm.memory import cores
+from ..objects import SharedObject, dumps, loads
 
 THREAD_VARIABLES = tuple(f"{name}_NUM_THREADS" for name in ("NUMBA", "OMP", "OPENBLAS", "MKL"))
 LAST_WORDS = 1.0  # seconds to wait for other workers' errors, once one has failed in a collective call
@@ -45,7 +40,7 @@ def run(fn: Callable, args: tuple, workers: int, timeout: float | None) -> list:
         return group.results(arena.abort)
 
 
-def _work(channel: connection.Connection, rank: int, arena: Any, work: "SharedObject", timeout: float | None) -> None:
+def _work(channel: connection.Connection, rank: int, arena: Any, work: SharedObject, timeout: float | None) -> None:
     """What a worker of `run` does."""
     from ..comm.arena import ArenaCommunicator
     from ..comm.communicator import RAISED, RETURNED
@@ -61,65 +56,6 @@ def _work(channel: connection.Connection, rank: int, arena: Any, work: "SharedOb
         reply = dumps(("error", describe(error)))
     channel.send_bytes(reply)  # before `finish`, whose consequences other ranks may report
     comm.finish(ending)
-
-
-# --- objects that travel ----------------------------------------------------------------------------------------------
-
-
-def dumps(value: Any) -> bytes:
-    """`value` as bytes. Functions and classes of a main program travel by value, with the globals that they name."""
-    stream = io.BytesIO()
-    _Pickler(stream, pickle.HIGHEST_PROTOCOL, recurse=True).dump(value)
-    return stream.getvalue()
-
-
-def loads(data: bytes) -> Any:
-    """What `dumps` made. A class that this process's main program has comes back as that very class."""
-    return _Unpickler(io.BytesIO(data)).load()
-
-
-class _Pickler(dill.Pickler):
-    dispatch = dill.Pickler.dispatch.copy()
-
-
-def _save_module(pickler, module):
-    """Send a module by name. Dill would also send the content of one that is not installed for all users."""
-    pickler.save_reduce(importlib.import_module, (module.__name__,), obj=module)
-
-
-_Pickler.dispatch[types.ModuleType] = _save_module
-
-
-class _Unpickler(dill.Unpickler):
-    def find_class(self, module, name):
-        found = super().find_class(module, name)
-        return _own_or_new_class if name == "_create_type" and module.startswith("dill") else found
-
-
-def _own_or_new_class(kind, name, bases, namespace):
-    own = getattr(sys.modules["__main__"], name, None)
-    if isinstance(own, type) and namespace.get("__module__") == "__main__":
-        return own
-    return dill._dill._create_type(kind, name, bases, namespace)
-
-
-class SharedObject:
-    """An object in shared memory: it is written once, and any number of processes `open` it.
-
-    expected: begins the message of the ConfigError that is raised if the object cannot be sent.
-    """
-
-    def __init__(self, value: Any, expected: str):
-        try:
-            data = dumps(value)
-        except Exception as error:  # whatever a __reduce__ may raise
-            reason = str(error).splitlines() or [""]
-            raise ConfigError(f"{expected}: {type(error).__name__}: {reason[0]}") from None
-        self.memory, self.size = SharedMemory(len(data)), len(data)
-        self.memory.array(0, len(data), np.uint8)[...] = np.frombuffer(data, np.uint8)
-
-    def open(self) -> Any:
-        return loads(self.memory.array(0, self.size, np.uint8).tobytes())
 
 
 def describe(error: BaseException) -> dict[str, Any]:

@@ -22,11 +22,12 @@ from multiprocess import connection
 from ...errors import ConfigError, NonFiniteError, WorkerError
 from ...native.atomics import SPINS, publish
 from ..comm.memory import cores
+from ..objects import SharedObject, loads
 from ..phases import Phase
 from ..settings import Settings, Start
 from ..shards import split
 from .claims import NOTHING, allow, lay_out, stop, table_of, take
-from .launch import SharedObject, Workers, loads
+from .launch import Workers
 from .replica import Gradient, Replica
 from .slices import Average, Slice, sum_of_squares
 from .steps import Steps, log, slices_of
@@ -108,7 +109,7 @@ class Pool(Steps):
         replica, workers = Replica.of(settings), settings.workers
         job = SharedObject(replica, "Trainer: expected a model, loss and data that can be sent to a worker")
         super().__init__(replica, start, slices_of(replica, workers))
-        self.placement = settings.placement
+        self.placement, self._modules = settings.placement, job.modules
         self.patience, self._first = patience, self.submitted
         self._deaths: Counter[Any] = Counter()
         self._seals, self._since, self._longest, self._seconds = 0, time.monotonic(), 0.0, math.inf
@@ -144,6 +145,11 @@ class Pool(Steps):
         return True
 
     def _count_start(self, rank: int) -> None:
+        if self._processes.started and (file := self._modules.changed()):
+            raise WorkerError(
+                f"fit: worker {rank} has to start, but {file} was changed since the run began, and other code may give "
+                "other bits; start again, from a checkpoint by resume='auto'", rank,
+            )  # fmt: skip
         self.arena.starts[rank] += 1
         self._born[rank] = time.monotonic(), self.arena.times[rank, SHARDS]
         if self.placement.kind(rank) == "cuda":

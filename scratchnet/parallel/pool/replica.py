@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ... import tracing
-from ...data.dataset import gather, selects
+from ...data.dataset import selects
 from ...errors import ConfigError
 from ...jit import Step
 from ...jit.program import Outputs
@@ -28,7 +28,7 @@ from ...nn import Module
 from ...random import Generator
 from ...tensor import Tensor, default_device
 from ..settings import Settings
-from ..shards import first_stream, require_finite, shard_loss, split
+from ..shards import COMPUTING, first_stream, gathered, require_finite, seed_others, shard_loss, split, streams_kept
 from .layout import Page, PageLayout
 
 
@@ -43,6 +43,7 @@ class Replica:
     """
 
     on_final: Callable[[int, int, list[int]], None] | None = None
+    streams_kept: Any = staticmethod(streams_kept)  # a worker process, in which nobody else draws, keeps none
 
     def __init__(self, settings: Settings, dataset: Any, trained: Sequence[int]):
         self.settings, self.dataset = settings, dataset
@@ -69,8 +70,9 @@ class Replica:
         arrays = [state.param._data for state in states] + [buffer._data.copy() for buffer in buffers]
         with _bound([*(state.param for state in states), *buffers], arrays):
             positions = split((next(settings.loader.batch_indices(0)),), 0, settings.shards)[0]
-            batch = [replica.tensor(array) for array in gather(replica.dataset, positions)]
-            shard_loss(settings.model, settings.loss, batch, Generator(settings.seed)).sum().backward()
+            with streams_kept():
+                batch = [replica.tensor(array) for array in gathered(replica.dataset, positions, settings.seed, 0)]
+                shard_loss(settings.model, settings.loss, batch, Generator(settings.seed)).sum().backward()
             trained = [i for i, state in enumerate(states) if state.param.grad is not None]
         replica.layout = PageLayout(settings.model, settings.optimizer, trained)
         return replica
@@ -199,15 +201,25 @@ class Gradient:
         NonFiniteError, before anything is written, if the loss is not finite.
         """
         replica = self.replica
-        replica.generator.stream = first_stream(batch, k, replica.shards)
-        if self._step is None:
+        stream = replica.generator.stream = first_stream(batch, k, replica.shards)
+        if self._step is not None and replica.settings.jit:  # nobody draws from `random` or `np.random`
+            return self._replay(positions, weight, batch, k)
+        with replica.streams_kept():
+            if self._step is not None:
+                seed_others(replica.settings.seed, stream, COMPUTING)
+                return self._replay(positions, weight, batch, k)
             scale = replica.tensor(np.full((), weight, self.scale.dtype))
-            tensors = [replica.tensor(array) for array in gather(replica.dataset, positions)]
+            arrays = gathered(replica.dataset, positions, replica.settings.seed, stream)
+            tensors = [replica.tensor(array) for array in arrays]
+            if not replica.settings.jit:
+                seed_others(replica.settings.seed, stream, COMPUTING)
             return replica.loss_of_batch(tensors, scale, self.page[0], self.slot, self.fresh).item()
+
+    def _replay(self, positions: np.ndarray, weight: float, batch: int, k: int) -> float:
         self.doing = batch, k
-        replica.device.write(self.positions, positions)
-        replica.device.write(self.scale, weight)
-        self._step()
+        self.replica.device.write(self.positions, positions)
+        self.replica.device.write(self.scale, weight)
+        self._step()  # type: ignore[misc]
         return self.loss.item()
 
     def _compute(self) -> None:

@@ -6,6 +6,7 @@ only what is sealed and writes only what belongs to it: a worker holds nothing t
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -19,13 +20,14 @@ from ...errors import NonFiniteError
 from ...native.atomics import LINE, publish
 from ...tensor import default_device
 from .. import failpoints
+from ..objects import SharedObject, dumps
 from ..phases import NORMS
 from ..placement import Placement, go_to
 from ..shards import Shares
 from .claims import NOTHING, OWNERS, STOPPED, table_of, take
 from .compress import Compressor
 from .device_memory import memory_for
-from .launch import SharedObject, describe, dumps
+from .launch import describe
 from .replica import Gradient, Replica
 from .slices import Average, Slice, sum_of_squares
 from .training_arena import COMPUTE, EVENTS, MERGE, SHARDS, WAIT, TrainingArena
@@ -53,6 +55,7 @@ def work(
     try:
         device = go_to(placement.of(rank))
         replica = job.open()
+        replica.streams_kept = contextlib.nullcontext
         with default_device(device):
             may = placement.shards_of(rank, replica.shards) if placement.are_mixed else None
             worker = Worker(rank, arena, replica.to(device), spins, fail, may)

@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import workers
-from hypothesis import given
-from hypothesis import strategies as st
 from residue import alive, no_residue
 
 import scratchnet as sn
 from scratchnet.native.compile import JIT_ENABLED
 from scratchnet.parallel.comm.arena import Arena
-from scratchnet.parallel.pool.launch import Workers, dumps, loads
+from scratchnet.parallel.pool.launch import Workers
 
 
 @pytest.fixture(autouse=True)
@@ -218,8 +216,3 @@ def test_a_system_without_room_for_processes_is_an_error_and_leaves_none(monkeyp
     monkeypatch.setattr(launch.multiprocess.context.SpawnProcess, "start", start)
     with pytest.raises(sn.WorkerError, match=r"worker 1 could not be started: .*temporarily unavailable"):
         sn.parallel.run(print, workers=2)
-
-
-@given(st.recursive(st.none() | st.integers() | st.text(), st.lists))
-def test_what_is_sent_is_what_arrives(value):
-    assert loads(dumps(value)) == value
