@@ -183,7 +183,7 @@ class Tensor(TensorBase):
 
     def astype(self, dtype: Any) -> Tensor:
         """This tensor in another dtype; itself if it has it already."""
-        dtype = checked_dtype(np.dtype(dtype))
+        dtype = checked_dtype("astype", dtype)
         if dtype == self.dtype:
             return self
         if dtype in FLOATS:

@@ -18,6 +18,7 @@ PROJECT = PACKAGE.parent
 # makes no cycle. The package's own __init__.py gathers the public names and stands above all.
 LAYERS = (
     "errors",
+    "checks",
     "native",
     "kernels",
     "tracing",

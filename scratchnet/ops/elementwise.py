@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from .. import checks
 from ..errors import ConfigError, DtypeError
 from .operands import ArrayLike, TensorBase, as_operand
 from .table import Tensor, binary, broadcast_shape, compact, define, method, unary
@@ -118,11 +119,15 @@ cast = define("cast", _cast, lambda g, y, x, dtype: cast(g, dtype=x.dtype))
 @method
 def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     """x limited to [low, high]; gradient 1 on the bounds, 0 outside. Raises ConfigError if low > high."""
+    if x.dtype.kind == "b":
+        raise DtypeError("clip: expected numbers, got bool")
     least, most = (-np.inf, np.inf) if x.dtype.kind == "f" else (np.iinfo(x.dtype).min, np.iinfo(x.dtype).max)
     low, high = least if low is None else low, most if high is None else high
     for bound in (low, high):
+        if not isinstance(bound, int | float | np.number) or isinstance(bound, bool):
+            checks.refuse("clip: a bound", "a number or None", bound)
         as_operand(bound, x)  # DtypeError if it does not fit
-    if low > high:
+    if not low <= high:
         raise ConfigError(f"clip: expected low <= high, got {low} and {high}")
     return clip_op(x, low=low, high=high)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import tracing
+from .. import checks, tracing
 from ..errors import DtypeError, IndexOutOfRangeError, ShapeError
-from .operands import ArrayLike, TensorBase, array_of
+from .operands import ArrayLike, TensorBase, array_of, as_operand
 from .table import Tensor, contiguous, define, method
 
 # --- views -------------------------------------------------------------------------------------------------------
@@ -121,9 +121,7 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     first = tensors[0].shape
     if not first:
         raise ShapeError("cat: expected tensors of at least one dimension, got shape ()")
-    if not -len(first) <= axis < len(first):
-        raise IndexOutOfRangeError(f"cat: expected an axis in [{-len(first)}, {len(first)}), got {axis}")
-    axis %= len(first)
+    axis = checks.axis("cat", axis, len(first))
     for t in tensors[1:]:
         if len(t.shape) != len(first) or t.shape[:axis] + t.shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
             raise ShapeError(f"cat: expected shapes equal but for axis {axis}, got {first} and {t.shape}")
@@ -135,20 +133,21 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     for t in tensors[1:]:
         if t.shape != tensors[0].shape:
             raise ShapeError(f"stack: expected equal shapes, got {tensors[0].shape} and {t.shape}")
+    axis = checks.axis("stack", axis, tensors[0].ndim + 1)
     return cat([unsqueeze(t, axis) for t in tensors], axis)
 
 
-def _as_shape(args: tuple) -> tuple[int, ...]:
-    """Lengths given one by one, or as one sequence."""
-    if len(args) == 1 and isinstance(args[0], Sequence):
+def _integers(what: str, args: tuple) -> tuple[int, ...]:
+    """Integers given one by one, or as one sequence."""
+    if len(args) == 1 and isinstance(args[0], tuple | list):
         args = tuple(args[0])
-    return tuple(int(n) for n in args)
+    return tuple([n if type(n) is int else checks.integer(what, n, error=ShapeError) for n in args])
 
 
 @method
 def reshape(x: Tensor, *shape: Any) -> Tensor:
     """Another shape of as many elements; one length may be -1. A view where NumPy can give one."""
-    shape = _as_shape(shape)
+    shape = _integers("reshape: a length", shape)
     known = math.prod(n for n in shape if n != -1)
     if -1 in shape and shape.count(-1) == 1 and known and x.size % known == 0:
         shape = tuple(x.size // known if n == -1 else n for n in shape)
@@ -160,7 +159,7 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
 @method
 def broadcast_to(x: Tensor, *shape: Any) -> Tensor:
     """Repeated along axes of length 1 and along new leading axes, a view."""
-    shape = _as_shape(shape)
+    shape = _integers("broadcast_to: a length", shape)
     try:
         fits = np.broadcast_shapes(x.shape, shape) == shape
     except ValueError:
@@ -173,7 +172,7 @@ def broadcast_to(x: Tensor, *shape: Any) -> Tensor:
 @method
 def permute(x: Tensor, *axes: Any) -> Tensor:
     """All axes in the given order, a view."""
-    axes = _as_shape(axes)
+    axes = _integers("permute: an axis", axes)
     if sorted(a % x.ndim if x.ndim and -x.ndim <= a < x.ndim else -1 for a in axes) != list(range(x.ndim)):
         raise ShapeError(f"permute: expected each of {x.ndim} axes once, got {axes}")
     return permute_op(x, axes=tuple(a % x.ndim for a in axes))
@@ -182,29 +181,23 @@ def permute(x: Tensor, *axes: Any) -> Tensor:
 @method
 def transpose(x: Tensor, a: int, b: int) -> Tensor:
     """Two axes exchanged, a view."""
-    for axis in (a, b):
-        if not -x.ndim <= axis < x.ndim:
-            raise IndexOutOfRangeError(f"transpose: expected an axis in [{-x.ndim}, {x.ndim}), got {axis}")
+    a, b = checks.axis("transpose", a, x.ndim), checks.axis("transpose", b, x.ndim)
     axes = list(range(x.ndim))
     axes[a], axes[b] = axes[b], axes[a]
     return permute_op(x, axes=tuple(axes))
 
 
 @method
-def squeeze(x: Tensor, axis: int | None = None) -> Tensor:
-    """Without its axes of length 1, or without the one named (left alone if it is longer, as in PyTorch); a view."""
-    if axis is not None and not -x.ndim <= axis < x.ndim:
-        raise IndexOutOfRangeError(f"squeeze: expected an axis in [{-x.ndim}, {x.ndim}), got {axis}")
-    gone = range(x.ndim) if axis is None else (axis % x.ndim,)
+def squeeze(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
+    """Without its axes of length 1, or without those named (left alone if they are longer, as in PyTorch); a view."""
+    gone = checks.axes("squeeze", axis, x.ndim)
     return reshape_op(x, shape=tuple(n for i, n in enumerate(x.shape) if n != 1 or i not in gone))
 
 
 @method
 def unsqueeze(x: Tensor, axis: int) -> Tensor:
     """With a new axis of length 1, a view."""
-    if not -x.ndim - 1 <= axis <= x.ndim:
-        raise IndexOutOfRangeError(f"unsqueeze: expected an axis in [{-x.ndim - 1}, {x.ndim + 1}), got {axis}")
-    axis %= x.ndim + 1
+    axis = checks.axis("unsqueeze", axis, x.ndim + 1)
     return reshape_op(x, shape=(*x.shape[:axis], 1, *x.shape[axis:]))
 
 
@@ -212,14 +205,27 @@ def unsqueeze(x: Tensor, axis: int) -> Tensor:
 def pad(x: Tensor, widths: Any, value: float = 0) -> Tensor:
     """With `value` around it; widths as in np.pad: n, (before, after), or one such pair an axis."""
     try:
-        pairs = [(int(a), int(b)) for a, b in np.broadcast_to(widths, (x.ndim, 2))]
+        before_after = np.broadcast_to(widths, (x.ndim, 2))
+        fits = before_after.dtype.kind in "iu" and not (before_after < 0).any()
     except (ValueError, TypeError):
-        pairs = [(-1, -1)]
-    if any(n < 0 for pair in pairs for n in pair):
-        raise ShapeError(f"pad: expected n, (before, after) or {x.ndim} such pairs, none negative, got {widths!r}")
+        fits = False
+    if not fits:
+        expected = f"n, (before, after) or {x.ndim} such pairs, integers of at least 0"
+        checks.refuse("pad", expected, widths, ShapeError)
+    pairs = [(int(before), int(after)) for before, after in before_after]
+    value = _element("pad: value", value, x)
     shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pairs, strict=True))
     key = tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, pairs, strict=True))
     return place(x, key=(*key, Ellipsis), shape=shape, value=value)
+
+
+def _element(what: str, value: Any, x: Tensor) -> Any:
+    """A number as an element of x, whose dtype holds it."""
+    if isinstance(value, bool | np.bool_) and x.dtype.kind == "b":
+        return bool(value)
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        return as_operand(value, x).item()
+    checks.refuse(what, f"a number for {x.dtype}", value, DtypeError)
 
 
 _BASIC = (int, np.integer, slice, type(None), type(Ellipsis))

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import tracing
-from ..errors import DtypeError, ShapeError
+from .. import checks, tracing
+from ..errors import DtypeError
 from ..kernels import Device
 
 ArrayLike = Any  # a Tensor, a NumPy array, a number, or a nested sequence of numbers
@@ -95,22 +95,18 @@ def as_array(data: ArrayLike, dtype: Any = None) -> np.ndarray:
     elif isinstance(data, list | tuple) and any(isinstance(item, TensorBase) for item in data):
         data = [item.detach().numpy() if isinstance(item, TensorBase) else item for item in data]  # type: ignore[attr-defined]
     from_python = not isinstance(data, np.ndarray | np.generic) and not hasattr(data, "__array__")
-    try:
-        array = np.asarray(data)
-    except ValueError as error:  # ragged lists
-        raise ShapeError(f"Tensor: expected a rectangular array of numbers, got {str(error).splitlines()[0]}") from None
-    if array.dtype.kind not in _ALLOWED_KINDS:
-        raise DtypeError(f"Tensor: expected numbers, got dtype {array.dtype}")
+    array = checks.array("Tensor", data, _ALLOWED_KINDS)
     if dtype is None and from_python and array.dtype == np.float64:
         dtype = np.float32
-    target = checked_dtype(np.dtype(dtype) if dtype is not None else array.dtype.newbyteorder("="))
+    target = checked_dtype("Tensor", array.dtype.newbyteorder("=") if dtype is None else dtype)
     return array.astype(target, copy=False)
 
 
-def checked_dtype(dtype: np.dtype) -> np.dtype:
-    """dtype itself. Raises DtypeError if no tensor may have it."""
+def checked_dtype(name: str, dtype: Any) -> np.dtype:
+    """dtype as NumPy's. Raises DtypeError if no tensor may have it."""
+    dtype = checks.dtype(name, dtype)
     if dtype.kind not in _ALLOWED_KINDS or (dtype.kind == "f" and dtype not in FLOATS):
-        raise DtypeError(f"Tensor: expected float32, float64, integers or booleans, got dtype {dtype}")
+        raise DtypeError(f"{name}: expected float32, float64, integers or booleans, got dtype {dtype}")
     return dtype
 
 

@@ -11,31 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..errors import IndexOutOfRangeError, ShapeError
 from .elementwise import exp, sqrt
 from .movement import broadcast_to_op, reshape_op
 from .table import Tensor, contiguous, define, method
-
-
-def normalize_axis(name: str, axis, ndim: int) -> tuple[int, ...]:
-    """axis as a sorted tuple of numbers in [0, ndim).
-
-    Raises IndexOutOfRangeError for one outside, ShapeError for one named twice.
-    """
-    if axis is None:
-        return tuple(range(ndim))
-    if type(axis) is int and -ndim <= axis < ndim:
-        return (axis % ndim,)
-    axes = []
-    for a in axis if isinstance(axis, tuple | list) else (axis,):
-        if not isinstance(a, int | np.integer) or not -ndim <= a < ndim:
-            raise IndexOutOfRangeError(
-                f"{name}: expected an axis in [{-ndim}, {ndim}) for {ndim} dimensions, got {a!r}"
-            )
-        axes.append(int(a) % ndim)
-    if len(set(axes)) != len(axes):
-        raise ShapeError(f"{name}: expected each axis once, got {axis}")
-    return tuple(sorted(axes))
 
 
 def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -113,27 +93,28 @@ argmax_op = define("argmax", _reduce("argmax", lambda x: np.int64), None)
 @method
 def sum(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Sum of elements; integers and booleans are summed as int64."""
-    return sum_op(x, axes=normalize_axis("sum", axis, x.ndim), keepdims=keepdims)
+    return sum_op(x, axes=checks.axes("sum", axis, x.ndim), keepdims=checks.flag("sum: keepdims", keepdims))
 
 
 @method
 def max(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Largest element (NaN if any is); its gradient is shared evenly among ties. Values alone, as in NumPy."""
-    return max_op(x, axes=normalize_axis("max", axis, x.ndim), keepdims=keepdims)
+    return max_op(x, axes=checks.axes("max", axis, x.ndim), keepdims=checks.flag("max: keepdims", keepdims))
 
 
 @method
 def min(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Smallest element (NaN if any is); its gradient is shared evenly among ties. Values alone, as in NumPy."""
-    return min_op(x, axes=normalize_axis("min", axis, x.ndim), keepdims=keepdims)
+    return min_op(x, axes=checks.axes("min", axis, x.ndim), keepdims=checks.flag("min: keepdims", keepdims))
 
 
 @method
 def argmax(x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """int64 index of the first largest element along one axis, or in the flattened tensor."""
-    if axis is not None and not isinstance(axis, int | np.integer):
-        raise IndexOutOfRangeError(f"argmax: expected one axis or None, got {axis!r}")
-    return argmax_op(x, axes=normalize_axis("argmax", axis, x.ndim), keepdims=keepdims)
+    if isinstance(axis, tuple | list):
+        checks.refuse("argmax", "one axis or None", axis, IndexOutOfRangeError)
+    axes = checks.axes("argmax", axis, x.ndim)
+    return argmax_op(x, axes=axes, keepdims=checks.flag("argmax: keepdims", keepdims))
 
 
 def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
@@ -144,7 +125,7 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
 @method
 def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Arithmetic mean, in x's float dtype (float32 for integers)."""
-    axes = normalize_axis("mean", axis, x.ndim)
+    axes, keepdims = checks.axes("mean", axis, x.ndim), checks.flag("mean: keepdims", keepdims)
     if x.dtype.kind != "f":  # their sum is exact
         return sum_op(x, axes=axes, keepdims=keepdims) / _count(x.shape, axes)
     return mean_op(x, axes=axes, keepdims=keepdims)
@@ -153,14 +134,20 @@ def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
 @method
 def var(x: Tensor, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
     """Mean squared distance from the mean, divided by n - ddof (0 by default, as in NumPy; PyTorch's is 1)."""
-    d = x - mean(x, axis, keepdims=True)
-    return sum(d * d, axis, keepdims) / builtins.max(_count(x.shape, normalize_axis("var", axis, x.ndim)) - ddof, 0)
+    return _variance("var", x, axis, keepdims, ddof)
 
 
 @method
 def std(x: Tensor, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
     """Square root of the variance."""
-    return sqrt(var(x, axis, keepdims, ddof))
+    return sqrt(_variance("std", x, axis, keepdims, ddof))
+
+
+def _variance(name: str, x: Tensor, axis: Any, keepdims: bool, ddof: int) -> Tensor:
+    axes, keepdims = checks.axes(name, axis, x.ndim), checks.flag(f"{name}: keepdims", keepdims)
+    count = _count(x.shape, axes) - checks.integer(f"{name}: ddof", ddof, 0)
+    d = x - mean(x, axes, keepdims=True)
+    return sum(d * d, axes, keepdims) / builtins.max(count, 0)
 
 
 # --- standardization over the middle axis of (outer, n, inner): layer norm's rows, batch norm's columns --------------
@@ -241,7 +228,7 @@ logsumexp_op = define(
 
 def _along(name, op, x, axis):
     """op over the last axis, applied over any one axis."""
-    (axis,) = normalize_axis(name, axis, x.ndim)
+    axis = checks.axis(name, axis, x.ndim)
     if x.shape[axis] == 0:
         raise ShapeError(f"{name}: expected at least one element along axis {axis}, got shape {x.shape}")
     if axis == x.ndim - 1:
@@ -264,7 +251,7 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
 @method
 def logsumexp(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over axes, shifted by the maximum so that nothing overflows."""
-    axes = normalize_axis("logsumexp", axis, x.ndim)
+    axes, keepdims = checks.axes("logsumexp", axis, x.ndim), checks.flag("logsumexp: keepdims", keepdims)
     n = _count(x.shape, axes)
     if n == 0:
         raise ShapeError(f"logsumexp: expected at least one element to reduce, got shape {x.shape} and axis {axes}")
