@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 from . import cuda, data, errors, functions, metrics, nn, optim, parallel, testing
-from .autograd import no_grad
 from .errors import *
 from .formats.checkpoint import load, save
 from .functions import *
 from .functions import grad, value_and_grad
+from .grad_mode import no_grad
 from .jit import jit
 from .kernels import get_num_threads, set_num_threads
 from .random import manual_seed

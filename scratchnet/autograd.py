@@ -9,16 +9,15 @@ The class Tensor stands above: this file asks a tensor at hand to wrap an array 
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
 
 import numpy as np
 
 from . import ops, tracing
 from .errors import DeviceError, GradientError, ShapeError
+from .grad_mode import is_recording, recording
 from .kernels import Device
 from .ops.operands import ArrayLike, TensorBase, as_operand, copied
 from .ops.promotion import prepare, refusal
@@ -26,7 +25,6 @@ from .ops.table import Op, Tensor
 
 # --- the record ------------------------------------------------------------------------------------------------------
 
-_grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
 _clock = itertools.count()
 
 
@@ -56,37 +54,15 @@ def apply(op: Op, *inputs: ArrayLike, **params) -> Tensor:
     except (TypeError, ValueError) as error:
         raise refusal(op, tensors, error) from None
     node = None
-    if _grad_enabled.get():
+    if is_recording():
         for i, t in enumerate(tensors):
-            if t.requires_grad and op.vjp(i) is not None:
+            if t._requires_grad and op.vjp(i) is not None:
                 node = Node(op, tensors, params, out, device)
                 break
     y = tensors[0]._wrap(out, device, node)
     if op.is_view:
         y._base = tensors[0]._owner
     return y
-
-
-def is_recording() -> bool:
-    """True unless inside `no_grad`."""
-    return _grad_enabled.get()
-
-
-@contextlib.contextmanager
-def recording(enabled: bool) -> Iterator[None]:
-    """Inside, ops are recorded or not."""
-    token = _grad_enabled.set(enabled)
-    try:
-        yield
-    finally:
-        _grad_enabled.reset(token)
-
-
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Inside, nothing is recorded: results have requires_grad False. Also a decorator: `@no_grad()`."""
-    with recording(False):
-        yield
 
 
 # --- the backward pass -----------------------------------------------------------------------------------------------
@@ -191,7 +167,7 @@ def _vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             raise GradientError(f"{op.name}: expected its inputs as they were, but one was changed in place since")
     y = inputs[0]._wrap(node.out, node.device, node)
     for i, t in enumerate(inputs):
-        if t.requires_grad and (vjp := op.vjp(i)) is not None:
+        if t._requires_grad and (vjp := op.vjp(i)) is not None:
             yield t, unbroadcast(vjp(g, y, *inputs, **node.params), t.shape)
 
 

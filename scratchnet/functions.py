@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import ops
-from .autograd import backpropagate, history, initial_gradient, is_recording, recording
+from .autograd import backpropagate, history, initial_gradient
 from .errors import ShapeError
+from .grad_mode import is_recording, recording
 from .tensor import FLOATS, ArrayLike, Tensor, as_tensor
 
 

@@ -1,7 +1,7 @@
 """Tensor: an array on a device, plus the record of how it was made.
 
-The methods that compute come from the op table (ops/table.py, METHODS), gradients from autograd.py, and what may
-become a tensor is decided in ops/operands.py.
+The methods that compute come from the op table (ops/table.py, METHODS), those that write from in_place.py, gradients
+from autograd.py, and what may become a tensor is decided in ops/operands.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import autograd, ops, tracing
+from . import autograd, in_place, ops, tracing
 from .autograd import Node, apply
 from .errors import DtypeError, GradientError, ShapeError
+from .grad_mode import is_recording
 from .kernels import Device
 from .kernels import device as find_device
 from .ops.operands import FLOATS, ArrayLike, TensorBase, array_on, as_array, as_operand, checked_dtype, copied, moved
@@ -76,9 +77,8 @@ class Tensor(TensorBase):
         self._data = array_on(self._device, data, dtype)
         self._node = self._base = self.grad = None
         self._version = 0
-        if requires_grad and self._data.dtype not in FLOATS:
-            raise DtypeError(f"Tensor: expected float32 or float64 for requires_grad, got {self._data.dtype}")
-        self.requires_grad = bool(requires_grad)
+        self._requires_grad = False
+        self.requires_grad = requires_grad
 
     @staticmethod
     def _wrap(data: np.ndarray, device: Device, node: Node | None = None) -> Tensor:
@@ -87,7 +87,7 @@ class Tensor(TensorBase):
         t._data, t._device, t._node = data, device, node
         t._base = t.grad = None
         t._version = 0
-        t.requires_grad = node is not None
+        t._requires_grad = node is not None
         return t
 
     _apply = staticmethod(apply)
@@ -114,6 +114,26 @@ class Tensor(TensorBase):
     @property
     def device(self) -> str:
         return self._device.name
+
+    @property
+    def requires_grad(self) -> bool:
+        """Is a gradient wanted of it? May be set on leaves of float32 or float64. Raises DtypeError, GradientError."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if not isinstance(wanted, bool | np.bool_ | int):
+            raise DtypeError(f"requires_grad: expected True or False, got {wanted!r:.80}")
+        if wanted and self._data.dtype not in FLOATS:
+            raise DtypeError(f"Tensor: expected float32 or float64 for requires_grad, got {self._data.dtype}")
+        if not wanted and self._node is not None:
+            raise GradientError("requires_grad: expected a leaf tensor, got the result of an op; call .detach()")
+        self._requires_grad = bool(wanted)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Sets requires_grad, and returns this tensor."""
+        self.requires_grad = requires_grad
+        return self
 
     @property
     def is_leaf(self) -> bool:
@@ -175,7 +195,7 @@ class Tensor(TensorBase):
             return self
         data = moved(self, target)
         node = None
-        if self.requires_grad and autograd.is_recording():
+        if self.requires_grad and is_recording():
             node = Node(_to_device, (self,), {}, data, target)
         t = Tensor._wrap(data, target, node)
         t._base = self._owner if data is self._data else None
@@ -277,15 +297,14 @@ class Tensor(TensorBase):
         """The matrix transposed (all axes reversed), a view."""
         return ops.permute_op(self, axes=tuple(range(self.ndim))[::-1])
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise GradientError("a Tensor is not changed in place: expected sn.where(condition, a, b), got item assignment")
+    __setitem__ = in_place.set_items
 
     if TYPE_CHECKING:  # the methods that are public in the op table; below
 
         def __getattr__(self, name: str) -> Callable[..., Tensor]: ...
 
 
-for _name, _method in ops.METHODS.items():
+for _name, _method in (ops.METHODS | in_place.METHODS).items():
     setattr(Tensor, _name, _method)
 
 # --- making tensors ----------------------------------------------------------------------------------------------

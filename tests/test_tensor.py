@@ -150,9 +150,32 @@ def test_numpy_arrays_out_of_a_tensor_share_memory_or_point_to_detach():
     assert np.shares_memory(t.detach().numpy(), X)
 
 
-def test_elements_cannot_be_assigned():
-    with pytest.raises(sn.GradientError, match=r"sn\.where"):
-        sn.Tensor([1.0])[0] = 2.0
+@pytest.mark.parametrize("data", [[1, 2], [True], np.uint8([1])])
+def test_integers_require_grad_by_no_door(data):
+    doors = [
+        lambda: sn.Tensor(data, requires_grad=True),
+        lambda: sn.tensor(data, requires_grad=True),
+        lambda: sn.nn.Parameter(data),
+        lambda: setattr(sn.Tensor(data), "requires_grad", True),
+        lambda: sn.Tensor(data).requires_grad_(),
+        lambda: setattr(sn.nn.Buffer(data), "requires_grad", True),
+    ]
+    for door in doors:
+        with pytest.raises(sn.DtypeError, match="float32 or float64 for requires_grad") as error:
+            door()
+        error_line(error)
+    x = sn.Tensor([1.5], requires_grad=True)
+    assert not x.astype(np.int64).requires_grad and x.requires_grad_(False) is x and not x.requires_grad
+
+
+def test_the_result_of_an_op_always_requires_grad():
+    y = sn.Tensor([1.0], requires_grad=True) * 2
+    y.requires_grad = True
+    with pytest.raises(sn.GradientError, match=r"\.detach\(\)") as error:
+        y.requires_grad = False
+    error_line(error)
+    with pytest.raises(sn.DtypeError, match="True or False"):
+        y.detach().requires_grad = "no"
 
 
 def test_tensors_can_be_in_sets_and_dictionaries():

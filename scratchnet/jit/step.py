@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import random, tracing
-from ..autograd import is_recording
 from ..errors import JitError
+from ..grad_mode import is_recording
 from ..tensor import Tensor
 from .explain import explain
 from .program import Outputs, Program, give_back

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import ops, random
-from ..autograd import no_grad
 from ..errors import ConfigError, DtypeError, ShapeError
 from ..functions import gelu, log_softmax, relu, sigmoid, softmax, softplus, tanh
+from ..grad_mode import no_grad
 from ..ops.operands import assign
 from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor
 

@@ -28,14 +28,14 @@ class TensorBase:
     of a view, that of its base counts.
     """
 
-    __slots__ = ("__weakref__", "_base", "_data", "_device", "_node", "_version", "grad", "requires_grad")
+    __slots__ = ("__weakref__", "_base", "_data", "_device", "_node", "_requires_grad", "_version", "grad")
     _base: Any
     _data: np.ndarray
     _device: Device
     _node: Any
+    _requires_grad: bool
     _version: int
     grad: Any
-    requires_grad: bool
 
     @property
     def _owner(self) -> Any:
@@ -128,5 +128,19 @@ def copied(data: np.ndarray, dtype: np.dtype, device: Device) -> np.ndarray:
 
 def assign(target: TensorBase, value: TensorBase) -> None:
     """Writes the numbers of `value` over those of `target`, in place. Both have one shape, dtype and device."""
+    overwritten(target)
     target._kernels.copy(value._data, target._data)
-    target._owner._version += 1
+
+
+def overwritten(t: TensorBase) -> None:
+    """The memory of t is about to change: whoever read it can tell, and the op that made it keeps what it gave."""
+    owner = t._owner
+    node = owner._node
+    if node is not None and node.out is owner._data:
+        node.out = copied(node.out, node.out.dtype, owner._device)
+
+    def count() -> None:
+        owner._version += 1
+
+    count()
+    tracing.current().effect(count)

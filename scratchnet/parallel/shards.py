@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import tracing
-from ..autograd import no_grad
 from ..data.dataset import gather
 from ..errors import NonFiniteError, ShapeError
+from ..grad_mode import no_grad
 from ..nn import Module
 from ..nonfinite import first_nonfinite
 from ..random import Generator, using

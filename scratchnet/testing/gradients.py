@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import no_grad
 from ..errors import ConfigError, DtypeError, GradcheckError
 from ..functions import grad
+from ..grad_mode import no_grad
 from ..tensor import Tensor
 
 _DIRECTIONS = 2  # how many random directions through all inputs at once

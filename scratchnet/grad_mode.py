@@ -1,0 +1,130 @@
+"""Are ops recorded? A mode of each context: of a thread, and of an asyncio task. `no_grad` turns it off."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from .errors import ConfigError
+
+_grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
+_modes: ContextVar[tuple[bool, ...]] = ContextVar("modes", default=())  # what it was before each open `no_grad`
+is_recording = _grad_enabled.get  # True unless inside `no_grad`
+
+
+@contextlib.contextmanager
+def recording(enabled: bool) -> Iterator[None]:
+    """Inside, ops are recorded or not."""
+    before = _grad_enabled.get()
+    _grad_enabled.set(enabled)
+    try:
+        yield
+    finally:
+        _grad_enabled.set(before)  # not reset(token): a generator may be closed in another context
+
+
+class no_grad:
+    """Inside, nothing is recorded: results have requires_grad False. Also a decorator: `@no_grad()`.
+
+    A decorated generator records nothing while it runs; between its values the mode is the caller's. So do coroutines
+    and asynchronous generators. One object may be entered again, also inside itself. Raises ConfigError for a class.
+    """
+
+    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+        made = super().__new__(cls)
+        return made if function is None else made(function)  # `@no_grad` without brackets
+
+    def __enter__(self) -> None:
+        _modes.set((*_modes.get(), is_recording()))
+        _grad_enabled.set(False)
+
+    def __exit__(self, *exc_info: Any) -> None:
+        *outer, before = _modes.get()
+        _modes.set(tuple(outer))
+        _grad_enabled.set(before)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if isinstance(function, type) or not callable(function):
+            name = getattr(function, "__name__", repr(function))
+            raise ConfigError(f"no_grad: expected a function to decorate, got {name}; decorate the methods of a class")
+        return _kind_of(function)(function)
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with recording(False):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _coroutine(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        with recording(False):
+            return await function(*args, **kwargs)
+
+    return call
+
+
+def _generator(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        generator = function(*args, **kwargs)
+        resume = functools.partial(next, generator)
+        while True:
+            try:
+                with recording(False):
+                    value = resume()
+            except StopIteration as stop:
+                return stop.value
+            try:
+                resume = functools.partial(generator.send, (yield value))
+            except GeneratorExit:
+                with recording(False):
+                    generator.close()
+                raise
+            except BaseException as error:
+                resume = functools.partial(generator.throw, error)
+
+    return generate
+
+
+def _asynchronous_generator(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def generate(*args: Any, **kwargs: Any) -> Any:
+        generator = function(*args, **kwargs)
+        resume = generator.__anext__
+        while True:
+            try:
+                with recording(False):
+                    value = await resume()
+            except StopAsyncIteration:
+                return
+            try:
+                resume = functools.partial(generator.asend, (yield value))
+            except GeneratorExit:
+                with recording(False):
+                    await generator.aclose()
+                raise
+            except BaseException as error:
+                resume = functools.partial(generator.athrow, error)
+
+    return generate
+
+
+_KINDS = (
+    (inspect.isgeneratorfunction, _generator),
+    (inspect.iscoroutinefunction, _coroutine),
+    (inspect.isasyncgenfunction, _asynchronous_generator),
+)
+
+
+def _kind_of(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """How a function of its kind is run without a record."""
+    return next((wrap for is_kind, wrap in _KINDS if is_kind(function)), _plain)
