@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import checks
 from ..errors import IndexOutOfRangeError, ShapeError
-from .elementwise import exp, sqrt
+from .elementwise import exp, sqrt, where_op
 from .movement import broadcast_to_op, reshape_op
 from .table import Tensor, contiguous, define, method
 
@@ -137,10 +137,18 @@ def var(x: Tensor, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> T
     return _variance("var", x, axis, keepdims, ddof)
 
 
+def _deviation_vjp(g, y, x):
+    flat = y == 0
+    return where_op(flat, 0.0, g * 0.5 / where_op(flat, 1.0, y))
+
+
+deviation = define("deviation", sqrt.forward, _deviation_vjp, floating=True)  # a sqrt that is flat at 0
+
+
 @method
 def std(x: Tensor, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """Square root of the variance."""
-    return sqrt(_variance("std", x, axis, keepdims, ddof))
+    """Square root of the variance; its gradient is 0 where all elements are equal (as in PyTorch)."""
+    return deviation(_variance("std", x, axis, keepdims, ddof))
 
 
 def _variance(name: str, x: Tensor, axis: Any, keepdims: bool, ddof: int) -> Tensor:

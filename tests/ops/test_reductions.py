@@ -41,8 +41,20 @@ def test_reductions_are_numpys(name, axis):
         y = getattr(sn.Tensor(x), name)(axis=axis, keepdims=keepdims)
         expected = REDUCTIONS[name](x, axis=numpy_axis, keepdims=keepdims)
         np.testing.assert_allclose(y.numpy(), expected, rtol=1e-12, atol=1e-12)
-    if name != "argmax" and not (name == "std" and axis == ()):  # sqrt has no slope at 0
+    if name != "argmax" and not (name == "std" and axis == ()):  # 0 everywhere, with a kink there
         gradcheck(lambda t: getattr(t, name)(axis), [x], order=2, max_elements=0)
+
+
+@pytest.mark.usefixtures("device")
+def test_the_gradient_of_std_is_0_where_all_elements_are_equal():
+    x = sn.Tensor(np.array([[2.0, 2.0, 2.0], [1.0, 2.0, 3.0]]), requires_grad=True)
+    for ddof in (0, 1):
+        x.grad = None
+        x.std(1, ddof=ddof).sum().backward()
+        slope = (3 - ddof) ** -0.5 * 2**-0.5  # (x - mean) / (n - ddof) / std
+        np.testing.assert_allclose(x.grad.numpy(), [[0, 0, 0], [-slope, 0, slope]], rtol=1e-12)
+    second = sn.grad(lambda x: (sn.grad(lambda x: x.std())(x) ** 2).sum())(sn.Tensor([1.0, 1.0]))
+    assert second.numpy().tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("ddof", [0, 1, 2])
