@@ -37,6 +37,10 @@ class ConfigError(ScratchnetError, ValueError):
     """An argument outside its range."""
 
 
+class UnknownAttributeError(ScratchnetError, AttributeError):
+    """An attribute that would be set and never read, or that is fixed once the object is made."""
+
+
 class JitError(ScratchnetError, RuntimeError):
     """A step that cannot be recorded, or a recorded one that is called in another way."""
 

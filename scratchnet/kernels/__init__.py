@@ -63,7 +63,12 @@ class Device:
         self.aligned = aligned if self.is_host else memory.empty  # for what is kept
         self.from_host, self.to_host = memory.from_host, memory.to_host
 
+    def __reduce__(self) -> tuple:
+        return device, (self.name,)  # one of each in a process: copies are the same object
+
     def __getattr__(self, name: str) -> Kernel:
+        if name.startswith("__"):  # Python asks for methods such as __deepcopy__
+            raise AttributeError(name)
         raise DeviceError(f"device {self.name!r} has no kernel {name!r}")
 
     def __repr__(self) -> str:

@@ -104,6 +104,8 @@ class LayerNorm(Module):
     normalized_shape: the lengths of those axes, or one length.
     """
 
+    _fixed = ("elementwise_affine",)
+
     def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, elementwise_affine: bool = True):
         shape = normalized_shape if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
         self.normalized_shape, self.eps = _sizes("LayerNorm", *shape), eps
@@ -123,6 +125,8 @@ class BatchNorm1d(Module):
     In training the statistics are those of the batch, and running_mean and running_var move towards them by
     `momentum`; in evaluation the running ones are used.
     """
+
+    _fixed = ("affine",)
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
         (self.num_features,) = shape = _sizes("BatchNorm1d", num_features)
@@ -242,6 +246,8 @@ class MLP(Sequential):
 
     activation: one of ACTIVATIONS. dropout: the probability; 0 leaves the layers out.
     """
+
+    _fixed = ("activation", "dropout")
 
     def __init__(self, *sizes: int, activation: str = "relu", dropout: float = 0.0):
         sizes = _sizes("MLP", *sizes)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, UnknownAttributeError
 from ..kernels import Device
 from ..stateful import Stateful
 from ..tensor import FLOATS, ArrayLike, Tensor
@@ -67,6 +67,7 @@ class Module(Stateful):
     """
 
     training: bool = True
+    _fixed: tuple[str, ...] = ()  # arguments of the constructor that nothing reads afterwards: setting them is refused
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; each subclass writes its own."""
@@ -80,6 +81,11 @@ class Module(Stateful):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Guards what is registered: `self.weight = self.weight * 2` would silently stop training it."""
+        if name in self._fixed and not isinstance(value, Module):
+            layer = type(self).__name__
+            raise UnknownAttributeError(
+                f"{layer}.{name}: expected a new {layer}, as its parts are made, got {value!r:.80}"
+            )
         old = self.__dict__.get(name)
         if isinstance(old, Buffer) and type(value) is Tensor:
             value = Buffer(value, device=value.device)

@@ -2,11 +2,11 @@
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from ..autograd import no_grad
 from ..errors import ConfigError, NonFiniteError
 from ..functions import maximum, minimum, sqrt
+from ..grad_mode import no_grad
 from ..tensor import Tensor
 
 
@@ -18,12 +18,15 @@ def clip_grad_norm_(
     norm_type: p of the p-norm; math.inf for the largest element. The factor is max_norm / (norm + 1e-6), at most 1;
     if it is NaN the gradients become NaN, which hides nothing.
     error_if_nonfinite: raise NonFiniteError, and scale nothing, if the norm is NaN or infinite.
+    Raises ConfigError for a generator that was used up.
 
     Returns the norm before scaling, float64 of shape (). Sums are in float64, where squares of float32 do not overflow.
     """
     if not max_norm >= 0 or not norm_type > 0:
         raise ConfigError(f"clip_grad_norm_: expected max_norm >= 0 and norm_type > 0, got {max_norm} and {norm_type}")
-    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    given, parameters = parameters, [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if not parameters and isinstance(given, Iterator):
+        raise ConfigError("clip_grad_norm_: expected parameters, got a generator that was used up; use a list of them")
     gradients = [(p, g) for p in parameters if (g := p._read_grad()) is not None]
     with no_grad():
         norm = _norm([g for _, g in gradients if g.size], norm_type)

@@ -2,6 +2,9 @@
 
 Call `step()` after each `optimizer.step()`. The value depends on the starting value and the step alone, so a
 schedule can be resumed anywhere. One schedule an optimizer: a second one would overwrite the first.
+
+A group that is added to the optimizer later joins with the learning rate that it has then, as in PyTorch: from there
+the schedule scales it like the others.
 """
 
 import math
@@ -11,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, ConfigError
+from ..sealed import Sealed
 from ..stateful import Stateful
-from .optimizers import Optimizer
+from .optimizers import Group, Optimizer
 
 ANNEALING = {  # from start to end, as the fraction goes from 0 to 1
     "cos": lambda start, end, fraction: end + (start - end) / 2 * (1 + math.cos(math.pi * fraction)),
@@ -20,14 +24,15 @@ ANNEALING = {  # from start to end, as the fraction goes from 0 to 1
 }
 
 
-class LRScheduler(Stateful):
+class LRScheduler(Sealed, Stateful):
     """Base of all schedules. options: the constructor's numbers, kept so that a saved schedule can be recognised.
 
-    base_lrs: the groups' learning rates when the schedule was made. It sets those of step 0 at once.
+    base_lrs: the groups' learning rates when the schedule was made. It sets those of step 0 at once. The base of a
+    group that joins later is the one from which the schedule would have come to its learning rate.
     """
 
     def __init__(self, optimizer: Optimizer, **options: Any):
-        self.optimizer, self.options = optimizer, options
+        self.optimizer, self.options, self.last_step = optimizer, options, 0
         self.base_lrs = [float(group["lr"]) for group in _groups(optimizer)]
         self._set(0)
 
@@ -51,6 +56,7 @@ class LRScheduler(Stateful):
 
     def state_dict(self) -> dict[str, Any]:
         """{"last_step", "base_lrs", "options"}: numbers and lists of them."""
+        self._join()
         return {"last_step": self.last_step, "base_lrs": list(self.base_lrs), "options": dict(self.options)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -66,7 +72,23 @@ class LRScheduler(Stateful):
         self.base_lrs = list(base_lrs)
         self._set(step)
 
+    def _refusal(self, name: str) -> str | None:
+        if name in self.options:
+            return "a schedule whose options stay as they are, got another value; make a new one"
+        return super()._refusal(name)
+
+    def _join(self) -> None:
+        """Takes in the groups that are new."""
+        for i in range(len(self.base_lrs), len(self.optimizer.param_groups)):
+            self.base_lrs.append(0.0)
+            at_0 = self.values(i, self.last_step)["lr"]
+            self.base_lrs[i] = 1.0
+            slope = self.values(i, self.last_step)["lr"] - at_0
+            lr = float(self.optimizer.param_groups[i]["lr"])
+            self.base_lrs[i] = (lr - at_0) / slope if slope else lr
+
     def _set(self, step: int) -> None:
+        self._join()
         groups = self.optimizer.param_groups
         for group, values in zip(groups, [self.values(i, step) for i in range(len(groups))], strict=True):
             group |= values
@@ -77,7 +99,7 @@ class LRScheduler(Stateful):
         return f"{type(self).__name__}({options})"
 
 
-def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+def _groups(optimizer: Optimizer) -> list[Group]:
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"lr_scheduler: expected an optimizer, got {type(optimizer).__name__}")
     return optimizer.param_groups
@@ -138,7 +160,8 @@ class OneCycleLR(LRScheduler):
     """Up from max_lr / div_factor to max_lr in the first pct_start of the steps, then down to 1 / final_div_factor
     of where it began (Smith and Topin 2018).
 
-    max_lr: one number, or one a group. total_steps: the optimizer's; the rate is lowest at the last, total_steps - 1.
+    max_lr: one number, for groups that join later, too, or one a group.
+    total_steps: the optimizer's; the rate is lowest at the last, total_steps - 1.
     anneal_strategy: the way between, "cos" or "linear".
     cycle_momentum: momentum (beta1 of Adam) goes the other way, from max_momentum down to base_momentum and back.
 
@@ -160,7 +183,8 @@ class OneCycleLR(LRScheduler):
         final_div_factor: float = 1e4,
     ):
         groups = len(_groups(optimizer))
-        rates = list(max_lr) if isinstance(max_lr, Sequence | np.ndarray) else [max_lr] * groups
+        self.is_one_for_all = not isinstance(max_lr, Sequence | np.ndarray)
+        rates = [max_lr] * groups if self.is_one_for_all else list(max_lr)  # type: ignore[arg-type]
         if len(rates) != groups:
             raise ConfigError(f"OneCycleLR: expected one max_lr or {groups}, one a group, got {len(rates)}")
         if anneal_strategy not in ANNEALING:
@@ -199,6 +223,13 @@ class OneCycleLR(LRScheduler):
         if self.cycle_momentum:
             values |= self._momentum(group, self.anneal(*momentum, fraction))
         return values
+
+    def _join(self) -> None:
+        missing = len(self.optimizer.param_groups) - len(self.max_lrs)
+        if missing and not self.is_one_for_all:
+            raise ConfigError(f"OneCycleLR: expected {len(self.max_lrs)} groups, one a max_lr, got {missing} more")
+        self.max_lrs += self.max_lrs[:1] * missing
+        super()._join()
 
     def _momentum(self, group: int, value: float) -> dict[str, Any]:
         """The option that plays the part of momentum in this optimizer, set to value."""

@@ -15,10 +15,9 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError, DtypeError, ShapeError
 from ..ops.table import contiguous
+from ..sealed import Sealed
 from ..stateful import Stateful
 from ..tensor import FLOATS, Tensor
-
-Group = dict[str, Any]
 
 # option: (lowest value, the first value that is too large)
 RANGES = {
@@ -30,6 +29,43 @@ RANGES = {
     "betas": (0.0, 1.0),
 }
 PAIRS = {"betas"}
+
+
+class Group(dict[str, Any]):
+    """The options of some parameters by name, checked whenever one is set, and "params", the parameters themselves."""
+
+    def __init__(self, optimizer: "Optimizer", options: Mapping[str, Any]):
+        super().__init__(options)
+        self._optimizer = optimizer
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.update({name: value})
+
+    def setdefault(self, name: str, value: Any = None) -> Any:
+        if name not in self:
+            self[name] = value
+        return self[name]
+
+    def __ior__(self, options: Any) -> "Group":  # type: ignore[override, misc]
+        self.update(options)
+        return self
+
+    def update(self, *options: Any, **named: Any) -> None:
+        """Sets options. Raises ConfigError, and sets none, for one that is unknown or out of range."""
+        changed = dict(*options, **named)
+        if "params" in changed and changed["params"] is not self["params"]:
+            raise ConfigError(
+                f"{self._optimizer._name}: expected a group with the params that it has; use add_param_group"
+            )
+        self._optimizer._check_options({**self, **changed})
+        super().update(changed)
+
+    def __reduce__(self) -> tuple:
+        return Group.__new__, (Group,), (self._optimizer, dict(self))
+
+    def __setstate__(self, state: tuple["Optimizer", dict[str, Any]]) -> None:
+        self._optimizer, options = state
+        super().update(options)
 
 
 class ParameterState:
@@ -49,7 +85,7 @@ class ParameterState:
             param._device.fill(array, 0)
 
 
-class Optimizer(Stateful):
+class Optimizer(Sealed, Stateful):
     """Base of all optimizers.
 
     params: tensors, or dictionaries {"params": tensors, option: value, ...} whose options override the defaults.
@@ -63,7 +99,7 @@ class Optimizer(Stateful):
     n_numbers: int  # that it takes
     state_names: tuple[str, ...]  # of the arrays, as large as the parameter, that the update keeps; they start at 0
 
-    def __init__(self, params: Iterable[Tensor] | Iterable[Group], **defaults: Any):
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], **defaults: Any):
         self.defaults = defaults
         self.param_groups: list[Group] = []
         self.states: list[ParameterState] = []
@@ -73,18 +109,18 @@ class Optimizer(Stateful):
         for group in groups:
             self.add_param_group(group)
 
-    def add_param_group(self, group: Group) -> None:
+    def add_param_group(self, group: dict[str, Any]) -> None:
         """Adds parameters with options of their own."""
         if not isinstance(group, dict) or "params" not in group:
             raise ConfigError(f"{self._name}: expected a group with 'params', got {type(group).__name__}")
         params = _as_list(group["params"])
-        group = self.defaults | group | {"params": params}
-        self._check_options(group)
+        options = self.defaults | group | {"params": tuple(params)}
+        self._check_options(options)
         self._check_parameters(params)
-        self.param_groups.append(group)
-        self.states += [ParameterState(param, group, len(self.state_names)) for param in params]
+        self.param_groups.append(Group(self, options))
+        self.states += [ParameterState(param, self.param_groups[-1], len(self.state_names)) for param in params]
 
-    def numbers(self, group: Group, step: int) -> tuple[float, ...]:
+    def numbers(self, group: Mapping[str, Any], step: int) -> tuple[float, ...]:
         """What the kernel takes after the arrays; `step` counts the parameter's updates from 1."""
         raise NotImplementedError
 
@@ -191,7 +227,12 @@ class Optimizer(Stateful):
     def _name(self) -> str:
         return type(self).__name__
 
-    def _check_options(self, group: Group) -> None:
+    def _refusal(self, name: str) -> str | None:
+        if name in self.defaults and name not in self.__dict__:
+            return f"an option of a group, got an attribute; set optimizer.param_groups[0][{name!r}]"
+        return super()._refusal(name)
+
+    def _check_options(self, group: Mapping[str, Any]) -> None:
         if unknown := group.keys() - self.defaults.keys() - {"params"}:
             known = ", ".join(self.defaults)
             raise ConfigError(f"{self._name}: expected options {known}, got {', '.join(sorted(map(str, unknown)))}")
@@ -265,7 +306,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[Group],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float,
         momentum: float = 0.0,
         nesterov: bool = False,
@@ -273,12 +314,12 @@ class SGD(Optimizer):
     ):
         super().__init__(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
-    def _check_options(self, group: Group) -> None:
+    def _check_options(self, group: Mapping[str, Any]) -> None:
         super()._check_options(group)
         if group["nesterov"] and not group["momentum"] > 0:
             raise ConfigError(f"SGD: expected momentum > 0 with nesterov, got {group['momentum']}")
 
-    def numbers(self, group: Group, step: int) -> tuple[float, ...]:
+    def numbers(self, group: Mapping[str, Any], step: int) -> tuple[float, ...]:
         return float(group["lr"]), float(group["momentum"]), bool(group["nesterov"]), float(group["weight_decay"])
 
 
@@ -293,7 +334,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[Group],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -301,7 +342,7 @@ class Adam(Optimizer):
     ):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def numbers(self, group: Group, step: int) -> tuple[float, ...]:
+    def numbers(self, group: Mapping[str, Any], step: int) -> tuple[float, ...]:
         beta1, beta2 = group["betas"]
         options = float(group["lr"]), float(beta1), float(beta2), float(group["eps"]), float(group["weight_decay"])
         return *options, self.decoupled, step
@@ -317,7 +358,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[Group],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -336,7 +377,7 @@ class RMSprop(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[Group],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,
@@ -345,6 +386,6 @@ class RMSprop(Optimizer):
     ):
         super().__init__(params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
 
-    def numbers(self, group: Group, step: int) -> tuple[float, ...]:
+    def numbers(self, group: Mapping[str, Any], step: int) -> tuple[float, ...]:
         options = float(group["lr"]), float(group["alpha"]), float(group["eps"])
         return *options, float(group["momentum"]), float(group["weight_decay"])

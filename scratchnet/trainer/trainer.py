@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import no_grad
 from ..data import DataLoader
 from ..errors import ConfigError
+from ..grad_mode import no_grad
 from ..kernels import get_num_threads, set_num_threads
 from ..nn import Module
 from ..parallel.comm.job import is_first_rank, started_as
@@ -26,14 +26,16 @@ from ..parallel.placement import Placement
 from ..parallel.settings import Settings
 from ..parallel.shards import SHARDS
 from ..parallel.strategies import Strategy, strategy_of
+from ..sealed import Sealed
 from ..tensor import Tensor
+from .checks import check_parts
 from .history import History
 from .metrics_log import append_jsonl
 from .progress import epoch_line, first_line, progress_bar
 from .run import LOG, Run, Stop, stop_on_signal
 
 
-class Trainer:
+class Trainer(Sealed):
     """Trains a model by synchronous gradient descent over K shards a batch.
 
     loss(output, target) must be a mean over the batch: shard k of n_k samples weighs n_k / n, so the merged
@@ -94,42 +96,58 @@ class Trainer:
         progress: bool = True,
         timeline: str | Path | None = None,
     ):
-        if workers != "auto":
-            _require_workers(workers)
-        for name, value in {"shards": shards, "save_every": save_every}.items():
+        self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
+        self.strategy: Any = strategy
+        self.workers: Any = workers
+        self.devices, self._shards, self._is_auto = devices, shards, workers == "auto"
+        self.accumulate, self.clip_norm, self.nonfinite = accumulate, clip_norm, nonfinite
+        self.seed, self.save_every, self.config, self.progress = seed, save_every, config or {}, progress
+        self.folder: Any = folder
+        self.timeline: Any = timeline
+        self.jit = jit
+        self._is_first, self._is_running = is_first_rank(), False
+        self._device, self._placement = "", Placement(None, "cpu")
+        self._check()
+
+    def _check(self) -> None:
+        """Raises ConfigError for settings outside their range, or that do not go together. Before each run, too: until
+        then they may be changed."""
+        if self.workers != "auto":
+            _require_workers(self.workers)
+        for name, value in {"shards": self._shards, "save_every": self.save_every}.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"Trainer: expected {name} >= 1 or None, got {value!r}")
-        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-            raise ConfigError(f"Trainer: expected accumulate to be an integer of at least 1, got {accumulate!r}")
-        if nonfinite not in ("raise", "skip"):
-            raise ConfigError(f"Trainer: expected nonfinite 'raise' or 'skip', got {nonfinite!r}")
-        if clip_norm is not None and not (isinstance(clip_norm, int | float) and clip_norm > 0):
-            raise ConfigError(f"Trainer: expected clip_norm > 0 or None, got {clip_norm!r}")
-        self.strategy = strategy_of(strategy)
-        if not self.strategy.merges_gradients and (clip_norm is not None or nonfinite == "skip" or accumulate > 1):
+        if isinstance(self.accumulate, bool) or not isinstance(self.accumulate, int) or self.accumulate < 1:
+            raise ConfigError(f"Trainer: expected accumulate to be an integer of at least 1, got {self.accumulate!r}")
+        if self.nonfinite not in ("raise", "skip"):
+            raise ConfigError(f"Trainer: expected nonfinite 'raise' or 'skip', got {self.nonfinite!r}")
+        if self.clip_norm is not None and not (isinstance(self.clip_norm, int | float) and self.clip_norm > 0):
+            raise ConfigError(f"Trainer: expected clip_norm > 0 or None, got {self.clip_norm!r}")
+        self.strategy = strategy_of(self.strategy)
+        changes = self.clip_norm is not None or self.nonfinite == "skip" or self.accumulate > 1
+        if changes and not self.strategy.merges_gradients:
             raise ConfigError(
                 "Trainer: expected a strategy that merges gradients with accumulate, clip_norm or nonfinite='skip', "
                 f"got {self.strategy}"
             )
-        self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
-        self._device = next(iter(model.parameters())).device
-        self.devices, self._placement = devices, Placement(devices, self._device)
-        if isinstance(workers, int):
-            self._placement.check(workers)
+        check_parts(self.model, self.optimizer, self.scheduler)
+        self._device = next(iter(self.model.parameters())).device
+        self._placement = Placement(self.devices, self._device)
+        if isinstance(self.workers, int):
+            self._placement.check(self.workers)
         elif self._placement.names is not None:
             raise ConfigError("Trainer: expected a number of workers with devices, or a model on 'cuda', got 'auto'")
-        self.workers: Any = workers
-        self._shards, self._is_auto = shards, workers == "auto"
-        self.accumulate, self.clip_norm, self.nonfinite = accumulate, clip_norm, nonfinite
-        self.seed, self.save_every, self.config, self.progress = seed, save_every, config or {}, progress
-        self.folder = None if folder is None else Path(folder)
-        self.jit, self.timeline = jit, None if timeline is None else Path(timeline)
-        self._is_first, self._is_running = is_first_rank(), False
+        self.folder = None if self.folder is None else Path(self.folder)
+        self.timeline = None if self.timeline is None else Path(self.timeline)
 
     @property
     def shards(self) -> int:
         """K, of a batch of at least so many samples."""
         return self._shards_of(self.workers)
+
+    @shards.setter
+    def shards(self, shards: int | None) -> None:
+        self._shards = shards
 
     def _shards_of(self, workers: int | str) -> int:
         is_alone = workers == 1 and not self._is_auto and not is_distributed()
@@ -168,6 +186,7 @@ class Trainer:
         """
         if not isinstance(epochs, int) or epochs < 0:
             raise ConfigError(f"fit: expected epochs >= 0, got {epochs!r}")
+        self._check()
         if not len(train_loader):
             raise ConfigError("fit: expected at least one batch to train on, got none")
         choice = self._choose(train_loader) if self.workers == "auto" and not is_distributed() else None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from messages import error_line
 
 import scratchnet as sn
 from scratchnet import nn
@@ -264,3 +265,36 @@ def test_a_position_outside_a_sequential_is_refused(position):
 def test_a_padding_row_outside_the_table_is_refused():
     with pytest.raises(sn.IndexOutOfRangeError, match="padding_idx"):
         nn.Embedding(3, 2, padding_idx=3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "value"),
+    [
+        (lambda: nn.MLP(4, 3, 2), "activation", "tanh"),
+        (lambda: nn.MLP(4, 3, 2), "dropout", 0.5),
+        (lambda: nn.LayerNorm(4), "elementwise_affine", False),
+        (lambda: nn.BatchNorm1d(4), "affine", False),
+    ],
+)
+def test_what_a_layer_was_made_with_and_does_not_read_again_is_fixed(layer, name, value):
+    with pytest.raises(sn.UnknownAttributeError, match=rf"\.{name}: expected a new ") as error:
+        setattr(layer(), name, value)
+    error_line(error)
+
+
+def test_settings_of_a_layer_that_are_changed_later_take_effect():
+    x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+    dropout = nn.Dropout(0.0)
+    dropout.p = 1.0
+    assert dropout(x).numpy().any() == False  # noqa: E712
+    dropout.p = 2.0
+    with pytest.raises(sn.ConfigError, match=r"expected p in \[0, 1\]"):
+        dropout(x)
+    norm = nn.BatchNorm1d(4)
+    norm.momentum, norm.eps = 1.0, 1e3
+    assert np.abs(norm(x).detach().numpy()).max() < 1
+    np.testing.assert_allclose(norm.running_mean.numpy(), x.mean(0), rtol=1e-5)
+    embedding = nn.Embedding(3, 2)
+    embedding.padding_idx = 1
+    embedding([0, 1]).sum().backward()
+    assert embedding.weight.grad.numpy().tolist() == [[1, 1], [0, 0], [0, 0]]

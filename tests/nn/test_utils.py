@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from messages import error_line
 
 import scratchnet as sn
 from scratchnet.nn.utils import clip_grad_norm_
@@ -75,3 +76,18 @@ def test_a_norm_that_is_not_finite_is_refused_on_request_and_changes_nothing(val
 def test_an_option_out_of_range_is_refused(options):
     with pytest.raises(sn.ConfigError, match=r"^clip_grad_norm_: expected"):
         clip_grad_norm_(parameters(), **options)
+
+
+def test_a_generator_that_was_used_up_is_refused():
+    model = sn.nn.Linear(2, 2)
+    (model(np.full((1, 2), 1e3, np.float32)) ** 2).sum().backward()
+    used_up = model.parameters()
+    assert len(list(used_up)) == 2
+    with pytest.raises(sn.ConfigError, match=r"clip_grad_norm_.*used up") as error:
+        clip_grad_norm_(used_up, 1.0)
+    error_line(error)
+    for optimizer in (sn.optim.SGD, sn.optim.Adam):
+        with pytest.raises(sn.ConfigError, match="at least one parameter"):
+            optimizer(used_up, lr=0.1)
+    clip_grad_norm_(model.parameters(), 1.0)
+    assert np.linalg.norm(flat(list(model.parameters()))) == pytest.approx(1.0, rel=1e-5)

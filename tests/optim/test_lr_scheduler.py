@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from messages import error_line
 
 import scratchnet as sn
 from scratchnet.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, StepLR
@@ -216,3 +217,60 @@ def test_an_option_out_of_range_is_refused(make):
 
 def test_the_printed_form_names_the_options():
     assert repr(StepLR(sgd(), 3)) == "StepLR(step_size=3, gamma=0.1)"
+
+
+# --- groups that join later ------------------------------------------------------------------------------------------
+
+JOINING = {  # after three steps with a new group of rate 0.5: its rates in the steps 4 to 7, as PyTorch's chained form
+    "step": (lambda o: StepLR(o, 2, 0.5), [0.25, 0.25, 0.125, 0.125]),
+    "cosine": (
+        lambda o: CosineAnnealingLR(o, 8, 0.1),
+        [0.1 + 0.4 * cosine(1, 0, t / 8) / cosine(1, 0, 3 / 8) for t in range(4, 8)],
+    ),
+    "linear": (
+        lambda o: LinearLR(o, 0.5, 1.0, 6),
+        [0.5 * line(0.5, 1, t / 6) / line(0.5, 1, 0.5) for t in (4, 5, 6, 6)],
+    ),
+    "one cycle": (lambda o: OneCycleLR(o, 0.1, 20), one_cycle(0.004, 0.1, 4e-7, 20, 0.3, cosine)[4:8]),
+}
+
+
+@pytest.mark.parametrize(("make", "expected"), JOINING.values(), ids=JOINING)
+def test_a_group_that_is_added_later_joins_with_its_own_rate(make, expected):
+    optimizer = sgd(momentum=0.9)
+    schedule, alone = make(optimizer), make(sgd(momentum=0.9))
+    for _ in range(3):
+        schedule.step(), alone.step()
+    optimizer.add_param_group({"params": [sn.nn.Parameter(np.zeros(2))], "lr": 0.5})
+    rates = []
+    for _ in range(4):
+        schedule.step(), alone.step()
+        rates.append(schedule.get_last_lr()[1])
+        assert schedule.get_last_lr()[0] == alone.get_last_lr()[0]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+    other = sgd(momentum=0.9)
+    again = make(other)
+    other.add_param_group({"params": [sn.nn.Parameter(np.zeros(2))], "lr": 0.5})
+    again.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+    schedule.step(), again.step()
+    assert again.get_last_lr() == schedule.get_last_lr()
+
+
+def test_one_rate_a_group_leaves_none_for_a_group_that_joins():
+    optimizer = sgd(momentum=0.9)
+    schedule = OneCycleLR(optimizer, [0.1], 20)
+    optimizer.add_param_group({"params": [sn.nn.Parameter(np.zeros(2))]})
+    with pytest.raises(sn.ConfigError, match=r"OneCycleLR: expected 1 groups, one a max_lr, got 1 more") as error:
+        schedule.step()
+    error_line(error)
+
+
+def test_the_options_of_a_schedule_are_fixed():
+    for schedule, name in (
+        (StepLR(sgd(), 3), "gamma"),
+        (StepLR(sgd(), 3), "last_epoch"),
+        (OneCycleLR(sgd(momentum=0.5), 1.0, 9), "max_lr"),
+    ):
+        with pytest.raises(sn.UnknownAttributeError, match=rf"{name}: expected") as error:
+            setattr(schedule, name, 1)
+        error_line(error)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from messages import error_line
 
 import scratchnet as sn
 
@@ -72,3 +73,51 @@ def test_parameters_that_cannot_be_trained_are_refused(what):
     with pytest.raises(sn.ConfigError, match=message) as caught:
         SGD(params(), 0.1)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "learning_rate", "param_group"])
+def test_an_attribute_that_nothing_reads_is_refused(name):
+    optimizer = SGD([parameter()], lr=0.1)
+    with pytest.raises(sn.UnknownAttributeError, match=rf"^SGD\.{name}: expected .*param_groups") as error:
+        setattr(optimizer, name, 0.5)
+    error_line(error)
+    assert not hasattr(optimizer, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda group: group.__setitem__("learning_rate", 0.1), "learning_rate"),
+        (lambda group: group.update(momentum=-1.0), "momentum"),
+        (lambda group: group.__ior__({"lr": "fast"}), "lr"),
+        (lambda group: group.setdefault("rate", 1.0), "rate"),
+        (lambda group: group.__setitem__("nesterov", True), "momentum > 0"),
+        (lambda group: group.__setitem__("params", [parameter()]), "add_param_group"),
+    ],
+)
+def test_an_option_that_is_changed_later_is_checked_too(change, words):
+    optimizer = SGD([parameter()], lr=0.1)
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(sn.ConfigError, match=words) as error:
+        change(optimizer.param_groups[0])
+    error_line(error)
+    assert dict(optimizer.param_groups[0]) == before
+    optimizer.param_groups[0]["lr"] = 0.5
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_subclass_may_have_attributes_of_its_own():
+    class Counting(SGD):
+        def __init__(self, params):
+            super().__init__(params, lr=0.1)
+            self.count = 0
+
+        def step(self):
+            self.count += 1
+            super().step()
+
+    optimizer = Counting([parameter()])
+    optimizer.step()
+    assert optimizer.count == 1
+    with pytest.raises(sn.UnknownAttributeError):
+        optimizer.counts = 1

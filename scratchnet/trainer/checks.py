@@ -1,0 +1,47 @@
+"""What a Trainer is given must belong together: a model, an optimizer of its parameters, a schedule of that."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+from ..errors import ConfigError
+from ..nn import Module
+from ..optim import Optimizer
+
+
+def check_parts(model: Module, optimizer: Any, scheduler: Any) -> None:
+    """Raises ConfigError if the optimizer has parameters that the model lacks, or the schedule another optimizer.
+
+    A trainable parameter in no group of the optimizer stays as it is, as in PyTorch, where whoever fine-tunes a head
+    gives its parameters alone. It gets a warning, since it may also be a layer that was added too late.
+    """
+    for name, value, kind in (("a model", model, Module), ("an optimizer", optimizer, Optimizer)):
+        if not isinstance(value, kind):
+            raise ConfigError(f"Trainer: expected {name}, got {type(value).__name__}")
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    held = {id(state.param) for state in optimizer.states}
+    if foreign := len(held - named.keys()):
+        raise ConfigError(
+            f"Trainer: expected an optimizer of the model's parameters, got one with {foreign} of {len(held)} that the "
+            "model does not have; make it from model.parameters()"
+        )
+    if scheduler is not None and getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ConfigError(f"Trainer: expected a schedule of its optimizer, got {scheduler!r} of another one")
+    idle = [name for key, name in named.items() if key not in held]
+    idle = [name for name, parameter in model.named_parameters() if name in idle and parameter.requires_grad]
+    if idle:
+        warnings.warn(
+            f"Trainer: {len(idle)} trainable parameters are in no group of the optimizer and stay as they are: "
+            f"{', '.join(idle[:3])}{', ...' if len(idle) > 3 else ''}; requires_grad_(False) says that this is meant",
+            stacklevel=_level_of_the_caller(),
+        )
+
+
+def _level_of_the_caller() -> int:
+    """How many frames above `check_parts` the package was entered."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("scratchnet."):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,0 +1,119 @@
+"""A Trainer's model, optimizer and schedule belong together; what is set on a Trainer takes effect or is refused."""
+
+import warnings
+
+import numpy as np
+import pytest
+from messages import error_line
+
+import scratchnet as sn
+
+X = np.random.default_rng(0).random((16, 4), dtype=np.float32)
+LOADER = sn.data.DataLoader(sn.data.TensorDataset(X, np.arange(16) % 3), 8)
+
+
+def make(model, optimizer, scheduler=None, **options):
+    return sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), scheduler, progress=False, **options)
+
+
+def state(model):
+    return {name: array.tolist() for name, array in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("workers", [1, 2, "auto"])
+def test_an_optimizer_of_other_parameters_is_refused(workers):
+    a, b = sn.nn.MLP(4, 8, 3), sn.nn.MLP(4, 8, 3)
+    mixed = [a.linear1.weight, b.linear1.weight]
+    for parameters, count in ((b.parameters(), "4 of 4"), (mixed, "1 of 2")):
+        with pytest.raises(sn.ConfigError, match=rf"{count}.*model\.parameters\(\)") as error:
+            make(a, sn.optim.Adam(parameters), workers=workers)
+        error_line(error)
+
+
+def test_parts_that_are_exchanged_later_are_checked_before_a_run():
+    model = sn.nn.MLP(4, 8, 3)
+    trainer = make(model, sn.optim.SGD(model.parameters(), lr=0.1))
+    model.linear2 = sn.nn.Linear(8, 3)  # the optimizer still has the old one
+    with pytest.raises(sn.ConfigError, match="2 of 4"):
+        trainer.fit(LOADER)
+    trainer.optimizer = sn.optim.SGD(model.parameters(), lr=0.1)
+    before = state(model)
+    trainer.fit(LOADER)
+    assert all(state(model)[name] != before[name] for name in before)
+
+
+def test_a_schedule_of_another_optimizer_is_refused():
+    model = sn.nn.MLP(4, 3)
+    optimizer, other = (sn.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    with pytest.raises(sn.ConfigError, match="schedule of its optimizer") as error:
+        make(model, optimizer, sn.optim.lr_scheduler.StepLR(other, 1))
+    error_line(error)
+
+
+def test_training_a_head_alone_is_allowed_and_said():
+    model = sn.nn.MLP(4, 8, 3)
+    before = state(model)
+    optimizer = sn.optim.SGD(model.linear2.parameters(), lr=0.1)
+    with pytest.warns(
+        UserWarning, match=r"^Trainer: 2 trainable parameters .*linear1\.weight, linear1\.bias; requires"
+    ):
+        make(model, optimizer)
+    with pytest.warns(UserWarning) as record:
+        make(model, optimizer).fit(LOADER)
+    assert {warning.filename for warning in record} == {__file__}
+    model.linear1.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer = make(model, optimizer)
+        trainer.fit(LOADER)
+    changed = [name for name in before if state(model)[name] != before[name]]
+    assert changed == ["linear2.weight", "linear2.bias"]
+
+
+@pytest.mark.parametrize("name", ["lr", "epochs", "batch_size", "learning_rate", "worker"])
+def test_an_attribute_that_nothing_reads_is_refused(name):
+    model = sn.nn.MLP(4, 3)
+    trainer = make(model, sn.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(sn.UnknownAttributeError, match=rf"Trainer\.{name}: expected .*accumulate") as error:
+        setattr(trainer, name, 1)
+    assert len(str(error.value).splitlines()) == 1
+
+
+BAD = [
+    ("nonfinite", "ignore"),
+    ("accumulate", 0),
+    ("clip_norm", -1.0),
+    ("shards", 0),
+    ("save_every", True),
+    ("strategy", "magic"),
+    ("workers", "many"),
+    ("devices", ("tpu",)),
+    ("model", None),
+    ("optimizer", None),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_setting_that_is_changed_later_is_checked_before_a_run(name, value):
+    model = sn.nn.MLP(4, 3)
+    trainer = make(model, sn.optim.SGD(model.parameters(), lr=0.1))
+    setattr(trainer, name, value)
+    with pytest.raises(sn.ScratchnetError) as error:
+        trainer.fit(LOADER)
+    error_line(error)
+
+
+def test_a_setting_that_is_changed_later_takes_effect(tmp_path):
+    def trained(change, **options):
+        sn.manual_seed(0)
+        model = sn.nn.MLP(4, 3)
+        trainer = make(model, sn.optim.SGD(model.parameters(), lr=0.1), **options)
+        for setting, value in change.items():
+            setattr(trainer, setting, value)
+        trainer.fit(LOADER)
+        return state(model)
+
+    for options in ({"clip_norm": 0.01}, {"accumulate": 2}, {"strategy": "local_sgd", "shards": 4}):
+        assert trained(options) == trained({}, **options) != trained({})
+    trained({"folder": str(tmp_path / "run")})
+    assert list((tmp_path / "run").glob("checkpoint-*"))
