@@ -73,6 +73,7 @@ def jit(function=None, *, parallel=False, reduction=False, inline=False):
         "boundscheck": None,
         "parallel": parallel,
         "forceinline": inline,
+        "no_cfunc_wrapper": True,  # it would hold the kernel a second time, for C, which nobody calls from
         "fastmath": set(FASTMATH_REDUCTION if reduction else FASTMATH),
     }
     return _Kernel(function, targetoptions=options)
