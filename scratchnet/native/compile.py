@@ -127,6 +127,15 @@ class _Kernel(CPUDispatcher):
             return super().compile(sig)
 
 
+def entry_of(kernel, arguments):
+    """The address of a kernel's machine code for arguments like these; it is valid as long as the kernel lives."""
+    kinds = tuple(map(numba.typeof, arguments))
+    if kinds not in kernel.overloads:
+        kernel.compile(kinds)
+    compiled = kernel.overloads[kinds]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+
+
 def compile_stats():
     """What this process compiled and loaded so far: `CompileStats(compiled, loaded, seconds)`."""
     return CompileStats(session.compiled, session.loaded, session.seconds)

@@ -20,7 +20,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .aligned import aligned
-from .compile import JIT_ENABLED, MAX_THREADS, jit, stamp
+from .compile import JIT_ENABLED, MAX_THREADS, entry_of, jit, stamp
 
 # The one table of thresholds. Work is counted in light operations: reading, adding and writing one element, 0.1-0.3 ns.
 PARALLEL_FROM = 131072  # 15 us or more: a parallel region costs 2 us under omp or tbb, and more where it wakes threads
@@ -123,7 +123,7 @@ class Loop:
         self.name, self.weight = name, weight
         self.writes, self.whole, self.private = frozenset(writes), frozenset(whole), frozenset(private)
         self.serial = stamp(template, name, **bindings)
-        self.pack = stamp(_pack, f"{name}_packed", body=self.serial)
+        self._entries: dict[tuple, int] = {}
 
     def __call__(self, size: int, cost: int, *arguments: Any, block: int | None = None) -> None:
         """block: items that a thread should do at a time; by BLOCK if None."""
@@ -136,6 +136,14 @@ class Loop:
         else:
             function = self.pack(_memory.address, *arguments)
             _over_blocks(size, block or max(1, BLOCK * size // work), function, _memory.address)
+
+    def pack(self, address: int, *arguments: Any) -> int:
+        """Write the arguments to memory; the address of a function that reads them there and runs the body."""
+        kinds = tuple([x.dtype if isinstance(x, np.ndarray) else type(x) for x in arguments])
+        entry = self._entries.get(kinds)
+        if entry is None:
+            entry = self._entries[kinds] = entry_of(self.serial, (0, 0, *arguments))
+        return _pack(entry, address, *arguments)
 
     def reading_whole(self, *whole: int) -> "Loop":
         """This loop for arguments of which other ones are read anywhere."""
@@ -158,6 +166,7 @@ def ranged(
 
 
 # --- calling a body by its address: a parallel loop takes Numba a second to compile, so there is one for all ----------
+# What unpacks arguments depends on their types alone, so loops share it, and each body is compiled once.
 
 _RANGE = types.intp, types.intp, types.intp  # lo, hi, the address of the arguments
 PACKED_WORDS = 512  # 64-bit words: more than the arguments of any body take
@@ -216,41 +225,38 @@ uncounted: Callable = intrinsic(_typed_uncounted) if JIT_ENABLED else lambda rec
 
 
 def _typed_store(typing_context, body, address, arguments):
-    """Write the arguments to memory; the address of a function that reads them there and calls `body` for a range."""
-    body_signature = typing_context.resolve_function_type(body, (*_RANGE[:2], *arguments.types), {})
+    """Write the address of a body and its arguments to memory; the address of a function that calls it with them."""
 
     def generate(context, builder, signature, values):
-        implementation = context.get_function(body, body_signature)
-        for library in implementation.libs:
-            context.active_code_library.add_linking_library(library)
-        _, address, packed = values
-        pointer = packed.type.as_pointer()
-        packed = _without_count(context, builder, arguments, packed)
-        kind = context.call_conv.get_function_type(types.none, _RANGE)
-        unpacked = ir.Function(builder.module, kind, f"{builder.function.name}.unpacked")
+        body, address, packed = values
+        record = context.make_tuple(builder, types.Tuple((types.intp, arguments)), (body, packed))
+        record = _without_count(context, builder, types.Tuple((types.intp, arguments)), record)
+        pointer = record.type.as_pointer()
+        unpacked = ir.Function(
+            builder.module, context.call_conv.get_function_type(types.none, _RANGE), f"{builder.function.name}.unpacked"
+        )
         unpacked.linkage = "internal"
         inner = ir.IRBuilder(unpacked.append_basic_block())
         lo, hi, address_inside = context.call_conv.get_arguments(unpacked)
-        implementation(
-            inner, [lo, hi, *cgutils.unpack_tuple(inner, inner.load(inner.inttoptr(address_inside, pointer)))]
-        )
+        body_inside, packed_inside = cgutils.unpack_tuple(inner, inner.load(inner.inttoptr(address_inside, pointer)))
+        kinds = *_RANGE[:2], *arguments.types
+        function = inner.inttoptr(body_inside, context.call_conv.get_function_type(types.none, kinds).as_pointer())
+        items = [lo, hi, *cgutils.unpack_tuple(inner, packed_inside)]
+        context.call_conv.call_function(inner, function, types.none, kinds, items)
         context.call_conv.return_value(inner, context.get_dummy_value())
 
-        assert context.get_abi_sizeof(packed.type) <= 8 * PACKED_WORDS
-        builder.store(packed, builder.inttoptr(address, pointer))
+        assert context.get_abi_sizeof(record.type) <= 8 * PACKED_WORDS
+        builder.store(record, builder.inttoptr(address, pointer))
         return builder.ptrtoint(unpacked, address.type)
 
-    return types.intp(body, types.intp, arguments), generate
+    return types.intp(types.intp, types.intp, arguments), generate
 
 
 _store: Callable = intrinsic(_typed_store)
 
-# ruff: noqa: F821 - bound by each stamp
-body: Callable
-
 
 @jit
-def _pack(address, *arguments):
+def _pack(body, address, *arguments):
     return _store(body, address, arguments)
 
 

@@ -5,43 +5,45 @@ Products come first, then the others, both in the order of their calls. Printed 
 """
 
 FIRST_RUN = """\
-scratchnet.native.loops.matmul_columns_packed: l (f2 f2 f2 f2 ? ? f2)
+scratchnet.kernels.cpu.gemm.matmul_columns: l l f2 f2 f2 f2 ? ? f2
 scratchnet.kernels.cpu.gemm.matmul: l l f2 f2 f2 f2 ? ? f2
 scratchnet.kernels.cpu.gemm._direct: f2 f2 f2 ? ? f1
-scratchnet.native.loops.matmul_packed: l (f2 f2 f2 f2 ? ? f2)
 scratchnet.kernels.cpu.gemm_cuts.even: l l l
-scratchnet.native.loops.matmul_sgd_columns_packed: l (f2 f2 f2 f2 f2 ? d1 f2)
+scratchnet.kernels.cpu.gemm.matmul_sgd_columns: l l f2 f2 f2 f2 f2 ? d1 f2
 scratchnet.kernels.cpu.gemm_pack.pack: l l f2 ? l f2
-scratchnet.native.loops.matmul_packed_packed: l (f2 f2 f2 f2 ? l l f2)
+scratchnet.kernels.cpu.gemm.matmul_packed: l l f2 f2 f2 f2 ? l l f2
 scratchnet.data.rows.take_scaled_bytes: B2 l1 f f2
 scratchnet.kernels.cpu.movement.take_rows: l l l2 l1 l2
 scratchnet.kernels.cpu.movement.take_rows: l l B2 l1 B2
 scratchnet.kernels.cpu.elementwise.mul: l l f1 f1 f1 l1
 scratchnet.kernels.cpu.elementwise.sub: l l f1 f1 f1 l1
-scratchnet.native.loops.div_packed: l (f1 f1 f1 l1)
+scratchnet.kernels.cpu.elementwise.div: l l f1 f1 f1 l1
+scratchnet.native.loops._pack: l l (f1 f1 f1 l1)
 scratchnet.native.loops._over_blocks: l l l l
+scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? ? f2)
 scratchnet.kernels.cpu.elementwise.relu: l l f1 f1
 scratchnet.kernels.cpu.softmax.cross_entropy: l l f2 l1 f1
 scratchnet.kernels.cpu.reduce.sum: l l f1 f1 l l
-scratchnet.kernels.cpu.elementwise.div: l l f1 f1 f1 l1
 scratchnet.kernels.cpu.softmax.cross_entropy_grad: l l f1 f2 l1 f2
 scratchnet.kernels.cpu.reduce.sum_strided: l l f1 f1 l l l
 scratchnet.kernels.cpu.elementwise.relu_grad: l l f1 f1 f1 l1
-scratchnet.native.loops.sgd_in_place_packed: l (f1 f1 f1 d1)
 scratchnet.kernels.cpu.optim.sgd_in_place: l l f1 f1 f1 d1
-scratchnet.native.loops.take_rows_packed: l (l2 l1 l2)
-scratchnet.native.loops.take_rows_packed: l (B2 l1 B2)
-scratchnet.native.loops.copy_packed: l (B1 f1)
-scratchnet.native.loops.mul_packed: l (f1 f1 f1 l1)
-scratchnet.native.loops.sub_packed: l (f1 f1 f1 l1)
-scratchnet.native.loops.repeat_packed: l (f1 f1)
-scratchnet.native.loops.in_range_packed: l (l1 l l l1)
-scratchnet.native.loops.relu_packed: l (f1 f1)
-scratchnet.native.loops.cross_entropy_packed: l (f2 l1 f1)
-scratchnet.native.loops.cross_entropy_grad_packed: l (f1 f2 l1 f2)
-scratchnet.native.loops.relu_grad_packed: l (f1 f1 f1 l1)
-scratchnet.native.loops.sum_strided_packed: l (f1 f1 l l l)
-scratchnet.native.loops.sum_packed: l (f1 f1 l l)
-scratchnet.native.loops.finite_packed: l (f1 l1)
+scratchnet.native.loops._pack: l l (f1 f1 f1 d1)
+scratchnet.native.loops._pack: l l (l2 l1 l2)
+scratchnet.native.loops._pack: l l (B2 l1 B2)
+scratchnet.kernels.cpu.movement.copy: l l B1 f1
+scratchnet.native.loops._pack: l l (B1 f1)
+scratchnet.kernels.cpu.movement.repeat: l l f1 f1
+scratchnet.native.loops._pack: l l (f1 f1)
+scratchnet.kernels.cpu.guards.in_range: l l l1 l l l1
+scratchnet.native.loops._pack: l l (l1 l l l1)
+scratchnet.native.loops._pack: l l (f2 l1 f1)
+scratchnet.native.loops._pack: l l (f1 f2 l1 f2)
+scratchnet.native.loops._pack: l l (f1 f1 l l l)
+scratchnet.native.loops._pack: l l (f1 f1 l l)
+scratchnet.kernels.cpu.guards.finite: l l f1 l1
+scratchnet.native.loops._pack: l l (f1 l1)
+scratchnet.native.loops._pack: l l (f2 f2 f2 f2 f2 ? d1 f2)
 scratchnet.native.execute._work_together: l l2 l2 l2 l2 l1 l1
+scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? l l f2)
 """.splitlines()
