@@ -27,6 +27,7 @@ docs:  ## every example of README.md and of docs/
 
 thorough:  ## hours: many more random examples, new ones each time; all tests without the JIT and in the simulators
 	HYPOTHESIS_PROFILE=thorough $(PYTHON) -m pytest
+	$(PYTHON) scripts/drill/drill.py --all --random 50
 	NUMBA_DISABLE_JIT=1 $(PYTHON) -m pytest -m "not once"
 	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest -m "not once" tests/kernels tests/ops tests/nn tests/optim \
 	    tests/test_tensor.py tests/test_autograd.py tests/test_functions.py tests/test_graphs.py

@@ -39,7 +39,7 @@ class Config:
     """Kill workers and parents of a training run in every way, and compare the bytes that come out."""
 
     all: bool = flag(False, "every fault at every point with every number of workers, instead of the quick choice")
-    random: int = flag(5, "trials with kills from outside at random instants")
+    random: int = flag(3, "trials with kills from outside at random instants")
     seed: int = flag(0, "of the random instants")
     only: str = flag("", "run only trials whose name contains this")
     side_by_side: int = flag(2, "trials at a time")

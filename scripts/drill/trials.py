@@ -79,6 +79,16 @@ def ended_by(point: str, action: str, workers: int, shards: int = 4, flags: str 
     return sized(f"{action} at {point}", f"worker: {action}", workers, shards, fail=plan, mark=f"{point}:", flags=flags)
 
 
+def ended_together(faults: Sequence[tuple[str, str]], shards: int = 4) -> Trial:
+    """Each worker ends, at a point (point, action) of its own: where a step counts, four steps after the one before."""
+    plans = [
+        f"{point}:{'*' if point in ('start', 'exit') else f'{4 * i + 3}+'}:{i}:{action}"
+        for i, (point, action) in enumerate(faults)
+    ]
+    workers, name = len(faults), ", ".join(f"{action} at {point}" for point, action in faults)
+    return sized(name, "workers: each", workers, shards, fail=",".join(plans), fires=workers, restarts=True)
+
+
 def stuck(how: str, point: str, workers: int, shards: int = 4) -> Trial:
     """Worker 1 stops, or runs in circles, and is killed after a while, or at the end if nobody waits for it."""
     return ended_by(point, how, workers, shards, f"--patience 5 --ready {4 if point == 'start' else 20}")
@@ -216,16 +226,18 @@ def in_each_strategy(trials: list[Trial], strategies: Sequence[str] = STRATEGIES
 
 
 def quick() -> list[Trial]:
-    sizes = (2, 3, 2, 2, 4, 2, 2, 3, 2)
-    trials = [
-        ended_by(point, "SIGKILL", w, 4 + 4 * (i % 2)) for i, (point, w) in enumerate(zip(POINTS, sizes, strict=True))
-    ]
+    """All points, ends and strikes once; where an end of a worker is as good as another, three in one run."""
+    kills = [(point, "SIGKILL") for point in POINTS]
+    trials = [ended_together(kills[i::3], 4 + 4 * (i % 2)) for i in range(3)]
     points = ("slice.half_written", "shard.half_written", "start", "slice.claimed", "shard.written", "slice.written")
-    trials += [ended_by(point, action, 2) for point, action in zip(points, DEADLY[1:], strict=True)]
-    stops = (("SIGSTOP", "shard.half_written"), ("SIGSTOP", "start"), ("loop", "slice.claimed"))
-    trials += [stuck(how, point, 2) for how, point in stops]
-    in_shard, in_slice = (ended_by(point, "SIGKILL", 2) for point in ("shard.half_written", "slice.half_written"))
-    trials += in_each_strategy([in_shard]) + in_each_strategy([in_slice], ("parameter_server", "local_sgd"))
+    ends = list(zip(points, DEADLY[1:], strict=True))
+    trials += [ended_together(ends[:3]), ended_together(ends[3:])]
+    trials += [
+        stuck("SIGSTOP", "shard.half_written", 2),
+        stuck("SIGSTOP", "start", 2),
+        stuck("loop", "slice.claimed", 2),
+    ]
+    trials += in_each_strategy([ended_together([("shard.half_written", "SIGKILL"), ("slice.half_written", "SIGKILL")])])
     kill, ctrl_c = (trial for trial in parents(2) if trial.group in ("parent: kill", "parent: Ctrl-C"))
     trials += in_each_strategy([kill], ("stale", "local_sgd", "top_k")) + in_each_strategy([ctrl_c], ("stale",))
     return trials + several(3) + errors(2) + parents(2) + elsewhere(("tiny /dev/shm", "read-only kernel cache"))
