@@ -4,10 +4,13 @@ With NUMBA_DISABLE_JIT=1 kernels are plain Python, so arrays are small. With NUM
 tested, in place of the others; its kernels are interpreted thread by thread (see scratchnet/testing/threads.py).
 """
 
+import os
+
 import numba
 
 from scratchnet.testing import EDGES
 
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"  # `make thorough`: hours
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 DEVICES = ("cuda",) if SIMULATED else ("numpy", "cpu")
 JIT = not numba.config.DISABLE_JIT and not SIMULATED

@@ -1,6 +1,13 @@
-"""Every kernel compiled without a GPU, for every signature: registers, memory, instructions are as they should be."""
+"""Kernels compiled without a GPU: registers, memory, instructions are as they should be.
+
+Each float32 kernel and each matrix product, of other dtypes two of each loop; `make thorough` compiles every signature,
+and the hot ones for every architecture.
+"""
+
+from collections import Counter
 
 import pytest
+from sizes import THOROUGH
 
 NEEDS = "compiled"
 
@@ -9,26 +16,52 @@ HOT |= {"standardizing", "scattering", "dropping", "sgd_step", "adam_step"}
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """(launch, architecture, facts) of every kernel for sm_80, and of the hot ones in float32 for the others."""
-    from gpu_facts import ARCHITECTURES, facts_of_all, launches
+OF_A_LOOP, ON_OTHERS = (10**6, 10**6) if THOROUGH else (2, 1)  # kernels of other dtypes; hot ones on other GPUs
 
-    known = launches()
+
+def first_of_each(key, launches, count):
+    """(number, launch) of the first `count` launches of each key."""
+    seen = Counter()
+    for i, launch in launches:
+        seen[key(launch)] += 1
+        if seen[key(launch)] <= count:
+            yield i, launch
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Every kernel of the table with one launch for each signature; nothing is compiled yet."""
+    from gpu_facts import launches
+
+    return launches()
+
+
+@pytest.fixture(scope="module")
+def compiled(known):
+    """(launch, architecture, facts), for sm_80, and of hot float32 kernels for the others."""
+    from gpu_facts import ARCHITECTURES, facts_of_all
+
+    is_needed = [x.is_float32 or (x.factory == "product" and "l" not in x.dtypes) for x in known]
     hot = {(x.name, x.factory, x.threads): i for i, x in enumerate(known) if x.is_float32 and x.factory in HOT}
-    wanted = [(i, "sm_80") for i in range(len(known))]
-    wanted += [(i, arch) for i in hot.values() for arch in ARCHITECTURES if arch != "sm_80"]
+    others = [(i, x) for i, x in enumerate(known) if not is_needed[i]]
+    wanted = [(i, "sm_80") for i in range(len(known)) if is_needed[i]]
+    wanted += [(i, "sm_80") for i, _ in first_of_each(lambda x: x.factory, others, OF_A_LOOP)]
+    for arch in ARCHITECTURES:
+        if arch != "sm_80":
+            chosen = first_of_each(lambda x: x.factory, [(i, known[i]) for i in hot.values()], ON_OTHERS)
+            wanted += [(i, arch) for i, _ in chosen]
     return [(known[i], arch, f) for (i, arch), f in zip(wanted, facts_of_all(wanted), strict=True)]
 
 
-def test_every_signature_of_the_table_is_compiled(compiled):
+def test_every_signature_has_a_launch_and_every_loop_is_compiled(known, compiled):
     from scratchnet.kernels.signatures import SIGNATURES, accepted
 
     # A kernel is compiled for the first call that needs it: copies, sums and fills serve several.
     wanted = {(name, dtypes) for name in SIGNATURES for dtypes in accepted(name, "cuda")}
-    called = {(launch.name, tuple(x.dtype for x in launch.arrays)) for launch, _, _ in compiled}
+    called = {(launch.name, tuple(x.dtype for x in launch.arrays)) for launch in known}
     assert {name for name, _ in wanted - called} <= {"take_rows", "fill", "sum", "copy"}
     assert {launch.factory for launch, arch, _ in compiled if arch == "sm_90"} == HOT
+    assert {launch.factory for launch, _, _ in compiled} == {launch.factory for launch in known}
 
 
 def test_no_kernel_spills_or_uses_local_memory(compiled):
