@@ -9,6 +9,7 @@ from unittest import mock
 
 os.environ.setdefault("SCRATCHNET_COMPILERS", "1")  # the two processes share the compiling, see native/cache.py
 
+import limits
 import pytest
 from hypothesis import HealthCheck, settings
 from sizes import DEVICES, JIT, SIMULATED
@@ -51,7 +52,7 @@ ONCE = {
     "optim": ("test_lr_scheduler",),
     "trainer": ("test_metrics_log", "test_trainer"),
     "scripts": ("test_drill", "test_scripts"),
-    "tests": ("test_distribution", "test_docs", "test_metrics", "test_readme", "test_structure"),
+    "tests": ("test_distribution", "test_docs", "test_metrics", "test_readme", "test_structure", "test_time_limit"),
 }  # fmt: skip
 
 # Of the others, those that start parallel loops, which .ci/run repeats on each threading layer, `-m threads`.
@@ -70,7 +71,8 @@ def computes_with_numpy_alone(item):
 # a group each; those that take longest come first, so that both processes end at about the same time.
 TESTS = Path(__file__).parent
 START_PROCESSES = (
-    "parallel", "scripts", "trainer", "test_docs.py", "kernels/cuda/test_workers.py", "kernels/cuda/test_compiled.py",
+    "parallel", "scripts", "trainer", "test_docs.py", "test_time_limit.py",
+    "kernels/cuda/test_workers.py", "kernels/cuda/test_compiled.py",
 )  # fmt: skip
 LONG = "kernels/test_contract.py", "kernels/cpu/test_gemm.py", "native/test_ahead.py", "native/test_cache.py", "ops"
 
@@ -92,6 +94,28 @@ def pytest_collection_modifyitems(items):
             item.add_marker("once")
         elif name in THREADS.get(folder, ()) and not item.get_closest_marker("once"):
             item.add_marker("threads")
+
+
+def pytest_configure(config):
+    config.watch = limits.Watch(os.fdopen(os.dup(2), "w"))  # standard error, which is captured later
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.config.watch.begin(item.nodeid)
+    try:
+        return (yield)
+    finally:
+        item.config.watch.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if item.nodeid in item.config.watch.exceeded:
+        item.config.watch.exceeded.remove(item.nodeid)
+        report.outcome, report.longrepr = "failed", "no end within the time limit; the stacks are on standard error"
+    return report
 
 
 @pytest.fixture(autouse=True)
