@@ -56,7 +56,11 @@ ONCE = {
 }  # fmt: skip
 
 # Of the others, those that start parallel loops, which .ci/run repeats on each threading layer, `-m threads`.
-THREADS = {"kernels": ("test_contract",), "cpu": ("test_cpu_specific", "test_gemm"), "jit": ("test_step",)}
+THREADS = {
+    "kernels": ("test_contract", "test_stages"),
+    "cpu": ("test_cpu_specific", "test_gemm"),
+    "jit": ("test_step",),
+}
 
 
 def computes_with_numpy_alone(item):

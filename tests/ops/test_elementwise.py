@@ -37,6 +37,22 @@ TIES = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])
 
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize(
+    ("base", "exponent", "gradients"),
+    [  # of the base and of the exponent; 0 ** b is 1 at b = 0 and 0 above, so flat from the right
+        (0.0, 0.0, (0.0, 0.0)),
+        (0.0, 2.0, (0.0, 0.0)),
+        (0.0, 1.0, (1.0, 0.0)),
+        (3.0, 0.0, (0.0, np.log(3.0))),
+        (2.0, -1.0, (-0.25, 0.5 * np.log(2.0))),
+    ],
+)
+def test_a_power_has_finite_gradients_where_it_is_flat(base, exponent, gradients):
+    a, b = (sn.Tensor(np.array([value]), requires_grad=True) for value in (base, exponent))
+    (a**b).sum().backward()
+    np.testing.assert_allclose([a.grad.item(), b.grad.item()], gradients, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
     ("f", "expected"),
     [
         (lambda x: x.max(axis=1), [[0, 0.5, 0.5], [1 / 3] * 3]),

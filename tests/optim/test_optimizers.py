@@ -165,6 +165,22 @@ def test_a_parameter_that_joins_late_counts_its_own_steps(optimizer, rule, optio
     np.testing.assert_allclose(last, expected, rtol=1e-12)
 
 
+@rules
+@pytest.mark.parametrize("first", [0, 1])
+def test_steps_are_counted_for_each_parameter_of_a_group(optimizer, rule, options, first):
+    """One of two parameters gets its first gradient two steps later, whichever of them comes first in the group."""
+    params = [parameter(), parameter(seed=2)]
+    starts, gradients = [p.detach().numpy().copy() for p in params], [random_gradients(p) for p in params]
+    optimizer = optimizer(params, **options)
+    for step in range(STEPS):
+        params[first].grad = sn.Tensor(gradients[first][step])
+        params[1 - first].grad = sn.Tensor(gradients[1 - first][step - 2]) if step >= 2 else None
+        optimizer.step()
+    for i, count in ((first, STEPS), (1 - first, STEPS - 2)):
+        *_, expected = rule(starts[i], gradients[i][:count], **options)
+        np.testing.assert_allclose(params[i].detach().numpy(), expected, rtol=1e-12)
+
+
 @every
 def test_a_step_works_in_place_and_leaves_the_gradient_alone(optimizer):
     p = parameter()

@@ -21,19 +21,34 @@ def top(v, ratio):
     return out.reshape(v.shape)
 
 
+@pytest.mark.parametrize("shards", [3, 8])  # of the last batch, 6 samples, two of the 8 are empty
 @pytest.mark.parametrize(
     ("compression", "oracle"), [(Float16(), half), (TopK(0.2), lambda v: top(v, 0.2)), (TopK(1.0), lambda v: v)]
 )
-def test_what_is_left_out_of_a_gradient_comes_with_the_next(compression, oracle):
-    weight, residuals, scale = START.copy(), [np.zeros_like(START) for _ in range(3)], 1e4
+def test_what_is_left_out_of_a_gradient_comes_with_the_next(compression, oracle, shards):
+    """An empty shard sends nothing and keeps its residual."""
+    weight, residuals, scale = START.copy(), [np.zeros_like(START) for _ in range(shards)], 1e4
     for x, y in batches(4):
-        for k in range(3):
-            part, target = shard(k, 3, x, scale * y)
-            v = part.T @ target / target.size * len(part) / len(x) + residuals[k]
-            sent = oracle(v)
-            weight, residuals[k] = weight - 0.1 * sent, v - sent
-    found, _ = train(AllReduce(compression), products, shards=3, epochs=4, y=scale * Y)
+        for k in range(shards):
+            part, target = shard(k, shards, x, scale * y)
+            if len(part):
+                v = part.T @ target / target.size * len(part) / len(x) + residuals[k]
+                sent = oracle(v)
+                weight, residuals[k] = weight - 0.1 * sent, v - sent
+    found, _ = train(AllReduce(compression), products, shards=shards, epochs=4, y=scale * Y)
     np.testing.assert_allclose(found, weight, rtol=1e-9)
+
+
+@pytest.mark.parametrize("v", [[3.0, -3.0, 3.0, 1.0, -3.0, 3.0], [0.0] * 6, [5.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+def test_top_k_sends_as_many_numbers_as_it_says_though_magnitudes_are_equal(v):
+    compression, v = TopK(0.5), np.array(v)
+    sent, unpacked = np.full(6, np.nan), np.full(6, np.nan)
+    compression.compress(v, sent)
+    np.testing.assert_array_equal(sent, top(v, 0.5))
+    packed = compression.pack(sent)
+    assert packed.nbytes == compression.sent_bytes(v.shape, v.itemsize)
+    compression.unpack(packed, unpacked)
+    np.testing.assert_array_equal(unpacked, sent)
 
 
 def test_power_sgd_sends_all_of_a_gradient_of_its_rank():

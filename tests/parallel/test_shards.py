@@ -10,7 +10,7 @@ import pytest
 from residue import no_residue
 
 import scratchnet as sn
-from scratchnet.parallel.shards import COMPUTING, READING, seed_others, streams_kept
+from scratchnet.parallel.shards import COMPUTING, DRAWS, READING, first_stream, seed_others, streams_kept
 
 ROWS, FEATURES, CLASSES, BATCH = 41, 5, 3, 12  # the last batch has 5 samples
 rng = np.random.default_rng(0)
@@ -85,3 +85,10 @@ def test_each_use_of_a_shard_has_a_stream_of_its_own():
         assert len(set(drawn)) == 5
         seed_others(0, 0, READING)
         assert (np.random.rand(), random.random()) == drawn[0]  # noqa: NPY002
+
+
+@pytest.mark.parametrize("shards", [1, 3, 8])
+def test_no_two_shards_of_a_run_draw_from_one_stream(shards):
+    """Each has DRAWS streams of its own, whatever its batch."""
+    firsts = sorted(first_stream(batch, k, shards) for batch in range(5) for k in range(shards))
+    assert firsts == [i * DRAWS for i in range(5 * shards)]

@@ -60,6 +60,21 @@ def test_local_sgd_averages_copies_and_their_momentum(warmup):
     assert history["step"][-1] == steps
 
 
+@pytest.mark.parametrize("shards", [3, 8])
+def test_local_sgd_averages_the_copies_that_took_a_step(shards):
+    """Of 8 shards of the last batch, 6 samples, two are empty: where it is a round of its own, they took none."""
+    weight, optimizer_state = START.copy(), np.zeros_like(START)
+    for x, y in batches(2):
+        copies = []
+        for part in (shard(k, shards, x, y) for k in range(shards)):
+            if len(part[0]):
+                v = 0.9 * optimizer_state + gradient(weight, *part)
+                copies.append((weight - 0.1 * v, v))
+        weight, optimizer_state = (sum(parts) / len(copies) for parts in zip(*copies, strict=True))
+    found, _ = train(LocalSGD(every=1), shards=shards, momentum=0.9)
+    np.testing.assert_allclose(found, weight, rtol=1e-12)
+
+
 @pytest.mark.parametrize("shards", [1, 3])
 def test_accumulated_batches_make_one_step_of_their_mean_gradient(shards):
     weight = START.copy()

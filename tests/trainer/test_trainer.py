@@ -25,13 +25,16 @@ def data(seed=0, n=SAMPLES):
     return sn.data.TensorDataset((centers[y] + rng.standard_normal((n, FEATURES))).astype(np.float32), y)
 
 
-def make(folder=None, shards=None, dropout=0.3, lr=0.05, batch_size=8, model=None, **options):
+def make(
+    folder=None, shards=None, dropout=0.3, lr=0.05, batch_size=8, model=None,
+    n=SAMPLES, shuffle=True, drop_last=False, loader_seed=3, **options,
+):  # fmt: skip
     """A small run that uses all there is to restore: dropout, momentum, a schedule, shuffling, a short last batch."""
     sn.manual_seed(1)
     model = model or sn.nn.MLP(FEATURES, 8, CLASSES, dropout=dropout)
     optimizer = sn.optim.SGD(model.parameters(), lr, momentum=0.9)
     schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=1000)
-    loader = sn.data.DataLoader(data(), batch_size, shuffle=True, seed=3)
+    loader = sn.data.DataLoader(data(n=n), batch_size, shuffle, drop_last, loader_seed)
     trainer = sn.Trainer(
         model, optimizer, sn.nn.CrossEntropyLoss(), schedule, shards=shards, folder=folder, progress=False, **options
     )
@@ -142,13 +145,37 @@ def test_a_new_run_in_a_used_folder_is_refused_and_touches_nothing(tmp_path):
     assert newest(tmp_path) == before
 
 
-@pytest.mark.parametrize("change", [{"shards": 2}, {"batch_size": 7}, {"seed": 5}])
-def test_resuming_with_another_arithmetic_is_refused(tmp_path, change):
+ANOTHER = {  # name in the message: what differs
+    "shards": {"shards": 2},
+    "seed": {"seed": 5},
+    "batch_size": {"batch_size": 7},
+    "samples": {"n": SAMPLES - 1},
+    "shuffle": {"shuffle": False},
+    "loader_seed": {"loader_seed": 4},
+    "drop_last": {"drop_last": True},
+    "accumulate": {"accumulate": 2},
+    "clip_norm": {"clip_norm": 0.5},
+    "nonfinite": {"nonfinite": "skip"},
+    "strategy": {"strategy": sn.parallel.ParameterServer()},
+    "order": {"strategy": sn.parallel.AllReduce(order="fast")},
+    "compression": {"strategy": sn.parallel.AllReduce(sn.parallel.TopK(0.5))},
+}
+
+
+@pytest.mark.parametrize("name", ANOTHER)
+def test_resuming_with_another_arithmetic_is_refused(tmp_path, name):
     trainer, loader = make(tmp_path)
     trainer.fit(loader, epochs=1)
-    trainer, loader = make(tmp_path, **change)
-    with pytest.raises(sn.CheckpointError, match=rf"resume: expected {next(iter(change))}="):
+    trainer, loader = make(tmp_path, **ANOTHER[name])
+    with pytest.raises(sn.CheckpointError, match=rf"resume: expected {name}="):
         trainer.fit(loader, epochs=2, resume="auto")
+
+
+def test_each_field_of_the_identity_of_a_run_has_a_test(tmp_path):
+    trainer, loader = make(tmp_path)
+    trainer.fit(loader, epochs=1)
+    identity = sn.load(sorted(tmp_path.glob("checkpoint-*"))[-1])["identity"]
+    assert set(identity) == {*ANOTHER, "devices"}  # of several kinds: tests/parallel/pool
 
 
 def test_resuming_another_model_names_the_difference(tmp_path):

@@ -1,0 +1,58 @@
+"""Kernels that work in chunks, tiles or stages, across several of them with a rest: sizes that random ones miss."""
+
+import numpy as np
+import pytest
+from sizes import DEVICES, JIT, SIMULATED
+
+from scratchnet.kernels.cpu import movement, norm, reduce
+from scratchnet.testing import KERNEL_ROWS, KernelCase
+from scratchnet.testing.devices import host_kernel
+
+pytestmark = pytest.mark.skipif(SIMULATED, reason="blocks are tiny there, so that small sizes cross them")
+
+# (outer, n, inner): several rows of three runs and a rest; runs of runs of runs; several tiles of columns and a rest
+SHAPES = [
+    (5, 3 * reduce.RUN_CONTIGUOUS + 1, 1),
+    (3, reduce.RUN_CONTIGUOUS + 77, 1),
+    (2, 2 * reduce.RUN_STRIDED + 33, 5),
+    (1, reduce.RUN_STRIDED**2 + reduce.RUN_STRIDED + 3, 2),
+    (3, 2 * reduce.RUN_ARGMAX + 5, 1),
+    *[(2, reduce.RUN_STRIDED + 44, reduce.TILE + 13)] * JIT,  # too large for plain Python
+]
+
+
+def drawn(*shape):
+    """Small integers: sums of them have no error, and extremes come several times."""
+    return np.random.default_rng(sum(shape)).integers(-9, 10, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["sum", "max", "min", "argmax"])
+def test_reductions_across_runs_and_tiles(name, shape, device):
+    x = drawn(*shape)
+    if name != "sum":
+        x[:, shape[1] // 2 + 1 :] += 40  # so that the extremes do not all come early
+    out = np.empty((shape[0], shape[2]), np.int64 if name == "argmax" else np.float32)
+    host_kernel(device, name)(x, out)
+    np.testing.assert_array_equal(out, getattr(np, name)(x, axis=1))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["standardize", "standardize_grad"])
+@pytest.mark.parametrize("shape", [(3, 5, 2 * norm.STRIP + 44), (2, 7, norm.STRIP + 1), (4, 301, 1)])
+def test_standardization_across_strips(name, shape, device):
+    row = KERNEL_ROWS[name]
+    inputs = tuple(np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i in range(1 + ("_" in name)))
+    case = KernelCase(name, inputs, {"eps": 1e-5}, row.oracle, shape[1], row.roundings, row.magnitude)
+    case.check(host_kernel(device, name), layouts=("C",))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [0, 1, movement.RANGES - 1, 2 * movement.RANGES + 5])
+def test_rows_are_scattered_over_all_ranges_of_the_result(rows, device):
+    g, index = drawn(70, 3), np.random.default_rng(rows).integers(0, max(rows, 1), 70 if rows else 0)
+    expected, out = np.zeros((rows, 3), np.float32), np.full((rows, 3), np.nan, np.float32)
+    np.add.at(expected, index, g[: len(index)])
+    host_kernel(device, "scatter_rows")(g[: len(index)], index, out)
+    np.testing.assert_array_equal(out, expected)
