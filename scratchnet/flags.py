@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,9 @@ def _number_or_text(text: str) -> int | str:
 
 def run_script(main: Callable[[Config], Any], config: type[Config]) -> None:
     """Parses the flags, calls main, and turns what scratchnet raises into one line and status 1 (130 for Ctrl-C)."""
+    for stream in (sys.stdout, sys.stderr):  # None, or of a kind of its own, where somebody has replaced it
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a path may have letters that the terminal does not show
     try:
         main(parse_flags(config))
     except ScratchnetError as error:

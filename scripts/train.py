@@ -1,11 +1,11 @@
 """Trains a classifier of 28x28 images: prepare, split, compute, merge, report."""
 
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 import scratchnet as sn
 from scratchnet.flags import flag, run_script
+from scratchnet.formats.checkpoint_folder import new_folder
 from scratchnet.parallel.compression import COMPRESSIONS
 from scratchnet.parallel.strategies import STRATEGIES, strategy_of
 from scratchnet.report import plot_curves
@@ -22,15 +22,15 @@ class Config:
     epochs: int = flag(20, "passes over the training data")
     batch_size: int = flag(64, "samples an optimizer step")
     lr: float = flag(0.05, "highest learning rate of the one-cycle schedule")
-    momentum: float = flag(0.9, "momentum of SGD")
+    momentum: float = flag(0.95, "highest momentum of the one-cycle schedule, which dips by 0.1")
     weight_decay: float = flag(0.0, "L2 penalty")
     validation: float = flag(0.1, "fraction of the training data kept for validation")
     seed: int = flag(0, "seed of initial weights, order of samples and dropout")
     workers: int | str = flag(1, "processes that compute, or auto to measure and pick; see shards")
     shards: int | None = flag(None, "parts of a batch, which alone change bits; 1 for one worker, else 8, unless given")
     strategy: str = flag("all_reduce", "how gradients become new parameters", list(STRATEGIES))
-    staleness: int = flag(0, "updates that gradients are behind: parameter_server")
-    every: int = flag(8, "batches between averages: local_sgd")
+    staleness: int | None = flag(None, "updates that gradients are behind: parameter_server; 0 unless given")
+    every: int | None = flag(None, "batches between averages: local_sgd; 8 unless given")
     compression: str = flag("none", "what is left out of gradients: all_reduce", list(COMPRESSIONS))
     accumulate: int = flag(1, "batches an optimizer step")
     clip_norm: float | None = flag(None, "largest norm of the merged gradient")
@@ -49,8 +49,6 @@ def main(config: Config) -> float | None:
     if config.threads is not None:
         sn.set_num_threads(config.threads)
 
-    folder = Path(config.folder or f"runs/{datetime.now():%Y%m%d-%H%M%S}")
-
     # 1. Prepare: read, clean, scale; hold data back to validate on.
     full, test = sn.data.load(config.data)
     train, val = sn.data.random_split(full, [1 - config.validation, config.validation], seed=config.seed)
@@ -64,8 +62,10 @@ def main(config: Config) -> float | None:
     features, classes = train[0][0].size, int(full.arrays[1].max()) + 1
     model = sn.nn.MLP(features, *config.hidden, classes, activation=config.activation, dropout=config.dropout)
     optimizer = sn.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
-    steps = config.epochs * -(-len(train_loader) // config.accumulate)
-    schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
+    steps = config.epochs * -(-len(train_loader) // max(config.accumulate, 1))  # the trainer refuses less than 1
+    momentum = {"base_momentum": max(config.momentum - 0.1, 0.0), "max_momentum": config.momentum}
+    schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps, **momentum)
+    folder = Path(config.folder) if config.folder else new_folder("runs", sn.parallel.is_first_rank())
     options = {"staleness": config.staleness, "every": config.every, "compression": COMPRESSIONS[config.compression]}
     trainer = sn.Trainer(
         model, optimizer, sn.nn.CrossEntropyLoss(), schedule, config.workers, config.shards,

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 from pathlib import Path
 
 TEMPORARY = ".scratchnet-tmp"  # the end of the name of a file that is being written
@@ -13,18 +14,23 @@ TEMPORARY = ".scratchnet-tmp"  # the end of the name of a file that is being wri
 def write_atomically(path: str | os.PathLike[str], blob: bytes) -> None:
     """Write beside, fsync, rename over, fsync the folder: at every instant `path` is the old or the new file.
 
-    Raises the `OSError` of the step that failed, with the temporary file gone.
+    A file that is there keeps its permissions. Raises the `OSError` of the step that failed, with the temporary file
+    gone; also for what is no regular file, which a rename would replace by one, or may not be written.
     """
     target = os.path.realpath(os.fsdecode(path))
     folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    mode = _mode_of(target)
+    temporary = os.path.join(folder, f".{_shortened(name)}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600)
     try:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # the kernel drops it if we die: a sign of life for cleaners
         rest = memoryview(blob)
         while rest:
             rest = rest[os.write(descriptor, rest) :]
+        if mode is not None:
+            os.fchmod(descriptor, mode)
         os.fsync(descriptor)
         os.replace(temporary, target)
     except BaseException:
@@ -34,6 +40,26 @@ def write_atomically(path: str | os.PathLike[str], blob: bytes) -> None:
     finally:
         os.close(descriptor)
     _fsync_folder(folder)
+
+
+def _mode_of(target: str) -> int | None:
+    """The permissions of the file that is there; None if there is none."""
+    try:
+        status = os.stat(target)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "expected a regular file, found a device, pipe or socket", target)
+    if not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), target)
+    return stat.S_IMODE(status.st_mode)
+
+
+def _shortened(name: str, size: int = 160) -> str:
+    """A file's name may have 255 bytes; what is added to it takes some."""
+    return os.fsdecode(os.fsencode(name)[:size]) if len(os.fsencode(name)) > size else name
 
 
 def _fsync_folder(folder: str) -> None:

@@ -1,10 +1,13 @@
 """The checkpoints of one training run: the newest stay, damaged ones are passed over, no other run interferes."""
 
 import contextlib
+import errno
 import fcntl
+import itertools
 import os
 import re
 import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from .atomic import remove_dead_temporaries
 from .checkpoint import load, save
 
 LOCK = ".scratchnet-lock"
+NO_LOCKS = errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL  # Lustre without -o flock, some NFS and FUSE
 STEP_DIGITS = 12  # fixed, so that names sort as steps do
 
 
@@ -131,6 +135,12 @@ def _lock_folder(folder: Path) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno in NO_LOCKS:
+            warnings.warn(
+                f"{folder}: this file system has no locks ({error.strerror}): let no second run use the folder",
+                RuntimeWarning, stacklevel=4,
+            )  # fmt: skip
+            return descriptor
         owner = os.pread(descriptor, 20, 0).decode(errors="replace")
         os.close(descriptor)
         if not isinstance(error, BlockingIOError):
@@ -140,3 +150,22 @@ def _lock_folder(folder: Path) -> int:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor
+
+
+def new_folder(parent: str | os.PathLike[str], make: bool = True) -> Path:
+    """A folder `parent`/DATE-TIME that no other run has, not even one that began in the same second.
+
+    make: of several processes of a run only one makes it. Raises CheckpointError where it cannot be made.
+    """
+    now = f"{datetime.now():%Y%m%d-%H%M%S}"
+    for name in itertools.chain([now], (f"{now}-{i}" for i in itertools.count(2))):
+        try:
+            if make:
+                os.makedirs(Path(parent) / name)
+            return Path(parent) / name
+        except FileExistsError:
+            if not Path(parent).is_dir():
+                raise CheckpointError(f"{parent}: expected a folder, found a file") from None
+        except OSError as error:
+            raise CheckpointError(f"{parent}: expected a folder to write to: {error.strerror}") from error
+    raise AssertionError

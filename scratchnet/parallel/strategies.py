@@ -268,16 +268,19 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 
 
 def strategy_of(value: Any, **options: Any) -> Strategy:
-    """`value` itself if it is a strategy, or the strategy of that name with those of the options that it has.
+    """`value` itself if it is a strategy, or the strategy of that name with these options; None leaves its default.
 
-    Raises ConfigError for anything else.
+    Raises ConfigError for anything else, and for an option that the strategy does not have.
     """
     if isinstance(value, Strategy):
         return value
     if isinstance(value, str) and value in STRATEGIES:
-        make = STRATEGIES[value]
-        parameters = inspect.signature(make).parameters
-        return make(**{k: v for k, v in options.items() if k in parameters and k not in getattr(make, "keywords", ())})
+        make, given = STRATEGIES[value], {name: option for name, option in options.items() if option is not None}
+        has = inspect.signature(make).parameters.keys() - getattr(make, "keywords", {}).keys()
+        if other := sorted(given.keys() - has):
+            mine = ", ".join(sorted(has)) or "none"
+            raise ConfigError(f"Trainer: expected options of strategy {value!r} ({mine}), got {', '.join(other)}")
+        return make(**given)
     raise ConfigError(f"Trainer: expected strategy to be one of {', '.join(STRATEGIES)}, or an object, got {value!r}")
 
 

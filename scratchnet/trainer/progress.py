@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 import time
 from typing import Any
 
@@ -36,14 +38,36 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     return "  ".join([f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}", *parts, speed])
 
 
+def say(line: str) -> None:
+    """Print a line, if somebody listens: a run goes on without its output, as it does without its log."""
+    with contextlib.suppress(OSError, ValueError):  # a reader that is gone, or a closed stream
+        print(line, flush=True)
+
+
 def progress_bar(epoch: int, epochs: int, batch: int, batches: int, show: bool) -> Any:
     """A context manager: tqdm's bar if tqdm is installed and there is a terminal. It begins at `batch` of `batches`."""
+    make = _bar()
+    if make is None or sys.stderr is None:
+        return _NoBar()
+    return make(
+        total=batches,
+        initial=batch,
+        desc=f"epoch {epoch + 1}/{epochs}",
+        leave=False,
+        unit="batch",
+        disable=None if show else True,
+    )
+
+
+@functools.cache  # tqdm gives each class a thread of its own
+def _bar() -> Any:
     try:
         from tqdm import tqdm
     except ImportError:
-        return _NoBar()
+        return None
 
     class Bar(tqdm):
+        monitor_interval = 0  # no thread: batches come often enough to show the bar
         shown, before = 0.0, np.zeros(0)
 
         def show_workers(self, engine: Engine) -> None:
@@ -57,14 +81,7 @@ def progress_bar(epoch: int, epochs: int, batch: int, batches: int, show: bool) 
             if len(new) and (new.sum(axis=1) > 0).all():
                 self.set_postfix_str("busy " + " ".join(f"{x:.0%}" for x in new[:, 0] / new.sum(axis=1)), refresh=False)
 
-    return Bar(
-        total=batches,
-        initial=batch,
-        desc=f"epoch {epoch + 1}/{epochs}",
-        leave=False,
-        unit="batch",
-        disable=None if show else True,
-    )
+    return Bar
 
 
 class _NoBar(contextlib.nullcontext):

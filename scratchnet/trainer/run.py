@@ -19,7 +19,7 @@ from ..formats.checkpoint_folder import CheckpointFolder
 from ..parallel.engines import Engine
 from ..parallel.settings import Settings, Start
 from ..parallel.shards import StepResult, split
-from ..parallel.strategies import options_of
+from .identity import difference, identity_of
 from .metrics_log import trim_jsonl
 
 LOG = "metrics.jsonl"  # in the folder of a run
@@ -37,7 +37,7 @@ class Run:
 
     def __init__(self, settings: Settings, folder: Path | None, config: dict[str, Any], resume: str | Path | None):
         self.settings, self.folder, self.config, self.resume = settings, folder, config, resume
-        self.loader = loader = settings.loader
+        self.loader = settings.loader
         self.checkpoints: CheckpointFolder | None = None
         self.history: list[dict[str, Any]] = []
         self.epoch, self.step = 0, 0
@@ -46,20 +46,7 @@ class Run:
         self._open = contextlib.ExitStack()
         parts = {"model": settings.model, "optimizer": settings.optimizer, "scheduler": settings.scheduler}
         self.parts: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
-        self.identity = {  # all that the arithmetic of a run depends on, besides the states of its parts
-            "shards": settings.shards,
-            "seed": settings.seed,
-            "batch_size": loader.batch_size,
-            "samples": len(loader.dataset),
-            "shuffle": bool(loader.shuffle),
-            "loader_seed": loader.seed,
-            "drop_last": bool(loader.drop_last),
-            "accumulate": settings.accumulate,
-            "clip_norm": settings.clip_norm,
-            "nonfinite": "skip" if settings.skip_nonfinite else "raise",
-            "devices": list(settings.placement.kinds) if settings.placement.are_mixed else None,
-            **options_of(settings.strategy),
-        }
+        self.identity = identity_of(settings)
 
     def __enter__(self) -> Run:
         return self
@@ -139,9 +126,8 @@ class Run:
         for name in ("identity", "position", *self.parts):
             if name not in state:
                 raise CheckpointError(f"resume: expected a checkpoint of a Trainer, got one without {name!r}")
-        for name, value in self.identity.items():
-            if state["identity"].get(name) != value:
-                raise CheckpointError(f"resume: expected {name}={state['identity'].get(name)}, as saved, got {value}")
+        if other := difference(state["identity"], self.identity):
+            raise CheckpointError(f"resume: {other}")
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         for name in self.POSITION:
@@ -181,12 +167,17 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Inside, the first SIGINT or SIGTERM only asks the run to stop; the next one acts as it did before."""
+    """Inside, the first SIGINT or SIGTERM only asks the run to stop; the next one acts as it did before.
+
+    A signal that this process ignores, as one that `nohup` or a shell started in the background, stays ignored.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # Python takes signals in the main thread only
         yield stop
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None: a handler that is no Python function, which could not be put back.
+    previous = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
     def restore() -> None:
         for number, handler in previous.items():

@@ -31,7 +31,7 @@ from ..tensor import Tensor
 from .checks import check_parts
 from .history import History
 from .metrics_log import append_jsonl
-from .progress import epoch_line, first_line, progress_bar
+from .progress import epoch_line, first_line, progress_bar, say
 from .run import LOG, Run, Stop, stop_on_signal
 
 
@@ -200,19 +200,19 @@ class Trainer(Sealed):
             run.engine = engine_of(run.settings, run.here, stop)
             stack.push(lambda kind, error, trace: run.engine.close(error))
             if self.progress and self._is_first:
-                print(self._first_line(run.settings.shards), flush=True)
+                say(self._first_line(run.settings.shards))
             self._is_running = True
             stack.callback(setattr, self, "_is_running", False)
             while run.epoch < epochs:
                 seconds = self._epoch(run, epochs, val_loader, stop)
                 stop.leave_if_requested()
                 if choice and self.progress:
-                    print(choice.compare(seconds / len(train_loader)), flush=True)
+                    say(choice.compare(seconds / len(train_loader)))
                     choice = None
             history = History(run.history, run.engine.report())
         if self.progress and self._is_first:
             for line in history.lines_of_workers():
-                print(line, flush=True)
+                say(line)
         return history
 
     def _first_line(self, shards: int) -> str:
@@ -248,7 +248,7 @@ class Trainer(Sealed):
         choice = choose(self._settings(loader))
         self.workers = choice.plan.workers
         if self.progress:
-            print(choice.explain(), flush=True)
+            say(choice.explain())
         return choice
 
     def _epoch(self, run: Run, epochs: int, val_loader: DataLoader | None, stop: Stop) -> float:
@@ -283,7 +283,7 @@ class Trainer(Sealed):
         if self.folder is not None and self._is_first:
             append_jsonl(self.folder / LOG, record | timing)
         if shows:
-            print(epoch_line(record | timing, epochs), flush=True)
+            say(epoch_line(record | timing, epochs))
         run.next_epoch()
         run.save()
         return seconds

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 
 import numpy as np
 import pytest
@@ -69,6 +70,56 @@ def test_a_place_that_takes_no_file_is_refused_by_name(target, tmp_path):
         save(tmp_path / target, **SMALL)
     assert isinstance(caught.value.__cause__, OSError)
     assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == []
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_what_is_no_file_is_refused_and_stays_what_it_is(kind, tmp_path):
+    path = tmp_path / kind
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif os.geteuid():
+        pytest.skip("only root makes devices")
+    else:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    with pytest.raises(CheckpointError, match=f"{kind}: .*expected a regular file, found a device, pipe or socket"):
+        save(path, **SMALL)
+    assert not stat.S_ISREG(os.stat(path).st_mode) and os.listdir(tmp_path) == [kind]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o755])
+def test_a_file_keeps_its_permissions(mode, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.touch()
+    path.chmod(mode)
+    save(path, **SMALL)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert_same(load(path), SMALL)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_new_file_has_the_permissions_that_its_owner_gives_to_files(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        save(tmp_path / "model.safetensors", **SMALL)
+        (tmp_path / "other").touch()
+    finally:
+        os.umask(before)
+    assert os.stat(tmp_path / "model.safetensors").st_mode == os.stat(tmp_path / "other").st_mode
+
+
+def test_a_file_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save(path, **SMALL)
+    monkeypatch.setattr(os, "access", lambda name, mode: False)  # root may write everything
+    with pytest.raises(CheckpointError, match="checkpoint not written: Permission denied"):
+        save(path, x=1)
+    assert_same(load(path), SMALL)
+
+
+@pytest.mark.parametrize("name", ["m" * 240 + ".safetensors", "ü" * 120 + ".safetensors"])
+def test_a_name_may_be_as_long_as_the_system_lets_it(name, tmp_path):
+    save(tmp_path / name, **SMALL)
+    assert os.listdir(tmp_path) == [name]
 
 
 def test_a_link_stays_a_link_to_the_new_checkpoint(tmp_path):

@@ -4,6 +4,7 @@ Oracles: the files in the folder, and a real process that is killed or holds the
 """
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from checkpoints import SMALL, assert_same, damage, fail_nth, in_place_of_a_file
 from scratchnet.errors import CheckpointError, ConfigError
 from scratchnet.formats.atomic import TEMPORARY, remove_dead_temporaries
 from scratchnet.formats.checkpoint import load
-from scratchnet.formats.checkpoint_folder import LOCK, CheckpointFolder
+from scratchnet.formats.checkpoint_folder import LOCK, CheckpointFolder, new_folder
 
 
 def test_the_newest_checkpoints_stay_and_foreign_files_are_never_touched(tmp_path):
@@ -121,6 +122,30 @@ def test_two_runs_in_one_process_cannot_share_a_folder(tmp_path):
                 CheckpointFolder(tmp_path)
         assert len(os.listdir("/proc/self/fd")) == descriptors
     CheckpointFolder(tmp_path).close()
+
+
+def test_without_locks_a_run_goes_on_with_a_warning(tmp_path, monkeypatch):
+    """As on Lustre without -o flock, where every call of flock fails."""
+
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(RuntimeWarning, match="this file system has no locks") as caught:
+        checkpoints = CheckpointFolder(tmp_path)
+    assert "\n" not in str(caught[0].message)
+    checkpoints.save(1, x=1)
+    assert_same(checkpoints.load_latest(), (1, {"x": 1}))
+    checkpoints.close()
+
+
+def test_runs_that_begin_in_one_second_get_folders_of_their_own(tmp_path):
+    folders = [new_folder(tmp_path / "runs") for _ in range(3)]
+    assert len(set(folders)) == 3 == len(os.listdir(tmp_path / "runs"))
+    assert not new_folder(tmp_path / "others", make=False).exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file: expected a folder"):
+        new_folder(tmp_path / "file")
 
 
 def test_a_living_run_keeps_its_lock_and_temporary_file_and_a_dead_one_loses_both(tmp_path):

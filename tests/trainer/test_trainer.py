@@ -4,6 +4,7 @@ import io
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import scratchnet as sn
 from scratchnet.parallel.shards import split
 from scratchnet.trainer.metrics_log import read_jsonl
 from scratchnet.trainer.progress import first_line, progress_bar
+from scratchnet.trainer.run import stop_on_signal
 
 SAMPLES, FEATURES, CLASSES = 50, 6, 3
 
@@ -183,7 +185,7 @@ def test_resuming_another_model_names_the_difference(tmp_path):
     trainer.fit(loader, epochs=1)
     trainer, loader = make(tmp_path, model=sn.nn.MLP(FEATURES, 9, CLASSES, dropout=0.3))
     before = weights(trainer)
-    with pytest.raises(sn.CheckpointError, match="weight"):
+    with pytest.raises(sn.CheckpointError, match="out_features=8, .*, got .*out_features=9"):
         trainer.fit(loader, epochs=2, resume="auto")
     assert weights(trainer) == before
 
@@ -411,3 +413,63 @@ def test_a_loss_that_is_no_mean_is_refused():
     trainer.loss = sn.nn.CrossEntropyLoss(reduction="none")
     with pytest.raises(sn.ShapeError, match="loss of one element"):
         trainer.fit(loader, epochs=1)
+
+
+def test_a_resumed_run_is_the_one_that_was_saved_and_says_what_is_not(tmp_path):
+    """A scheduler sets lr and momentum; what it does not set, and its own rates, have to be those of before."""
+
+    def parts(lr=0.1, weight_decay=0.0, step_size=3, momentum=0.5, loss=sn.nn.CrossEntropyLoss):
+        model = sn.nn.MLP(FEATURES, 8, CLASSES)
+        optimizer = sn.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay)
+        schedule = sn.optim.lr_scheduler.StepLR(optimizer, step_size) if step_size else None
+        return sn.Trainer(model, optimizer, loss(), schedule, folder=tmp_path / f"{step_size}", progress=False)
+
+    loader = sn.data.DataLoader(data(), 8)
+    for step_size in (3, None):
+        trainer = parts(step_size=step_size)
+        trainer.fit(loader, epochs=1)
+        trainer.fit(loader, epochs=2, resume="auto")  # the same object, whose rate has changed by now
+        for other in ({"lr": 0.2}, {"momentum": 0.6}, {"weight_decay": 0.1}, {"loss": sn.nn.NLLLoss}):
+            (name,) = other
+            with pytest.raises(sn.CheckpointError, match=rf"^resume: expected (base_)?{name}s?=.*, as saved, got .*$"):
+                parts(step_size=step_size, **other).fit(loader, epochs=3, resume="auto")
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As nohup, or a shell that starts a program in the background, wants it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.asked is None and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("stream", [None, "closed", "full"])
+def test_a_run_goes_on_without_its_output(stream, monkeypatch):
+    out = stream and (open("/dev/full", "w") if stream == "full" else io.StringIO())  # noqa: SIM115
+    if stream == "closed":
+        out.close()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", None)
+    trainer, loader = make()
+    trainer.progress = True
+    assert len(trainer.fit(loader, loader, epochs=1)) == 1
+
+
+def test_epochs_start_no_threads():
+    trainer, loader = make()
+    trainer.progress = True
+    trainer.fit(loader, epochs=1)
+    before = threading.active_count()
+    trainer.fit(loader, epochs=20)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_timeline_that_cannot_be_written_is_refused_before_the_training(workers, tmp_path):
+    for path in (tmp_path, tmp_path / "none" / "x.json"):
+        trainer, loader = make(shards=2, workers=workers, timeline=path)
+        with pytest.raises(sn.ConfigError, match="^timeline: expected a file that can be written, got .*$"):
+            trainer.fit(loader, epochs=1)

@@ -6,10 +6,12 @@ The format is Google's "Trace Event Format": a JSON list of events, each with a 
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+from ...errors import ConfigError
 from ...formats.atomic import write_atomically
 from .training_arena import EVENT_RANKS, EVENTS, Event, TrainingArena
 
@@ -18,10 +20,14 @@ WAIT = 20e-6  # seconds: shorter pauses between two pieces are not shown
 
 
 class Timeline:
-    """Collects the newest EVENTS events of each worker and writes them to `path`."""
+    """Collects the newest EVENTS events of each worker and writes them to `path`.
+
+    Raises ConfigError for a path that takes no file: now, not after the training.
+    """
 
     def __init__(self, path: str | Path, arena: TrainingArena):
         self.path, self.arena, self.began = Path(path), arena, time.perf_counter()
+        _require_room(self.path)
         self.notes: list[dict[str, Any]] = []
 
     def note(self, what: str, start: float, end: float) -> None:
@@ -56,3 +62,12 @@ class Timeline:
     def _span(self, name: str, category: str, rank: int, start: float, end: float) -> dict[str, Any]:
         at = {"ts": (start - self.began) * 1e6, "dur": (end - start) * 1e6}
         return {"ph": "X", "name": name, "cat": category, "pid": 0, "tid": rank + 1, **at}
+
+
+def _require_room(path: Path) -> None:
+    folder = path.absolute().parent
+    problem = "a folder" if path.is_dir() else None if folder.is_dir() else "no such folder"
+    if problem is None and not os.access(path if path.exists() else folder, os.W_OK):
+        problem = "no permission to write"
+    if problem:
+        raise ConfigError(f"timeline: expected a file that can be written, got {path}: {problem}")

@@ -1,0 +1,92 @@
+"""What a run is: all that its arithmetic depends on, besides the states of its parts. A resumed run is the same one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..data.dataset import gather, selects
+from ..nn import Module
+from ..parallel.settings import Settings
+from ..parallel.strategies import options_of
+
+SCHEDULED = "lr", "momentum", "betas"  # what the schedule of somebody else may set
+
+
+def identity_of(settings: Settings) -> dict[str, Any]:
+    """The identity of a run as names and plain values, which a checkpoint keeps."""
+    loader, scheduler = settings.loader, settings.scheduler
+    return {
+        "shards": settings.shards,
+        "seed": settings.seed,
+        "batch_size": loader.batch_size,
+        "samples": len(loader.dataset),
+        "shuffle": bool(loader.shuffle),
+        "loader_seed": loader.seed,
+        "drop_last": bool(loader.drop_last),
+        "first samples": _digest(settings),
+        "accumulate": settings.accumulate,
+        "clip_norm": settings.clip_norm,
+        "nonfinite": "skip" if settings.skip_nonfinite else "raise",
+        "devices": list(settings.placement.kinds) if settings.placement.are_mixed else None,
+        "model": _words(repr(settings.model)).split("\n"),
+        "loss": _name_of(settings.loss),
+        "optimizer": type(settings.optimizer).__name__,
+        "options": _options_of(settings.optimizer, scheduler),
+        "scheduler": None if scheduler is None else type(scheduler).__name__,
+        "base_lrs": getattr(scheduler, "base_lrs", None),
+        **options_of(settings.strategy),
+    }
+
+
+def difference(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> str | None:
+    """The first thing in which this run is not the saved one, as "expected name=..., as saved, got ..."."""
+    for name, value in mine.items():
+        was = saved.get(name)
+        if was == value:
+            continue
+        if isinstance(was, list) and isinstance(value, list) and len(was) == len(value):
+            was, value = next((a, b) for a, b in zip(was, value, strict=True) if a != b)
+        if isinstance(was, dict) and isinstance(value, dict):
+            key = next(key for key in {**was, **value} if was.get(key) != value.get(key))
+            name, was, value = key, was.get(key), value.get(key)
+        return f"expected {name}={_line(was)}, as saved, got {_line(value)}"
+    return None
+
+
+def _digest(settings: Settings) -> str | None:
+    """Of the samples that come first; None for a data set that may draw them at random."""
+    if not selects(settings.loader.dataset):
+        return None
+    arrays = gather(settings.loader.dataset, range(min(8, len(settings.loader.dataset))))
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()[:16]
+
+
+def _options_of(optimizer: Any, scheduler: Any) -> list[dict[str, Any]]:
+    """The options of each group of parameters, without those that the schedule sets."""
+    scheduled: Any = () if scheduler is None else SCHEDULED
+    if hasattr(scheduler, "values"):
+        scheduled = scheduler.values(0, 0)
+    groups = getattr(optimizer, "param_groups", [])
+    return [{k: v for k, v in group.items() if k != "params" and k not in scheduled} for group in groups]
+
+
+def _name_of(loss: Callable) -> str:
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return _words(repr(loss)) if isinstance(loss, Module) else getattr(loss, "__qualname__", type(loss).__qualname__)
+
+
+def _words(text: str) -> str:
+    """Without the addresses of objects, which differ in each process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def _line(value: Any) -> str:
+    text = value.strip() if isinstance(value, str) else repr(value)
+    return text if len(text) < 200 else f"{text[:200]}..."
