@@ -177,7 +177,8 @@ def test_each_field_of_the_identity_of_a_run_has_a_test(tmp_path):
     trainer, loader = make(tmp_path)
     trainer.fit(loader, epochs=1)
     identity = sn.load(sorted(tmp_path.glob("checkpoint-*"))[-1])["identity"]
-    assert set(identity) == {*ANOTHER, "devices"}  # of several kinds: tests/parallel/pool
+    of_parts = {"first samples", "model", "loss", "optimizer", "options", "scheduler", "base_lrs"}  # the next tests
+    assert set(identity) == {*ANOTHER, *of_parts, "devices"}  # of several kinds: tests/parallel/pool
 
 
 def test_resuming_another_model_names_the_difference(tmp_path):
@@ -429,6 +430,8 @@ def test_a_resumed_run_is_the_one_that_was_saved_and_says_what_is_not(tmp_path):
         trainer = parts(step_size=step_size)
         trainer.fit(loader, epochs=1)
         trainer.fit(loader, epochs=2, resume="auto")  # the same object, whose rate has changed by now
+        with pytest.raises(sn.CheckpointError, match=r"^resume: expected first samples="):
+            parts(step_size=step_size).fit(sn.data.DataLoader(data(seed=5), 8), epochs=3, resume="auto")
         for other in ({"lr": 0.2}, {"momentum": 0.6}, {"weight_decay": 0.1}, {"loss": sn.nn.BCEWithLogitsLoss}):
             (name,) = other
             with pytest.raises(sn.CheckpointError, match=rf"^resume: expected (base_)?{name}s?=.*, as saved, got .*$"):
