@@ -5,7 +5,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 FAST = tests/test_structure.py tests/test_autograd.py tests/test_tensor.py tests/test_functions.py tests/test_graphs.py \
        tests/test_metrics.py tests/test_nonfinite.py tests/test_random.py tests/kernels/test_math.py tests/ops tests/nn tests/optim tests/data tests/jit
 
-.PHONY: check fast test bench docs thorough ci
+.PHONY: check fast test bench docs mutants thorough ci
 
 check:  ## format, lint, types, the shape of the package
 	$(PYTHON) -m ruff check .
@@ -25,9 +25,13 @@ bench:  ## steps and kernels beside the peers that are installed (extra `bench`)
 docs:  ## every example of README.md and of docs/
 	$(PYTHON) -m pytest -n 0 tests/test_readme.py tests/test_docs.py
 
+mutants:  ## an hour: plants each fault of tests/mutants in a copy; a table says which of them the tests find
+	$(PYTHON) tests/programs/mutants.py
+
 thorough:  ## hours: many more random examples, new ones each time; all tests without the JIT and in the simulators
 	HYPOTHESIS_PROFILE=thorough $(PYTHON) -m pytest
 	$(PYTHON) scripts/drill/drill.py --all --random 50
+	$(PYTHON) tests/programs/mutants.py
 	NUMBA_DISABLE_JIT=1 $(PYTHON) -m pytest -m "not once"
 	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest -m "not once" tests/kernels tests/ops tests/nn tests/optim \
 	    tests/test_tensor.py tests/test_autograd.py tests/test_functions.py tests/test_graphs.py

@@ -59,7 +59,7 @@ ONCE = {
 THREADS = {
     "kernels": ("test_contract", "test_stages"),
     "cpu": ("test_cpu_specific", "test_gemm"),
-    "jit": ("test_step",),
+    "jit": ("test_guards", "test_step"),
 }
 
 

@@ -1,0 +1,94 @@
+"""A recorded step meets what it was not recorded with: it has the values, effects and errors of the plain call."""
+
+import numpy as np
+import pytest
+
+import scratchnet as sn
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((96, 40)).astype(np.float32), RNG.integers(0, 10, 96)
+
+
+def state_of(model, optimizer):
+    arrays = [*model.state_dict().values(), *(x for s in optimizer.states for x in s.arrays)]
+    return [x.tobytes() for x in arrays], [s.step for s in optimizer.states]
+
+
+def network(seed=0, norm=False):
+    """Large enough that a step has several stages, and with a state of the optimizer."""
+    sn.manual_seed(seed)
+    layers = [sn.nn.Linear(40, 64), *[sn.nn.BatchNorm1d(64)] * norm, sn.nn.ReLU(), sn.nn.Linear(64, 10)]
+    model = sn.nn.Sequential(*layers)
+    return model, sn.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+
+def training_step(model, optimizer):
+    def step(x, y):
+        loss = sn.nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def test_a_bad_label_in_a_step_of_several_stages_changes_nothing():
+    model, optimizer = network()
+    step = sn.jit(training_step(model, optimizer))
+    for _ in range(3):
+        step(sn.Tensor(X), sn.Tensor(Y))
+    before, labels = state_of(model, optimizer), Y.copy()
+    labels[-1] = 10
+    with pytest.raises(sn.IndexOutOfRangeError):
+        step(sn.Tensor(X), sn.Tensor(labels))
+    assert state_of(model, optimizer) == before
+    step(sn.Tensor(X), sn.Tensor(Y))
+    assert state_of(model, optimizer) != before
+
+
+def test_a_loss_that_is_not_finite_in_a_step_of_several_stages_changes_nothing():
+    """Of a recorded run, the third batch is bad: what is left is what two batches gave."""
+    x, y = np.concatenate([X, X, X]), np.concatenate([Y, Y, Y])
+    x[2 * 96 + 50] = 3e38  # products of it overflow
+    results = []
+    for rows in (2 * 96, 3 * 96):
+        model, optimizer = network()
+        loader = sn.data.DataLoader(sn.data.TensorDataset(x[:rows], y[:rows]), 96)
+        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), progress=False)
+        if rows == 2 * 96:
+            trainer.fit(loader)
+        else:
+            with pytest.raises(sn.NonFiniteError, match="step 2"):
+                trainer.fit(loader)
+        results.append(state_of(model, optimizer))
+    assert results[0] == results[1]
+
+
+def test_a_step_recorded_with_gradients_refuses_to_run_without():
+    plain, recorded = network(), network()
+    steps = training_step(*plain), sn.jit(training_step(*recorded))
+    for step in steps:
+        for _ in range(3):
+            step(sn.Tensor(X), sn.Tensor(Y))
+        with sn.no_grad(), pytest.raises(sn.GradientError):
+            step(sn.Tensor(X), sn.Tensor(Y))
+    for step in steps:
+        step(sn.Tensor(X), sn.Tensor(Y))
+    assert state_of(*plain) == state_of(*recorded)
+
+
+def load_another(model):
+    model.load_state_dict({name: x + np.float32(0.5) for name, x in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("change", [load_another, lambda model: model.to("cpu")])
+def test_buffers_that_are_loaded_or_replaced_are_followed(change):
+    plain, recorded = network(norm=True), network(norm=True)
+    for (model, _), step in ((plain, training_step(*plain)), (recorded, sn.jit(training_step(*recorded)))):
+        for _ in range(3):
+            step(sn.Tensor(X), sn.Tensor(Y))
+        change(model)
+        for _ in range(3):
+            step(sn.Tensor(X), sn.Tensor(Y))
+    assert state_of(*plain) == state_of(*recorded)
