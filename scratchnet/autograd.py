@@ -48,9 +48,8 @@ def apply(op: Op, *inputs: ArrayLike, **params) -> Tensor:
     """Runs one op and records it if a gradient may be wanted. This is the only place where ops meet tensors."""
     tensors = prepare(op, inputs)
     device = tensors[0]._device
-    kernels = tracing.current().on(device, tensors)
     try:
-        out = op.forward(kernels, *[t._data for t in tensors], **params)
+        out = tracing.current().run(op, device, tensors, params)
     except (TypeError, ValueError) as error:
         raise refusal(op, tensors, error) from None
     node = None

@@ -47,11 +47,12 @@ class Generator(Stateful):
         """(seed, the next stream) as two uint64: what names the random numbers of one draw."""
         key = np.array([self.seed, self.next_stream()], np.uint64)
         own = tracing.current().generator is not self  # otherwise a replay draws from the one that is current then
-        self._repeats(lambda: _draw_into(key, self if own else current()))
+        self._repeats(lambda: _draw_into(key, self if own else current()), (key,))
         return key
 
     def numpy(self) -> np.random.Generator:
         """NumPy's generator over the next stream: Philox 4x64 whose key is (seed, stream)."""
+        self._outside_of_steps("random numbers of NumPy")
         return np.random.Generator(np.random.Philox(key=self.seed | self.next_stream() << 64))
 
     def state_dict(self) -> dict[str, int]:
@@ -60,6 +61,7 @@ class Generator(Stateful):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on from a saved state. Raises CheckpointError for anything else, and then changes nothing."""
+        self._outside_of_steps("load_state_dict")
         try:
             loaded = Generator(**state)
         except (ConfigError, TypeError):
@@ -101,5 +103,6 @@ def manual_seed(seed: int) -> Generator:
     Its seed is 0 until then, so a program draws the same numbers each time it runs.
     Raises ConfigError for a seed that is not an integer.
     """
+    _default._outside_of_steps("manual_seed")
     _default.seed, _default.stream = _word("manual_seed", seed), 0
     return _default

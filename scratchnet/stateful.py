@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from . import tracing
 from .tracing import Undo
 
@@ -20,6 +22,30 @@ class Stateful:
         """This step holds only as long as the attribute is the object that it is now."""
         tracing.current().watch(self, attribute)
 
-    def _repeats(self, action: Callable[[], Undo | None]) -> None:
-        """Each replay of this step runs `action` first; what it returns, if anything, undoes it."""
-        tracing.current().effect(action)
+    def _repeats(self, action: Callable[[], Undo | None], fills: tuple[np.ndarray, ...] = ()) -> None:
+        """Each replay of this step runs `action` first; what it returns, if anything, undoes it.
+
+        fills: arrays that it writes, for kernels to read.
+        """
+        tracing.current().effect(action, fills)
+
+    def _is_made(self) -> None:
+        """The object is new; a step that makes one may do with it what it likes."""
+        tracing.current().makes(self)
+
+    def _sets(self, attribute: str) -> None:
+        """The attribute is about to be set, to a value that some step may rely on."""
+        _changes[0] += 1
+        tracing.current().writes(self, attribute)
+
+    def _outside_of_steps(self, what: str) -> None:
+        """`what` is not for a step that is replayed. Raises JitError in one."""
+        tracing.current().refuse(what)
+
+
+_changes = [0]
+
+
+def changes() -> int:
+    """How often an attribute was set, of any object that says so with `_sets`."""
+    return _changes[0]

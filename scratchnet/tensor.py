@@ -18,7 +18,7 @@ from .errors import DtypeError, GradientError, ShapeError
 from .grad_mode import is_recording
 from .kernels import Device
 from .kernels import device as find_device
-from .ops.operands import FLOATS, ArrayLike, TensorBase, array_on, as_array, as_operand, checked_dtype, copied, moved
+from .ops.operands import FLOATS, ArrayLike, TensorBase, array_on, as_operand, checked_dtype, copied, moved
 
 _default_device: ContextVar[str] = ContextVar("default_device", default="cpu")
 _new = object.__new__
@@ -144,7 +144,7 @@ class Tensor(TensorBase):
         """The one element, as a Python number. Raises ShapeError if there are more or none."""
         if self.size != 1:
             raise ShapeError(f"item: expected one element, got shape {self.shape}")
-        tracing.current().refuse("item", self._data, self.requires_grad)
+        tracing.current().refuse("item")
         return self._data.item()
 
     def numpy(self) -> np.ndarray:
@@ -154,7 +154,7 @@ class Tensor(TensorBase):
         """
         if self.requires_grad:
             raise GradientError("numpy: expected a tensor that does not require grad; call .detach() first")
-        tracing.current().refuse("numpy", self._data)
+        tracing.current().refuse("numpy")
         return self._device.to_host(self._data)
 
     @property
@@ -168,6 +168,7 @@ class Tensor(TensorBase):
         """A DLPack capsule that shares the memory. Raises GradientError if the tensor requires grad."""
         if self.requires_grad:
             raise GradientError("__dlpack__: expected a tensor that does not require grad; call .detach() first")
+        tracing.current().refuse("__dlpack__")
         return self._data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -211,6 +212,7 @@ class Tensor(TensorBase):
         return Tensor._wrap(copied(self._data, dtype, self._device), self._device)
 
     def __repr__(self) -> str:
+        tracing.current().refuse("repr")
         body = np.array2string(self._device.to_host(self._data), separator=", ", prefix="Tensor(", threshold=100)
         notes = [f"dtype={self.dtype}"] * (self.dtype not in (np.float32, np.int64, np.bool_))
         notes += [f"device={self.device!r}"] * (self.device != _default_device.get())
@@ -245,7 +247,7 @@ class Tensor(TensorBase):
     def __deepcopy__(self, memo: dict) -> Tensor:
         if self._node is not None:
             raise GradientError("deepcopy: expected a leaf tensor, got the result of an op; call .detach() first")
-        copy = _rebuild(type(self), self._data.copy(), self.requires_grad, self.device)
+        copy = _rebuild(type(self), copied(self._data, self.dtype, self._device), self.requires_grad, self.device)
         copy.grad = None if self.grad is None else self.grad.__deepcopy__(memo)
         return copy
 
@@ -312,7 +314,9 @@ for _name, _method in (ops.METHODS | in_place.METHODS).items():
 
 def tensor(data: ArrayLike, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> Tensor:
     """A Tensor with memory of its own; arguments as for Tensor."""
-    return Tensor(np.array(as_array(data, dtype)), requires_grad, None, device)
+    t = Tensor(data, requires_grad, dtype, device)
+    t._data = copied(t._data, t.dtype, t._device)
+    return t
 
 
 def as_tensor(x: ArrayLike, like: Tensor | None = None) -> Tensor:

@@ -28,14 +28,35 @@ class Tracing:
         """The device to call kernels of. inputs: the tensors whose memory they read."""
         return device
 
+    def run(self, op: Any, device: Device, inputs: tuple[Any, ...], params: dict[str, Any]) -> np.ndarray:
+        """The forward of a row of the op table."""
+        return op.forward(device, *[t._data for t in inputs], **params)
+
+    def given(self, x: Any) -> Any:
+        """The array behind an argument of the step; any other x as it is."""
+        return x
+
+    def varies(self, array: Any) -> bool:
+        """Is the content of `array` another one in each call of the step?"""
+        return False
+
     def watch(self, thing: Any, attribute: str) -> None:
         """The step relies on `thing.attribute`: with another object there it is recorded again."""
 
     def unwatch(self, thing: Any, attribute: str) -> None:
         """It does not rely on it after all."""
 
-    def effect(self, action: Callable[[], Undo | None]) -> None:
-        """Each replay runs `action` first; what it returns, if anything, undoes it where a guard fails."""
+    def makes(self, thing: Any) -> None:
+        """`thing` is new; it does not outlive the step, unless something that does is set to it."""
+
+    def writes(self, thing: Any, attribute: str) -> None:
+        """The step is about to set `thing.attribute`, which outlives it; a replay does not."""
+
+    def effect(self, action: Callable[[], Undo | None], fills: tuple[np.ndarray, ...] = ()) -> None:
+        """Each replay runs `action` first; what it returns, if anything, undoes it where a guard fails.
+
+        fills: arrays that it writes for kernels to read.
+        """
 
     def touch(self, leaf: Any) -> None:
         """The step looks at the gradient of `leaf`."""
@@ -49,8 +70,8 @@ class Tracing:
     def guard(self, kind: str, array: np.ndarray, numbers: tuple[int, ...], check: Callable[[], Any]) -> None:
         """Each replay makes sure of a condition on `array` before it changes anything that outlives it; see Guard."""
 
-    def refuse(self, what: str, array: np.ndarray, requires_grad: bool = False) -> None:
-        """A step looks at a value. Raises JitError if it changes from call to call."""
+    def refuse(self, what: str) -> None:
+        """The step does what a replay could not: it looks at a value, or changes one. Raises JitError."""
 
 
 _NOTHING = Tracing()

@@ -94,7 +94,7 @@ def lower(trace: Trace, stop: np.ndarray) -> Instructions:
         loops.scratch = shared.scratch
         if isinstance(call, Guard):
             plan_guard(call.kind, (call.array, *call.numbers, stop), loops)
-        else:
+        elif call.function is None:
             plan_call(call.kernel, call.arguments, loops)
         for loop in loops:  # memory between the loops of one kernel
             for x, _, _ in loop.arrays():

@@ -11,14 +11,18 @@ import numpy as np
 from ..kernels import device as find_device
 from ..tracing import Undo
 from . import passes
-from .trace import Guard, Trace
+from .trace import Trace
+
+
+class Stopped(Exception):
+    """A guard does not hold, or an effect failed. Nothing that outlives the step was changed."""
 
 
 class Outputs(NamedTuple):
     """Arrays outside of a step that it fills. on_final(numbers): called while the step still runs, with the numbers of
     arrays that are final.
 
-    The last ones are not reported, and none while the step is recorded; where a guard stops the step, all are.
+    The last ones are not reported, nor any while the step is recorded, or where a guard stops it.
     """
 
     arrays: Sequence[np.ndarray]
@@ -38,7 +42,6 @@ class Program:
 
         self.trace, self.inputs, self.outputs = trace, inputs, outputs
         self.effects = trace.effects
-        self.watched = [(thing, attribute, value) for (_, attribute), (thing, value) in trace.watched.items()]
         self.stop = np.zeros(1, np.int64)
         self.instructions = passes.compiled(trace, inputs, kept, self.stop)
         if outputs:
@@ -46,31 +49,34 @@ class Program:
         self.count_threads = get_num_threads
         self._build(get_num_threads())
 
-    def holds(self) -> bool:
-        """Is all that the step read besides its arguments where it was?"""
-        for thing, attribute, value in self.watched:  # noqa: SIM110 - `all` takes twice as long
-            if getattr(thing, attribute) is not value:
-                return False
-        return True
-
     def run(self, inputs: list[np.ndarray]) -> None:
+        """Does the step. Raises Stopped, with all as it was, where a guard or an effect of it fails."""
         threads = self.count_threads()
         if self.threads != threads:
             self._build(threads)
         self._take(inputs)
-        undo: list[Undo | None] = [effect() for effect in self.effects]
+        undo: list[Undo | None] = []
         try:
+            self._begin(undo)
             for part in self.parts:
                 part()
+                if self.stop[0]:
+                    self.stop[0] = 0
+                    raise Stopped
             give_back(inputs, self.sources)
-            if self.stop[0]:
-                self.stop[0] = 0
-                self._explain_stop(inputs)
         except BaseException:
             for action in reversed(undo):
                 if action is not None:
                     action()
             raise
+
+    def _begin(self, undo: list[Undo | None]) -> None:
+        """Runs the effects; `undo` collects what takes them back."""
+        try:
+            for effect in self.effects:
+                undo.append(effect())
+        except Exception as error:
+            raise Stopped from error
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -145,15 +151,6 @@ class Program:
             start = x.__array_interface__["data"][0]
             for table, position, offset in addresses or ():
                 table[position] = start + offset
-
-    def _explain_stop(self, inputs: list[np.ndarray]) -> None:
-        """Raises the error of the guard that stopped the run; it looks at the arrays that were recorded."""
-        for x, own in zip(inputs, self.inputs, strict=True):
-            np.copyto(own, x)
-        for call in self.trace.calls:
-            if isinstance(call, Guard):
-                call.check()
-        raise AssertionError("a guard stopped the program, but none of their checks fails")
 
 
 def give_back(arrays: list[np.ndarray], copies: list[np.ndarray]) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+import threading
+import types
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,49 +16,151 @@ import numpy as np
 from .. import random, tracing
 from ..errors import JitError
 from ..grad_mode import is_recording
-from ..tensor import Tensor
+from ..tensor import Tensor, current_device
+from .agreement import Account
 from .explain import explain
-from .program import Outputs, Program, give_back
-from .trace import Trace
+from .names import Names
+from .program import Outputs, Program, Stopped, give_back
+from .trace import Trace, memory_of
+from .values import Argument, is_constant, key_of, leaves_of, mapped
+
+MOST = 64  # programs of a step; the oldest makes room for a new one
+FRUITLESS = 16  # recordings without a replay in between, after which the step is called as it is
 
 
 class Step:
-    """A function that is recorded once for each kind of arguments, and then replayed. Made by `jit`.
+    """A function that is recorded for each kind of arguments, and then replayed. Made by `jit`.
 
-    outputs: see `Outputs`.
+    outputs: see `Outputs`. relies_on: objects whose Python values the function reads, besides those that it can reach
+    by name. tolerant: where a program could not stand for the function, the function is called as it is, and a warning
+    says why, instead of a JitError.
     """
 
-    def __init__(self, function: Callable[..., Any], outputs: Outputs | None = None):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        outputs: Outputs | None = None,
+        relies_on: Iterable[Any] = (),
+        tolerant: bool = False,
+    ):
         functools.update_wrapper(self, function)
-        self.function, self.outputs = function, outputs
-        self._programs: dict[Any, list[_Recorded]] = {}
+        self.function, self.outputs, self.relies_on, self.tolerant = function, outputs, tuple(relies_on), tolerant
+        self._forget()
+
+    def _forget(self) -> None:
+        self._recorded: dict[Any, list[_Recorded]] = {}
+        self._lock = threading.RLock()  # a program has memory of its own, so one thread at a time
+        self._fruitless: dict[Any, int] = {}  # recordings for arrays of some shapes since the last replay
+        self._unsettled = 0  # recordings in a row that changed what they rely on
+        self._refusal: JitError | None = None  # of all calls from now on
+        self._is_plain = False  # call the function as it is, where no program is at hand
+        self._bound: dict[int, tuple[Any, Step]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(tracing.current(), Trace):  # a step within a step is a part of it
             return self.function(*args, **kwargs)
         arrays: list[np.ndarray] = []
-        key = (*[_key(value, arrays) for value in args], _key(kwargs, arrays) if kwargs else None, is_recording())
-        for recorded in self._programs.get(key, ()):
-            if recorded.holds():
-                return recorded.replay(arrays)
-        recorded, result = _record(self.function, args, kwargs, arrays, self.outputs)
-        self._programs.setdefault(key, []).append(recorded)
+        key = (*[key_of(value, arrays) for value in args], key_of(kwargs, arrays) if kwargs else None)
+        key = (*key, is_recording(), current_device())
+        with self._lock:
+            known = self._recorded.get(key, ())
+            for recorded in known:
+                if recorded.program is not None and recorded.holds():
+                    self._fruitless.clear()
+                    try:
+                        return recorded.replay(args, kwargs, arrays)
+                    except Stopped:  # the step itself knows what is wrong
+                        return self.function(*args, **kwargs)
+            if self._refusal is not None:
+                raise self._refusal
+            if self._is_plain:
+                return self.function(*args, **kwargs)
+            return self._record(key, args, kwargs, arrays, [x for x in known if x.program is None and x.holds()])
+
+    def _record(self, key: Any, args: tuple, kwargs: dict, arrays: list[np.ndarray], alike: list[_Recorded]) -> Any:
+        """Runs the step once more and notes what it does; with what an earlier call did, that makes a program."""
+        roots = (self.function, *self.relies_on, args, kwargs)
+        recorded, result = _Recorded.of(self.function, args, kwargs, arrays, Names(roots), self.tolerant)
+        shapes = tuple([(x.shape, x.dtype) for x in arrays])
+        self._fruitless[shapes] = count = self._fruitless.get(shapes, 0) + 1
+        self._unsettled = 0 if recorded.unsettled is None else self._unsettled + 1
+        different = [why for known in alike if (why := known.account.differs(recorded.account)) is not None]
+        if recorded.refusal is not None:
+            self._refuse(recorded.refusal)
+        elif self._unsettled > 1:
+            self._refuse(_refusal(str(recorded.unsettled), "a replay would not change that"))
+        elif different:
+            self._refuse(_refusal(different[0], "it was something else in the call before, with arguments alike"))
+        elif count > FRUITLESS:
+            self._is_plain = True
+            self._warn(f"jit: expected Python values that stay as they are, but in {count} calls in a row one was new")
+        elif recorded.unsettled is None:
+            if alike:
+                recorded.build(self.outputs)
+                self._recorded[key] = [x for x in self._recorded[key] if x not in alike]
+            else:
+                recorded.forget_trace()
+            self._recorded.setdefault(key, []).append(recorded)
+            self._make_room()
         return result
+
+    def _refuse(self, error: JitError) -> None:
+        if not self.tolerant:
+            self._refusal = error
+            raise error
+        self._is_plain = True
+        self._warn(str(error))
+
+    def _warn(self, text: str) -> None:
+        name = getattr(self.function, "__qualname__", "the step")
+        warnings.warn(f"{text}; {name} goes on without a program, at the speed of Python", stacklevel=5)
+
+    def _make_room(self) -> None:
+        if sum(map(len, self._recorded.values())) > MOST:
+            oldest = next(iter(self._recorded))
+            del self._recorded[oldest]
 
     @property
     def programs(self) -> list[Program]:
-        """Every program recorded so far."""
-        return [recorded.program for found in self._programs.values() for recorded in found]
+        """Every program that is ready."""
+        return [x.program for found in self._recorded.values() for x in found if x.program is not None]
 
     def explain(self) -> str:
         """The newest program as text: what was recorded, what is run, how long each stage takes."""
-        if not self._programs:
-            raise JitError("explain: expected a step that was called at least once, got one without a program")
+        if not self.programs:
+            raise JitError("explain: expected a step that was called at least twice, got one without a program")
         return explain(self.programs[-1])
+
+    # --- methods, copies --------------------------------------------------------------------------------------------
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Step:
+        """The step of one object, with programs of its own: `jit` may stand above a method."""
+        if instance is None:
+            return self
+        key = id(instance)
+        if key not in self._bound:
+            try:
+                alive: Any = weakref.ref(instance, lambda _: self._bound.pop(key, None))
+            except TypeError:
+                alive = instance
+            step = Step(types.MethodType(self.function, instance), self.outputs, self.relies_on, self.tolerant)
+            self._bound[key] = alive, step
+        return self._bound[key][1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Programs stay here: they are bound to memory of this process."""
+        return {name: value for name, value in vars(self).items() if name in KEPT or name.startswith("__")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+
+KEPT = ("function", "outputs", "relies_on", "tolerant")
 
 
 def jit(step: Callable[..., Any]) -> Step:
-    """Records a training step in its first call, and replays it as one compiled program in all later ones.
+    """Records a training step in its first two calls, and replays it as one compiled program in all later ones.
 
         @sn.jit
         def step(x, y):
@@ -63,35 +170,169 @@ def jit(step: Callable[..., Any]) -> Step:
             optimizer.step()
             return loss
 
-    Arguments: tensors and arrays may have other values in each call; with other shapes or dtypes, or another value of
-    any other argument, the step is recorded again, and so it is if a module went from train to eval mode. All else
-    that Python does in the step (conditions, attributes, numbers) stays as it was in the first call, but for the
-    counters of optimizers and schedules and for random numbers, which go on. Results are tensors of their own, without
-    a record. `.grad` of a parameter whose gradient is forgotten at the start and used by the optimizer is None
-    afterwards; other gradients are as always. Bits are those of the step without jit.
+    A replay has the values, effects and errors of the step itself. Arguments: tensors and arrays may have other values
+    in each call; with other shapes or dtypes, or another value of any other argument, the step is recorded again. So it
+    is if a Python value changed that the step can reach by name: a global, a variable around it, an attribute of an
+    object or a layer, `requires_grad`, the groups of an optimizer. Counters of optimizers and schedules and random
+    numbers go on. Results are tensors of their own, without a record. The gradient of a parameter that is forgotten at
+    the start and used by the optimizer is not kept: `.grad` is None afterwards.
 
-    Raises JitError, which names the line, where the step looks at a value of a tensor; then it is not recorded.
+    What no replay could do is refused with a JitError that names the line: a look at the value of a tensor, NumPy with
+    an array argument (make a tensor of it first), random numbers of NumPy, a count that goes on. It compares its first
+    two calls for that; what it cannot see is Python that behaves alike in both, and otherwise later, by something that
+    has no name in the step: a file, the clock, an array of more than 16 KiB that NumPy reads.
+
+    One thread at a time runs a step; others wait. Above a method, each object has programs of its own.
     """
+    if not callable(step) or isinstance(step, type):
+        raise JitError(f"jit: expected a function, got {type(step).__name__}")
+    if inspect.isgeneratorfunction(step) or inspect.iscoroutinefunction(step) or inspect.isasyncgenfunction(step):
+        raise JitError(
+            f"jit: expected a function that returns its results, got {step.__name__}, which yields or awaits"
+        )
     return Step(step)
 
 
+def _refusal(what: str, why: str) -> JitError:
+    return JitError(
+        f"{what}: expected a step that does the same in each call, as it is recorded and replayed without Python, but "
+        f"{why}; do it outside of the step, or pass it as a tensor"
+    )
+
+
 class _Recorded:
-    """A program, the results of the step, and what becomes of gradients."""
+    """One recorded call: what must hold for a replay, the results, and what becomes of gradients.
 
-    def __init__(self, program: Program, result: Any, gradients: list[_Gradient]):
-        self.program, self.result, self.gradients = program, result, gradients
-        self.looked_at = [gradient for gradient in gradients if not gradient.zeroed]
+    program: None until a second call agreed. unsettled: what the call itself changed, so that nothing can be said yet.
+    """
 
-    def holds(self) -> bool:
-        return self.program.holds() and all(gradient.holds() for gradient in self.looked_at)
+    program: Program | None = None
+    trace: Trace | None
 
-    def replay(self, arrays: list[np.ndarray]) -> Any:
-        for gradient in self.looked_at:
-            gradient.before()
-        self.program.run(arrays)
+    @classmethod
+    def of(
+        cls,
+        function: Callable[..., Any],
+        args: tuple,
+        kwargs: dict,
+        arrays: list[np.ndarray],
+        names: Names,
+        tolerant: bool,
+    ) -> tuple[_Recorded, Any]:
+        """Runs the step; also its result."""
+        self = cls()
+        self.names = names
+        self.inputs = inputs = [x.copy() for x in arrays]
+        self.trace = trace = Trace(inputs, random.current(), tolerant)
+        copies = {id(x): copy for x, copy in zip(arrays, inputs, strict=True)}
+
+        def replaced(x: Any) -> Any:
+            if isinstance(x, Tensor):
+                return Tensor._wrap(copies[id(x._data)], x._device)
+            return Argument(copies[id(x)], trace) if isinstance(x, np.ndarray) else x
+
+        replaced_args, replaced_kwargs = mapped(args, replaced), mapped(kwargs, replaced)
+        try:
+            with tracing.into(trace):
+                result = function(*replaced_args, **replaced_kwargs)
+        finally:
+            give_back(arrays, inputs)
+        self._take_gradients(trace)
+        self.result = result = mapped(result, lambda x: x._given if type(x) is Argument else x)
+        self._check_result(trace)
+        names.pass_over(trace.outside)
+        self.unsettled = trace.changed() or names.changed()
+        if (drawn := names.drew()) is not None:
+            with tracing.into(trace):
+                trace.refuse(drawn)
+        self.refusal = trace.refusal
+        self.account = Account(trace, inputs, result, self.gradients)
+        self.watched = [(thing, attribute, value) for (_, attribute), (thing, value) in trace.watched.items()]
+        own = {id(copy): x for x, copy in zip(arrays, inputs, strict=True)}
+        result = self._returned(lambda i: own[id(inputs[i])])
         for gradient in self.gradients:
             gradient.after()
-        return _copied(self.result)
+        return self, result
+
+    def _take_gradients(self, trace: Trace) -> None:
+        self.gradients = []
+        for key, (leaf, old) in trace.touched.items():
+            zeroed = key in trace.forgotten
+            self.gradients.append(_Gradient(leaf, old, zeroed, dropped=zeroed and key in trace.consumed))
+        for leaf in trace.forgotten.values():
+            if id(leaf) not in trace.touched:
+                self.gradients.append(_Gradient(leaf, None, True, dropped=False))
+        self.looked_at = [gradient for gradient in self.gradients if not gradient.zeroed]
+
+    def _check_result(self, trace: Trace) -> None:
+        for x in leaves_of(self.result):
+            if isinstance(x, Tensor | np.ndarray):
+                trace.enters(x._data if isinstance(x, Tensor) else x)
+            elif not is_constant(x):
+                with tracing.into(trace):
+                    trace.refuse(f"returns {type(x).__name__}")
+
+    def build(self, outputs: Outputs | None) -> None:
+        """The call agreed with one before: a program is made of it."""
+        assert self.trace is not None
+        kept = [g.left for g in self.gradients if g.left is not None]
+        kept += [x._data for x in leaves_of(self.result) if isinstance(x, Tensor)]
+        self.program = Program(self.trace, self.inputs, kept, outputs)
+
+    def forget_trace(self) -> None:
+        """Until a second call the memory of the first one is not needed."""
+        self.trace = self.result = None
+        self.inputs = []
+        for gradient in self.gradients:
+            gradient.left = None
+
+    def holds(self) -> bool:
+        """Is all that the step read besides its arguments where it was?"""
+        for thing, attribute, value in self.watched:
+            if getattr(thing, attribute) is not value:
+                return False
+        return all(gradient.holds() for gradient in self.looked_at) and self.names.hold()
+
+    def replay(self, args: tuple, kwargs: dict, arrays: list[np.ndarray]) -> Any:
+        for gradient in self.looked_at:
+            gradient.before()
+        program = self.program
+        assert program is not None
+        program.run(arrays)
+        for gradient in self.gradients:
+            gradient.after()
+        return self._returned(lambda i: arrays[i])
+
+    def _returned(self, argument: Callable[[int], np.ndarray]) -> Any:
+        """The results: tensors of their own; of what was an argument, or lives longer than the step, that itself."""
+        trace, inputs = self.trace, self.inputs
+        assert trace is not None
+
+        def own(x: Any) -> Any:
+            data = x._data if isinstance(x, Tensor) else x
+            if not isinstance(data, np.ndarray) and not hasattr(data, "layout"):
+                return x
+            memory = memory_of(data)
+            position = next((i for i, given in enumerate(inputs) if given is memory), None)
+            if position is not None:
+                given = argument(position)
+                if data is memory and not isinstance(x, Tensor):
+                    return given
+                data = _same_part(data, memory, given)
+            elif id(memory) not in trace.owned and (isinstance(x, np.ndarray) or type(x) is not Tensor):
+                return x
+            return Tensor._wrap(data.copy(), x._device) if isinstance(x, Tensor) else data.copy()
+
+        return mapped(self.result, own)
+
+
+def _same_part(view: np.ndarray, memory: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The part of `other` that `view` is of `memory`; both have one shape."""
+    if not isinstance(memory, np.ndarray):
+        return view
+    other = np.ascontiguousarray(other)
+    offset = view.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+    return np.ndarray(view.shape, view.dtype, other, offset, view.strides)
 
 
 class _Gradient:
@@ -117,75 +358,3 @@ class _Gradient:
 
     def after(self) -> None:
         self.leaf.grad = None if self.left is None else Tensor._wrap(self.left.copy(), self.leaf._device)
-
-
-def _record(
-    function: Callable[..., Any], args: tuple, kwargs: dict, arrays: list[np.ndarray], outputs: Outputs | None
-) -> tuple[_Recorded, Any]:
-    """Runs the step and makes a program of it; also the result."""
-    inputs = [x.copy() for x in arrays]
-    copies = iter(inputs)
-
-    def replaced(x: Any) -> Any:
-        return Tensor._wrap(next(copies), x._device) if isinstance(x, Tensor) else next(copies)
-
-    args, kwargs = _mapped(args, replaced), _mapped(kwargs, replaced)
-    trace = Trace(inputs, random.current())
-    with tracing.into(trace):
-        result = function(*args, **kwargs)
-    give_back(arrays, inputs)
-    gradients = []
-    for key, (leaf, old) in trace.touched.items():
-        zeroed = key in trace.forgotten
-        gradients.append(_Gradient(leaf, old, zeroed, dropped=zeroed and key in trace.consumed))
-    for leaf in trace.forgotten.values():
-        if id(leaf) not in trace.touched:
-            gradients.append(_Gradient(leaf, None, True, dropped=False))
-    kept = [g.left for g in gradients if g.left is not None]
-    _mapped(result, lambda x: kept.append(x._data) if isinstance(x, Tensor) else None)
-    program = Program(trace, inputs, kept, outputs)
-    recorded = _Recorded(program, result, gradients)
-    result = _copied(result)
-    for gradient in gradients:
-        gradient.after()
-    return recorded, result
-
-
-# --- arguments and results: tensors, arrays, and tuples, lists and dictionaries of them -------------------------------
-
-
-def _key(value: Any, arrays: list[np.ndarray]) -> Any:
-    """What a program depends on beside the content of arrays; those are added to `arrays`."""
-    if isinstance(value, Tensor):
-        if value.requires_grad:
-            raise JitError("jit: expected arguments that do not require grad: no gradient comes out of a recorded step")
-        arrays.append(value._data)
-        return value._data.shape, value._data.dtype, value._device
-    if isinstance(value, np.ndarray):
-        arrays.append(value)
-        return np.ndarray, value.shape, value.dtype
-    if isinstance(value, tuple | list):
-        return type(value), tuple([_key(item, arrays) for item in value])
-    if isinstance(value, dict):
-        return dict, tuple([(name, _key(item, arrays)) for name, item in value.items()])
-    try:
-        hash(value)
-    except TypeError:
-        raise JitError(f"jit: expected tensors, arrays or hashable values, got {type(value).__name__}") from None
-    return type(value), value
-
-
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same with other tensors and arrays in it."""
-    if isinstance(value, Tensor | np.ndarray):
-        return change(value)
-    if isinstance(value, tuple | list):
-        return type(value)([_mapped(item, change) for item in value])
-    if isinstance(value, dict):
-        return {name: _mapped(item, change) for name, item in value.items()}
-    return value
-
-
-def _copied(result: Any) -> Any:
-    """The result with tensors of their own, without a record."""
-    return _mapped(result, lambda x: Tensor._wrap(x._data.copy(), x._device) if isinstance(x, Tensor) else x)

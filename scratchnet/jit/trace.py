@@ -1,4 +1,14 @@
-"""The trace of a step: which kernels ran on which memory, and what Python did beside. It hangs in tracing.py."""
+"""The trace of a step: which kernels ran on which memory, and what Python did beside. It hangs in tracing.py.
+
+What a replay does must be what the step would do. So the trace knows where each array that a kernel reads comes from:
+
+    given       an argument of the step, or a view of one: another one in each call
+    made        by a recorded kernel, in this call
+    filled      by an effect, which each replay runs again: numbers of an optimizer, keys of random numbers
+    outside     anything else: memory that outlives the step, such as a parameter, or what Python or NumPy made in it
+
+Only the last kind may deceive: see agreement.py.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +21,36 @@ import numpy as np
 
 from ..errors import JitError
 from ..kernels import Device
+from ..kernels import device as find_device
 from ..native.aligned import aligned
 from ..tensor import Tensor
 from ..tracing import Tracing, Undo
+from .values import Argument
 
 _PACKAGE = str(Path(__file__).parent.parent)
+REMEMBERED = 1 << 20  # bytes of an array from outside whose numbers are kept, to see if they are the same again
 
 
 class Call(NamedTuple):
-    """One kernel call."""
+    """One kernel call; or one of `function`, if it is not a kernel of the device."""
 
     kernel: str
     device: Device
     arguments: tuple
+    function: Callable[..., None] | None = None
 
     @property
     def arrays(self) -> list[np.ndarray]:
         return [x for x in self.arguments if isinstance(x, np.ndarray)]
 
     def run(self) -> None:
-        self.device.kernels[self.kernel](*self.arguments)
+        (self.function or self.device.kernels[self.kernel])(*self.arguments)
 
     def parts(self) -> list[Callable[[], None]]:
         """What a program calls one after the other: on a GPU launches, with the memory between them."""
-        return [self.run] if self.device.is_host else self.device.launches(self.kernel, self.arguments)
+        if self.device.is_host or self.function:
+            return [self.run]
+        return self.device.launches(self.kernel, self.arguments)
 
 
 class Guard(NamedTuple):
@@ -56,45 +72,123 @@ class Guard(NamedTuple):
         return [self.check]
 
 
-class Trace(Tracing):
-    """What a step did, in order. inputs: the arrays whose content is another one in each call."""
+class Outside(NamedTuple):
+    """Memory from outside of the step. numbers: what was there when it was first read; None if that is too much."""
 
-    def __init__(self, inputs: list[np.ndarray], generator: Any = None):
-        self.generator = generator
+    memory: Any
+    numbers: bytes | None
+
+
+class Trace(Tracing):
+    """What a step did, in order. inputs: the arrays whose content is another one in each call.
+
+    refusal: a tolerant trace notes here what it should have refused, and lets the step go on, in plain Python.
+    """
+
+    def __init__(self, inputs: list[np.ndarray], generator: Any = None, tolerant: bool = False):
+        self.generator, self.tolerant = generator, tolerant
+        self.refusal: JitError | None = None
         self.calls: list[Call | Guard] = []
+        self.lines: list[str] = []  # of the user's code, one for each call
         self.effects: list[Callable[[], Undo | None]] = []
         self.watched: dict[tuple[int, str], tuple[Any, Any]] = {}  # (object, value of the attribute) to rely on
+        self.written: dict[tuple[int, str], tuple[Any, Any, str]] = {}  # (object, value before, line that set it)
+        self.new: dict[int, Any] = {}  # objects that the step made
         self.forgotten: dict[int, Any] = {}  # leaves whose gradient the step forgot before it looked at it
         self.touched: dict[int, tuple[Any, Any]] = {}  # leaves that got a gradient, and the one they had before
         self.consumed: set[int] = set()  # leaves that an optimizer updated
         self.owned: dict[int, np.ndarray] = {}  # memory that the step made, by id
+        self.filled: dict[int, np.ndarray] = {}
+        self.outside: dict[int, Outside] = {}
         self.varying = {id(memory_of(x)): x for x in inputs}
 
     def owns(self, array: np.ndarray) -> bool:
         """Did the step make the memory of `array`?"""
         return id(memory_of(array)) in self.owned
 
-    def varies(self, array: np.ndarray) -> bool:
-        """Is the content of `array` another one in each call?"""
-        return id(memory_of(array)) in self.varying or self.owns(array)
+    def changed(self) -> str | None:
+        """What is not as it was before the step, because the step set it, and where; None if all is."""
+        for (_, attribute), (thing, before, line) in self.written.items():
+            if getattr(thing, attribute, None) is not before:
+                return f"{line}: sets {type(thing).__name__}.{attribute}"
+        return None
 
     # --- the verbs --------------------------------------------------------------------------------------------------
 
     def on(self, device: Device, inputs: tuple[Any, ...] = ()) -> Device:
         """The device whose kernels are run and noted. Parameters and buffers are read where they lie now."""
         for t in inputs:
-            if t._node is None and (t.requires_grad or type(t) is not Tensor):
+            if t._node is None and (t.requires_grad or type(t) is not Tensor) and not self.varies(t._data):
                 self.watch(t, "_data")
+                self.watch(t, "requires_grad")
         return _Recorder(device, self)  # type: ignore[return-value]
 
+    def run(self, op: Any, device: Device, inputs: tuple[Any, ...], params: dict[str, Any]) -> np.ndarray:
+        """A row of the package consists of kernels, which are noted. Any other may use NumPy: it is called again."""
+        kernels, arrays = self.on(device, inputs), [t._data for t in inputs]
+        if _is_of_package(op.forward):
+            return op.forward(kernels, *arrays, **params)
+        out = op.forward(device, *arrays, **params)
+        if not isinstance(out, type(arrays[0])) or any(np.may_share_memory(out, x) for x in arrays):
+            return out
+
+        self.owned[id(memory_of(out))] = memory_of(out)
+        self._note_again(op.name, device, lambda *given: op.forward(device, *given, **params), arrays, out)
+        return out
+
+    def repeat(self, what: str, function: Callable[..., Any], arrays: list[np.ndarray], others: list[Any]) -> Any:
+        """What NumPy computes of arrays, now and in each replay. others: what else it computes with."""
+        result = function(*arrays)
+        if not isinstance(result, np.ndarray | np.generic):
+            if result is not NotImplemented:
+                self.refuse(f"NumPy's {what} of an argument")
+            return result
+        out = np.array(result)
+        self.owned[id(out)] = out
+        self._note_again(what, find_device("cpu"), lambda *given: np.asarray(function(*given)), arrays, out, *others)
+        return out
+
+    def _note_again(
+        self, name: str, device: Device, function: Callable[..., Any], arrays: list[Any], out: Any, *others: Any
+    ) -> None:
+        """A replay computes `out` by calling the function again."""
+
+        def again(*arguments: Any) -> None:
+            result = function(*arguments[: len(arrays)])
+            if (result.shape, result.dtype) != (out.shape, out.dtype):
+                expected, got = f"{out.dtype} {out.shape}", f"{result.dtype} {result.shape}"
+                raise JitError(f"jit: expected {name} to give {expected}, as when it was recorded, got {got}")
+            device.copy(result, out)
+
+        for x in (*arrays, *others):
+            if isinstance(x, np.ndarray) or hasattr(x, "layout"):
+                self.enters(x)
+        self._note(Call(name, device, (*arrays, out, *others), again))
+
+    def given(self, x: Any) -> Any:
+        return x._given if type(x) is Argument else x
+
+    def varies(self, array: np.ndarray) -> bool:
+        return id(memory_of(array)) in self.varying or self.owns(array)
+
     def watch(self, thing: Any, attribute: str) -> None:
-        self.watched[id(thing), attribute] = thing, getattr(thing, attribute)
+        key = id(thing), attribute
+        self.watched[key] = thing, self.written[key][1] if key in self.written else getattr(thing, attribute)
 
     def unwatch(self, thing: Any, attribute: str) -> None:
         self.watched.pop((id(thing), attribute), None)
 
-    def effect(self, action: Callable[[], Undo | None]) -> None:
+    def makes(self, thing: Any) -> None:
+        self.new[id(thing)] = thing
+
+    def writes(self, thing: Any, attribute: str) -> None:
+        if id(thing) in self.new:
+            return
+        self.written.setdefault((id(thing), attribute), (thing, getattr(thing, attribute, None), user_line()))
+
+    def effect(self, action: Callable[[], Undo | None], fills: tuple[np.ndarray, ...] = ()) -> None:
         self.effects.append(action)
+        self.filled |= {id(memory_of(x)): memory_of(x) for x in fills}
 
     def touch(self, leaf: Any) -> None:
         """A gradient that was there before the step is an input: it is read from a copy."""
@@ -102,7 +196,7 @@ class Trace(Tracing):
             return
         before = None
         if leaf.grad is not None and not self.varies(leaf.grad._data):
-            before = leaf.grad = leaf.grad.__deepcopy__({})
+            before = leaf.grad = Tensor._wrap(leaf.grad._data.copy(), leaf.grad._device)
             self.varying[id(before._data)] = before._data
         self.touched[id(leaf)] = leaf, before
 
@@ -115,15 +209,31 @@ class Trace(Tracing):
             self.forgotten[id(leaf)] = leaf
 
     def guard(self, kind: str, array: np.ndarray, numbers: tuple[int, ...], check: Callable[[], Any]) -> None:
-        if self.varies(array):
-            self.calls.append(Guard(kind, array, numbers, check))
+        if self.varies(array) or id(memory_of(array)) in self.outside:
+            self._note(Guard(kind, array, numbers, check))
 
-    def refuse(self, what: str, array: np.ndarray, requires_grad: bool = False) -> None:
-        if requires_grad or self.varies(array):
-            raise JitError(
-                f"{_user_line()}: {what}: expected a step that does not look at the values of its tensors, because it "
-                "is recorded once and replayed; return the tensor and look at it outside of the step"
-            )
+    def refuse(self, what: str) -> None:
+        error = JitError(
+            f"{user_line()}: {what}: expected a step that does not look at the values of its tensors, nor sets any by "
+            "Python, because it is recorded and replayed without; do that outside of the step, with what it returns"
+        )
+        self.refusal = self.refusal or error
+        if not self.tolerant:
+            raise error
+
+    # --- what it notes ----------------------------------------------------------------------------------------------
+
+    def _note(self, call: Call | Guard) -> None:
+        self.calls.append(call)
+        self.lines.append(user_line())
+
+    def enters(self, array: Any) -> None:
+        """A kernel is about to use `array`: if it comes from outside, its numbers are remembered."""
+        memory = memory_of(array)
+        key = id(memory)
+        if not (key in self.outside or key in self.owned or key in self.varying or key in self.filled):
+            small = isinstance(memory, np.ndarray) and memory.nbytes <= REMEMBERED
+            self.outside[key] = Outside(memory, memory.tobytes() if small else None)
 
 
 class _Recorder:
@@ -131,7 +241,7 @@ class _Recorder:
 
     def __init__(self, device: Device, trace: Trace):
         self._device, self._trace = device, trace
-        self.name = device.name
+        self.name, self.is_host = device.name, device.is_host
 
     def empty(self, shape: Any, dtype: Any) -> np.ndarray:
         array = aligned(shape, dtype) if self.name == "cpu" else self._device.empty(shape, dtype)
@@ -142,8 +252,11 @@ class _Recorder:
         kernel, trace, device = getattr(self._device, name), self._trace, self._device
 
         def record(*arguments: Any, **numbers: Any) -> None:
+            for x in arguments:
+                if isinstance(x, np.ndarray) or hasattr(x, "layout"):
+                    trace.enters(x)
             kernel(*arguments, **numbers)
-            trace.calls.append(Call(name, device, (*arguments, *numbers.values())))
+            trace._note(Call(name, device, (*arguments, *numbers.values())))
 
         return record
 
@@ -155,9 +268,13 @@ def memory_of(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _user_line() -> str:
+def user_line() -> str:
     """file:line of the innermost caller outside of this package."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, "<")):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _is_of_package(function: Any) -> bool:
+    return (getattr(function, "__module__", None) or "").partition(".")[0] == __package__.partition(".")[0]

@@ -168,7 +168,7 @@ def embedding(indices: ArrayLike, weight: ArrayLike, padding_idx: int | None = N
     if weight.ndim != 2:
         raise ShapeError(f"embedding: expected weight (n, dim), got {weight.shape}")
     if not isinstance(indices, Tensor):
-        indices = Tensor(np.asarray(indices), device=weight.device)
+        indices = Tensor(indices, device=weight.device)
     numbers = ops.checked_index("embedding", indices, len(weight), from_end=False)  # -1 would hide a mistake
     rows = ops.take_rows(weight, numbers)
     if padding_idx is None:

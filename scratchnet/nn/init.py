@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import random
 from ..errors import ConfigError, DtypeError, ShapeError
-from ..ops.operands import overwritten
+from ..ops.operands import overwrite
 from ..tensor import FLOATS, Tensor
 
 # The factor by which a nonlinearity shrinks a signal's standard deviation, to be made up for by the weight before it.
@@ -95,6 +95,5 @@ def _fans(name: str, tensor: Tensor) -> tuple[int, int]:
 def _set(name: str, tensor: Tensor, value: np.ndarray | float) -> Tensor:
     if tensor.dtype not in FLOATS:
         raise DtypeError(f"{name}: expected a float32 or float64 tensor, got {tensor.dtype}")
-    overwritten(tensor)
-    tensor._device.write(tensor._data, np.broadcast_to(np.asarray(value, tensor.dtype), tensor.shape))
+    overwrite(tensor, np.broadcast_to(np.asarray(value, tensor.dtype), tensor.shape))
     return tensor

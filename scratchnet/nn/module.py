@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError, UnknownAttributeError
 from ..kernels import Device
+from ..ops.operands import kept, overwrite
 from ..stateful import Stateful
 from ..tensor import FLOATS, ArrayLike, Tensor
 
@@ -29,8 +30,7 @@ class Parameter(Tensor):
 
     def __init__(self, data: ArrayLike, requires_grad: bool = True, dtype: Any = None, device: str | None = None):
         super().__init__(data, requires_grad, dtype, device)
-        given, self._data = self._data, self._device.aligned(self._data.shape, self._data.dtype)
-        self._device.copy(given, self._data)
+        self._data = kept(self._data, self._device)
 
     def __repr__(self) -> str:
         return "Parameter containing:\n" + super().__repr__()
@@ -43,7 +43,7 @@ class Buffer(Tensor):
 
     def __init__(self, data: ArrayLike, dtype: Any = None, device: str | None = None):
         super().__init__(data, False, dtype, device)
-        self._data = self._data.copy()
+        self._data = kept(self._data, self._device)
 
 
 class IncompatibleKeys(NamedTuple):
@@ -68,6 +68,11 @@ class Module(Stateful):
 
     training: bool = True
     _fixed: tuple[str, ...] = ()  # arguments of the constructor that nothing reads afterwards: setting them is refused
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        module = super().__new__(cls)
+        module._is_made()
+        return module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; each subclass writes its own."""
@@ -94,7 +99,12 @@ class Module(Stateful):
                 raise ConfigError(
                     f"{type(self).__name__}.{name}: expected a {kind.__name__} or None, got {type(value).__name__}"
                 )
+        self._sets(name)
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._sets(name)
+        object.__delattr__(self, name)
 
     def register_buffer(self, name: str, data: ArrayLike) -> None:
         """Adds state that is saved and moved with the module but not trained."""
@@ -154,6 +164,7 @@ class Module(Stateful):
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all parameters and buffers as NumPy arrays, by dotted name."""
+        self._outside_of_steps("state_dict")
         return {name: t._device.to_host(t._data).copy() for name, t in self._named(Parameter, Buffer)}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> IncompatibleKeys:
@@ -163,6 +174,7 @@ class Module(Stateful):
 
         Raises CheckpointError naming what is missing, unexpected, or of another shape or dtype.
         """
+        self._outside_of_steps("load_state_dict")
         if not isinstance(state, Mapping):
             raise CheckpointError(f"{type(self).__name__}: expected a state dict, got {type(state).__name__}")
         own: dict[str, Tensor] = dict(self._named(Parameter, Buffer))
@@ -179,8 +191,7 @@ class Module(Stateful):
         if problems:
             raise CheckpointError(f"{type(self).__name__}: state dict does not fit: {'; '.join(problems)}")
         for k, value in new.items():
-            own[k]._device.write(own[k]._data, value)
-            own[k]._version += 1
+            overwrite(own[k], value)
         return IncompatibleKeys(missing, unexpected)
 
     # --- modes --------------------------------------------------------------------------------------------------
@@ -212,6 +223,7 @@ class Module(Stateful):
         Do it before the optimizer is made: its state stays where it was.
         Raises DeviceError, or ConfigError for another dtype than float32 and float64.
         """
+        self._outside_of_steps("to")
         if dtype is not None and np.dtype(dtype) not in FLOATS:
             raise ConfigError(f"to: expected float32 or float64, got {np.dtype(dtype)}")
         for _, t in self._named(Parameter, Buffer):

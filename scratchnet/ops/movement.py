@@ -10,8 +10,9 @@ import numpy as np
 
 from .. import checks, tracing
 from ..errors import DtypeError, IndexOutOfRangeError, ShapeError
-from .operands import ArrayLike, TensorBase, array_of, as_operand
-from .table import Tensor, contiguous, define, method
+from ..kernels import device as find_device
+from .operands import ArrayLike, TensorBase, array_of, as_operand, copied
+from .table import Tensor, broadcast_shape, contiguous, define, method
 
 # --- views -------------------------------------------------------------------------------------------------------
 
@@ -242,7 +243,7 @@ def index(x: Tensor, key: Any) -> Tensor:
         return getitem(x, key=parts if any(p is Ellipsis for p in parts) else (*parts, Ellipsis))
     if len(parts) == 1 and x.ndim and hasattr(parts[0], "layout") and parts[0].dtype.kind in "iu":  # it is on a GPU
         return take_rows(x, checked_index("index", parts[0], x.shape[0]))
-    arrays = tuple(p if isinstance(p, _BASIC) else np.asarray(p) for p in parts)
+    arrays = tuple(p if isinstance(p, _BASIC) else array_of(p) for p in parts)
     for a in arrays:
         if isinstance(a, np.ndarray) and a.size and a.dtype.kind not in "iub":
             raise DtypeError(f"index: expected integers or booleans, got {a.dtype}")
@@ -251,12 +252,31 @@ def index(x: Tensor, key: Any) -> Tensor:
     )
     if len(arrays) == 1 and x.ndim and isinstance(arrays[0], np.ndarray) and arrays[0].dtype.kind != "b":
         return take_rows(x, checked_index("index", arrays[0], x.shape[0]))
-    for a in arrays:
-        if isinstance(a, np.ndarray):
-            tracing.current().refuse("index: several arrays, or booleans", a)
+    if any(tracing.current().varies(a) for a in arrays if isinstance(a, np.ndarray)):
+        if len(arrays) <= x.ndim and all(isinstance(a, np.ndarray) and a.dtype.kind in "iu" for a in arrays):
+            return _index_by_arrays(x, arrays)
+        tracing.current().refuse("index: booleans, or slices beside arrays")
     _check_key(x, arrays)
     positions = np.arange(x.size).reshape(x.shape)[arrays]  # which element lands where, by NumPy's own rules
     return take_rows(reshape_op(x, shape=(x.size,)), np.asarray(positions))
+
+
+def _index_by_arrays(x: Tensor, arrays: tuple) -> Tensor:
+    """x[i, j, ...] by arrays of integers whose numbers only kernels may look at: rows of the first axes as one."""
+    n = len(arrays)
+    device, shape = x._kernels, broadcast_shape("index", *arrays)
+    row: Any = None
+    for a, length in zip(arrays, x.shape, strict=False):
+        a = contiguous(device, np.broadcast_to(checked_index("index", a, length), shape))
+        row = a if row is None else _elementwise(device, "add", a, _elementwise(device, "mul", row, length))
+    return take_rows(reshape_op(x, shape=(math.prod(x.shape[:n]), *x.shape[n:])), row)
+
+
+def _elementwise(device: Any, kernel: str, a: np.ndarray, b: Any, dtype: Any = np.int64) -> np.ndarray:
+    """a kernel of two arrays of integers, or of one and a number."""
+    out = device.empty(a.shape, dtype)
+    getattr(device, kernel)(a, np.asarray(b, np.int64), out)
+    return out
 
 
 def _check_key(x, key):
@@ -280,13 +300,6 @@ def checked_index(name: str, array: ArrayLike, n: int, from_end: bool = True) ->
     given, array = array, array_of(array)
     if array.dtype.kind not in "iu":
         raise DtypeError(f"{name}: expected integers, got {array.dtype}")
-    if array.dtype != np.int64:
-        tracing.current().refuse(f"{name}: integers that are not int64", array)
-    else:
-        lowest = -n if from_end and array.size and limits_of(array)[0] < 0 else 0
-        if lowest:
-            tracing.current().refuse(f"{name}: numbers that count from the end", array)
-        tracing.current().guard("in_range", array, (0, n), lambda: checked_index(name, array, n, from_end))
     if not array.size:
         return array.astype(np.int64, copy=False)
     lowest, (least, most) = -n if from_end else 0, limits_of(array)
@@ -294,7 +307,25 @@ def checked_index(name: str, array: ArrayLike, n: int, from_end: bool = True) ->
         raise IndexOutOfRangeError(
             f"{name}: expected integers in [{lowest}, {n}), got {least if least < lowest else most}"
         )
+    if tracing.current().varies(array) and isinstance(array, np.ndarray):
+        return _traced_index(name, given, array, n, from_end)
     if least < 0:
         array = array.astype(np.int64, copy=False)
         return np.where(array < 0, array + n, array)
     return given if array.dtype == np.int64 else array.astype(np.int64, copy=False)
+
+
+def _traced_index(name: str, given: ArrayLike, array: np.ndarray, n: int, from_end: bool) -> Any:
+    """The same by kernels, and a guard: the numbers of a step's argument are others in each call."""
+    device = given._kernels if isinstance(given, TensorBase) else tracing.active(find_device("cpu"))
+    if array.dtype != np.int64:
+        given = array = copied(array, np.dtype(np.int64), find_device(device.name))
+    lowest = -n if from_end else 0
+    tracing.current().guard("in_range", array, (lowest, n), lambda: checked_index(name, array, n, from_end))
+    if not from_end:
+        return given
+    array = contiguous(device, array)
+    below = _elementwise(device, "lt", array, 0, bool)
+    out = device.empty(array.shape, np.int64)
+    device.where(below, _elementwise(device, "add", array, n), array, out)
+    return out

@@ -13,6 +13,7 @@ import numpy as np
 from .. import checks, tracing
 from ..errors import DtypeError
 from ..kernels import Device
+from ..kernels import device as find_device
 
 ArrayLike = Any  # a Tensor, a NumPy array, a number, or a nested sequence of numbers
 
@@ -57,6 +58,7 @@ def array_of(x: ArrayLike) -> np.ndarray:
     """The array of a tensor, or what NumPy makes of x."""
     if isinstance(x, TensorBase):
         return x._data
+    x = tracing.current().given(x)
     return x if hasattr(x, "layout") else np.asarray(x)  # memory of a GPU is as it is
 
 
@@ -82,6 +84,8 @@ def array_on(device: Device, data: ArrayLike, dtype: Any = None) -> np.ndarray:
     if not device.is_host:
         if isinstance(data, TensorBase):
             data = moved(data, device)
+        elif tracing.current().given(data) is not data:
+            tracing.current().refuse("an array argument to a GPU")
         if hasattr(data, "__cuda_array_interface__"):
             array = device.from_host(data)
             return array if dtype is None or array.dtype == dtype else copied(array, np.dtype(dtype), device)
@@ -90,6 +94,7 @@ def array_on(device: Device, data: ArrayLike, dtype: Any = None) -> np.ndarray:
 
 def as_array(data: ArrayLike, dtype: Any = None) -> np.ndarray:
     """What NumPy makes of data, in a dtype that tensors may have. Raises ShapeError or DtypeError."""
+    data = tracing.current().given(data)
     if isinstance(data, TensorBase):
         data = data._device.to_host(data._data)
     elif isinstance(data, list | tuple) and any(isinstance(item, TensorBase) for item in data):
@@ -99,6 +104,8 @@ def as_array(data: ArrayLike, dtype: Any = None) -> np.ndarray:
     if dtype is None and from_python and array.dtype == np.float64:
         dtype = np.float32
     target = checked_dtype("Tensor", array.dtype.newbyteorder("=") if dtype is None else dtype)
+    if array.dtype != target and tracing.current().varies(array):
+        return copied(array, target, find_device("cpu"))
     return array.astype(target, copy=False)
 
 
@@ -114,7 +121,7 @@ def moved(t: TensorBase, target: Device) -> np.ndarray:
     """The array of t on another device: the same one between the host's devices, which share memory."""
     if t._device is target or (target.is_host and t._device.is_host):
         return t._data
-    tracing.current().refuse("to", t._data)
+    tracing.current().refuse(f"to({target.name!r})")
     return target.from_host(t._device.to_host(t._data))
 
 
@@ -124,6 +131,22 @@ def copied(data: np.ndarray, dtype: np.dtype, device: Device) -> np.ndarray:
     out = device.empty(data.shape, dtype)
     device.copy(data, out)
     return out
+
+
+def kept(data: np.ndarray, device: Device) -> np.ndarray:
+    """A copy in memory of its own, aligned, for what lives long: C-contiguous."""
+    if tracing.current().varies(data):
+        return copied(data, data.dtype, device)
+    out = device.aligned(data.shape, data.dtype)
+    device.copy(data, out)
+    return out
+
+
+def overwrite(target: TensorBase, values: np.ndarray) -> None:
+    """Writes an array of the host, of the same shape and dtype, over the numbers of `target`, in place."""
+    tracing.current().refuse("numbers of Python written into a tensor")
+    overwritten(target)
+    target._device.write(target._data, values)
 
 
 def assign(target: TensorBase, value: TensorBase) -> None:

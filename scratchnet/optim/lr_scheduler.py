@@ -61,6 +61,7 @@ class LRScheduler(Sealed, Stateful):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved step and sets its values. Raises CheckpointError if it is not of an equal schedule."""
+        self._outside_of_steps("load_state_dict")
         name, mine = type(self).__name__, self.state_dict()
         if not isinstance(state, Mapping) or state.keys() != mine.keys():
             raise CheckpointError(f"{name}: expected a state dict of {', '.join(mine)}, got {state!r:.80}")

@@ -111,6 +111,7 @@ class Optimizer(Sealed, Stateful):
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Adds parameters with options of their own."""
+        self._outside_of_steps("add_param_group")
         if not isinstance(group, dict) or "params" not in group:
             raise ConfigError(f"{self._name}: expected a group with 'params', got {type(group).__name__}")
         params = _as_list(group["params"])
@@ -145,7 +146,7 @@ class Optimizer(Sealed, Stateful):
             data, arrays = state.param._data, state.arrays
             getattr(state.param._kernels, self.kernel)(data, gradient, *arrays, data, *arrays, array)
             state.param._updated()
-        self._repeats(lambda: self.advance(states, leaders))
+        self._repeats(lambda: self.advance(states, leaders), tuple(own))
 
     def advance(
         self, states: list[ParameterState], leaders: list[tuple[ParameterState, np.ndarray]]
@@ -185,6 +186,7 @@ class Optimizer(Sealed, Stateful):
 
         In the groups, "params" holds the parameters' numbers.
         """
+        self._outside_of_steps("state_dict")
         saved: list[dict[str, Any]] = []
         for state in self.states:
             arrays = [state.param._device.to_host(array).copy() for array in state.arrays]
@@ -200,6 +202,7 @@ class Optimizer(Sealed, Stateful):
 
         Raises CheckpointError if the groups, the options, or the shapes and dtypes of the arrays are not as here.
         """
+        self._outside_of_steps("load_state_dict")
         try:
             expected, found = _layout(self.state_dict()), _layout(state)
         except (KeyError, TypeError, AttributeError) as error:

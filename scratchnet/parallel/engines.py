@@ -17,7 +17,6 @@ import numpy as np
 from .. import tracing
 from ..data.dataset import selects
 from ..errors import DeviceError, NonFiniteError
-from ..jit import jit
 from ..kernels import device as find_device
 from ..random import Generator
 from ..tensor import Tensor, default_device
@@ -99,7 +98,7 @@ class OneProgram:
         self._done: list[StepResult] = []
         self._gathers = settings.jit and selects(self.dataset)  # does the step gather its samples itself?
         step = self._gather_and_compute if self._gathers else self._compute_read
-        self._step = jit(step) if settings.jit else step
+        self._step = settings.recorded(step)
 
     def submit(self, positions: np.ndarray) -> None:
         shards, number = self.settings.shards, self.submitted

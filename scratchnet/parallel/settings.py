@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data import DataLoader
+from ..jit.program import Outputs
+from ..jit.step import Step
 from ..nn import Module
 from ..tensor import Tensor
 from .placement import Placement
@@ -50,6 +52,23 @@ class Settings:
     def is_local(self) -> bool:
         """Does one process do everything, on the device of the model?"""
         return self.workers == 1 and not self.placement.is_given
+
+    def recorded(self, step: Callable[..., Any], outputs: Outputs | None = None) -> Callable[..., Any]:
+        """`step`, recorded in its first calls and replayed later, if the run is to; else as it is.
+
+        Where no program can stand for it, a warning says why, and it runs as it is.
+        """
+        if not self.jit:
+            return step
+        functions = list(_functions(self.loader.dataset if self.loader else None))
+        return Step(step, outputs, (self.model, self.loss, *functions), tolerant=True)
+
+
+def _functions(dataset: Any) -> Iterator[Any]:
+    """The user's functions in a data set that maps another one."""
+    while dataset is not None:
+        yield getattr(dataset, "function", None)
+        dataset = getattr(dataset, "dataset", None)
 
 
 class Start(NamedTuple):

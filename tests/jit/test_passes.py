@@ -118,7 +118,7 @@ def test_an_output_comes_after_what_it_depends_on_and_nothing_else():
 def test_without_a_recorder_all_verbs_let_everything_pass():
     quiet, cpu = tracing.current(), device("cpu")
     assert type(quiet) is tracing.Tracing and quiet.on(cpu) is cpu and quiet.generator is None
-    quiet.refuse("item", array(1), True)
+    quiet.refuse("item")
     with tracing.into(trace := Trace([])):
         assert tracing.current() is trace
     assert tracing.current() is quiet

@@ -19,7 +19,6 @@ import numpy as np
 from ... import tracing
 from ...data.dataset import selects
 from ...errors import ConfigError
-from ...jit import Step
 from ...jit.program import Outputs
 from ...kernels import Device
 from ...kernels import device as find_device
@@ -53,7 +52,7 @@ class Replica:
         self.host = self.device if self.device.is_host else find_device("cpu")
         self.generator = Generator(settings.seed)
         self.layout = PageLayout(self.model, self.optimizer, trained)
-        self.loss_of_batch = self.recorded(self.compute)
+        self.loss_of_batch = settings.recorded(self.compute)
         self.model.train()
 
     @classmethod
@@ -100,10 +99,6 @@ class Replica:
 
     def tensor(self, array: np.ndarray) -> Tensor:
         return Tensor(array, device=self.device.name)
-
-    def recorded(self, step: Callable, outputs: Outputs | None = None) -> Callable:
-        """`step`, recorded at its first call and replayed later, if the settings say so."""
-        return Step(step, outputs) if self.settings.jit else step
 
     # --- pages ----------------------------------------------------------------------------------------------------
 
@@ -189,7 +184,7 @@ class Gradient:
         self.positions, self.scale, self.loss = there(np.zeros(n, np.int64)), there(number), there(number.copy())
         gradients = [extent.of(slot) for extent in replica.layout.parameters.values()]
         outputs = Outputs(gradients, self._on_final) if replica.on_final else None
-        self._step = replica.recorded(self._compute, outputs) if selects(replica.dataset) else None
+        self._step = replica.settings.recorded(self._compute, outputs) if selects(replica.dataset) else None
 
     def _on_final(self, parameters: list[int]) -> None:
         self.replica.on_final(*self.doing, parameters)  # type: ignore[misc]

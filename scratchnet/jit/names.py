@@ -1,0 +1,251 @@
+"""Names: the Python values that a step can reach by name, and whether they are those that they were.
+
+A replay runs no Python, so what Python would read must be as it was when the step was recorded: globals, variables of
+enclosing functions, attributes of objects, options of layers. They are found by walking from the step over the code of
+the user's functions; code of this package, of NumPy and of the standard library is not entered. Of tensors it only
+matters which they are, as kernels read their memory where it lies.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import operator
+import random
+import sys
+import types
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ..nn import Module
+from ..optim import Optimizer
+from ..stateful import Stateful, changes
+from ..tensor import Tensor
+from .values import is_same
+
+MANY = 256  # a container of more entries is known by its length alone
+LARGE = 1 << 14  # bytes; an array of more is not compared: its memory may be read where it lies, or not at all
+TRUSTED = {"scratchnet", "numpy", "numba", "multiprocess", "dill", "tqdm", *sys.stdlib_module_names} - {"__main__"}
+DYNAMIC = {"getattr", "vars", "__dict__"}  # who uses these may read any attribute
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+_MISSING = object()
+
+
+class Names:
+    """What the functions and objects of a step can reach; made before it runs."""
+
+    def __init__(self, roots: Iterable[Any]):
+        roots = list(roots)
+        used: set[str] = set()
+        while True:  # until no function is found that uses names which nobody looked for
+            walk = _Walk(used)
+            for root in roots:
+                walk.visit(root, "")
+            if walk.used == used:
+                break
+            used = walk.used
+        self.always, self.of_modules, self.arrays = walk.always, walk.of_modules, walk.arrays
+        self._generators = [(np.random, _state(np.random)), (random, _state(random))]
+        self._generators += [(x, _state(x)) for x in walk.kept.values() if isinstance(x, GENERATORS)]
+        self._kept, self._changes = walk.kept, changes()
+
+    def hold(self) -> bool:
+        """Is all as it was?"""
+        for holder, key, value, _ in self.always:
+            if holder.get(key, _MISSING) is not value:
+                return self.changed() is None
+        return (self._changes == changes() and not self.arrays) or self.changed() is None
+
+    def changed(self) -> str | None:
+        """The name of the first value that is another one now; None if all are as they were."""
+        for holder, key, value, name in [*self.always, *self.of_modules]:
+            if not is_same(holder.get(key, _MISSING), value):
+                return name
+        for array, numbers, name in self.arrays:
+            if array.tobytes() != numbers:
+                return name
+        self._changes = changes()
+        return None
+
+    def drew(self) -> str | None:
+        """Which random numbers, of others than this package, were drawn since."""
+        for generator, state in self._generators:
+            if _state(generator) != state:
+                return f"random numbers of {getattr(generator, '__name__', type(generator).__name__)}"
+        return None
+
+    def pass_over(self, memory: Iterable[int]) -> None:
+        """Arrays with these ids are read by kernels, where they lie: their numbers may change."""
+        read = set(memory)
+        self.arrays = [entry for entry in self.arrays if id(entry[0]) not in read]
+
+
+class _Cell:
+    """A variable of an enclosing function, as a mapping."""
+
+    def __init__(self, cell: types.CellType):
+        self.cell = cell
+
+    def get(self, key: str, default: Any) -> Any:
+        try:
+            return self.cell.cell_contents
+        except ValueError:  # not assigned yet
+            return default
+
+
+class _Items:
+    """The items of a container as a mapping with one key: what they were, as long as they are. Of many the count."""
+
+    def __init__(self, items: Any):
+        self.items = items
+        self.size = len(items)
+        self.were = self._now() if self.size <= MANY else ()
+
+    def get(self, key: str, default: Any) -> Any:
+        if len(self.items) != self.size:
+            return default
+        if self.size > MANY or all(map(operator.is_, self._now(), self.were)):
+            return self.were
+        return self.were if all(map(is_same, self._now(), self.were)) else default
+
+    def _now(self) -> tuple[Any, ...]:
+        return (*self.items, *self.items.values()) if isinstance(self.items, dict) else tuple(self.items)
+
+
+class _Attributes:
+    """Attributes as a mapping: of objects with slots, of tensors, of modules and classes."""
+
+    def __init__(self, thing: Any):
+        self.thing = thing
+
+    def get(self, key: str, default: Any) -> Any:
+        return getattr(self.thing, key, default)
+
+
+class _Walk:
+    """One walk over all that can be reached. used: the attributes that somebody may read."""
+
+    def __init__(self, used: set[str]):
+        self.used, self._everything = set(used), bool(used & DYNAMIC)
+        self.always: list[tuple[Any, Any, Any, str]] = []  # (mapping, key, value, name)
+        self.of_modules: list[tuple[Any, Any, Any, str]] = []  # the same, but changes of these are counted
+        self.arrays: list[tuple[np.ndarray, bytes, str]] = []
+        self.kept: dict[int, Any] = {}  # all that was visited, so that ids stay
+
+    def visit(self, value: Any, name: str) -> None:
+        if id(value) in self.kept or isinstance(value, int | float | str | bytes | None):
+            return
+        self.kept[id(value)] = value
+        if isinstance(value, types.MethodType):
+            self.visit(value.__self__, name)
+            self.visit(value.__func__, name)
+        elif isinstance(value, types.FunctionType):
+            self._function(value)
+        elif isinstance(value, functools.partial):
+            for part in (value.func, value.args, value.keywords):
+                self.visit(part, name)
+        elif isinstance(value, Tensor):
+            if type(value) is Tensor:  # of a parameter the trace knows whether it is used
+                self._read(self.always, _Attributes(value), "requires_grad", name)
+        elif isinstance(value, np.ndarray):
+            if value.nbytes <= LARGE:
+                self.arrays.append((value, value.tobytes(), name))
+        elif isinstance(value, Module):
+            self._items(self.of_modules, vars(value), name)
+            self._methods(type(value))
+        elif isinstance(value, Optimizer):
+            for part in ("states", "param_groups"):
+                self._items(self.always, getattr(value, part), f"{name}.{part}", enter=False)
+        elif isinstance(value, dict | list | tuple | set | frozenset):
+            self._items(self.always, value, name)
+        elif hasattr(value, "__wrapped__"):
+            self.visit(value.__wrapped__, name)
+        elif not isinstance(value, Stateful) and (not _is_trusted(value) or _package(value) == "scratchnet"):
+            self._object(value, name)
+
+    def _function(self, function: types.FunctionType) -> None:
+        if _is_trusted(function):
+            return
+        names, attributes = names_in(function.__code__)
+        self.used |= attributes
+        scope = function.__globals__
+        for name in names & scope.keys():
+            self._read(self.always, scope, name, name)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            self._read(self.always, _Cell(cell), name, name)
+        for default in [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]:
+            self.visit(default, function.__name__)
+        self.visit(getattr(function, "__wrapped__", None), function.__name__)
+
+    def _object(self, thing: Any, name: str) -> None:
+        """The attributes that are used of an object, a class or a Python module."""
+        attributes = vars(thing) if hasattr(thing, "__dict__") else {}
+        slots = [slot for kind in type(thing).__mro__ for slot in getattr(kind, "__slots__", ())]
+        for key in [*attributes, *slots]:
+            if (key in self.used or self._everything) and not key.startswith("__"):
+                where = attributes if key in attributes and isinstance(attributes, dict) else _Attributes(thing)
+                self._read(self.always, where, key, f"{name}.{key}")
+        self._methods(thing if isinstance(thing, type) else type(thing))
+
+    def _methods(self, kind: type) -> None:
+        """The functions and values of a class that its objects may use."""
+        for parent in kind.__mro__:
+            if _is_trusted(parent) or id(parent) in self.kept:
+                continue
+            self.kept[id(parent)] = parent
+            for key, value in list(vars(parent).items()):
+                if key in self.used or key in ("__call__", "forward") or self._everything:
+                    value = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+                    self._read(self.always, _Attributes(parent), key, f"{parent.__name__}.{key}")
+                    self.visit(value, f"{parent.__name__}.{key}")
+
+    def _items(self, entries: list, items: Any, name: str, enter: bool = True) -> None:
+        holder = _Items(items)
+        entries.append((holder, "items", holder.were, name))
+        for key, item in zip(items, items.values(), strict=True) if isinstance(items, dict) else enumerate(items):
+            if enter and holder.were:
+                self.visit(item, f"{name}.{key}" if isinstance(key, str) else f"{name}[{key!r}]")
+
+    def _read(self, entries: list, holder: Any, key: Any, name: str) -> None:
+        value = holder.get(key, _MISSING)
+        entries.append((holder, key, value, name))
+        self.visit(value, name)
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return repr(generator.bit_generator.state)
+    return generator.getstate() if hasattr(generator, "getstate") else repr(generator.get_state())
+
+
+@functools.cache
+def names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """The globals and the attributes that code, and functions within it, may read."""
+    names, attributes = set(), set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            names.add(instruction.argval)
+            attributes.add(instruction.argval)  # getattr, vars
+        elif "ATTR" in instruction.opname or "METHOD" in instruction.opname:
+            attributes.add(instruction.argval)
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            of_inner = names_in(inner)
+            names |= of_inner[0]
+            attributes |= of_inner[1]
+    return frozenset(names), frozenset(attributes)
+
+
+def _is_trusted(value: Any) -> bool:
+    """Does it belong to code that is not entered?"""
+    return _package(value) in TRUSTED
+
+
+def _package(value: Any) -> str:
+    """The top-level package that a Python module, a class, a function or the class of an object is of."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__.partition(".")[0]
+    module = getattr(value if isinstance(value, type | types.FunctionType) else type(value), "__module__", None)
+    return (module or "builtins").partition(".")[0]
