@@ -47,7 +47,7 @@ class Names:
                 break
             used = walk.used
         self.always, self.of_modules, self.arrays = walk.always, walk.of_modules, walk.arrays
-        self._generators = [(np.random, _state(np.random)), (random, _state(random))]
+        self._generators: list[tuple[Any, Any]] = [(np.random, _state(np.random)), (random, _state(random))]
         self._generators += [(x, _state(x)) for x in walk.kept.values() if isinstance(x, GENERATORS)]
         self._kept, self._changes = walk.kept, changes()
 
@@ -156,8 +156,8 @@ class _Walk:
             self._items(self.of_modules, vars(value), name)
             self._methods(type(value))
         elif isinstance(value, Optimizer):
-            for part in ("states", "param_groups"):
-                self._items(self.always, getattr(value, part), f"{name}.{part}", enter=False)
+            self._items(self.always, value.states, f"{name}.states", enter=False)
+            self._items(self.always, value.param_groups, f"{name}.param_groups", enter=False)
         elif isinstance(value, dict | list | tuple | set | frozenset):
             self._items(self.always, value, name)
         elif hasattr(value, "__wrapped__"):

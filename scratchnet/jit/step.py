@@ -33,7 +33,7 @@ class Step:
 
     outputs: see `Outputs`. relies_on: objects whose Python values the function reads, besides those that it can reach
     by name. tolerant: where a program could not stand for the function, the function is called as it is, and a warning
-    says why, instead of a JitError.
+    says why, instead of a JitError; the function is one of this package, which hands arrays to kernels alone.
     """
 
     def __init__(
@@ -208,6 +208,13 @@ class _Recorded:
 
     program: Program | None = None
     trace: Trace | None
+    names: Names
+    account: Account
+    refusal: JitError | None
+    unsettled: str | None
+    watched: list[tuple[Any, str, Any]]
+    inputs: list[np.ndarray]
+    gradients: list[_Gradient]
 
     @classmethod
     def of(
@@ -229,7 +236,9 @@ class _Recorded:
         def replaced(x: Any) -> Any:
             if isinstance(x, Tensor):
                 return Tensor._wrap(copies[id(x._data)], x._device)
-            return Argument(copies[id(x)], trace) if isinstance(x, np.ndarray) else x
+            if isinstance(x, np.ndarray):
+                return copies[id(x)] if tolerant else Argument(copies[id(x)], trace)
+            return x
 
         replaced_args, replaced_kwargs = mapped(args, replaced), mapped(kwargs, replaced)
         try:

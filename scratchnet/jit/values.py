@@ -80,11 +80,11 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
         new = {name: mapped(item, change) for name, item in value.items()}
         if type(value) is dict:
             return new
-        twin = copy.copy(value)  # with what else a subclass keeps
-        twin.update(new)
-        return twin
+        like = copy.copy(value)  # with what else a subclass keeps
+        like.update(new)
+        return like
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        twin = copy.copy(value)
+        twin: Any = copy.copy(value)
         for field in dataclasses.fields(value):
             object.__setattr__(twin, field.name, mapped(getattr(value, field.name), change))
         return twin
