@@ -123,7 +123,7 @@ def set_items(t: Tensor, key: Any, value: ArrayLike) -> None:
             assign(target, _fitted(target, value, name))
             return
         # An integer or boolean array: which element lands where is NumPy's own business.
-        tracing.current().refuse(f"{name}: keys with arrays", t._data, True)
+        tracing.current().refuse(f"{name}: keys with arrays")
         host = t._device.to_host(t._data).copy()
         host[key] = t._device.to_host(_fitted(target, value, name)._data)
         assign(t, t._wrap(t._device.from_host(host), t._device))

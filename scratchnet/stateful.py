@@ -8,6 +8,7 @@ jit nor its hook; tensors do the same for memory and gradients (`_kernels`, `_re
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,10 @@ class Stateful:
     def _relies_on(self, attribute: str) -> None:
         """This step holds only as long as the attribute is the object that it is now."""
         tracing.current().watch(self, attribute)
+
+    def _relies_on_item(self, holder: dict, key: Any) -> None:
+        """The same of an item of a dictionary."""
+        tracing.current().watch_item(holder, key)
 
     def _repeats(self, action: Callable[[], Undo | None], fills: tuple[np.ndarray, ...] = ()) -> None:
         """Each replay of this step runs `action` first; what it returns, if anything, undoes it.

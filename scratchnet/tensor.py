@@ -14,7 +14,7 @@ import numpy as np
 
 from . import autograd, in_place, ops, tracing
 from .autograd import Node, apply
-from .errors import DtypeError, GradientError, ShapeError
+from .errors import DtypeError, GradientError, JitError, ShapeError
 from .grad_mode import is_recording
 from .kernels import Device
 from .kernels import device as find_device
@@ -22,6 +22,16 @@ from .ops.operands import FLOATS, ArrayLike, TensorBase, array_on, as_operand, c
 
 _default_device: ContextVar[str] = ContextVar("default_device", default="cpu")
 _new = object.__new__
+
+
+class _UsedUp:
+    """Stands for a gradient that a recorded step made, used and did not keep."""
+
+    def __reduce__(self) -> str:
+        return "USED_UP"
+
+
+USED_UP: Any = _UsedUp()
 
 
 class default_device:
@@ -73,9 +83,10 @@ class Tensor(TensorBase):
     __array_ufunc__ = None  # so that array * tensor is a Tensor
 
     def __init__(self, data: ArrayLike, requires_grad: bool = False, dtype: Any = None, device: str | None = None):
+        tracing.current().makes(self)
         self._device = find_device(device or _default_device.get())
         self._data = array_on(self._device, data, dtype)
-        self._node = self._base = self.grad = None
+        self._node = self._base = self._grad = None
         self._version = 0
         self._requires_grad = False
         self.requires_grad = requires_grad
@@ -85,7 +96,7 @@ class Tensor(TensorBase):
         """A tensor around an array that is known to be good."""
         t = _new(Tensor)
         t._data, t._device, t._node = data, device, node
-        t._base = t.grad = None
+        t._base = t._grad = None
         t._version = 0
         t._requires_grad = node is not None
         return t
@@ -128,6 +139,7 @@ class Tensor(TensorBase):
             raise DtypeError(f"Tensor: expected float32 or float64 for requires_grad, got {self._data.dtype}")
         if not wanted and self._node is not None:
             raise GradientError("requires_grad: expected a leaf tensor, got the result of an op; call .detach()")
+        tracing.current().writes(self, "_requires_grad")
         self._requires_grad = bool(wanted)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
@@ -248,7 +260,7 @@ class Tensor(TensorBase):
         if self._node is not None:
             raise GradientError("deepcopy: expected a leaf tensor, got the result of an op; call .detach() first")
         copy = _rebuild(type(self), copied(self._data, self.dtype, self._device), self.requires_grad, self.device)
-        copy.grad = None if self.grad is None else self.grad.__deepcopy__(memo)
+        copy._grad = self._grad.__deepcopy__(memo) if isinstance(self._grad, Tensor) else self._grad
         return copy
 
     def __reduce__(self):
@@ -256,16 +268,39 @@ class Tensor(TensorBase):
 
     # --- gradients ----------------------------------------------------------------------------------------------
 
+    @property
+    def grad(self) -> Tensor | None:
+        """What `backward` added up for this leaf, of its shape; None before.
+
+        Raises JitError if a recorded step used it up, and so did not keep it.
+        """
+        tracing.current().touch(self)
+        if self._grad is USED_UP:
+            raise JitError(
+                "grad: expected a gradient that was kept, got one that a recorded step forgets at its start and used at "
+                "its end; return it from the step, or call zero_grad()"
+            )
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is None:
+            tracing.current().zeroed(self)
+        elif not isinstance(value, Tensor) or value.shape != self.shape:
+            got = f"one of shape {value.shape}" if isinstance(value, Tensor) else type(value).__name__
+            raise GradientError(f"grad: expected a Tensor of shape {self.shape} or None, got {got}")
+        else:
+            tracing.current().touch(self)
+        self._grad = value
+
     backward = autograd.backward
 
     def zero_grad(self) -> None:
         """Forgets the gradient."""
-        tracing.current().zeroed(self)
         self.grad = None
 
     def _read_grad(self) -> Tensor | None:
         """The gradient, for who computes with it: a step that is traced reads it here, too."""
-        tracing.current().touch(self)
         return self.grad
 
     def _updated(self) -> None:

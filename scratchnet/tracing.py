@@ -43,6 +43,9 @@ class Tracing:
     def watch(self, thing: Any, attribute: str) -> None:
         """The step relies on `thing.attribute`: with another object there it is recorded again."""
 
+    def watch_item(self, holder: dict, key: Any) -> None:
+        """The step relies on an item of a dictionary, too."""
+
     def unwatch(self, thing: Any, attribute: str) -> None:
         """It does not rely on it after all."""
 

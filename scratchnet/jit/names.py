@@ -148,7 +148,7 @@ class _Walk:
                 self.visit(part, name)
         elif isinstance(value, Tensor):
             if type(value) is Tensor:  # of a parameter the trace knows whether it is used
-                self._read(self.always, _Attributes(value), "requires_grad", name)
+                self._read(self.always, _Attributes(value), "_requires_grad", name)
         elif isinstance(value, np.ndarray):
             if value.nbytes <= LARGE:
                 self.arrays.append((value, value.tobytes(), name))

@@ -16,13 +16,13 @@ import numpy as np
 from .. import random, tracing
 from ..errors import JitError
 from ..grad_mode import is_recording
-from ..tensor import Tensor, current_device
+from ..tensor import USED_UP, Tensor, current_device
 from .agreement import Account
 from .explain import explain
 from .names import Names
 from .program import Outputs, Program, Stopped, give_back
 from .trace import Trace, memory_of
-from .values import Argument, is_constant, key_of, leaves_of, mapped
+from .values import Argument, is_constant, is_same, key_of, leaves_of, mapped
 
 MOST = 64  # programs of a step; the oldest makes room for a new one
 FRUITLESS = 16  # recordings without a replay in between, after which the step is called as it is
@@ -175,7 +175,7 @@ def jit(step: Callable[..., Any]) -> Step:
     is if a Python value changed that the step can reach by name: a global, a variable around it, an attribute of an
     object or a layer, `requires_grad`, the groups of an optimizer. Counters of optimizers and schedules and random
     numbers go on. Results are tensors of their own, without a record. The gradient of a parameter that is forgotten at
-    the start and used by the optimizer is not kept: `.grad` is None afterwards.
+    the start and used by the optimizer is not kept: to read `.grad` afterwards is a JitError.
 
     What no replay could do is refused with a JitError that names the line: a look at the value of a tensor, NumPy with
     an array argument (make a tensor of it first), random numbers of NumPy, a count that goes on. It compares its first
@@ -213,6 +213,7 @@ class _Recorded:
     refusal: JitError | None
     unsettled: str | None
     watched: list[tuple[Any, str, Any]]
+    items: list[tuple[dict, Any, Any]]
     inputs: list[np.ndarray]
     gradients: list[_Gradient]
 
@@ -257,6 +258,7 @@ class _Recorded:
         self.refusal = trace.refusal
         self.account = Account(trace, inputs, result, self.gradients)
         self.watched = [(thing, attribute, value) for (_, attribute), (thing, value) in trace.watched.items()]
+        self.items = list(trace.items.values())
         own = {id(copy): x for x, copy in zip(arrays, inputs, strict=True)}
         result = self._returned(lambda i: own[id(inputs[i])])
         for gradient in self.gradients:
@@ -300,6 +302,8 @@ class _Recorded:
         for thing, attribute, value in self.watched:
             if getattr(thing, attribute) is not value:
                 return False
+        if self.items and not all(is_same(dict.get(holder, key), value) for holder, key, value in self.items):
+            return False
         return all(gradient.holds() for gradient in self.looked_at) and self.names.hold()
 
     def replay(self, args: tuple, kwargs: dict, arrays: list[np.ndarray]) -> Any:
@@ -353,17 +357,19 @@ class _Gradient:
     def __init__(self, leaf: Tensor, old: Tensor | None, zeroed: bool, dropped: bool):
         self.leaf, self.zeroed = leaf, zeroed
         self.read = None if zeroed or old is None else old._data
-        self.left = None if dropped or leaf.grad is None else leaf.grad._data
-        if dropped:
-            leaf.grad = None
+        self.dropped = dropped
+        self.left = None if dropped or leaf._grad is None else leaf._grad._data
 
     def holds(self) -> bool:
-        grad = self.leaf.grad
-        return (grad is None) if self.read is None else (grad is not None and grad.shape == self.read.shape)
+        grad = self.leaf._grad
+        return (grad is None) if self.read is None else (isinstance(grad, Tensor) and grad.shape == self.read.shape)
 
     def before(self) -> None:
-        if self.read is not None and self.leaf.grad is not None:
-            self.leaf._device.copy(self.leaf.grad._data, self.read)
+        if self.read is not None:
+            self.leaf._device.copy(self.leaf._grad._data, self.read)
 
     def after(self) -> None:
-        self.leaf.grad = None if self.left is None else Tensor._wrap(self.left.copy(), self.leaf._device)
+        if self.left is None:
+            self.leaf._grad = USED_UP if self.dropped else None
+        else:
+            self.leaf._grad = Tensor._wrap(self.left.copy(), self.leaf._device)

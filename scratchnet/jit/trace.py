@@ -92,6 +92,7 @@ class Trace(Tracing):
         self.lines: list[str] = []  # of the user's code, one for each call
         self.effects: list[Callable[[], Undo | None]] = []
         self.watched: dict[tuple[int, str], tuple[Any, Any]] = {}  # (object, value of the attribute) to rely on
+        self.items: dict[tuple[int, Any], tuple[dict, Any, Any]] = {}  # (dictionary, key, value) to rely on
         self.written: dict[tuple[int, str], tuple[Any, Any, str]] = {}  # (object, value before, line that set it)
         self.new: dict[int, Any] = {}  # objects that the step made
         self.forgotten: dict[int, Any] = {}  # leaves whose gradient the step forgot before it looked at it
@@ -118,9 +119,9 @@ class Trace(Tracing):
     def on(self, device: Device, inputs: tuple[Any, ...] = ()) -> Device:
         """The device whose kernels are run and noted. Parameters and buffers are read where they lie now."""
         for t in inputs:
-            if t._node is None and (t.requires_grad or type(t) is not Tensor) and not self.varies(t._data):
+            if t._node is None and (t._requires_grad or type(t) is not Tensor) and not self.varies(t._data):
                 self.watch(t, "_data")
-                self.watch(t, "requires_grad")
+                self.watch(t, "_requires_grad")
         return _Recorder(device, self)  # type: ignore[return-value]
 
     def run(self, op: Any, device: Device, inputs: tuple[Any, ...], params: dict[str, Any]) -> np.ndarray:
@@ -175,6 +176,9 @@ class Trace(Tracing):
         key = id(thing), attribute
         self.watched[key] = thing, self.written[key][1] if key in self.written else getattr(thing, attribute)
 
+    def watch_item(self, holder: dict, key: Any) -> None:
+        self.items.setdefault((id(holder), key), (holder, key, dict.get(holder, key)))
+
     def unwatch(self, thing: Any, attribute: str) -> None:
         self.watched.pop((id(thing), attribute), None)
 
@@ -182,7 +186,7 @@ class Trace(Tracing):
         self.new[id(thing)] = thing
 
     def writes(self, thing: Any, attribute: str) -> None:
-        if id(thing) in self.new:
+        if id(thing) in self.new or (isinstance(thing, Tensor) and self.varies(thing._data)):
             return
         self.written.setdefault((id(thing), attribute), (thing, getattr(thing, attribute, None), user_line()))
 
@@ -195,8 +199,9 @@ class Trace(Tracing):
         if id(leaf) in self.touched:
             return
         before = None
-        if leaf.grad is not None and not self.varies(leaf.grad._data):
-            before = leaf.grad = Tensor._wrap(leaf.grad._data.copy(), leaf.grad._device)
+        grad = leaf._grad
+        if isinstance(grad, Tensor) and not self.varies(grad._data):
+            before = leaf._grad = Tensor._wrap(grad._data.copy(), grad._device)
             self.varying[id(before._data)] = before._data
         self.touched[id(leaf)] = leaf, before
 

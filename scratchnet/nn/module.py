@@ -228,8 +228,8 @@ class Module(Stateful):
             raise ConfigError(f"to: expected float32 or float64, got {np.dtype(dtype)}")
         for _, t in self._named(Parameter, Buffer):
             t._data, t._device = _converted(t, device, dtype)
-            if t.grad is not None:
-                t.grad = Tensor._wrap(*_converted(t.grad, device, dtype))
+            if isinstance(t._grad, Tensor):
+                t._grad = Tensor._wrap(*_converted(t._grad, device, dtype))
             t._version += 1
         return self
 

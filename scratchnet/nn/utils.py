@@ -33,8 +33,8 @@ def clip_grad_norm_(
         if error_if_nonfinite and not math.isfinite(norm.item()):
             raise NonFiniteError(f"clip_grad_norm_: expected finite gradients, got norm {norm.item()}")
         factor = minimum(max_norm / (norm + 1e-6), 1.0)
-        for p, _ in gradients:
-            p.grad = p.grad * factor.astype(p.grad.dtype)
+        for p, gradient in gradients:
+            p.grad = gradient * factor.astype(gradient.dtype)
     return norm
 
 

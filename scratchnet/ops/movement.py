@@ -225,7 +225,7 @@ def _element(what: str, value: Any, x: Tensor) -> Any:
     if isinstance(value, bool | np.bool_) and x.dtype.kind == "b":
         return bool(value)
     if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-        return as_operand(value, x).item()
+        return as_operand(value, x)._data.item()
     checks.refuse(what, f"a number for {x.dtype}", value, DtypeError)
 
 

@@ -29,14 +29,14 @@ class TensorBase:
     of a view, that of its base counts.
     """
 
-    __slots__ = ("__weakref__", "_base", "_data", "_device", "_node", "_requires_grad", "_version", "grad")
+    __slots__ = ("__weakref__", "_base", "_data", "_device", "_grad", "_node", "_requires_grad", "_version")
     _base: Any
     _data: np.ndarray
     _device: Device
     _node: Any
     _requires_grad: bool
     _version: int
-    grad: Any
+    _grad: Any
 
     @property
     def _owner(self) -> Any:

@@ -92,7 +92,7 @@ class LRScheduler(Sealed, Stateful):
         self._join()
         groups = self.optimizer.param_groups
         for group, values in zip(groups, [self.values(i, step) for i in range(len(groups))], strict=True):
-            group |= values
+            group.take(values)
         self.last_step = step
 
     def __repr__(self) -> str:
@@ -234,7 +234,7 @@ class OneCycleLR(LRScheduler):
 
     def _momentum(self, group: int, value: float) -> dict[str, Any]:
         """The option that plays the part of momentum in this optimizer, set to value."""
-        options = self.optimizer.param_groups[group]
+        options = dict(self.optimizer.param_groups[group])
         if "betas" in options:
             return {"betas": (value, options["betas"][1])}
         if "momentum" in options:

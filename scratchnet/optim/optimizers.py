@@ -38,6 +38,10 @@ class Group(dict[str, Any]):
         super().__init__(options)
         self._optimizer = optimizer
 
+    def __getitem__(self, name: str) -> Any:
+        self._optimizer._relies_on_item(self, name)
+        return super().__getitem__(name)
+
     def __setitem__(self, name: str, value: Any) -> None:
         self.update({name: value})
 
@@ -52,13 +56,18 @@ class Group(dict[str, Any]):
 
     def update(self, *options: Any, **named: Any) -> None:
         """Sets options. Raises ConfigError, and sets none, for one that is unknown or out of range."""
+        self._optimizer._outside_of_steps("options of an optimizer")
         changed = dict(*options, **named)
         if "params" in changed and changed["params"] is not self["params"]:
             raise ConfigError(
                 f"{self._optimizer._name}: expected a group with the params that it has; use add_param_group"
             )
-        self._optimizer._check_options({**self, **changed})
-        super().update(changed)
+        self.take(changed)
+
+    def take(self, options: dict[str, Any]) -> None:
+        """Sets options that change with the steps: of a schedule, which a step that is replayed advances itself."""
+        self._optimizer._check_options({**self, **options})
+        super().update(options)
 
     def __reduce__(self) -> tuple:
         return Group.__new__, (Group,), (self._optimizer, dict(self))
@@ -160,7 +169,7 @@ class Optimizer(Sealed, Stateful):
             state.step += 1
             state.param._owner._version += 1
         for state, numbers in leaders:
-            numbers[:] = self.numbers(state.group, state.step)
+            numbers[:] = self.numbers(dict(state.group), state.step)
 
         def take_back():
             for state in states:
