@@ -277,8 +277,8 @@ class Tensor(TensorBase):
         tracing.current().touch(self)
         if self._grad is USED_UP:
             raise JitError(
-                "grad: expected a gradient that was kept, got one that a recorded step forgets at its start and used at "
-                "its end; return it from the step, or call zero_grad()"
+                "grad: expected a gradient that was kept, got one that a recorded step used up, as it forgets it first; "
+                "return it from the step, or call zero_grad()"
             )
         return self._grad
 
@@ -286,9 +286,8 @@ class Tensor(TensorBase):
     def grad(self, value: Tensor | None) -> None:
         if value is None:
             tracing.current().zeroed(self)
-        elif not isinstance(value, Tensor) or value.shape != self.shape:
-            got = f"one of shape {value.shape}" if isinstance(value, Tensor) else type(value).__name__
-            raise GradientError(f"grad: expected a Tensor of shape {self.shape} or None, got {got}")
+        elif not isinstance(value, Tensor):
+            raise GradientError(f"grad: expected a Tensor or None, got {type(value).__name__}")
         else:
             tracing.current().touch(self)
         self._grad = value
