@@ -277,7 +277,7 @@ class Tensor(TensorBase):
         tracing.current().touch(self)
         if self._grad is USED_UP:
             raise JitError(
-                "grad: expected a gradient that was kept, got one that a recorded step used up, as it forgets it first; "
+                "grad: expected a gradient that was kept, got one that a recorded step used up; it forgets it first: "
                 "return it from the step, or call zero_grad()"
             )
         return self._grad

@@ -14,7 +14,7 @@ import operator
 import random
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -47,14 +47,15 @@ class Names:
                 break
             used = walk.used
         self.always, self.of_modules, self.arrays = walk.always, walk.of_modules, walk.arrays
+        self._looks = [(holder.get, key, value) for holder, key, value, _ in self.always]
         self._generators: list[tuple[Any, Any]] = [(np.random, _state(np.random)), (random, _state(random))]
         self._generators += [(x, _state(x)) for x in walk.kept.values() if isinstance(x, GENERATORS)]
         self._kept, self._changes = walk.kept, changes()
 
     def hold(self) -> bool:
         """Is all as it was?"""
-        for holder, key, value, _ in self.always:
-            if holder.get(key, _MISSING) is not value:
+        for get, key, value in self._looks:
+            if get(key, _MISSING) is not value:
                 return self.changed() is None
         return (self._changes == changes() and not self.arrays) or self.changed() is None
 
@@ -99,19 +100,23 @@ class _Items:
     """The items of a container as a mapping with one key: what they were, as long as they are. Of many the count."""
 
     def __init__(self, items: Any):
-        self.items = items
-        self.size = len(items)
-        self.were = self._now() if self.size <= MANY else ()
+        self.items, self.size = items, len(items)
+        few = self.size <= MANY
+        self.keys = tuple(items) if few else ()  # of a dictionary the keys, else the items themselves
+        self.were = tuple(items.values()) if few and isinstance(items, dict) else self.keys
 
     def get(self, key: str, default: Any) -> Any:
-        if len(self.items) != self.size:
+        items = self.items
+        if len(items) != self.size:
             return default
-        if self.size > MANY or all(map(operator.is_, self._now(), self.were)):
+        if self.size > MANY or (self._agree(operator.is_) or self._agree(is_same)):
             return self.were
-        return self.were if all(map(is_same, self._now(), self.were)) else default
+        return default
 
-    def _now(self) -> tuple[Any, ...]:
-        return (*self.items, *self.items.values()) if isinstance(self.items, dict) else tuple(self.items)
+    def _agree(self, same: Callable[[Any, Any], bool]) -> bool:
+        if not all(map(same, self.items, self.keys)):
+            return False
+        return not isinstance(self.items, dict) or all(map(same, self.items.values(), self.were))
 
 
 class _Attributes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,8 @@ class Step:
 
     def _record(self, key: Any, args: tuple, kwargs: dict, arrays: list[np.ndarray], alike: list[_Recorded]) -> Any:
         """Runs the step once more and notes what it does; with what an earlier call did, that makes a program."""
-        roots = (self.function, *self.relies_on, args, kwargs)
+        others = [x for x in leaves_of((args, kwargs)) if not isinstance(x, Tensor | np.ndarray)]
+        roots = (self.function, *self.relies_on, *others)
         recorded, result = _Recorded.of(self.function, args, kwargs, arrays, Names(roots), self.tolerant)
         shapes = tuple([(x.shape, x.dtype) for x in arrays])
         self._fruitless[shapes] = count = self._fruitless.get(shapes, 0) + 1
@@ -143,7 +144,7 @@ class Step:
                 alive: Any = weakref.ref(instance, lambda _: self._bound.pop(key, None))
             except TypeError:
                 alive = instance
-            step = Step(types.MethodType(self.function, instance), self.outputs, self.relies_on, self.tolerant)
+            step = Step(MethodType(self.function, instance), self.outputs, self.relies_on, self.tolerant)
             self._bound[key] = alive, step
         return self._bound[key][1]
 
@@ -259,8 +260,8 @@ class _Recorded:
         self.account = Account(trace, inputs, result, self.gradients)
         self.watched = [(thing, attribute, value) for (_, attribute), (thing, value) in trace.watched.items()]
         self.items = list(trace.items.values())
-        own = {id(copy): x for x, copy in zip(arrays, inputs, strict=True)}
-        result = self._returned(lambda i: own[id(inputs[i])])
+        self.results = self._plan_results()
+        result = self._returned(arrays)
         for gradient in self.gradients:
             gradient.after()
         return self, result
@@ -292,7 +293,7 @@ class _Recorded:
 
     def forget_trace(self) -> None:
         """Until a second call the memory of the first one is not needed."""
-        self.trace = self.result = None
+        self.trace = self.result = self.results = None
         self.inputs = []
         for gradient in self.gradients:
             gradient.left = None
@@ -314,29 +315,38 @@ class _Recorded:
         program.run(arrays)
         for gradient in self.gradients:
             gradient.after()
-        return self._returned(lambda i: arrays[i])
+        return self._returned(arrays)
 
-    def _returned(self, argument: Callable[[int], np.ndarray]) -> Any:
-        """The results: tensors of their own; of what was an argument, or lives longer than the step, that itself."""
-        trace, inputs = self.trace, self.inputs
+    def _plan_results(self) -> Any:
+        """The results with, in place of each value, a function that gives it, told where the arguments are."""
+        trace = self.trace
         assert trace is not None
+        positions = {id(x): i for i, x in enumerate(self.inputs)}
 
-        def own(x: Any) -> Any:
+        def plan(x: Any) -> Callable[[Sequence[Any]], Any]:
             data = x._data if isinstance(x, Tensor) else x
             if not isinstance(data, np.ndarray) and not hasattr(data, "layout"):
-                return x
-            memory = memory_of(data)
-            position = next((i for i, given in enumerate(inputs) if given is memory), None)
-            if position is not None:
-                given = argument(position)
-                if data is memory and not isinstance(x, Tensor):
-                    return given
-                data = _same_part(data, memory, given)
-            elif id(memory) not in trace.owned and (isinstance(x, np.ndarray) or type(x) is not Tensor):
-                return x
-            return Tensor._wrap(data.copy(), x._device) if isinstance(x, Tensor) else data.copy()
+                return lambda arguments: x
+            memory, wrap = memory_of(data), isinstance(x, Tensor)
+            if (i := positions.get(id(memory))) is not None:
+                if data is memory and not wrap:
+                    return lambda arguments: arguments[i]
+                part = functools.partial(_same_part, data, memory)
+                if wrap:
+                    return lambda arguments: Tensor._wrap(part(arguments[i]).copy(), x._device)
+                return lambda arguments: part(arguments[i]).copy()
+            if wrap and (type(x) is Tensor or id(memory) in trace.owned):
+                device = x._device
+                return lambda arguments: Tensor._wrap(data.copy(), device)
+            return (lambda arguments: data.copy()) if id(memory) in trace.owned else (lambda arguments: x)
 
-        return mapped(self.result, own)
+        return mapped(self.result, plan)
+
+    def _returned(self, arguments: Sequence[Any]) -> Any:
+        """The results: tensors of their own; of what was an argument, or lives longer than the step, that itself."""
+        if isinstance(self.results, FunctionType):
+            return self.results(arguments)
+        return mapped(self.results, lambda give: give(arguments))
 
 
 def _same_part(view: np.ndarray, memory: np.ndarray, other: np.ndarray) -> np.ndarray:
