@@ -145,6 +145,7 @@ CASES: dict[str, list[Case]] = {
     **{name: of_kernel(name, ONE) for name, row in KERNEL_ROWS.items() if row.shapes == "*" and name != "copy"},
     **{name: of_kernel(name, TWO) for name, row in KERNEL_ROWS.items() if row.shapes == "* *"},
     **{name: of_kernel(name, ONE, "positive") for name in ("log", "sqrt")},
+    "deviation": of_kernel("sqrt", ONE, "positive"),
     **{name: of_kernel(name, ONE, "nonzero") for name in ("abs", "relu")},
     "sign": of_kernel("sign", ONE, "nonzero", flat=[0]),
     "clip": of_kernel("clip", ONE, "nonzero", low=-0.125, high=1.0),
