@@ -13,13 +13,12 @@ from .kernels import get_num_threads, set_num_threads
 from .random import manual_seed
 from .tensor import Tensor, default_device, tensor
 from .trainer import History, Trainer
+from .version import __version__
 
 if TYPE_CHECKING:  # the functions that are public in the op table
 
     def __getattr__(name): ...
 
-
-__version__ = "0.2.0"
 
 __all__ = [
     "History",

@@ -39,7 +39,7 @@ ONCE = {
     "data": ("test_idx", "test_loader", "test_sources"),
     "cuda": ("test_compiled", "test_without_gpu"),
     "native": ("test_ahead", "test_cache", "test_compile", "test_llvm"),
-    "comm": ("test_collectives", "test_job", "test_memory"),
+    "comm": ("test_collectives", "test_job", "test_memory", "test_tree"),
     "pool": ("test_launch", "test_pool"),
     "mpi": (
         "test_communicator", "test_faults", "test_hosts", "test_machines", "test_mpi_train", "test_run", "test_slurm",

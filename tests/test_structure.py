@@ -17,7 +17,7 @@ PROJECT = PACKAGE.parent
 # From the lowest to the highest: a file imports what stands below it, and, within its own file or folder, whatever
 # makes no cycle. The package's own __init__.py gathers the public names and stands above all.
 LAYERS = (
-    "errors",
+    "errors version",
     "checks",
     "native sealed",
     "kernels",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import operator
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from ..nn import Module
 from ..nonfinite import first_nonfinite
 from ..random import Generator, using
 from ..tensor import Tensor
+from .comm.tree import tree_sum
 from .settings import Settings
 
 DRAWS = 1 << 20  # streams of random numbers that a shard may use
@@ -125,12 +125,16 @@ def require_finite(loss: Tensor) -> None:
     tracing.current().guard("finite", loss._data, (), check)
 
 
-def weighted_mean(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """A buffer of a batch from those of its shards: sum of weight * buffer, in shard order; of integers the first."""
-    if parts[0].dtype.kind != "f" or len(parts) == 1:
-        return parts[0]
+def weighted_mean(parts: Mapping[int, Tensor], weights: Sequence[float]) -> Tensor:
+    """A buffer of a batch from those of its shards, by number: sum of weight * buffer, along the tree; of integers the
+    first.
+    """
+    first = next(iter(parts.values()))
+    if first.dtype.kind != "f" or len(parts) == 1:
+        return first
+    weight_of = dict(zip(parts, weights, strict=True))
     with no_grad():
-        return functools.reduce(operator.add, [part * weight for part, weight in zip(parts, weights, strict=True)])
+        return tree_sum(parts, lambda k: parts[k] * weight_of[k], operator.add)
 
 
 def nonfinite_loss(settings: Settings, positions: np.ndarray, batch: int, step: int) -> NonFiniteError | None:

@@ -42,7 +42,7 @@ class Strategy:
 
     name: what `Trainer(strategy=...)` and `--strategy` take for its defaults.
     is_exact: the bits do not depend on the number of workers, nor on the order in which they finish.
-    merges_gradients: each step folds the gradients of all shards in shard order, so they can be clipped or skipped.
+    merges_gradients: each step adds up the gradients of all shards (comm/tree.py), so they can be clipped or skipped.
     is_plain: a step of one batch is `optimizer.step()` on the gradient of that batch, at the newest parameters. In one
         process it then runs as one recorded program.
     has_local_steps: a shard may take steps of its own, in a slot that holds a whole page.
@@ -107,13 +107,12 @@ class Strategy:
 class AllReduce(Strategy):
     """Synchronous data-parallel SGD: all workers merge, each for its slice. The default.
 
-        theta_{t+1} = update(theta_t, sum_k n_k/n g_k(theta_t)),    the sum in the order of k
+        theta_{t+1} = update(theta_t, sum_k n_k/n g_k(theta_t)),    the sum along the tree of comm/tree.py
 
     It takes the mean gradient of the batch, whatever the number of workers, so it converges as one process does. Its
     bits depend on K, the number of shards, and not on workers. On one machine the parameters lie in the arena once, and
-    each worker updates its slice. Machines of an MPI job do the same if sending a gradient of each shard is cheap
-    enough (mpi/slices.py); otherwise they fold along a chain, in the order of k, and each updates all parameters
-    (mpi/machines.py). Each step waits for the slowest shard.
+    each worker updates its slice. Machines of an MPI job do the same; each sends what its shards add up to
+    (mpi/slices.py). Each step waits for the slowest shard.
 
     compression: see `Compression`; None sends all.
     order: "exact", or under MPI "fast": each machine adds up its own shards, and the library adds the sums of the

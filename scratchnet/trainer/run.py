@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import signal
 import sys
@@ -19,10 +20,13 @@ from ..formats.checkpoint_folder import CheckpointFolder
 from ..parallel.engines import Engine
 from ..parallel.settings import Settings, Start
 from ..parallel.shards import StepResult, split
+from ..version import __version__
 from .identity import difference, identity_of
 from .metrics_log import trim_jsonl
 
 LOG = "metrics.jsonl"  # in the folder of a run
+
+log = logging.getLogger("scratchnet.trainer")
 
 
 class Run:
@@ -118,7 +122,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         position = {name: getattr(self, name) for name in self.POSITION}
-        rest = {"memory": self.memory, "identity": self.identity, "config": self.config}
+        rest = {"memory": self.memory, "identity": self.identity, "config": self.config, "version": __version__}
         return {**self.parts, "position": position, **rest}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -128,6 +132,8 @@ class Run:
                 raise CheckpointError(f"resume: expected a checkpoint of a Trainer, got one without {name!r}")
         if other := difference(state["identity"], self.identity):
             raise CheckpointError(f"resume: {other}")
+        if "version" not in state and self.settings.shards > 2:
+            log.warning("resume: version 0.1, which saved this, added shards up in another order: bits will differ")
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         for name in self.POSITION:

@@ -1,8 +1,8 @@
 """Trainer: the loop around a model, in five steps: prepare, split, compute, merge, report.
 
 It takes batches from a DataLoader and hands them to an engine, which splits each into K logical shards, computes their
-gradients, and merges them in shard order into one optimizer step; it reports epochs to a progress line, a metrics log
-and checkpoints.
+gradients, and adds them up along a fixed tree into one optimizer step; it reports epochs to a progress line, a metrics
+log and checkpoints.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Trainer(Sealed):
     """Trains a model by synchronous gradient descent over K shards a batch.
 
     loss(output, target) must be a mean over the batch: shard k of n_k samples weighs n_k / n, so the merged
-    gradient is the batch's true mean. K = `shards` enters the arithmetic (sums are folded in shard order) and
+    gradient is the batch's true mean. K = `shards` enters the arithmetic (see parallel/comm/tree.py) and
     so the last bits of the result; nothing else about the machine does.
 
     model, optimizer, loss, scheduler: as in PyTorch; the scheduler steps once an optimizer step.

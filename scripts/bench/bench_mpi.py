@@ -3,10 +3,10 @@
     python scripts/bench/bench_mpi.py                                 # two ranks of one thread each
     python scripts/bench/bench_mpi.py --sections links simulation     # as root: hosts of network namespaces
 
-The cost model is that by which training chooses how machines merge (mpi/slices.py), Hockney's: a message of b bytes
-takes alpha + b / beta seconds. alpha and beta are measured on the spot, between two ranks that send at the same time,
-as a step does it: as many bytes, in pieces as small, after a pause as long; a limited link sends the first bytes after
-a pause faster. What a step computes is measured, too.
+The cost model of a merge (mpi/slices.py) is Hockney's: a message of b bytes takes alpha + b / beta seconds. alpha and
+beta are measured on the spot, between two ranks that send at the same time, as a step does it: as many bytes, in pieces
+as small, after a pause as long; a limited link sends the first bytes after a pause faster. What a step computes is
+measured, too.
 """
 
 import itertools
@@ -33,14 +33,14 @@ from scratchnet.parallel.comm.collectives import ALGORITHMS
 from scratchnet.parallel.comm.memory import cores
 from scratchnet.parallel.compression import COMPRESSIONS
 from scratchnet.parallel.mpi.machines import MESSAGE_BYTES
-from scratchnet.parallel.mpi.slices import MERGE_VARIABLE, chain_seconds, slices_seconds
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
 SECTIONS = ("steps", "links", "simulation")
 NET, BATCH = (784, 1024, 1024, 10), 512
 RATES = (None, 10e9, 1e9, 3e8)  # bits a second of a link
 HOSTS = (2, 4)
-MERGES = ("slices", "late", "chain")  # late: by slices, and nothing is sent before the gradient is computed
+MERGES = ("tree", "late")  # late: nothing is sent before the gradient is computed
+OVERHEAD = 2e-6  # seconds of a rank's time that it takes to send, or to receive, a message; over TCP, on a busy machine
 COMPRESSED = [name for name in COMPRESSIONS if name != "none"]  # whole records of shards, in one exchange or two
 EVERY = 8  # batches of a round of local SGD
 RANKS_EACH = 16  # of a machine, in the simulation
@@ -74,7 +74,6 @@ def time_steps(
     rng, n = np.random.default_rng(0), steps * batch
     data = sn.data.TensorDataset(rng.normal(size=(n, NET[0])).astype(np.float32), rng.integers(0, NET[-1], n))
     model = sn.nn.MLP(*NET)
-    os.environ[MERGE_VARIABLE] = "slices" if merge == "late" else merge
     if merge == "late":
         passes.WORTH = sys.maxsize
     strategy = LocalSGD(every) if every else AllReduce(COMPRESSIONS[compression], order)
@@ -148,19 +147,23 @@ def steps(config: Config) -> None:
         print(f"{name:16} best {min(row):7.2f}  median {median:7.2f}   {alone / median:.2f}x one process")
 
 
-def slices(machines: int, nbytes: int, alpha: float, beta: float, each: int = 1) -> float:
-    """Seconds that so many machines, with so many shards on each, take to exchange so many bytes of parameters."""
-    return slices_seconds([each] * machines, [1 / machines] * machines, nbytes, alpha, beta)
+def exchange(machines: int, nbytes: int, alpha: float, beta: float, sums: int = 1) -> float:
+    """Seconds that so many machines, each of which sends so many sums, take to exchange so many bytes of parameters:
+    two hops, in which a machine begins its messages to the others one by one.
+    """
+    if machines == 1:
+        return 0.0
+    return 2 * alpha + 2 * (machines - 1) * OVERHEAD + (sums + 1) * (machines - 1) / machines * nbytes / beta
 
 
 def overlapped(machines: int, compute: float, alpha: float, beta: float) -> float:
-    """Seconds of a step by slices, one shard a machine. The gradients of all layers but the first are there when what
+    """Seconds of a step, one shard a machine. The gradients of all layers but the first are there when what
     is left is to compute the first one's, and what it needs of the second layer: so long they travel meanwhile.
     """
     left = compute * (SIZES[0] + SIZES[1]) / (2 * sum(SIZES) + sum(SIZES[1:]))
-    exchange = slices(machines, NBYTES, alpha, beta)
-    early = exchange / 2 * sum(SIZES[1:]) / sum(SIZES)  # half of it is gradients
-    return compute + exchange - min(left, early)
+    seconds = exchange(machines, NBYTES, alpha, beta)
+    early = seconds / 2 * sum(SIZES[1:]) / sum(SIZES)  # half of it is gradients
+    return compute + seconds - min(left, early)
 
 
 def links(config: Config) -> None:
@@ -196,9 +199,8 @@ def _link(starter: list[str], count: int, alone: float, link: dict[str, float]) 
     options |= {name: {"compression": name} for name in COMPRESSED}
     found = {name: ask(starter, time_steps, steps=EVERY, shards=count, **each) for name, each in options.items()}
     model = {
-        "slices": 1e3 * overlapped(count, alone / 1e3, **link),
-        "late": alone + 1e3 * slices(count, NBYTES, **link),
-        "chain": alone + 1e3 * chain_seconds(count, NBYTES, **link),
+        "tree": 1e3 * overlapped(count, alone / 1e3, **link),
+        "late": alone + 1e3 * exchange(count, NBYTES, **link),
     }
     cells = [f"{link['alpha'] * 1e6:9.1f}", f"{link['beta'] / 1e6:9.1f}"]
     cells += [f"{found[name]:8.1f} {model[name]:8.1f}" for name in model]
@@ -207,7 +209,7 @@ def _link(starter: list[str], count: int, alone: float, link: dict[str, float]) 
 
 def _local_sgd(starter: list[str], count: int, alone: float, link: dict[str, float]) -> str:
     """A page has the momentum, too, and a round EVERY batches."""
-    model = alone + 1e3 * slices(count, 2 * NBYTES, **link) / EVERY
+    model = alone + 1e3 * exchange(count, 2 * NBYTES, **link) / EVERY
     return f"{ask(starter, time_steps, steps=EVERY, every=EVERY):9.1f} {model:9.1f}"
 
 
@@ -228,15 +230,15 @@ def simulation(config: Config) -> None:
         return -(-w // RANKS_EACH)
 
     merges = {
-        "slices": lambda w: slices(w, NBYTES, alpha, beta),
-        "chain": lambda w: chain_seconds(w, NBYTES, alpha, beta),
-        f"slices, {RANKS_EACH} a machine": lambda w: slices(in_machines(w), NBYTES, alpha, beta, min(w, RANKS_EACH)),
-        f"chain, {RANKS_EACH} a machine": lambda w: chain_seconds(in_machines(w), NBYTES, alpha, beta),
+        "tree": lambda w: exchange(w, NBYTES, alpha, beta),
+        f"tree, {RANKS_EACH} a machine": lambda w: exchange(in_machines(w), NBYTES, alpha, beta),
+        f"fast, {RANKS_EACH} a machine": lambda w: hockney("rabenseifner", in_machines(w)),
+        f"each shard, {RANKS_EACH}": lambda w: exchange(in_machines(w), NBYTES, alpha, beta, min(w, RANKS_EACH)),
         "ring": lambda w: hockney("ring", w),
         "rabenseifner": lambda w: hockney("rabenseifner", w),
         "naive (one server)": lambda w: hockney("naive", w),
         "rabenseifner, float16": lambda w: hockney("rabenseifner", w, NBYTES // 2),
-        f"local SGD, every {every}": lambda w: slices(w, 2 * NBYTES, alpha, beta),
+        f"local SGD, every {every}": lambda w: exchange(w, 2 * NBYTES, alpha, beta),
     }
     print(f"{'workers':>8} " + " ".join(f"{name:>22}" for name in merges))
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import mpi_job
 from servants import is_open_mpi, mpirun
 
-from scratchnet.parallel.mpi import machines, slices
+from scratchnet.parallel.mpi import machines
 
 PROGRAMS = Path(mpi_job.__file__).parent
 WRAPPER = [sys.executable, str(PROGRAMS.parents[1] / "scripts" / "mpi_train.py")]
@@ -31,12 +31,12 @@ def program(ranks, name, *arguments, command=mpirun, **environment):
     return done.returncode, done.stdout + done.stderr
 
 
-def train(ranks, *flags, command=mpirun, fail="", share=0, merge=""):
+def train(ranks, *flags, command=mpirun, fail="", share=0):
     """mpi_job.py under mpirun, or without it for `ranks` 0: its status, lines of results, and standard error.
 
-    share: so many ranks count as one machine; 0: all that are on one. merge: how machines do it; "": the cheaper way.
+    share: so many ranks count as one machine; 0: all that are on one.
     """
-    variables = variables_of_a_job() | {machines.SHARE_VARIABLE: str(share), slices.MERGE_VARIABLE: merge}
+    variables = variables_of_a_job() | {machines.SHARE_VARIABLE: str(share)}
     patience = PATIENCE if fail or "--fault" in flags else 60.0
     variables |= {"SCRATCHNET_MPI_PATIENCE": str(patience), "SCRATCHNET_FAIL": fail}
     line = [sys.executable, str(PROGRAMS / "mpi_job.py"), *map(str, flags)]

@@ -3,6 +3,7 @@
 `apply` is called in the parent, and in each worker when it opens its job: see Loss.
 """
 
+import functools
 import os
 import subprocess
 
@@ -11,7 +12,9 @@ import victim
 
 from scratchnet.formats import checkpoint
 from scratchnet.native.atomics import LINE
-from scratchnet.parallel.pool import worker
+from scratchnet.parallel import engines, shards
+from scratchnet.parallel.comm.tree import tree_sum
+from scratchnet.parallel.pool import compress, slices, worker
 from scratchnet.parallel.pool.replica import Gradient
 from scratchnet.parallel.pool.slices import Slice as Exact
 
@@ -50,12 +53,29 @@ def arrival_order(folder):
             self.of, self.slots, self.shards = (replica, part, old, new), slots, replica.shards
 
         def update(self, *numbers):
-            order = range(len(self.slots))
+            order = list(self.slots)
             if len(self.slots) == self.shards:  # none is empty
-                order = sorted(order, key=lambda k: os.stat(f"{folder}/done-{k}").st_mtime_ns)
-            Exact(*self.of, [self.slots[k] for k in order]).update(*numbers)
+                order.sort(key=lambda k: os.stat(f"{folder}/done-{k}").st_mtime_ns)
+            slots = {place: self.slots[k] for place, k in zip(self.slots, order, strict=True)}
+            Exact(*self.of, slots).update(*numbers)
 
     Gradient.compute, worker.Slice = stamped, Arrived
+
+
+def chain(set_attribute):
+    """Shards are added one after the other."""
+    for module in (engines, shards, slices, compress):
+        set_attribute(module, "tree_sum", lambda numbers, leaf, add: functools.reduce(add, map(leaf, numbers)))
+
+
+def compact(set_attribute):
+    """Where a shard has no samples, those after it take its place in the tree."""
+
+    def renumbered(numbers, leaf, add):
+        return tree_sum(range(len(list(numbers))), lambda place: leaf(list(numbers)[place]), add)
+
+    for module in (engines, shards, slices, compress):
+        set_attribute(module, "tree_sum", renumbered)
 
 
 def in_place(folder):

@@ -38,6 +38,7 @@ JOBS = {  # arguments of the trainer, and the optimizer
     "delayed": ({"shards": 3, "strategy": ParameterServer(2)}, "momentum"),
     "skipped": ({"shards": 4, "nonfinite": "skip"}, "adam"),
     "wide": ({"shards": 4}, "adam"),
+    "wide, seven shards": ({"shards": 7}, "adam"),
     "wide, two batches a step": ({"shards": 3, "accumulate": 2, "clip_norm": 0.5}, "momentum"),
     "wide, apart": ({"shards": 4, "strategy": sn.parallel.LocalSGD(every=2, warmup=3)}, "momentum"),
     "low rank, skipped": ({"shards": 4, "strategy": AllReduce(sn.parallel.PowerSGD(1)), "nonfinite": "skip"}, "adam"),

@@ -16,13 +16,13 @@ from scratchnet.parallel.mpi.communicator import library
 from scratchnet.parallel.mpi.engine import Ranks
 
 
-def fit(sizes, shards, samples, **options):
-    """Trains a network of these sizes with batches of 8 samples."""
+def fit(sizes, shards, samples, batch=8, **options):
+    """Trains a network of these sizes."""
     model = sn.nn.MLP(*sizes)
     data = sn.data.TensorDataset(np.ones((samples, sizes[0]), np.float32), np.zeros(samples, int))
     optimizer = sn.optim.SGD(model.parameters(), 0.1, **options)
     trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), shards=shards, progress=False)
-    trainer.fit(sn.data.DataLoader(data, 8))
+    trainer.fit(sn.data.DataLoader(data, batch))
 
 
 def at_the_end(look):
@@ -58,12 +58,12 @@ def messages():
         say(len(made) > 0, sum(map(bool, made)))
 
     at_the_end(look)
-    for os.environ[slices.MERGE_VARIABLE] in ("chain", "slices"):
-        fit((3, 2), 2, 8)
+    for shards in (2, 8):
+        fit((3, 2), shards, 8)
 
 
 def bytes():
-    """Bytes that a rank sends in 8 steps, in sizes of the gradient: counted, by the model, and while it computes."""
+    """Bytes that a rank sends in 8 steps, in sizes of the gradient, all and while it computes; sums that it has."""
     sent, steps = {"all": 0, "early": 0}, 8
     start, send_final = slices.Messages.start, slices.Slices.send_final
 
@@ -79,17 +79,15 @@ def bytes():
 
     def look(engine, close):
         used, n = engine._slices, engine.replica.layout.parameter_bytes * steps
-        if used:
-            say(*(f"{x:.2f}" for x in (sent["all"] / n, used.seconds(0, 1) * steps / n, sent["early"] / n)))
-        else:
-            say("chain", f"{slices.chain_seconds(4, n, 0, 1) / n:.2f}")
+        sums = len(used._subtrees[used.machine.number])
+        say(shards, sums, *(f"{x:.2f}" for x in (sent["all"] / n, sent["early"] / n)))
         close()
 
     slices.Messages.start, slices.Slices.send_final = counted, early
     at_the_end(look)
-    for shards in (4, 8):
+    for shards in (4, 8, 10):
         sent["all"] = sent["early"] = 0
-        fit((256, 512, 512, 10), shards, 8 * steps)
+        fit((256, 512, 512, 10), shards, 10 * steps, batch=10)
 
 
 if __name__ == "__main__":

@@ -203,6 +203,19 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
     assert newest(tmp_path) == expected
 
 
+@pytest.mark.parametrize("shards", [2, 3])
+def test_a_checkpoint_of_an_older_version_loads_and_says_that_bits_differ(shards, tmp_path, caplog):
+    trainer, loader = make(tmp_path, shards)
+    trainer.fit(loader, epochs=1)
+    saved = sn.load(sorted(tmp_path.glob("checkpoint-*.safetensors"))[-1])
+    assert saved.pop("version") == sn.__version__
+    sn.save(tmp_path / "older.safetensors", **saved)
+    resumed, loader = make(tmp_path / "other", shards)
+    resumed.fit(loader, epochs=1, resume=tmp_path / "older.safetensors")
+    assert weights(resumed) == weights(trainer)
+    assert ("added shards up in another order" in caplog.text) == (shards > 2)
+
+
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,13 +3,12 @@
 Each machine is a pool: its ranks share an arena and do the pieces of a step as workers do (pool/worker.py). Shards are
 divided among all ranks, and between two phases machines exchange what the next one needs:
 
-    shard     the losses of each shard, and its gradient (or, after local steps, its page): what belongs to the slices
-              that a machine owns, or along the chain the sum of all (machines.py). With compression what each shard
-              sends: K (M-1)/M of that travel to each of M machines
+    shard     the losses of each shard, and sums of gradients (or, after local steps, of pages): of what belongs to the
+              slices that a machine owns (slices.py). With compression what each shard sends: K (M-1)/M of that travel
+              to each of M machines
     project   PowerSGD: the second factors
     norm      its parts, from machines that own slices
-    slice     the new parameters, from machines that own slices; the optimizer's state only before somebody reads it.
-              Along the chain nothing: every machine has made the whole new page
+    slice     the new parameters, from machines that own slices; the optimizer's state only before somebody reads it
 
 So every exact strategy, its compression, clipping and skipping is the code of the pool, and has its bits. Rank 0 alone
 touches the run's folder, and sends what it loads to all ranks.
@@ -44,8 +43,8 @@ from ..pool.worker import Worker
 from ..settings import Settings, Start
 from ..shards import starts_of
 from .communicator import MpiCommunicator, world
-from .machines import MESSAGE_BYTES, Chain, extents_of, fold, machine_of
-from .slices import PHASES, Slices, choose
+from .machines import MESSAGE_BYTES, extents_of, machine_of
+from .slices import PHASES, Slices, add_up
 
 EXCHANGED = ("shard", "project")  # phases after which machines exchange what they made of each shard
 
@@ -138,7 +137,7 @@ class Ranks(Steps):
         with _announced(comm):
             strategy, is_plain = replica.strategy, machine.count > 1 and not replica.strategy.compression
             self._is_fast = is_plain and strategy.order == "fast"  # the library's order
-            self._slices: Slices | None = choose(machine, replica) if is_plain and not self._is_fast else None
+            self._slices = Slices(machine, replica) if is_plain and not self._is_fast else None
             slices = self._slices.count if self._slices else slices_of(replica, machine.local.size)
             super().__init__(replica, start._replace(state={}), slices, machine.memory)
             for name in self.arena.ENTRY:  # each rank writes its own, so that it need not wait for another to do it
@@ -147,14 +146,13 @@ class Ranks(Steps):
             self._worker = Worker(machine.local.rank, self.arena, replica, -1, fail)
             self._pieces = [self._own(pieces.phase) for pieces in self.arena.pieces]
             self._shards = machine.shards(machine.number, replica.shards)
-            if is_plain and not self._slices:
+            if self._is_fast:
                 self._total = machine.memory(size := self.arena.slots.shape[-1]).array(0, size, np.uint8)
                 self._worker.folded = self._total
             if machine.leaders:
                 self._commit_memory()
             if self._slices:
                 self._slices.attach(self.arena, self._worker)
-            self._chains: dict[bool, Chain] = {}  # of pages, or of gradients
             self._rows: dict[str, np.ndarray] = {}  # what machines exchange after a phase: (shards, bytes)
             self._state: dict[str, np.ndarray] = {}
             self._load_state(start.state)
@@ -177,9 +175,10 @@ class Ranks(Steps):
         """
         if self._slices and phase.name in PHASES:
             return self._slices.own
-        machine, of_all = self._machine, phase.name in EXCHANGED
-        size, i = (self._comm.size, machine.ordinal) if of_all else (machine.local.size, machine.local.rank)
-        return range(*starts_of(phase.pieces, size)[i : i + 2])
+        machine = self._machine
+        if phase.name in EXCHANGED:
+            return range(*machine.starts(phase.pieces)[machine.ordinal : machine.ordinal + 2])
+        return range(*starts_of(phase.pieces, machine.local.size)[machine.local.rank : machine.local.rank + 2])
 
     def resize(self, workers: int) -> bool:
         raise ConfigError(f"resize: expected workers=1 under MPI: its ranks are the workers, got {workers!r}")
@@ -196,8 +195,8 @@ class Ranks(Steps):
             with contextlib.suppress(NonFiniteError):  # it is in `bad`, and `_agree` lets all ranks raise it
                 for piece in self._pieces[number]:
                     self._worker.do(number, piece)
-                    if self._slices and pieces.phase.name == "slice":
-                        self._slices.send_parameters(piece, step)
+                    if self._slices:
+                        self._slices.done(pieces.phase.name, piece, step)
             self._finish_phase(pieces.phase.name, step)
         self.collect()
 
@@ -220,8 +219,8 @@ class Ranks(Steps):
         if machine.leaders:
             with self._comm.waiting("the exchange of gradients"):
                 self._exchange_shards(phase, step)
-                if not self.compressor:
-                    self._sum(step)
+                if self._is_fast:
+                    self._sum()
         machine.synchronize("the exchange of gradients")
 
     def _agree(self, step: int) -> None:
@@ -286,35 +285,22 @@ class Ranks(Steps):
         arena, layout, entry = self.arena, self.replica.layout, step % self.arena.window
         buffers = arena.slots[step % len(arena.slots), k, layout.parameter_bytes : layout.nbytes]
         found = [arena.losses[entry, :, k], arena.bad[entry, k : k + 1], buffers] if phase == "shard" else []
-        return found[:2] if self._slices else found  # with slices, buffers travel with the gradients
+        return found[:2] if self._slices else found  # with slices, buffers go to the owner of the last piece alone
 
-    def _full(self, step: int, shards: Sequence[int]) -> list[np.ndarray]:
-        """The slots of those shards that are not empty."""
-        full, slots = self._worker.shares_of(step).full, self.arena.slots
-        return [slots[step % len(slots), k] for k in shards if k in full]
-
-    def _sum(self, step: int) -> None:
-        """_total = the sum of all shards' slots: of gradients, or of pages."""
-        machine, is_local = self._machine, bool(self.arena.local[step % self.arena.window])
-        if self._is_fast:
-            extents, library = extents_of(self.replica.layout, [0], most=MESSAGE_BYTES), self._comm.library
-            started = [machine.leaders.Iallreduce(library.IN_PLACE, extent.of(self._total)) for extent in extents]
-            library.Request.Waitall(started)
-            return
-        layout, begins = self.replica.layout, self.replica.layout.begins if is_local else [0]
-        if is_local not in self._chains:
-            self._chains[is_local] = Chain(machine, extents_of(layout, begins, most=MESSAGE_BYTES), self._total)
-        shards = [machine.shards(number, self.replica.shards) for number in range(machine.count)]
-        first = next(number for number in range(machine.count) if self._full(step, shards[number]))
-        self._chains[is_local].fold(self._full(step, self._shards), first)
+    def _sum(self) -> None:
+        """_total = the sum of all machines' _total, in an order of the library's choice."""
+        extents, library = extents_of(self.replica.layout, [0], most=MESSAGE_BYTES), self._comm.library
+        leaders = self._machine.leaders
+        library.Request.Waitall([leaders.Iallreduce(library.IN_PLACE, e.of(self._total)) for e in extents])
 
     def _sum_of_machine(self, step: int) -> None:
         """This rank's slice of _total = the sum of the machine's slots."""
-        slots = self._full(step, self._shards)
+        full, slots = self._worker.shares_of(step).full, self.arena.slots[step % len(self.arena.slots)]
+        own = [k for k in self._shards if k in full]
         for extent in self.replica.layout.cut((self._machine.local.rank, self._machine.local.size)):
             extent.of(self._total)[...] = 0
-            if slots:
-                fold([extent.of(slot) for slot in slots], extent.of(self._total))
+            if own:
+                add_up(slots, own, extent, self._total)
 
     # --- state, and the end -------------------------------------------------------------------------------------------
 
@@ -338,11 +324,8 @@ class Ranks(Steps):
         self.read()
         if self.timeline and self._comm.rank == 0:
             self.timeline.write(self._machine.local.size)
-        if error is None:
-            for chain in self._chains.values():
-                chain.release()
-            if self._slices:
-                self._slices.detach()
+        if error is None and self._slices:
+            self._slices.detach()
         if self._listens:
             signal.set_wakeup_fd(self._wakeup)
         if error is not None and self._comm.is_broken and not hasattr(error, "already_reported"):

@@ -1,14 +1,7 @@
-"""The machines of an MPI job: ranks that share memory, and how machines sum up what all shards gave.
+"""The machines of an MPI job: ranks that share memory, and which shards and arrays are whose.
 
-The ranks of a machine share one piece of memory and compute on it as the workers of a pool do. Gradients are folded in
-the order of shards, over all machines, which gives the bits of one process; here by a chain:
-
-    machine 0 folds the gradients of its shards, and sends the sum to machine 1, which adds its own one by one, ...; the
-    last machine has the total, which returns the same way, message by message, so that all links are busy at once
-
-For M machines and n bytes of gradients a machine sends 2 n bytes (n if M = 2), however many shards there are, in
-2 (M-1) hops, and makes the whole update. slices.py has the other way. order="fast" leaves the sum over machines to the
-library: 2 (M-1)/M n bytes.
+The ranks of a machine share one piece of memory and compute on it as the workers of a pool do. slices.py says how
+machines merge. order="fast" leaves the sum over machines to the library: 2 (M-1)/M n bytes.
 
 The *ordinal* of a rank is its number counted machine by machine.
 """
@@ -18,7 +11,7 @@ from __future__ import annotations
 import bisect
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -61,6 +54,7 @@ class Machine:
         self._leader, self._firsts = int(leader[0]), [self.rank_at.index(rank) for rank in machines]
         self.number, self.count = machines.index(self._leader), len(machines)
         self.ordinal = self.rank_at.index(comm.rank)
+        self._starts: dict[int, list[int]] = {}
 
     def memory(self, size: int) -> SharedMemory:
         """`size` bytes of zeros that the ranks of this machine share. All ranks of the job call this at once.
@@ -86,9 +80,31 @@ class Machine:
         """Returns when all ranks of this machine have called it. text: what error messages call the wait."""
         self.comm.wait(self.local.Ibarrier(), text)
 
+    def starts(self, shards: int) -> list[int]:
+        """Where the shards of each rank begin, of so many in all, by ordinal; and where the last ones end.
+
+        All ranks get K/W, rounded down or up, so that nobody waits longer. Within that, a machine ends where a large
+        subtree ends (comm/tree.py): then it has few sums to send.
+        """
+        if shards in self._starts:
+            return self._starts[shards]
+        size, begin, starts = self.comm.size, 0, self._starts.setdefault(shards, [0])
+        least, most = shards // size, -(-shards // size)
+        for machine in range(self.count):
+            ranks = self.ordinals(machine)
+            after, even = size - ranks.stop, shards * ranks.stop / size
+            low = max(begin + least * len(ranks), shards - most * after)
+            high = min(begin + most * len(ranks), shards - least * after)
+            share = -(-shards * len(ranks) // size)
+            reach = 1 << (share - 1).bit_length()  # to end with a subtree larger than the machine's share is no better
+            end = min(range(low, high + 1), key=lambda end: (-min(end & -end, reach), abs(end - even)))
+            starts += [begin + start for start in starts_of(end - begin, len(ranks))[1:]]
+            begin = end
+        return starts
+
     def shards(self, machine: int, shards: int) -> range:
         """The shards of a machine's ranks, of so many in all."""
-        starts, ordinals = starts_of(shards, self.comm.size), self.ordinals(machine)
+        starts, ordinals = self.starts(shards), self.ordinals(machine)
         return range(starts[ordinals.start], starts[ordinals.stop])
 
     def ordinals(self, machine: int) -> range:
@@ -98,11 +114,6 @@ class Machine:
     def machine_at(self, ordinal: int) -> int:
         """The machine that a rank is on."""
         return bisect.bisect(self._firsts, ordinal) - 1
-
-    def peer(self, ordinal: int, machine: int) -> int:
-        """The ordinal of the one rank on another machine with which a rank exchanges slices."""
-        there = self.ordinals(machine)
-        return there[(ordinal - self._firsts[self.machine_at(ordinal)]) % len(there)]
 
     def share_rows(self, rows: np.ndarray) -> None:
         """An all_gather of rows, (shards, bytes): rows[k] goes from the machine of shard k to all. Leaders call this.
@@ -123,60 +134,6 @@ class Machine:
 def machine_of(comm: MpiCommunicator) -> Machine:
     """Made at the first call, which all ranks make."""
     return Machine(comm)
-
-
-class Chain:
-    """The fold of the header, over arrays that lie at `extents` of slots; for leaders. total: gets the result."""
-
-    def __init__(self, machine: Machine, extents: Sequence[Extent], total: np.ndarray):
-        self.machine, self.library, self.extents, self.total = machine, machine.comm.library, extents, total
-        number, group = machine.number, machine.leaders
-        self._partial = np.empty_like(total)
-
-        def requests(make: Any, memory: np.ndarray, other: int, tag: int) -> list[Any]:
-            return [make(extent.of(memory), other, tag) for extent in extents] if 0 <= other < machine.count else []
-
-        self._receive_partial = requests(group.Recv_init, self._partial, number - 1, 0)
-        self._send_partial = requests(group.Send_init, self._partial, number + 1, 0)
-        self._receive_total = requests(group.Recv_init, total, number + 1, 1)
-        self._send_total = requests(group.Send_init, total, number - 1, 1)
-
-    def fold(self, slots: Sequence[np.ndarray], first: int) -> None:
-        """total = the sum of all machines' slots. first: the first machine that has any."""
-        number, is_last = self.machine.number, not self._send_partial
-        self._start(self._receive_total)
-        receives = self._receive_partial if number > first else []
-        self._start(receives)
-        for i, extent in enumerate(self.extents if number >= first else []):
-            arrays = [extent.of(slot) for slot in slots]
-            if receives:
-                receives[i].Wait()
-                arrays.insert(0, extent.of(self._partial))
-            fold(arrays, extent.of(self.total if is_last else self._partial))
-            for request in (self._send_total if is_last else self._send_partial)[i : i + 1]:
-                request.Start()
-        for i, request in enumerate(self._receive_total):
-            request.Wait()
-            for send in self._send_total[i : i + 1]:
-                send.Start()
-        self.library.Prequest.Waitall([*self._send_partial, *self._send_total])
-
-    def release(self) -> None:
-        """After the last fold."""
-        for request in (*self._receive_partial, *self._send_partial, *self._receive_total, *self._send_total):
-            request.Free()
-
-    def _start(self, requests: list[Any]) -> None:
-        if requests:
-            self.library.Prequest.Startall(requests)
-
-
-def fold(arrays: Sequence[np.ndarray], out: np.ndarray) -> None:
-    """out = the sum of arrays, in their order; `out` may be the first one."""
-    if len(arrays) == 1:
-        np.copyto(out, arrays[0])
-    for i, array in enumerate(arrays[1:]):
-        np.add(out if i else arrays[0], array, out=out)
 
 
 def extents_of(

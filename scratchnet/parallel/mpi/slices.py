@@ -1,42 +1,50 @@
-"""How machines of an MPI job merge by slices: each owns some pieces of the parameters, and updates those.
+"""How machines of an MPI job merge: each owns some slices of the parameters, and updates those.
 
-To merge and update a piece, a pool needs what the gradients of all shards hold of this piece, and nothing else. So
-
-    while a shard is computed, each final part of its gradient goes to the machine that owns it     (reduce_scatter)
+    each machine adds up the gradients of its shards, subtree by subtree of the tree over all shards (comm/tree.py)
+    while it computes, each final part of such a sum goes to the machine that owns it                (reduce_scatter)
     when all parts are there, each rank merges and updates its pieces, as a worker of a pool does
     each piece of new parameters goes to all other machines                                         (all_gather)
 
-which has the bits of one process, as shards are folded in their order. For K shards on M machines, and n bytes of
-gradients, a machine sends (K/M + 1) (M-1)/M n bytes, in two hops, and makes a part of the update; the chain
-(machines.py) sends 2 n bytes in 2 (M-1) hops. `choose` takes the cheaper one. The optimizer's state of a piece stays
-with its owner until somebody asks for all of it.
+which has the bits of one process, as a subtree has the same sum wherever it is made. For M machines and n bytes of
+gradients a machine sends (S + 1) (M-1)/M n bytes, in two hops, however many shards it has: S is the number of its
+subtrees, 1 where its shards are one, and at most 2 log2 K. The optimizer's state of a piece stays with its owner until
+somebody asks for all of it.
 """
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import ConfigError
-from ..comm.memory import round_up
+from ...native.atomics import load_acquire, publish
+from ...native.compile import jit
+from ..comm.memory import SharedMemory, round_up
+from ..comm.tree import subtrees, tree_sum
 from ..phases import NORMS
 from ..pool.layout import Extent
 from ..pool.replica import Replica
 from ..pool.training_arena import TrainingArena
 from ..pool.worker import Worker
-from ..shards import starts_of
 from .communicator import MpiCommunicator
 from .machines import MESSAGE_BYTES, Machine, extents_of
 
-MERGE_VARIABLE = "SCRATCHNET_MPI_MERGE"  # "chain" or "slices": that one, whatever it costs
-LINK = 20e-6, 1.25e9  # alpha and beta of the link that `choose` assumes, see chain_seconds: 10 Gbit/s
-OVERHEAD = 2e-6  # seconds of a rank's time that it takes to send, or to receive, a message; over TCP, on a busy machine
 GRAIN, ROUNDS = 1 << 17, 8  # least bytes of a piece, and most pieces of a rank
 PHASES = ("norm", "slice")  # machines own the pieces of these
+KINDS = ("gradients", "buffers", "parameters")  # of messages, which may be on their way between two ranks at once
+
+
+class Route(NamedTuple):
+    """Arrays that go from one rank to another: of a thing (a shard or a piece), in memory here, at some extents."""
+
+    thing: int
+    sender: int
+    receiver: int
+    memory: np.ndarray
+    extents: Sequence[Extent]
 
 
 class Messages:
@@ -88,7 +96,11 @@ class Slices:
 
     count: of pieces. Pieces go round the ranks, so that each layer belongs to all machines, and all links are busy as
     soon as its gradients are final. With clip_norm there are NORMS pieces, as the parts of the norm are folded where
-    the pieces are. With each other machine a rank exchanges messages through one rank there, its peer.
+    the pieces are. On each machine one rank sends and receives what concerns a piece of another machine: `partner`.
+
+    A sum of several shards lies in `partial`, a row for each subtree of this machine; on the machine that receives it,
+    in the slot of the subtree's first shard. `final` says how far shards are: a word for each shard and parameter, with
+    one writer, holds the number of steps in which that gradient was final.
     """
 
     arena: TrainingArena
@@ -100,26 +112,40 @@ class Slices:
         self.count = size * rounds if replica.settings.clip_norm is None else NORMS
         self.own = self._pieces_of([machine.ordinal])
         self._of_machine = self._pieces_of(machine.ordinals(machine.number))
+        self._of_others = sorted(set(range(self.count)) - set(self._of_machine))
+        shards = replica.shards
+        self._subtrees = [list(subtrees(machine.shards(i, shards), shards)) for i in range(machine.count)]
         self._messages: dict[Any, Messages] = {}
-        self._needed: dict[Extent, frozenset[int]] = {}
+        self._kept_leaves: dict[tuple[int, ...], list[int]] = {}
+        numbers = {i: number for number, i in enumerate(self.layout.parameters)}
+        self._spans = [(numbers[i], p.offset, p.offset + round_up(p.nbytes)) for i, p in self.layout.parameters.items()]
+        self._numbers, self._stride = numbers, round_up(len(numbers) * 8) // 8
+        self._needed: dict[Extent, tuple[int, int]] = {}
 
     def _pieces_of(self, ordinals: Iterable[int]) -> list[int]:
         """The pieces that these ranks own."""
         return sorted(piece for i in ordinals for piece in range(i, self.count, self.machine.comm.size))
 
-    def seconds(self, alpha: float, beta: float) -> float:
-        """What the exchange of a step takes: see `slices_seconds`."""
-        machine, each = self.machine, range(self.machine.count)
-        shards = [len(machine.shards(i, self.replica.shards)) for i in each]
-        shares = [len(self._pieces_of(machine.ordinals(i))) / self.count for i in each]
-        return slices_seconds(shards, shares, self.layout.parameter_bytes, alpha, beta)
+    def _partner(self, piece: int, machine: int) -> int:
+        """The ordinal of the rank of a machine that exchanges a piece with its owner, on another machine."""
+        owner, here = piece % self.machine.comm.size, self.machine.ordinals(machine)
+        there = self.machine.ordinals(self.machine.machine_at(owner))
+        number = piece // self.machine.comm.size * len(there) + owner - there.start  # of the owner machine's pieces
+        return here[number % len(here)]
 
     def attach(self, arena: TrainingArena, worker: Worker) -> None:
-        """Before the first step."""
+        """Before the first step. All ranks call this at once."""
         self.arena, self.worker = arena, worker
-        self.replica.on_final = self.send_final
+        self.replica.on_final, worker.leaves = self.send_final, self._leaves
+        own, size = self._subtrees[self.machine.number], arena.slots.shape[-1]
+        sums = [subtree for subtree in own if len(subtree) > 1]
+        begin, words = round_up(len(sums) * size), self.replica.shards * self._stride
+        memory = self.machine.memory(begin + 8 * words)
+        self._partial = dict(zip(sums, memory.array(0, (len(sums), size), np.uint8), strict=True))
+        self._final = memory.array(begin, words, np.int64)
         if self.machine.leaders:
-            self._commit_memory()
+            memory.commit(begin, 8 * words)
+            self._commit_memory(memory, range(0, len(sums) * size, size), arena.extents["slots"])
 
     def detach(self) -> None:
         """After the last step, when no message is on its way."""
@@ -127,53 +153,101 @@ class Slices:
             messages.release()
         self.replica.on_final = None
 
-    def _commit_memory(self) -> None:
-        """For what this machine's pieces need of the gradients of other machines' shards."""
-        offset, (rings, shards, size), _ = self.arena.extents["slots"]
-        own = self.machine.shards(self.machine.number, shards)
-        begins = self.layout.begins if size > self.layout.nbytes else [0]
-        for extent in self._extents(self._of_machine, begins, None):
-            for slot in range(rings * shards):
-                if slot % shards not in own:
-                    self.arena.memory.commit(offset + slot * size + extent.offset, extent.nbytes)
+    def _commit_memory(self, partial: SharedMemory, rows: Iterable[int], slots: Extent) -> None:
+        """For sums that this machine sends, and for what its pieces need of the other machines' sums."""
+        rings, shards, size = slots.shape
+        here, begins = self.machine.number, self.layout.begins if size > self.layout.nbytes else [0]
+        for extent, row in itertools.product(extents_of(self.layout, begins, self._of_others, self.count), rows):
+            partial.commit(row + extent.offset, extent.nbytes)
+        received = [s.start for i, there in enumerate(self._subtrees) if i != here for s in there]
+        extents = extents_of(self.layout, begins, self._of_machine, self.count)
+        places = [*itertools.product(extents, received)]
+        if self.count - 1 in self._of_machine:
+            own = self.machine.shards(here, shards)
+            places += itertools.product(self._buffers(), [k for k in range(shards) if k not in own])
+        for (extent, k), ring in itertools.product(places, range(rings)):
+            self.arena.memory.commit(slots.offset + (ring * shards + k) * size + extent.offset, extent.nbytes)
+
+    def _leaves(self, full: tuple[int, ...]) -> list[int]:
+        """Which slots this machine folds, of the shards that have samples: its own, and the other machines' sums."""
+        if full not in self._kept_leaves:
+            others = [tree for i, trees in enumerate(self._subtrees) if i != self.machine.number for tree in trees]
+            sums = [tree.start for tree in others if not set(full).isdisjoint(tree)]
+            own = self.machine.shards(self.machine.number, self.replica.shards)
+            self._kept_leaves[full] = sorted([k for k in full if k in own] + sums)
+        return self._kept_leaves[full]
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
     def begin(self, step: int) -> None:
         """Start to receive gradients. Nobody reads those of the step before any more."""
-        self._step, slots, full = step, self._slots(step), self._full(step)
-        slots.start_receives(full)
-        self._unsent = {k: slots.sends.get(k, []) for k in full}
-        self._final: dict[int, set[int]] = defaultdict(set)  # parameters whose gradients are final, by shard
+        self._step, full = step, self.worker.shares_of(step).full
+        gradients = self._gradients(step)
+        gradients.start_receives(self._leaves(full))
+        self._buffer_messages(step).start_receives(full)
+        shards = {tree: [k for k in tree if k in full] for tree in self._subtrees[self.machine.number]}
+        self._shards = {tree: own for tree, own in shards.items() if own}
+        self._unsent = {tree: gradients.sends.get(tree.start, []) for tree in self._shards}
 
     def send_final(self, batch: int, k: int, parameters: list[int]) -> None:
-        """In shard k the gradients of these parameters are final for this batch: send those that are for the step."""
+        """In shard k the gradients of these parameters are final for this batch: send the sums that are complete."""
         arena, entry = self.arena, self._step % self.arena.window
         last = max(a for a, lo, hi in self.worker.shares_of(self._step).parts[k] if lo < hi)
-        if arena.local[entry] or batch != arena.first[entry] + last:
-            return
-        slots, final, unsent = self._slots(self._step), self._final[k], self._unsent[k]
-        final |= set(parameters)
-        slots.start([message for message in unsent if self._needs(message[0]) <= final])
-        self._unsent[k] = [message for message in unsent if not self._needs(message[0]) <= final]
-        slots.progress()
+        if not arena.local[entry] and batch == arena.first[entry] + last:
+            self._finish(k, [self._numbers[i] for i in parameters])
 
-    def _needs(self, extent: Extent) -> frozenset[int]:
-        """The parameters whose gradients lie in an extent; of buffers one that is never final."""
+    def done(self, phase: str, piece: int, step: int) -> None:
+        """This rank has done a piece of a phase: send what that completes."""
+        if phase == "shard":
+            self._finish(piece, range(len(self._numbers)))
+        elif phase == "slice":
+            self._parameters(step).start_sends([piece])
+
+    def _finish(self, k: int, numbers: Iterable[int]) -> None:
+        """The gradients of these parameters are final in shard k: send what is final in all shards of a subtree."""
+        for number in numbers:
+            publish(self._final, k * self._stride + number, self._step + 1)
+        for tree in self._unsent:
+            if self._unsent[tree]:
+                self._send_sums(tree)
+        self._gradients(self._step).progress()
+
+    def _send_sums(self, tree: range, all_are_final: bool = False) -> None:
+        """Add up the shards of a subtree, where all of them are final, and send the sums that were not sent yet."""
+        shards = self._shards[tree]
+        ready: list[tuple[Extent, Any]] = []
+        waiting: list[tuple[Extent, Any]] = []
+        final = np.zeros(len(self._numbers) + 1, np.int64)  # how many parameters are, of those before each
+        _count_final(self._final, np.array(shards) * self._stride, self._step + 1, final)
+        for message in self._unsent[tree]:
+            low, high = self._needs(message[0])
+            is_ready = all_are_final or final[high] - final[low] == high - low
+            (ready if is_ready else waiting).append(message)
+        if tree in self._partial:
+            slots = self.arena.slots[self._step % len(self.arena.slots)]
+            for extent, _ in ready:
+                add_up(slots, shards, extent, self._partial[tree])
+        self._unsent[tree] = waiting
+        self._gradients(self._step).start(ready)
+
+    def _needs(self, extent: Extent) -> tuple[int, int]:
+        """The parameters whose gradients lie in an extent of a slot: numbers low to high. Of states in a page: all."""
         if extent not in self._needed:
-            offset, end = extent.offset, extent.offset + extent.nbytes
-            parameters = [(p.offset, p.offset + round_up(p.nbytes)) for p in self.layout.parameters.values()]
-            found = [i for i, (start, stop) in enumerate(parameters) if start < end and offset < stop]
-            self._needed[extent] = frozenset(found or [-1])
+            start, end = extent.offset, extent.offset + extent.nbytes
+            found = [number for number, lo, hi in self._spans if lo < end and start < hi] or [0, len(self._spans) - 1]
+            self._needed[extent] = found[0], found[-1] + 1
         return self._needed[extent]
 
     def send_gradients(self, step: int) -> None:
         """Send what was not sent yet. All ranks have computed all their shards."""
         self._parameters(step).start_receives()
-        self._slots(step).start([message for messages in self._unsent.values() for message in messages])
+        for tree in self._unsent:
+            self._send_sums(tree, all_are_final=True)
+        self._buffer_messages(step).start_sends(self.worker.shares_of(step).full)
 
     def wait_for_gradients(self, step: int) -> None:
-        self._slots(step).wait()
+        self._gradients(step).wait()
+        self._buffer_messages(step).wait()
 
     def share_norm(self, step: int) -> None:
         """All parts of the norm go to all ranks."""
@@ -183,10 +257,6 @@ class Slices:
         # Exact in any order of additions: each part is 0 on all ranks but one.
         comm.wait(comm.group.Iallreduce(comm.library.IN_PLACE, parts), "parts of a norm")
         squares[:] = parts
-
-    def send_parameters(self, piece: int, step: int) -> None:
-        """Start to send a finished piece of the new page."""
-        self._parameters(step).start_sends([piece])
 
     def wait_for_parameters(self, step: int) -> None:
         """Receive the other machines' pieces, and seal them as if this machine had done them."""
@@ -204,108 +274,96 @@ class Slices:
             messages.start_sends()
             messages.wait()
 
-    def _full(self, step: int) -> tuple[int, ...]:
-        """Shards that are not empty."""
-        return self.worker.shares_of(step).full
-
     # --- the messages of a step --------------------------------------------------------------------------------------
 
-    def _slots(self, step: int) -> Messages:
-        """By shard: its gradient or, after local steps, its page goes to the owners of the pieces."""
-        arena, size = self.arena, self.machine.comm.size
-        ring, is_local = step % len(arena.slots), bool(arena.local[step % arena.window])
-        key = "slots", ring, is_local
-        if key not in self._messages:
-            begins, starts = self.layout.begins if is_local else [0], starts_of(self.replica.shards, size)
-            sources = [ordinal for ordinal in range(size) for _ in range(starts[ordinal], starts[ordinal + 1])]
-            owned = [self._pieces_of(self.machine.ordinals(i)) for i in range(self.machine.count)]
-            extents = [self._extents(pieces, begins) for pieces in owned]
-            self._messages[key] = self._between("gradients", sources, arena.slots[ring], lambda _, to: extents[to])
-        return self._messages[key]
+    def _gradients(self, step: int) -> Messages:
+        """By the first shard of a subtree: its sum, of gradients or after local steps of pages, goes to the owners."""
+        ring, is_local = step % len(self.arena.slots), bool(self.arena.local[step % self.arena.window])
+        return self._made("gradients", self._routes_of_sums, ring, is_local)
+
+    def _routes_of_sums(self, ring: int, is_local: bool) -> Iterator[Route]:
+        machine, me, slots = self.machine, self.machine.ordinal, self.arena.slots[ring]
+        begins = self.layout.begins if is_local else [0]
+        for number, trees in enumerate(self._subtrees):
+            is_here = number == machine.number
+            for tree, piece in itertools.product(trees, self._of_others if is_here else self.own):
+                ends = self._partner(piece, number), piece % machine.comm.size
+                if me in ends:
+                    memory = self._partial.get(tree, slots[tree.start])
+                    yield Route(tree.start, *ends, memory, self._extents(piece, begins))
+
+    def _buffer_messages(self, step: int) -> Messages:
+        """By shard: its buffers go to the owner of the last piece."""
+        return self._made("buffers", self._routes_of_buffers, step % len(self.arena.slots))
+
+    def _routes_of_buffers(self, ring: int) -> Iterator[Route]:
+        machine, owner = self.machine, (self.count - 1) % self.machine.comm.size
+        starts = machine.starts(self.replica.shards)
+        for sender, (start, end) in enumerate(itertools.pairwise(starts)):
+            if machine.machine_at(sender) != machine.machine_at(owner):
+                for k in range(start, end):
+                    yield Route(k, sender, owner, self.arena.slots[ring, k], self._buffers())
 
     def _parameters(self, step: int) -> Messages:
         """By piece, after a step: new parameters; with the optimizer's state, if shards take local steps from them."""
         begins = self.layout.begins if self.replica.strategy.trains_locally(step + 1) else [0]
         return self._page((step + 1) % len(self.arena.pages), begins)
 
-    def _page(self, number: int, begins: list[int]) -> Messages:
+    def _page(self, number: int, begins: Sequence[int]) -> Messages:
         """By piece: all that lies like the parameters at `begins` of a page goes to all other machines."""
-        key = "page", number, tuple(begins)
-        if key not in self._messages:
-            sources = [piece % self.machine.comm.size for piece in range(self.count)]
-            pages = [self.arena.pages[number]] * self.count
-            self._messages[key] = self._between(
-                "parameters", sources, pages, lambda piece, _: self._extents([piece], begins)
-            )
-        return self._messages[key]
+        return self._made("parameters", self._routes_of_parameters, number, tuple(begins))
 
-    def _extents(self, pieces: Sequence[int], begins: list[int], most: int | None = MESSAGE_BYTES) -> list[Extent]:
-        """The extents of pieces in a page or a slot. Buffers belong to the last piece, as in pool/slices.py."""
-        layout, found = self.layout, extents_of(self.layout, begins, pieces, self.count, most)
-        if layout.buffers and self.count - 1 in pieces and 0 in begins:
-            size = layout.nbytes - layout.parameter_bytes
-            found.append(Extent(layout.parameter_bytes, (size,), np.dtype(np.uint8)))
-        return found
+    def _routes_of_parameters(self, number: int, begins: Sequence[int]) -> Iterator[Route]:
+        machine, page = self.machine, self.arena.pages[number]
+        others = [(machine.number + i) % machine.count for i in range(1, machine.count)]  # not all at one machine
+        for piece in range(self.count):
+            owner = piece % machine.comm.size
+            ends = [(owner, self._partner(piece, i)) for i in (others if piece in self.own else [machine.number])]
+            if piece in self.own or (piece in self._of_others and ends[0][1] == machine.ordinal):
+                buffers = self._buffers() if piece == self.count - 1 and 0 in begins else []
+                extents = self._extents(piece, begins) + buffers
+                yield from (Route(piece, *each, page, extents) for each in ends)
 
-    def _between(
-        self, what: str, sources: Sequence[int], memory: Sequence[np.ndarray], parts: Callable[[int, int], list[Extent]]
-    ) -> Messages:
-        """The messages that transfer things. sources[i]: the ordinal that makes thing i; memory[i]: where it lies;
-        parts(i, machine): the extents that go to a machine.
-        """
-        machine, found = self.machine, Messages(self.machine.comm, f"the exchange of {what}")
-        here, others = machine.number, [(machine.number + i) % machine.count for i in range(1, machine.count)]
-        tags: dict[int, int] = defaultdict(int)  # of messages between this rank and another, which come in any order
-        for thing, source in enumerate(sources):
-            if source == machine.ordinal:
-                ends = [(i, machine.peer(source, i)) for i in others]
-                make, kept = machine.direct.Send_init, found.sends
-            elif machine.machine_at(source) != here and machine.peer(source, here) == machine.ordinal:
-                ends, make, kept = [(here, source)], machine.direct.Recv_init, found.receives
-            else:
-                continue
-            for to, ordinal in ends:
-                rank = machine.rank_at[ordinal]
-                for part in parts(thing, to):
-                    kept[thing].append((part, make(part.of(memory[thing]), rank, tags[rank])))
-                    tags[rank] += 1
-        return found
+    def _extents(self, piece: int, begins: Sequence[int]) -> list[Extent]:
+        """The extents of a piece in a page or a slot, without buffers."""
+        return extents_of(self.layout, begins, [piece], self.count, MESSAGE_BYTES)
 
+    def _buffers(self) -> list[Extent]:
+        """The extent of all buffers. They belong to the last piece, as in pool/slices.py."""
+        size = self.layout.nbytes - self.layout.parameter_bytes
+        return [Extent(self.layout.parameter_bytes, (size,), np.dtype(np.uint8))] if self.layout.buffers else []
 
-# --- what it costs ----------------------------------------------------------------------------------------------------
+    def _made(self, what: str, routes: Callable[..., Iterator[Route]], *details: Any) -> Messages:
+        """The messages of a kind that this rank sends and receives on routes(*details), made at their first use."""
+        if (what, details) not in self._messages:
+            comm, me, direct = self.machine.comm, self.machine.ordinal, self.machine.direct
+            found = self._messages[what, details] = Messages(comm, f"the exchange of {what}")
+            tags: dict[tuple[int, int], int] = defaultdict(int)  # messages of two ranks arrive in any order
+            for thing, sender, receiver, memory, extents in routes(*details):
+                if me == sender:
+                    make, kept, other = direct.Send_init, found.sends, receiver
+                elif me == receiver:
+                    make, kept, other = direct.Recv_init, found.receives, sender
+                else:
+                    continue
+                for extent in extents:
+                    tag = KINDS.index(what) + len(KINDS) * tags[sender, receiver]
+                    kept[thing].append((extent, make(extent.of(memory), self.machine.rank_at[other], tag)))
+                    tags[sender, receiver] += 1
+        return self._messages[what, details]
 
 
-def chain_seconds(machines: int, nbytes: float, alpha: float, beta: float) -> float:
-    """Seconds that the chain takes, by Hockney's model: a message of b bytes takes alpha + b / beta seconds.
-
-    The first message goes all the way and back, and the others follow. Machines between others send everything twice.
-    """
-    if machines == 1:
-        return 0.0
-    return 2 * (machines - 1) * (alpha + MESSAGE_BYTES / beta) + min(machines - 1, 2) * nbytes / beta
+def add_up(slots: np.ndarray, shards: Sequence[int], extent: Extent, out: np.ndarray) -> None:
+    """The sum, along the tree, of what slots of these shards hold at an extent goes to that extent of `out`."""
+    np.copyto(extent.of(out), tree_sum(shards, lambda k: extent.of(slots[k]), np.add))
 
 
-def slices_seconds(shards: Sequence[int], shares: Sequence[float], nbytes: float, alpha: float, beta: float) -> float:
-    """Seconds that an exchange by slices takes, by the same model. shards: of each machine; shares: of the parameters.
-
-    The machine that sends or receives the most decides. It begins its messages to the others one by one.
-    """
-    machines, total = len(shards), sum(shards)
-    if machines == 1:
-        return 0.0
-    most = max(
-        max(own * (1 - share) + share * (machines - 1), (total - own) * share + 1 - share)
-        for own, share in zip(shards, shares, strict=True)
-    )
-    return 2 * alpha + 2 * (machines - 1) * OVERHEAD + most * nbytes / beta
-
-
-def choose(machine: Machine, replica: Replica) -> Slices | None:
-    """The cheaper way to merge; None: the chain. Raises ConfigError for an unknown name in SCRATCHNET_MPI_MERGE."""
-    forced = os.environ.get(MERGE_VARIABLE) or ""
-    if forced not in ("", "chain", "slices"):
-        raise ConfigError(f"{MERGE_VARIABLE}: expected 'chain' or 'slices', got {forced!r}")
-    if forced == "chain":
-        return None
-    found, chain = Slices(machine, replica), chain_seconds(machine.count, replica.layout.parameter_bytes, *LINK)
-    return found if forced or found.seconds(*LINK) <= chain else None
+@jit
+def _count_final(words, rows, steps, found):
+    """found[i + 1] = how many of the words 0 to i have reached `steps` in all rows."""
+    for i in range(found.size - 1):
+        found[i + 1] = found[i] + 1
+        for row in rows:
+            if load_acquire(words, row + i) < steps:
+                found[i + 1] = found[i]
+                break

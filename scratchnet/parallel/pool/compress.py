@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...random import Generator
+from ..comm.tree import tree_sum
 from ..compression import Compression
 from .layout import Extent
 from .replica import Replica
@@ -47,7 +48,7 @@ class Compressor:
             np.add(gradient, extent.of(old), out=gradient)
         for extent in self.matrices:
             v = self._matrix(extent.of(arena.slots[0, k]))
-            self.device.matmul(v, self._sum(RIGHT, extent), self._factor(k, LEFT, extent))
+            self.device.matmul(v, self._sum(RIGHT, extent, range(self.replica.shards)), self._factor(k, LEFT, extent))
         for extent in self.others:
             v, sent = extent.of(arena.slots[0, k]).copy(), extent.of(self._sent(k))
             self.compression.compress(v, sent)
@@ -61,9 +62,7 @@ class Compressor:
         """P, orthonormal, from the P_k of the shards that have samples. It lies in the factors of number K."""
         for extent in self.matrices:
             basis = self._factor(self.replica.shards, LEFT, extent)
-            basis[...] = self._factor(full[0], LEFT, extent)
-            for k in full[1:]:
-                basis += self._factor(k, LEFT, extent)
+            basis[...] = self._sum(LEFT, extent, full)
             orthonormalize(basis)
 
     def project(self, k: int, step: int, is_full: bool) -> None:
@@ -96,12 +95,9 @@ class Compressor:
         length = int(np.prod(extent.shape[1:])) if side else extent.shape[0]
         return Extent(extent.offset, (length, self.rank), extent.dtype).of(self.arena.factors[k, side])
 
-    def _sum(self, side: int, extent: Extent) -> np.ndarray:
-        """The sum of all shards' factors, in the order of shards."""
-        total = self._factor(0, side, extent).copy()
-        for k in range(1, self.replica.shards):
-            total += self._factor(k, side, extent)
-        return total
+    def _sum(self, side: int, extent: Extent, shards: Sequence[int]) -> np.ndarray:
+        """The sum of the factors of these shards, along the tree."""
+        return tree_sum(shards, lambda k: self._factor(k, side, extent), np.add)
 
     # --- what travels, where machines share no memory: a shard's part of a phase, as bytes ------------------------
 

@@ -172,11 +172,11 @@ class Pool(Steps):
                 Gradient(there, len(positions), old, slot).compute(positions, 1.0, 0, 0)
         replica.find_nonfinite(slot)
         numbers = np.zeros((len(replica.layout.segments), replica.optimizer.n_numbers))
-        Slice(replica, (0, 1), old, new, [slot, slot]).update(numbers, [0.5, 0.5])
+        Slice(replica, (0, 1), old, new, {0: slot, 1: slot}).update(numbers, [0.5, 0.5])
         if self.strategy.has_local_steps:
-            Average(replica, (0, 1), [old, old], new).update([0.5, 0.5])
+            Average(replica, (0, 1), {0: old, 1: old}, new).update([0.5, 0.5])
         if self.settings.clip_norm is not None:
-            sum_of_squares(replica.layout, (0, 1), [slot, slot])
+            sum_of_squares(replica.layout, (0, 1), {0: slot, 1: slot})
         pieces = lay_out([Phase("warm", 1, slack=1)])
         words, scratch, table = np.zeros(pieces[-1].end, np.int64), np.zeros(2, np.int64), table_of(pieces)
         allow(words, 1)

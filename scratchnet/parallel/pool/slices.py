@@ -1,13 +1,13 @@
 """The merge and update of a slice of the parameters: from slots and a page to the next page.
 
-    page t+1 = update(page t, slot 0, slot 1, ..., numbers of the step),  slice by slice
+    page t+1 = update(page t, sum of the slots along the tree, numbers of the step),  slice by slice
 
 A slice may be done again, by any worker: it reads one page, writes another, and gives the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,18 +15,21 @@ from ... import tracing
 from ...kernels import Device
 from ...native import vectors
 from ...tensor import Tensor
+from ..comm.tree import tree_sum
 from ..shards import weighted_mean
-from .layout import Page, PageLayout
+from .layout import Extent, Page, PageLayout
 from .replica import Replica
 
-_Fold = tuple[list[np.ndarray], np.ndarray]  # arrays of shards, and where their fold goes
+Leaves = Mapping[int, np.ndarray]  # by shard, ascending
+_Fold = tuple[Leaves, np.ndarray]  # arrays of shards, and where their fold goes
 
 
 class Slice:
     """Slice s of n, (s, n) = part, of the step from page `old` to page `new`, which may be the same memory.
 
-    gradients: what is folded, laid out like slots. slots: those of the shards that are not empty, if they differ from
-    `gradients`; the buffers in them belong to the last slice.
+    gradients: what is folded, laid out like slots; under the number of a shard may stand the sum of a subtree that has
+    this shard. slots: those of the shards that are not empty, if they differ from `gradients`; the buffers in them
+    belong to the last slice.
     """
 
     def __init__(
@@ -35,15 +38,15 @@ class Slice:
         part: tuple[int, int],
         old: Page,
         new: Page,
-        gradients: Sequence[np.ndarray],
-        slots: Sequence[np.ndarray] | None = None,
+        gradients: Leaves,
+        slots: Leaves | None = None,
     ):
         self.segments = [
-            ([extent.of(x) for x in old], [extent.of(gradient) for gradient in gradients], [extent.of(x) for x in new])
+            ([extent.of(x) for x in old], _at(extent, gradients), [extent.of(x) for x in new])
             for extent in replica.layout.cut(part)
         ]
         self.buffers = _buffers(replica.layout, part, gradients if slots is None else slots, new)
-        self.before = [buffer for _, buffer in _buffers(replica.layout, part, (), old)]
+        self.before = [buffer for _, buffer in _buffers(replica.layout, part, {}, old)]
         self.kernel = replica.optimizer.kernel
         self.device = replica.at(self.segments[0][0][0])  # local steps of a worker on a GPU are updates there
         self.numbers = np.empty((len(self.segments), replica.optimizer.n_numbers))
@@ -88,20 +91,21 @@ class Slice:
 class Average:
     """Slice s of n, (s, n) = part, of the mean of pages, after local steps: parameters and the optimizer's state.
 
-    pages: what is folded to the sum. slots: those of the shards that are not empty, if they differ from `pages`.
+    pages: what is folded to the sum, as in `Slice`. slots: those of the shards that are not empty, if they differ from
+    `pages`.
     """
 
     def __init__(
         self,
         replica: Replica,
         part: tuple[int, int],
-        pages: Sequence[Page],
+        pages: Mapping[int, Page],
         new: Page,
-        slots: Sequence[np.ndarray] | None = None,
+        slots: Leaves | None = None,
     ):
-        slots = [page[0] for page in pages] if slots is None else slots
+        slots = {k: page[0] for k, page in pages.items()} if slots is None else slots
         self.arrays: list[_Fold] = [
-            ([extent.of(page[j]) for page in pages], extent.of(new[j]))
+            ({k: extent.of(page[j]) for k, page in pages.items()}, extent.of(new[j]))
             for extent in replica.layout.cut(part)
             for j in range(len(new))
         ]
@@ -124,33 +128,35 @@ class Average:
         _merge_buffers(self.device, self.buffers, weights)
 
 
-def sum_of_squares(layout: PageLayout, part: tuple[int, int], gradients: Sequence[np.ndarray]) -> float:
+def sum_of_squares(layout: PageLayout, part: tuple[int, int], gradients: Leaves) -> float:
     """The sum of squares of slice s of n, (s, n) = part, of the merged gradient, in float64."""
     total = 0.0
     for extent in layout.cut(part):
-        merged, *others = [extent.of(gradient) for gradient in gradients]
-        for other in others:
-            merged = merged + other
-        total += vectors.sum_of_squares(merged)
+        total += vectors.sum_of_squares(tree_sum(gradients, _at(extent, gradients).__getitem__, np.add))
     return total
 
 
-def _buffers(layout: PageLayout, part: tuple[int, int], slots: Sequence[np.ndarray], new: Page) -> list[_Fold]:
+def _at(extent: Extent, memory: Leaves) -> Leaves:
+    return {k: extent.of(own) for k, own in memory.items()}
+
+
+def _buffers(layout: PageLayout, part: tuple[int, int], slots: Leaves, new: Page) -> list[_Fold]:
     extents = layout.buffers if part[0] == part[1] - 1 else []
-    return [([extent.of(slot) for slot in slots], extent.of(new[0])) for extent in extents]
+    return [(_at(extent, slots), extent.of(new[0])) for extent in extents]
 
 
-def _folded(device: Device, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The sum in the order of the shards, with the bits of one process that adds them up."""
-    total = arrays[0]
-    for other in arrays[1:]:
-        merged = device.empty(total.shape, total.dtype)
-        device.add(total, other, merged)
-        total = merged
-    return total
+def _folded(device: Device, arrays: Leaves) -> np.ndarray:
+    """The sum along the tree: recorded, its additions and what follows are one pass over memory."""
+
+    def add(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        merged = device.empty(left.shape, left.dtype)
+        device.add(left, right, merged)
+        return merged
+
+    return tree_sum(arrays, arrays.__getitem__, add)
 
 
 def _merge_buffers(device: Device, buffers: Sequence[_Fold], weights: Sequence[float]) -> None:
     for parts, buffer in buffers:
-        merged = weighted_mean([Tensor._wrap(x, device) for x in parts], weights)
+        merged = weighted_mean({k: Tensor._wrap(x, device) for k, x in parts.items()}, weights)
         tracing.active(device).copy(merged._data, buffer)

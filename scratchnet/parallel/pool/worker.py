@@ -75,6 +75,7 @@ class Worker:
     """
 
     folded: np.ndarray | None = None  # the sum of all slots, where somebody else makes it: see mpi/engine.py
+    leaves: Callable[[tuple[int, ...]], Sequence[int]] = staticmethod(lambda full: full)  # see `_to_fold`
 
     def __init__(
         self,
@@ -175,7 +176,7 @@ class Worker:
         arena, replica, entry = self.arena, self.replica, step % self.arena.window
         slot, own = self.gradients.copy(self._version(step), 0, k), self.gradients.scratch
         page = replica.layout.page(slot)
-        update = self._kept(("update", id(slot)), Slice, replica, (0, 1), page, page, [own])
+        update = self._kept(("update", id(slot)), Slice, replica, (0, 1), page, page, {k: own})
         arena.bad[entry, k] = LOSS_IS_BAD  # until all batches are done
         for a, lo, hi in self.shares_of(step).parts[k]:
             loss, n = math.nan, hi - lo
@@ -199,9 +200,9 @@ class Worker:
         arena, replica, entry, ring = self.arena, self.replica, step % self.arena.window, step % len(self.arena.slots)
         part, shares = (s, arena.pieces[-1].count), self.shares_of(step)
         old, new = (t % len(self.pages) for t in (step, step + 1))
-        fold, slots = self._to_fold(step), [arena.slots[ring, k] for k in shares.full]
+        fold, slots = self._to_fold(step), {k: arena.slots[ring, k] for k in shares.full}
         if arena.local[entry]:
-            pages = [replica.layout.page(memory) for memory in fold]
+            pages = {k: replica.layout.page(memory) for k, memory in fold.items()}
             merge = self._kept(("mean", s, new, shares.full), Average, replica, part, pages, self.pages[new], slots)
             merge.update(shares.weights)
         else:
@@ -228,7 +229,7 @@ class Worker:
 
     def _apply(self, k: int, step: int, old: int, new: int) -> None:
         pages, slot, entry = (self.pages[old], self.pages[new]), self.arena.slots[0, k], step % self.arena.window
-        merge = self._kept(("apply", k, old), Slice, self.replica, (0, 1), *pages, [slot])
+        merge = self._kept(("apply", k, old), Slice, self.replica, (0, 1), *pages, {k: slot})
         if self.arena.bad[entry, k] or k not in self.shares_of(step).full:
             for source, target in zip(*pages, strict=True):
                 target[...] = source
@@ -255,13 +256,15 @@ class Worker:
             self.shares[counts] = Shares.of(counts, self.replica.shards)
         return self.shares[counts]
 
-    def _to_fold(self, step: int) -> list[np.ndarray]:
-        """What is folded: of each shard that is not empty its slot, or what compression sent of it."""
+    def _to_fold(self, step: int) -> dict[int, np.ndarray]:
+        """What is folded: of each shard that is not empty its slot, or what compression sent of it. Between machines
+        some slots hold sums of subtrees: `leaves` names those, and the shards that stand for themselves.
+        """
         if self.folded is not None:
-            return [self.folded]
+            return {0: self.folded}
         arena = self.arena
         slots = arena.sent if len(arena.sent) else arena.slots[step % len(arena.slots)]
-        return [slots[k] for k in self.shares_of(step).full]
+        return {k: slots[k] for k in self.leaves(self.shares_of(step).full)}
 
     def _is_skipped(self, step: int) -> bool:
         """Is something in the step not finite, and are such steps skipped? All gradients are there."""
