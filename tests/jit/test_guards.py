@@ -82,7 +82,13 @@ def load_another(model):
     model.load_state_dict({name: x + np.float32(0.5) for name, x in model.state_dict().items()})
 
 
-@pytest.mark.parametrize("change", [load_another, lambda model: model.to("cpu")])
+def replace_buffers(model):
+    for module in model.modules():
+        if isinstance(module, sn.nn.BatchNorm1d):
+            module.running_mean = sn.nn.Buffer(np.full(64, 2, np.float32))
+
+
+@pytest.mark.parametrize("change", [load_another, replace_buffers, lambda model: model.to("cpu")])
 def test_buffers_that_are_loaded_or_replaced_are_followed(change):
     plain, recorded = network(norm=True), network(norm=True)
     for (model, _), step in ((plain, training_step(*plain)), (recorded, sn.jit(training_step(*recorded)))):

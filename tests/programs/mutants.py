@@ -85,7 +85,7 @@ def outcome(mutant: Mutant, copy: Path) -> str:
     path.write_text(original.replace(mutant.old, mutant.new))
     variables = {"PYTHONPATH": str(copy), "SCRATCHNET_QUIET": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     if mutant.jit:
-        variables["SCRATCHNET_CACHE_DIR"] = str(copy / "kernels")
+        variables["SCRATCHNET_CACHE_DIR"] = str(copy.parent / "kernels")  # shared by all copies
     else:
         variables["NUMBA_DISABLE_JIT"] = "1"
     command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", *mutant.test.split()]
