@@ -165,9 +165,9 @@ class _Walk:
             self._items(self.always, value.param_groups, f"{name}.param_groups", enter=False)
         elif isinstance(value, dict | list | tuple | set | frozenset):
             self._items(self.always, value, name)
-        elif hasattr(value, "__wrapped__"):
+        elif "__wrapped__" in _attributes(value):
             self.visit(value.__wrapped__, name)
-        elif not isinstance(value, Stateful) and (not _is_trusted(value) or _package(value) == "scratchnet"):
+        elif not isinstance(value, Stateful) and (not _is_trusted(value) or _is_object_of_package(value)):
             self._object(value, name)
 
     def _function(self, function: types.FunctionType) -> None:
@@ -186,8 +186,8 @@ class _Walk:
 
     def _object(self, thing: Any, name: str) -> None:
         """The attributes that are used of an object, a class or a Python module."""
-        attributes = vars(thing) if hasattr(thing, "__dict__") else {}
-        slots = [slot for kind in type(thing).__mro__ for slot in getattr(kind, "__slots__", ())]
+        attributes = _attributes(thing)
+        slots = [slot for kind in type(thing).__mro__ for slot in _slots_of(kind)]
         for key in [*attributes, *slots]:
             if (key in self.used or self._everything) and not key.startswith("__"):
                 where = attributes if key in attributes and isinstance(attributes, dict) else _Attributes(thing)
@@ -241,6 +241,24 @@ def names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
             names |= of_inner[0]
             attributes |= of_inner[1]
     return frozenset(names), frozenset(attributes)
+
+
+def _attributes(thing: Any) -> Any:
+    """What an object, a class or a Python module has itself; no code of its class is run."""
+    try:
+        return object.__getattribute__(thing, "__dict__")
+    except AttributeError:
+        return {}
+
+
+def _slots_of(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _is_object_of_package(value: Any) -> bool:
+    """Is it an object of this package, such as a Trainer, through which a step may reach a model?"""
+    return _package(value) == "scratchnet" and not isinstance(value, types.ModuleType | type | types.FunctionType)
 
 
 def _is_trusted(value: Any) -> bool:

@@ -21,7 +21,7 @@ from .agreement import Account
 from .explain import explain
 from .names import Names
 from .program import Outputs, Program, Stopped, give_back
-from .trace import Trace, memory_of
+from .trace import Trace, line_of, memory_of
 from .values import Argument, is_constant, is_same, key_of, leaves_of, mapped
 
 MOST = 64  # programs of a step; the oldest makes room for a new one
@@ -233,11 +233,13 @@ class _Recorded:
         self.names = names
         self.inputs = inputs = [x.copy() for x in arrays]
         self.trace = trace = Trace(inputs, random.current(), tolerant)
+        tensors: list[Tensor] = []
         copies = {id(x): copy for x, copy in zip(arrays, inputs, strict=True)}
 
         def replaced(x: Any) -> Any:
             if isinstance(x, Tensor):
-                return Tensor._wrap(copies[id(x._data)], x._device)
+                tensors.append(Tensor._wrap(copies[id(x._data)], x._device))
+                return tensors[-1]
             if isinstance(x, np.ndarray):
                 return copies[id(x)] if tolerant else Argument(copies[id(x)], trace)
             return x
@@ -246,8 +248,18 @@ class _Recorded:
         try:
             with tracing.into(trace):
                 result = function(*replaced_args, **replaced_kwargs)
+        except Exception as error:
+            if Argument.__name__ not in str(error):
+                raise
+            raise JitError(
+                f"{line_of(error)}: {error}; an array that is given to a recorded step is for kernels and "
+                "NumPy's functions alone; do this outside of the step"
+            ) from error
         finally:
             give_back(arrays, inputs)
+        if any(t._requires_grad or t._grad is not None for t in tensors):
+            with tracing.into(trace):
+                trace.refuse("the gradient of an argument; use x.detach()")
         self._take_gradients(trace)
         self.result = result = mapped(result, lambda x: x._given if type(x) is Argument else x)
         self._check_result(trace)
@@ -269,6 +281,8 @@ class _Recorded:
     def _take_gradients(self, trace: Trace) -> None:
         self.gradients = []
         for key, (leaf, old) in trace.touched.items():
+            if trace.varies(leaf._data) or id(leaf) in trace.new:
+                continue  # it does not outlive the step
             zeroed = key in trace.forgotten
             self.gradients.append(_Gradient(leaf, old, zeroed, dropped=zeroed and key in trace.consumed))
         for leaf in trace.forgotten.values():

@@ -13,6 +13,7 @@ Only the last kind may deceive: see agreement.py.
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -279,6 +280,12 @@ def user_line() -> str:
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, "<")):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def line_of(error: BaseException) -> str:
+    """file:line of the innermost line outside of this package that an error passed."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_PACKAGE)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "a step"
 
 
 def _is_of_package(function: Any) -> bool:
