@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from . import ops, tracing
+from . import checks, ops, tracing
 from .errors import DeviceError, GradientError, ShapeError
 from .grad_mode import is_recording, recording
 from .kernels import Device
@@ -79,8 +79,10 @@ def backward(
     Raises GradientError if there is no record, if it was freed, or if a tensor that it needs was changed in
     place since it was read; ShapeError if `gradient` is missing or does not fit.
     """
+    create_graph = checks.flag("backward: create_graph", create_graph)
+    retain_graph = checks.flag("backward: retain_graph", retain_graph) or create_graph
     g = initial_gradient(y, gradient)
-    found = backpropagate(y, g, retain_graph=retain_graph or create_graph, create_graph=create_graph)
+    found = backpropagate(y, g, retain_graph=retain_graph, create_graph=create_graph)
     taken = {id(g._data)}
     for leaf, leaf_gradient in found.values():
         tracing.current().touch(leaf)

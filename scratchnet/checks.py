@@ -71,14 +71,14 @@ def integer(
         and (most is None or value <= most)
     ):
         return int(value)
-    bounds = [f" of at least {least}" if most is None else f" from {least} to {most}"] if least is not None else []
-    refuse(what, f"an integer{''.join(bounds)}", value, error, remedy)
+    bounds = "" if least is None else f" >= {least}" if most is None else f" from {least} to {most}"
+    refuse(what, f"an integer{bounds}", value, error, remedy)
 
 
 def number(what: str, value: Any, interval: str = "(-inf, inf)") -> float:
     """value as a float in an interval, written as in mathematics: "[0, 1)"; NaN is in none."""
     low, high, has_low, has_high = _bounds(interval)
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+    if is_number(value):
         try:
             x = float(value)
         except OverflowError:
@@ -86,6 +86,11 @@ def number(what: str, value: Any, interval: str = "(-inf, inf)") -> float:
         if (low < x or (has_low and x == low)) and (x < high or (has_high and x == high)):
             return x
     refuse(what, "a finite number" if interval == "(-inf, inf)" else f"a number in {interval}", value)
+
+
+def is_number(value: Any) -> bool:
+    """Is value a real number of Python or NumPy? True and False are none."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 @functools.cache
@@ -130,7 +135,8 @@ def _is_axis(value: Any, ndim: int) -> bool:
 
 def lengths(what: str, values: Iterable[Any], least: int = 0) -> tuple[int, ...]:
     """The lengths of a shape."""
-    return tuple([integer(what, n, least, error=ShapeError) for n in items(what, values, "lengths as integers")])
+    given = items(what, values, "lengths as integers")
+    return tuple([integer(what, n, least, 2**48, error=ShapeError) for n in given])
 
 
 # --- names, objects, functions ----------------------------------------------------------------------------------------
@@ -184,12 +190,17 @@ def path(what: str, value: Any) -> str:
 
 def dtype(what: str, value: Any) -> np.dtype:
     """value as a NumPy dtype; None, which NumPy takes for float64, is none."""
-    if isinstance(value, str | type | np.dtype) and value is not None:
-        try:
-            return np.dtype(value)
-        except TypeError:
-            pass
-    refuse(what, "a dtype such as 'float32'", value, DtypeError)
+    if not is_dtype(value):
+        refuse(what, "a dtype such as 'float32'", value, DtypeError)
+    return np.dtype(value)
+
+
+def is_dtype(value: Any) -> bool:
+    """Does value name a dtype?"""
+    try:
+        return isinstance(value, str | type | np.dtype) and np.dtype(value).kind != "O"
+    except TypeError:
+        return False
 
 
 def array(what: str, value: Any, kinds: str = "biuf") -> np.ndarray:

@@ -41,6 +41,10 @@ class UnknownAttributeError(ScratchnetError, AttributeError):
     """An attribute that would be set and never read, or that is fixed once the object is made."""
 
 
+class MissingMethodError(ScratchnetError, NotImplementedError):
+    """A method that a subclass has to write."""
+
+
 class JitError(ScratchnetError, RuntimeError):
     """A step that cannot be recorded, or a recorded one that is called in another way."""
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import ops
+from . import checks, ops
 from .autograd import backpropagate, history, initial_gradient
-from .errors import ShapeError
+from .errors import ConfigError, ShapeError
 from .grad_mode import is_recording, recording
 from .tensor import FLOATS, ArrayLike, Tensor, as_tensor
 
@@ -49,7 +49,8 @@ def stack(tensors: Sequence[ArrayLike], axis: int = 0) -> Tensor:
 
 
 def _tensors(name: str, tensors: Sequence[ArrayLike]) -> list[Tensor]:
-    if not len(tensors):
+    tensors = checks.items(name, tensors, "a list of tensors")
+    if not tensors:
         raise ShapeError(f"{name}: expected at least one tensor, got none")
     like = next((t for t in tensors if isinstance(t, Tensor)), None)
     return [as_tensor(t, like) for t in tensors]
@@ -58,24 +59,28 @@ def _tensors(name: str, tensors: Sequence[ArrayLike]) -> list[Tensor]:
 # --- gradients of functions ------------------------------------------------------------------------------------------
 
 
-def grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+def grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
     """The function that returns the gradient of f, whose result must have one element.
 
-    argnums: which positional argument(s) to differentiate; a tuple gives a tuple. Arguments may be tensors, arrays
+    argnums: which positional argument(s) to differentiate; several give a tuple. Arguments may be tensors, arrays
     or numbers. `grad(grad(f))` is the second derivative. Leaves that f uses otherwise keep their `.grad`.
     """
     with_value = value_and_grad(f, argnums)
     return lambda *args, **kwargs: with_value(*args, **kwargs)[1]
 
 
-def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+def value_and_grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
     """Like `grad`, but the function returns (f's value, gradient)."""
-    numbers_of = argnums if isinstance(argnums, tuple) else (argnums,)
+    checks.function("grad", f)
+    several = isinstance(argnums, tuple | list)
+    numbers_of = [checks.integer("grad: argnums", i, 0) for i in (argnums if several else (argnums,))]  # type: ignore
 
     def with_value(*args, **kwargs):
         inputs = list(args)
         for i in numbers_of:
-            inputs[i] = _variable(as_tensor(inputs[i]))
+            if i >= len(inputs):
+                raise ConfigError(f"grad: expected argument {i} by position, got {len(inputs)} arguments by position")
+            inputs[i] = _variable(_differentiable(i, inputs[i]))
         variables = [inputs[i] for i in numbers_of]
         create_graph = is_recording()
         with recording(True):
@@ -93,9 +98,17 @@ def value_and_grad(f: Callable[..., Tensor], argnums: int | tuple[int, ...] = 0)
         for v in variables:
             v.requires_grad = not v.is_leaf  # nobody outside can ask for the gradient of a leaf made here
         y, *gradients = (t if create_graph and _is_wanted(t) else t.detach() for t in (y, *gradients))
-        return y, tuple(gradients) if isinstance(argnums, tuple) else gradients[0]
+        return y, tuple(gradients) if several else gradients[0]
 
     return with_value
+
+
+def _differentiable(i: int, value: Any) -> Tensor:
+    """Argument i as a tensor. Raises ConfigError for a container of them."""
+    if isinstance(value, dict) or (isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value)):
+        remedy = "give several as arguments, and argnums=(0, 1)"
+        checks.refuse(f"grad: argument {i}", "a tensor, array or number", value, remedy=remedy)
+    return as_tensor(value)
 
 
 def _is_wanted(y: Tensor) -> bool:

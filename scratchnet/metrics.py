@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError, DtypeError, IndexOutOfRangeError, NonFiniteError, ShapeError
+from . import checks
+from .errors import DtypeError, IndexOutOfRangeError, NonFiniteError, ShapeError
 from .tensor import Tensor
 
 
@@ -24,8 +25,7 @@ def top_k_accuracy(logits: Any, labels: Any, k: int = 5) -> float:
     Arguments and errors as for `accuracy`; ConfigError for k outside [1, classes].
     """
     logits, labels = _checked("top_k_accuracy", logits, labels)
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= logits.shape[1]:
-        raise ConfigError(f"top_k_accuracy: expected an integer k in [1, {logits.shape[1]}], got {k!r}")
+    k = checks.integer("top_k_accuracy: k", k, 1, logits.shape[1])
     best = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(axis=1).mean())
 
@@ -49,8 +49,9 @@ class Mean:
 
     def update(self, value: float, n: int = 1) -> None:
         """Adds the mean `value` of n more items. Raises ConfigError for n < 0."""
-        if n < 0:
-            raise ConfigError(f"Mean: expected n >= 0, got {n!r}")
+        n = checks.integer("Mean: n", n, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number | Tensor):
+            checks.refuse("Mean", "a number", value)
         self.total += float(value) * n
         self.n += n
 
@@ -63,7 +64,7 @@ class Mean:
 
 
 def _checked(name: str, logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    logits, labels = (x.detach().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (logits, labels))
+    logits, labels = (x.detach().numpy() if isinstance(x, Tensor) else checks.array(name, x) for x in (logits, labels))
     if logits.ndim != 2 or not logits.size or labels.shape != logits.shape[:1]:
         raise ShapeError(
             f"{name}: expected logits (rows, classes), labels (rows,), not empty, got {logits.shape} and {labels.shape}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import tracing
+from . import checks, tracing
 from .errors import CheckpointError, ConfigError
 from .stateful import Stateful
 
@@ -19,9 +19,7 @@ _WORD = 2**64
 
 
 def _word(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ConfigError(f"{name}: expected an integer, got {value!r}")
-    return int(value) % _WORD
+    return checks.integer(name, value) % _WORD
 
 
 class Generator(Stateful):
@@ -65,7 +63,7 @@ class Generator(Stateful):
         try:
             loaded = Generator(**state)
         except (ConfigError, TypeError):
-            raise CheckpointError(f"Generator: expected integers seed and stream, got {state!r}") from None
+            raise CheckpointError(f"Generator: expected integers seed and stream, got {checks.shown(state)}") from None
         self.seed, self.stream = loaded.seed, loaded.stream
 
     def __repr__(self) -> str:
@@ -90,6 +88,7 @@ def current() -> Generator:
 @contextlib.contextmanager
 def using(generator: Generator) -> Iterator[Generator]:
     """Inside, in this thread, random numbers come from `generator`."""
+    checks.instance("using", generator, Generator, "a Generator")
     token = _current.set(generator)
     try:
         yield generator

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import autograd, in_place, ops, tracing
+from . import autograd, checks, in_place, ops, tracing
 from .autograd import Node, apply
 from .errors import DtypeError, GradientError, JitError, ShapeError
 from .grad_mode import is_recording
@@ -80,11 +80,10 @@ class Tensor(TensorBase):
     """
 
     __slots__ = ()
-    __array_ufunc__ = None  # so that array * tensor is a Tensor
 
     def __init__(self, data: ArrayLike, requires_grad: bool = False, dtype: Any = None, device: str | None = None):
         tracing.current().makes(self)
-        self._device = find_device(device or _default_device.get())
+        self._device = find_device(_default_device.get() if device is None else device)
         self._data = array_on(self._device, data, dtype)
         self._node = self._base = self._grad = None
         self._version = 0
@@ -133,8 +132,7 @@ class Tensor(TensorBase):
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
-        if not isinstance(wanted, bool | np.bool_ | int):
-            raise DtypeError(f"requires_grad: expected True or False, got {wanted!r:.80}")
+        wanted = checks.flag("requires_grad", wanted)
         if wanted and self._data.dtype not in FLOATS:
             raise DtypeError(f"Tensor: expected float32 or float64 for requires_grad, got {self._data.dtype}")
         if not wanted and self._node is not None:
@@ -188,6 +186,15 @@ class Tensor(TensorBase):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """array * tensor is a Tensor; NumPy's other functions of elements would lose the record without a word."""
+        name = _OF_NUMPY.get(ufunc.__name__)
+        if name is None or method != "__call__" or options:
+            what = f"np.{ufunc.__name__}"
+            checks.refuse(what, "arrays", self, DtypeError, f"sn.{ufunc.__name__} or x.detach().numpy() does it")
+        left = inputs[0] if isinstance(inputs[0], Tensor) else as_operand(inputs[0], self)
+        return left @ inputs[1] if name == "matmul" else apply(ops.OPS[name], *inputs)
 
     def __array_function__(self, function: Callable, types: Any, args: tuple, kwargs: dict) -> Any:
         """NumPy's functions take the numbers of a tensor, and return arrays."""
@@ -253,6 +260,9 @@ class Tensor(TensorBase):
             raise DtypeError(f"index: expected an integer tensor, got {self.dtype}")
         return int(self.item())
 
+    def __round__(self, digits: int | None = None) -> float | int:
+        return round(self.item(), digits)
+
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else repr(self)
 
@@ -287,7 +297,7 @@ class Tensor(TensorBase):
         if value is None:
             tracing.current().zeroed(self)
         elif not isinstance(value, Tensor):
-            raise GradientError(f"grad: expected a Tensor or None, got {type(value).__name__}")
+            checks.refuse("grad", "a Tensor or None", value, GradientError, "write p.grad = sn.Tensor(...)")
         else:
             tracing.current().touch(self)
         self._grad = value
@@ -358,6 +368,13 @@ def as_tensor(x: ArrayLike, like: Tensor | None = None) -> Tensor:
     if isinstance(x, Tensor):
         return x
     return Tensor(x) if like is None else as_operand(x, like)
+
+
+# The ufuncs behind NumPy's operators, by the op that they are here.
+_OF_NUMPY = {
+    "add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "power": "pow", "matmul": "matmul",
+    "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge", "equal": "eq", "not_equal": "ne",
+}  # fmt: skip
 
 
 def _without_tensors(x: Any) -> Any:

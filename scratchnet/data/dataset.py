@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .. import ops
+from .. import checks, ops
 from ..errors import ConfigError, IndexOutOfRangeError, ShapeError
 from ..kernels import device as find_device
 from ..tensor import Tensor, current_device
@@ -101,9 +101,7 @@ class TensorDataset(_BatchDataset):
         check_lengths(self.arrays, "TensorDataset")
         for k, array in enumerate(self.arrays):
             check_finite(array, f"TensorDataset: array {k}: row")
-        if scale is not None and not math.isfinite(scale):
-            raise ConfigError(f"TensorDataset: expected a finite scale, got {scale}")
-        self.scale = None if scale is None else np.float32(scale)
+        self.scale = None if scale is None else np.float32(checks.number("TensorDataset: scale", scale))
 
     def __len__(self):
         return len(self.arrays[0])
@@ -126,7 +124,7 @@ class Subset(_BatchDataset):
     """The samples of `dataset` at `positions`, in that order."""
 
     def __init__(self, dataset: Samples, positions: ArrayLike):
-        self.dataset = dataset
+        self.dataset = checked_samples("Subset", dataset)
         self.positions = checked_positions(positions, len(dataset))
 
     def __len__(self):
@@ -143,7 +141,7 @@ class Mapped(_BatchDataset):
     """`dataset` with `function` applied to each batch of features, (b, ...) -> (b, ...)."""
 
     def __init__(self, dataset: Samples, function: Callable[[np.ndarray], np.ndarray]):
-        self.dataset, self.function = dataset, function
+        self.dataset, self.function = checked_samples("Mapped", dataset), checks.function("Dataset.map", function)
 
     def __len__(self):
         return len(self.dataset)
@@ -178,7 +176,7 @@ def gather(dataset: Samples, positions: ArrayLike) -> tuple[np.ndarray, ...]:
     """The samples of any data set at `positions`, as a tuple of arrays; `len()` and `[i]` are all that it needs."""
     if hasattr(dataset, "gather"):
         return dataset.gather(positions)
-    return Dataset.gather(dataset, positions)  # type: ignore[arg-type]
+    return Dataset.gather(checked_samples("gather", dataset), positions)  # type: ignore[arg-type]
 
 
 def random_split(dataset: Samples, lengths: Sequence[float], seed: int = 0) -> list[Subset]:
@@ -187,9 +185,9 @@ def random_split(dataset: Samples, lengths: Sequence[float], seed: int = 0) -> l
     lengths: integers whose sum is len(dataset), or fractions whose sum is 1 (samples that are left over by rounding
     down go to the first parts, one each). Returns a list of Subset. Raises ConfigError for other lengths or a bad seed.
     """
-    counts = _counts(lengths, len(dataset))
-    check_integer(seed, 0, "random_split: seed")
-    order = np.random.default_rng(np.random.SeedSequence(int(seed))).permutation(len(dataset))
+    counts = _counts(lengths, len(checked_samples("random_split", dataset)))
+    seed = checks.integer("random_split: seed", seed, 0)
+    order = np.random.default_rng(np.random.SeedSequence(seed)).permutation(len(dataset))
     return [Subset(dataset, part) for part in np.split(order, np.cumsum(counts)[:-1])]
 
 
@@ -204,16 +202,21 @@ def clean(*arrays: ArrayLike) -> tuple[np.ndarray, ...]:
     return tuple(array if keep.all() else array[keep] for array in rows)
 
 
-def check_integer(value: Any, least: int, what: str) -> None:
-    """Raise ConfigError unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ConfigError(f"{what}: expected an integer >= {least}, got {value!r}")
+def checked_samples(what: str, dataset: Any) -> Any:
+    """dataset itself. Raises ConfigError unless it has a length and numbered samples."""
+    try:
+        if hasattr(dataset, "__getitem__") and not isinstance(dataset, str | bytes | dict) and len(dataset) >= 0:
+            return dataset
+    except TypeError:  # an array without dimensions, a class
+        pass
+    remedy = "TensorDataset(features, labels) makes one"
+    checks.refuse(what, "a data set with len() and [i]", dataset, remedy=remedy)
 
 
 def _counts(lengths, n):
-    lengths = list(lengths)
-    if not lengths or not all(0 <= length < math.inf for length in lengths):
-        raise ConfigError(f"random_split: expected lengths >= 0, got {lengths}")
+    lengths = checks.items("random_split: lengths", lengths, "a list of numbers")
+    if not lengths or not all(checks.is_number(length) and 0 <= length < math.inf for length in lengths):
+        checks.refuse("random_split", "lengths >= 0", lengths)
     if sum(lengths) == n and all(length == int(length) for length in lengths):
         return [int(length) for length in lengths]
     if not math.isclose(sum(lengths), 1, abs_tol=1e-6):

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .. import checks
 from ..errors import DataError, DataNotFoundError, DtypeError, ShapeError
 from ..formats.atomic import write_atomically
 
@@ -47,6 +48,8 @@ def read_idx(path: str | os.PathLike, max_bytes: int = MAX_BYTES, mapped: bool =
     Raises DataError for a file that is damaged, cut, too long or of another format, with the sizes expected and found,
     and DataNotFoundError where there is none. Memory stays below about twice what the file really holds.
     """
+    path, max_bytes = checks.path("read_idx", path), checks.integer("read_idx: max_bytes", max_bytes, 0)
+    mapped = checks.flag("read_idx: mapped", mapped)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: to open a FIFO is to wait for its writer
             raise DataError(f"{path}: expected a regular file, found a folder, pipe or device")
@@ -79,9 +82,9 @@ def write_idx(path: str | os.PathLike, array: ArrayLike) -> None:
     array: uint8, int8, int16, int32, float32 or float64 of any layout and byte order, with at least one dimension.
     The file appears whole or not at all. Raises DtypeError, ShapeError, or DataError where nothing can be written.
     """
-    array = np.asarray(array)
+    path, array = checks.path("write_idx", path), checks.array("write_idx", array, "biufcOSUMmV")
     data = idx_header(array) + array.astype(array.dtype.newbyteorder(">"), copy=False).tobytes()
-    if os.fspath(path).endswith(".gz"):
+    if path.endswith(".gz"):
         packed = io.BytesIO()
         with gzip.GzipFile(filename="", mode="wb", fileobj=packed, compresslevel=9, mtime=0) as file:
             file.write(data)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .. import checks
 from ..errors import ConfigError
 from ..kernels import device as find_device
 from ..tensor import Tensor, current_device
-from .dataset import Samples, check_integer, gather
+from .dataset import Samples, checked_samples, gather
 
 
 class DataLoader:
@@ -24,11 +25,11 @@ class DataLoader:
     def __init__(
         self, dataset: Samples, batch_size: int = 1, shuffle: bool = False, drop_last: bool = False, seed: int = 0
     ):
-        check_integer(batch_size, 1, "DataLoader: batch_size")
-        check_integer(seed, 0, "DataLoader: seed")
-        self.dataset = dataset
-        self.batch_size = int(batch_size)
-        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, int(seed)
+        self.dataset = checked_samples("DataLoader", dataset)
+        self.batch_size = checks.integer("DataLoader: batch_size", batch_size, 1)
+        self.shuffle = checks.flag("DataLoader: shuffle", shuffle)
+        self.drop_last = checks.flag("DataLoader: drop_last", drop_last)
+        self.seed = checks.integer("DataLoader: seed", seed, 0)
         self._next_epoch = 0
 
     def __len__(self) -> int:
@@ -44,12 +45,11 @@ class DataLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one to iterate over."""
-        check_integer(epoch, 0, "DataLoader: epoch")
-        self._next_epoch = int(epoch)
+        self._next_epoch = checks.integer("DataLoader: epoch", epoch, 0)
 
     def indices(self, epoch: int) -> np.ndarray:
         """The order of the samples in `epoch`: (n,) int64."""
-        check_integer(epoch, 0, "DataLoader: epoch")
+        checks.integer("DataLoader: epoch", epoch, 0)
         if not self.shuffle:
             return np.arange(len(self.dataset))
         # As spawn_key, the epoch cannot run into the seed: SeedSequence((5, 1)) equals SeedSequence((5 + 2**32, 0)).
@@ -58,7 +58,7 @@ class DataLoader:
 
     def batch_indices(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         """The positions of the samples of each batch of `epoch`, from batch `start` on: an iterator of (b,) int64."""
-        check_integer(start, 0, "DataLoader: start")
+        checks.integer("DataLoader: start", start, 0)
         if start > len(self):
             raise ConfigError(f"DataLoader: start: expected a batch from 0 to {len(self)}, got {start}")
         order, size = self.indices(epoch), self.batch_size

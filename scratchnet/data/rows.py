@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from .. import checks
 from ..errors import DataError, DtypeError, IndexOutOfRangeError, ShapeError
 
 
@@ -56,7 +57,10 @@ def widen(array):
 
 def checked_positions(positions, n):
     """(b,) integers from 0 to n - 1, as an int64 array. Checked here: the kernel would read outside the array."""
-    positions = np.asarray(positions)
+    try:
+        positions = np.asarray(positions)
+    except ValueError:
+        checks.refuse("gather", "a list of integer positions", positions, DtypeError)
     if positions.size == 0:
         return np.empty(0, np.int64)
     if positions.ndim != 1 or positions.dtype.kind not in "iu":

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ConfigError, DataError, DataNotFoundError
+from .. import checks
+from ..errors import DataError, DataNotFoundError
 from .dataset import TensorDataset
 from .idx import idx_header, parse_idx, read_idx, write_whole
 
@@ -67,8 +68,9 @@ def load(name_or_folder: str | os.PathLike, progress: Progress | None = None) ->
     progress: called as progress(file_name, bytes_done, bytes_in_all or None) while downloading.
     Raises DataNotFoundError for a data set that is not to be had (it says how to get it), DataError for damaged files.
     """
-    if not isinstance(name_or_folder, str | os.PathLike):
-        raise ConfigError(f"load: expected a name or a folder, got {type(name_or_folder).__name__}")
+    checks.instance("load", name_or_folder, str | os.PathLike, "a name or a folder")
+    if progress is not None:
+        checks.function("load: progress", progress)
     find_folder = SOURCES.get(name_or_folder) if isinstance(name_or_folder, str) else None
     files = _find_files(find_folder(progress) if find_folder else Path(name_or_folder))
     train = _load_part(files["train-images-idx3-ubyte"], files["train-labels-idx1-ubyte"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .. import checks
 from ..errors import DataError, ShapeError
 from ..tensor import Tensor
 from .dataset import Dataset, TensorDataset, gather
@@ -37,6 +38,9 @@ class Standardize:
         comm: a scratchnet.parallel.Communicator of processes that all call this with the same data; each reads a part
         of the rows, and all get the figures that one process does, to the bit.
         """
+        per_feature = checks.flag("Standardize.fit: per_feature", per_feature)
+        if comm is not None and not hasattr(comm, "all_reduce"):
+            checks.refuse("Standardize.fit: comm", "a Communicator or None", comm)
         dataset = data if isinstance(data, Dataset) else TensorDataset(data)
         if len(dataset) == 0:
             raise DataError("Standardize.fit: expected at least one row, got none")
@@ -73,9 +77,9 @@ class Standardize:
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Take the figures of a `state_dict`. Raises DataError unless all are there, finite, and no std is 0."""
-        if set(state) != {"mean", "std"}:
-            raise DataError(f"Standardize: expected a state with mean and std, got {sorted(state)}")
-        mean, std = np.array(state["mean"], np.float64), np.array(state["std"], np.float64)
+        if not isinstance(state, Mapping) or set(state) != {"mean", "std"}:
+            checks.refuse("Standardize", "a state with mean and std", state, DataError)
+        mean, std = (checks.array(f"Standardize: {name}", state[name]).astype(np.float64) for name in ("mean", "std"))
         if mean.shape != std.shape:
             raise ShapeError(f"Standardize: expected mean and std of one shape, got {mean.shape} and {std.shape}")
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std >= SMALLEST_STD).all()):

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from .. import checks
 from ..errors import CheckpointError, CheckpointNotFoundError
 from .atomic import write_atomically
 
@@ -209,11 +210,11 @@ def save(path: str | os.PathLike[str], /, **state: Any) -> None:
     else is a `CheckpointError` that names its key path, before a file is touched. A write that fails is one too, with
     the `OSError` as its `__cause__`.
     """
-    blob = dumps(state)
+    name, blob = checks.path("save", path), dumps(state)
     try:
-        write_atomically(path, blob)
+        write_atomically(name, blob)
     except OSError as error:
-        raise CheckpointError(f"{os.fsdecode(path)}: checkpoint not written: {error.strerror}") from error
+        raise CheckpointError(f"{name}: checkpoint not written: {error.strerror}") from error
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     A file that is missing (`CheckpointNotFoundError`), damaged anywhere, or of another kind is a one-line
     `CheckpointError`. The file is never executed, and memory stays within a small multiple of its size.
     """
-    name = os.fsdecode(path)
+    name = checks.path("load", path)
     try:
         return loads(_read(name))
     except CheckpointError as error:

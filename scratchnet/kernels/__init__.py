@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..errors import DeviceError
 from ..native.aligned import aligned
 
@@ -94,8 +95,9 @@ def _device(name: str) -> Device:
 
 def device(name: str) -> Device:
     """The device called `name`. Raises DeviceError for an unknown name, or for "cuda" where there is none."""
-    if name not in TABLES:
-        raise DeviceError(f"device: expected one of {', '.join(map(repr, TABLES))}, got {name!r}")
+    if not isinstance(name, str) or name not in TABLES:
+        remedy = "a dtype is set by .astype(...), or of a module by .to(dtype=...)" if checks.is_dtype(name) else ""
+        checks.refuse("device", f"one of {', '.join(map(repr, TABLES))}", name, DeviceError, remedy)
     if name == "cuda":
         _check_cuda()
     return _device(name)

@@ -27,13 +27,12 @@ import types
 import weakref
 
 import numba
-import numpy as np
 from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 from numba.np.ufunc import parallel as threading_layer
 
-from ..errors import ConfigError
+from .. import checks
 from .cache import CompileStats, KernelCache, session
 
 JIT_ENABLED = not config.DISABLE_JIT  # type: ignore[attr-defined]
@@ -155,6 +154,4 @@ def set_num_threads(n):
 
     Results keep their bits. Raises ConfigError for any other `n`.
     """
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= MAX_THREADS:
-        raise ConfigError(f"set_num_threads: expected an integer from 1 to {MAX_THREADS}, got {n!r}")
-    numba.set_num_threads(int(n))
+    numba.set_num_threads(checks.integer("set_num_threads", n, 1, MAX_THREADS))

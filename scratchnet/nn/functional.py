@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .. import ops, random
-from ..errors import ConfigError, DtypeError, ShapeError
+from .. import checks, ops, random
+from ..errors import DtypeError, ShapeError
 from ..functions import gelu, log_softmax, relu, sigmoid, softmax, softplus, tanh
 from ..grad_mode import no_grad
 from ..ops.operands import assign
@@ -58,19 +58,12 @@ def dropout(x: ArrayLike, p: float = 0.5, training: bool = True) -> Tensor:
 
     The mask comes from one stream of the current random generator. Raises ConfigError for p outside [0, 1].
     """
-    x, p = as_tensor(x), checked_probability("dropout", p)
-    if not training or p == 0:
+    x, p = as_tensor(x), checks.number("dropout: p", p, "[0, 1]")
+    if not checks.flag("dropout: training", training) or p == 0:
         return x
     if p == 1:  # 1 / (1 - p) does not exist
         return ops.where(as_tensor(np.zeros(x.shape, bool), x), x, 0.0)
     return ops.dropout(x, p=p, key=random.current().key())
-
-
-def checked_probability(name: str, p: float) -> float:
-    """p as a float. Raises ConfigError outside [0, 1]."""
-    if not isinstance(p, int | float | np.number) or not 0 <= p <= 1:
-        raise ConfigError(f"{name}: expected p in [0, 1], got {p!r}")
-    return float(p)
 
 
 def layer_norm(
@@ -84,7 +77,8 @@ def layer_norm(
 
     normalized_shape: the lengths of those axes, and the shape of weight and bias.
     """
-    x, shape = _tensor(x, weight, bias), tuple(normalized_shape)
+    x, eps = _tensor(x, weight, bias), checks.number("layer_norm: eps", eps, "[0, inf)")
+    shape = checks.lengths("layer_norm: normalized_shape", normalized_shape, 1)
     if not shape or x.shape[-len(shape) :] != shape:
         raise ShapeError(f"layer_norm: expected x (..., {', '.join(map(str, shape))}), got {x.shape}")
     y = ops.standardize(x.reshape(-1 if x.size else 0, math.prod(shape), 1), eps).reshape(x.shape)
@@ -113,8 +107,14 @@ def batch_norm(
         raise ShapeError(f"batch_norm: expected x (N, C) or (N, C, L), got {x.shape}")
     axes, channels = ((0,), (0, 2))[x.ndim - 2], (x.shape[1],)
     column = (x.shape[1], 1)[: x.ndim - 1]  # a value a channel, as it broadcasts against x
+    eps, training = checks.number("batch_norm: eps", eps, "[0, inf)"), checks.flag("batch_norm: training", training)
+    momentum = checks.number("batch_norm: momentum", momentum, "[0, 1]")
     for t in (running_mean, running_var):
-        if t is not None and t.shape != channels:
+        if t is None:
+            continue
+        if not isinstance(t, Tensor):
+            checks.refuse("batch_norm", "running statistics as tensors", t, DtypeError, "make them by sn.Tensor(...)")
+        if t.shape != channels:
             raise ShapeError(f"batch_norm: expected running statistics {channels}, got {t.shape}")
     if training or running_mean is None or running_var is None:
         n = x.size // max(x.shape[1], 1)
@@ -142,8 +142,8 @@ def _affine(
 ) -> Tensor:
     """y * weight + bias, both of `shape` and seen as `broadcast`."""
     for t in (weight, bias):
-        if t is not None and np.shape(t) != shape:
-            raise ShapeError(f"{name}: expected weight and bias {shape}, got {np.shape(t)}")
+        if t is not None and (came := as_tensor(t, y).shape) != shape:
+            raise ShapeError(f"{name}: expected weight and bias {shape}, got {came}")
     if weight is not None:
         y = y * as_tensor(weight, y).reshape(broadcast)
     return y if bias is None else y + as_tensor(bias, y).reshape(broadcast)
@@ -173,7 +173,9 @@ def embedding(indices: ArrayLike, weight: ArrayLike, padding_idx: int | None = N
     rows = ops.take_rows(weight, numbers)
     if padding_idx is None:
         return rows
-    (padding_idx,) = ops.checked_index("embedding: padding_idx", [padding_idx], len(weight))
+    (padding_idx,) = ops.checked_index(
+        "embedding: padding_idx", [checks.integer("embedding: padding_idx", padding_idx)], len(weight)
+    )
     return ops.where((indices == int(padding_idx)).unsqueeze(-1), rows.detach(), rows)
 
 
@@ -191,7 +193,7 @@ def cross_entropy(
     """
     logits = _tensor(logits, labels)
     loss = ops.cross_entropy(logits, labels)
-    if checked_probability("label_smoothing", label_smoothing):
+    if checks.number("cross_entropy: label_smoothing", label_smoothing, "[0, 1]"):
         loss = loss * (1 - label_smoothing) - logits.log_softmax().mean(-1) * label_smoothing
     return _reduced(loss, reduction)
 
@@ -223,11 +225,4 @@ def _pair(name: str, x: ArrayLike, target: ArrayLike) -> tuple[Tensor, Tensor]:
 
 
 def _reduced(loss: Tensor, reduction: str) -> Tensor:
-    return REDUCTIONS[checked_reduction(reduction)](loss)
-
-
-def checked_reduction(reduction: str) -> str:
-    """reduction itself. Raises ConfigError if it is none."""
-    if reduction not in REDUCTIONS:
-        raise ConfigError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    return reduction
+    return REDUCTIONS[checks.one_of("reduction", reduction, REDUCTIONS)](loss)

@@ -4,10 +4,11 @@ The fans are read off a weight of shape (fan_in, fan_out), this package's layout
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
-from .. import random
+from .. import checks, random
 from ..errors import ConfigError, DtypeError, ShapeError
 from ..ops.operands import overwrite
 from ..tensor import FLOATS, Tensor
@@ -21,15 +22,15 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
     Raises ConfigError for a name that is not in the table.
     """
-    if nonlinearity == "leaky_relu":
-        return math.sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
-    if nonlinearity not in GAINS:
-        raise ConfigError(f"calculate_gain: expected one of {', '.join(GAINS)}, leaky_relu, got {nonlinearity!r}")
-    return GAINS[nonlinearity]
+    slope = 0.01 if param is None else checks.number("calculate_gain: param", param)
+    checks.one_of("calculate_gain", nonlinearity, [*GAINS, "leaky_relu"])
+    return math.sqrt(2 / (1 + slope**2)) if nonlinearity == "leaky_relu" else GAINS[nonlinearity]
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Uniform on [a, b]. Drawn in float64 and rounded to the tensor's dtype."""
+    _checked("uniform_", tensor)
+    a, b = checks.number("uniform_: a", a), checks.number("uniform_: b", b)
     if not a <= b:
         raise ConfigError(f"uniform_: expected a <= b, got {a} and {b}")
     return _set("uniform_", tensor, random.current().numpy().uniform(a, b, tensor.shape))
@@ -37,14 +38,14 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Normal with a mean and a standard deviation. Drawn in float64 and rounded to the tensor's dtype."""
-    if not std >= 0:
-        raise ConfigError(f"normal_: expected std >= 0, got {std}")
+    _checked("normal_", tensor)
+    mean, std = checks.number("normal_: mean", mean), checks.number("normal_: std", std, "[0, inf)")
     return _set("normal_", tensor, random.current().numpy().normal(mean, std, tensor.shape))
 
 
 def constant_(tensor: Tensor, value: float) -> Tensor:
     """One value everywhere."""
-    return _set("constant_", tensor, value)
+    return _set("constant_", _checked("constant_", tensor), checks.number("constant_: value", value, "[-inf, inf]"))
 
 
 def zeros_(tensor: Tensor) -> Tensor:
@@ -59,12 +60,14 @@ def ones_(tensor: Tensor) -> Tensor:
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     """U(-bound, bound), bound = gain * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    gain = checks.number("xavier_uniform_: gain", gain, "[0, inf)")
     bound = gain * math.sqrt(6 / sum(_fans("xavier_uniform_", tensor)))
     return uniform_(tensor, -bound, bound)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     """N(0, std**2), std = gain * sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    gain = checks.number("xavier_normal_: gain", gain, "[0, inf)")
     return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(_fans("xavier_normal_", tensor))))
 
 
@@ -81,19 +84,24 @@ def kaiming_normal_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlin
 
 def _kaiming_std(name: str, tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
     fans = dict(zip(("fan_in", "fan_out"), _fans(name, tensor), strict=True))
-    if mode not in fans:
-        raise ConfigError(f"{name}: expected mode fan_in or fan_out, got {mode!r}")
-    return calculate_gain(nonlinearity, a) / math.sqrt(fans[mode])
+    fan = fans[checks.one_of(f"{name}: mode", mode, fans)]
+    return calculate_gain(nonlinearity, a) / math.sqrt(fan)
 
 
 def _fans(name: str, tensor: Tensor) -> tuple[int, int]:
-    if tensor.ndim != 2 or not tensor.size:
+    if _checked(name, tensor).ndim != 2 or not tensor.size:
         raise ShapeError(f"{name}: expected a weight of shape (fan_in, fan_out), got {tensor.shape}")
     return tensor.shape[0], tensor.shape[1]
 
 
-def _set(name: str, tensor: Tensor, value: np.ndarray | float) -> Tensor:
+def _checked(name: str, tensor: Any) -> Tensor:
+    """tensor itself, if it is one of floats."""
+    checks.instance(name, tensor, Tensor, "a tensor to fill", "make it by sn.Tensor(...)")
     if tensor.dtype not in FLOATS:
         raise DtypeError(f"{name}: expected a float32 or float64 tensor, got {tensor.dtype}")
+    return tensor
+
+
+def _set(name: str, tensor: Tensor, value: np.ndarray | float) -> Tensor:
     overwrite(tensor, np.broadcast_to(np.asarray(value, tensor.dtype), tensor.shape))
     return tensor

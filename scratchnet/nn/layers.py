@@ -8,19 +8,19 @@ from typing import Any, Self
 
 import numpy as np
 
+from .. import checks
 from ..errors import ConfigError, IndexOutOfRangeError, ShapeError
 from ..tensor import ArrayLike, Tensor, as_tensor
 from . import functional as F
 from . import init
 from .module import Buffer, Module, Parameter
 
+LARGEST = 2**31 - 1  # length of an axis
 
-def _sizes(name: str, *sizes: int) -> tuple[int, ...]:
-    """Lengths as Python integers. Raises ConfigError if one is not an integer above 0."""
-    for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            raise ConfigError(f"{name}: expected sizes of at least 1, got {size!r}")
-    return tuple(int(size) for size in sizes)
+
+def _sizes(name: str, **sizes: Any) -> tuple[int, ...]:
+    """Lengths as Python integers. Raises ConfigError, which names the one that is not an integer above 0."""
+    return tuple([checks.integer(f"{name}: {what}", size, 1, LARGEST) for what, size in sizes.items()])
 
 
 def _empty(*shape: int) -> Parameter:
@@ -34,9 +34,9 @@ class Linear(Module):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
-        self.in_features, self.out_features = _sizes("Linear", in_features, out_features)
+        self.in_features, self.out_features = _sizes("Linear", in_features=in_features, out_features=out_features)
         self.weight = _empty(self.in_features, self.out_features)
-        self.bias = _empty(self.out_features) if bias else None
+        self.bias = _empty(self.out_features) if checks.flag("Linear: bias", bias) else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -89,7 +89,7 @@ class Dropout(Module):
     """In training, sets each element to 0 with probability p and scales the others by 1 / (1 - p)."""
 
     def __init__(self, p: float = 0.5):
-        self.p = F.checked_probability("Dropout", p)
+        self.p = checks.number("Dropout: p", p, "[0, 1]")
 
     def forward(self, x: ArrayLike) -> Tensor:
         return F.dropout(x, self.p, self.training)
@@ -108,9 +108,13 @@ class LayerNorm(Module):
 
     def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, elementwise_affine: bool = True):
         shape = normalized_shape if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
-        self.normalized_shape, self.eps = _sizes("LayerNorm", *shape), eps
-        self.weight = Parameter(np.ones(self.normalized_shape, np.float32)) if elementwise_affine else None
-        self.bias = Parameter(np.zeros(self.normalized_shape, np.float32)) if elementwise_affine else None
+        if not shape:
+            checks.refuse("LayerNorm: normalized_shape", "at least one length", shape)
+        self.normalized_shape = tuple([checks.integer("LayerNorm: normalized_shape", n, 1, LARGEST) for n in shape])
+        self.eps = checks.number("LayerNorm: eps", eps, "[0, inf)")
+        affine = checks.flag("LayerNorm: elementwise_affine", elementwise_affine)
+        self.weight = Parameter(np.ones(self.normalized_shape, np.float32)) if affine else None
+        self.bias = Parameter(np.zeros(self.normalized_shape, np.float32)) if affine else None
 
     def forward(self, x: ArrayLike) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
@@ -129,8 +133,10 @@ class BatchNorm1d(Module):
     _fixed = ("affine",)
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
-        (self.num_features,) = shape = _sizes("BatchNorm1d", num_features)
-        self.eps, self.momentum = eps, F.checked_probability("BatchNorm1d: momentum", momentum)
+        (self.num_features,) = shape = _sizes("BatchNorm1d", num_features=num_features)
+        self.eps = checks.number("BatchNorm1d: eps", eps, "[0, inf)")
+        self.momentum = checks.number("BatchNorm1d: momentum", momentum, "[0, 1]")
+        affine = checks.flag("BatchNorm1d: affine", affine)
         self.weight = Parameter(np.ones(shape, np.float32)) if affine else None
         self.bias = Parameter(np.zeros(shape, np.float32)) if affine else None
         self.running_mean = Buffer(np.zeros(shape, np.float32))
@@ -153,10 +159,12 @@ class Embedding(Module):
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None):
-        self.num_embeddings, self.embedding_dim = _sizes("Embedding", num_embeddings, embedding_dim)
+        self.num_embeddings, self.embedding_dim = _sizes(
+            "Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim
+        )
         if padding_idx is not None:
             n = self.num_embeddings
-            if not -n <= padding_idx < n:
+            if not -n <= checks.integer("Embedding: padding_idx", padding_idx) < n:
                 raise IndexOutOfRangeError(f"Embedding: expected padding_idx in [{-n}, {n}), got {padding_idx}")
             padding_idx %= n
         self.padding_idx = padding_idx
@@ -181,7 +189,8 @@ class Flatten(Module):
     """The axes from start_dim to end_dim as one: (N, a, b) -> (N, a * b)."""
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1):
-        self.start_dim, self.end_dim = start_dim, end_dim
+        self.start_dim = checks.integer("Flatten: start_dim", start_dim)
+        self.end_dim = checks.integer("Flatten: end_dim", end_dim)
 
     def forward(self, x: ArrayLike) -> Tensor:
         x = as_tensor(x)
@@ -206,8 +215,8 @@ class Sequential(Module):
             self._add(str(name), module)
 
     def _add(self, name: str, module: Any) -> None:
-        if not isinstance(module, Module):
-            raise ConfigError(f"Sequential: expected modules, got {type(module).__name__}")
+        remedy = "write Sequential(*layers)" if isinstance(module, list | tuple) else ""
+        checks.instance("Sequential", module, Module, "modules", remedy)
         if not name or "." in name or hasattr(self, name):
             raise ConfigError(f"Sequential: expected a new name without a dot, got {name!r}")
         setattr(self, name, module)
@@ -229,7 +238,7 @@ class Sequential(Module):
     def __getitem__(self, i: int | slice) -> Module:
         if isinstance(i, slice):
             return Sequential(dict(list(self._layers().items())[i]))
-        if not -len(self) <= i < len(self):
+        if not -len(self) <= checks.integer("Sequential: a position", i) < len(self):
             raise IndexOutOfRangeError(f"Sequential: expected a position in [{-len(self)}, {len(self)}), got {i}")
         return list(self)[i]
 
@@ -250,12 +259,12 @@ class MLP(Sequential):
     _fixed = ("activation", "dropout")
 
     def __init__(self, *sizes: int, activation: str = "relu", dropout: float = 0.0):
-        sizes = _sizes("MLP", *sizes)
+        remedy = "write MLP(*sizes)" if any(isinstance(size, list | tuple) for size in sizes) else ""
+        sizes = tuple([checks.integer("MLP: a size", size, 1, LARGEST, remedy=remedy) for size in sizes])
         if len(sizes) < 2:
             raise ConfigError(f"MLP: expected at least an input and an output size, got {sizes}")
-        if activation not in ACTIVATIONS:
-            raise ConfigError(f"MLP: expected activation one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        dropout = F.checked_probability("MLP: dropout", dropout)
+        checks.one_of("MLP: activation", activation, ACTIVATIONS)
+        dropout = checks.number("MLP: dropout", dropout, "[0, 1]")
         layers: dict[str, Module] = {}
         for i in range(1, len(sizes)):
             layers[f"linear{i}"] = Linear(sizes[i - 1], sizes[i])

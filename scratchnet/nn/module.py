@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigError, UnknownAttributeError
+from .. import checks
+from ..errors import CheckpointError, ConfigError, MissingMethodError, UnknownAttributeError
 from ..kernels import Device
 from ..ops.operands import kept, overwrite
 from ..stateful import Stateful
@@ -76,7 +77,7 @@ class Module(Stateful):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; each subclass writes its own."""
-        raise NotImplementedError(f"{type(self).__name__}: expected a method forward, got none")
+        raise MissingMethodError(f"{type(self).__name__}: expected a method forward, got none")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._relies_on("training")
@@ -99,6 +100,9 @@ class Module(Stateful):
                 raise ConfigError(
                     f"{type(self).__name__}.{name}: expected a {kind.__name__} or None, got {type(value).__name__}"
                 )
+        if type(value) is Tensor and value.requires_grad and value.is_leaf:  # it would not be trained
+            remedy = "nn.Parameter(...) is trained, .detach() is not meant to be"
+            checks.refuse(f"{type(self).__name__}.{name}", "a Parameter", value, remedy=remedy)
         self._sets(name)
         object.__setattr__(self, name, value)
 
@@ -108,6 +112,8 @@ class Module(Stateful):
 
     def register_buffer(self, name: str, data: ArrayLike) -> None:
         """Adds state that is saved and moved with the module but not trained."""
+        if not isinstance(name, str) or not name.isidentifier() or hasattr(type(self), name):
+            checks.refuse("register_buffer", "a new name that is a Python identifier", name)
         setattr(self, name, Buffer(data))
 
     # --- what is inside -----------------------------------------------------------------------------------------
@@ -175,10 +181,19 @@ class Module(Stateful):
         Raises CheckpointError naming what is missing, unexpected, or of another shape or dtype.
         """
         self._outside_of_steps("load_state_dict")
+        strict = checks.flag("load_state_dict: strict", strict)
         if not isinstance(state, Mapping):
-            raise CheckpointError(f"{type(self).__name__}: expected a state dict, got {type(state).__name__}")
+            raise CheckpointError(f"{type(self).__name__}: expected a state dict, got {checks.shown(state)}")
+        if any(type(value).__module__.partition(".")[0] == "torch" for value in state.values()):
+            raise CheckpointError(
+                f"{type(self).__name__}: expected arrays, a weight of Linear as (in, out), got PyTorch tensors, where "
+                "it is (out, in); give weight.detach().numpy().T, and the others by .detach().numpy()"
+            )
         own: dict[str, Tensor] = dict(self._named(Parameter, Buffer))
-        new = {k: v.detach().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in state.items() if k in own}
+        new = {}
+        for k in own.keys() & state.keys():
+            value = state[k]
+            new[k] = value.detach().numpy() if isinstance(value, Tensor) else checks.array(f"state dict: {k}", value)
         missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
         problems = []
         if strict and missing:
@@ -198,8 +213,9 @@ class Module(Stateful):
 
     def train(self, mode: bool = True) -> Self:
         """Sets `training` here and inside: dropout drops, batch norm uses the batch's statistics."""
+        mode = checks.flag("train: mode", mode)
         for module in self.modules():
-            module.training = bool(mode)
+            module.training = mode
         return self
 
     def eval(self) -> Self:
@@ -208,8 +224,9 @@ class Module(Stateful):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Freezes parameters, or lets them train again."""
+        wanted = checks.flag("requires_grad_", requires_grad)
         for parameter in self.parameters():
-            parameter.requires_grad = bool(requires_grad)
+            parameter.requires_grad = wanted
         return self
 
     def zero_grad(self) -> None:
@@ -224,7 +241,7 @@ class Module(Stateful):
         Raises DeviceError, or ConfigError for another dtype than float32 and float64.
         """
         self._outside_of_steps("to")
-        if dtype is not None and np.dtype(dtype) not in FLOATS:
+        if dtype is not None and checks.dtype("to", dtype) not in FLOATS:
             raise ConfigError(f"to: expected float32 or float64, got {np.dtype(dtype)}")
         for _, t in self._named(Parameter, Buffer):
             t._data, t._device = _converted(t, device, dtype)
@@ -235,6 +252,7 @@ class Module(Stateful):
 
     def apply(self, fn: Callable[[Module], Any]) -> Self:
         """Calls fn on every module inside, inner before outer, and on this one."""
+        checks.function("apply", fn)
         for child in self.children():
             child.apply(fn)
         fn(self)
@@ -255,7 +273,7 @@ class Module(Stateful):
 
 
 def _converted(t: Tensor, device: str | None, dtype: Any) -> tuple[np.ndarray, Device]:
-    t = t.detach().to(device or t.device)
+    t = t.detach().to(t.device if device is None else device)
     if dtype is not None and t.dtype in FLOATS:
         t = t.astype(dtype)
     return t._data, t._device

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator
 
+from .. import checks
 from ..errors import ConfigError, NonFiniteError
 from ..functions import maximum, minimum, sqrt
 from ..grad_mode import no_grad
@@ -22,9 +23,13 @@ def clip_grad_norm_(
 
     Returns the norm before scaling, float64 of shape (). Sums are in float64, where squares of float32 do not overflow.
     """
-    if not max_norm >= 0 or not norm_type > 0:
-        raise ConfigError(f"clip_grad_norm_: expected max_norm >= 0 and norm_type > 0, got {max_norm} and {norm_type}")
-    given, parameters = parameters, [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    max_norm = checks.number("clip_grad_norm_: max_norm", max_norm, "[0, inf]")
+    norm_type = checks.number("clip_grad_norm_: norm_type", norm_type, "(0, inf]")
+    error_if_nonfinite = checks.flag("clip_grad_norm_: error_if_nonfinite", error_if_nonfinite)
+    given, parameters = parameters, [parameters] if isinstance(parameters, Tensor) else parameters
+    parameters = checks.items("clip_grad_norm_", parameters, "parameters")
+    for p in parameters:
+        checks.instance("clip_grad_norm_", p, Tensor, "parameters")
     if not parameters and isinstance(given, Iterator):
         raise ConfigError("clip_grad_norm_: expected parameters, got a generator that was used up; use a list of them")
     gradients = [(p, g) for p in parameters if (g := p._read_grad()) is not None]

@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
-from ..errors import ShapeError
+from .. import checks
+from ..errors import DtypeError, ShapeError
 from .movement import checked_index, reshape_op
-from .operands import ArrayLike, array_of, as_operand
+from .operands import ArrayLike, TensorBase, as_operand
 from .reductions import softmax_grad, softmax_op, sum
 from .table import Tensor, contiguous, define, method
 
@@ -147,9 +148,16 @@ def cross_entropy(logits: Tensor, labels: ArrayLike) -> Tensor:
 
     Raises ShapeError, DtypeError, or IndexOutOfRangeError for a label outside [0, classes).
     """
-    shape = array_of(labels).shape
+    if not isinstance(labels, TensorBase) and not hasattr(labels, "layout"):
+        labels = checks.array("cross_entropy: labels", labels)
+    shape = labels.shape
     if logits.ndim != 2 or shape != logits.shape[:1]:
+        remedy = "; of one-hot rows take labels.argmax(1)" if logits.ndim == 2 and shape == logits.shape else ""
         raise ShapeError(
-            f"cross_entropy: expected logits (rows, classes) and labels (rows,), got {logits.shape} and {shape}"
+            f"cross_entropy: expected logits (rows, classes) and labels (rows,), got {logits.shape} and {shape}{remedy}"
+        )
+    if labels.dtype.kind not in "iu":
+        checks.refuse(
+            "cross_entropy", "integers as labels", labels.dtype, DtypeError, "labels.astype('int64') makes them"
         )
     return cross_entropy_op(logits, checked_index("cross_entropy", labels, logits.shape[1], from_end=False))

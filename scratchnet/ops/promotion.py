@@ -49,7 +49,10 @@ def _promoted(op: Op, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     dtypes = {inputs[i]._data.dtype for i in group}
     floats = [dtype for dtype in dtypes if dtype.kind == "f"]
     if len(floats) > 1:
-        raise DtypeError(f"{op.name}: expected one float dtype, got float32 and float64; use .astype(...)")
+        raise DtypeError(
+            f"{op.name}: expected one float dtype, got float32 and float64; use .astype('float32') on the data, "
+            "or model.to(dtype='float64')"
+        )
     if len(dtypes) == 1 and (floats or not op.floating):
         return inputs
     if floats:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..errors import CheckpointError, ConfigError
 from ..sealed import Sealed
 from ..stateful import Stateful
@@ -64,12 +65,12 @@ class LRScheduler(Sealed, Stateful):
         self._outside_of_steps("load_state_dict")
         name, mine = type(self).__name__, self.state_dict()
         if not isinstance(state, Mapping) or state.keys() != mine.keys():
-            raise CheckpointError(f"{name}: expected a state dict of {', '.join(mine)}, got {state!r:.80}")
+            raise CheckpointError(f"{name}: expected a state dict of {', '.join(mine)}, got {checks.shown(state)}")
         if state["options"] != mine["options"]:
             raise CheckpointError(f"{name}: expected options {mine['options']}, got {state['options']}")
         step, base_lrs, n = state["last_step"], state["base_lrs"], len(self.base_lrs)
         if type(step) is not int or step < 0 or len(base_lrs) != n or not all(type(lr) is float for lr in base_lrs):
-            raise CheckpointError(f"{name}: expected a step and {n} rates, got {step!r} and {base_lrs!r:.80}")
+            checks.refuse(name, f"a step and {n} rates", (step, base_lrs), CheckpointError)
         self.base_lrs = list(base_lrs)
         self._set(step)
 
@@ -108,10 +109,10 @@ def _groups(optimizer: Optimizer) -> list[Group]:
 
 def _checked(name: str, value: Any, low: float, high: float = math.inf, integer: bool = False) -> Any:
     """value as a Python number. Raises ConfigError if it is none, or not in [low, high]."""
-    kinds = int | np.integer if integer else int | float | np.number
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+    kinds = int | np.integer if integer else int | float | np.integer | np.floating
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high or value == math.inf:
         kind = "an integer" if integer else "a number"
-        raise ConfigError(f"{name}: expected {kind} in [{low:g}, {high:g}], got {value!r}")
+        checks.refuse(name, f"{kind} in [{low:g}, {high:g}]", value)
     return int(value) if integer else float(value)
 
 
@@ -188,11 +189,13 @@ class OneCycleLR(LRScheduler):
         rates = [max_lr] * groups if self.is_one_for_all else list(max_lr)  # type: ignore[arg-type]
         if len(rates) != groups:
             raise ConfigError(f"OneCycleLR: expected one max_lr or {groups}, one a group, got {len(rates)}")
-        if anneal_strategy not in ANNEALING:
-            raise ConfigError(f"OneCycleLR: expected anneal_strategy cos or linear, got {anneal_strategy!r}")
+        checks.one_of("OneCycleLR: anneal_strategy", anneal_strategy, ANNEALING)
         self.max_lrs = [_checked("OneCycleLR: max_lr", rate, 0) for rate in rates]
         self.total_steps = _checked("OneCycleLR: total_steps", total_steps, 1, integer=True)
-        self.anneal, self.cycle_momentum = ANNEALING[anneal_strategy], bool(cycle_momentum)
+        self.anneal, self.cycle_momentum = (
+            ANNEALING[anneal_strategy],
+            checks.flag("OneCycleLR: cycle_momentum", cycle_momentum),
+        )
         self.peak = _checked("OneCycleLR: pct_start", pct_start, 0, 1) * self.total_steps - 1
         self.base_momentum = _checked("OneCycleLR: base_momentum", base_momentum, 0, 1)
         self.max_momentum = _checked("OneCycleLR: max_momentum", max_momentum, 0, 1)

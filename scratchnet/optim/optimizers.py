@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..errors import CheckpointError, ConfigError, DtypeError, ShapeError
 from ..ops.table import contiguous
 from ..sealed import Sealed
@@ -214,7 +215,7 @@ class Optimizer(Sealed, Stateful):
         self._outside_of_steps("load_state_dict")
         try:
             expected, found = _layout(self.state_dict()), _layout(state)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             raise CheckpointError(f"{self._name}: expected a state dict of its own, got {error!r:.200}") from None
         for what in expected | found:
             if expected.get(what) != found.get(what):
@@ -253,9 +254,7 @@ class Optimizer(Sealed, Stateful):
             values = group[option] if option in PAIRS else [group[option]]
             if not _all_in(values, low, end, n=1 + (option in PAIRS)):
                 kind = "two numbers" if option in PAIRS else "a number"
-                raise ConfigError(
-                    f"{self._name}: expected {option} to be {kind} in [{low:g}, {end:g}), got {group[option]!r}"
-                )
+                checks.refuse(self._name, f"{option} to be {kind} in [{low:g}, {end:g})", group[option])
 
     def _check_parameters(self, params: list[Tensor]) -> None:
         if not params:
@@ -284,13 +283,13 @@ class Optimizer(Sealed, Stateful):
 
 
 def _as_list(params: Any) -> list[Any]:
-    return [params] if isinstance(params, Tensor | dict) else list(params)
+    return [params] if isinstance(params, Tensor | dict) else checks.items("optimizer", params, "parameters")
 
 
 def _all_in(values: Any, low: float, end: float, n: int) -> bool:
     try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
+        numbers = [checks.number("", value) for value in values]
+    except (TypeError, ConfigError):
         return False
     return len(numbers) == n and all(low <= number < end for number in numbers)
 
@@ -328,7 +327,7 @@ class SGD(Optimizer):
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         super()._check_options(group)
-        if group["nesterov"] and not group["momentum"] > 0:
+        if checks.flag("SGD: nesterov", group["nesterov"]) and not group["momentum"] > 0:
             raise ConfigError(f"SGD: expected momentum > 0 with nesterov, got {group['momentum']}")
 
     def numbers(self, group: Mapping[str, Any], step: int) -> tuple[float, ...]:

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.dataset import check_integer
-from ..errors import ConfigError
+from .. import checks
 from .phases import Phase
 
 
@@ -95,8 +94,7 @@ class TopK(Compression):
     ratio: float = 0.01
 
     def __post_init__(self):
-        if not 0 < self.ratio <= 1:
-            raise ConfigError(f"TopK: expected ratio in (0, 1], got {self.ratio!r}")
+        checks.number("TopK: ratio", self.ratio, "(0, 1]")
 
     def _count(self, size: int) -> int:
         return min(size, int(np.ceil(self.ratio * size)))
@@ -141,7 +139,7 @@ class PowerSGD(Compression):
     rank: int = 2
 
     def __post_init__(self):
-        check_integer(self.rank, 1, "PowerSGD: rank")
+        checks.integer("PowerSGD: rank", self.rank, 1)
 
     def phases(self, shards):
         return [Phase("basis", 1), Phase("project", shards)]

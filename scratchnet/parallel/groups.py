@@ -6,9 +6,7 @@ Under mpirun or srun the environment says so (comm/job.py), and then the ranks o
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from ..errors import ConfigError
+from .. import checks
 from .comm.communicator import Communicator, SerialCommunicator
 from .comm.job import started_as
 from .mpi import communicator as mpi
@@ -34,12 +32,12 @@ def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None
     Raises ConfigError for workers < 1, or what cannot be sent; SharedMemoryError where memory is too small; WorkerError
     if a worker raised (its traceback is a note of the error), was killed, or ended: then the others are ended, too.
     """
-    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
-        raise ConfigError(f"run: expected workers to be an integer of at least 1, got {workers!r}")
-    if not callable(fn):
-        raise ConfigError(f"run: expected a function, got {type(fn).__name__}")
+    workers = checks.integer("run: workers", workers, 1)
+    checks.function("run", fn)
+    if timeout is not None:
+        checks.number("run: timeout", timeout, "(0, inf)")
     if started_as():
         return mpi.run(fn, args, timeout)
     from .pool import launch  # here, not above: it loads multiprocess and cloudpickle
 
-    return launch.run(fn, args, int(workers), timeout)
+    return launch.run(fn, args, workers, timeout)

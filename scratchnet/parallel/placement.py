@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .. import checks
 from ..errors import DeviceError
 from ..kernels import device as find_device
 
@@ -25,8 +26,8 @@ class Placement:
     """
 
     def __init__(self, names: Sequence[str] | None, default: str):
-        if names is not None and (isinstance(names, str) or not names):
-            raise DeviceError(f"Trainer: expected devices to be names such as {EXAMPLES}, or None, got {names!r}")
+        if names is not None and (not isinstance(names, tuple | list) or not names):
+            checks.refuse("Trainer", f"devices to be names such as {EXAMPLES}, or None", names, DeviceError)
         self.is_given = names is not None
         self.names = None if names is None else tuple(names)
         if self.names is None and default == "cuda":
@@ -72,7 +73,7 @@ def _kind(name: str) -> str:
 
         check_gpu(int(number or 0))
     elif name not in ("cpu", "numpy"):
-        raise DeviceError(f"Trainer: expected devices to be names such as {EXAMPLES}, got {name!r}")
+        raise DeviceError(f"Trainer: expected devices to be names such as {EXAMPLES}, got {checks.shown(name)}")
     return kind
 
 

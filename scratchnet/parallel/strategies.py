@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..data.dataset import check_integer
+from .. import checks
 from ..errors import ConfigError
 from .compression import Compression
 from .phases import NORMS, Phase
@@ -33,7 +33,7 @@ def _check_compression(strategy: Any) -> None:
     if strategy.compression is not None and not isinstance(strategy.compression, Compression):
         raise ConfigError(
             f"{type(strategy).__name__}: expected compression to be Float16(), TopK(), PowerSGD() or None, "
-            f"got {strategy.compression!r}"
+            f"got {checks.shown(strategy.compression)}"
         )
 
 
@@ -126,8 +126,7 @@ class AllReduce(Strategy):
 
     def __post_init__(self):
         _check_compression(self)
-        if self.order not in ("exact", "fast"):
-            raise ConfigError(f"AllReduce: expected order 'exact' or 'fast', got {self.order!r}")
+        checks.one_of("AllReduce: order", self.order, ("exact", "fast"))
 
     @property
     def is_plain(self):  # type: ignore[override]
@@ -168,7 +167,7 @@ class ParameterServer(Strategy):
 
     def __post_init__(self):
         if self.staleness is not None:
-            check_integer(self.staleness, 0, "ParameterServer: staleness")
+            checks.integer("ParameterServer: staleness", self.staleness, 0)
         _check_compression(self)
         if self.compression is not None and self.staleness != 0:
             raise ConfigError(f"ParameterServer: expected staleness 0 with compression, got {self.staleness}")
@@ -223,8 +222,8 @@ class LocalSGD(Strategy):
     has_local_steps = True
 
     def __post_init__(self):
-        check_integer(self.every, 1, "LocalSGD: every")
-        check_integer(self.warmup, 0, "LocalSGD: warmup")
+        checks.integer("LocalSGD: every", self.every, 1)
+        checks.integer("LocalSGD: warmup", self.warmup, 0)
 
     def span(self, accumulate):
         return self.every
@@ -280,7 +279,7 @@ def strategy_of(value: Any, **options: Any) -> Strategy:
             mine = ", ".join(sorted(has)) or "none"
             raise ConfigError(f"Trainer: expected options of strategy {value!r} ({mine}), got {', '.join(other)}")
         return make(**given)
-    raise ConfigError(f"Trainer: expected strategy to be one of {', '.join(STRATEGIES)}, or an object, got {value!r}")
+    checks.refuse("Trainer", f"strategy to be one of {', '.join(STRATEGIES)}, or an object", value)
 
 
 def options_of(strategy: Strategy) -> dict[str, Any]:

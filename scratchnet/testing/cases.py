@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from .. import checks
 from ..tensor import FLOATS
 from .contract import assert_matches_reference
 from .kernels import KERNEL_ROWS
@@ -59,8 +59,9 @@ def kernel_cases(
     dtypes: of the inputs; rows with `integers` take np.int64 as well. sizes, max_elements: as in `arrays`.
     Raises ConfigError for a name that is not in KERNEL_ROWS.
     """
+    checks.instance("kernel_cases", name, str, "the name of a kernel")
     if name not in KERNEL_ROWS:
-        raise ConfigError(f"kernel_cases: expected the name of a kernel, got {name!r}")
+        checks.refuse("kernel_cases", "the name of a kernel", name)
     st = hypothesis_strategies()
     row = KERNEL_ROWS[name]
 

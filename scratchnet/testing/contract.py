@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..errors import ContractError
 from .strategies import CONTIGUOUS, LAYOUTS
 
@@ -56,6 +57,16 @@ def assert_matches_reference(
 
     Raises ContractError: one line with the element, what was expected, what came, and the bound.
     """
+    checks.function("assert_matches_reference: kernel", kernel)
+    checks.function("assert_matches_reference: reference", reference)
+    inputs = checks.items("assert_matches_reference: inputs", inputs, "a list of arrays")
+    inputs = [checks.array("assert_matches_reference: an input", x, "biufc") for x in inputs]
+    terms = checks.integer("assert_matches_reference: terms", terms, 0)
+    roundings = checks.integer("assert_matches_reference: roundings", roundings, 0)
+    if magnitude is not None:
+        checks.function("assert_matches_reference: magnitude", magnitude)
+    for layout in (layouts := checks.items("assert_matches_reference: layouts", layouts, "a list of names")):
+        checks.one_of("assert_matches_reference: a layout", layout, LAYOUTS)
     name = getattr(kernel, "__name__", type(kernel).__name__)
     fills = _fills(kernel)
     n = max(terms, 1) - 1 + roundings

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, DtypeError, GradcheckError
+from .. import checks
+from ..errors import DtypeError, GradcheckError
 from ..functions import grad
 from ..grad_mode import no_grad
 from ..tensor import Tensor
@@ -42,11 +43,17 @@ def gradcheck(
 
     Raises GradcheckError with the worst element, DtypeError if f does not return a float64 tensor.
     """
-    if kinks not in ("raise", "skip"):
-        raise ConfigError(f"gradcheck: expected kinks 'raise' or 'skip', got {kinks!r}")
+    f, inputs = checks.function("gradcheck", f), checks.items("gradcheck", inputs, "a list of inputs")
+    order, seed = checks.integer("gradcheck: order", order, 1, 8), checks.integer("gradcheck: seed", seed, 0)
+    eps, rtol = checks.number("gradcheck: eps", eps, "(0, inf)"), checks.number("gradcheck: rtol", rtol, "[0, inf)")
+    max_elements = checks.integer("gradcheck: max_elements", max_elements, 0)
+    checks.one_of("gradcheck: kinks", kinks, ("raise", "skip"))
     rng = np.random.default_rng(seed)
     device = next((x.device for x in inputs if isinstance(x, Tensor)), None)
-    points = [np.array(x.detach() if isinstance(x, Tensor) else x, np.float64) for x in inputs]
+    points = [
+        np.array(x.detach() if isinstance(x, Tensor) else checks.array("gradcheck: an input", x), np.float64)
+        for x in inputs
+    ]
     name = getattr(f, "__name__", type(f).__name__)
 
     leaves = [Tensor(x.copy(), requires_grad=True, device=device) for x in points]

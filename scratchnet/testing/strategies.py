@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..tensor import FLOATS
 
 EDGES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
@@ -119,6 +120,18 @@ class Content:
     sizes: Sequence[int] = EDGES
     max_elements: int = 2**14
 
+    def __post_init__(self):
+        for dtype in checks.items("arrays: dtypes", self.dtypes, "a list of dtypes"):
+            checks.dtype("arrays: a dtype", dtype)
+        for domain in [self.domain] if isinstance(self.domain, str) else checks.items("arrays", self.domain, "domains"):
+            checks.one_of("arrays: a domain", domain, DOMAINS)
+        for value in checks.items("arrays: special", self.special, "a list of numbers"):
+            checks.instance("arrays: a special value", value, int | float | np.number, "a number")
+        for layout in checks.items("arrays: layouts", self.layouts, "a list of names"):
+            checks.one_of("arrays: a layout", layout, LAYOUTS)
+        checks.lengths("arrays: sizes", self.sizes)
+        checks.integer("arrays: max_elements", self.max_elements, 1)
+
 
 def arrays(
     shapes: str,
@@ -141,6 +154,7 @@ def arrays(
     layouts: names in LAYOUTS.
     sizes, max_elements: the lengths to draw from, in rising order, and the limit of an array.
     """
+    checks.instance("arrays: shapes", shapes, str, "words such as 'mk kn'")
     st = hypothesis_strategies()
     content = Content(dtypes, domain, special, layouts, sizes, max_elements)
 

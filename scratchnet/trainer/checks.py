@@ -6,6 +6,7 @@ import sys
 import warnings
 from typing import Any
 
+from .. import checks
 from ..errors import ConfigError
 from ..nn import Module
 from ..optim import Optimizer
@@ -19,7 +20,7 @@ def check_parts(model: Module, optimizer: Any, scheduler: Any) -> None:
     """
     for name, value, kind in (("a model", model, Module), ("an optimizer", optimizer, Optimizer)):
         if not isinstance(value, kind):
-            raise ConfigError(f"Trainer: expected {name}, got {type(value).__name__}")
+            checks.refuse("Trainer", name, value)
     named = {id(parameter): name for name, parameter in model.named_parameters()}
     held = {id(state.param) for state in optimizer.states}
     if foreign := len(held - named.keys()):

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from .. import checks
+
 
 class History:
     """A list of records, one an epoch, and their columns by name: `history["val_loss"]`.
@@ -13,7 +15,8 @@ class History:
     """
 
     def __init__(self, records: list[dict[str, Any]], workers: Sequence[dict[str, float]] = ()):
-        self.records, self.workers = records, list(workers)
+        self.records = checks.items("History: records", records, "a list of records")
+        self.workers = checks.items("History: workers", workers, "a list, one record a worker")
 
     def lines_of_workers(self) -> list[str]:
         """A line for each worker: how it spent its time. None if there was only one."""

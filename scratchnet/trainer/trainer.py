@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..data import DataLoader
-from ..errors import ConfigError
+from ..errors import ConfigError, ShapeError
 from ..grad_mode import no_grad
 from ..kernels import get_num_threads, set_num_threads
 from ..nn import Module
@@ -33,6 +34,8 @@ from .history import History
 from .metrics_log import append_jsonl
 from .progress import epoch_line, first_line, progress_bar, say
 from .run import LOG, Run, Stop, stop_on_signal
+
+LOADER = "DataLoader(data, batch_size=32) makes one"
 
 
 class Trainer(Sealed):
@@ -99,9 +102,10 @@ class Trainer(Sealed):
         self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
         self.strategy: Any = strategy
         self.workers: Any = workers
-        self.devices, self._shards, self._is_auto = devices, shards, workers == "auto"
+        self.devices, self._shards, self._is_auto = devices, shards, isinstance(workers, str) and workers == "auto"
         self.accumulate, self.clip_norm, self.nonfinite = accumulate, clip_norm, nonfinite
-        self.seed, self.save_every, self.config, self.progress = seed, save_every, config or {}, progress
+        self.seed, self.save_every, self.progress = seed, save_every, progress
+        self.config = {} if config is None else config
         self.folder: Any = folder
         self.timeline: Any = timeline
         self.jit = jit
@@ -112,17 +116,22 @@ class Trainer(Sealed):
     def _check(self) -> None:
         """Raises ConfigError for settings outside their range, or that do not go together. Before each run, too: until
         then they may be changed."""
-        if self.workers != "auto":
+        if not isinstance(self.workers, str) or self.workers != "auto":
             _require_workers(self.workers)
         for name, value in {"shards": self._shards, "save_every": self.save_every}.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"Trainer: expected {name} >= 1 or None, got {value!r}")
+                checks.refuse("Trainer", f"{name} >= 1 or None", value)
         if isinstance(self.accumulate, bool) or not isinstance(self.accumulate, int) or self.accumulate < 1:
-            raise ConfigError(f"Trainer: expected accumulate to be an integer of at least 1, got {self.accumulate!r}")
-        if self.nonfinite not in ("raise", "skip"):
-            raise ConfigError(f"Trainer: expected nonfinite 'raise' or 'skip', got {self.nonfinite!r}")
-        if self.clip_norm is not None and not (isinstance(self.clip_norm, int | float) and self.clip_norm > 0):
-            raise ConfigError(f"Trainer: expected clip_norm > 0 or None, got {self.clip_norm!r}")
+            checks.refuse("Trainer", "accumulate to be an integer of at least 1", self.accumulate)
+        if not isinstance(self.nonfinite, str) or self.nonfinite not in ("raise", "skip"):
+            checks.refuse("Trainer", "nonfinite 'raise' or 'skip'", self.nonfinite)
+        if self.clip_norm is not None and not (checks.is_number(self.clip_norm) and self.clip_norm > 0):
+            checks.refuse("Trainer", "clip_norm > 0 or None", self.clip_norm)
+        checks.function("Trainer: loss", self.loss)
+        checks.integer("Trainer: seed", self.seed)
+        checks.flag("Trainer: jit", self.jit)
+        checks.flag("Trainer: progress", self.progress)
+        checks.instance("Trainer: config", self.config, dict, "a dict or None")
         self.strategy = strategy_of(self.strategy)
         changes = self.clip_norm is not None or self.nonfinite == "skip" or self.accumulate > 1
         if changes and not self.strategy.merges_gradients:
@@ -137,8 +146,8 @@ class Trainer(Sealed):
             self._placement.check(self.workers)
         elif self._placement.names is not None:
             raise ConfigError("Trainer: expected a number of workers with devices, or a model on 'cuda', got 'auto'")
-        self.folder = None if self.folder is None else Path(self.folder)
-        self.timeline = None if self.timeline is None else Path(self.timeline)
+        self.folder = None if self.folder is None else Path(checks.path("Trainer: folder", self.folder))
+        self.timeline = None if self.timeline is None else Path(checks.path("Trainer: timeline", self.timeline))
 
     @property
     def shards(self) -> int:
@@ -184,8 +193,13 @@ class Trainer(Sealed):
         checkpoint is of another run (other shards, batch size, seed, ...), or if the folder holds a run and
         `resume` is None.
         """
-        if not isinstance(epochs, int) or epochs < 0:
-            raise ConfigError(f"fit: expected epochs >= 0, got {epochs!r}")
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
+            checks.refuse("fit", "epochs >= 0", epochs)
+        checks.instance("fit: train_loader", train_loader, DataLoader, "a DataLoader", LOADER)
+        if val_loader is not None:
+            checks.instance("fit: val_loader", val_loader, DataLoader, "a DataLoader", LOADER)
+        if resume is not None:
+            checks.path("fit: resume", resume)
         self._check()
         if not len(train_loader):
             raise ConfigError("fit: expected at least one batch to train on, got none")
@@ -300,6 +314,7 @@ class Trainer(Sealed):
 
     def evaluate(self, loader: DataLoader) -> dict[str, float]:
         """{"loss": ..., "accuracy": ...} over a loader, in evaluation mode; accuracy if targets are class numbers."""
+        checks.instance("evaluate", loader, DataLoader, "a DataLoader", LOADER)
         if not len(loader):
             raise ConfigError("evaluate: expected at least one batch, got none")
         loss_sum, correct, samples, classes = 0.0, 0, 0, True
@@ -316,7 +331,9 @@ class Trainer(Sealed):
 
     def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
         """The model's outputs for the rows of x (for a classifier: logits), in evaluation mode, as a NumPy array."""
-        x = np.asarray(x)
+        x, batch_size = checks.array("predict", x), checks.integer("predict: batch_size", batch_size, 1)
+        if not x.ndim:
+            checks.refuse("predict", "rows", x, ShapeError)
         with _evaluating(self.model):
             starts = range(0, max(len(x), 1), batch_size)
             outputs = [self.model(Tensor(x[i : i + batch_size], device=self._device)).numpy() for i in starts]
@@ -337,4 +354,4 @@ def _evaluating(model: Module) -> Iterator[None]:
 
 def _require_workers(workers: Any) -> None:
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ConfigError(f"Trainer: expected workers to be 'auto' or an integer of at least 1, got {workers!r}")
+        checks.refuse("Trainer", "workers to be 'auto' or an integer of at least 1", workers)

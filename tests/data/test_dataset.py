@@ -168,7 +168,7 @@ REFUSED = {
     "a number": ((3.0,), {}, ShapeError, "at least one dimension, got a single number"),
     "a ragged list": (([[1, 2], [3]],), {}, ShapeError, "expected rows of one shape"),
     "too large for int64": ((np.array([2**63], np.uint64),), {}, DataError, f"fit in int64, found {2**63}"),
-    "scale NaN": ((some("u1"),), {"scale": float("nan")}, ConfigError, "expected a finite scale, got nan"),
+    "scale NaN": ((some("u1"),), {"scale": float("nan")}, ConfigError, "scale: expected a finite number, got nan"),
 }
 
 

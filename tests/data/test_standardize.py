@@ -86,7 +86,7 @@ def test_the_state_moves_to_another_instance():
 
 
 BAD_STATES = {
-    "a missing std": ({"mean": 0.0}, DataError, r"mean and std, got \['mean'\]"),
+    "a missing std": ({"mean": 0.0}, DataError, r"mean and std, got a dict of 'mean'"),
     "a foreign key": ({"mean": 0.0, "std": 1.0, "var": 1.0}, DataError, "mean and std, got"),
     "other shapes": ({"mean": np.zeros(2), "std": np.ones(3)}, ShapeError, r"one shape, got \(2,\) and \(3,\)"),
     "std 0": ({"mean": 0.0, "std": 0.0}, DataError, r"stds of at least 1.2e-38"),

@@ -120,7 +120,7 @@ def test_dropout_of_nothing_or_in_evaluation_is_the_input_itself():
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan"), "half", None])
 def test_dropout_refuses_p_outside_0_and_1(p):
-    with pytest.raises(sn.ConfigError, match=r"p in \[0, 1\]"):
+    with pytest.raises(sn.ConfigError, match=r"dropout: p: expected a number in \[0, 1\]"):
         F.dropout(ONES, p)
 
 

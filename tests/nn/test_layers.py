@@ -288,7 +288,7 @@ def test_settings_of_a_layer_that_are_changed_later_take_effect():
     dropout.p = 1.0
     assert dropout(x).numpy().any() == False  # noqa: E712
     dropout.p = 2.0
-    with pytest.raises(sn.ConfigError, match=r"expected p in \[0, 1\]"):
+    with pytest.raises(sn.ConfigError, match=r"p: expected a number in \[0, 1\]"):
         dropout(x)
     norm = nn.BatchNorm1d(4)
     norm.momentum, norm.eps = 1.0, 1e3

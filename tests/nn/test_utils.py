@@ -74,7 +74,7 @@ def test_a_norm_that_is_not_finite_is_refused_on_request_and_changes_nothing(val
 
 @pytest.mark.parametrize("options", [{"max_norm": -1.0}, {"max_norm": math.nan}, {"max_norm": 1.0, "norm_type": 0}])
 def test_an_option_out_of_range_is_refused(options):
-    with pytest.raises(sn.ConfigError, match=r"^clip_grad_norm_: expected"):
+    with pytest.raises(sn.ConfigError, match=r"^clip_grad_norm_: \w+: expected a number"):
         clip_grad_norm_(parameters(), **options)
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ...errors import ConfigError
+from ... import checks
 
 DTYPES = ("float32", "float64", "int32", "int64")
 UFUNCS = {"sum": np.add, "mean": np.add, "max": np.maximum, "min": np.minimum}  # a mean is divided in the end
@@ -236,10 +236,10 @@ AUTO = ((32768, "one_shot"), (float("inf"), "arena"))
 
 def algorithm_of(name: str, nbytes: int = 0) -> str:
     """The algorithm that `name` stands for ("auto" depends on the size). Raises ConfigError for an unknown one."""
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         return next(algorithm for most, algorithm in AUTO if nbytes <= most)
-    if name not in ALGORITHMS:
-        raise ConfigError(f"all_reduce: expected algorithm to be auto, {', '.join(ALGORITHMS)}, got {name!r}")
+    if not isinstance(name, str) or name not in ALGORITHMS:
+        checks.refuse("all_reduce", f"algorithm to be auto, {', '.join(ALGORITHMS)}", name)
     return name
 
 

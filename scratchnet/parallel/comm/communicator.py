@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ... import checks
 from ...errors import CollectiveError, ConfigError, DtypeError
 from .collectives import DTYPES, UFUNCS, algorithm_of
 
@@ -85,7 +86,8 @@ class Communicator(ABC):
 
         Parts are contiguous, in rank order, and begin on multiples of 16 elements; so the last may be empty.
         """
-        rank = self.rank if rank is None else rank
+        n = checks.integer("part: n", n, 0)
+        rank = self.rank if rank is None else checks.integer("part: rank", rank, 0, self.size - 1)
         return slice(*(min(n, -(-(n * k // self.size) // 16) * 16) for k in (rank, rank + 1)))
 
     # --- for implementations ---
@@ -119,12 +121,12 @@ class Communicator(ABC):
             found = f"{array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
             raise DtypeError(f"collective: expected a NumPy array of {', '.join(DTYPES)}, got {found}")
         require_writeable(array)
-        if op not in list(UFUNCS):
-            raise ConfigError(f"collective: expected op to be one of {', '.join(UFUNCS)}, got {op!r}")
+        if not isinstance(op, str) or op not in UFUNCS:
+            raise ConfigError(f"collective: expected op to be one of {', '.join(UFUNCS)}, got {checks.shown(op)}")
         if op == "mean" and array.dtype.kind == "i":
             raise DtypeError(f"collective: expected floats for a mean, got {array.dtype}; take the sum")
         if isinstance(root, bool) or not isinstance(root, int | np.integer) or not 0 <= root < self.size:
-            raise ConfigError(f"collective: expected a root from 0 to {self.size - 1}, got {root!r}")
+            raise ConfigError(f"collective: expected a root from 0 to {self.size - 1}, got {checks.shown(root)}")
         algorithm_of(algorithm)
         details = {
             "all_reduce": f", {op}, {algorithm}", "reduce_scatter": f", {op}", "broadcast": f", root {root}"
@@ -189,4 +191,5 @@ class SerialCommunicator(Communicator):
         pass
 
     def empty(self, shape, dtype=np.float32):
-        return np.empty(shape, dtype)
+        shape = shape if isinstance(shape, tuple | list) else (shape,)
+        return np.empty(checks.lengths("empty", shape), checks.dtype("empty", dtype))
