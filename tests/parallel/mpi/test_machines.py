@@ -38,8 +38,8 @@ def test_a_machine_sends_its_sums_while_it_computes_and_no_shard_alone():
     assert sorted(line[:2] for line in found) == [*4 * [[4, 1]], *4 * [[8, 1]], *2 * [[10, 1]], *2 * [[10, 2]]]
     for _, sums, sent, early in found:  # once in 8 steps the optimizer's state travels, 3/4
         assert sent == pytest.approx((sums + 1) * 0.75 + 0.75 / 8, abs=0.01)
-        # Of the 3/4 n of a sum the last two layers have 2/3, and of 8 steps two are traced.
-        assert 0.28 * sums < early < 0.4 * sums, found
+        # Of the 3/4 n of a sum the last two layers have 2/3; of 8 steps four are recorded, two for each of two pages.
+        assert 0.22 * sums < early < 0.28 * sums, found
 
 
 # --- whose shards -----------------------------------------------------------------------------------------------------
