@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from .errors import ConfigError
+from . import checks
 
 _grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
 _modes: ContextVar[tuple[bool, ...]] = ContextVar("modes", default=())  # what it was before each open `no_grad`
@@ -49,8 +49,7 @@ class no_grad:
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(function, type) or not callable(function):
-            name = getattr(function, "__name__", repr(function))
-            raise ConfigError(f"no_grad: expected a function to decorate, got {name}; decorate the methods of a class")
+            checks.refuse("no_grad", "a function to decorate", function, remedy="decorate the methods of a class")
         return _kind_of(function)(function)
 
 

@@ -186,7 +186,8 @@ class OneCycleLR(LRScheduler):
     ):
         groups = len(_groups(optimizer))
         self.is_one_for_all = not isinstance(max_lr, Sequence | np.ndarray)
-        rates = [max_lr] * groups if self.is_one_for_all else list(max_lr)  # type: ignore[arg-type]
+        given: Any = [max_lr] * groups if self.is_one_for_all else max_lr
+        rates = checks.items("OneCycleLR: max_lr", given, "a number or a list of them")
         if len(rates) != groups:
             raise ConfigError(f"OneCycleLR: expected one max_lr or {groups}, one a group, got {len(rates)}")
         checks.one_of("OneCycleLR: anneal_strategy", anneal_strategy, ANNEALING)

@@ -64,12 +64,12 @@ def kernel_cases(
         checks.refuse("kernel_cases", "the name of a kernel", name)
     st = hypothesis_strategies()
     row = KERNEL_ROWS[name]
+    content = Content(dtypes, row.domain, row.special, sizes=sizes, max_elements=max_elements)
 
     @st.composite
     def cases(draw):
         params = {key: values[draw(choice(*range(len(values))))] for key, values in row.params.items()}
         shapes = row.shapes if isinstance(row.shapes, str) else row.shapes(**params)
-        content = Content(dtypes, row.domain, row.special, sizes=sizes, max_elements=max_elements)
         lengths = draw_lengths(draw, f"{shapes} {row.lengths}", content)
         inputs = draw_arrays(draw, shapes, lengths, content)
         asked = {letter: lengths[letter] for letter in row.lengths}

@@ -1,0 +1,573 @@
+"""The public face by table: a valid call of everything public, and the things people hand over by mistake.
+
+tests/test_errors.py replaces each argument of each call by each of the mistakes. What is public is found out here, so
+that a new name without a valid call is noticed.
+"""
+
+import datetime
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import scratchnet as sn
+import scratchnet.random
+
+nn, F, init, optim, data = sn.nn, sn.nn.functional, sn.nn.init, sn.optim, sn.data
+schedules, parallel, testing = optim.lr_scheduler, sn.parallel, sn.testing
+
+SPACES = {
+    "sn": sn,
+    "nn": nn,
+    "F": F,
+    "init": init,
+    "utils": nn.utils,
+    "optim": optim,
+    "lr_scheduler": schedules,
+    "data": data,
+    "metrics": sn.metrics,
+    "random": scratchnet.random,
+    "parallel": parallel,
+    "testing": testing,
+    "cuda": sn.cuda,
+}
+
+
+# --- valid arguments, made anew for each call ------------------------------------------------------------------------
+
+
+def x() -> sn.Tensor:
+    return sn.Tensor(np.linspace(0.1, 0.9, 6, dtype=np.float32).reshape(2, 3))
+
+
+def square() -> sn.Tensor:
+    return sn.Tensor(np.linspace(0.1, 0.9, 9, dtype=np.float32).reshape(3, 3))
+
+
+def row(value: float = 1.0) -> sn.Tensor:
+    return sn.Tensor(np.full(3, value, np.float32))
+
+
+def logits() -> np.ndarray:
+    return np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def labels() -> np.ndarray:
+    return np.array([0, 2])
+
+
+def parameter() -> nn.Parameter:
+    return nn.Parameter(np.ones((2, 2), np.float32))
+
+
+def sgd(**options: Any) -> optim.SGD:
+    return optim.SGD([parameter()], lr=0.1, momentum=0.5)
+
+
+def samples() -> data.TensorDataset:
+    return data.TensorDataset(np.ones((4, 2), np.float32), np.array([0, 1, 0, 1]))
+
+
+def loader() -> data.DataLoader:
+    return data.DataLoader(samples(), batch_size=2)
+
+
+def trainer() -> sn.Trainer:
+    model = nn.Linear(2, 2)
+    return sn.Trainer(model, optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, progress=False, jit=False)
+
+
+def loss_of(t: sn.Tensor) -> sn.Tensor:
+    return (t * t).sum()
+
+
+def kernel(x, out):
+    out[...] = x
+
+
+UNARY = "exp log sqrt abs sign tanh sigmoid relu erf gelu softplus silu"
+
+# fmt: off
+EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
+    **{f"sn.{name}": lambda: {"x": x()} for name in UNARY.split()},
+    **{f"F.{name}": lambda: {"x": x()} for name in ["relu", "tanh", "sigmoid", "gelu", "softplus"]},
+    **{f"sn.{name}": lambda: {"x": x(), "other": x()} for name in ("maximum", "minimum")},
+    **{
+        f"sn.{name}": lambda: {"x": x(), "axis": 1, "keepdims": True}
+        for name in ("sum", "mean", "max", "min", "argmax", "logsumexp")
+    },
+    **{f"sn.{name}": lambda: {"x": x(), "axis": 1, "keepdims": True, "ddof": 1} for name in ("var", "std")},
+    **{
+        f"{space}.{name}": lambda: {"x": x(), "axis": 1} for space in ("sn", "F") for name in ("softmax", "log_softmax")
+    },
+    "sn.clip": lambda: {"x": x(), "low": 0.2, "high": 0.8},
+    "sn.where": lambda: {"condition": np.ones((2, 3), bool), "a": x(), "b": x()},
+    "sn.reshape": lambda: {"x": x(), "shape": (3, 2)},
+    "sn.broadcast_to": lambda: {"x": x(), "shape": (2, 3)},
+    "sn.permute": lambda: {"x": x(), "axes": (1, 0)},
+    "sn.transpose": lambda: {"x": x(), "a": 0, "b": 1},
+    "sn.squeeze": lambda: {"x": x(), "axis": 0},
+    "sn.unsqueeze": lambda: {"x": x(), "axis": 0},
+    "sn.pad": lambda: {"x": x(), "widths": 2, "value": 1.0},
+    "sn.matmul": lambda: {"x": x(), "other": square()},
+    "sn.cat": lambda: {"tensors": [x(), x()], "axis": 1},
+    "sn.stack": lambda: {"tensors": [x(), x()], "axis": 1},
+    "sn.grad": lambda: {"f": loss_of, "argnums": 0},
+    "sn.value_and_grad": lambda: {"f": loss_of, "argnums": 0},
+    "sn.jit": lambda: {"step": loss_of},
+    "sn.no_grad": lambda: {"function": loss_of},
+    "sn.default_device": lambda: {"name": "cpu"},
+    "sn.get_num_threads": dict,
+    "sn.set_num_threads": lambda: {"n": 1},
+    "sn.manual_seed": lambda: {"seed": 3},
+    "sn.load": lambda: {"path": path("saved", sn.save)},
+    "sn.save": lambda: {"path": path("new"), "state": {"step": 3}},
+    "sn.tensor": lambda: {"data": [1.0, 2.0], "requires_grad": True, "dtype": "float32", "device": "cpu"},
+    "sn.Tensor": lambda: {"data": [1.0, 2.0], "requires_grad": True, "dtype": "float32", "device": "cpu"},
+    "sn.Tensor.astype": lambda: {"self": x(), "dtype": "float64"},
+    "sn.Tensor.backward": lambda: {
+        "y": nn.Parameter([1.0]) * 2,
+        "gradient": np.ones(1, np.float32),
+        "retain_graph": False,
+        "create_graph": False,
+    },
+    "sn.Tensor.to": lambda: {"self": x(), "device": "numpy"},
+    **{f"sn.Tensor.{name}": lambda: {"self": row()} for name in ("detach", "numpy", "zero_grad")},
+    **{f"sn.Tensor.{op}_": lambda: {"self": row(), "other": row()} for op in ("add", "sub", "mul", "div", "pow")},
+    "sn.Tensor.copy_": lambda: {"self": row(), "source": row()},
+    "sn.Tensor.fill_": lambda: {"self": row(), "value": 1.5},
+    "sn.Tensor.zero_": lambda: {"self": row()},
+    "sn.Tensor.requires_grad_": lambda: {"self": row(), "requires_grad": True},
+    "sn.Tensor.item": lambda: {"self": sn.Tensor([1.0])},
+    "sn.History": lambda: {"records": [{"epoch": 1}], "workers": ()},
+    "sn.History.lines_of_workers": lambda: {"self": sn.History([])},
+    "sn.Trainer": lambda: (
+        lambda model: {
+            "model": model,
+            "optimizer": optim.SGD(model.parameters(), lr=0.1),
+            "loss": F.cross_entropy,
+            "scheduler": None,
+            "workers": 1,
+            "shards": 1,
+            "strategy": "all_reduce",
+            "devices": None,
+            "seed": 0,
+            "accumulate": 1,
+            "clip_norm": 1.0,
+            "nonfinite": "raise",
+            "folder": None,
+            "save_every": 1,
+            "config": {},
+            "jit": False,
+            "progress": False,
+            "timeline": None,
+        }
+    )(nn.Linear(2, 2)),
+    "sn.Trainer.fit": lambda: {
+        "self": trainer(),
+        "train_loader": loader(),
+        "val_loader": loader(),
+        "epochs": 1,
+        "resume": None,
+    },
+    "sn.Trainer.evaluate": lambda: {"self": trainer(), "loader": loader()},
+    "sn.Trainer.predict": lambda: {"self": trainer(), "x": np.ones((2, 2), np.float32), "batch_size": 8},
+    "sn.Trainer.resize": lambda: {"self": trainer(), "workers": 2},
+    # --- nn ---
+    **{f"nn.{name}": dict for name in ("GELU", "ReLU", "Tanh", "Sigmoid", "Module")},
+    "nn.MLP": lambda: {"sizes": (4, 3, 2), "activation": "tanh", "dropout": 0.1},
+    "nn.Linear": lambda: {"in_features": 2, "out_features": 3, "bias": True},
+    "nn.Dropout": lambda: {"p": 0.5},
+    "nn.LayerNorm": lambda: {"normalized_shape": 3, "eps": 1e-5, "elementwise_affine": True},
+    "nn.BatchNorm1d": lambda: {"num_features": 3, "eps": 1e-5, "momentum": 0.1, "affine": True},
+    "nn.Embedding": lambda: {"num_embeddings": 3, "embedding_dim": 2, "padding_idx": 0},
+    "nn.Flatten": lambda: {"start_dim": 1, "end_dim": -1},
+    "nn.Sequential": lambda: {"modules": (nn.ReLU(), nn.Tanh())},
+    "nn.Buffer": lambda: {"data": [1.0], "dtype": "float32", "device": "cpu"},
+    "nn.Parameter": lambda: {"data": [1.0], "requires_grad": True, "dtype": "float32", "device": "cpu"},
+    "nn.CrossEntropyLoss": lambda: {"reduction": "sum", "label_smoothing": 0.1},
+    **{f"nn.{name}": lambda: {"reduction": "sum"} for name in ("MSELoss", "BCEWithLogitsLoss")},
+    "nn.CrossEntropyLoss.forward": lambda: {"self": nn.CrossEntropyLoss(), "logits": logits(), "labels": labels()},
+    "nn.MSELoss.forward": lambda: {"self": nn.MSELoss(), "x": x(), "target": x()},
+    "nn.BCEWithLogitsLoss.forward": lambda: {"self": nn.BCEWithLogitsLoss(), "logits": x(), "target": x()},
+    "nn.BatchNorm1d.forward": lambda: {"self": nn.BatchNorm1d(3), "x": x()},
+    "nn.Dropout.forward": lambda: {"self": nn.Dropout(), "x": x()},
+    "nn.Embedding.forward": lambda: {"self": nn.Embedding(3, 2), "indices": labels()},
+    "nn.Embedding.reset_parameters": lambda: {"self": nn.Embedding(3, 2)},
+    "nn.Flatten.forward": lambda: {"self": nn.Flatten(), "x": x()},
+    "nn.LayerNorm.forward": lambda: {"self": nn.LayerNorm(3), "x": x()},
+    "nn.Linear.forward": lambda: {"self": nn.Linear(3, 2), "x": x()},
+    "nn.Linear.reset_parameters": lambda: {"self": nn.Linear(3, 2)},
+    "nn.Sequential.append": lambda: {"self": nn.Sequential(), "module": nn.ReLU()},
+    "nn.Sequential.forward": lambda: {"self": nn.Sequential(nn.ReLU()), "x": x()},
+    **{
+        f"nn.Module.{name}": lambda: {"self": nn.Linear(2, 2)}
+        for name in (
+            "buffers",
+            "children",
+            "eval",
+            "extra_repr",
+            "modules",
+            "named_buffers",
+            "named_modules",
+            "named_parameters",
+            "parameters",
+            "state_dict",
+            "zero_grad",
+        )
+    },
+    "nn.Module.apply": lambda: {"self": nn.Linear(2, 2), "fn": lambda module: None},
+    "nn.Module.load_state_dict": lambda: {
+        "self": nn.Linear(2, 2),
+        "state": nn.Linear(2, 2).state_dict(),
+        "strict": True,
+    },
+    "nn.Module.register_buffer": lambda: {"self": nn.Linear(2, 2), "name": "count", "data": [1.0]},
+    "nn.Module.requires_grad_": lambda: {"self": nn.Linear(2, 2), "requires_grad": False},
+    "nn.Module.to": lambda: {"self": nn.Linear(2, 2), "device": "numpy", "dtype": "float64"},
+    "nn.Module.train": lambda: {"self": nn.Linear(2, 2), "mode": True},
+    "F.batch_norm": lambda: {
+        "x": x(),
+        "running_mean": row(0),
+        "running_var": row(),
+        "weight": row(),
+        "bias": row(),
+        "training": False,
+        "momentum": 0.1,
+        "eps": 1e-5,
+    },
+    "F.binary_cross_entropy_with_logits": lambda: {"logits": x(), "target": x(), "reduction": "mean"},
+    "F.cross_entropy": lambda: {"logits": logits(), "labels": labels(), "reduction": "mean", "label_smoothing": 0.1},
+    "F.mse_loss": lambda: {"x": x(), "target": x(), "reduction": "mean"},
+    "F.dropout": lambda: {"x": x(), "p": 0.5, "training": True},
+    "F.embedding": lambda: {"indices": labels(), "weight": square(), "padding_idx": 0},
+    "F.layer_norm": lambda: {"x": x(), "normalized_shape": (3,), "weight": row(), "bias": row(), "eps": 1e-5},
+    "F.linear": lambda: {"x": x(), "weight": square(), "bias": row()},
+    "init.calculate_gain": lambda: {"nonlinearity": "leaky_relu", "param": 0.1},
+    "init.uniform_": lambda: {"tensor": parameter(), "a": 0.0, "b": 1.0},
+    "init.normal_": lambda: {"tensor": parameter(), "mean": 0.0, "std": 1.0},
+    "init.constant_": lambda: {"tensor": parameter(), "value": 1.0},
+    **{f"init.{name}": lambda: {"tensor": parameter()} for name in ("zeros_", "ones_")},
+    **{f"init.xavier_{name}_": lambda: {"tensor": parameter(), "gain": 1.0} for name in ("uniform", "normal")},
+    **{
+        f"init.kaiming_{name}_": lambda: {
+            "tensor": parameter(),
+            "a": 0.1,
+            "mode": "fan_in",
+            "nonlinearity": "leaky_relu",
+        }
+        for name in ("uniform", "normal")
+    },
+    "utils.clip_grad_norm_": lambda: {
+        "parameters": with_gradient(),
+        "max_norm": 1.0,
+        "norm_type": 2.0,
+        "error_if_nonfinite": True,
+    },
+    # --- optim ---
+    "optim.SGD": lambda: {"params": [parameter()], "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    **{
+        f"optim.{name}": lambda: {
+            "params": [parameter()],
+            "lr": 0.1,
+            "betas": (0.9, 0.99),
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+        }
+        for name in ("Adam", "AdamW")
+    },
+    "optim.RMSprop": lambda: {
+        "params": [parameter()],
+        "lr": 0.1,
+        "alpha": 0.9,
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "momentum": 0.9,
+    },
+    "optim.Optimizer.add_param_group": lambda: {"self": sgd(), "group": {"params": [parameter()]}},
+    "optim.Optimizer.load_state_dict": lambda: {"self": sgd(), "state": sgd().state_dict()},
+    **{f"optim.Optimizer.{name}": lambda: {"self": sgd()} for name in ("state_dict", "step", "zero_grad")},
+    "lr_scheduler.StepLR": lambda: {"optimizer": sgd(), "step_size": 2, "gamma": 0.1},
+    "lr_scheduler.CosineAnnealingLR": lambda: {"optimizer": sgd(), "T_max": 2, "eta_min": 0.01},
+    "lr_scheduler.LinearLR": lambda: {"optimizer": sgd(), "start_factor": 0.1, "end_factor": 1.0, "total_iters": 3},
+    "lr_scheduler.OneCycleLR": lambda: {
+        "optimizer": sgd(),
+        "max_lr": 0.1,
+        "total_steps": 9,
+        "pct_start": 0.3,
+        "anneal_strategy": "cos",
+        "cycle_momentum": True,
+        "base_momentum": 0.8,
+        "max_momentum": 0.9,
+        "div_factor": 10.0,
+        "final_div_factor": 10.0,
+    },
+    "lr_scheduler.LRScheduler.load_state_dict": lambda: {
+        "self": schedules.StepLR(sgd(), 2),
+        "state": schedules.StepLR(sgd(), 2).state_dict(),
+    },
+    **{
+        f"lr_scheduler.LRScheduler.{name}": lambda: {"self": schedules.StepLR(sgd(), 2)}
+        for name in ("get_last_lr", "state_dict", "step")
+    },
+    # --- data ---
+    "data.DataLoader": lambda: {"dataset": samples(), "batch_size": 2, "shuffle": True, "drop_last": False, "seed": 1},
+    "data.DataLoader.batch_indices": lambda: {"self": loader(), "epoch": 0, "start": 0},
+    "data.DataLoader.batches": lambda: {"self": loader(), "epoch": 0, "start": 0},
+    "data.DataLoader.indices": lambda: {"self": loader(), "epoch": 0},
+    "data.DataLoader.set_epoch": lambda: {"self": loader(), "epoch": 0},
+    "data.Dataset.gather": lambda: {"self": samples(), "positions": [0, 1]},
+    "data.Dataset.map": lambda: {"self": samples(), "function": lambda batch: batch},
+    "data.Mapped": lambda: {"dataset": samples(), "function": lambda batch: batch},
+    "data.Subset": lambda: {"dataset": samples(), "positions": [0, 1]},
+    **{
+        f"data.{name}.{method}": lambda make=make, positions=positions: {"self": make(), "positions": positions}
+        for name, make in {
+            "TensorDataset": samples,
+            "Subset": lambda: data.Subset(samples(), [0, 1]),
+            "Mapped": lambda: data.Mapped(samples(), lambda batch: batch),
+        }.items()
+        for method, positions in {"gather": [0, 1]}.items()
+    },
+    "data.TensorDataset": lambda: {"arrays": (logits(), labels()), "scale": 2.0},
+    "data.Standardize": lambda: {"mean": 0.0, "std": 1.0},
+    "data.Standardize.fit": lambda: {"data": logits(), "per_feature": True, "comm": None},
+    "data.Standardize.load_state_dict": lambda: {"self": data.Standardize(), "state": data.Standardize().state_dict()},
+    "data.Standardize.state_dict": lambda: {"self": data.Standardize()},
+    "data.clean": lambda: {"arrays": (logits(), labels())},
+    "data.gather": lambda: {"dataset": samples(), "positions": [0, 1]},
+    "data.load": lambda: {"name_or_folder": "fashion-mnist-mini", "progress": None},
+    "data.random_split": lambda: {"dataset": samples(), "lengths": [0.5, 0.5], "seed": 0},
+    "data.read_idx": lambda: {
+        "path": path("idx", lambda name: data.write_idx(name, logits())),
+        "max_bytes": 100,
+        "mapped": True,
+    },
+    "data.write_idx": lambda: {"path": path("new-idx"), "array": logits()},
+    # --- metrics, random ---
+    **{
+        f"metrics.{name}": lambda: {"logits": logits(), "labels": labels()} for name in ("accuracy", "confusion_matrix")
+    },
+    "metrics.top_k_accuracy": lambda: {"logits": logits(), "labels": labels(), "k": 2},
+    "metrics.Mean": dict,
+    "metrics.Mean.update": lambda: {"self": sn.metrics.Mean(), "value": 1.0, "n": 2},
+    "random.Generator": lambda: {"seed": 1, "stream": 2},
+    "random.Generator.load_state_dict": lambda: {
+        "self": scratchnet.random.Generator(0),
+        "state": {"seed": 1, "stream": 2},
+    },
+    **{
+        f"random.Generator.{name}": lambda: {"self": scratchnet.random.Generator(0)}
+        for name in ("key", "next_stream", "numpy", "state_dict")
+    },
+    "random.current": dict,
+    "random.using": lambda: {"generator": scratchnet.random.Generator(0)},
+    "random.manual_seed": lambda: {"seed": 3},
+    # --- parallel ---
+    "parallel.AllReduce": lambda: {"compression": None, "order": "exact"},
+    "parallel.ParameterServer": lambda: {"staleness": 0, "compression": None},
+    "parallel.LocalSGD": lambda: {"every": 2, "warmup": 1},
+    "parallel.PowerSGD": lambda: {"rank": 2},
+    "parallel.TopK": lambda: {"ratio": 0.1},
+    **{f"parallel.{name}": dict for name in ("Float16", "Hogwild", "SerialCommunicator", "is_first_rank", "world")},
+    **{
+        f"parallel.Communicator.{name}": lambda more=more: {
+            "self": parallel.SerialCommunicator(),
+            "array": logits(),
+            **more,
+        }
+        for name, more in {
+            "all_reduce": {"op": "mean", "algorithm": "auto"},
+            "reduce_scatter": {"op": "mean"},
+            "all_gather": {},
+            "broadcast": {"root": 0},
+        }.items()
+    },
+    "parallel.Communicator.part": lambda: {"self": parallel.SerialCommunicator(), "n": 3, "rank": 0},
+    "parallel.SerialCommunicator.barrier": lambda: {"self": parallel.SerialCommunicator()},
+    "parallel.SerialCommunicator.empty": lambda: {
+        "self": parallel.SerialCommunicator(),
+        "shape": (2, 3),
+        "dtype": "float32",
+    },
+    # --- testing, cuda ---
+    "testing.arrays": lambda: {
+        "shapes": "mn",
+        "dtypes": ("float32",),
+        "domain": "real",
+        "special": (0.0,),
+        "layouts": ("C",),
+        "sizes": (1, 2),
+        "max_elements": 4,
+    },
+    "testing.kernel_cases": lambda: {"name": "exp", "dtypes": ("float32",), "sizes": (1, 2), "max_elements": 4},
+    "testing.assert_matches_reference": lambda: {
+        "kernel": kernel,
+        "reference": lambda x: x,
+        "inputs": [logits()],
+        "terms": 1,
+        "roundings": 8,
+        "magnitude": np.abs,
+        "layouts": ("C",),
+    },
+    "testing.gradcheck": lambda: {
+        "f": loss_of,
+        "inputs": [row()],
+        "order": 1,
+        "eps": 1e-4,
+        "rtol": 1e-6,
+        "kinks": "skip",
+        "max_elements": 4,
+        "seed": 0,
+    },
+    "cuda.is_available": dict,
+}
+
+# fmt: on
+FOLDER = ""  # the folder of the test that runs
+
+
+def path(name, write=None):
+    p = os.path.join(FOLDER, name)
+    if write and not os.path.exists(p):
+        write(p)
+    return p
+
+
+def with_gradient():
+    p = parameter()
+    (p * p).sum().backward()
+    return [p]
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+class Frame:
+    """As pandas: __array__ gives float64."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones((2, 3))
+
+
+class Thing:
+    pass
+
+
+MISTAKES: dict[str, Callable[[], Any]] = {
+    "None": lambda: None,
+    "a string": lambda: "text",
+    "a list of strings": lambda: ["a", "b"],
+    "an object": Thing,
+    "a function": lambda: loss_of,
+    "a class": lambda: nn.ReLU,
+    "a module": nn.ReLU,
+    "a dict": lambda: {"a": 1},
+    "NaN": lambda: float("nan"),
+    "inf": lambda: float("inf"),
+    "-1": lambda: -1,
+    "0": lambda: 0,
+    "10**30": lambda: 10**30,
+    "2.5": lambda: 2.5,
+    "True": lambda: True,
+    "1j": lambda: 1j,
+    "an empty array": lambda: np.empty(0, np.float32),
+    "five axes": lambda: np.ones((1, 1, 1, 1, 1), np.float32),
+    "float64": lambda: np.ones((2, 3)),
+    "float16": lambda: np.ones((2, 3), np.float16),
+    "integers": lambda: np.ones((2, 3), np.int64),
+    "booleans": lambda: np.ones((2, 3), bool),
+    "complex": lambda: np.ones((2, 3), complex),
+    "objects": lambda: np.array([[None, Thing()], [1, "a"]]),
+    "strings": lambda: np.array([["a", "b"]]),
+    "dates": lambda: np.array(["2020-01-01"], "datetime64[D]"),
+    "0-d": lambda: np.array(1.0),
+    "a number of NumPy": lambda: np.float64(0.5),
+    "ragged": lambda: [[1.0], [1.0, 2.0]],
+    "a frame": Frame,
+    "a generator": lambda: (i for i in (1, 2)),
+    "a set": lambda: {1, 2},
+    "a tensor": x,
+    "a tensor with a record": lambda: parameter() * 2,
+    "bytes": lambda: b"abc",
+    "a date": lambda: datetime.date(2020, 1, 1),
+}
+
+# (name, argument): what is handed on to a function of the user's, or may be anything; None is any argument of it.
+HANDED_ON = (
+    ("sn.save", "state"),
+    ("sn.Tensor.backward", "y"),
+    ("nn.Module.apply", "fn"),
+    ("testing.assert_matches_reference", "reference"),
+    ("testing.assert_matches_reference", "inputs"),
+    ("testing.gradcheck", "inputs"),
+)
+
+# What takes for ever, as it was asked to.
+ENDLESS = (("sn.Trainer.fit", "epochs", "10**30"), ("testing.gradcheck", "max_elements", "10**30"))
+
+# What a valid argument of this type says about mistakes: these must not pass.
+WRONG_FOR = {
+    bool: set(MISTAKES) - {"True"},
+    int: {"a string", "a list of strings", "a dict", "NaN", "2.5", "True", "1j"},
+    float: {"a string", "a list of strings", "a dict", "NaN", "True", "1j"},
+}
+
+# Numbers that may be NaN or a boolean.
+ANY_NUMBER = ("sn.Tensor.fill_", "sn.pad", "metrics.Mean.update", "data.Standardize")
+
+# Public, and called by other tests or by the package alone.
+NOT_CALLED = {
+    "parallel.run": "it starts processes",
+    "parallel.MpiCommunicator": "it is made in a job of MPI",
+    "data.Dataset": "abstract",
+    "optim.Optimizer": "abstract",
+    "lr_scheduler.LRScheduler": "abstract",
+    "parallel.Communicator": "abstract",
+    "nn.Module.forward": "abstract",
+    "testing.KernelCase": "kernel_cases makes it",
+    **{
+        f"cuda.{name}": "it needs a GPU"
+        for name in (
+            "device_count",
+            "empty_cache",
+            "from_dlpack",
+            "memory_allocated",
+            "prefetch",
+            "synchronize",
+        )
+    },
+}
+NOT_CALLED |= {
+    f"nn.{name}.extra_repr": "its repr"
+    for name in (
+        "BatchNorm1d",
+        "Dropout",
+        "Embedding",
+        "Flatten",
+        "LayerNorm",
+        "Linear",
+    )
+}
+
+# Methods by which the package asks its own classes, or an object that only it makes; no user calls them.
+INTERNAL = (
+    "select",
+    "numbers",
+    "values",
+    "advance",
+    "phases",
+    "slices",
+    "batches",
+    "span",
+    "trains_locally",
+    "compress",
+    "pack",
+    "unpack",
+    "sent_bytes",
+    "is_low_rank",
+    "slot_bytes",
+    "on_members",
+)
+INTERNAL_OF = ("parallel.MpiCommunicator.", "testing.KernelCase.", "parallel.Communicator.", "random.Generator.")
