@@ -104,12 +104,16 @@ def descended(shards, rows):
     return weight.detach().numpy()
 
 
-ENGINES = {"one program": {}, "piece by piece": {"nonfinite": "skip"}, "pool": {"workers": 2}}
+ENGINES = {  # options, and numbers of shards: but for one program, at most as many as samples in a batch
+    "one program": ({}, (*range(1, 10), 16)),
+    "piece by piece": ({"nonfinite": "skip"}, range(1, 9)),
+    "pool": ({"workers": 2}, (5, 8)),
+}
 
 
-@pytest.mark.parametrize("options", ENGINES.values(), ids=ENGINES)
-def test_every_engine_adds_along_the_tree(options):
-    for shards in (5, 8):
+@pytest.mark.parametrize(("options", "numbers"), ENGINES.values(), ids=ENGINES)
+def test_every_engine_adds_along_the_tree(options, numbers):
+    for shards in numbers:
         rows = BATCH + 5  # the last batch has 5 samples
         found, _ = train(AllReduce(), shards=shards, epochs=1, x=X[:rows], y=Y[:rows], **options)
         assert found.tobytes() == descended(shards, rows).tobytes(), shards
