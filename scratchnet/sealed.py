@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from .errors import UnknownAttributeError
@@ -14,6 +15,12 @@ class _Seals(type):
         made = super().__call__(*args, **kwargs)
         made.__dict__["_is_sealed"] = True
         return made
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """Of the constructor, for `help`: that of __call__ above says nothing."""
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 class Sealed(metaclass=_Seals):

@@ -1,5 +1,7 @@
 """Sealed objects take the attributes that they have, and no others."""
 
+import inspect
+
 import pytest
 from messages import error_line
 
@@ -49,3 +51,8 @@ def test_an_object_is_sealed_when_the_last_subclass_is_done():
     engine.power = 2
     with pytest.raises(sn.UnknownAttributeError):
         engine.powr = 3
+
+
+def test_the_signature_is_that_of_the_constructor():
+    assert list(inspect.signature(sn.optim.SGD).parameters)[:2] == ["params", "lr"]
+    assert list(inspect.signature(sn.Trainer).parameters)[:3] == ["model", "optimizer", "loss"]

@@ -112,8 +112,11 @@ class TensorDataset(_BatchDataset):
         taken = take(features, positions) if self.scale is None else take_scaled(features, positions, self.scale)
         return (taken, *(take(array, positions) for array in others))
 
-    def select(self, positions):
-        """What `gather` gives, as tensors made by ops: a recorded step gathers its rows itself."""
+    def _select(self, positions):
+        """What `gather` gives, as tensors made by ops: a recorded step gathers its rows itself.
+
+        positions: an int64 tensor of a loader's, which are in range; nobody checks them here.
+        """
         features, *others = (ops.take_rows(self._tensor(array), positions) for array in self.arrays)
         if self.scale is not None:
             features = features.astype(np.float32) * self.scale
@@ -133,8 +136,8 @@ class Subset(_BatchDataset):
     def gather(self, positions):
         return gather(self.dataset, self.positions[checked_positions(positions, len(self))])
 
-    def select(self, positions):
-        return self.dataset.select(ops.take_rows(self._tensor(self.positions), positions))  # type: ignore[attr-defined]
+    def _select(self, positions):
+        return self.dataset._select(ops.take_rows(self._tensor(self.positions), positions))  # type: ignore[attr-defined]
 
 
 class Mapped(_BatchDataset):
@@ -153,13 +156,13 @@ class Mapped(_BatchDataset):
             raise ShapeError(f"Dataset.map: expected {len(features)} rows from {self.function}, got {len(mapped)}")
         return (mapped, *others)
 
-    def select(self, positions):
-        features, *others = self.dataset.select(positions)  # type: ignore[attr-defined]
+    def _select(self, positions):
+        features, *others = self.dataset._select(positions)  # type: ignore[attr-defined]
         return (self.function(features), *others)
 
 
 def selects(dataset: Samples) -> bool:
-    """Has the data set a `select(positions)` that takes and returns tensors? Then a recorded step can call it."""
+    """Has the data set a `_select(positions)` that takes and returns tensors? Then a recorded step can call it."""
     if isinstance(dataset, Subset):
         return selects(dataset.dataset)
     if isinstance(dataset, Mapped):

@@ -131,7 +131,7 @@ class OneProgram:
 
     def _gather_and_compute(self, positions: Tensor) -> dict[int, Tensor]:
         with default_device(self._device):
-            batch = self.dataset.select(positions)  # type: ignore[attr-defined]
+            batch = self.dataset._select(positions)  # type: ignore[attr-defined]
         shards = self.settings.shards
         return self._compute({k: shard for k in range(shards) if len((shard := split(batch, k, shards))[0])})
 

@@ -34,7 +34,7 @@ class Scratchnet(Engine):
         dataset = sn.data.TensorDataset(images, labels, scale=1 / 255)
         self.loader = sn.data.DataLoader(dataset, engine.BATCH, shuffle=True, seed=seed)
         self.epochs_done = itertools.count()
-        gathering = training_step(lambda positions: self.loss(*dataset.select(positions)), self.optimizer)
+        gathering = training_step(lambda positions: self.loss(*dataset._select(positions)), self.optimizer)
         self.gathering_step = self.transform(gathering)
 
     def epoch(self):

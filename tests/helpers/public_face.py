@@ -553,7 +553,6 @@ NOT_CALLED |= {
 
 # Methods by which the package asks its own classes, or an object that only it makes; no user calls them.
 INTERNAL = (
-    "select",
     "numbers",
     "values",
     "advance",

@@ -221,7 +221,7 @@ class Gradient:
         replica, device = self.replica, tracing.active(self.replica.device)
         positions, scale = (Tensor._wrap(x, replica.device) for x in (self.positions, self.scale))
         with default_device(replica.device.name):
-            batch = replica.dataset.select(positions)
+            batch = replica.dataset._select(positions)
         loss = replica.compute(batch, scale, self.page[0], self.slot, self.fresh)
         device.copy(loss._data.reshape(()), self.loss)
 
