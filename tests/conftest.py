@@ -38,7 +38,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 ONCE = {
     "data": ("test_idx", "test_loader", "test_sources"),
     "cuda": ("test_compiled", "test_without_gpu"),
-    "native": ("test_ahead", "test_cache", "test_compile", "test_llvm"),
+    "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm"),
     "comm": ("test_collectives", "test_job", "test_memory", "test_tree"),
     "pool": ("test_launch", "test_pool"),
     "mpi": (

@@ -21,8 +21,10 @@ A kernel compiles at its first call for given argument types; cache.py keeps the
 `NUMBA_DISABLE_JIT=1` kernels stay plain Python functions. No other file uses Numba's own decorators.
 """
 
+import ctypes
 import functools
 import os
+import threading
 import types
 import weakref
 
@@ -33,7 +35,9 @@ from numba.core.registry import CPUDispatcher
 from numba.np.ufunc import parallel as threading_layer
 
 from .. import checks
+from ..errors import ConfigError
 from .cache import CompileStats, KernelCache, session
+from .limits import cores
 
 JIT_ENABLED = not config.DISABLE_JIT  # type: ignore[attr-defined]
 MAX_THREADS: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
@@ -140,6 +144,31 @@ def compile_stats():
     return CompileStats(session.compiled, session.loaded, session.seconds)
 
 
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+if cores() < MAX_THREADS and "NUMBA_NUM_THREADS" not in os.environ:  # Numba knows no quota of a control group
+    numba.set_num_threads(cores())
+
+_main_of_forked: int | None = None  # the thread that a forked process began with, if kernels ran before the fork
+
+
+def _after_fork() -> None:
+    """In a process that was forked after parallel kernels ran, GNU OpenMP's threads are missing. Numba would end it.
+
+    So kernels run on its first thread alone, with the same bits. A thread that it starts gets new ones.
+    """
+    global _main_of_forked
+    if threading_layer._is_initialized and numba.threading_layer() == "omp":
+        from numba.np.ufunc import omppool
+
+        ctypes.CFUNCTYPE(None, ctypes.c_int)(omppool.launch_threads)(MAX_THREADS)  # Numba: this is your process
+        numba.set_num_threads(1)
+        _main_of_forked = threading.get_ident()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def get_num_threads():
     """How many threads parallel kernels use."""
     if (
@@ -154,4 +183,10 @@ def set_num_threads(n):
 
     Results keep their bits. Raises ConfigError for any other `n`.
     """
-    numba.set_num_threads(checks.integer("set_num_threads", n, 1, MAX_THREADS))
+    n = checks.integer("set_num_threads", n, 1, MAX_THREADS)
+    if n > 1 and threading.get_ident() == _main_of_forked:
+        raise ConfigError(
+            f"set_num_threads: expected 1 in a process forked after kernels ran, whose threads stayed behind, got {n}; "
+            "start it by spawn or forkserver"
+        )
+    numba.set_num_threads(n)

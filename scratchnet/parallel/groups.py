@@ -11,6 +11,8 @@ from .comm.communicator import Communicator, SerialCommunicator
 from .comm.job import started_as
 from .mpi import communicator as mpi
 
+YEARS = 1e8  # seconds: a longer wait is one for ever
+
 
 def world() -> Communicator:
     """All ranks of the job that MPI started, which all of them call; or a group of this process alone."""
@@ -23,7 +25,7 @@ def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None
 
     comm: the `Communicator` through which the workers work together. fn, args and results may be whatever cloudpickle
     can send, closures and classes of a notebook included. Each worker's libraries use cores // workers threads, or 1.
-    timeout: seconds that a collective call may wait for the others; None for ever. The wait for a worker that died,
+    timeout: seconds that a collective call may wait for the others; None or inf for ever. The wait for one that died,
     raised or returned ends at once in any case.
 
     In a job that MPI started (mpirun, srun) the job's ranks are the workers, whatever `workers` says: each rank calls
@@ -35,7 +37,8 @@ def run(fn: Callable, *args: Any, workers: int = 2, timeout: float | None = None
     workers = checks.integer("run: workers", workers, 1)
     checks.function("run", fn)
     if timeout is not None:
-        checks.number("run: timeout", timeout, "(0, inf)")
+        checks.number("run: timeout", timeout, "(0, inf]")
+        timeout = None if timeout > YEARS else float(timeout)
     if started_as():
         return mpi.run(fn, args, timeout)
     from .pool import launch  # here, not above: it loads multiprocess and cloudpickle

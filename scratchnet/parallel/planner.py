@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..errors import ConfigError
 from ..kernels import get_num_threads, set_num_threads
-from .comm.memory import cores
+from ..native.limits import cores
 from .engines import Engine, engine_of
 from .settings import Settings, Start
 

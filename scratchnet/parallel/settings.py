@@ -24,6 +24,7 @@ class Settings:
 
     skip_nonfinite: pass over a step with a gradient that is not finite, instead of raising NonFiniteError.
     keeps_checkpoints: somebody will ask engines for their state.
+    patience: seconds without progress after which a worker process counts as stuck, at least.
     """
 
     model: Module
@@ -42,6 +43,7 @@ class Settings:
     placement: Placement
     timeline: Path | None
     keeps_checkpoints: bool
+    patience: float = 30.0
 
     @property
     def batch_size(self) -> int:

@@ -68,6 +68,8 @@ class Trainer(Sealed):
     jit: record a step once for each shape of batch and replay it compiled (see `scratchnet.jit`); False where a model
         looks at values of its tensors. The bits are the same.
     progress: show a progress bar (if tqdm is installed) and print a line an epoch.
+    patience: seconds without progress after which a worker counts as stuck, is killed, and replaced; at least 20 times
+        the longest time that a piece of work, or reading the first shard, has taken so far.
     timeline: file that shows what each worker did when, for https://ui.perfetto.dev; None writes none.
 
     In a job that MPI started (mpirun, srun), its ranks share the work of a run, and the bits are those of one process:
@@ -98,6 +100,7 @@ class Trainer(Sealed):
         jit: bool = True,
         progress: bool = True,
         timeline: str | Path | None = None,
+        patience: float = 30.0,
     ):
         self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
         self.strategy: Any = strategy
@@ -108,7 +111,7 @@ class Trainer(Sealed):
         self.config = {} if config is None else config
         self.folder: Any = folder
         self.timeline: Any = timeline
-        self.jit = jit
+        self.jit, self.patience = jit, patience
         self._is_first, self._is_running = is_first_rank(), False
         self._device, self._placement = "", Placement(None, "cpu")
         self._check()
@@ -127,6 +130,7 @@ class Trainer(Sealed):
             checks.refuse("Trainer", "nonfinite 'raise' or 'skip'", self.nonfinite)
         if self.clip_norm is not None and not (checks.is_number(self.clip_norm) and self.clip_norm > 0):
             checks.refuse("Trainer", "clip_norm > 0 or None", self.clip_norm)
+        checks.number("Trainer: patience", self.patience, "(0, inf]")
         checks.function("Trainer: loss", self.loss)
         checks.integer("Trainer: seed", self.seed)
         checks.flag("Trainer: jit", self.jit)
@@ -253,6 +257,7 @@ class Trainer(Sealed):
             placement=self._placement,
             timeline=self.timeline,
             keeps_checkpoints=self.folder is not None,
+            patience=self.patience,
         )
 
     def _choose(self, loader: DataLoader) -> Any:

@@ -28,9 +28,9 @@ import scratchnet as sn
 from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
 from scratchnet.jit import passes
+from scratchnet.native.limits import cores
 from scratchnet.parallel import AllReduce, LocalSGD, is_first_rank
 from scratchnet.parallel.comm.collectives import ALGORITHMS
-from scratchnet.parallel.comm.memory import cores
 from scratchnet.parallel.compression import COMPRESSIONS
 from scratchnet.parallel.mpi.machines import MESSAGE_BYTES
 from scratchnet.testing.hosts import Hosts, reason_against_hosts

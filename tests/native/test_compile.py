@@ -2,6 +2,8 @@
 
 import gc
 import math
+import subprocess
+import sys
 from collections import defaultdict
 
 import numba
@@ -139,3 +141,31 @@ def test_another_number_of_threads_is_refused(count):
 def test_other_users_of_numba_keep_their_own_cache():
     assert "scratchnet" not in str(numba.config.CACHE_DIR)
     assert numba.njit(square)(3) == 9
+
+
+FORKED = """
+import os, sys, threading, numpy as np, scratchnet as sn
+x = sn.Tensor(np.random.default_rng(0).standard_normal((600, 600)).astype(np.float32))
+product = lambda: (x @ x).numpy().tobytes()
+expected = product()
+pid = os.fork()
+if pid == 0:
+    found = [product()]
+    thread = threading.Thread(target=lambda: found.append(product()))
+    thread.start(); thread.join()
+    print(found == [expected, expected], sn.get_num_threads(), flush=True)
+    try:
+        sn.set_num_threads(2)
+    except sn.ConfigError as error:
+        print(error, flush=True)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), product() == expected)
+"""
+
+
+@pytest.mark.skipif(not JIT_ENABLED or MAX_THREADS < 2, reason="needs parallel kernels")
+def test_a_process_forked_after_kernels_ran_has_the_same_bits_on_one_thread():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=100)
+    same, refusal, ended = done.stdout.splitlines()
+    assert (same, ended) == ("True 1", "0 True"), done.stderr
+    assert refusal.endswith("whose threads stayed behind, got 2; start it by spawn or forkserver")

@@ -13,6 +13,7 @@ import numpy as np
 from ...errors import CollectiveError, SharedMemoryError
 from ...native.atomics import ABORTED, LATE, REACHED, nanoseconds, publish
 from ...native.compile import JIT_ENABLED
+from ...native.limits import available_bytes, cores
 from . import arena_kernels as kernels
 from .arena_kernels import MISMATCH
 from .collectives import ALGORITHMS, DTYPES, algorithm_of, reduce_by_messages
@@ -27,7 +28,7 @@ from .communicator import (
     signature_of,
 )
 from .folds import which
-from .memory import ALIGNMENT, Heap, Layout, SharedMemory, available_bytes, cores
+from .memory import ALIGNMENT, Heap, Layout, SharedMemory
 
 STAGING = 1 << 20  # bytes of each of a rank's two staging buffers; with a quarter of that, half the speed was measured
 MESSAGES = 1 << 22  # bytes of all message buffers together, unless the least CHUNK needs more

@@ -16,19 +16,42 @@ LAUNCHERS = (
 # How often mpi_train.py has restarted the job, see failpoints.armed. Open MPI passes to other machines only variables
 # whose names begin with OMPI_.
 RESTARTS = "OMPI_SCRATCHNET_RESTARTS"
+# What tells one launch of ranks from another, in which the same variables may be set again.
+LAUNCHES = (
+    "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "PMI_FD", "PMI_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID"
+)  # fmt: skip
+# "pid launch" of the process that is the rank: one that it starts inherits all variables, but is none.
+RANK = "SCRATCHNET_RANK"
 ENDED = "scratchnet: all ranks have come to their end\n"  # rank 0 writes it for mpi_train.py
 
 
 def started_as() -> tuple[int, int] | None:
-    """(rank, number of ranks) as mpirun or srun told this process; None if neither started it."""
+    """(rank, number of ranks) as mpirun or srun told this process; None if neither started it.
+
+    A program that a rank starts, for a plot or a trial, has the rank's environment and is none.
+    """
     for name in ("multiprocess", "multiprocessing"):
         if name in sys.modules and sys.modules[name].parent_process() is not None:
             return None  # a worker process: it has the environment of a rank, but is none
     for size, rank in LAUNCHERS:
         if os.environ.get(size, "").isdigit() and os.environ.get(rank, "").isdigit():
             found = int(os.environ[rank]), int(os.environ[size])
-            return found if found[1] > 1 or not size.startswith("SLURM") else None
+            is_job = found[1] > 1 or not size.startswith("SLURM")
+            return found if is_job and _is_the_rank(found) else None
     return None
+
+
+def _is_the_rank(found: tuple[int, int]) -> bool:
+    """Is this process the rank itself, and not one that the rank has started?"""
+    launch = "/".join([f"{found}", *(os.environ.get(name, "") for name in LAUNCHES)])
+    pid, _, known = os.environ.get(RANK, "").partition(" ")
+    if known != launch:
+        os.environ[RANK] = f"{os.getpid()} {launch}"
+        return True
+    return pid == str(os.getpid())
+
+
+started_as()  # by now: what this process starts, before it asks again, is no rank
 
 
 def is_first_rank() -> bool:

@@ -5,17 +5,17 @@ in a part of it.
 """
 
 import bisect
-import contextlib
+import fcntl
 import mmap
 import os
 import secrets
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ...errors import SharedMemoryError
+from ...native.limits import available_bytes
 
 ALIGNMENT = 64  # bytes: arrays begin on a cache line, and on a full vector register
 
@@ -24,30 +24,28 @@ def round_up(n: int, multiple: int = ALIGNMENT) -> int:
     return -(-n // multiple) * multiple
 
 
+def above_standard_streams(fd: int) -> int:
+    """The open file with another number if its own is that of a standard stream, because that was closed.
+
+    What other code writes to "stderr" would go into the memory.
+    """
+    if fd > 2:
+        return fd
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(fd)
+    return moved
+
+
 def _new_file() -> int:
     """A file in memory that is in no folder: it ends with the last process that has it open."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("scratchnet", os.MFD_CLOEXEC)
+        return above_standard_streams(os.memfd_create("scratchnet", os.MFD_CLOEXEC))
     import _posixshmem  # macOS; what multiprocessing.shared_memory is built on
 
     name = f"/scratchnet-{secrets.token_hex(8)}"
     fd = _posixshmem.shm_open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode=0o600)
     _posixshmem.shm_unlink(name)  # at once: from here on it has no name that could be left behind
     return fd
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_bytes() -> int | None:
-    """Memory that can be allocated without swapping, or None where the system does not say."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    return None
 
 
 class SharedMemory:
@@ -99,7 +97,8 @@ class SharedMemory:
         """
         available = available_bytes()
         if available is not None and size > available:
-            raise SharedMemoryError(f"shared memory: expected {size} bytes, got a machine with {available} left")
+            left = f"{available} left, as the machine and its control groups allow"
+            raise SharedMemoryError(f"shared memory: expected {size} bytes, got {left}")
         if size == 0 or not hasattr(os, "posix_fallocate"):
             return
         try:

@@ -32,10 +32,10 @@ import numpy as np
 from ...errors import CollectiveError, ConfigError, NonFiniteError
 from ...formats import checkpoint
 from ...kernels import get_num_threads, set_num_threads
+from ...native.limits import cores
 from .. import failpoints
 from ..comm.communicator import RAISED, ranks_named
 from ..comm.job import RESTARTS, is_first_rank
-from ..comm.memory import cores
 from ..phases import Phase
 from ..pool.replica import Replica
 from ..pool.steps import Steps, slices_of

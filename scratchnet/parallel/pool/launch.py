@@ -6,24 +6,28 @@ What they are to do travels as ../objects.py says.
 
 import contextlib
 import ctypes
+import io
 import os
 import signal
 import sys
 import threading
 import traceback
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import multiprocess
-from multiprocess import connection
+from multiprocess import connection, context, popen_spawn_posix, reduction, spawn, util
 
 from ...errors import CollectiveError, ConfigError, WorkerError
-from ..comm.memory import cores
+from ...native.limits import cores
+from ..comm.memory import above_standard_streams
 from ..objects import SharedObject, dumps, loads
 
 THREAD_VARIABLES = tuple(f"{name}_NUM_THREADS" for name in ("NUMBA", "OMP", "OPENBLAS", "MKL"))
 LAST_WORDS = 1.0  # seconds to wait for other workers' errors, once one has failed in a collective call
+ENV = b"/usr/bin/env"  # starts a program with more variables in its environment
+REAPED = 254  # the status of a process whose status is not known
+WORDS = 2000  # characters of an error's message that are sent
 END = 5.0  # seconds in which a worker that sent its result has to end by itself
 
 
@@ -61,9 +65,20 @@ def _work(channel: connection.Connection, rank: int, arena: Any, work: SharedObj
 def describe(error: BaseException) -> dict[str, Any]:
     """An exception as the parent gets it; `follows`: is it a consequence of the failure of another rank?"""
     frames = error.__traceback__ and error.__traceback__.tb_next  # without that of the caller
+    try:
+        words = str(error)
+    except Exception:  # what the user's __str__ may raise
+        words = "(its __str__ raises)"
+    message = f"{type(error).__name__}: {words}".splitlines()[0]
     text = "".join(traceback.format_exception(type(error), error, frames))
-    message = f"{type(error).__name__}: {error}".splitlines()[0]
-    return {"message": message, "traceback": text, "follows": isinstance(error, CollectiveError)}
+    follows = isinstance(error, CollectiveError)
+    return {"message": shortened(message), "traceback": shortened(text, 50 * WORDS), "follows": follows}
+
+
+def shortened(text: str, size: int = WORDS) -> str:
+    """The beginning and the end of a text that is too long to be read."""
+    left = len(text) - size
+    return text if left <= 0 else f"{text[: size // 2]} ... {left} characters ... {text[-size // 2 :]}"
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -84,7 +99,10 @@ class Workers:
         self._threads = max(1, cores() // size if threads is None else threads)
         process = multiprocess.current_process()
         if getattr(process, "_inheriting", False) or process.daemon:
-            raise ConfigError("run: expected a process that is no worker itself, got one that is, or is being imported")
+            raise ConfigError(
+                "workers: expected a process that is no worker itself, got one that is, or is being imported; "
+                "compute with workers=1 in it"
+            )
         try:
             for rank in range(size):
                 self._start(rank)
@@ -93,13 +111,16 @@ class Workers:
             raise
 
     def _start(self, rank: int) -> None:
-        context = multiprocess.get_context("spawn")
-        ours, theirs = context.Pipe()
+        with _no_interrupt():
+            self._start_now(rank)
+
+    def _start_now(self, rank: int) -> None:
+        ours, theirs = connection.Pipe()
         arguments = (self._target, theirs, rank, self._args_of(rank))
-        process = context.Process(target=_begin, args=arguments, name=f"scratchnet-worker-{rank}", daemon=True)
+        process = _Process(target=_begin, args=arguments, name=f"scratchnet-worker-{rank}", daemon=True)
+        process.variables = _variables(self._threads)
         try:
-            with _environment(dict.fromkeys(THREAD_VARIABLES, str(self._threads))), _no_main_program():
-                process.start()
+            process.start()
         except OSError as error:
             ours.close()
             raise WorkerError(f"worker {rank} could not be started: {error}", rank) from None
@@ -181,15 +202,30 @@ class Workers:
         self.end()
 
 
+def how_it_ended(status: int) -> str:
+    """The end of a process, from its exit status."""
+    if status == REAPED:
+        return "an unknown status, which another part of this program has taken"
+    return f"status {status}" if status >= 0 else signal_name(-status)
+
+
+def signal_name(number: int) -> str:
+    """Real-time signals have no name."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
 def _death(rank: int, status: int) -> WorkerError:
     if status < 0:
-        return WorkerError(f"worker {rank} was killed by {signal.Signals(-status).name}", rank, -status)
-    return WorkerError(f"worker {rank} ended with status {status} before its function returned", rank)
+        return WorkerError(f"worker {rank} was killed by {signal_name(-status)}", rank, -status)
+    return WorkerError(f"worker {rank} ended with {how_it_ended(status)} before its function returned", rank)
 
 
 def _begin(target: Callable, channel: connection.Connection, rank: int, args: tuple) -> None:
     """The first function that a worker runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     die_with_parent()
     target(channel, rank, *args)
 
@@ -210,31 +246,86 @@ def die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Processes started inside get these variables; a smaller number that the user has set stays."""
-    before = {name: os.environ.get(name) for name in variables}
-    for name, value in variables.items():
-        own = before[name]
-        os.environ[name] = str(min(int(value), int(own))) if own is not None and own.isdigit() else value
-    try:
-        yield
-    finally:
-        for name, own in before.items():
-            if own is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = own
+def _no_interrupt() -> Iterator[None]:
+    """Inside, Ctrl-C waits: no process is started and then forgotten, and one that starts does not hear of it.
 
-
-@contextlib.contextmanager
-def _no_main_program() -> Iterator[None]:
-    """Processes started inside do not import the main program, as spawn would make them do.
-
-    They get by value what they need of it, so nothing in it runs twice, guarded or not.
+    The mask is inherited. It does not keep Python from calling the handler here, if another thread takes the signal.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    mask, handler = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]), signal.getsignal(signal.SIGINT)
+    waits = callable(handler) and threading.current_thread() is threading.main_thread()
+    heard: list[int] = []
+    if waits:
+        signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     try:
         yield
     finally:
-        sys.modules["__main__"] = main
+        if waits:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _variables(threads: int) -> dict[str, str]:
+    """What is added to the environment of a worker; a smaller number that the user has set stays."""
+    own = {name: os.environ.get(name, "") for name in THREAD_VARIABLES}
+    return {name: str(min(threads, int(value)) if value.isdigit() else threads) for name, value in own.items()}
+
+
+class _Process(multiprocess.context.SpawnProcess):
+    """A process of `multiprocess` that is started without touching this one: other threads may be at work in it.
+
+    It does not import the main program, as spawn makes its processes do: what it needs of that, it gets by value, so
+    nothing in it runs twice, guarded or not. Nothing here has a name in the system, so no tracker of such names starts.
+    """
+
+    variables: dict[str, str] = {}  # noqa: RUF012 - of its environment
+
+    @staticmethod
+    def _Popen(process):
+        return _Popen(process)
+
+
+class _Popen(popen_spawn_posix.Popen):
+    returncode: Any
+
+    def _launch(self, process):
+        own = multiprocess.current_process()
+        about = {"name": process.name, "authkey": own.authkey, "sys_path": sys.path, "sys_argv": sys.argv}
+        stream = io.BytesIO()
+        context.set_spawning_popen(self)
+        try:
+            reduction.dump(about | {"start_method": "spawn"}, stream)
+            reduction.dump(process, stream)
+        finally:
+            context.set_spawning_popen(None)
+        ours, theirs = [], []
+        try:
+            for kept in (0, 1):  # the reading end of the first pipe, which says when the process ends
+                pipe = [above_standard_streams(end) for end in os.pipe()]
+                ours.append(pipe[kept])
+                theirs.append(pipe[1 - kept])
+            self.sentinel, orders = ours
+            command = spawn.get_command_line(pipe_handle=theirs[1])
+            variables = [f"{name}={value}" for name, value in process.variables.items()]
+            self.pid = util.spawnv_passfds(ENV, [ENV, *variables, *command], [*self._fds, *theirs])
+            with open(orders, "wb", closefd=False) as file, contextlib.suppress(BrokenPipeError):  # it died: see poll
+                file.write(stream.getbuffer())
+        finally:
+            self.finalizer = util.Finalize(self, util.close_fds, ours)
+            for end in theirs:
+                os.close(end)
+
+    def poll(self, flag=os.WNOHANG):
+        """The exit status, None while it runs; REAPED if somebody else of this process has taken the status.
+
+        A server that handles SIGCHLD takes those of all its children, and with SIG_IGN the system does.
+        """
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, flag)
+            except ChildProcessError:
+                self.returncode = REAPED
+            else:
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,13 +20,13 @@ from multiprocess import connection
 
 from ...errors import ConfigError, NonFiniteError, WorkerError
 from ...native.atomics import SPINS, publish
-from ..comm.memory import cores
+from ...native.limits import cores
 from ..objects import SharedObject, loads
 from ..phases import Phase
 from ..settings import Settings, Start
 from ..shards import split
 from .claims import NOTHING, allow, lay_out, stop, table_of, take
-from .launch import Workers
+from .launch import Workers, how_it_ended
 from .replica import Gradient, Replica
 from .slices import Average, Slice, sum_of_squares
 from .steps import Steps, log, slices_of
@@ -36,11 +35,11 @@ from .worker import work
 
 AHEAD = 0.2  # seconds of work that are submitted ahead, so that a run that is asked to stop does so soon
 POLL, SOON = 0.005, 0.0005  # seconds between two looks of the parent: while there is work to submit, and at the end
-PATIENCE = 30.0  # seconds without progress after which a worker counts as stuck, at least
-PATIENCE_GAPS = 20  # and at least so many times the longest pause so far
+PATIENCE_GAPS = 20  # times the longest pause so far in which a worker, without progress, does not count as stuck
 STARTING = 4  # times its patience for a process that reads all libraries, and records its first shard
 COMPILING = 300.0  # seconds of patience for so many seconds after a start on a GPU: its kernels are in no cache
-RETRIES = 3  # workers that may die over the same piece, or without any progress
+RETRIES = 5  # workers that may die over the same piece
+STARTS = 10  # of each worker that may die over no piece, without any progress: as many as a storm of kills may take
 SLOW_EVERY = 0.5  # seconds between two looks for slow workers
 SLOW = 5.0  # times the time of other workers for a shard: deserves a warning
 SLOW_AFTER = 10  # shards of each worker: recording the first ones takes longer
@@ -99,20 +98,22 @@ class _Processes(Workers):
 class Pool(Steps):
     """Steps that processes compute. At `close` the processes are gone.
 
-    patience: seconds, see PATIENCE.
+    patience: seconds; those of the settings unless given. A worker is patient for PATIENCE_GAPS times the longest
+    pause so far, too, in which reading the first shard counts.
 
     Raises ConfigError for what cannot be sent; SharedMemoryError; while it runs, WorkerError for an exception in a
     worker, for a piece over which RETRIES workers died, or for workers that cannot be started, and NonFiniteError.
     """
 
-    def __init__(self, settings: Settings, start: Start, *, patience: float = PATIENCE):
+    def __init__(self, settings: Settings, start: Start, *, patience: float | None = None):
         replica, workers = Replica.of(settings), settings.workers
         job = SharedObject(replica, "Trainer: expected a model, loss and data that can be sent to a worker")
         super().__init__(replica, start, slices_of(replica, workers))
         self.placement, self._modules = settings.placement, job.modules
-        self.patience, self._first = patience, self.submitted
+        self.patience, self._first = patience or settings.patience, self.submitted
         self._deaths: Counter[Any] = Counter()
-        self._seals, self._since, self._longest, self._seconds = 0, time.monotonic(), 0.0, math.inf
+        self._seals, self._since, self._seconds = 0, time.monotonic(), math.inf
+        self._longest = replica.reading  # seconds: this process has read a shard already
         spins = SPINS if workers <= cores() else 16
         threads = max(1, cores() // workers)
         self._processes = _Processes(workers, threads, self.arena, job, spins, self.placement)
@@ -229,12 +230,12 @@ class Pool(Steps):
         process = self._processes.processes[rank]
         process.join()  # from here on it writes nothing
         code = process.exitcode
-        how = signal.Signals(-code).name if code < 0 else f"exit with status {code}"
+        how = how_it_ended(code)
         had = self._release(rank) or ["no piece"]
         log.warning("worker %d ended by %s over %s; another takes its place", rank, how, ", ".join(had))
         for what in had:
             self._deaths[what] += 1
-            if self._deaths[what] >= RETRIES * (1 if what != "no piece" else self.workers):
+            if self._deaths[what] >= (RETRIES if what != "no piece" else STARTS * self.workers):
                 raise WorkerError(
                     f"fit: expected workers that live, but {self._deaths[what]} died over {what}, the last by {how}",
                     rank, max(0, -code) or None,
@@ -289,7 +290,8 @@ class Pool(Steps):
             owners = [r for r in range(self.workers) if any(p.owned(arena.words, r) for p in arena.pieces)]
             for rank in owners or range(self.workers):
                 if rank not in self._missing and not self._is_starting(rank, now):
-                    log.warning("worker %d made no progress for %.0f s: it is killed", rank, self.patience)
+                    waited = f"after {self._patience(now):.0f} s without progress; Trainer(patience=...) allows more"
+                    log.warning("worker %d is killed %s", rank, waited)
                     self._processes.processes[rank].kill()
 
     def _patience(self, now: float) -> float:

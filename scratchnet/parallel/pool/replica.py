@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ class Replica:
     """
 
     on_final: Callable[[int, int, list[int]], None] | None = None
+    reading = 0.0  # seconds that the first shard took to be read
     streams_kept: Any = staticmethod(streams_kept)  # a worker process, in which nobody else draws, keeps none
 
     def __init__(self, settings: Settings, dataset: Any, trained: Sequence[int]):
@@ -70,7 +72,10 @@ class Replica:
         with _bound([*(state.param for state in states), *buffers], arrays):
             positions = split((next(settings.loader.batch_indices(0)),), 0, settings.shards)[0]
             with streams_kept():
-                batch = [replica.tensor(array) for array in gathered(replica.dataset, positions, settings.seed, 0)]
+                began = time.monotonic()
+                samples = gathered(replica.dataset, positions, settings.seed, 0)
+                replica.reading = time.monotonic() - began
+                batch = [replica.tensor(array) for array in samples]
                 shard_loss(settings.model, settings.loss, batch, Generator(settings.seed)).sum().backward()
             trained = [i for i, state in enumerate(states) if state.param.grad is not None]
         replica.layout = PageLayout(settings.model, settings.optimizer, trained)

@@ -62,7 +62,9 @@ def work(
             worker.run()
     except NonFiniteError as error:
         channel.send_bytes(dumps(("nonfinite", worker and worker.doing, str(error))))
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:  # as any other death: another worker does the piece
+            raise
         channel.send_bytes(dumps(("error", worker and worker.doing, describe(error))))
     fail("exit", arena.committed())
 

@@ -2,6 +2,8 @@
 
 import errno
 import gc
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -93,3 +95,10 @@ def test_arrays_of_a_heap_never_overlap_and_their_memory_is_used_again(steps):
         assert all((view == value).all() for value, view in kept)
     kept.clear()
     assert heap._free == [(0, 1 << 20)]
+
+
+@pytest.mark.parametrize("fd", [0, 1, 2])
+def test_memory_is_never_the_file_of_a_closed_standard_stream(fd):
+    """What anybody writes to `stderr` would go into it."""
+    code = "import sys; from scratchnet.parallel.comm.memory import SharedMemory; sys.exit(SharedMemory(9).fd <= 2)"
+    assert subprocess.run(["sh", "-c", f'exec "$0" -c "$1" {fd}>&-', sys.executable, code]).returncode == 0

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from residue import alive, no_residue
 import scratchnet as sn
 from scratchnet.native.compile import JIT_ENABLED
 from scratchnet.parallel.comm.arena import Arena
-from scratchnet.parallel.pool.launch import Workers
+from scratchnet.parallel.pool.launch import Workers, describe
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +97,70 @@ def test_a_rank_that_returns_while_others_wait_is_named():
 def test_a_wait_in_a_collective_ends_at_the_time_limit():
     with pytest.raises(sn.WorkerError, match=r"worker 1 raised .*barrier\(\): rank 1 waited 0.5 s for rank 0"):
         sn.parallel.run(workers.waits_for_a_sleeper, workers=2, timeout=0.5)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "1"])
+def test_a_time_limit_that_is_none_is_refused(timeout):
+    with pytest.raises(sn.ConfigError, match=r"^run: timeout: expected a number in \(0, inf\], got .*"):
+        sn.parallel.run(print, timeout=timeout)
+
+
+def test_threads_start_workers_at_once_and_leave_the_process_as_it_was():
+    main, before, found = sys.modules["__main__"], dict(os.environ), {}
+
+    def start(i):
+        found[i] = sn.parallel.run(lambda comm: i + comm.rank, workers=1, timeout=float("inf"))
+
+    threads = [threading.Thread(target=start, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert sys.modules["__main__"] is main and dict(os.environ) == before, "not even meanwhile"
+        time.sleep(0.001)
+    assert found == {i: [i] for i in range(3)}
+
+
+def test_a_process_without_a_folder_whose_children_somebody_else_reaps(tmp_path, monkeypatch):
+    """As a server that ignores SIGCHLD: the status of a worker is nobody's."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert sn.parallel.run(lambda comm: comm.rank, workers=1) == [0]
+        with pytest.raises(sn.WorkerError, match="worker 0 ended with an unknown status"):
+            sn.parallel.run(lambda comm: os._exit(0), workers=1)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+class Wordless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def test_an_error_is_described_whatever_its_words_are():
+    assert describe(Wordless())["message"] == "Wordless: (its __str__ raises)"
+    long = describe(ValueError("x" * 50_000_000))
+    assert len(long["message"]) < 2100 and " characters ... " in long["message"] and len(long["traceback"]) < 101_000
+    assert describe(ValueError(""))["message"] == "ValueError: " and describe(ValueError("a\nb"))["message"].endswith(
+        "a"
+    )
+
+
+def test_ctrl_c_while_workers_start_prints_one_traceback():
+    """The terminal sends SIGINT to all processes, also to those that are just reading their libraries."""
+    code = "import scratchnet as sn; print(flush=True); sn.parallel.run(lambda comm: comm.barrier(), workers=3)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    parent.stdout.readline()
+    while not Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().strip():
+        assert parent.poll() is None
+        time.sleep(0.001)
+    os.killpg(parent.pid, signal.SIGINT)
+    _, errors = parent.communicate(timeout=30)
+    assert errors.count("Traceback") == 1 and "KeyboardInterrupt" in errors
 
 
 def test_a_worker_starts_no_workers():

@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from scratchnet.formats import checkpoint
 from scratchnet.native.compile import JIT_ENABLED, compile_stats
 from scratchnet.parallel import failpoints, planner
 from scratchnet.parallel.comm import memory
+from scratchnet.parallel.modules import Modules
 from scratchnet.parallel.pool import pool
 
 SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 16  # the last batch has 2 samples: with 4 or 8 shards, some are empty
@@ -327,3 +329,60 @@ def test_workers_that_take_longer_to_start_than_a_piece_may_take_are_left_alone(
     with caplog.at_level(logging.WARNING, "scratchnet.parallel"):
         assert trained(2, 4) == expected
     assert "over no piece" not in caplog.text
+
+
+def test_waves_of_kills_faster_than_workers_start_change_no_bit():
+    """All workers, four times: none of the later ones has done a shard yet."""
+    expected = trained(1, 4, epochs=40)
+
+    def kill():
+        for _ in range(4):
+            while not (found := [p for p in multiprocess.active_children() if p.is_alive()]):
+                time.sleep(0.01)
+            for process in found:
+                process.kill()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    assert trained(2, 4, epochs=40) == expected
+    thread.join()
+
+
+class Slow(Sampled):
+    def __getitem__(self, index):
+        time.sleep(0.05)
+        return super().__getitem__(index)
+
+
+def test_samples_that_take_longer_than_the_patience_are_waited_for(monkeypatch, caplog):
+    """This process has read the first shard, and knows how long that takes."""
+    monkeypatch.setattr(pool, "STARTING", 1000)  # a start on a busy machine takes longer, too
+    with caplog.at_level(logging.WARNING, "scratchnet.parallel"):
+        trainer, loader = make(2, 4, dataset=Slow(samples()), patience=0.15)
+        trainer.fit(loader, epochs=1)
+    assert "without progress" not in caplog.text
+
+
+@pytest.mark.parametrize("patience", [0, -1.0, float("nan"), "1", True])
+def test_a_patience_that_is_none_is_refused(patience):
+    with pytest.raises(sn.ConfigError, match=r"^Trainer: patience: expected a number in \(0, inf\], got .*$"):
+        make(2, 4, patience=patience)
+
+
+def leaves(output, target):
+    if multiprocess.parent_process() is not None:
+        sys.exit("bye")
+    return output.sum()
+
+
+def test_user_code_that_leaves_with_words_is_an_error_with_these_words():
+    assert ": SystemExit: bye" in str(error_of(sn.WorkerError, *make(2, 4, loss=leaves)))
+
+
+def test_files_that_change_while_a_run_goes_on_end_it_when_a_worker_has_to_start(monkeypatch):
+    monkeypatch.setattr(Modules, "changed", lambda self: "a/file.py")
+    monkeypatch.setenv(failpoints.VARIABLE, "shard.claimed:1:0:SIGKILL")
+    assert "but a/file.py was changed since the run began" in str(
+        error_of(sn.WorkerError, *make(1, 4, devices=["cpu"]))
+    )
