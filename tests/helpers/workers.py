@@ -92,7 +92,7 @@ def waits_for_a_sleeper(comm):
 def threads(comm):
     import numba
 
-    return numba.config.NUMBA_NUM_THREADS, os.environ["OMP_NUM_THREADS"]
+    return numba.config.NUMBA_NUM_THREADS, os.environ["OMP_NUM_THREADS"], hash("text")
 
 
 def compiled(comm):

@@ -269,7 +269,11 @@ def _no_interrupt() -> Iterator[None]:
 def _variables(threads: int) -> dict[str, str]:
     """What is added to the environment of a worker; a smaller number that the user has set stays."""
     own = {name: os.environ.get(name, "") for name in THREAD_VARIABLES}
-    return {name: str(min(threads, int(value)) if value.isdigit() else threads) for name, value in own.items()}
+    seed = os.environ.get("PYTHONHASHSEED", "random")  # all workers agree on hash("text"), whoever computes a shard
+    hashing = {"PYTHONHASHSEED": "0" if seed == "random" else seed}
+    return hashing | {
+        name: str(min(threads, int(value)) if value.isdigit() else threads) for name, value in own.items()
+    }
 
 
 class _Process(multiprocess.context.SpawnProcess):
