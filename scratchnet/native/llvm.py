@@ -135,6 +135,22 @@ class Function:
             phi.add_incoming(value, end)
         return results
 
+    def when(self, condition, carried, body):
+        """`body()` where the integer `condition` is not 0, else `carried`: LLVM values."""
+        builder, before = self.builder, self.builder.block
+        inside, after = self.llvm.append_basic_block(), self.llvm.append_basic_block()
+        builder.cbranch(builder.icmp_signed("!=", condition, i64(0)), inside, after)
+        builder.position_at_end(inside)
+        values = body()
+        end = builder.block
+        builder.branch(after)
+        builder.position_at_end(after)
+        results = [builder.phi(value.type) for value in carried]
+        for phi, value, unchanged in zip(results, values, carried, strict=True):
+            phi.add_incoming(value, end)
+            phi.add_incoming(unchanged, before)
+        return results
+
 
 def write_choice(module, twin, dtype, cases, **radixes):
     """The function that kernels call: it hands its arguments on to one of `cases`.

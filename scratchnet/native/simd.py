@@ -48,7 +48,7 @@ class Strip(NamedTuple):
     """What `tile` computes: `tiles` of equal size, each `rows` high, whose sums have `k` terms.
 
     A row of a tile is `vectors` whole vectors, the last of which begins at column `last` and may overlap the one
-    before; or, if `vectors` is 0, the first `last` lanes of one vector. transposed, pack, update: see `tile`.
+    before; or, if `vectors` is 0, the first `last` lanes of one vector. transposed, pack, update, add: see `tile`.
     """
 
     tiles: int
@@ -59,6 +59,7 @@ class Strip(NamedTuple):
     transposed: bool
     pack: bool
     update: bool
+    add: bool
 
 
 # --- the twins --------------------------------------------------------------------------------------------------------
@@ -70,14 +71,15 @@ def _tile(
 ):  # fmt: skip
     """out[i, j] = start[i, j] + sum over k of a[i, k] * b[k, j]: each sum one chain in the order of k.
 
-    a is stored as it is, or if `transposed` as a.T. If `pack`, what is read of b is also written to `packed`. If
-    `update`, `start` is zero, and the sums are the gradient of the parameters in `out`, which take a step of SGD, as in
-    optim.py, with their `velocity` and `numbers` (lr, momentum, nesterov, weight decay).
+    a is stored as it is, or if `transposed` as a.T. If `pack`, what is read of b is also written to `packed`. If `add`,
+    the sum begins with zero, and is added to what `out` holds. If `update`, `start` is zero, and the sums are the
+    gradient of the parameters in `out`, which take a step of SGD, as in optim.py, with their `velocity` and `numbers`
+    (lr, momentum, nesterov, weight decay).
     """
     lr, momentum, nesterov, decay = numbers.array.reshape(-1)[numbers.at :][:4] if strip.update else (0, 0, 0, 0)
     width = _width(strip.vectors, strip.last, out)
     for t, i in itertools.product(range(strip.tiles), range(strip.rows)):
-        total = _row(start, t, i, width)
+        total = _row(start, t, i, width) * 0 if strip.add else _row(start, t, i, width)
         for k in range(strip.k):
             factor = _row(a, t, k, i + 1)[i] if strip.transposed else _row(a, t, i, k + 1)[k]
             total = total + factor * _row(b, t, k, width)
@@ -89,7 +91,7 @@ def _tile(
             speed *= momentum
             speed += total
             total = old - lr * (total + momentum * speed if nesterov else speed)
-        old[:] = total
+        old[:] = old + total if strip.add else total
 
 
 def _copy_rows(source: Operand, target: Operand, count: int, vectors: int, last: int):
@@ -178,13 +180,20 @@ def _write_tile(module, dtype, lanes, rows, vectors, transposed, pack, update):
         else:
             for i in range(rows):  # where the next tile will be may be far away: fetch it while this one runs
                 f.prefetch(f.at(out, f["out_next"], outs[i], columns[0]))
-            begin = [f.load(f.at(start, starts[i], column), mask) for i, column in elements]
+            begin = f.when(
+                f.builder.sub(i64(1), f["add"]),
+                zeros,
+                lambda: [f.load(f.at(start, starts[i], column), mask) for i, column in elements],
+            )
             values, rest = [a, b, packed, *begin], f["k"]
         _, _, _, *sums = f.loop(rest, values, step)
         if update:
             for i in range(rows):
                 update_row(i, sums[i * len(columns) : (i + 1) * len(columns)], out, velocity)
         else:
+            places = [f.at(out, outs[i], column) for i, column in elements]
+            pairs = list(zip(sums, places, strict=True))
+            sums = f.when(f["add"], sums, lambda: [f.builder.fadd(f.load(at, mask), total) for total, at in pairs])
             for total, (i, column) in zip(sums, elements, strict=True):
                 f.store(total, f.at(out, outs[i], column), mask)
         return [f.at(pointer, f[f"{name}_next"]) for name, pointer in zip(walking, pointers, strict=True)]

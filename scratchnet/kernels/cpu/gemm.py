@@ -19,9 +19,7 @@ from ...native.loops import Task, constant, is_constant, ranged, scratch, uncoun
 from ...native.simd import TILE
 from .gemm_blocks import multiply, multiply_in_blocks
 from .gemm_cuts import (
-    CHUNK,
     FEW_COLUMNS,
-    K_BLOCK,
     L2_BYTES,
     L2_K,
     M_BLOCK,
@@ -33,13 +31,14 @@ from .gemm_cuts import (
     PANEL,
     ROWS,
     SMALL_PRODUCT,
+    SPAN,
     WEIGHT_BYTES,
     WIDEST,
     Factors,
     Region,
     Scratch,
     Sums,
-    even,
+    whole_sums,
 )
 from .gemm_few import multiply_one_row
 from .gemm_pack import pack_b
@@ -64,14 +63,14 @@ def _own(work):
 @jit
 def _product(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
     """Rows lo to hi of out = start + op(a) @ op(b); start: see Sums."""
-    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), Sums(start, out, out, 0, False)
+    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), whole_sums(start, out)
     multiply(factors, sums, Region(lo, hi, 0, out.shape[1]), _own(work))
 
 
 @jit
 def _product_packed(lo, hi, a, panels, start, out, transpose_a, j0, j1, work):
     """The same for columns j0 to j1, with the panels that `_packed` made of op(b)."""
-    factors, sums = Factors(a, panels, transpose_a, False, True, j0), Sums(start, out, out, 0, False)
+    factors, sums = Factors(a, panels, transpose_a, False, True, j0), whole_sums(start, out)
     multiply(factors, sums, Region(lo, hi, j0, j1), _own(work))
 
 
@@ -80,7 +79,7 @@ def _product_by_columns(lo, hi, a, b, start, out, transpose_a, transpose_b, work
     """Panels lo to hi of out = start + op(a) @ op(b): for fewer rows than threads could share."""
     columns = PANEL * (TILE.vector_bytes // out.itemsize)
     region = Region(0, out.shape[0], lo * columns, min(hi * columns, out.shape[1]))
-    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), Sums(start, out, out, 0, False)
+    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), whole_sums(start, out)
     multiply(factors, sums, region, _own(work))
 
 
@@ -91,13 +90,14 @@ def _update(a, b, zeros, parameter, velocity, packed, numbers, work, region):
     flat = work.ravel()
     for i in range(numbers.size):
         flat[numbers_at + i] = numbers[i]
-    factors, sums = Factors(a, b, True, False, packed, 0), Sums(zeros, parameter, velocity, numbers_at, True)
+    factors = Factors(a, b, True, False, packed, 0)
+    sums = Sums(zeros, parameter, velocity, numbers_at, True, 0, parameter.shape[1])
     multiply_in_blocks(uncounted(factors), uncounted(sums), region, uncounted(scratch), max(1, a.shape[0]))
 
 
 @jit
 def _product_and_update(lo, hi, a, b, zeros, parameter, velocity, packed, numbers, work):
-    """A step of SGD for rows lo to hi of a parameter whose gradient is a.T @ b, with no more than K_BLOCK terms."""
+    """A step of SGD for rows lo to hi of a parameter whose gradient is a.T @ b, with no more than SPAN terms."""
     _update(a, b, zeros, parameter, velocity, packed, numbers, work, Region(lo, hi, 0, parameter.shape[1]))
 
 
@@ -114,7 +114,7 @@ def _product_and_update_by_columns(lo, hi, a, b, zeros, parameter, velocity, pac
 _LANES = {np.dtype(t): TILE.vector_bytes // np.dtype(t).itemsize for t in (np.float32, np.float64)}
 _ZEROS = {dtype: constant(np.zeros((1, WIDEST * lanes), dtype)) for dtype, lanes in _LANES.items()}
 _SCRATCH = {  # elements of b packed as it is read, of packed a, and the numbers of an update
-    dtype: 16 + PACKED_AS_READ + M_BLOCK // ROWS * max(-(-ROWS // lanes) * lanes * K_BLOCK, ROWS * (K_BLOCK + PAD))
+    dtype: 16 + PACKED_AS_READ + M_BLOCK // ROWS * max(-(-ROWS // lanes) * lanes * SPAN, ROWS * (SPAN + PAD))
     for dtype, lanes in _LANES.items()
 }
 
@@ -142,8 +142,9 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     """out (m, n) = op(a) (m, k) @ op(b) (k, n), plus bias (n,) if given, plus what `out` held if `accumulate`.
 
     op transposes its matrix if its flag is set. a, b, out are stored row by row, all float32 or all float64, and `out`
-    overlaps neither a nor b. Each element is one sum in the order of k, begun with the bias and the old value: its bits
-    depend neither on threads nor on the other rows and columns. Raises ShapeError, DtypeError.
+    overlaps neither a nor b. Each element is a sum in the order of k, begun with the bias and the old value, and cut
+    into spans (gemm_cuts.span_of): its bits depend neither on threads nor on the other rows and columns.
+    Raises ShapeError, DtypeError.
     """
     dtype = out.dtype
     if dtype not in _LANES or a.dtype != dtype or b.dtype != dtype or (bias is not None and bias.dtype != dtype):
@@ -220,9 +221,9 @@ def _direct(a, b, out, transpose_a, transpose_b, work):
     zeros[:] = 0
     start = zeros.reshape((1, zeros.size))
     if m == 1 and not transpose_b and n >= lanes:  # as `multiply` does; called from here, it takes a tenth less time
-        multiply_one_row(a, b, start, out, 0, n)
+        multiply_one_row(a, b, start, out, 0, n, Scratch(memory.reshape((1, memory.size)), zeros.size))
         return True
-    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), Sums(start, out, out, 0, False)
+    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), whole_sums(start, out)
     multiply(factors, sums, Region(0, m, 0, n), Scratch(memory.reshape((1, memory.size)), zeros.size))
     return True
 
@@ -274,7 +275,7 @@ def with_update(task, parameter, velocity, numbers):
     else:
         return None
     packed = task.loop is _packed_by_rows_transposed
-    one_block = even(a.shape[0], K_BLOCK, CHUNK) >= a.shape[0]
+    one_block = a.shape[0] <= SPAN
     whole = tuple(columns) == (0, out.shape[1]) and is_constant(start) and one_block
     if not whole or out.shape != parameter.shape or out.shape[1] <= FEW_COLUMNS:
         return None

@@ -1,7 +1,8 @@
 """The product of a region of `out`, by one thread: blocks for its L2, panels for its L1, tiles for its registers.
 
-Every element of `out` is one chain of fused multiply-adds in the order of k. How the work is cut and packed changes
-nothing in that chain, so the bits of an element depend on its row of op(a), its column of op(b), and k.
+Every element of `out` is a sum over spans of k (gemm_cuts.span_of), each a chain of fused multiply-adds in the order of
+k. How the work is cut and packed changes nothing in a chain, so the bits of an element depend on its row of op(a), its
+column of op(b), and k.
 """
 
 from typing import NamedTuple
@@ -13,12 +14,13 @@ from ...native.llvm import Operand
 from ...native.loops import uncounted
 from ...native.simd import TILE, Strip, tile
 from .gemm_cuts import (
-    CHUNK,
+    ADD,
+    CONTINUE,
     FEW_COLUMNS,
     FEW_ROWS,
+    FEW_ROWS_COLUMNS,
     FEW_ROWS_ELEMENTS,
     FEW_STEPS,
-    K_BLOCK,
     L2_BYTES,
     L2_K,
     M_BLOCK,
@@ -30,11 +32,14 @@ from .gemm_cuts import (
     PACKED_AS_READ,
     PANEL,
     ROWS,
+    SPAN,
+    START,
     VECTORS,
     Region,
     Sums,
     even,
     next_panel,
+    span_of,
     steps_of,
     tile_rows,
 )
@@ -71,27 +76,38 @@ def multiply(factors, sums, region, scratch):
     rows, columns = region.i1 - region.i0, region.j1 - region.j0
     lanes = TILE.vector_bytes // sums.out.itemsize
     if factors.packed:
-        multiply_in_blocks(factors, sums, region, scratch, even(k, K_BLOCK, CHUNK))
+        multiply_in_blocks(factors, sums, region, scratch, span_of(k))
     elif n <= FEW_COLUMNS and rows >= 2 * lanes:
         multiply_few_columns(factors, sums, region, scratch)
     elif k == 1 and columns >= lanes:
         multiply_one_step(factors.a, factors.b, sums.start, sums.out, region)
     elif not factors.transpose_b and sums.out.shape[0] == 1 and columns >= lanes:
-        multiply_one_row(factors.a, factors.b, sums.start, sums.out, region.j0, region.j1)
+        multiply_one_row(factors.a, factors.b, sums.start, sums.out, region.j0, region.j1, scratch)
     elif factors.transpose_b:
         _multiply_transposed_b(factors, sums, region, scratch)
+    elif rows <= FEW_ROWS:
+        _multiply_few_rows(factors, sums, region, scratch)
     else:
-        few = rows <= FEW_ROWS
-        k_block = max(4, FEW_ROWS_ELEMENTS // factors.b.shape[1]) if few else even(k, K_BLOCK, CHUNK)
-        multiply_in_blocks(factors, sums, region, scratch, k_block)
+        multiply_in_blocks(factors, sums, region, scratch, span_of(k))
 
 
 @jit
 def multiply_in_blocks(factors, sums, region, scratch, k_block):
     """b as it is stored, or packed: `k_block` steps of k and about M_BLOCK rows at a time."""
+    k = steps_of(factors)
+    _multiply_steps(factors, sums, region, scratch, k_block, 0, max(k, 1), START)
+
+
+@jit
+def _multiply_steps(factors, sums, region, scratch, k_block, begin, end, first_block):
+    """The same for the steps of k from `begin` to `end`; first_block: with what the first of them begins.
+
+    Blocks as long as a span are added up. Shorter ones are parts of one chain.
+    """
     a, b, transpose_a, packed, first = factors.a, factors.b, factors.transpose_a, factors.packed, factors.first
     i0, i1, j0, j1 = region
     k = steps_of(factors)
+    others = ADD if k_block == span_of(k) else CONTINUE
     packs = (j1 - j0 >= PACK_A_COLUMNS and i1 - i0 > FEW_ROWS and k > FEW_STEPS) or (
         transpose_a and j1 - j0 >= PACK_TRANSPOSED_A_COLUMNS and k >= PACK_TRANSPOSED_A_K
     )
@@ -99,12 +115,36 @@ def multiply_in_blocks(factors, sums, region, scratch, k_block):
     m_block = even(i1 - i0, M_BLOCK, ROWS)
     for i in range(i0, i1, m_block):
         block = Region(i, min(i1, i + m_block), j0, j1)
-        for k0 in range(0, max(k, 1), k_block):
-            depth = min(k_block, k - k0)
+        for k0 in range(begin, end, k_block):
+            depth = min(k_block, min(end, k) - k0)
             if packs:
                 pack_a(a, transpose_a, block.i0, block.i1, k0, depth, left.array, left.at)
             right = Right(b, k0 * b.shape[1], first, packed)
-            _multiply_block(left, right, _continued(sums, k0), block, k0, depth, scratch)
+            _multiply_block(left, right, sums, block, k0, depth, scratch, others if k0 > begin else first_block)
+
+
+@jit(inline=True)
+def _multiply_few_rows(factors, sums, region, scratch):
+    """Few rows take b in whole rows, a few at a time. This cuts spans, so later ones have memory of their own."""
+    k, (i0, i1, j0, j1) = steps_of(factors), region
+    span, k_block = span_of(k), max(4, FEW_ROWS_ELEMENTS // factors.b.shape[1])
+    if k_block >= span:
+        multiply_in_blocks(factors, sums, region, scratch, span)
+        return
+    _multiply_steps(factors, sums, region, scratch, k_block, 0, min(span, max(k, 1)), START)
+    flat, out = scratch.array.ravel(), sums.out
+    for k0 in range(span, k, span):
+        for j in range(j0, j1, FEW_ROWS_COLUMNS):
+            columns = min(FEW_ROWS_COLUMNS, j1 - j)
+            flat[scratch.at : scratch.at + (i1 - i0) * columns] = 0
+            partial = Sums(out, scratch.array, scratch.array, 0, False, scratch.at - i0 * columns - j, columns)
+            part = Region(i0, i1, j, j + columns)
+            _multiply_steps(factors, partial, part, scratch, k_block, k0, min(k, k0 + span), CONTINUE)
+            for i in range(i0, i1):
+                at, row = scratch.at + (i - i0) * columns, out[i, j : j + columns]
+                new = flat[at : at + columns]
+                for c in range(columns):
+                    row[c] += new[c]
 
 
 @jit(inline=True)
@@ -114,33 +154,33 @@ def _multiply_transposed_b(factors, sums, region, scratch):
     i0, i1, j0, j1 = region
     left = Left(factors.a, 0, factors.transpose_a, False)
     panel = PANEL * (TILE.vector_bytes // work.itemsize)
+    steps = PACK_TRANSPOSED_B_K if k <= SPAN else span_of(k)
+    others = CONTINUE if k <= SPAN else ADD
     for j in range(j0, j1, panel):
         columns = min(panel, j1 - j)
-        for k0 in range(0, max(k, 1), PACK_TRANSPOSED_B_K):
-            depth = min(PACK_TRANSPOSED_B_K, k - k0)
+        for k0 in range(0, max(k, 1), steps):
+            depth = min(steps, k - k0)
             pack_transposed_b(factors.b, j, columns, k0, depth, work, scratch.at)
             right, block = Right(work, scratch.at, j, True), Region(i0, i1, j, j + columns)
-            _multiply_block(left, right, _continued(sums, k0), block, k0, depth, scratch)
+            _multiply_block(left, right, sums, block, k0, depth, scratch, others if k0 else START)
 
 
 @jit
-def _continued(sums, k0):
-    """The sums from step k0 on: they go on with what is in `out`."""
-    return Sums(sums.out if k0 else sums.start, sums.out, sums.velocity, sums.numbers_at, sums.update)
-
-
-@jit
-def _multiply_block(left, right, sums, region, k0, depth, scratch):
-    """out = start + op(a)[:, k0 : k0 + depth] @ op(b)[k0 : k0 + depth, :] for a region.
+def _multiply_block(left, right, sums, region, k0, depth, scratch, begin):
+    """out = begin + op(a)[:, k0 : k0 + depth] @ op(b)[k0 : k0 + depth, :] for a region; begin: START, CONTINUE or ADD.
 
     Equal panels are taken together. If what they read of b stays in L2, each row of tiles goes over all of them, else
     each panel goes over all rows of tiles. b that is not packed, and that many tiles read one below the other, is
     packed by the topmost one as it reads it, for those below.
     """
-    a, b, start, out, work = left.array, right.array, sums.start, sums.out, scratch.array
-    n, transposed = out.shape[1], left.transposed
+    a, b, out, work = left.array, right.array, sums.out, scratch.array
+    n, transposed = sums.row, left.transposed
     lanes = TILE.vector_bytes // out.itemsize
-    start_row, start_column = n if start.shape[0] > 1 else 0, 1 if start.shape[1] == n else 0
+    start, start_from, start_row, start_column = sums.start, 0, 0, 0
+    if begin == CONTINUE:
+        start, start_from, start_row, start_column = out, sums.at, n, 1
+    elif begin == START:
+        start_row, start_column = n if start.shape[0] > 1 else 0, 1 if start.shape[1] == n else 0
     a_row = packed_row(transposed, depth, lanes) if left.packed else a.shape[1]
     few_steps = depth <= FEW_STEPS and not left.packed
     rows_in_all = region.i1 - region.i0
@@ -178,11 +218,11 @@ def _multiply_block(left, right, sums, region, k0, depth, scratch):
                 elif right.packed:
                     b_at, b_row, b_next = right.at + (column - right.first) * depth, columns, depth * columns
                 else:
-                    b_at, b_row, b_next = right.at + column, n, columns
+                    b_at, b_row, b_next = right.at + column, b.shape[1], columns
                 for step in range(count if along_rows else 1):
                     row = i + step * rows
-                    out_at, out_next = row * n + column, columns if along_rows else rows * n
-                    start_at = row * start_row + column * start_column
+                    out_at, out_next = sums.at + row * n + column, columns if along_rows else rows * n
+                    start_at = start_from + row * start_row + column * start_column
                     start_next = columns * start_column if along_rows else rows * start_row
                     tile(
                         Operand(a, a_at + step * a_next, a_row, 0 if along_rows else a_next),
@@ -194,7 +234,7 @@ def _multiply_block(left, right, sums, region, k0, depth, scratch):
                         Operand(work, sums.numbers_at, 0, 0),
                         Strip(
                             panels if along_rows else count, depth, rows, vectors, last,
-                            transposed, packs_now, sums.update,
+                            transposed, packs_now, sums.update, begin == ADD,
                         ),
                     )  # fmt: skip
         j += panels * columns

@@ -4,7 +4,7 @@
 +-----------+-----------+------+
 | tile      |           |      |   A tile (rows x vectors, simd.py) stays in registers.
 +-----------+           |      |   A panel is as wide as a tile. Its part of op(b) stays in L1 or L2.
-| tile      |           |      |   A block is M_BLOCK rows, K_BLOCK steps of k. Its part of op(a) stays in L2.
+| tile      |           |      |   A block is M_BLOCK rows, a span of k. Its part of op(a) stays in L2.
 +-----------+           |      |   Threads share out the rows, or where there are few of them the panels.
   panel       panel       the last one may be narrower
 """
@@ -15,10 +15,10 @@ import numpy as np
 
 from ...native.compile import jit
 from ...native.simd import TILE
+from ..reference import SPAN
 
 # The one table of thresholds, as measured on Zen 3 (AVX2, 512 KiB of L2) and Zen 4 (AVX-512, 1 MiB of L2).
-BLOCKS = {64: (1024, 144), 32: (800, 96), 16: (800, 96)}  # by the bytes of a vector
-K_BLOCK, M_BLOCK = BLOCKS[TILE.vector_bytes]  # steps of k, and rows of a, at a time: with panels of b they share L2
+M_BLOCK = {64: 144, 32: 72, 16: 72}[TILE.vector_bytes]  # rows of a at a time: with a panel of b they share L2
 L2_K, L2_BYTES = 128, 256 << 10  # b of so few rows and bytes stays in L2: each row of tiles may read all of it
 PACKED_ELEMENTS = 1 << 23  # of b at a time: a wider b is packed part by part
 PACK_B_ROWS = 160  # b is packed before the product if so many rows of a use it, and it does not stay in L2
@@ -27,6 +27,7 @@ PACK_A_COLUMNS = 256  # a is packed if so many columns use it, else it is read w
 PACK_TRANSPOSED_A_COLUMNS, PACK_TRANSPOSED_A_K = 64, 256  # a transposed is slower to read from many lines of cache
 PACK_TRANSPOSED_B_K = 128  # steps of k of a transposed b that are packed at a time: they stay in L1
 FEW_ROWS, FEW_ROWS_ELEMENTS = 3, 8192  # so few rows take b in whole rows, so much at a time, as memory is read fastest
+FEW_ROWS_COLUMNS = 16384  # of partial sums at a time
 FEW_STEPS = 4  # so few steps of k are computed row by row, as memory is written fastest
 MEMORY_BOUND = 4  # fewer rows, or fewer steps of k, take as long as so many: memory is the limit
 SMALL_PRODUCT = 1 << 20  # multiplications that one thread does at once, without Python to plan them
@@ -55,6 +56,8 @@ class Factors(NamedTuple):
 class Sums(NamedTuple):
     """Where sums begin and end: in `start`, which is `out`, or (1, n), a row for all rows, or zeros; and in `out`.
 
+    Element (i, j) of the result lies at `at + i * row + j` of `out`; that is `out` itself but for partial sums.
+
     If `update`, the sums are the gradient of the parameters in `out`, which take a step of SGD (simd.tile) with this
     velocity, and with numbers that lie at `numbers_at` in the scratch memory.
     """
@@ -64,6 +67,11 @@ class Sums(NamedTuple):
     velocity: np.ndarray
     numbers_at: int
     update: bool
+    at: int
+    row: int
+
+
+START, CONTINUE, ADD = 0, 1, 2  # with what the sums of a block begin: `start`, `out`, or zero, to be added to `out`
 
 
 class Region(NamedTuple):
@@ -90,6 +98,15 @@ def even(size, largest, unit):
 
 
 @jit
+def span_of(k):
+    """Into spans of so many terms, the last of which may be shorter, a sum of k terms is cut.
+
+    Each is one chain from zero, and they are added up in order. So the error grows with SPAN + k / SPAN, not with k.
+    """
+    return even(k, SPAN, 16)
+
+
+@jit
 def next_panel(rest, most, lanes):
     """The next panel of `rest` remaining columns, at most `most` vectors wide: (columns, vectors, last), see Strip."""
     if rest > (most - 1) * lanes and rest > lanes:
@@ -107,6 +124,12 @@ def next_panel(rest, most, lanes):
 def tile_rows(rows, tiles):
     """`rows` rows in tiles as even as can be: (rows of a low tile, number of high tiles, which have one row more)."""
     return rows // tiles, rows % tiles
+
+
+@jit
+def whole_sums(start, out):
+    """The sums of a product without an update."""
+    return Sums(start, out, out, 0, False, 0, out.shape[1])
 
 
 @jit

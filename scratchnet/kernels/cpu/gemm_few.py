@@ -3,7 +3,7 @@
 from ...native.compile import jit
 from ...native.llvm import Operand
 from ...native.simd import TILE, Strip, tile
-from .gemm_cuts import CHUNK, K_BLOCK, PACK_TRANSPOSED_B_K, VECTORS, even, next_panel, steps_of
+from .gemm_cuts import PACK_TRANSPOSED_B_K, PACKED_AS_READ, VECTORS, next_panel, span_of, steps_of
 from .gemm_pack import pack_transposed_b, transpose_block
 
 
@@ -16,7 +16,8 @@ def multiply_few_columns(factors, sums, region, scratch):
     lanes = TILE.vector_bytes // out.itemsize
     flat, flat_start = work.ravel(), sums.start.ravel()
     b_row, b_step = (b.shape[1], 1) if transpose_b else (n, n)
-    k_block = even(k, K_BLOCK if transpose_a else PACK_TRANSPOSED_B_K, CHUNK)
+    span = span_of(k)
+    k_block = span if transpose_a else PACK_TRANSPOSED_B_K
     i = region.i0
     while i < region.i1:
         columns, vectors, last = next_panel(region.i1 - i, VECTORS[n], lanes)
@@ -30,10 +31,16 @@ def multiply_few_columns(factors, sums, region, scratch):
                 first = flat_start[c]
                 for r in range(columns):
                     row[r] = first
-        packed_at = scratch.at + n * columns
+        totals_at, packed_at = scratch.at + n * columns, scratch.at + 2 * n * columns
+        partial, totals = flat[scratch.at : totals_at], flat[totals_at:packed_at]
         transposed_out = Operand(work, scratch.at, columns, 0)
-        for k0 in range(0, k, k_block):
-            depth = min(k_block, k - k0)
+        k0 = 0
+        while k0 < k:
+            if k0 > 0 and k0 % span == 0:  # the last span is done
+                for e in range(totals.size):
+                    totals[e] = partial[e] if k0 == span else totals[e] + partial[e]
+                partial[:] = 0
+            depth = min(k_block, min(k, (k0 // span + 1) * span) - k0)
             if not transpose_a:
                 pack_transposed_b(a, i, columns, k0, depth, work, packed_at)
             tile(
@@ -45,8 +52,12 @@ def multiply_few_columns(factors, sums, region, scratch):
                     0,
                 ),
                 transposed_out, transposed_out, transposed_out, transposed_out, transposed_out,
-                Strip(1, depth, n, vectors, last, not transpose_b, False, False),
+                Strip(1, depth, n, vectors, last, not transpose_b, False, False, False),
             )  # fmt: skip
+            k0 += depth
+        if k > span:
+            for e in range(totals.size):
+                partial[e] += totals[e]
         transpose_block(transposed_out, n, columns, Operand(out, i * n, n, 0))
         i += columns
 
@@ -68,15 +79,31 @@ def multiply_one_step(a, b, start, out, region):
 
 
 @jit
-def multiply_one_row(a, b, start, out, j0, j1):
+def multiply_one_row(a, b, start, out, j0, j1, scratch):
     """One row of a: four rows of b at a time, side by side from end to end, as memory is read fastest."""
     left, row, k = a.ravel(), out[0, j0:j1], b.shape[0]
+    span = span_of(k)
     if start.shape[1] == out.shape[1]:
         row[:] = start[0, j0:j1]
     else:
         row[:] = 0
-    whole = k - k % 4
-    for s in range(0, whole, 4):
+    _add_rows(left, b, row, j0, 0, min(span, k))
+    for k0 in range(span, k, span):
+        for j in range(j0, j1, PACKED_AS_READ):
+            columns = min(PACKED_AS_READ, j1 - j)
+            partial, total = scratch.array.ravel()[scratch.at : scratch.at + columns], out[0, j : j + columns]
+            partial[:] = 0
+            _add_rows(left, b, partial, j, k0, min(k, k0 + span))
+            for c in range(columns):
+                total[c] += partial[c]
+
+
+@jit(inline=True)
+def _add_rows(left, b, row, j0, begin, end):
+    """row += left[begin:end] @ b[begin:end, j0:]."""
+    j1 = j0 + row.size
+    whole = end - (end - begin) % 4
+    for s in range(begin, whole, 4):
         f0, f1, f2, f3 = left[s], left[s + 1], left[s + 2], left[s + 3]
         b0, b1, b2, b3 = b[s, j0:j1], b[s + 1, j0:j1], b[s + 2, j0:j1], b[s + 3, j0:j1]
         for j in range(row.size):
@@ -86,7 +113,7 @@ def multiply_one_row(a, b, start, out, j0, j1):
             total += f2 * b2[j]
             total += f3 * b3[j]
             row[j] = total
-    for s in range(whole, k):
+    for s in range(whole, end):
         factor, next_row = left[s], b[s, j0:j1]
         for j in range(row.size):
             row[j] += factor * next_row[j]

@@ -7,7 +7,7 @@ panel, each row by row; so one row of a panel follows the other, wherever its co
 from ...native.compile import jit
 from ...native.llvm import Operand
 from ...native.simd import SQUARE_BYTES, TILE, copy_rows, transpose
-from .gemm_cuts import CHUNK, K_BLOCK, PAD, PANEL, ROWS, even, next_panel, tile_rows
+from .gemm_cuts import CHUNK, PAD, PANEL, ROWS, next_panel, span_of, tile_rows
 
 
 @jit
@@ -80,7 +80,7 @@ def pack_b(lo, hi, b, transposed, first, packed):
     """Copy columns of op(b), from `first` on, to `packed` (k, columns): panels lo to hi of each block of k."""
     k, n = packed.shape
     lanes = TILE.vector_bytes // b.itemsize
-    k_block = even(k, K_BLOCK, CHUNK)
+    k_block = span_of(k)
     for k0 in range(0, k, k_block):
         depth = min(k_block, k - k0)
         chunk = depth if transposed else CHUNK

@@ -7,7 +7,8 @@ so a thread computes own_rows x own_columns elements, which it holds in register
 own_rows + own_columns numbers, 16 bytes at a time, for own_rows * own_columns multiplications. While it computes with
 one pair of tiles, the next is on its way to registers and then to the other half of shared memory: one barrier a tile.
 Outside the matrices tiles are filled with zeros, so that the inner loop asks nothing. Of a small result there are too
-few tiles for a GPU: then the sum is cut into parts, which are added up in order by a second kernel.
+few tiles for a GPU: then the sum is cut into parts, which are added up in order by a second kernel. So is a sum of more
+than SPAN terms, whose error would grow with its length.
 
 A factor lies in memory along the tile's edge (b as it is, a transposed) or across it (the others); those two cases are
 all that transposition changes.
@@ -20,12 +21,14 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ..reference import SPAN
 from . import memory, reduce, tuning
 from .compile import ALIGNED, Kernel, cuda, device, kernel, launch, load_wide, store_wide
 from .grids import is_wide
 from .tuning import Tile
 
 SHORTEST, PARTS = 2, 4
+PARTIAL_SUMS = 1 << 26  # elements, at most, of the parts of a sum that is long: beyond, a part has more than SPAN terms
 
 
 class _Factor(NamedTuple):
@@ -179,10 +182,16 @@ def chosen_cut(dtype: np.dtype, m: int, n: int, k: int) -> tuple[Tile, int]:
     counts = [-(-m // tile.rows) * -(-n // tile.columns) for tile in tiles]
     for tile, count in zip(tiles[:-1], counts, strict=False):
         if count >= numbers.multiprocessors:
-            return tile, max(k, 1)
+            return tile, _span(tile, m, n, k, 1)
     tile, steps = tiles[-1], -(-k // tiles[-1].depth)
     parts = max(1, min(PARTS * numbers.multiprocessors // counts[-1], steps // SHORTEST))
-    return tile, max(-(-steps // parts) * tile.depth, 1)
+    return tile, _span(tile, m, n, k, parts)
+
+
+def _span(tile: Tile, m: int, n: int, k: int, parts: int) -> int:
+    """The terms of a part, in whole tiles; parts: how many there are at least."""
+    parts = max(parts, min(-(-k // SPAN), PARTIAL_SUMS // max(m * n, 1)))
+    return max(-(-k // (parts * tile.depth)) * tile.depth, 1)
 
 
 def _multiply(a, b, bias, out, transpose_a, transpose_b):

@@ -35,7 +35,7 @@ needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled cod
 
 # (m, n, k): each row crosses a threshold of gemm.py, in m, n or k
 LARGE = [
-    (2, 3, cuts.K_BLOCK + 1),  # k in two blocks
+    (2, 3, cuts.SPAN + 1),  # k in two blocks
     (cuts.PACK_AS_READ_TILES * cuts.ROWS, 33, 5),  # the topmost tiles pack b
     (40, 129, cuts.L2_BYTES // 512),  # b does not stay in L2 any more
     (cuts.M_BLOCK + 1, 70, 3),  # two blocks of rows
@@ -55,7 +55,7 @@ LARGE += [
     (9, 70, cuts.PACK_TRANSPOSED_B_K + 9),  # b transposed by blocks of k
 ]
 if JIT_ENABLED:
-    LARGE += [(300, 130, 2 * cuts.K_BLOCK + 3), (64, 128, 784), (784, 128, 64), (512, 10, 128), (301, 299, 302)]
+    LARGE += [(300, 130, 2 * cuts.SPAN + 3), (64, 128, 784), (784, 128, 64), (512, 10, 128), (301, 299, 302)]
 
 
 def operands(m, n, k, transpose_a, transpose_b, dtype, seed=0):
@@ -76,7 +76,8 @@ def multiply(a, b, transpose_a=False, transpose_b=False, **options):
 def assert_close(got, a, b, transpose_a, transpose_b, start):
     """got = op(a) @ op(b) + start, with an error of one rounding a term at most: Higham (2002), section 3.1."""
     a, b = (a.T if transpose_a else a).astype(np.float64), (b.T if transpose_b else b).astype(np.float64)
-    terms = a.shape[1] + 2  # the products, a bias, an old value
+    k = a.shape[1]
+    terms = min(k, cuts.SPAN) + -(-k // cuts.SPAN) + 2  # the products of a span, the spans, a bias, an old value
     unit = terms * np.finfo(got.dtype).eps / 2
     bound = unit / (1 - unit) * (np.abs(a) @ np.abs(b) + np.abs(start))
     if got.dtype == np.float64:
@@ -150,7 +151,7 @@ def test_bits_do_not_depend_on_how_operands_are_stored(m, n, k, transposed, dtyp
 
 
 @pytest.mark.parametrize("transposed", TRANSPOSED)
-@pytest.mark.parametrize("m, n, k", [(150, 40, 21), (60, 300, 9), (10, 17, cuts.K_BLOCK + 5)])
+@pytest.mark.parametrize("m, n, k", [(150, 40, 21), (60, 300, 9), (10, 17, cuts.SPAN + 5)])
 def test_bits_of_a_row_or_column_do_not_depend_on_the_others(m, n, k, transposed):
     a, b = operands(m, n, k, False, False, np.float32)
     whole = multiply(a, b)
@@ -162,6 +163,32 @@ def test_bits_of_a_row_or_column_do_not_depend_on_the_others(m, n, k, transposed
         assert same_bits(multiply(left[0], right[0], *transposed), whole[i : i + 1])
         assert same_bits(multiply(left[1], right[0], *transposed), whole[i : i + 5])
         assert same_bits(multiply(left[2], right[1], *transposed), np.ascontiguousarray(whole[:, j : j + 1]))
+
+
+# every way to compute a region, in the order of gemm_blocks.multiply, and the wide ones of few rows in parts
+SPANNED = [(1, 1), (40, 5), (70, 3), (1, 40), (3, 9), (2, 70), (13, 33), (170, 40), (61, 300), (3, 16500), (1, 70000)]
+
+
+@needs_jit
+@pytest.mark.parametrize("transposed", TRANSPOSED)
+@pytest.mark.parametrize("m, n", SPANNED)
+def test_a_long_sum_is_the_sum_of_its_spans(m, n, transposed):
+    """The definition, on whatever way a product takes: equal spans, each begun with zero, added up in order."""
+    if m * n > 16000 and transposed[1]:
+        pytest.skip("packed like others")
+    k = cuts.SPAN + 9 if m * n > 16000 else 2 * cuts.SPAN + 3
+    a, b = operands(m, n, k, False, False, np.float32)
+    bias, span = np.random.default_rng(1).standard_normal(n).astype(np.float32), cuts.span_of(k)
+    expected = multiply(np.ascontiguousarray(a[:, :span]), b[:span], bias=bias)
+    for k0 in range(span, k, span):
+        expected += multiply(np.ascontiguousarray(a[:, k0 : k0 + span]), b[k0 : k0 + span])
+    stored = [np.ascontiguousarray(x.T) if t else x for x, t in zip((a, b), transposed, strict=True)]
+    assert same_bits(multiply(*stored, *transposed, bias=bias), expected)
+
+
+def test_how_long_a_span_is_depends_on_k_alone():
+    lengths = {1: 16, 1024: 1024, 1025: 528, 2048: 1024, 2049: 688, 10**6: 1024}
+    assert {k: int(cuts.span_of(k)) for k in lengths} == lengths
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
