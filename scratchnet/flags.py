@@ -13,9 +13,18 @@ from .errors import ScratchnetError
 Config = TypeVar("Config")
 
 
-def flag(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
-    """A dataclass field that `parse_flags` offers as a flag. A tuple takes one value or more."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def flag(default: Any, help: str, choices: Sequence[Any] | None = None, stored: bool = True) -> Any:
+    """A dataclass field that `parse_flags` offers as a flag. A tuple takes one value or more.
+
+    stored: does it belong to the results? Not if it only says where and how fast they come, or from where to go on.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "stored": stored})
+
+
+def stored(config: Any) -> dict[str, Any]:
+    """The values to keep beside results: the same however often a run was interrupted, and wherever it went on."""
+    fields = [field for field in dataclasses.fields(config) if field.metadata["stored"]]
+    return {field.name: getattr(config, field.name) for field in fields}
 
 
 def parse_flags(config: type[Config], argv: Sequence[str] | None = None) -> Config:

@@ -1,10 +1,10 @@
 """Trains a classifier of 28x28 images: prepare, split, compute, merge, report."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import scratchnet as sn
-from scratchnet.flags import flag, run_script
+from scratchnet.flags import flag, run_script, stored
 from scratchnet.formats.checkpoint_folder import new_folder
 from scratchnet.parallel.compression import COMPRESSIONS
 from scratchnet.parallel.strategies import STRATEGIES, strategy_of
@@ -26,7 +26,7 @@ class Config:
     weight_decay: float = flag(0.0, "L2 penalty")
     validation: float = flag(0.1, "fraction of the training data kept for validation")
     seed: int = flag(0, "seed of initial weights, order of samples and dropout")
-    workers: int | str = flag(1, "processes that compute, or auto to measure and pick; see shards")
+    workers: int | str = flag(1, "processes that compute, or auto to measure and pick; see shards", stored=False)
     shards: int | None = flag(None, "parts of a batch, which alone change bits; 1 for one worker, else 8, unless given")
     strategy: str = flag("all_reduce", "how gradients become new parameters", list(STRATEGIES))
     staleness: int | None = flag(None, "updates that gradients are behind: parameter_server; 0 unless given")
@@ -34,13 +34,13 @@ class Config:
     compression: str = flag("none", "what is left out of gradients: all_reduce", list(COMPRESSIONS))
     accumulate: int = flag(1, "batches an optimizer step")
     clip_norm: float | None = flag(None, "largest norm of the merged gradient")
-    threads: int | None = flag(None, "CPU threads of the kernels; all cores unless given")
+    threads: int | None = flag(None, "CPU threads of the kernels; all cores unless given", stored=False)
     device: str = flag("cpu", "table of kernels; with workers and cuda, a GPU for each", ["cpu", "numpy", "cuda"])
     devices: tuple[str, ...] = flag((), "where each worker computes instead, such as cuda:0 cuda:1 or cuda:0 cpu")
-    folder: str | None = flag(None, "where checkpoints, metrics.jsonl and curves.png go; runs/DATE-TIME unless given")
-    resume: str | None = flag(None, "'auto' to go on from the folder's newest checkpoint, or a checkpoint file")
+    folder: str | None = flag(None, "where checkpoints, log and curves.png go; else runs/DATE-TIME", stored=False)
+    resume: str | None = flag(None, "'auto' to go on from the folder's newest checkpoint, or a file", stored=False)
     save_every: int | None = flag(None, "steps between checkpoints; one an epoch unless given")
-    timeline: str | None = flag(None, "file for what each worker did when, to open in https://ui.perfetto.dev")
+    timeline: str | None = flag(None, "file for what each worker did when, for https://ui.perfetto.dev", stored=False)
 
 
 def main(config: Config) -> float | None:
@@ -71,7 +71,7 @@ def main(config: Config) -> float | None:
         model, optimizer, sn.nn.CrossEntropyLoss(), schedule, config.workers, config.shards,
         strategy_of(config.strategy, **options), devices=config.devices or None, seed=config.seed,
         accumulate=config.accumulate, clip_norm=config.clip_norm, folder=folder, save_every=config.save_every,
-        timeline=config.timeline, config=asdict(config),
+        timeline=config.timeline, config=stored(config),
     )  # fmt: skip
     history = trainer.fit(train_loader, val_loader if len(val) else None, config.epochs, config.resume)
 

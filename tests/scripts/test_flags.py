@@ -204,3 +204,18 @@ def test_weights_of_two_devices_agree(run):
             models.append(checkpoints.load_latest()[1]["model"])
     for name, array in models[0].items():
         np.testing.assert_allclose(array, models[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_that_was_killed_ends_in_the_same_checkpoint_file_wherever_it_goes_on(run, data, tmp_path):
+    def files(folder):
+        return {path.name: path.read_bytes() for path in sorted(folder.glob("checkpoint-*"))}
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = {"save_every": 4, "shards": 2}
+    run(**options, folder=str(whole))
+    killed.mkdir()
+    first = min(files(whole))
+    (killed / first).write_bytes(files(whole)[first])  # what a kill after it leaves
+    run(**options, folder=str(killed), resume="auto", threads=1, timeline=str(tmp_path / "timeline.json"))
+    last = max(files(whole))
+    assert files(killed)[last] == files(whole)[last]
