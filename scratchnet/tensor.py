@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -269,11 +270,29 @@ class Tensor(TensorBase):
     def __deepcopy__(self, memo: dict) -> Tensor:
         if self._node is not None:
             raise GradientError("deepcopy: expected a leaf tensor, got the result of an op; call .detach() first")
-        copy = _rebuild(type(self), copied(self._data, self.dtype, self._device), self.requires_grad, self.device)
+        if (view := self._view()) is not None:
+            copy = _rebuild_view(type(self), deepcopy(self._base, memo), *view)
+        else:
+            copy = _rebuild(type(self), copied(self._data, self.dtype, self._device), self.requires_grad, self.device)
         copy._grad = self._grad.__deepcopy__(memo) if isinstance(self._grad, Tensor) else self._grad
         return copy
 
+    def _view(self) -> tuple[int, tuple[int, ...], tuple[int, ...], bool] | None:
+        """(bytes from where its base begins, shape, strides, requires_grad) of a view, to make it again.
+
+        None for others, and where the base has a record or lies in other memory by now.
+        """
+        base = self._base
+        if base is None or base._node is not None or not self._device.is_host or base.dtype != self.dtype:
+            return None
+        start = self._data.__array_interface__["data"][0] - base._data.__array_interface__["data"][0]
+        if not (base._data.flags.c_contiguous and 0 <= start <= base._data.nbytes):
+            return None
+        return start, self.shape, self._data.strides, self.requires_grad
+
     def __reduce__(self):
+        if (view := self._view()) is not None:
+            return _rebuild_view, (type(self), self._base, *view)
         return _rebuild, (type(self), self.detach().numpy(), self.requires_grad, self.device)
 
     # --- gradients ----------------------------------------------------------------------------------------------
@@ -389,6 +408,15 @@ def _without_tensors(x: Any) -> Any:
 def _rebuild(cls: type, data: np.ndarray, requires_grad: bool, device: str) -> Tensor:
     t: Tensor = _new(cls)
     Tensor.__init__(t, data, requires_grad, None, device)
+    return t
+
+
+def _rebuild_view(
+    cls: type, base: Tensor, start: int, shape: tuple[int, ...], strides: tuple[int, ...], requires_grad: bool
+) -> Tensor:
+    data = np.ndarray(shape, base.dtype, base._data.reshape(-1).view(np.uint8), start, strides)
+    t = _rebuild(cls, data, requires_grad, base.device)
+    t._base = base
     return t
 
 

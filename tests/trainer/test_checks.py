@@ -1,5 +1,7 @@
 """A Trainer's model, optimizer and schedule belong together; what is set on a Trainer takes effect or is refused."""
 
+import copy
+import pickle
 import warnings
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from messages import error_line
 
 import scratchnet as sn
+from scratchnet.random import Generator
 
 X = np.random.default_rng(0).random((16, 4), dtype=np.float32)
 LOADER = sn.data.DataLoader(sn.data.TensorDataset(X, np.arange(16) % 3), 8)
@@ -117,3 +120,40 @@ def test_a_setting_that_is_changed_later_takes_effect(tmp_path):
         assert trained(options) == trained({}, **options) != trained({})
     trained({"folder": str(tmp_path / "run")})
     assert list((tmp_path / "run").glob("checkpoint-*"))
+
+
+CLONES = {"deepcopy": copy.deepcopy, "pickle": lambda thing: pickle.loads(pickle.dumps(thing))}
+
+
+@pytest.mark.parametrize("clone", CLONES.values(), ids=CLONES)
+def test_a_copy_of_a_fitted_trainer_goes_on_with_the_same_bits_and_alone(clone):
+    sn.manual_seed(0)
+    model = sn.nn.MLP(4, 8, 3)
+    model.linear1.tied = model.linear1.weight
+    optimizer = sn.optim.Adam(model.parameters(), lr=0.01)
+    trainer = make(model, optimizer, sn.optim.lr_scheduler.StepLR(optimizer, 2, 0.5))
+    trainer.fit(LOADER, epochs=1)
+    other = clone(trainer)
+    before = state(model)
+    other.fit(LOADER, epochs=2)
+    assert state(model) == before
+    trainer.fit(LOADER, epochs=2)
+    assert state(model) == state(other.model) != before
+    copied = other.optimizer
+    assert other.scheduler.optimizer is copied and copied.param_groups[0] is copied.states[0].group
+    assert other.model.linear1.tied is other.model.linear1.weight is copied.states[0].param
+    with pytest.raises(sn.UnknownAttributeError):
+        copied.lr = 0.1
+    with pytest.raises(sn.ConfigError, match="momentum"):
+        copied.param_groups[0]["momentum"] = 0.1
+
+
+@pytest.mark.parametrize("clone", CLONES.values(), ids=CLONES)
+def test_parts_can_be_copied_and_a_device_stays_the_one_that_it_is(clone):
+    model = sn.nn.Sequential(sn.nn.BatchNorm1d(4), sn.nn.Dropout(0.5))
+    optimizer = sn.optim.SGD(model.parameters(), lr=0.1)
+    parts = [model, optimizer, sn.optim.lr_scheduler.StepLR(optimizer, 2), LOADER, LOADER.dataset, Generator(3)]
+    parts += [sn.nn.CrossEntropyLoss(), optimizer.param_groups[0], optimizer.states[0], sn.Tensor(X)]
+    assert [type(copied) for copied in clone(parts)] == [type(part) for part in parts]
+    device = sn.Tensor(X)._device
+    assert clone(device) is device
