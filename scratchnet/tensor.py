@@ -194,6 +194,8 @@ class Tensor(TensorBase):
         if name is None or method != "__call__" or options:
             what = f"np.{ufunc.__name__}"
             checks.refuse(what, "arrays", self, DtypeError, f"sn.{ufunc.__name__} or x.detach().numpy() does it")
+        if name in ("lt", "le", "gt", "ge", "eq", "ne"):  # NumPy has made an array of a scalar that it compares
+            inputs = tuple([x[()] if isinstance(x, np.ndarray) else x for x in inputs])
         left = inputs[0] if isinstance(inputs[0], Tensor) else as_operand(inputs[0], self)
         return left @ inputs[1] if name == "matmul" else apply(ops.OPS[name], *inputs)
 
