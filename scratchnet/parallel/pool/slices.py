@@ -146,12 +146,17 @@ def _buffers(layout: PageLayout, part: tuple[int, int], slots: Leaves, new: Page
 
 
 def _folded(device: Device, arrays: Leaves) -> np.ndarray:
-    """The sum along the tree: recorded, its additions and what follows are one pass over memory."""
+    """The sum along the tree, in at most log2 K buffers, which take turns: they stay in the cache."""
+    made: set[int] = set()
+    free: list[np.ndarray] = []
 
     def add(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        merged = device.empty(left.shape, left.dtype)
-        device.add(left, right, merged)
-        return merged
+        sums = [x for x in (left, right) if id(x) in made] + free
+        out = sums[0] if sums else device.empty(left.shape, left.dtype)
+        free[:] = sums[1:]
+        made.add(id(out))
+        device.add(left, right, out)
+        return out
 
     return tree_sum(arrays, arrays.__getitem__, add)
 
