@@ -9,7 +9,7 @@ They check scratchnet's own kernels and ops, and yours. A property test of a ker
         for i in range(len(out)):
             out[i] = x[i].sum()
 
-    @given(arrays("mn"))                      # one array, m rows of n numbers; "mk kn" draws two that fit
+    @given(arrays("mn"))                      # one array, m rows of n numbers; "mk,kn" draws two that fit
     def test_row_sums(inputs):                # the bound comes from the number of terms in one sum
         assert_matches_reference(row_sums, lambda x: x.sum(axis=1), inputs, terms=inputs[0].shape[1])
 
@@ -23,11 +23,12 @@ To check derivatives of any order call `gradcheck(f, inputs)`. Strategies need H
 SciPy: `pip install hypothesis scipy`.
 """
 
+from .bounds import blocked, pairwise
 from .cases import KernelCase, kernel_cases
 from .contract import assert_matches_reference
 from .gradients import gradcheck
 from .kernels import KERNEL_ROWS
-from .strategies import CONTIGUOUS, DOMAINS, EDGES, LAYOUTS, SPECIAL, arrays
+from .strategies import CONTIGUOUS, DOMAINS, EDGES, LAYOUTS, SPECIAL, arrays, drawn
 
 __all__ = [
     "CONTIGUOUS",
@@ -39,6 +40,9 @@ __all__ = [
     "KernelCase",
     "arrays",
     "assert_matches_reference",
+    "blocked",
+    "drawn",
     "gradcheck",
     "kernel_cases",
+    "pairwise",
 ]

@@ -11,7 +11,7 @@ from .. import checks
 from ..tensor import FLOATS
 from .contract import assert_matches_reference
 from .kernels import KERNEL_ROWS
-from .strategies import CONTIGUOUS, EDGES, Content, choice, draw_arrays, draw_lengths, hypothesis_strategies
+from .strategies import EDGES, Content, choice, draw_arrays, draw_lengths, hypothesis_strategies
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class KernelCase:
     roundings: int
     magnitude: Callable[..., Any] | None
 
-    def check(self, kernel: Callable, reference: Callable | None = None, layouts: Sequence[str] = CONTIGUOUS) -> None:
+    def check(self, kernel: Callable, reference: Callable | None = None, layouts: Sequence[str] | None = None) -> None:
         """Checks a kernel against the oracle, or against another kernel that is taken for the truth.
 
         Raises ContractError as `assert_matches_reference` does, which also explains the bound.

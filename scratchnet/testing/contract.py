@@ -3,180 +3,419 @@
 The bound is the one of numerical analysis, not a tolerance that was tuned until the tests passed.
 """
 
+import difflib
 import inspect
 import math
+import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from .. import checks
 from ..errors import ContractError
-from .strategies import CONTIGUOUS, LAYOUTS
+from . import calls
+from .bounds import WIDER, Bound, differs, worst
+from .calls import MARGIN
+from .strategies import CONTIGUOUS, LAYOUTS, written
 
-_WIDER: dict[np.dtype, np.dtype] = {
-    np.dtype(np.float32): np.dtype(np.float64),
-    np.dtype(np.float64): np.dtype(np.longdouble),
-}
-_MARGIN = 16  # elements on both sides of an output that nobody may touch
+_WHO = "assert_matches_reference"
 
 
 def assert_matches_reference(
-    kernel: Callable[..., Any],
-    reference: Callable[..., Any],
-    inputs: Sequence[np.ndarray],
-    *,
-    terms: int = 1,
-    roundings: int = 8,
-    magnitude: Callable[..., Any] | None = None,
-    layouts: Sequence[str] = CONTIGUOUS,
-    **params: Any,
+    kernel: Callable[..., Any], reference: Callable[..., Any], inputs: Sequence[Any], **options: Any
 ) -> None:
     """Checks that a kernel computes what a reference computes, and does nothing else.
 
-    kernel: fills arrays, `kernel(*inputs, out, **params)`, or returns one (or a tuple of them). It is taken to fill
-        if it has a parameter called `out`, or some called `new_...`.
-    reference: `reference(*inputs, **params)` returns the result (or a tuple). It is given float32 inputs as float64
-        and float64 ones as np.longdouble, if it takes those.
-    terms: how many numbers of either sign one element of the result adds up: the length of a reduction.
-    roundings: how many more roundings an element sees on its way; 2 make one ulp. 0 asks for equality.
+    kernel: fills arrays, `kernel(*inputs, *results, **params)`, or returns one (or a tuple of them). Functions of
+        Python, Numba (lazy, explicit signatures, parallel, ufuncs), numba.cuda and ctypes are called in the same way.
+    reference: `reference(*inputs, **params)` returns the result (or a tuple). Its inputs have more digits than the
+        kernel's (float64, np.longdouble), if it takes those.
+    inputs: arrays, and scalars, which both get as they are.
+
+    Options, of which every other name must be a parameter of the kernel and goes to kernel and reference:
+
+    terms: how many numbers of either sign one element of the result adds up: the length of a reduction, for every order
+        of summation; `pairwise(n)` and `blocked(n, block)` for those that promise one.
+    roundings: how many more roundings an element sees on its way; 2 make one ulp, a complex product has 3. 0 asks for
+        equality.
     magnitude: `magnitude(*inputs, **params)`, the size of what is added up: the kernel's formula with every term
         replaced by its absolute value. If left out, `reference(*|inputs|)` where terms > 1, else
         `|reference(*inputs)|`.
-    layouts: names in LAYOUTS; the kernel is run on inputs of each.
+    accumulate: the dtype in which terms are added up, if it is not that of the result.
+    rtol, atol: also right is what lies within atol + rtol * |expected|.
+    layouts: names in LAYOUTS; the kernel is run on inputs of each. By default CONTIGUOUS, without those that the
+        signatures of a Numba kernel do not take, which a warning names.
+    threads: the bits must be the same for each of these numbers of Numba's threads; by default (1, 2, all) for a kernel
+        with parallel=True, or one that calls such a kernel by name.
+    aliased: also give one array for all floating inputs of its shape and dtype, `kernel(x, x)`, where the reference's
+        answer to that is finite.
+    inplace: numbers of inputs whose memory may be that of the first, second, ... result: `kernel(x, x)` for `out=x`.
+    out: the dtype of the result, or a tuple of them; by default that of the floating inputs.
+    fills: does the kernel fill arrays? By default it does if it has a parameter `out` or `new_...`, or asks for as many
+        arguments as there are inputs and results.
+    launch: (blocks, threads) for a cuda kernel, or a function of the inputs that returns them; by default a thread for
+        each element of the result, in one dimension.
 
-    With n = terms - 1 + roundings and u = eps / 2, every element must lie within
+    With u the unit roundoff, every element must lie within
 
-        n u / (1 - n u) * magnitude + n * (smallest normal number)
+        ((1 + u)^(terms - 1 + roundings) - 1) * magnitude + (terms - 1 + roundings) * (smallest number)
 
-    of the reference: Higham, Accuracy and Stability of Numerical Algorithms (2002), sections 3.1 and 4.2, true for
-    every order of summation. u is doubled where the reference has no more digits than the kernel. NaN and infinities
-    must be the same; where the terms pass the largest number of the type, so may the result. The kernel must also
-    keep the dtype, write every element of its outputs and none beside them, give the same bits twice, leave its inputs
-    as they were, and return no memory of theirs.
+    of the reference: Higham, Accuracy and Stability of Numerical Algorithms (2002), sections 3.1 and 4.2. u is doubled
+    where the reference has no more digits than the kernel. NaN and infinities must be the same; where the terms pass
+    the largest number of the type, so may the result. The kernel must also keep the dtype, write every element of its
+    results and none beside them, give the same bits twice, leave its inputs as they were, and return none of their
+    memory.
 
-    Raises ContractError: one line with the element, what was expected, what came, and the bound.
+    Raises ContractError: one line with the element, what was expected, what came, and the bound; its note is a call
+    that reproduces it. Raises ConfigError for options that neither this function nor the kernel knows.
     """
-    checks.function("assert_matches_reference: kernel", kernel)
-    checks.function("assert_matches_reference: reference", reference)
-    inputs = checks.items("assert_matches_reference: inputs", inputs, "a list of arrays")
-    inputs = [checks.array("assert_matches_reference: an input", x, "biufc") for x in inputs]
-    terms = checks.integer("assert_matches_reference: terms", terms, 0)
-    roundings = checks.integer("assert_matches_reference: roundings", roundings, 0)
-    if magnitude is not None:
-        checks.function("assert_matches_reference: magnitude", magnitude)
-    for layout in (layouts := checks.items("assert_matches_reference: layouts", layouts, "a list of names")):
-        checks.one_of("assert_matches_reference: a layout", layout, LAYOUTS)
-    name = getattr(kernel, "__name__", type(kernel).__name__)
-    fills = _fills(kernel)
-    n = max(terms, 1) - 1 + roundings
-    for layout in layouts:
-        given = [LAYOUTS[layout](np.asarray(x)) for x in inputs]
-        where = f"{name}, layout {layout!r}, shapes {', '.join(str(x.shape) for x in given) or 'none'}"
-        expected = _evaluate(reference, given, params)
-        if magnitude is not None:
-            sizes = _evaluate(magnitude, given, params)
-        elif terms > 1:
-            sizes = _evaluate(reference, [np.abs(x) for x in given], params)
+    checks.function(f"{_WHO}: kernel", kernel)
+    checks.function(f"{_WHO}: reference", reference)
+    given = [_input(x) for x in checks.items(f"{_WHO}: inputs", inputs, "a list of arrays")]
+    names = {field.name for field in fields(Options)}
+    params = {name: value for name, value in options.items() if name not in names}
+    _check_names(kernel, params, names)
+    chosen = Options(**{name: value for name, value in options.items() if name in names})
+    try:
+        _Check(kernel, reference, given, chosen, params).run()
+    except ContractError as error:
+        error.add_note(f"to reproduce: {_reproduction(kernel, reference, given, options)}")
+        raise
+
+
+def _input(x: Any) -> Any:
+    if isinstance(x, int | float | complex | np.generic):
+        return x
+    return checks.array(f"{_WHO}: an input", x, "biufc")
+
+
+def _check_names(kernel: Any, params: Mapping[str, Any], options: set[str]) -> None:
+    known = calls.parameters(kernel)
+    if known is not None and any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    for name in params:
+        if name not in (known or ()):
+            near = difflib.get_close_matches(name, [*options, *(known or ())], 1)
+            remedy = f"write {near[0]}" if near else f"options are {', '.join(sorted(options))}"
+            checks.refuse(_WHO, f"an option or a parameter of {calls.name_of(kernel)}", name, remedy=remedy)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `assert_matches_reference`, checked."""
+
+    terms: int = 1
+    roundings: int = 8
+    magnitude: Callable[..., Any] | None = None
+    accumulate: Any = None
+    rtol: float = 0.0
+    atol: float = 0.0
+    layouts: Sequence[str] | None = None
+    threads: Sequence[int] | None = None
+    aliased: bool = True
+    inplace: Sequence[int] = ()
+    out: Any = None
+    fills: bool | None = None
+    launch: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("terms", "roundings"):
+            self._set(name, checks.integer(f"{_WHO}: {name}", getattr(self, name), 0))
+        for name in ("rtol", "atol"):
+            self._set(name, checks.number(f"{_WHO}: {name}", getattr(self, name), "[0, inf)"))
+        if self.magnitude is not None:
+            checks.function(f"{_WHO}: magnitude", self.magnitude)
+        if self.accumulate is not None:
+            self._set("accumulate", checks.dtype(f"{_WHO}: accumulate", self.accumulate))
+        if self.layouts is not None:
+            for layout in self._items("layouts", "a list of names"):
+                checks.one_of(f"{_WHO}: a layout", layout, LAYOUTS)
+        if self.threads is not None:
+            for n in self._items("threads", "a list of numbers of threads"):
+                checks.integer(f"{_WHO}: threads", n, 1)
+        checks.flag(f"{_WHO}: aliased", self.aliased)
+        if isinstance(self.inplace, int):
+            self._set("inplace", (self.inplace,))
+        for n in self._items("inplace", "numbers of inputs"):
+            checks.integer(f"{_WHO}: inplace", n, 0)
+        if self.out is not None:
+            dtypes = self.out if isinstance(self.out, tuple) else (self.out,)
+            self._set("out", tuple(checks.dtype(f"{_WHO}: out", dtype) for dtype in dtypes))
+        if self.fills is not None:
+            checks.flag(f"{_WHO}: fills", self.fills)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _items(self, name: str, expected: str) -> list[Any]:
+        self._set(name, tuple(checks.items(f"{_WHO}: {name}", getattr(self, name), expected)))
+        return list(getattr(self, name))
+
+    @property
+    def bound(self) -> Bound:
+        return Bound(self.terms, self.roundings, self.accumulate, self.rtol, self.atol)
+
+
+_FACE = inspect.signature(assert_matches_reference)
+_KEYWORDS = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields(Options)]
+assert_matches_reference.__signature__ = _FACE.replace(  # type: ignore[attr-defined]  # what help() and editors show
+    parameters=[*list(_FACE.parameters.values())[:3], *_KEYWORDS, inspect.Parameter("params", _KEYWORDS[0].VAR_KEYWORD)]
+)
+
+
+class _LayoutRefusedError(Exception):
+    """A Numba kernel has signatures, and none for this layout."""
+
+
+_called: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
+
+
+def _timed(function: Any, key: Any, call: Callable[[], Any]) -> Any:
+    """call(); the first one of a function for arguments of these types may compile it, see `untimed`."""
+    try:
+        known = _called.setdefault(function, set())
+    except TypeError:  # neither hashable nor weakly referenced
+        return calls.untimed(call)
+    if key in known:
+        return call()
+    known.add(key)
+    return calls.untimed(call)
+
+
+@dataclass
+class _Check:
+    """One call of `assert_matches_reference`."""
+
+    kernel: Any
+    reference: Callable[..., Any]
+    inputs: list[Any]
+    options: Options
+    params: Mapping[str, Any]
+
+    def run(self) -> None:
+        threads = calls.numbers_of_threads(self.kernel, self.options.threads)
+        passed = []
+        refusals: dict[str, str] = {}
+        for layout in CONTIGUOUS if self.options.layouts is None else self.options.layouts:
+            try:
+                self._promises(self._in(layout), f"layout {layout!r}")
+                passed.append(layout)
+            except _LayoutRefusedError as error:
+                refusals[layout] = str(error)
+        if refusals and (self.options.layouts or not passed):
+            layout, message = next(iter(refusals.items()))
+            raise ContractError(f"{self.name}, layout {layout!r}: {message}; leave it out of layouts=")
+        if refusals:
+            warnings.warn(
+                f"{self.name}: layout {', '.join(map(repr, refusals))} left out, as no signature of it takes that;"
+                f" layouts={tuple(passed)} says so",
+                stacklevel=4,
+            )
+        for layout in passed[:1]:
+            self._aliased(self._in(layout), f"layout {layout!r}")
+            if self.options.inplace:
+                self._in_place(self._in("C" if layout == "readonly" else layout), f"layout {layout!r}, in place")
+            if threads:
+                self._same_on_threads(self._in(layout), threads, f"layout {layout!r}")
+
+    @property
+    def name(self) -> str:
+        return calls.name_of(self.kernel)
+
+    def _in(self, layout: str) -> list[Any]:
+        return [LAYOUTS[layout](x) if isinstance(x, np.ndarray) else x for x in self.inputs]
+
+    def _where(self, given: Sequence[Any], where: str) -> str:
+        kinds = [f"{x.dtype}{x.shape}" if isinstance(x, np.ndarray) else repr(x) for x in given]
+        return f"{self.name}, {where}, {'inputs ' + ', '.join(kinds) if kinds else 'no inputs'}"
+
+    # --- what must hold ---------------------------------------------------------------------------------------------
+
+    def _promises(self, given: list[Any], where: str) -> None:
+        """Two runs into memory with other rubbish in it give the same bits, within the bound."""
+        expected = self._evaluate(self.reference, given, where)
+        first, second = (self._results(given, expected, rubbish, where) for rubbish in (False, True))
+        for x, y in zip(first, second, strict=True):
+            if x.tobytes() != y.tobytes():
+                at, a, b = differs(x, y)
+                same = f"element {at}: expected to be written, and the same twice, got {a} and then {b}"
+                raise ContractError(f"{self._where(given, where)}: {same}")
+        self._values(given, first, expected, where)
+
+    def _values(self, given: list[Any], results: list[np.ndarray], expected: list[np.ndarray], where: str) -> None:
+        if self.options.magnitude is not None:
+            sizes = self._evaluate(self.options.magnitude, given, where)
+        elif self.options.terms > 1:
+            absolute = [np.abs(x) if isinstance(x, np.ndarray) else x for x in given]
+            sizes = self._evaluate(self.reference, absolute, where)
         else:
             sizes = expected
-        results = _run(kernel, fills, given, expected, params, where)
         for i, (got, wanted, size) in enumerate(zip(results, expected, sizes, strict=True)):
-            _compare(got, wanted, np.abs(size), n, where if len(results) == 1 else f"{where}, output {i}")
+            wrong = worst(got, wanted, np.abs(size), self.options.bound)
+            if wrong:
+                output = "" if len(results) == 1 else f", output {i}"
+                raise ContractError(f"{self._where(given, where)}{output}: {wrong}")
 
-
-def _evaluate(function: Callable[..., Any], inputs: Sequence[np.ndarray], params: Mapping) -> list[np.ndarray]:
-    """The results of a reference, in a type with more digits if it can."""
-    with np.errstate(all="ignore"):
+    def _aliased(self, given: list[Any], where: str) -> None:
+        """The same with one array for all inputs that are alike, where the reference has an answer to that."""
+        first: dict[Any, Any] = {}
+        merged = [
+            first.setdefault((x.dtype, x.shape), x) if isinstance(x, np.ndarray) and x.dtype.kind in "fc" else x
+            for x in given
+        ]
+        if not self.options.aliased or all(x is y for x, y in zip(given, merged, strict=True)):
+            return
         try:
-            result = function(*[x.astype(_WIDER.get(x.dtype, x.dtype)) for x in inputs], **params)
-        except TypeError:  # no long double: SciPy and compiled functions stop at float64
-            result = function(*[x.astype(np.float64) if x.dtype.kind == "f" else x for x in inputs], **params)
-    return [np.asarray(y) for y in (result if isinstance(result, tuple) else (result,))]
+            expected = self._evaluate(self.reference, merged, where)
+        except ContractError:
+            return
+        if all(np.isfinite(y).all() for y in expected):
+            numbers = [str(i) for i, x in enumerate(merged) if sum(x is y for y in merged) > 1]
+            self._promises(merged, f"{where}, one array for inputs {' and '.join(numbers)}")
 
+    def _in_place(self, given: list[Any], where: str) -> None:
+        expected = self._evaluate(self.reference, given, where)
+        for i, y in zip(self.options.inplace, expected, strict=False):
+            x = given[i] if i < len(given) else None
+            if not isinstance(x, np.ndarray) or x.shape != y.shape or not self._fills(given, expected):
+                checks.refuse(f"{_WHO}: inplace", f"inputs of {y.shape} that {self.name} may fill", i)
+        self._values(self._in("C"), self._results(given, expected, False, where, self.options.inplace), expected, where)
 
-def _run(
-    kernel, fills: bool, inputs: list[np.ndarray], expected: list[np.ndarray], params: Mapping, where: str
-) -> list[np.ndarray]:
-    """The kernel's results, after two runs into memory with other rubbish in it, and all checks but that of values."""
-    floats = [x.dtype for x in inputs if x.dtype.kind == "f"] or [np.dtype(np.float64)]
-    dtypes = [floats[0] if y.dtype.kind == "f" else y.dtype for y in expected]
-    shapes = [y.shape for y in expected]
-    before = [x.tobytes() for x in inputs]
-    runs = []
-    for rubbish in (False, True):
-        if fills:
-            runs.append(_filled(kernel, inputs, shapes, dtypes, rubbish, params, where))
-        else:
-            result = kernel(*inputs, **params)
-            runs.append([np.asarray(y) for y in (result if isinstance(result, tuple) else (result,))])
-    for i, (x, content) in enumerate(zip(inputs, before, strict=True)):
-        if x.tobytes() != content:
-            raise ContractError(f"{where}: expected the inputs as they were, but input {i} was changed")
-    if len(runs[0]) != len(expected):
-        raise ContractError(f"{where}: expected {len(expected)} results, got {len(runs[0])}")
-    for first, second, dtype, shape in zip(*runs, dtypes, shapes, strict=True):
-        if first.dtype != dtype or first.shape != shape:
-            raise ContractError(f"{where}: expected {dtype} of shape {shape}, got {first.dtype} of {first.shape}")
-        if any(np.may_share_memory(x, first) for x in inputs):
-            raise ContractError(f"{where}: expected a result with memory of its own, got an input's")
-        if first.tobytes() != second.tobytes():
-            raise ContractError(f"{where}: {_unstable(first, second)}")
-    return runs[0]
+    def _same_on_threads(self, given: list[Any], threads: Sequence[int], where: str) -> None:
+        expected = self._evaluate(self.reference, given, where)
+        first: list[np.ndarray] = []
+        for n in threads:
+            with calls.numba_threads(n):
+                results = self._results(given, expected, False, f"{where}, threads {n}")
+            first = first or results
+            for x, y in zip(first, results, strict=True):
+                if x.tobytes() != y.tobytes():
+                    at, a, b = differs(x, y)
+                    raise ContractError(
+                        f"{self._where(given, where)}: element {at}: expected the same bits for each number of threads,"
+                        f" got {a} with {threads[0]} and {b} with {n}"
+                    )
 
+    # --- calls ------------------------------------------------------------------------------------------------------
 
-def _unstable(first: np.ndarray, second: np.ndarray) -> str:
-    same = (first == second) | ((first != first) & (second != second))
-    at = tuple(int(i) for i in np.argwhere(~same)[0]) if not same.all() else "?"
-    a, b = (first[at], second[at]) if not same.all() else ("nan", "another nan")
-    return f"element {at}: expected to be written, and the same twice, got {a!s} and then {b!s}"
+    def _evaluate(self, function: Callable[..., Any], inputs: Sequence[Any], where: str) -> list[np.ndarray]:
+        """The results of a reference, in a type with more digits if it can."""
 
+        def result(kinds: Mapping[np.dtype, np.dtype]) -> Any:
+            wide = [x.astype(kinds.get(x.dtype, x.dtype)) if hasattr(x, "dtype") else x for x in inputs]
+            with np.errstate(all="ignore"):
+                return function(*wide, **self.params)
 
-def _fills(kernel: Callable) -> bool:
-    try:
-        names = inspect.signature(kernel).parameters
-    except ValueError:  # a built-in function without a signature
-        return False
-    return any(name == "out" or name.startswith("new_") for name in names)
+        try:
+            try:
+                value = _timed(function, _types(inputs), lambda: result(WIDER))
+            except (
+                TypeError,
+                ValueError,
+                NotImplementedError,
+            ):  # no long double: SciPy, PyTorch and compiled functions
+                value = result({kind: min(wider, _NOT_LONG[wider.kind]) for kind, wider in WIDER.items()})
+        except Exception as error:
+            raise ContractError(f"{self._where(inputs, where)}: the reference raised {_in_short(error)}") from error
+        return [np.asarray(y) for y in (value if isinstance(value, tuple) else (value,))]
 
+    def _fills(self, given: list[Any], expected: list[np.ndarray]) -> bool:
+        known = self.options.fills
+        return calls.fills(self.kernel, len(given), len(expected), self.params) if known is None else known
 
-def _filled(kernel, inputs, shapes, dtypes, rubbish: bool, params: Mapping, where: str) -> list[np.ndarray]:
-    """Runs a kernel that fills arrays. Each lies in the middle of a buffer full of NaN, or of ones."""
-    buffers = []
-    for shape, dtype in zip(shapes, dtypes, strict=True):
-        value = np.nan if dtype.kind == "f" and not rubbish else rubbish
-        buffers.append(np.full(math.prod(shape) + 2 * _MARGIN, value, dtype))
-    results = [b[_MARGIN : b.size - _MARGIN].reshape(shape) for b, shape in zip(buffers, shapes, strict=True)]
-    margins = [b[:_MARGIN].tobytes() for b in buffers]
-    kernel(*inputs, *results, **params)
-    for b, margin in zip(buffers, margins, strict=True):
-        if b[:_MARGIN].tobytes() != margin or b[-_MARGIN:].tobytes() != margin:
+    def _dtypes(self, given: list[Any], expected: list[np.ndarray]) -> list[np.dtype]:
+        """What the results must be: floats as the floating inputs, the others as the reference says."""
+        if self.options.out is not None:
+            if len(self.options.out) != len(expected):
+                checks.refuse(f"{_WHO}: out", f"{len(expected)} dtypes, one a result", self.options.out)
+            return list(self.options.out)
+        floats = [x.dtype for x in given if hasattr(x, "dtype") and x.dtype.kind in "fc"]
+        common = np.result_type(*floats) if floats else np.dtype(np.float64)
+        kinds = {"f": np.empty(0, common).real.dtype, "c": np.result_type(common, np.complex64)}
+        return [kinds.get(y.dtype.kind, y.dtype) for y in expected]
+
+    def _results(
+        self, given: list[Any], expected: list[np.ndarray], rubbish: bool, where: str, inplace: Sequence[int] = ()
+    ) -> list[np.ndarray]:
+        """The kernel's results after one run, and all checks but that of values."""
+        dtypes, shapes = self._dtypes(given, expected), [y.shape for y in expected]
+        buffers: list[Any] = []
+        if self._fills(given, expected):
+            buffers = [_rubbish(shape, dtype, rubbish) for shape, dtype in zip(shapes, dtypes, strict=True)]
+            buffers[: len(inplace)] = [given[i] for i in inplace]
+        where = self._where(given, where)
+        apart = [b.memory for b in buffers if isinstance(b, calls.Apart)]
+        margins = [_margins(memory) for memory in apart]
+        before = [x.tobytes() if isinstance(x, np.ndarray) else b"" for x in given]
+        value = self._called(given, buffers, shapes, where)
+        if [_margins(memory) for memory in apart] != margins:
             raise ContractError(f"{where}: expected nothing written beside the result, got a change there")
-    return results
+        for i, (x, content) in enumerate(zip(given, before, strict=True)):
+            if i not in inplace and isinstance(x, np.ndarray) and x.tobytes() != content:
+                raise ContractError(f"{where}: expected the inputs as they were, but input {i} was changed")
+        if buffers:
+            return [calls.result_in(b, shape) for b, shape in zip(buffers, shapes, strict=True)]
+        values = value if isinstance(value, tuple) else (value,)
+        if len(values) != len(expected):
+            raise ContractError(f"{where}: expected {len(expected)} results, got {len(values)}")
+        # Numbers of Python have no dtype: that is what compiled functions return for their own.
+        plain = [type(y) in (bool, int, float, complex) for y in values]
+        results = [np.asarray(y, kind if p else None) for y, kind, p in zip(values, dtypes, plain, strict=True)]
+        for got, dtype, shape in zip(results, dtypes, shapes, strict=True):
+            if got.dtype != dtype or got.shape != shape:
+                raise ContractError(f"{where}: expected {dtype} of shape {shape}, got {got.dtype} of {got.shape}")
+            if any(np.may_share_memory(x, got) for x in given if isinstance(x, np.ndarray)):
+                raise ContractError(f"{where}: expected a result with memory of its own, got an input's")
+        return results
+
+    def _called(self, given: list[Any], buffers: list[Any], shapes: list[tuple], where: str) -> Any:
+        def call() -> Any:
+            return calls.call(self.kernel, given, buffers, shapes, self.options.launch, self.params)
+
+        try:
+            return _timed(self.kernel, (_types(given), where.partition(", inputs")[0]), call)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] == "hypothesis":
+                raise
+            if calls.only_some_types(self.kernel) and calls.is_of_another_type(error):
+                raise _LayoutRefusedError(_in_short(error)) from None
+            if isinstance(error, ContractError):
+                raise ContractError(f"{where}: {error}") from None
+            raise ContractError(f"{where}: expected no exception, got {_in_short(error)}") from error
 
 
-def _compare(got: np.ndarray, expected: np.ndarray, magnitude: np.ndarray, n: int, where: str) -> None:
-    """Raises ContractError for the worst element of `got` that is not within the bound of `expected`."""
-    if got.dtype.kind != "f":
-        wrong, bound, error = got != expected, np.zeros(got.shape), np.ones(got.shape)
-    else:
-        info = np.finfo(got.dtype)
-        u = info.eps / 2 if np.finfo(expected.dtype).eps < info.eps else info.eps
-        with np.errstate(all="ignore"):
-            magnitude = np.broadcast_to(np.where(np.isnan(magnitude), 0, magnitude), got.shape)
-            bound = n * u / (1 - n * u) * magnitude + n * info.smallest_normal
-            error = np.abs(got - expected)
-            same = (got == expected) | (np.isnan(got) & np.isnan(expected))
-            near = np.isfinite(got) & np.isfinite(expected) & (error <= bound)
-            cancels = np.abs(expected) + bound < magnitude  # an overflow of either sign, or both, on the way
-            overflow = np.isfinite(expected) & (magnitude + bound > info.max) & ~np.isfinite(got)
-            wrong = ~(same | near | overflow & (cancels | (got == np.copysign(np.inf, expected))))
-    if not wrong.any():
-        return
-    with np.errstate(all="ignore"):
-        excess = np.where(wrong, np.nan_to_num(error / np.maximum(bound, np.finfo(float).tiny), nan=np.inf), -1)
-    at = tuple(int(i) for i in np.unravel_index(np.argmax(excess), got.shape))
-    raise ContractError(
-        f"{where}: element {at}: expected {expected[at]!s} within {float(bound[at]):.3g}, got {got[at]!s}"
-        f" ({got.dtype}, {np.count_nonzero(wrong)} of {got.size} wrong)"
-    )
+_NOT_LONG = {"f": np.dtype(np.float64), "c": np.dtype(np.complex128)}
+
+
+def _types(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple((x.dtype, x.ndim) if isinstance(x, np.ndarray) else type(x) for x in inputs)
+
+
+def _in_short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) < 300 else text[:300] + '...'}"
+
+
+def _margins(memory: np.ndarray) -> bytes:
+    return memory[:MARGIN].tobytes() + memory[-MARGIN:].tobytes()
+
+
+def _rubbish(shape: Sequence[int], dtype: np.dtype, ones: bool) -> calls.Apart:
+    """Memory full of ones, or of NaN (zeros if it has none), for a result in its middle."""
+    value = np.nan if dtype.kind in "fc" and not ones else ones
+    return calls.Apart(np.full(math.prod(shape) + 2 * MARGIN, value, dtype))
+
+
+def _reproduction(kernel: Any, reference: Any, inputs: Sequence[Any], options: Mapping[str, Any]) -> str:
+    """A call to paste that does without Hypothesis."""
+
+    def name(function: Any) -> str:
+        called = calls.name_of(function)
+        return called if called.isidentifier() else "reference"
+
+    values = {key: getattr(value, "__name__", None) or written(value) for key, value in options.items()}
+    arguments = [name(kernel), name(reference), f"[{', '.join(map(written, inputs))}]"]
+    return f"{_WHO}({', '.join([*arguments, *(f'{key}={value}' for key, value in values.items())])})"

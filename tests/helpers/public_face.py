@@ -400,6 +400,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "layouts": ("C",),
         "sizes": (1, 2),
         "max_elements": 4,
+        "integers": (0, 3),
     },
     "testing.kernel_cases": lambda: {"name": "exp", "dtypes": ("float32",), "sizes": (1, 2), "max_elements": 4},
     "testing.assert_matches_reference": lambda: {
@@ -409,7 +410,14 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "terms": 1,
         "roundings": 8,
         "magnitude": np.abs,
+        "accumulate": "float32",
+        "rtol": 0.0,
+        "atol": 0.0,
         "layouts": ("C",),
+        "threads": (1,),
+        "aliased": True,
+        "inplace": (),
+        "out": "float32",
     },
     "testing.gradcheck": lambda: {
         "f": loss_of,

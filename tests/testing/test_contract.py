@@ -214,3 +214,141 @@ def test_the_bound_is_highams_gamma_times_the_sum_of_absolute_values(n):
     assert_matches_reference(off_by(0.9), total, [x], terms=n, roundings=2)
     with pytest.raises(sn.ContractError):
         assert_matches_reference(off_by(2.0), total, [x], terms=n, roundings=2)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def difference(x, y, out):
+    """Right, unless both inputs are one array: then it leaves out as it was."""
+    if x is not y:
+        np.subtract(x, y, out=out)
+
+
+def prefix_sums(x, out):
+    """Right for an `out` of its own. In place it reads what it wrote."""
+    out[:1] = x[:1]
+    for i in range(1, len(x)):
+        out[i] = x[i] + x[: i + 1].sum() - x[i]
+
+
+def increments(x, out):
+    np.add(x, x.dtype.type(1), out=out)
+
+
+def test_a_kernel_that_is_wrong_for_one_array_as_two_inputs_is_found():
+    with pytest.raises(sn.ContractError, match=r"one array for inputs 0 and 1.*expected to be written"):
+        assert_matches_reference(difference, np.subtract, [X, X + 1], roundings=1)
+    assert_matches_reference(difference, np.subtract, [X, X + 1], roundings=1, aliased=False)
+
+
+def test_one_array_for_all_inputs_is_left_out_where_the_reference_has_no_finite_answer():
+    def ratio(x, y, out):
+        assert (y != 0).all()
+        np.divide(x, y, out=out)
+
+    assert_matches_reference(ratio, np.divide, [np.zeros(3, np.float32), np.ones(3, np.float32)], roundings=1)
+
+
+def test_a_kernel_that_is_wrong_in_place_is_found_if_it_promises_that():
+    x = np.arange(1, 9, dtype=np.float32)
+    assert_matches_reference(increments, lambda x: x + 1, [x], inplace=0)
+    assert_matches_reference(increments, lambda x: x + 1, [x], inplace=(0,), layouts=("readonly",))
+    assert_matches_reference(prefix_sums, np.cumsum, [x], terms=8)
+    with pytest.raises(sn.ContractError, match=r"in place.*element"):
+        assert_matches_reference(prefix_sums, np.cumsum, [x], terms=8, inplace=0)
+    for wrong in (1, (5,)):
+        with pytest.raises(sn.ConfigError, match="inplace: expected inputs of"):
+            assert_matches_reference(increments, lambda x: x + 1, [x], inplace=wrong)
+    with pytest.raises(sn.ConfigError, match="inplace"):
+        assert_matches_reference(returns, tripled, [x], inplace=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rtoll": 1e-3}, "got 'rtoll'; write rtol"),
+        ({"layout": ("C",)}, "write layouts"),
+        ({"nthreads": (1,)}, "write threads"),
+        ({"banana": 1}, "an option or a parameter of fills, got 'banana'; options are accumulate, aliased, atol"),
+        ({"rtol": -1}, "rtol"),
+        ({"rtol": "small"}, "rtol"),
+        ({"atol": np.nan}, "atol"),
+        ({"terms": 2.5}, "terms"),
+        ({"layouts": ("c",)}, "layout"),
+        ({"layouts": "C"}, "layouts"),
+        ({"threads": 2}, "threads"),
+        ({"threads": (0,)}, "threads"),
+        ({"inplace": (-1,)}, "inplace"),
+        ({"aliased": 1}, "aliased"),
+        ({"out": "flaot32"}, "out"),
+        ({"out": (np.float32, np.float32)}, "expected 1 dtypes, one a result"),
+        ({"accumulate": "double precision"}, "accumulate"),
+        ({"fills": "yes"}, "fills"),
+    ],
+)
+def test_a_wrong_or_misspelt_option_is_refused_by_name(options, message):
+    with pytest.raises(sn.ScratchnetError, match=message) as error:
+        assert_matches_reference(fills, tripled, [X], roundings=1, **options)
+    assert not isinstance(error.value, sn.ContractError)
+    one_line(error)
+
+
+def test_parameters_of_the_kernel_are_handed_on():
+    def scaled(x, out, factor=1.0):
+        np.multiply(x, x.dtype.type(factor), out=out)
+
+    assert_matches_reference(scaled, lambda x, factor: factor * x, [X], factor=0.5)
+    with pytest.raises(sn.ConfigError, match="got 'factr'; write factor"):
+        assert_matches_reference(scaled, lambda x, factor: factor * x, [X], factr=0.5)
+
+
+def test_an_exception_of_the_kernel_or_the_reference_names_the_layout_and_the_inputs():
+    def wants_order(x, out):
+        if not x.flags.c_contiguous:
+            raise ValueError("rows\nplease")
+        fills(x, out)
+
+    with pytest.raises(
+        sn.ContractError, match=r"wants_order, layout 'Fortran', inputs float32\(9, 17\).*ValueError"
+    ) as e:
+        assert_matches_reference(wants_order, tripled, [X], roundings=1, layouts=("C", "Fortran"))
+    one_line(e)
+    assert isinstance(e.value.__cause__, ValueError)
+    with pytest.raises(sn.ContractError, match="the reference raised ZeroDivisionError"):
+        assert_matches_reference(fills, lambda x: 1 / 0, [X])
+
+
+def test_results_of_mixed_inputs_have_the_wider_type_or_the_one_that_is_asked_for():
+    half = X.astype(np.float16)
+    assert_matches_reference(lambda x, y: x * y, np.multiply, [half, X], roundings=1)
+    assert_matches_reference(lambda x: x.astype(np.float32) * 3, tripled, [half], roundings=1, out=np.float32)
+    with pytest.raises(sn.ContractError, match="expected float16 of shape"):
+        assert_matches_reference(lambda x: x.astype(np.float32) * 3, tripled, [half], roundings=1)
+    assert_matches_reference(lambda x: np.abs(x), np.abs, [X.astype(np.complex64)])  # real from complex
+
+
+def reproduced(error):
+    (note,) = [n for n in error.value.__notes__ if n.startswith("to reproduce: ")]
+    return note.removeprefix("to reproduce: ")
+
+
+def test_a_failure_can_be_reproduced_by_pasting_a_line():
+    from scratchnet import testing
+
+    space = {**vars(testing), "np": np, "reference": tripled, "tripled": tripled, "increments": increments}
+    found = []
+
+    @given(arrays("mn,n", sizes=(1, 2, 65), special=(np.nan, np.inf), dtypes=(np.float16, np.float32, np.int32)))
+    def check(inputs):
+        x = inputs[0]
+        if x.size in (1, 65 * 65) and np.isfinite(x).all():
+            with pytest.raises(sn.ContractError) as error:
+                assert_matches_reference(increments, tripled, [x], roundings=1, layouts=("C",), atol=1e-9)
+            with pytest.raises(sn.ContractError) as again:
+                exec(reproduced(error), space)
+            assert str(again.value) == str(error.value)
+            found.append(x.size)
+
+    check()
+    assert set(found) == {1, 65 * 65}

@@ -8,6 +8,7 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from sizes import SIZES
 
+import scratchnet as sn
 from scratchnet.testing import DOMAINS, EDGES, LAYOUTS, SPECIAL, arrays, strategies
 
 X = np.random.default_rng(0).standard_normal((9, 17)).astype(np.float32)
@@ -104,3 +105,65 @@ def test_sizes_of_arrays_keep_their_limit():
 
     check()
     assert strategies.choice(0, 1) is not strategies.choice(False, True)
+
+
+# --- words, types, ranges ---------------------------------------------------------------------------------------------
+
+
+@given(arrays("bmk,bkn,m3", **SIZES))
+def test_words_may_be_separated_by_commas_and_digits_are_lengths(inputs):
+    a, b, c = inputs
+    assert a.shape[2] == b.shape[1] and a.shape[0] == b.shape[0] and c.shape == (a.shape[1], 3)
+
+
+@pytest.mark.parametrize("word", ["m-n", "mk;kn", "m<", "(m)", "**"])
+def test_a_word_that_nobody_knows_is_refused(word):
+    with pytest.raises(sn.ConfigError, match="word of shapes"):
+        arrays(word)
+
+
+@given(arrays("n", domain=lambda x: x * x + 1, **SIZES))
+def test_a_domain_may_be_a_function(inputs):
+    assert (inputs[0] >= 1).all() and inputs[0].dtype in (np.float32, np.float64)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.uint8])
+@given(data=st.data())
+def test_integers_are_small_or_in_the_range_that_was_asked_for(dtype, data):
+    (x,) = data.draw(arrays("mn", dtypes=[dtype], **SIZES))
+    assert x.dtype == dtype and (x <= 9).all() and (x >= (0 if dtype is np.uint8 else -9)).all()
+    (x,) = data.draw(arrays("mn", dtypes=[dtype], integers=(50, 60), **SIZES))
+    assert ((x >= 50) & (x <= 60)).all()
+
+
+@given(arrays("mk,kn,mn", dtypes=[("float16", "float16", "float32")], **SIZES))
+def test_each_word_may_have_a_type_of_its_own(inputs):
+    assert [x.dtype for x in inputs] == [np.float16, np.float16, np.float32]
+
+
+@given(arrays("mn", dtypes=[np.float16, np.complex64, np.complex128], **SIZES))
+def test_half_precision_stays_finite_in_sums_and_products_and_complex_numbers_have_two_parts(inputs):
+    (x,) = inputs
+    assert np.isfinite(x).all()
+    if x.dtype == np.float16:
+        assert np.abs(x).max(initial=0) <= 16.2 and np.isfinite(x @ x.T).all()
+    elif x.size > 8:
+        assert x.imag.any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"domain": ("real", "real")},
+        {"dtypes": [("float32", "float32")]},
+        {"integers": (5, 3)},
+        {"integers": (1, 2, 3)},
+        {"domain": "postive"},
+        {"layouts": ("f",)},
+    ],
+)
+def test_a_wrong_option_is_refused(options):
+    with pytest.raises(sn.ScratchnetError, match="arrays: "):
+        arrays("mn", **options)
+    with pytest.raises(TypeError, match="dtpye"):
+        arrays("mn", dtpye=np.float32)
