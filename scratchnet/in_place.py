@@ -54,7 +54,7 @@ def change(t: Tensor, name: str, compute: Callable[[], Tensor]) -> Tensor:
 
 def _check_memory(t: Tensor, name: str) -> None:
     flags = getattr(t._data, "flags", None)
-    repeats = any(stride == 0 and n > 1 for stride, n in zip(t._data.strides, t.shape, strict=True))
+    repeats = t.size and any(stride == 0 and n > 1 for stride, n in zip(t._data.strides, t.shape, strict=True))
     if repeats or not getattr(flags, "writeable", True):
         what = "elements that share memory" if repeats else "read-only memory"
         raise ConfigError(f"{name}: expected memory that can be changed in place, got {what}; sn.tensor(x) copies it")

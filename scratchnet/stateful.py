@@ -40,7 +40,7 @@ class Stateful:
 
     def _sets(self, attribute: str) -> None:
         """The attribute is about to be set, to a value that some step may rely on."""
-        _changes[0] += 1
+        count_change()
         tracing.current().writes(self, attribute)
 
     def _outside_of_steps(self, what: str) -> None:
@@ -51,6 +51,11 @@ class Stateful:
 _changes = [0]
 
 
+def count_change() -> None:
+    """Something was set that a step may rely on."""
+    _changes[0] += 1
+
+
 def changes() -> int:
-    """How often an attribute was set, of any object that says so with `_sets`."""
+    """How often an attribute was set, of any object that says so."""
     return _changes[0]

@@ -20,6 +20,7 @@ from .grad_mode import is_recording
 from .kernels import Device
 from .kernels import device as find_device
 from .ops.operands import FLOATS, ArrayLike, TensorBase, array_on, as_operand, checked_dtype, copied, moved
+from .stateful import count_change
 
 _default_device: ContextVar[str] = ContextVar("default_device", default="cpu")
 _new = object.__new__
@@ -139,6 +140,7 @@ class Tensor(TensorBase):
         if not wanted and self._node is not None:
             raise GradientError("requires_grad: expected a leaf tensor, got the result of an op; call .detach()")
         tracing.current().writes(self, "_requires_grad")
+        count_change()
         self._requires_grad = bool(wanted)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:

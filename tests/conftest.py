@@ -60,7 +60,7 @@ ONCE = {
 THREADS = {
     "kernels": ("test_contract", "test_stages"),
     "cpu": ("test_cpu_specific", "test_gemm"),
-    "jit": ("test_guards", "test_step"),
+    "jit": ("test_aliases", "test_guards", "test_names", "test_programs", "test_step"),
 }
 
 

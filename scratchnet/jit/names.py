@@ -23,12 +23,22 @@ from ..nn import Module
 from ..optim import Optimizer
 from ..stateful import Stateful, changes
 from ..tensor import Tensor
+from .trace import memory_of
 from .values import is_same
 
 MANY = 256  # a container of more entries is known by its length alone
 LARGE = 1 << 14  # bytes; an array of more is not compared: its memory may be read where it lies, or not at all
 TRUSTED = {"scratchnet", "numpy", "numba", "multiprocess", "dill", "tqdm", *sys.stdlib_module_names} - {"__main__"}
-DYNAMIC = {"getattr", "vars", "__dict__"}  # who uses these may read any attribute
+DYNAMIC = {
+    "getattr",
+    "hasattr",
+    "vars",
+    "dir",
+    "attrgetter",
+    "methodcaller",
+    "__dict__",
+}  # who uses these may read any attribute
+MAKERS = {"__init__", "__new__"}  # run where a class is called; its objects are made already
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 _MISSING = object()
 
@@ -78,9 +88,9 @@ class Names:
         return None
 
     def pass_over(self, memory: Iterable[int]) -> None:
-        """Arrays with these ids are read by kernels, where they lie: their numbers may change."""
-        read = set(memory)
-        self.arrays = [entry for entry in self.arrays if id(entry[0]) not in read]
+        """Arrays in memory with these ids are written by kernels: their numbers may change."""
+        written = set(memory)
+        self.arrays = [entry for entry in self.arrays if id(memory_of(entry[0])) not in written]
 
 
 class _Cell:
@@ -123,10 +133,17 @@ class _Attributes:
     """Attributes as a mapping: of objects with slots, of tensors, of modules and classes."""
 
     def __init__(self, thing: Any):
-        self.thing = thing
+        self.get = functools.partial(getattr, thing)
+
+
+class _Keys:
+    """Which names a dictionary of attributes has, as a mapping with one key: a new one may hide that of a class."""
+
+    def __init__(self, attributes: Any):
+        self.attributes, self.were = attributes, tuple(attributes)
 
     def get(self, key: str, default: Any) -> Any:
-        return getattr(self.thing, key, default)
+        return self.were if tuple(self.attributes) == self.were else default
 
 
 class _Walk:
@@ -137,6 +154,7 @@ class _Walk:
         self.always: list[tuple[Any, Any, Any, str]] = []  # (mapping, key, value, name)
         self.of_modules: list[tuple[Any, Any, Any, str]] = []  # the same, but changes of these are counted
         self.arrays: list[tuple[np.ndarray, bytes, str]] = []
+        self.classes: dict[int, type] = {}  # whose methods were visited
         self.kept: dict[int, Any] = {}  # all that was visited, so that ids stay
 
     def visit(self, value: Any, name: str) -> None:
@@ -152,14 +170,16 @@ class _Walk:
             for part in (value.func, value.args, value.keywords):
                 self.visit(part, name)
         elif isinstance(value, Tensor):
-            if type(value) is Tensor:  # of a parameter the trace knows whether it is used
-                self._read(self.always, _Attributes(value), "_requires_grad", name)
+            always = type(value) is Tensor  # changes of parameters and buffers are counted
+            for attribute in ("_requires_grad",) if always else ("_requires_grad", "_data", "_device"):
+                entries = self.always if always else self.of_modules
+                entries.append((_Attributes(value), attribute, getattr(value, attribute), name))
         elif isinstance(value, np.ndarray):
             if value.nbytes <= LARGE:
                 self.arrays.append((value, value.tobytes(), name))
         elif isinstance(value, Module):
             self._items(self.of_modules, vars(value), name)
-            self._methods(type(value))
+            self._methods(type(value), name)
         elif isinstance(value, Optimizer):
             self._items(self.always, value.states, f"{name}.states", enter=False)
             self._items(self.always, value.param_groups, f"{name}.param_groups", enter=False)
@@ -180,6 +200,8 @@ class _Walk:
             self._read(self.always, scope, name, name)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             self._read(self.always, _Cell(cell), name, name)
+        for part in ("__code__", "__defaults__", "__kwdefaults__"):
+            self.always.append((_Attributes(function), part, getattr(function, part), function.__name__))
         for default in [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]:
             self.visit(default, function.__name__)
         self.visit(getattr(function, "__wrapped__", None), function.__name__)
@@ -188,23 +210,39 @@ class _Walk:
         """The attributes that are used of an object, a class or a Python module."""
         attributes = _attributes(thing)
         slots = [slot for kind in type(thing).__mro__ for slot in _slots_of(kind)]
+        if not isinstance(thing, types.ModuleType):
+            self.always.append((_Attributes(thing), "__class__", type(thing), name))
+            self._keys(attributes, name)
         for key in [*attributes, *slots]:
             if (key in self.used or self._everything) and not key.startswith("__"):
                 where = attributes if key in attributes and isinstance(attributes, dict) else _Attributes(thing)
                 self._read(self.always, where, key, f"{name}.{key}")
-        self._methods(thing if isinstance(thing, type) else type(thing))
+        self._methods(thing if isinstance(thing, type) else type(thing), name)
+        for parent in thing.__mro__ if isinstance(thing, type) else ():
+            for key in MAKERS & vars(parent).keys() if not _is_trusted(parent) else ():
+                self._of_class(parent, key)
 
-    def _methods(self, kind: type) -> None:
+    def _keys(self, attributes: Any, name: str) -> None:
+        holder = _Keys(attributes)
+        self.always.append((holder, "names", holder.were, name))
+
+    def _methods(self, kind: type, name: str) -> None:
         """The functions and values of a class that its objects may use."""
         for parent in kind.__mro__:
-            if _is_trusted(parent) or id(parent) in self.kept:
+            if _is_trusted(parent) or id(parent) in self.classes:
                 continue
-            self.kept[id(parent)] = parent
+            self.classes[id(parent)] = parent
+            self._keys(vars(parent), name)
             for key, value in list(vars(parent).items()):
-                if key in self.used or key in ("__call__", "forward") or self._everything:
-                    value = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
-                    self._read(self.always, _Attributes(parent), key, f"{parent.__name__}.{key}")
-                    self.visit(value, f"{parent.__name__}.{key}")
+                is_special = key[:2] == "__"  # Python itself calls these: operators, len(x), x[i], `with x`
+                wanted = isinstance(value, types.FunctionType) if is_special else key in self.used or self._everything
+                if (wanted or key == "forward") and key not in MAKERS:
+                    self._of_class(parent, key)
+
+    def _of_class(self, kind: type, key: str) -> None:
+        self._read(self.always, vars(kind), key, f"{kind.__name__}.{key}")
+        value = vars(kind)[key]
+        self.visit(getattr(value, "__func__", None) or getattr(value, "fget", None), f"{kind.__name__}.{key}")
 
     def _items(self, entries: list, items: Any, name: str, enter: bool = True) -> None:
         holder = _Items(items)
@@ -222,7 +260,10 @@ class _Walk:
 def _state(generator: Any) -> Any:
     if isinstance(generator, np.random.Generator):
         return repr(generator.bit_generator.state)
-    return generator.getstate() if hasattr(generator, "getstate") else repr(generator.get_state())
+    if hasattr(generator, "getstate"):
+        return generator.getstate()
+    name, words, *rest = generator.get_state()
+    return name, words.tobytes(), *rest
 
 
 @functools.cache

@@ -18,10 +18,11 @@ from ..errors import JitError
 from ..grad_mode import is_recording
 from ..tensor import USED_UP, Tensor, current_device
 from .agreement import Account
+from .aliases import Aliases
 from .explain import explain
 from .names import Names
 from .program import Outputs, Program, Stopped, give_back
-from .trace import Trace, line_of, memory_of
+from .trace import Trace, line_of, memory_of, user_line
 from .values import Argument, is_constant, is_same, key_of, leaves_of, mapped
 
 MOST = 64  # programs of a step; the oldest makes room for a new one
@@ -67,6 +68,8 @@ class Step:
             for recorded in known:
                 if recorded.program is not None and recorded.holds():
                     self._fruitless.clear()
+                    if recorded.aliases.found(arrays) is not None:
+                        return self.function(*args, **kwargs)
                     try:
                         return recorded.replay(args, kwargs, arrays)
                     except Stopped:  # the step itself knows what is wrong
@@ -211,6 +214,7 @@ class _Recorded:
     trace: Trace | None
     names: Names
     account: Account
+    aliases: Aliases
     refusal: JitError | None
     unsettled: str | None
     watched: list[tuple[Any, str, Any]]
@@ -232,7 +236,7 @@ class _Recorded:
         self = cls()
         self.names = names
         self.inputs = inputs = [x.copy() for x in arrays]
-        self.trace = trace = Trace(inputs, random.current(), tolerant)
+        self.trace = trace = Trace(inputs, random.current(), tolerant, names.arrays)
         tensors: list[Tensor] = []
         copies = {id(x): copy for x, copy in zip(arrays, inputs, strict=True)}
 
@@ -256,14 +260,17 @@ class _Recorded:
                 "NumPy's functions alone; do this outside of the step"
             ) from error
         finally:
-            give_back(arrays, inputs)
+            self._give_back(trace, arrays)
         if any(t._requires_grad or t._grad is not None for t in tensors):
             with tracing.into(trace):
                 trace.refuse("the gradient of an argument; use x.detach()")
         self._take_gradients(trace)
+        if any(type(x) is Argument and x._kind is not np.ndarray for x in leaves_of(result)):
+            with tracing.into(trace):
+                trace.refuse("returns a number of NumPy, made of an argument")
         self.result = result = mapped(result, lambda x: x._given if type(x) is Argument else x)
         self._check_result(trace)
-        names.pass_over(trace.outside)
+        names.pass_over(trace.by_kernels)
         self.unsettled = trace.changed() or names.changed()
         if (drawn := names.drew()) is not None:
             with tracing.into(trace):
@@ -277,6 +284,14 @@ class _Recorded:
         for gradient in self.gradients:
             gradient.after()
         return self, result
+
+    def _give_back(self, trace: Trace, arrays: list[np.ndarray]) -> None:
+        """What kernels wrote to the copies of the arguments, to the arguments."""
+        self.aliases = Aliases(trace, self.inputs)
+        if (shared := self.aliases.found(arrays)) is not None:
+            raise JitError(f"{user_line()}: expected arguments with memory of their own, but {shared}; pass copies")
+        written = self.aliases.written
+        give_back([arrays[i] for i in written], [self.inputs[i] for i in written])
 
     def _take_gradients(self, trace: Trace) -> None:
         self.gradients = []

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ import numpy as np
 from ..errors import JitError
 from ..kernels import Device
 from ..kernels import device as find_device
+from ..kernels.signatures import SIGNATURES, arrays_of
 from ..native.aligned import aligned
 from ..tensor import Tensor
 from ..tracing import Tracing, Undo
@@ -43,6 +44,17 @@ class Call(NamedTuple):
     @property
     def arrays(self) -> list[np.ndarray]:
         return [x for x in self.arguments if isinstance(x, np.ndarray)]
+
+    def touched(self) -> list[Any]:
+        """The arrays, on a GPU too, that it reads or writes."""
+        return [x for x in self.arguments if isinstance(x, np.ndarray) or hasattr(x, "layout")]
+
+    def written(self) -> list[Any]:
+        """Those that it writes, besides memory that the step made; all, of a kernel that is not in the table."""
+        if self.function is not None:
+            return []
+        reads, arrays = arrays_of(self.kernel) if self.kernel in SIGNATURES else (0, len(self.arguments))
+        return Call(self.kernel, self.device, self.arguments[reads:arrays]).touched()
 
     def run(self) -> None:
         (self.function or self.device.kernels[self.kernel])(*self.arguments)
@@ -83,10 +95,19 @@ class Outside(NamedTuple):
 class Trace(Tracing):
     """What a step did, in order. inputs: the arrays whose content is another one in each call.
 
+    named: small arrays that Python can reach by name, their numbers before the step, and the names: where anything but
+    a kernel writes to them, the step changed what it relies on.
+
     refusal: a tolerant trace notes here what it should have refused, and lets the step go on, in plain Python.
     """
 
-    def __init__(self, inputs: list[np.ndarray], generator: Any = None, tolerant: bool = False):
+    def __init__(
+        self,
+        inputs: list[np.ndarray],
+        generator: Any = None,
+        tolerant: bool = False,
+        named: Iterable[tuple[np.ndarray, bytes, str]] = (),
+    ):
         self.generator, self.tolerant = generator, tolerant
         self.refusal: JitError | None = None
         self.calls: list[Call | Guard] = []
@@ -103,6 +124,11 @@ class Trace(Tracing):
         self.filled: dict[int, np.ndarray] = {}
         self.outside: dict[int, Outside] = {}
         self.varying = {id(memory_of(x)): x for x in inputs}
+        self.named: dict[int, list[tuple[np.ndarray, bytes, str]]] = {}  # by memory
+        for entry in named:
+            self.named.setdefault(id(memory_of(entry[0])), []).append(entry)
+        self.by_kernels: set[int] = set()  # those of them that a kernel wrote to
+        self.by_python: str | None = None  # the first one that was found to be written to otherwise
 
     def owns(self, array: np.ndarray) -> bool:
         """Did the step make the memory of `array`?"""
@@ -110,10 +136,25 @@ class Trace(Tracing):
 
     def changed(self) -> str | None:
         """What is not as it was before the step, because the step set it, and where; None if all is."""
+        for key in self.named:
+            self._compare(key)
         for (_, attribute), (thing, before, line) in self.written.items():
             if getattr(thing, attribute, None) is not before:
                 return f"{line}: sets {type(thing).__name__}.{attribute}"
-        return None
+        return self.by_python
+
+    def _compare(self, key: int) -> None:
+        """Did Python write to arrays by name, since a kernel did last?"""
+        for array, numbers, name in self.named[key]:
+            if self.by_python is None and array.tobytes() != numbers:
+                self.by_python = f"{user_line()}: writes to {name}"
+
+    def wrote(self, array: Any) -> None:
+        """A kernel wrote to `array`."""
+        key = id(memory_of(array))
+        if key in self.named:
+            self.by_kernels.add(key)
+            self.named[key] = [(x, x.tobytes(), name) for x, _, name in self.named[key]]
 
     # --- the verbs --------------------------------------------------------------------------------------------------
 
@@ -121,8 +162,8 @@ class Trace(Tracing):
         """The device whose kernels are run and noted. Parameters and buffers are read where they lie now."""
         for t in inputs:
             if t._node is None and (t._requires_grad or type(t) is not Tensor) and not self.varies(t._data):
-                self.watch(t, "_data")
-                self.watch(t, "_requires_grad")
+                for attribute in ("_data", "_requires_grad", "_device"):
+                    self.watch(t, attribute)
         return _Recorder(device, self)  # type: ignore[return-value]
 
     def run(self, op: Any, device: Device, inputs: tuple[Any, ...], params: dict[str, Any]) -> np.ndarray:
@@ -138,17 +179,19 @@ class Trace(Tracing):
         self._note_again(op.name, device, lambda *given: op.forward(device, *given, **params), arrays, out)
         return out
 
-    def repeat(self, what: str, function: Callable[..., Any], arrays: list[np.ndarray], others: list[Any]) -> Any:
-        """What NumPy computes of arrays, now and in each replay. others: what else it computes with."""
+    def repeat(
+        self, what: str, function: Callable[..., Any], arrays: list[np.ndarray], others: list[Any]
+    ) -> tuple[Any, type]:
+        """What NumPy computes of arrays, now and in each replay, and its type. others: what else it computes with."""
         result = function(*arrays)
         if not isinstance(result, np.ndarray | np.generic):
             if result is not NotImplemented:
                 self.refuse(f"NumPy's {what} of an argument")
-            return result
+            return result, type(result)
         out = np.array(result)
         self.owned[id(out)] = out
         self._note_again(what, find_device("cpu"), lambda *given: np.asarray(function(*given)), arrays, out, *others)
-        return out
+        return out, np.ndarray if isinstance(result, np.ndarray) else type(result)
 
     def _note_again(
         self, name: str, device: Device, function: Callable[..., Any], arrays: list[Any], out: Any, *others: Any
@@ -237,6 +280,8 @@ class Trace(Tracing):
         """A kernel is about to use `array`: if it comes from outside, its numbers are remembered."""
         memory = memory_of(array)
         key = id(memory)
+        if key in self.named:
+            self._compare(key)
         if not (key in self.outside or key in self.owned or key in self.varying or key in self.filled):
             small = isinstance(memory, np.ndarray) and memory.nbytes <= REMEMBERED
             self.outside[key] = Outside(memory, memory.tobytes() if small else None)
@@ -258,11 +303,14 @@ class _Recorder:
         kernel, trace, device = getattr(self._device, name), self._trace, self._device
 
         def record(*arguments: Any, **numbers: Any) -> None:
-            for x in arguments:
-                if isinstance(x, np.ndarray) or hasattr(x, "layout"):
-                    trace.enters(x)
+            arrays = [x for x in arguments if isinstance(x, np.ndarray) or hasattr(x, "layout")]
+            for x in arrays:
+                trace.enters(x)
             kernel(*arguments, **numbers)
-            trace._note(Call(name, device, (*arguments, *numbers.values())))
+            call = Call(name, device, (*arguments, *numbers.values()))
+            for x in call.written() if trace.named else ():
+                trace.wrote(x)
+            trace._note(call)
 
         return record
 

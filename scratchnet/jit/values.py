@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import struct
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,8 @@ def is_same(a: Any, b: Any) -> bool:
         return np.asarray(a).tobytes() == np.asarray(b).tobytes()
     if isinstance(a, np.ndarray):
         return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    if isinstance(a, MethodType):  # made anew each time that it is read
+        return a.__func__ is b.__func__ and a.__self__ is b.__self__
     if isinstance(a, tuple):
         return len(a) == len(b) and all(is_same(x, y) for x, y in zip(a, b, strict=True))
     return isinstance(a, int | str | bytes | range | np.dtype | slice) and a == b
@@ -156,19 +159,21 @@ class Argument:
     noted by the trace, as a replay has to compute it again. All else looks at its numbers and is refused.
     """
 
-    __slots__ = ("_given", "_trace")
-    __class__ = property(lambda self: np.ndarray)  # type: ignore[assignment]  # isinstance(x, np.ndarray) stays true
+    __slots__ = ("_given", "_kind", "_trace")
+    __class__ = property(lambda self: self._kind)  # type: ignore[assignment]  # isinstance(x, np.ndarray) stays true
 
-    def __init__(self, given: np.ndarray, trace: Any):
+    def __init__(self, given: np.ndarray, trace: Any, kind: type = np.ndarray):
+        """kind: np.ndarray, or the type of a NumPy number, whose array has no axes."""
         object.__setattr__(self, "_given", given)
         object.__setattr__(self, "_trace", trace)
+        object.__setattr__(self, "_kind", kind)
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._given, name)
+        found = getattr(self._given if self._kind is np.ndarray else self._given[()], name)
         if name in SHAPE:
             return found
         if name == "T":
-            return Argument(found, self._trace)
+            return Argument(found, self._trace) if isinstance(found, np.ndarray) else self
         if not callable(found) or name in CHANGES | LOOKS:
             self._trace.refuse("NumPy with an argument" if name[0] == "_" else f"NumPy's {name} of an argument")
             return found
@@ -221,8 +226,8 @@ class Argument:
 
         given = [x._given for x in leaves if type(x) is Argument]
         others = [x for x in leaves if type(x) is not Argument]
-        out = self._trace.repeat(what, compute, given, others)
-        return Argument(out, self._trace) if isinstance(out, np.ndarray) else out
+        out, kind = self._trace.repeat(what, compute, given, others)
+        return Argument(out, self._trace, kind) if isinstance(out, np.ndarray) else out
 
 
 def _method(name: str) -> Callable[..., Any]:
@@ -246,7 +251,18 @@ def _special(name: str) -> Callable[..., Any]:
     return special
 
 
-_OF_OBJECTS = {"__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__repr__", "__str__", "__format__"}
+_OF_OBJECTS = {
+    "__eq__",
+    "__ne__",
+    "__lt__",
+    "__le__",
+    "__gt__",
+    "__ge__",
+    "__repr__",
+    "__str__",
+    "__format__",
+    "__hash__",
+}
 for _name in (set(dir(np.ndarray)) - set(dir(object)) | _OF_OBJECTS) - vars(Argument).keys():
     if _name.startswith("__") and callable(getattr(np.ndarray, _name)):
         setattr(Argument, _name, _special(_name))

@@ -244,6 +244,7 @@ class Module(Stateful):
         if dtype is not None and checks.dtype("to", dtype) not in FLOATS:
             raise ConfigError(f"to: expected float32 or float64, got {np.dtype(dtype)}")
         for _, t in self._named(Parameter, Buffer):
+            self._sets("_data")
             t._data, t._device = _converted(t, device, dtype)
             if isinstance(t._grad, Tensor):
                 t._grad = Tensor._wrap(*_converted(t._grad, device, dtype))

@@ -70,6 +70,8 @@ def as_operand(x: ArrayLike, like: TensorBase) -> Any:
         dtype = like._data.dtype
         exact = dtype.kind in "iu" and isinstance(x, int | np.integer)
         if exact or (dtype.kind == "f" and not isinstance(x, np.complexfloating)):
+            if type(x) not in (int, float) and (given := tracing.current().given(x)) is not x:
+                return like._wrap(copied(given, dtype, like._device), like._device)
             try:
                 return like._wrap(np.array(x, dtype), like._device)
             except OverflowError:

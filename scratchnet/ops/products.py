@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .. import checks
+from .. import checks, tracing
 from ..errors import DtypeError, ShapeError
 from .movement import checked_index, reshape_op
 from .operands import ArrayLike, TensorBase, as_operand
@@ -149,7 +149,7 @@ def cross_entropy(logits: Tensor, labels: ArrayLike) -> Tensor:
     Raises ShapeError, DtypeError, or IndexOutOfRangeError for a label outside [0, classes).
     """
     if not isinstance(labels, TensorBase) and not hasattr(labels, "layout"):
-        labels = checks.array("cross_entropy: labels", labels)
+        labels = checks.array("cross_entropy: labels", tracing.current().given(labels))
     shape = labels.shape
     if logits.ndim != 2 or shape != logits.shape[:1]:
         remedy = "; of one-hot rows take labels.argmax(1)" if logits.ndim == 2 and shape == logits.shape else ""

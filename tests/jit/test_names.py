@@ -1,0 +1,157 @@
+"""What a step can reach by name: where it changes, the step is recorded again."""
+
+import functools
+import operator
+
+import numpy as np
+import pytest
+
+import scratchnet as sn
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+class Config:
+    rate = 2.0
+
+    def moved(self, h):
+        return h + 1.0
+
+    @classmethod
+    def grown(cls, h):
+        return h * cls.rate
+
+
+class Other(Config):
+    def moved(self, h):
+        return h - 1.0
+
+
+class Special:
+    def __len__(self):
+        return config.size
+
+    def __getitem__(self, i):
+        return config.size + i
+
+    def __rmul__(self, h):
+        return h * config.size
+
+
+config, special = Config(), Special()
+
+
+def helper(h, by=2.0):
+    return h * by
+
+
+def another(h, by=3.0):
+    return h - by
+
+
+def set_default():
+    helper.__defaults__ = (5.0,)
+
+
+def set_code():
+    helper.__code__ = another.__code__
+
+
+def set_method():
+    config.moved = lambda h: h * 4.0
+
+
+def set_class():
+    config.__class__ = Other
+
+
+def set_size():
+    config.size = 7
+
+
+def set_bonus():
+    config.bonus = True
+
+
+CASES = {
+    "a function's default": (lambda x: helper(x), set_default),
+    "a function's code": (lambda x: helper(x), set_code),
+    "a function's code, in a partial": (functools.partial(lambda f, x: f(x), helper), set_code),
+    "a method of one object": (lambda x: config.moved(x), set_method),
+    "a class method": (lambda x: Config.grown(x), lambda: setattr(Config, "rate", 3.0)),
+    "an attribute that hides its class's": (lambda x: x * config.rate, lambda: setattr(config, "rate", 5.0)),
+    "the class of an object": (lambda x: config.moved(x), set_class),
+    "an attribute that was not there": (lambda x: x * 2.0 if hasattr(config, "bonus") else x, set_bonus),
+    "an attribute by a getter": (lambda x: x * operator.attrgetter("size")(config), set_size),
+    "a length": (lambda x: x * len(special), set_size),
+    "an item": (lambda x: x * special[1], set_size),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    before = helper.__defaults__, helper.__code__
+    config.size = 2
+    yield
+    helper.__defaults__, helper.__code__ = before
+    vars(config).clear()
+    config.__class__, Config.rate = Config, 2.0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_change_by_name_is_noticed(name):
+    plain, change = CASES[name]
+    step = sn.jit(plain)
+    x = sn.Tensor(X)
+    for _ in range(3):
+        before = step(x).numpy()
+    assert step.programs
+    change()
+    assert not np.array_equal(plain(x).numpy(), before)
+    for _ in range(3):
+        np.testing.assert_array_equal(step(x).numpy(), plain(x).numpy())
+
+
+def test_an_array_that_kernels_and_numpy_read_is_looked_at():
+    weights = np.array([1.0, 2.0, 3.0], np.float32)
+    plain = lambda x: x * weights * float(weights.mean())  # noqa: E731
+    step = sn.jit(plain)
+    for i in range(6):
+        weights[0] = i // 2
+        np.testing.assert_array_equal(step(sn.Tensor(X)).numpy(), plain(sn.Tensor(X)).numpy())
+
+
+@pytest.mark.parametrize("by_kernels_too", [False, True])
+def test_numpy_that_writes_to_an_array_which_kernels_read_is_refused(by_kernels_too):
+    weights = np.ones(3, np.float32)
+    tensor = sn.Tensor(weights)
+
+    def step(x):
+        if by_kernels_too:
+            tensor.add_(1.0)
+        weights[0] *= 0.5
+        return x * tensor
+
+    step = sn.jit(step)
+    with pytest.raises(sn.JitError, match="weights"):
+        for _ in range(3):
+            step(sn.Tensor(X))
+
+
+def test_an_array_that_kernels_alone_write_may_change():
+    weights = np.ones(3, np.float32)
+    tensor = sn.Tensor(weights)
+    step = sn.jit(lambda x: tensor.add_(1.0) * weights)
+    assert [step(sn.Tensor(X)).numpy().tolist() for _ in range(4)] == [[v * v] * 3 for v in (2.0, 3.0, 4.0, 5.0)]
+    assert step.programs
+
+
+def test_a_model_that_moves_to_another_device_is_followed():
+    model = sn.nn.Linear(3, 2)
+    step = sn.jit(lambda x: model(x))
+    for _ in range(3):
+        step(sn.Tensor(X))
+    model.to("numpy")
+    with pytest.raises(sn.DeviceError):
+        step(sn.Tensor(X))
+    assert step(sn.Tensor(X, device="numpy")).device == "numpy"
