@@ -139,9 +139,10 @@ class Tensor(TensorBase):
             raise DtypeError(f"Tensor: expected float32 or float64 for requires_grad, got {self._data.dtype}")
         if not wanted and self._node is not None:
             raise GradientError("requires_grad: expected a leaf tensor, got the result of an op; call .detach()")
-        tracing.current().writes(self, "_requires_grad")
-        count_change()
-        self._requires_grad = bool(wanted)
+        if wanted != self._requires_grad:
+            tracing.current().writes(self, "_requires_grad")
+            count_change()
+            self._requires_grad = wanted
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Sets requires_grad, and returns this tensor."""

@@ -32,26 +32,24 @@ def test_a_fault_of_one_rank_ends_the_job_with_one_line(fault):
 
 
 @pytest.mark.parametrize(
-    ("point", "name", "merge", "starts"),
+    ("point", "name", "starts"),
     [
-        ("shard.claimed:9:1:SIGKILL", "low rank", "", [(2, 0), (0, 0)]),
-        ("slice.claimed:6:0:exit", "largest", "", [(4, 2)]),
-        ("slice.claimed:9:1:SIGKILL", "delayed", "slices", [(4, 2), (0, 0)]),
+        ("shard.claimed:9:1:SIGKILL", "low rank", [(2, 0), (0, 0)]),
+        ("slice.claimed:6:0:exit", "largest", [(4, 2)]),
+        ("slice.claimed:9:1:SIGKILL", "delayed", [(4, 2), (0, 0)]),
     ],
 )
-def test_a_job_that_lost_a_rank_goes_on_with_any_number_of_ranks_to_the_same_bytes(
-    tmp_path, point, name, merge, starts
-):
+def test_a_job_that_lost_a_rank_goes_on_with_any_number_of_ranks_to_the_same_bytes(tmp_path, point, name, starts):
     """Three machines of one rank, so residuals and the optimizer's state are on three, too, and what a checkpoint holds
     of them."""
-    status, results, _ = train(3, "--jobs", name, "--folder", tmp_path, fail=point, share=1, merge=merge)
+    status, results, _ = train(3, "--jobs", name, "--folder", tmp_path, fail=point, share=1)
     assert status != 0 and not results
     checkpoints = set()
     for ranks, share in starts:
         folder = tmp_path / str(ranks)
         shutil.copytree(tmp_path, folder, ignore=lambda _, names: [n for n in names if n.isdigit()])
         flags = "--jobs", name, "--folder", folder, "--resume", "auto"
-        status, results, said = train(ranks, *flags, share=share, merge=merge)
+        status, results, said = train(ranks, *flags, share=share)
         assert status == 0, said
         assert {result["digest"] for result in results} == {undisturbed()[name]["digest"]}
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
