@@ -145,7 +145,7 @@ def _interpreted():
         yield
         return
     from scratchnet.kernels.cuda import tuning
-    from scratchnet.testing.threads import interpreted
+    from scratchnet.testing import interpreted
 
     with tuning.use(tuning.TINY), interpreted():
         yield

@@ -26,9 +26,11 @@ SciPy: `pip install hypothesis scipy`.
 from .bounds import blocked, pairwise
 from .cases import KernelCase, kernel_cases
 from .contract import assert_matches_reference
+from .devices import host_kernel
 from .gradients import gradcheck
 from .kernels import KERNEL_ROWS
 from .strategies import CONTIGUOUS, DOMAINS, EDGES, LAYOUTS, SPECIAL, arrays, drawn
+from .threads import find_races, interpreted
 
 __all__ = [
     "CONTIGUOUS",
@@ -42,7 +44,10 @@ __all__ = [
     "assert_matches_reference",
     "blocked",
     "drawn",
+    "find_races",
     "gradcheck",
+    "host_kernel",
+    "interpreted",
     "kernel_cases",
     "pairwise",
 ]

@@ -6,27 +6,65 @@ launch no two blocks may. That is seen from the accesses alone, so a missing bar
 threads come to touch that word, whether or not it spoilt a result. Also checked: indices in range, words that were
 written before they are read, 16-byte moves that are aligned, and that all threads come to the same barriers.
 
-Works where kernels are Python: with NUMBA_ENABLE_CUDASIM=1. Unlike Numba's simulator it has warps and shuffles.
+`find_races` takes any kernel of @cuda.jit. `interpreted` is for kernels of our own table, where those are Python: with
+NUMBA_ENABLE_CUDASIM=1. Unlike Numba's simulator it has warps and shuffles.
 """
 
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
-import textwrap
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..errors import ContractError
+from .stops import Stops, barriers_of, helpers_of, plain, scope_of, tree_of
 
-_BARRIERS = {"syncthreads"}  # that can be taken out; "syncthreads_or" also says whether any thread said yes
-_SHUFFLES = {"shfl_xor_sync"}
+__all__ = ["ORDERS", "barriers_of", "find_races", "interpreted"]
+
 MANY = -1
+_ACCESS = {"read": "a read", "write": "a write", "atomic": "an atomic update"}
+
+
+def find_races(kernel: Any, launch: tuple[Any, Any], *arguments: Any, order: str = "ascending") -> None:
+    """Runs a kernel of @cuda.jit thread by thread, without a GPU, and fills its arrays.
+
+    launch: (blocks, threads), each a number or (x, y). arguments: numbers, and NumPy arrays in C order.
+    order: as for `interpreted`.
+
+    Known are threadIdx, blockIdx, blockDim, gridDim, grid, gridsize, syncthreads, syncthreads_or, shfl_xor_sync,
+    shared.array, local.array and atomic.add, .max, .min; arrays are read and written element by element. Raises
+    ContractError: one line with the kernel, the block, the thread and the word of the first race, of the first index
+    out of range, of a barrier that not all threads come to, or of what is not known here.
+    """
+    checks.one_of("find_races: order", order, ORDERS)
+    function = plain(kernel)
+    if not isinstance(function, FunctionType):
+        checks.refuse("find_races", "a kernel of @cuda.jit", kernel)
+    for x in arguments:
+        if isinstance(x, np.ndarray) and not x.flags.c_contiguous:
+            checks.refuse("find_races", "arrays in C order", x, remedy="write np.ascontiguousarray(...)")
+    try:
+        Interpreter(order, None)(_Launched(function), *launch, arguments)
+    except AttributeError as error:
+        if "is not known to find_races" not in str(error):
+            raise
+        raise ContractError(f"{function.__name__}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Launched:
+    function: Callable[..., Any]
+    threads: int = 1024
+
+
+ORDERS = ("ascending", "descending", "shuffled")
 
 
 @contextmanager
@@ -56,26 +94,33 @@ class _Log:
     def __init__(self) -> None:
         self.writes: dict[Any, int] = {}
         self.reads: dict[Any, int] = {}
+        self.atomics: dict[Any, int] = {}
 
     def read(self, word: Any, who: int) -> int | None:
         """Notes a read; returns who wrote the word before, if that is somebody else."""
-        writer = self.writes.get(word, who)
-        reader = self.reads.get(word)
-        if reader is None:
-            self.reads[word] = who
-        elif reader != who:
-            self.reads[word] = MANY
-        return None if writer == who else writer
+        self.reads[word] = self._all(self.reads, word, who)
+        return self._other(who, self.writes.get(word, who), self.atomics.get(word, who))
 
     def write(self, word: Any, who: int) -> int | None:
         """Notes a write; returns who read or wrote the word before, if that is somebody else."""
         writer, reader = self.writes.get(word, who), self.reads.get(word, who)
         self.writes[word] = who
-        return writer if writer != who else (reader if reader != who else None)
+        return self._other(who, writer, reader, self.atomics.get(word, who))
+
+    def atomic(self, word: Any, who: int) -> int | None:
+        """Notes an atomic update, beside which there may be others; returns who else read or wrote the word."""
+        self.atomics[word] = self._all(self.atomics, word, who)
+        return self._other(who, self.writes.get(word, who), self.reads.get(word, who))
+
+    def _all(self, log: dict[Any, int], word: Any, who: int) -> int:
+        return who if log.get(word, who) == who else MANY
+
+    def _other(self, who: int, *others: int) -> int | None:
+        return next((other for other in others if other != who), None)
 
     def clear(self) -> None:
-        self.writes.clear()
-        self.reads.clear()
+        for log in (self.writes, self.reads, self.atomics):
+            log.clear()
 
 
 class _Words:
@@ -83,27 +128,48 @@ class _Words:
 
     def __init__(self, run: Interpreter, data: np.ndarray, kind: str, address: int, known: set[int] | None):
         self.run, self.data, self.kind, self.address, self.known = run, data, kind, address, known
-        self.dtype, self.size, self.shape = data.dtype, data.size, data.shape
+        self.dtype, self.size, self.shape, self.ndim = data.dtype, data.size, data.shape, data.ndim
+        self.flat = data.reshape(-1)
 
-    def __getitem__(self, i: Any) -> Any:
-        self._check(i)
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        i = self._word(index)
         if self.known is not None and i not in self.known:
             self.run.fail(f"word {i} of a {self.kind} array is read before it is written")
         if self.kind != "local":
             self.run.note("read", self, i)
-        return self.data[i]
+        return self.flat[i]
 
-    def __setitem__(self, i: Any, value: Any) -> None:
-        self._check(i)
+    def __setitem__(self, index: Any, value: Any) -> None:
+        i = self._word(index)
         if self.known is not None:
-            self.known.add(int(i))
+            self.known.add(i)
         if self.kind != "local":
             self.run.note("write", self, i)
-        self.data[i] = value
+        self.flat[i] = value
 
-    def _check(self, i: Any) -> None:
-        if not 0 <= i < self.size:
-            self.run.fail(f"index {i} of a {self.kind} array of {self.size}")
+    def update(self, index: Any, function: Callable[[Any, Any], Any], value: Any) -> Any:
+        """An atomic update; returns what stood there."""
+        i = self._word(index)
+        if self.kind != "local":
+            self.run.note("atomic", self, i)
+        before = self.flat[i]
+        self.flat[i] = function(before, value)
+        return before
+
+    def _word(self, index: Any) -> int:
+        """The number of an element in memory."""
+        numbers = index if isinstance(index, tuple) else (index,)
+        if len(numbers) != self.ndim or isinstance(numbers[0], slice):
+            self.run.fail(f"index {index} of a {self.kind} array of {self.ndim} dimensions; index every one")
+        word = 0
+        for i, n in zip(numbers, self.shape, strict=True):
+            if not 0 <= i < n:
+                self.run.fail(f"index {index} of a {self.kind} array of {n if self.ndim == 1 else self.shape}")
+            word = word * n + int(i)
+        return word
 
     def check_wide(self, i: int) -> None:
         if (self.address + int(i) * self.dtype.itemsize) % 16:
@@ -121,6 +187,10 @@ class _Cuda:
     def __init__(self, run: Interpreter):
         self._run = run
         self.shared, self.local = _Arrays(run, "shared"), _Arrays(run, "local")
+        self.atomic = _Atomic()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"cuda.{name} is not known to find_races; test this kernel in Numba's simulator")
 
     threadIdx = property(lambda self: self._run.thread_at)
     blockIdx = property(lambda self: self._run.block_at)
@@ -138,20 +208,33 @@ class _Cuda:
         return x if ndim == 1 else (x, run.grid_dim.y * run.block_dim.y)
 
 
+class _Atomic:
+    """cuda.atomic: updates that other threads may make of the same word."""
+
+    def add(self, words: _Words, index: Any, value: Any) -> Any:
+        return words.update(index, lambda a, b: a + b, value)
+
+    def max(self, words: _Words, index: Any, value: Any) -> Any:
+        return words.update(index, max, value)
+
+    def min(self, words: _Words, index: Any, value: Any) -> Any:
+        return words.update(index, min, value)
+
+
 class _Arrays:
     def __init__(self, run: Interpreter, kind: str):
         self._run, self._kind = run, kind
 
-    def array(self, size: int, dtype: Any, alignment: int = 1) -> _Words:
+    def array(self, shape: Any, dtype: Any, alignment: int = 1) -> _Words:
         from numba.np.numpy_support import as_dtype
 
         run, dtype = self._run, as_dtype(dtype)
         if self._kind == "local":
-            return _Words(run, np.empty(size, dtype), "local", 0, set())
+            return _Words(run, np.empty(shape, dtype), "local", 0, set())
         number = run.shared_counts[run.thread]  # all threads make the same arrays in the same order
         run.shared_counts[run.thread] += 1
         if number == len(run.shared):
-            run.shared.append(_Words(run, np.empty(size, dtype), "shared", alignment % 16, set()))
+            run.shared.append(_Words(run, np.empty(shape, dtype), "shared", alignment % 16, set()))
         return run.shared[number]
 
 
@@ -183,6 +266,8 @@ class Interpreter:
                 self._run_block(body, count, given)
 
     def _argument(self, x: Any) -> Any:
+        if isinstance(x, np.ndarray):
+            return _Words(self, x, "global", x.ctypes.data, None)
         return _Words(self, x.layout.reshape(-1), "global", x.address, None) if hasattr(x, "layout") else x
 
     # --- one block ------------------------------------------------------------------------------------------------
@@ -248,11 +333,11 @@ class Interpreter:
             word = words.address + int(i) * words.dtype.itemsize
             other = getattr(self.by_block, what)(word, self.block)
             if other is not None:
-                self.fail(f"a {what} of word {i} of a global array that block {_name(other)} touches too")
+                self.fail(f"{_ACCESS[what]} of word {i} of a global array that block {_name(other)} touches too")
         other = getattr(self.by_thread, what)(word, self.thread)
         if other is not None:
             self.fail(
-                f"a {what} of word {i} of a {words.kind} array that thread {_name(other)} touches too, "
+                f"{_ACCESS[what]} of word {i} of a {words.kind} array that thread {_name(other)} touches too, "
                 "without a barrier between"
             )
 
@@ -268,11 +353,11 @@ class Interpreter:
         return self.generators[function]
 
     def _rewritten(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        tree = _tree(function)
-        scope = _scope(function)
-        helpers = {name: f for name, f in scope.items() if isinstance(f, FunctionType) and stops(f)}
+        tree = tree_of(function)
+        scope = scope_of(function)
+        helpers = helpers_of(function)
         dropped = self.without[1] if self.without and self.without[0] == function.__name__ else None
-        tree = ast.fix_missing_locations(_Stops(set(helpers), dropped).visit(tree))
+        tree = ast.fix_missing_locations(Stops(set(helpers), dropped).visit(tree))
         definition = tree.body[0]
         definition.decorator_list = []
         definition.body.append(ast.parse("if False: yield").body[0])  # a generator, even without a barrier
@@ -289,78 +374,6 @@ def _dim(n: Any) -> _Dim:
 
 def _name(who: int) -> str:
     return "another" if who == MANY else str(who)
-
-
-@functools.cache
-def _parsed(function: Callable[..., Any]) -> str:
-    lines, first = inspect.getsourcelines(function)
-    return "\n" * (first - 1) + textwrap.dedent("".join(lines))
-
-
-def _tree(function: Callable[..., Any]) -> Any:
-    return ast.parse(_parsed(function))
-
-
-def _scope(function: Callable[..., Any]) -> dict[str, Any]:
-    """Every name that the function knows from outside."""
-    closure = inspect.getclosurevars(function)
-    return {**function.__globals__, **closure.nonlocals}  # type: ignore[attr-defined]
-
-
-def _cuda_call(node: ast.AST) -> str | None:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
-        return node.func.attr if node.func.value.id == "cuda" else None
-    return None
-
-
-@functools.cache
-def stops(function: Callable[..., Any]) -> bool:
-    """Does the function, or a helper that it calls, come to a barrier or a shuffle?"""
-    if not function.__module__.startswith("scratchnet.kernels.cuda"):
-        return False
-    if any(_cuda_call(node) in _BARRIERS | _SHUFFLES | {"syncthreads_or"} for node in ast.walk(_tree(function))):
-        return True
-    return any(stops(helper) for helper in _helpers(function))
-
-
-def barriers_of(function: Callable[..., Any]) -> list[tuple[str, int]]:
-    """(function, number) of every barrier in a kernel's source and in that of its helpers."""
-    found = [_cuda_call(node) for node in ast.walk(_tree(function))]
-    own = [(function.__name__, n) for n in range(sum(name in _BARRIERS for name in found))]
-    return own + [pair for helper in _helpers(function) if stops(helper) for pair in barriers_of(helper)]
-
-
-def _helpers(function: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """The functions that a function calls by name."""
-    scope, calls = _scope(function), [node for node in ast.walk(_tree(function)) if isinstance(node, ast.Call)]
-    called = [scope.get(node.func.id) for node in calls if isinstance(node.func, ast.Name)]
-    return [f for f in dict.fromkeys(called) if isinstance(f, FunctionType) and f is not function]
-
-
-class _Stops(ast.NodeTransformer):
-    """cuda.syncthreads() -> yield; a helper that stops -> yield from."""
-
-    def __init__(self, helpers: set[str], dropped: int | None):
-        self.helpers, self.dropped, self.seen = helpers, dropped, 0
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        name = _cuda_call(node)
-        if name in _BARRIERS:
-            self.seen += 1
-            if self.seen - 1 == self.dropped:
-                return ast.copy_location(ast.Constant(None), node)
-            return self._stop(node, [ast.Constant("barrier"), ast.Constant(node.lineno), ast.Constant(False)])
-        if name == "syncthreads_or":
-            return self._stop(node, [ast.Constant("barrier"), ast.Constant(node.lineno), *node.args])
-        if name in _SHUFFLES:
-            return self._stop(node, [ast.Constant("shuffle"), ast.Constant(node.lineno), *node.args[1:]])
-        if isinstance(node.func, ast.Name) and node.func.id in self.helpers:
-            return ast.copy_location(ast.YieldFrom(node), node)
-        return node
-
-    def _stop(self, node: ast.Call, parts: list[ast.expr]) -> ast.AST:
-        return ast.copy_location(ast.Yield(ast.Tuple(parts, ast.Load())), node)
 
 
 def _load_wide(source: _Words, i: int, target: _Words, j: int) -> None:

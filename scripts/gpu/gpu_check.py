@@ -26,8 +26,7 @@ import scratchnet as sn
 from scratchnet.flags import flag, run_script
 from scratchnet.kernels import device
 from scratchnet.kernels.signatures import accepted, arrays_of
-from scratchnet.testing import EDGES, KERNEL_ROWS, KernelCase, kernel_cases
-from scratchnet.testing.devices import host_kernel
+from scratchnet.testing import EDGES, KERNEL_ROWS, KernelCase, host_kernel, kernel_cases
 
 
 @dataclass

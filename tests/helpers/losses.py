@@ -16,7 +16,7 @@ class Interpreted(sn.nn.CrossEntropyLoss):
 
     def __setstate__(self, state):
         from scratchnet.kernels.cuda import tuning
-        from scratchnet.testing.threads import interpreted
+        from scratchnet.testing import interpreted
 
         self.__dict__.update(state)
         if multiprocess.parent_process() is not None:

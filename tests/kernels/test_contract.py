@@ -15,8 +15,7 @@ from sizes import DEVICES, JIT, SIMULATED, SIZES
 from scratchnet import kernels
 from scratchnet.kernels import reference
 from scratchnet.native import loops
-from scratchnet.testing import KERNEL_ROWS, LAYOUTS, KernelCase, arrays, kernel_cases
-from scratchnet.testing.devices import host_kernel
+from scratchnet.testing import KERNEL_ROWS, LAYOUTS, KernelCase, arrays, host_kernel, kernel_cases
 from scratchnet.testing.oracles import philox as oracle_philox
 
 OTHERS = [name for name in DEVICES if name != "numpy"]

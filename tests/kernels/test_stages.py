@@ -5,8 +5,7 @@ import pytest
 from sizes import DEVICES, JIT, SIMULATED
 
 from scratchnet.kernels.cpu import movement, norm, reduce
-from scratchnet.testing import KERNEL_ROWS, KernelCase
-from scratchnet.testing.devices import host_kernel
+from scratchnet.testing import KERNEL_ROWS, KernelCase, host_kernel
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="blocks are tiny there, so that small sizes cross them")
 

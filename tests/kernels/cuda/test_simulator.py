@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import SIMULATED
 
-from scratchnet.testing import KERNEL_ROWS, kernel_cases
-from scratchnet.testing.devices import host_kernel
+from scratchnet.testing import KERNEL_ROWS, host_kernel, kernel_cases
 
 NEEDS = "simulated"
 if SIMULATED:
