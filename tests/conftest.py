@@ -51,7 +51,7 @@ ONCE = {
     "formats": ("test_atomic", "test_checkpoint", "test_checkpoint_folder"),
     "optim": ("test_lr_scheduler",),
     "trainer": ("test_checks", "test_metrics_log", "test_trainer"),
-    "testing": ("test_bounds", "test_calls"),
+    "testing": ("test_bounds", "test_calls", "test_planted", "test_threads"),
     "scripts": ("test_drill", "test_flags", "test_scripts"),
     "tests": ("test_distribution", "test_docs", "test_metrics", "test_readme", "test_structure", "test_time_limit"),
 }  # fmt: skip

@@ -181,6 +181,11 @@ def numba_threads(n: int) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
+def _attributes(x: Any) -> Mapping[str, Any]:
+    """What stands in an object itself. Names lead to objects of all kinds, whose __getattr__ may do anything."""
+    return getattr(x, "__dict__", None) or {}
+
+
 @functools.lru_cache(maxsize=256)
 def _parallel(kernel: Any) -> bool:
     pending: list[Any] = [kernel]
@@ -190,12 +195,12 @@ def _parallel(kernel: Any) -> bool:
         if id(f) in seen:
             continue
         seen.add(id(f))
-        options = getattr(f, "targetoptions", None)
-        if isinstance(options, dict) and options.get("parallel"):
+        own = _attributes(f)
+        if isinstance(own.get("targetoptions"), dict) and own["targetoptions"].get("parallel"):
             return True
-        inner = getattr(f, "py_func", getattr(f, "func", getattr(f, "__wrapped__", None)))
-        if inner is not None:
-            pending.append(inner)
+        pending += [own[name] for name in ("py_func", "__wrapped__") if name in own]
+        if isinstance(f, functools.partial):
+            pending.append(f.func)
         if not inspect.isfunction(f):
             continue
         code = f.__code__
@@ -205,7 +210,7 @@ def _parallel(kernel: Any) -> bool:
                 scope.append(cell.cell_contents)
         modules = [vars(m) for m in scope if isinstance(m, ModuleType)]
         scope += [names[name] for names in modules for name in code.co_names if name in names]
-        pending += [x for x in scope if hasattr(x, "targetoptions") or inspect.isfunction(x)]
+        pending += [x for x in scope if "targetoptions" in _attributes(x) or inspect.isfunction(x)]
     return False
 
 

@@ -6,6 +6,7 @@ The bound is the one of numerical analysis, not a tolerance that was tuned until
 import difflib
 import inspect
 import math
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -384,7 +385,10 @@ class _Check:
                 raise _LayoutRefusedError(_in_short(error)) from None
             if isinstance(error, ContractError):
                 raise ContractError(f"{where}: {error}") from None
-            raise ContractError(f"{where}: expected no exception, got {_in_short(error)}") from error
+            expected = "no exception"
+            if re.search("read-?only", str(error)):
+                expected = "the inputs as they were, so that they may be read-only"
+            raise ContractError(f"{where}: expected {expected}, got {_in_short(error)}") from error
 
 
 _NOT_LONG = {"f": np.dtype(np.float64), "c": np.dtype(np.complex128)}

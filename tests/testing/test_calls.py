@@ -173,6 +173,21 @@ def test_parallel_kernels_are_recognised_through_names_modules_and_cells():
     assert not calls.runs_in_parallel(serial) and not calls.runs_in_parallel(np.add)
 
 
+class Moody:
+    def __getattr__(self, name):
+        raise ValueError(name)
+
+
+moody = Moody()
+
+
+def test_objects_that_a_kernel_names_are_not_asked_for_attributes():
+    def kernel(x):
+        return x + 1 if moody else x
+
+    assert_matches_reference(kernel, lambda x: x + 1, [X])
+
+
 # --- time -------------------------------------------------------------------------------------------------------------
 
 

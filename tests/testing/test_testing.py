@@ -25,5 +25,12 @@ def test_the_ten_lines_of_the_module_do_what_they_say():
         space["test_row_sums"]()
 
 
+def test_importing_the_tools_takes_little_time_and_compiles_nothing():
+    """Processor time, the best of three: what it takes where nobody else computes."""
+    code = "import sys, time, scratchnet.testing; assert 'numba' not in sys.modules; print(time.process_time())"
+    runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True) for _ in range(3)]
+    assert min(float(run.stdout) for run in runs) < 0.4
+
+
 def test_gradcheck_and_the_reference_check_need_neither_hypothesis_nor_scipy():
     subprocess.run([sys.executable, PROGRAMS / "without_test_libraries.py"], check=True)
