@@ -276,6 +276,8 @@ def names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
             attributes.add(instruction.argval)  # getattr, vars
         elif "ATTR" in instruction.opname or "METHOD" in instruction.opname:
             attributes.add(instruction.argval)
+    if "globals" in names:  # `globals()["scale"]`
+        names |= {text for text in code.co_consts if isinstance(text, str)}
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             of_inner = names_in(inner)

@@ -125,7 +125,7 @@ def is_same(a: Any, b: Any) -> bool:
 
 # --- array arguments while a step is recorded -------------------------------------------------------------------------
 
-SHAPE = {"shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides", "flags"}
+SHAPE = {"shape", "dtype", "ndim", "size", "nbytes", "itemsize"}  # strides and flags are those of a copy
 VIEWS = {"reshape", "transpose", "squeeze", "swapaxes", "ravel", "view", "diagonal"}
 CHANGES = {"sort", "fill", "put", "partition", "resize", "setflags", "setfield", "itemset", "byteswap"}
 LOOKS = {"item", "tolist", "tobytes", "tofile", "dump", "dumps"}

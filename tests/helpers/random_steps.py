@@ -260,7 +260,7 @@ HIDDEN: dict[str, tuple[bool, str]] = {
     "argument where": (True, "h = h + np.where(a > 0, a, np.float32(scale))"),
     "argument's rows": (True, "h = h + a[rows % len(a)][0]"),
     "argument's shape": (True, "h = h * a.shape[0]"),
-    "argument's flags": (True, "h = h * (1.0 if a.flags.writeable else 2.0)"),
+    "argument's flags": (False, "h = h * (1.0 if a.flags.writeable else 2.0)"),
     "argument's item": (False, "h = h * a[0, 0].item()"),
     "argument's branch": (False, "h = h if a.sum() > 0 else -h"),
     "argument's max": (True, "h = h + a.max(axis=0)"),

@@ -38,7 +38,7 @@ class Special:
         return h * config.size
 
 
-config, special = Config(), Special()
+config, special, scale = Config(), Special(), 2.0
 
 
 def helper(h, by=2.0):
@@ -69,6 +69,11 @@ def set_size():
     config.size = 7
 
 
+def set_scale():
+    global scale
+    scale = 6.0
+
+
 def set_bonus():
     config.bonus = True
 
@@ -84,6 +89,7 @@ CASES = {
     "an attribute that was not there": (lambda x: x * 2.0 if hasattr(config, "bonus") else x, set_bonus),
     "an attribute by a getter": (lambda x: x * operator.attrgetter("size")(config), set_size),
     "a length": (lambda x: x * len(special), set_size),
+    "a global, as an item": (lambda x: x * globals()["scale"], set_scale),
     "an item": (lambda x: x * special[1], set_size),
 }  # fmt: skip
 
@@ -96,6 +102,7 @@ def as_it_was():
     helper.__defaults__, helper.__code__ = before
     vars(config).clear()
     config.__class__, Config.rate = Config, 2.0
+    globals()["scale"] = 2.0
 
 
 @pytest.mark.parametrize("name", CASES)

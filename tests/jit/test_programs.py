@@ -10,10 +10,26 @@ import random_steps
 from random_steps import Call, Function, Program
 from sizes import JIT, THOROUGH
 
-PROGRAMS = 5000 if THOROUGH else 150 if JIT else 20
+PROGRAMS = 5000 if THOROUGH else 120 if JIT else 20
 GROUPS = 10  # tests among which they are dealt out
 FIRST = random.randrange(2**32) if THOROUGH else 0
-USUAL = tuple([Call()] * 4)
+USUAL = tuple([Call()] * 3)
+ONE_AFTER_ANOTHER = [  # pieces that tell some arguments from others, with programs of the first ones
+    (("sign of a number",), "zeros", "negative zeros"),
+    (("number",), "not a number c", "number"),
+    (("type of a number",), "boolean", "integer"),
+    (("type of a number",), "integer", "usual"),
+    (("type of a number",), "usual", "numpy number"),
+    (("flag's text",), "flag", "flag 1"),
+    (("argument's flags",), "usual", "read only"),
+    (("argument", "argument in place"), "same array", "usual"),
+    (("argument", "argument in place"), "usual", "same array"),
+    (("argument", "argument in place"), "usual", "overlapping"),
+    (("argument", "argument in place"), "usual", "read only"),
+    (("argument", "argument in place"), "usual", "the weights"),
+    (("argument",), "usual", "big-endian"),
+    (("argument's largest",), "usual", "float64 a"),
+]
 
 
 def check(program):
@@ -36,6 +52,12 @@ def test_pieces_that_can_be_replayed_are(part):
     for name in random_steps.GOOD[part::4]:
         outcome = check(Program((Function("function", (name, "layer"), "mean", "plain", "both"),), USUAL))
         assert outcome.refused is None and outcome.replays, f"{name}: {outcome.refused}"
+
+
+@pytest.mark.parametrize(("pieces", "first", "then"), ONE_AFTER_ANOTHER)
+def test_arguments_of_one_kind_after_those_of_another(pieces, first, then):
+    kinds = first, first, first, then, then, first, then
+    check(Program((Function("function", pieces, None, None, "both"),), tuple([Call(0, kind) for kind in kinds])))
 
 
 @pytest.mark.parametrize("update", random_steps.UPDATE)
