@@ -90,7 +90,8 @@ class Tensor(TensorBase):
         self._node = self._base = self._grad = None
         self._version = 0
         self._requires_grad = False
-        self.requires_grad = requires_grad
+        if requires_grad is not False:
+            self.requires_grad = requires_grad
 
     @staticmethod
     def _wrap(data: np.ndarray, device: Device, node: Node | None = None) -> Tensor:
