@@ -18,7 +18,7 @@ import numpy as np
 from .. import checks
 from ..errors import ContractError
 from . import calls
-from .bounds import WIDER, Bound, differs, worst
+from .bounds import WIDER, Bound, differs, same_bits, worst
 from .calls import MARGIN
 from .strategies import CONTIGUOUS, LAYOUTS, written
 
@@ -75,6 +75,8 @@ def assert_matches_reference(
     """
     checks.function(f"{_WHO}: kernel", kernel)
     checks.function(f"{_WHO}: reference", reference)
+    if isinstance(inputs, np.ndarray):
+        checks.refuse(f"{_WHO}: inputs", "a list of arrays", inputs, remedy="write [x]")
     given = [_input(x) for x in checks.items(f"{_WHO}: inputs", inputs, "a list of arrays")]
     names = {field.name for field in fields(Options)}
     params = {name: value for name, value in options.items() if name not in names}
@@ -240,7 +242,7 @@ class _Check:
         expected = self._evaluate(self.reference, given, where)
         first, second = (self._results(given, expected, rubbish, where) for rubbish in (False, True))
         for x, y in zip(first, second, strict=True):
-            if x.tobytes() != y.tobytes():
+            if not same_bits(x, y):
                 at, a, b = differs(x, y)
                 same = f"element {at}: expected to be written, and the same twice, got {a} and then {b}"
                 raise ContractError(f"{self._where(given, where)}: {same}")
@@ -293,7 +295,7 @@ class _Check:
                 results = self._results(given, expected, False, f"{where}, threads {n}")
             first = first or results
             for x, y in zip(first, results, strict=True):
-                if x.tobytes() != y.tobytes():
+                if not same_bits(x, y):
                     at, a, b = differs(x, y)
                     raise ContractError(
                         f"{self._where(given, where)}: element {at}: expected the same bits for each number of threads,"

@@ -159,6 +159,13 @@ def test_rtol_and_atol_stand_beside_the_bound():
             check(**options)
 
 
+def test_small_numbers_of_half_precision_have_a_bound_of_their_size():
+    x = np.full(3, 1e-3, np.float16)
+    assert_matches_reference(lambda x: x * np.float16(3), lambda x: x * 3, [x], roundings=1)
+    with pytest.raises(sn.ContractError):
+        assert_matches_reference(lambda x: x * np.float16(3.01), lambda x: x * 3, [x], roundings=1)
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1 + 1e-3j, complex(1, np.nan)])
 def test_complex_results_are_compared_by_their_distance(wrong):
     x = np.ones(3, np.complex64)

@@ -285,11 +285,12 @@ def test_a_kernel_that_is_wrong_in_place_is_found_if_it_promises_that():
         ({"out": (np.float32, np.float32)}, "expected 1 dtypes, one a result"),
         ({"accumulate": "double precision"}, "accumulate"),
         ({"fills": "yes"}, "fills"),
+        ({"inputs": X}, r"inputs: expected a list of arrays, got an array of float32 \(9, 17\); write \[x\]"),
     ],
 )
 def test_a_wrong_or_misspelt_option_is_refused_by_name(options, message):
     with pytest.raises(sn.ScratchnetError, match=message) as error:
-        assert_matches_reference(fills, tripled, [X], roundings=1, **options)
+        assert_matches_reference(fills, tripled, **{"inputs": [X], "roundings": 1, **options})
     assert not isinstance(error.value, sn.ContractError)
     one_line(error)
 
