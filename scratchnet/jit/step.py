@@ -275,7 +275,7 @@ class _Recorded:
         if (drawn := names.drew()) is not None:
             with tracing.into(trace):
                 trace.refuse(drawn)
-        self.refusal = trace.refusal
+        self.refusal = trace.refusal or trace.caught
         self.account = Account(trace, inputs, result, self.gradients)
         self.watched = [(thing, attribute, value) for (_, attribute), (thing, value) in trace.watched.items()]
         self.items = list(trace.items.values())

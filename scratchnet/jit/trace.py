@@ -110,6 +110,7 @@ class Trace(Tracing):
     ):
         self.generator, self.tolerant = generator, tolerant
         self.refusal: JitError | None = None
+        self.caught: JitError | None = None  # the refusal of a step that goes on after an error of its arguments
         self.calls: list[Call | Guard] = []
         self.lines: list[str] = []  # of the user's code, one for each call
         self.effects: list[Callable[[], Undo | None]] = []
@@ -261,14 +262,20 @@ class Trace(Tracing):
         if self.varies(array) or id(memory_of(array)) in self.outside:
             self._note(Guard(kind, array, numbers, check))
 
+    def fails(self, what: str) -> None:
+        self.caught = self.caught or self._error(f"{what} is caught")
+
     def refuse(self, what: str) -> None:
-        error = JitError(
-            f"{user_line()}: {what}: expected a step that does not look at the values of its tensors, nor sets any by "
-            "Python, because it is recorded and replayed without; do that outside of the step, with what it returns"
-        )
+        error = self._error(what)
         self.refusal = self.refusal or error
         if not self.tolerant:
             raise error
+
+    def _error(self, what: str) -> JitError:
+        return JitError(
+            f"{user_line()}: {what}: expected a step that does not look at the values of its tensors, nor sets any by "
+            "Python, because it is recorded and replayed without; do that outside of the step, with what it returns"
+        )
 
     # --- what it notes ----------------------------------------------------------------------------------------------
 

@@ -191,7 +191,7 @@ class Module(Stateful):
             )
         own: dict[str, Tensor] = dict(self._named(Parameter, Buffer))
         new = {}
-        for k in own.keys() & state.keys():
+        for k in [k for k in own if k in state]:
             value = state[k]
             new[k] = value.detach().numpy() if isinstance(value, Tensor) else checks.array(f"state dict: {k}", value)
         missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]

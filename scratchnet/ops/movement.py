@@ -304,6 +304,7 @@ def checked_index(name: str, array: ArrayLike, n: int, from_end: bool = True) ->
         return array.astype(np.int64, copy=False)
     lowest, (least, most) = -n if from_end else 0, limits_of(array)
     if least < lowest or most >= n:
+        tracing.current().fails(f"IndexOutOfRangeError of {name}")
         raise IndexOutOfRangeError(
             f"{name}: expected integers in [{lowest}, {n}), got {least if least < lowest else most}"
         )

@@ -233,6 +233,20 @@ def test_a_refusal_that_the_step_catches_is_reported_all_the_same():
 
 
 GENERATOR = np.random.default_rng(0)
+
+
+def test_a_step_that_catches_an_error_of_its_labels_looks_at_them():
+    def step(y):
+        try:
+            return F.cross_entropy(sn.Tensor([[1.0, 2.0]]), y)
+        except IndexError:
+            return sn.Tensor(0.0)
+
+    compare(of(step), [(np.array([i]),) for i in (5, 5, 1, 0)], REFUSED)
+    jitted = sn.jit(step)
+    assert [jitted(np.array([i])).item() == 0 for i in (1, 0, 1, 5, 1)] == [False, False, False, True, False]
+
+
 DRAWS = {
     "numpy": lambda x: x + sn.Tensor(np.random.rand(2).astype(np.float32)),  # noqa: NPY002 - the kind that others use
     "python": lambda x: x * random.random(),
