@@ -74,7 +74,7 @@ class Tracing:
         """Each replay makes sure of a condition on `array` before it changes anything that outlives it; see Guard."""
 
     def fails(self, what: str) -> None:
-        """An error follows that the values of an argument are to blame for. If the step catches it, it looks at them."""
+        """An error follows, because of the values of an argument. A step that catches it looks at them."""
 
     def refuse(self, what: str) -> None:
         """The step does what a replay could not: it looks at a value, or changes one. Raises JitError."""

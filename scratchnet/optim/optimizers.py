@@ -249,7 +249,7 @@ class Optimizer(Sealed, Stateful):
         if unknown := group.keys() - self.defaults.keys() - {"params"}:
             known = ", ".join(self.defaults)
             raise ConfigError(f"{self._name}: expected options {known}, got {', '.join(sorted(map(str, unknown)))}")
-        for option in RANGES.keys() & group.keys():
+        for option in [option for option in RANGES if option in group]:
             low, end = RANGES[option]
             values = group[option] if option in PAIRS else [group[option]]
             if not _all_in(values, low, end, n=1 + (option in PAIRS)):
