@@ -38,9 +38,14 @@ def parameters(kernel: Any) -> Mapping[str, inspect.Parameter] | None:
     if isinstance(kernel, np.ufunc) or is_foreign(kernel) or hasattr(kernel, "ufunc"):
         return None
     try:
-        return inspect.signature(getattr(kernel, "py_func", kernel)).parameters
+        return _parameters(getattr(kernel, "py_func", kernel))
     except (ValueError, TypeError):
         return None
+
+
+@functools.lru_cache(maxsize=64)
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def fills(kernel: Any, inputs: int, results: int, params: Mapping[str, Any]) -> bool:

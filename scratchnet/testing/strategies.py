@@ -163,7 +163,7 @@ def written(x: Any) -> str:
     """Python for an array: its elements if they are few, else the call that drew it, else its dtype and shape."""
     if not isinstance(x, np.ndarray):
         return repr(x)
-    if x.size <= 64 and x.dtype.kind in "biufc":
+    if x.size <= 64 and (x.dtype.kind in "biuf" or (x.dtype.kind == "c" and np.isfinite(x).all())):
         text = "".join(np.array2string(x, separator=",", threshold=65, floatmode="unique").split())
         text = (
             text.replace("nan", "np.nan").replace("inf", "np.inf").replace("True", " True").replace("False", " False")

@@ -167,3 +167,17 @@ def test_a_wrong_option_is_refused(options):
         arrays("mn", **options)
     with pytest.raises(TypeError, match="dtpye"):
         arrays("mn", dtpye=np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.uint8, np.int64, bool, np.complex64])
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (3, 4), (9, 9)])
+def test_an_array_in_a_message_is_the_same_array_when_it_is_pasted(shape, dtype):
+    x = np.asarray(strategies.drawn("wide", 3, shape, dtype))
+    if x.dtype.kind == "f" and x.size > 4:
+        x.flat[:4] = np.nan, -np.inf, -0.0, 1e-7
+    text = strategies.written(x)
+    if x.size > 64:
+        assert text == f"<{x.dtype} {shape}>"
+        return
+    y = eval(text, {"np": np})
+    assert y.dtype == x.dtype and y.shape == x.shape and y.tobytes() == x.tobytes()
