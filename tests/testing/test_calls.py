@@ -107,9 +107,9 @@ def test_out_may_be_an_option_of_the_kernel():
 @needs_jit
 def test_scalars_indices_batches_and_several_results():
     saxpy = numba.njit(lambda a, x, y: a * x + y)
-    assert_matches_reference(saxpy, lambda a, x, y: a * x + y, [np.float32(2.5), X, X], roundings=2)
+    assert_matches_reference(saxpy, lambda a, x, y: a * x + y, [np.float32(2.5), X, X], roundings=2, layouts=("C",))
     take = numba.njit(lambda x, index: x[index])
-    assert_matches_reference(take, lambda x, index: x[index], [X, INDEX], roundings=0)
+    assert_matches_reference(take, lambda x, index: x[index], [X, INDEX], roundings=0, layouts=("C",))
     assert_matches_reference(np.matmul, np.matmul, [np.stack([X, X]), np.stack([X.T, X.T])], terms=17)
 
     def extrema(x, least, most):
@@ -117,7 +117,7 @@ def test_scalars_indices_batches_and_several_results():
 
     assert_matches_reference(extrema, lambda x: (x.min(axis=1), x.max(axis=1)), [X], roundings=0)
     total = numba.njit(lambda x: x.sum())  # compiled functions return numbers of Python, which have no dtype
-    assert_matches_reference(total, lambda x: x.sum(), [X], terms=X.size)
+    assert_matches_reference(total, lambda x: x.sum(), [X], terms=X.size, layouts=("C",))
 
 
 @needs_jit
@@ -156,7 +156,7 @@ def test_a_sum_that_depends_on_the_number_of_threads_is_found():
     x = np.array([1e8, 1, -1e8, 1], np.float32)
 
     def check(kernel=total, **options):
-        assert_matches_reference(kernel, lambda x: x.sum(), [x], terms=4, **options)
+        assert_matches_reference(kernel, lambda x: x.sum(), [x], terms=4, layouts=("C",), **options)
 
     before = numba.get_num_threads()
     with pytest.raises(
@@ -202,11 +202,11 @@ def test_objects_that_a_kernel_names_are_not_asked_for_attributes():
 
 
 def test_compiling_is_not_counted_as_time_of_the_test():
-    slow = []
+    slow, seconds = [], [0.3, 1.2]
 
     def compiles(x, out):
         if not slow:
-            slow.append(time.sleep(1.2))  # more than Hypothesis allows for drawing
+            slow.append(time.sleep(seconds.pop()))  # more than Hypothesis allows for drawing
         np.add(x, x, out=out)
 
     def test(kernel, factor):
