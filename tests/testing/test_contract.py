@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from messages import one_line
 from sizes import SIZES
 
@@ -340,6 +340,7 @@ def test_a_failure_can_be_reproduced_by_pasting_a_line():
     space = {**vars(testing), "np": np, "reference": tripled, "tripled": tripled, "increments": increments}
     found = []
 
+    @settings(max_examples=40)
     @given(arrays("mn,n", sizes=(1, 2, 65), special=(np.nan, np.inf), dtypes=(np.float16, np.float32, np.int32)))
     def check(inputs):
         x = inputs[0]
