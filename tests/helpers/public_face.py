@@ -536,6 +536,10 @@ NOT_CALLED = {
     "nn.Module.forward": "abstract",
     "testing.KernelCase": "kernel_cases makes it",
     **{
+        f"testing.{name}": "tests/testing calls it"
+        for name in ("blocked", "drawn", "find_races", "host_kernel", "interpreted", "pairwise")
+    },
+    **{
         f"cuda.{name}": "it needs a GPU"
         for name in (
             "device_count",

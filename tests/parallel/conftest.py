@@ -7,9 +7,9 @@ from servants import Group
 SIZES = (1, 2, 3, 4, 7)
 
 
-@pytest.fixture(scope="session", params=SIZES, ids=lambda size: f"{size}-ranks")
+@pytest.fixture(scope="module", params=SIZES, ids=lambda size: f"{size}-ranks")
 def group(request):
-    """Processes of each number in turn, the same for all tests that ask for that number."""
+    """Processes of each number in turn, the same for all tests of a file that ask for that number."""
     with no_residue():
         group = Group(request.param)
         yield group

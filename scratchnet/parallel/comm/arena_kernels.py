@@ -335,3 +335,14 @@ def exchange(outgoing, receiver, incoming, sender, words, state):
             if status != REACHED:
                 return status
     return REACHED
+
+
+@jit
+def count_final(words, rows, steps, found):
+    """found[i + 1] = how many of the words 0 to i have reached `steps` in all rows."""
+    for i in range(found.size - 1):
+        found[i + 1] = found[i] + 1
+        for row in rows:
+            if load_acquire(words, row + i) < steps:
+                found[i + 1] = found[i]
+                break

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...native.atomics import load_acquire, publish
-from ...native.compile import jit
+from ...native.atomics import publish
+from ..comm.arena_kernels import count_final
 from ..comm.memory import SharedMemory, round_up
 from ..comm.tree import subtrees, tree_sum
 from ..phases import NORMS
@@ -218,7 +218,7 @@ class Slices:
         ready: list[tuple[Extent, Any]] = []
         waiting: list[tuple[Extent, Any]] = []
         final = np.zeros(len(self._numbers) + 1, np.int64)  # how many parameters are, of those before each
-        _count_final(self._final, np.array(shards) * self._stride, self._step + 1, final)
+        count_final(self._final, np.array(shards) * self._stride, self._step + 1, final)
         for message in self._unsent[tree]:
             low, high = self._needs(message[0])
             is_ready = all_are_final or final[high] - final[low] == high - low
@@ -356,14 +356,3 @@ class Slices:
 def add_up(slots: np.ndarray, shards: Sequence[int], extent: Extent, out: np.ndarray) -> None:
     """The sum, along the tree, of what slots of these shards hold at an extent goes to that extent of `out`."""
     np.copyto(extent.of(out), tree_sum(shards, lambda k: extent.of(slots[k]), np.add))
-
-
-@jit
-def _count_final(words, rows, steps, found):
-    """found[i + 1] = how many of the words 0 to i have reached `steps` in all rows."""
-    for i in range(found.size - 1):
-        found[i + 1] = found[i] + 1
-        for row in rows:
-            if load_acquire(words, row + i) < steps:
-                found[i + 1] = found[i]
-                break
