@@ -27,10 +27,17 @@ DEPTH = 8  # of the path to what cannot be sent
 _registering = threading.RLock()
 
 
+def _code(code: types.CodeType) -> tuple[Any, ...]:
+    """As cloudpickle, which forgets the file: a traceback of a worker shows the user's lines."""
+    make, *rest = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+    return make, tuple([code.co_filename if x == "<dynamic-code>" else x for x in rest[0]]), *rest[1:]
+
+
 class _Pickler(cloudpickle.Pickler):
     # A process has locks of its own: whoever holds one here holds nothing there.
     dispatch_table = cloudpickle.Pickler.dispatch_table.new_child(
         {
+            types.CodeType: _code,
             type(threading.Lock()): lambda lock: (threading.Lock, ()),
             type(threading.RLock()): lambda lock: (threading.RLock, ()),
             threading.local: lambda local: (threading.local, (), vars(local) or None),

@@ -127,7 +127,7 @@ ERRORS = [  # what no other worker can make good: name, group, flags, mark, how 
      "over shard 3 of step 4 (samples 6, 17), the last by SIGKILL"),
     ("loss is NaN", "user: NaN loss", "--data nan", "sample:17", 1, "got nan at step 4, shard 3, from log"),
     ("no process can be started", "limits", "--processes 1", "processes", 1, "worker 1 could not be started"),
-    ("no memory in a worker", "limits", f"--memory {300 << 20}", "memory", 1, "workers that live"),
+    ("no memory in a worker", "limits", f"--memory {200 << 20}", "memory", 1, "workers that live"),
     ("no room for shared memory", "limits", "--file-size 65536", "file size", 1, "shared memory: expected"),
 ]  # fmt: skip
 

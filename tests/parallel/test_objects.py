@@ -80,3 +80,8 @@ def test_threads_that_send_at_once_do_not_disturb_each_other():
     for thread in threads:
         thread.join()
     assert sorted(found) == list(range(8))
+
+
+def test_a_function_that_is_sent_by_value_knows_its_file():
+    function = loads(dumps(lambda: 1 / 0))
+    assert function.__code__.co_filename == __file__

@@ -10,6 +10,7 @@ longer in the file, once, or if its test cannot run.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,18 @@ def outcome(mutant: Mutant, copy: Path) -> str:
         variables["SCRATCHNET_CACHE_DIR"] = str(copy.parent / "kernels")  # shared by all copies
     else:
         variables["NUMBA_DISABLE_JIT"] = "1"
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", *mutant.test.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *shlex.split(mutant.test),
+    ]
     try:
         ended = subprocess.run(
             command, cwd=copy, env={**os.environ, **variables}, capture_output=True, text=True, timeout=LIMIT
