@@ -11,7 +11,7 @@ import numpy as np
 from ..kernels import device as find_device
 from ..tracing import Undo
 from . import passes
-from .trace import Trace
+from .trace import Call, Guard, Trace, memory_of
 
 
 class Stopped(Exception):
@@ -91,12 +91,26 @@ class Program:
             loops += instruction.loops
             if not instruction.loops:
                 loops = self._add_executable(loops)
-                self.parts += instruction.call.parts()
+                self.parts += self._parts_of(instruction.call)
             if self.outputs and number in final:
                 loops = self._add_executable(loops)
                 self.parts.append(functools.partial(self.outputs.on_final, final[number]))
         self._add_executable(loops)
         self._find_inputs()
+
+    def _parts_of(self, call: Call | Guard) -> list[Callable[[], Any]]:
+        """What Python calls for it. Guards of arguments come before all else, so the step may still be done without."""
+        given = {id(memory_of(x)) for x in self.inputs}
+        if not isinstance(call, Guard) or id(memory_of(call.array)) not in given:
+            return call.parts()
+
+        def check() -> None:
+            try:
+                call.check()
+            except Exception as error:
+                raise Stopped from error
+
+        return [check]
 
     def _add_executable(self, loops: list[Any]) -> list[Any]:
         """Makes one compiled call of the loops; returns the empty list that collects the next ones."""
