@@ -290,8 +290,9 @@ class Trace(Tracing):
         if key in self.named:
             self._compare(key)
         if not (key in self.outside or key in self.owned or key in self.varying or key in self.filled):
-            small = isinstance(memory, np.ndarray) and memory.nbytes <= REMEMBERED
-            self.outside[key] = Outside(memory, memory.tobytes() if small else None)
+            small = memory.size * memory.dtype.itemsize <= REMEMBERED
+            where = find_device("numpy" if isinstance(memory, np.ndarray) else "cuda")
+            self.outside[key] = Outside(memory, where.to_host(memory).tobytes() if small else None)
 
 
 class _Recorder:

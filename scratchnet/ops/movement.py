@@ -308,8 +308,10 @@ def checked_index(name: str, array: ArrayLike, n: int, from_end: bool = True) ->
         raise IndexOutOfRangeError(
             f"{name}: expected integers in [{lowest}, {n}), got {least if least < lowest else most}"
         )
-    if tracing.current().varies(array) and isinstance(array, np.ndarray):
-        return _traced_index(name, given, array, n, from_end)
+    if tracing.current().varies(array):
+        if isinstance(array, np.ndarray):
+            return _traced_index(name, given, array, n, from_end)
+        tracing.current().guard("in_range", array, (0, n), lambda: checked_index(name, array, n, from_end))
     if least < 0:
         array = array.astype(np.int64, copy=False)
         return np.where(array < 0, array + n, array)

@@ -331,8 +331,8 @@ def test_a_replay_is_a_list_of_launches_over_memory_that_is_there():
         with counted() as count:
             step(*batch)
         counts.append(count)
-    assert counts[1] == counts[2] == counts[3]
-    recorded, replayed = counts[0], counts[1]
+    assert counts[2] == counts[3]  # two calls are recorded
+    recorded, replayed = counts[0], counts[2]
     assert recorded["taken"] > 50 and replayed["taken"] == 1 and replayed["allocated"] == 0  # taken: for the loss
     (program,) = step.programs
     launches = replayed["launches"] - 3  # of copies of x, y and the loss

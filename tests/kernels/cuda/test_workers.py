@@ -216,7 +216,7 @@ def test_a_run_on_other_kinds_of_devices_does_not_go_on_with_a_mixed_one(tmp_pat
     trainer, loader = make("cpu", 2, ["cuda:0", "cpu"], folder=tmp_path)
     trainer.fit(loader)
     trainer, loader = make("cpu", 2, ["cpu", "cuda:0"], folder=tmp_path)
-    with pytest.raises(sn.CheckpointError, match=r"expected devices=\['cuda', 'cpu'\], as saved"):
+    with pytest.raises(sn.CheckpointError, match=r"expected devices=.*cuda.*, as saved, got cpu"):
         trainer.fit(loader, resume="auto")
 
 
