@@ -311,6 +311,8 @@ def checked_index(name: str, array: ArrayLike, n: int, from_end: bool = True) ->
     if tracing.current().varies(array):
         if isinstance(array, np.ndarray):
             return _traced_index(name, given, array, n, from_end)
+        if array.dtype != np.int64 or least < 0:
+            tracing.current().refuse(f"{name}: integers on a GPU that are not int64, or that count from the end")
         tracing.current().guard("in_range", array, (0, n), lambda: checked_index(name, array, n, from_end))
     if least < 0:
         array = array.astype(np.int64, copy=False)
