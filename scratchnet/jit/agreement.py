@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .trace import Call, Trace, memory_of
+from .trace import Call, Trace, is_array, memory_of
 from .values import is_same, leaves_of
 
 
@@ -23,7 +23,6 @@ class Account:
         numbers |= dict.fromkeys(trace.varying.keys() - numbers.keys(), ("given", -1))
         numbers |= {key: ("made", i) for i, key in enumerate(trace.owned)}
         numbers |= {key: ("filled", i) for i, key in enumerate(trace.filled)}
-        self.outside = trace.outside
 
         def view_of(x: Any) -> Any:
             memory = memory_of(x)
@@ -31,7 +30,7 @@ class Account:
             return _View(where, trace.outside.get(id(memory)), (_offset(x, memory), x.shape, x.strides, x.dtype))
 
         def of_argument(x: Any) -> Any:
-            return view_of(x) if isinstance(x, np.ndarray) or hasattr(x, "layout") else x
+            return view_of(x) if is_array(x) else x
 
         self.calls: list[tuple[Any, str]] = []
         for call, line in zip(trace.calls, trace.lines, strict=True):

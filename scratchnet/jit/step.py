@@ -22,7 +22,7 @@ from .aliases import Aliases
 from .explain import explain
 from .names import Names
 from .program import Outputs, Program, Stopped, give_back
-from .trace import Trace, line_of, memory_of, user_line
+from .trace import Trace, is_array, line_of, memory_of, user_line
 from .values import Argument, is_constant, is_same, key_of, leaves_of, mapped
 
 MOST = 64  # programs of a step; the oldest makes room for a new one
@@ -71,7 +71,7 @@ class Step:
                     if recorded.aliases.found(arrays) is not None:
                         return self.function(*args, **kwargs)
                     try:
-                        return recorded.replay(args, kwargs, arrays)
+                        return recorded.replay(arrays)
                     except Stopped:  # the step itself knows what is wrong
                         return self.function(*args, **kwargs)
             if self._refusal is not None:
@@ -262,19 +262,16 @@ class _Recorded:
         finally:
             self._give_back(trace, arrays)
         if any(t._requires_grad or t._grad is not None for t in tensors):
-            with tracing.into(trace):
-                trace.refuse("the gradient of an argument; use x.detach()")
+            trace.refuse("the gradient of an argument; use x.detach()")
         self._take_gradients(trace)
         if any(type(x) is Argument and x._kind is not np.ndarray for x in leaves_of(result)):
-            with tracing.into(trace):
-                trace.refuse("returns a number of NumPy, made of an argument")
+            trace.refuse("returns a number of NumPy, made of an argument")
         self.result = result = mapped(result, lambda x: x._given if type(x) is Argument else x)
         self._check_result(trace)
         names.pass_over(trace.by_kernels)
         self.unsettled = trace.changed() or names.changed()
         if (drawn := names.drew()) is not None:
-            with tracing.into(trace):
-                trace.refuse(drawn)
+            trace.refuse(drawn)
         self.refusal = trace.refusal or trace.caught
         self.account = Account(trace, inputs, result, self.gradients)
         self.watched = [(thing, attribute, value) for (_, attribute), (thing, value) in trace.watched.items()]
@@ -310,8 +307,7 @@ class _Recorded:
             if isinstance(x, Tensor | np.ndarray):
                 trace.enters(x._data if isinstance(x, Tensor) else x)
             elif not is_constant(x):
-                with tracing.into(trace):
-                    trace.refuse(f"returns {type(x).__name__}")
+                trace.refuse(f"returns {type(x).__name__}")
 
     def build(self, outputs: Outputs | None) -> None:
         """The call agreed with one before: a program is made of it."""
@@ -336,7 +332,7 @@ class _Recorded:
             return False
         return all(gradient.holds() for gradient in self.looked_at) and self.names.hold()
 
-    def replay(self, args: tuple, kwargs: dict, arrays: list[np.ndarray]) -> Any:
+    def replay(self, arrays: list[np.ndarray]) -> Any:
         for gradient in self.looked_at:
             gradient.before()
         program = self.program
@@ -354,7 +350,7 @@ class _Recorded:
 
         def plan(x: Any) -> Callable[[Sequence[Any]], Any]:
             data = x._data if isinstance(x, Tensor) else x
-            if not isinstance(data, np.ndarray) and not hasattr(data, "layout"):
+            if not is_array(data):
                 return lambda arguments: x
             memory, wrap = memory_of(data), isinstance(x, Tensor)
             if (i := positions.get(id(memory))) is not None:

@@ -47,7 +47,7 @@ class Call(NamedTuple):
 
     def touched(self) -> list[Any]:
         """The arrays, on a GPU too, that it reads or writes."""
-        return [x for x in self.arguments if isinstance(x, np.ndarray) or hasattr(x, "layout")]
+        return [x for x in self.arguments if is_array(x)]
 
     def written(self) -> list[Any]:
         """Those that it writes, besides memory that the step made; all, of a kernel that is not in the table."""
@@ -207,7 +207,7 @@ class Trace(Tracing):
             device.copy(result, out)
 
         for x in (*arrays, *others):
-            if isinstance(x, np.ndarray) or hasattr(x, "layout"):
+            if is_array(x):
                 self.enters(x)
         self._note(Call(name, device, (*arrays, out, *others), again))
 
@@ -311,16 +311,20 @@ class _Recorder:
         kernel, trace, device = getattr(self._device, name), self._trace, self._device
 
         def record(*arguments: Any, **numbers: Any) -> None:
-            arrays = [x for x in arguments if isinstance(x, np.ndarray) or hasattr(x, "layout")]
-            for x in arrays:
+            call = Call(name, device, (*arguments, *numbers.values()))
+            for x in call.touched():
                 trace.enters(x)
             kernel(*arguments, **numbers)
-            call = Call(name, device, (*arguments, *numbers.values()))
             for x in call.written() if trace.named else ():
                 trace.wrote(x)
             trace._note(call)
 
         return record
+
+
+def is_array(x: Any) -> bool:
+    """Is it memory, of the host or of a GPU?"""
+    return isinstance(x, np.ndarray) or hasattr(x, "layout")
 
 
 def memory_of(array: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from messages import one_line
+from planted import by_threads
 from sizes import JIT
 
 import scratchnet as sn
@@ -135,24 +136,10 @@ def test_layouts_that_no_signature_takes_are_left_out_and_named():
 # --- threads ----------------------------------------------------------------------------------------------------------
 
 
-def partial_sums(x, out):
-    n = numba.get_num_threads()
-    parts = np.zeros(n, x.dtype)
-    for t in numba.prange(n):
-        s = x.dtype.type(0)
-        for i in range(t * x.size // n, (t + 1) * x.size // n):
-            s += x[i]
-        parts[t] = s
-    s = x.dtype.type(0)
-    for t in range(n):
-        s += parts[t]
-    out[()] = s
-
-
 @needs_jit
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread")
 def test_a_sum_that_depends_on_the_number_of_threads_is_found():
-    total = numba.njit(parallel=True)(partial_sums)
+    total = numba.njit(parallel=True)(by_threads)
     x = np.array([1e8, 1, -1e8, 1], np.float32)
 
     def check(kernel=total, **options):
@@ -175,7 +162,7 @@ def test_a_sum_that_depends_on_the_number_of_threads_is_found():
 
 @needs_jit
 def test_parallel_kernels_are_recognised_through_names_modules_and_cells():
-    total = numba.njit(parallel=True)(partial_sums)
+    total = numba.njit(parallel=True)(by_threads)
     serial = numba.njit(lambda x: x)
     caller = numba.njit(lambda x, out: total(x, out))
     assert calls.runs_in_parallel(total) and calls.runs_in_parallel(caller)
