@@ -44,9 +44,12 @@ _MISSING = object()
 
 
 class Names:
-    """What the functions and objects of a step can reach; made before it runs."""
+    """What the functions and objects of a step can reach; made before it runs.
 
-    def __init__(self, roots: Iterable[Any]):
+    seeded: the step seeds `random` and `np.random` itself, and looks whether they were drawn from.
+    """
+
+    def __init__(self, roots: Iterable[Any], seeded: bool = False):
         roots = list(roots)
         used: set[str] = set()
         while True:  # until no function is found that uses names which nobody looked for
@@ -58,8 +61,9 @@ class Names:
             used = walk.used
         self.always, self.of_modules, self.arrays = walk.always, walk.of_modules, walk.arrays
         self._looks = [(holder.get, key, value) for holder, key, value, _ in self.always]
-        self._generators: list[tuple[Any, Any]] = [(np.random, _state(np.random)), (random, _state(random))]
-        self._generators += [(x, _state(x)) for x in walk.kept.values() if isinstance(x, GENERATORS)]
+        generators: list[Any] = [x for x in walk.kept.values() if isinstance(x, GENERATORS)]
+        generators += [] if seeded else [np.random, random]
+        self._generators: list[tuple[Any, Any]] = [(x, _state(x)) for x in generators]
         self._kept, self._changes = walk.kept, changes()
 
     def hold(self) -> bool:

@@ -34,7 +34,8 @@ class Step:
 
     outputs: see `Outputs`. relies_on: objects whose Python values the function reads, besides those that it can reach
     by name. tolerant: where a program could not stand for the function, the function is called as it is, and a warning
-    says why, instead of a JitError; the function is one of this package, which hands arrays to kernels alone.
+    says why, instead of a JitError; the function is one of this package, which hands arrays to kernels alone, and
+    seeds `random` and `np.random` for the user's code in it.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Step:
         """Runs the step once more and notes what it does; with what an earlier call did, that makes a program."""
         others = [x for x in leaves_of((args, kwargs)) if not isinstance(x, Tensor | np.ndarray)]
         roots = (self.function, *self.relies_on, *others)
-        recorded, result = _Recorded.of(self.function, args, kwargs, arrays, Names(roots), self.tolerant)
+        recorded, result = _Recorded.of(self.function, args, kwargs, arrays, Names(roots, self.tolerant), self.tolerant)
         shapes = tuple([(x.shape, x.dtype) for x in arrays])
         self._fruitless[shapes] = count = self._fruitless.get(shapes, 0) + 1
         self._unsettled = 0 if recorded.unsettled is None else self._unsettled + 1

@@ -25,13 +25,12 @@ from .comm.job import report_end, started_as
 from .comm.tree import tree_sum
 from .settings import Settings, Start
 from .shards import (
-    COMPUTING,
     StepResult,
     first_stream,
     gathered,
     nonfinite_loss,
+    others_seeded,
     require_finite,
-    seed_others,
     shard_loss,
     split,
     streams_kept,
@@ -109,9 +108,10 @@ class OneProgram:
         try:
             if self._gathers:
                 losses = self._step(Tensor(positions, device=self._device))
-            else:  # the user's code runs, and draws what it would in a worker that has this shard alone
-                with streams_kept():
-                    losses = self._step(*(Tensor(array, device=self._device) for array in self._read(positions)))
+            else:
+                with streams_kept():  # the data set draws what it would in a worker that has this shard alone
+                    arrays = self._read(positions)
+                losses = self._step(*(Tensor(array, device=self._device) for array in arrays))
         except NonFiniteError:
             lost = NonFiniteError(f"fit: expected a finite loss at step {number}, got one that was not")
             raise nonfinite_loss(self.settings, positions, number, number) or lost from None
@@ -155,17 +155,17 @@ class OneProgram:
 
         def gradients(k: int) -> list[Tensor | None]:
             settings.optimizer.zero_grad()
-            if not settings.jit:
-                seed_others(settings.seed, self._generators[k].stream, COMPUTING)
-            losses[k] = loss = shard_loss(settings.model, settings.loss, parts[k], self._generators[k])
-            require_finite(loss)
-            loss.backward(np.full(loss.shape, weights[k], loss.dtype))
+            with others_seeded(self._generators[k], settings.jit):
+                losses[k] = loss = shard_loss(settings.model, settings.loss, parts[k], self._generators[k])
+                require_finite(loss)
+                loss.backward(np.full(loss.shape, weights[k], loss.dtype))
             ends[k] = [_copy(buffer) for buffer in buffers]
             for buffer, old in zip(buffers, start, strict=True):
                 _assign(buffer, old)
             return [parameter.grad for parameter in parameters]
 
-        merged = tree_sum(parts, gradients, _add)
+        with streams_kept():
+            merged = tree_sum(parts, gradients, _add)
         for parameter, gradient in zip(parameters, merged, strict=True):
             parameter.grad = gradient
         for i, buffer in enumerate(buffers):

@@ -84,6 +84,24 @@ def seed_others(seed: int, stream: int, use: int) -> None:
 
 
 @contextlib.contextmanager
+def others_seeded(generator: Generator, may_be_recorded: bool) -> Iterator[None]:
+    """Inside, a model and a loss draw from `random` and `np.random` what (seed, stream) of `generator` determine.
+
+    may_be_recorded: a step that is recorded is refused if they draw, as a replay would not. Only inside `streams_kept`.
+    """
+    seed_others(generator.seed, generator.stream, COMPUTING)
+    before = _state_of_others() if may_be_recorded else None
+    yield
+    if may_be_recorded and _state_of_others() != before:
+        tracing.current().refuse("random numbers of random or np.random")
+
+
+def _state_of_others() -> tuple[Any, ...]:
+    state = np.random.get_state(legacy=False)  # noqa: NPY002
+    return state["state"]["key"].tobytes(), state["state"]["pos"], state["has_gauss"], random.getstate()
+
+
+@contextlib.contextmanager
 def streams_kept() -> Iterator[None]:
     """Inside, `random` and `np.random` may be seeded; afterwards they go on where they were before."""
     before, python = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002

@@ -678,6 +678,12 @@ def test_a_trainer_goes_on_without_a_program_and_says_once_why(name):
     assert "test_truth.py:" in text and "without a program" in text
 
 
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_a_trainer_whose_model_draws_from_others_has_the_same_bits_and_says_so(draw):
+    (text,) = same_with_and_without_jit(lambda: Detour(lambda m, y: y * float(draw())))
+    assert "random numbers of random or np.random" in text and "without a program" in text
+
+
 def test_layers_that_thaw_between_two_fits_train():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(32, 4)).astype(np.float32), rng.integers(0, 3, 32)

@@ -28,7 +28,7 @@ from ...nn import Module
 from ...random import Generator
 from ...tensor import Tensor, default_device
 from ..settings import Settings
-from ..shards import COMPUTING, first_stream, gathered, require_finite, seed_others, shard_loss, split, streams_kept
+from ..shards import first_stream, gathered, others_seeded, require_finite, shard_loss, split, streams_kept
 from .layout import Page, PageLayout
 
 
@@ -152,9 +152,10 @@ class Replica:
         arrays = [extent.of(theta) for extent in layout.parameters.values()]
         arrays += [extent.of(slot) for extent in layout.buffers]
         with _bound([*parameters, *self.model.buffers()], arrays):
-            loss = shard_loss(self.model, self.loss, batch, self.generator)
-            require_finite(loss)
-            loss.backward(Tensor._wrap(scale._data.reshape(loss.shape), self.device))
+            with self.streams_kept(), others_seeded(self.generator, self.settings.jit):
+                loss = shard_loss(self.model, self.loss, batch, self.generator)
+                require_finite(loss)
+                loss.backward(Tensor._wrap(scale._data.reshape(loss.shape), self.device))
             missing = [i for i, p in zip(layout.parameters, parameters, strict=True) if p.grad is None]
             if missing:
                 raise ConfigError(f"fit: expected a gradient for every parameter in each shard, got none for {missing}")
@@ -202,18 +203,13 @@ class Gradient:
         """
         replica = self.replica
         stream = replica.generator.stream = first_stream(batch, k, replica.shards)
-        if self._step is not None and replica.settings.jit:  # nobody draws from `random` or `np.random`
+        if self._step is not None:
             return self._replay(positions, weight, batch, k)
         with replica.streams_kept():
-            if self._step is not None:
-                seed_others(replica.settings.seed, stream, COMPUTING)
-                return self._replay(positions, weight, batch, k)
-            scale = replica.tensor(np.full((), weight, self.scale.dtype))
             arrays = gathered(replica.dataset, positions, replica.settings.seed, stream)
-            tensors = [replica.tensor(array) for array in arrays]
-            if not replica.settings.jit:
-                seed_others(replica.settings.seed, stream, COMPUTING)
-            return replica.loss_of_batch(tensors, scale, self.page[0], self.slot, self.fresh).item()
+        scale = replica.tensor(np.full((), weight, self.scale.dtype))
+        tensors = [replica.tensor(array) for array in arrays]
+        return replica.loss_of_batch(tensors, scale, self.page[0], self.slot, self.fresh).item()
 
     def _replay(self, positions: np.ndarray, weight: float, batch: int, k: int) -> float:
         self.doing = batch, k
