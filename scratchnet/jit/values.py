@@ -129,27 +129,12 @@ SHAPE = {"shape", "dtype", "ndim", "size", "nbytes", "itemsize"}  # strides and 
 VIEWS = {"reshape", "transpose", "squeeze", "swapaxes", "ravel", "view", "diagonal"}
 CHANGES = {"sort", "fill", "put", "partition", "resize", "setflags", "setfield", "itemset", "byteswap"}
 LOOKS = {"item", "tolist", "tobytes", "tofile", "dump", "dumps"}
-OPERATORS = {f"__{name}__" for name in ["neg", "pos", "abs", "invert", "lt", "le", "eq", "ne", "gt", "ge", "copy"]}
-OPERATORS |= {
-    f"__{r}{name}__"
-    for r in ("", "r")
-    for name in [
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "divmod",
-        "pow",
-        "matmul",
-        "and",
-        "or",
-        "xor",
-        "lshift",
-        "rshift",
-    ]
-}
+REFLECTED = (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul", "and", "or", "xor",
+    "lshift", "rshift",
+)  # fmt: skip
+OTHERS = "neg", "pos", "abs", "invert", "lt", "le", "eq", "ne", "gt", "ge", "copy"
+OPERATORS = {f"__{name}__" for name in REFLECTED + OTHERS} | {f"__r{name}__" for name in REFLECTED}
 
 
 class Argument:
@@ -251,18 +236,7 @@ def _special(name: str) -> Callable[..., Any]:
     return special
 
 
-_OF_OBJECTS = {
-    "__eq__",
-    "__ne__",
-    "__lt__",
-    "__le__",
-    "__gt__",
-    "__ge__",
-    "__repr__",
-    "__str__",
-    "__format__",
-    "__hash__",
-}
+_OF_OBJECTS = {f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "repr", "str", "format", "hash")}
 for _name in (set(dir(np.ndarray)) - set(dir(object)) | _OF_OBJECTS) - vars(Argument).keys():
     if _name.startswith("__") and callable(getattr(np.ndarray, _name)):
         setattr(Argument, _name, _special(_name))

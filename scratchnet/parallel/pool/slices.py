@@ -52,9 +52,8 @@ class Slice:
         self.numbers = np.empty((len(self.segments), replica.optimizer.n_numbers))
         clips = replica.settings.clip_norm is not None
         self.factors = [np.ones((), old[0].dtype) for old, _, _ in self.segments] if clips else None
-        self._step = replica.settings.recorded(
-            self._merge
-        )  # of arrays that stay where they are: a replay looks nothing up
+        # Of arrays that stay where they are, so a replay looks nothing up.
+        self._step = replica.settings.recorded(self._merge)
 
     def update(self, numbers: np.ndarray, weights: Sequence[float], factor: float = 1.0) -> None:
         """numbers: see `Replica.next_numbers`. weights: of each slot's buffers. factor: scales the gradient."""
