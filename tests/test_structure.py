@@ -269,6 +269,25 @@ def test_tables_hold_the_same_kernels_with_the_same_signatures():
             assert list(inspect.signature(kernel).parameters) == list(inspect.signature(reference[key]).parameters), key
 
 
+@pytest.mark.parametrize("folder", ["kernels", "ops", "nn", "optim"])
+def test_tests_of_kernels_take_from_testing_what_is_public(folder):
+    from scratchnet import testing
+
+    found = structure.taken_from("scratchnet.testing", PROJECT / "tests" / folder)
+    assert [where for where, name in found if name not in testing.__all__] == []
+    assert found or folder == "optim"
+
+
+def test_what_is_taken_from_inside_is_found(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "from scratchnet.testing import arrays\nfrom scratchnet.testing.oracles import philox\n"
+        "import scratchnet.testing.calls\nfrom scratchnet import testing\ntesting.calls.name_of\n"
+    )
+    assert structure.taken_from("scratchnet.testing", tmp_path) == [
+        ("a.py:1", "arrays"), ("a.py:2", "oracles"), ("a.py:3", "calls"), ("a.py:5", "calls"),
+    ]  # fmt: skip
+
+
 def test_public_names_are_all_there():
     names = """Tensor tensor no_grad grad value_and_grad manual_seed set_num_threads get_num_threads default_device save
         load Trainer nn optim data metrics cat stack where exp log sqrt abs tanh sigmoid relu gelu clip maximum minimum

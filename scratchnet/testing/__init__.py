@@ -23,14 +23,14 @@ To check derivatives of any order call `gradcheck(f, inputs)`. Strategies need H
 SciPy: `pip install hypothesis scipy`.
 """
 
-from .bounds import blocked, pairwise
+from .bounds import ULPS, blocked, pairwise, roundings_of
 from .cases import KernelCase, kernel_cases
 from .contract import assert_matches_reference
 from .devices import host_kernel
 from .gradients import gradcheck
 from .kernels import KERNEL_ROWS
 from .strategies import CONTIGUOUS, DOMAINS, EDGES, LAYOUTS, SPECIAL, arrays, drawn
-from .threads import find_races, interpreted
+from .threads import barriers_of, find_races, interpreted
 
 __all__ = [
     "CONTIGUOUS",
@@ -39,9 +39,11 @@ __all__ = [
     "KERNEL_ROWS",
     "LAYOUTS",
     "SPECIAL",
+    "ULPS",
     "KernelCase",
     "arrays",
     "assert_matches_reference",
+    "barriers_of",
     "blocked",
     "drawn",
     "find_races",
@@ -50,4 +52,5 @@ __all__ = [
     "interpreted",
     "kernel_cases",
     "pairwise",
+    "roundings_of",
 ]

@@ -42,6 +42,25 @@ def blocked(n: int, block: int) -> int:
     return min(n, block) + max(math.ceil(n / block) - 1, 0)
 
 
+ULPS: dict[str, float] = dict.fromkeys(["+", "-", "*", "/", "sqrt"], 0.5) | {
+    "rsqrt": 2, "cbrt": 2, "hypot": 3, "exp": 3, "exp2": 2, "expm1": 3, "log": 4, "log2": 3, "log10": 4, "log1p": 3,
+    "power": 4, "sin": 2, "cos": 2, "tan": 4, "arcsin": 4, "arccos": 3, "arctan": 3, "arctan2": 3, "sinh": 3, "cosh": 3,
+    "tanh": 2, "arcsinh": 3, "arccosh": 4, "arctanh": 3, "erf": 2, "erfc": 5,
+}  # fmt: skip
+"""function -> the units in the last place by which it may be wrong: the most that the CUDA C++ Programming Guide states
+(section "Mathematical Functions", float32 and float64) or that NumPy's vector code was measured at, rounded up."""
+
+
+def roundings_of(*functions: str) -> int:
+    """`roundings` of an element that passes through these functions (names in ULPS), one after the other.
+
+    An ulp counts as two roundings, an operation as one: `roundings_of("exp", "+", "/")` for 1 / (1 + exp(-x)). That is
+    right where no function makes the relative error of its argument larger, |x f'(x)| <= |f(x)|. Others, such as the
+    exp of a large result or a difference, need a `magnitude`. For real numbers. Raises ConfigError for other names.
+    """
+    return sum(math.ceil(2 * ULPS[checks.one_of("roundings_of: a function", name, ULPS)]) for name in functions)
+
+
 @dataclass(frozen=True)
 class Bound:
     """What an element may be wrong by: `terms` - 1 additions in `accumulate`, `roundings` in the result's own type."""

@@ -1,4 +1,4 @@
-"""Kernels of every make, called in one way: Python, Numba (lazy, explicit, parallel, ufuncs), numba.cuda, ctypes."""
+"""Kernels of every make, called in one way: Python, Numba (lazy, explicit, parallel, ufuncs), numba.cuda, Cython, C."""
 
 import contextlib
 import ctypes
@@ -64,14 +64,18 @@ def fills(kernel: Any, inputs: int, results: int, params: Mapping[str, Any]) -> 
     return len(asked) == inputs + results
 
 
-def only_some_types(kernel: Any) -> bool:
-    """Was a Numba kernel compiled for signatures that were written down, and will it be for no others?"""
-    return getattr(kernel, "_can_compile", True) is False
+_REFUSALS = (
+    (TypeError, "No matching definition for argument type"),  # Numba, with signatures
+    (ValueError, "buffer source array is read-only"),  # Cython, whose memoryviews say what they take
+    (ValueError, "ndarray is not C-contiguous"),
+    (ValueError, "ndarray is not Fortran contiguous"),
+    (ValueError, "ndarray is not contiguous"),
+)
 
 
-def is_of_another_type(error: Exception) -> bool:
-    """Did a Numba kernel with signatures refuse its arguments?"""
-    return isinstance(error, TypeError) and str(error).startswith("No matching definition for argument type")
+def refuses_layout(error: Exception) -> bool:
+    """Did a kernel that was compiled for some layouts refuse an argument of another?"""
+    return any(isinstance(error, kind) and str(error).startswith(words) for kind, words in _REFUSALS)
 
 
 # --- one call ---------------------------------------------------------------------------------------------------------

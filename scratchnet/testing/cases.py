@@ -26,20 +26,21 @@ class KernelCase:
     roundings: int
     magnitude: Callable[..., Any] | None
 
-    def check(self, kernel: Callable, reference: Callable | None = None, layouts: Sequence[str] | None = None) -> None:
+    def check(self, kernel: Callable, reference: Callable | None = None, **options: Any) -> None:
         """Checks a kernel against the oracle, or against another kernel that is taken for the truth.
 
-        Raises ContractError as `assert_matches_reference` does, which also explains the bound.
+        options: of `assert_matches_reference`, which also explains the bound; they replace those of the case. Raises
+        ContractError as that does, and ConfigError for what is no option, or a parameter that the case has drawn.
         """
+        for name in options:
+            if name in self.params:
+                checks.refuse("KernelCase.check", f"an option, as the case gives {name}={self.params[name]!r}", name)
+        own = {"terms": self.terms, "roundings": self.roundings, "magnitude": self.magnitude}
         assert_matches_reference(
             kernel,
             self.oracle if reference is None else _returning(reference, self.oracle),
             self.inputs,
-            terms=self.terms,
-            roundings=self.roundings,
-            magnitude=self.magnitude,
-            layouts=layouts,
-            **self.params,
+            **own | options | self.params,
         )
 
     def __repr__(self) -> str:

@@ -25,13 +25,18 @@ from .strategies import CONTIGUOUS, LAYOUTS, written
 _WHO = "assert_matches_reference"
 
 
+def __tracebackhide__(info: Any) -> bool:
+    """For pytest: of a kernel that is wrong it shows the call in the user's test, and not what happens in here."""
+    return isinstance(info.value, ContractError)
+
+
 def assert_matches_reference(
     kernel: Callable[..., Any], reference: Callable[..., Any], inputs: Sequence[Any], **options: Any
 ) -> None:
     """Checks that a kernel computes what a reference computes, and does nothing else.
 
     kernel: fills arrays, `kernel(*inputs, *results, **params)`, or returns one (or a tuple of them). Functions of
-        Python, Numba (lazy, explicit signatures, parallel, ufuncs), numba.cuda and ctypes are called in the same way.
+        Python, Numba (lazy, explicit signatures, parallel, ufuncs), numba.cuda, Cython and ctypes are called alike.
     reference: `reference(*inputs, **params)` returns the result (or a tuple). Its inputs have more digits than the
         kernel's (float64, np.longdouble), if it takes those.
     inputs: arrays, and scalars, which both get as they are.
@@ -48,7 +53,7 @@ def assert_matches_reference(
     accumulate: the dtype in which terms are added up, if it is not that of the result.
     rtol, atol: also right is what lies within atol + rtol * |expected|.
     layouts: names in LAYOUTS; the kernel is run on inputs of each. By default CONTIGUOUS, without those that the
-        signatures of a Numba kernel do not take, which a warning names.
+        signatures of a Numba or Cython kernel do not take, which a warning names.
     threads: the bits must be the same for each of these numbers of Numba's threads; by default (1, 2, all) for a kernel
         with parallel=True, or one that calls such a kernel by name.
     aliased: also give one array for all floating inputs of its shape and dtype, `kernel(x, x)`, where the reference's
@@ -170,7 +175,7 @@ assert_matches_reference.__signature__ = _FACE.replace(  # type: ignore[attr-def
 
 
 class _LayoutRefusedError(Exception):
-    """A Numba kernel has signatures, and none for this layout."""
+    """A compiled kernel has signatures, and none for this layout."""
 
 
 _called: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
@@ -321,9 +326,9 @@ class _Check:
                 NotImplementedError,
             ):  # no long double: SciPy, PyTorch and compiled functions
                 value = result({kind: min(wider, _NOT_LONG[wider.kind]) for kind, wider in WIDER.items()})
+            return [np.asarray(y) for y in (value if isinstance(value, tuple) else (value,))]
         except Exception as error:
             raise ContractError(f"{self._where(inputs, where)}: the reference raised {_in_short(error)}") from error
-        return [np.asarray(y) for y in (value if isinstance(value, tuple) else (value,))]
 
     def _fills(self, given: list[Any], expected: list[np.ndarray]) -> bool:
         known = self.options.fills
@@ -353,7 +358,7 @@ class _Check:
         apart = [b.memory for b in buffers if isinstance(b, calls.Apart)]
         margins = [_margins(memory) for memory in apart]
         before = [x.tobytes() if isinstance(x, np.ndarray) else b"" for x in given]
-        value = self._called(given, buffers, shapes, where)
+        values = self._called(given, buffers, shapes, where)
         if [_margins(memory) for memory in apart] != margins:
             raise ContractError(f"{where}: expected nothing written beside the result, got a change there")
         for i, (x, content) in enumerate(zip(given, before, strict=True)):
@@ -361,12 +366,9 @@ class _Check:
                 raise ContractError(f"{where}: expected the inputs as they were, but input {i} was changed")
         if buffers:
             return [calls.result_in(b, shape) for b, shape in zip(buffers, shapes, strict=True)]
-        values = value if isinstance(value, tuple) else (value,)
         if len(values) != len(expected):
             raise ContractError(f"{where}: expected {len(expected)} results, got {len(values)}")
-        # Numbers of Python have no dtype: that is what compiled functions return for their own.
-        plain = [type(y) in (bool, int, float, complex) for y in values]
-        results = [np.asarray(y, kind if p else None) for y, kind, p in zip(values, dtypes, plain, strict=True)]
+        results = [np.asarray(y, kind if type(y) in _PLAIN else None) for y, kind in zip(values, dtypes, strict=True)]
         for got, dtype, shape in zip(results, dtypes, shapes, strict=True):
             if got.dtype != dtype or got.shape != shape:
                 raise ContractError(f"{where}: expected {dtype} of shape {shape}, got {got.dtype} of {got.shape}")
@@ -374,25 +376,30 @@ class _Check:
                 raise ContractError(f"{where}: expected a result with memory of its own, got an input's")
         return results
 
-    def _called(self, given: list[Any], buffers: list[Any], shapes: list[tuple], where: str) -> Any:
-        def call() -> Any:
-            return calls.call(self.kernel, given, buffers, shapes, self.options.launch, self.params)
+    def _called(self, given: list[Any], buffers: list[Any], shapes: list[tuple], where: str) -> tuple[Any, ...]:
+        def call() -> tuple[Any, ...]:
+            value = calls.call(self.kernel, given, buffers, shapes, self.options.launch, self.params)
+            values = () if buffers else value if isinstance(value, tuple) else (value,)
+            return tuple(y if type(y) in _PLAIN else np.asarray(y) for y in values)
 
         try:
             return _timed(self.kernel, (_types(given), where.partition(", inputs")[0]), call)
         except Exception as error:
             if type(error).__module__.partition(".")[0] == "hypothesis":
                 raise
-            if calls.only_some_types(self.kernel) and calls.is_of_another_type(error):
+            if calls.refuses_layout(error):
                 raise _LayoutRefusedError(_in_short(error)) from None
             if isinstance(error, ContractError):
                 raise ContractError(f"{where}: {error}") from None
             expected = "no exception"
             if re.search("read-?only", str(error)):
                 expected = "the inputs as they were, so that they may be read-only"
-            raise ContractError(f"{where}: expected {expected}, got {_in_short(error)}") from error
+            guessed = self.options.fills is None and not buffers and calls.parameters(self.kernel) is None
+            remedy = "; fills=True calls it with arrays to fill" if guessed and isinstance(error, TypeError) else ""
+            raise ContractError(f"{where}: expected {expected}, got {_in_short(error)}{remedy}") from error
 
 
+_PLAIN = (bool, int, float, complex)  # they have no dtype: what compiled functions return for numbers of their own
 _NOT_LONG = {"f": np.dtype(np.float64), "c": np.dtype(np.complex128)}
 
 

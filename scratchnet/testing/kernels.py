@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import oracles
+from .bounds import roundings_of
 from .strategies import SPECIAL
 
 Params = Mapping[str, Sequence[Any]]  # name -> the values to draw from
@@ -61,15 +62,15 @@ def _grid(*choices: Sequence[Any], dtype: Any = np.float64) -> tuple[np.ndarray,
 KERNEL_ROWS: dict[str, Row] = {
     # elementwise, one input
     "neg": Row("*", lambda x: 0 - x, integers=True),
-    "exp": Row("*", np.exp, roundings=4 * _ULP),
-    "log": Row("*", np.log, roundings=4 * _ULP, domain="positive"),
-    "sqrt": Row("*", np.sqrt, roundings=1, domain="nonnegative"),
+    "exp": Row("*", np.exp, roundings=roundings_of("exp")),
+    "log": Row("*", np.log, roundings=roundings_of("log"), domain="positive"),
+    "sqrt": Row("*", np.sqrt, roundings=roundings_of("sqrt"), domain="nonnegative"),
     "abs": Row("*", lambda x: np.where(x < 0, -x, x), integers=True),
     "sign": Row("*", lambda x: np.where(x != x, x, (x > 0).astype(x.dtype) - (x < 0)), integers=True),
-    "tanh": Row("*", np.tanh, roundings=4 * _ULP),
-    "sigmoid": Row("*", oracles.special("expit"), roundings=4 * _ULP),
+    "tanh": Row("*", np.tanh, roundings=roundings_of("tanh")),
+    "sigmoid": Row("*", oracles.special("expit"), roundings=roundings_of("exp", "+", "/")),
     "relu": Row("*", lambda x: np.where(x < 0, 0, x)),
-    "erf": Row("*", oracles.special("erf"), roundings=4 * _ULP),
+    "erf": Row("*", oracles.special("erf"), roundings=roundings_of("erf")),
     "gelu": Row("*", oracles.gelu, roundings=4 * _ULP, magnitude=np.abs),
     "softplus": Row("*", lambda x: np.logaddexp(0, x), roundings=4 * _ULP),
     "silu": Row("*", lambda x: x * oracles.special("expit")(x), roundings=6 * _ULP),
@@ -86,7 +87,7 @@ KERNEL_ROWS: dict[str, Row] = {
     "sub": Row("* *", lambda a, b: a - b, roundings=1, integers=True),
     "mul": Row("* *", lambda a, b: a * b, roundings=1, integers=True),
     "div": Row("* *", lambda a, b: a / b, roundings=1),
-    "pow": Row("* *", lambda a, b: a**b, roundings=4 * _ULP, magnitude=oracles.pow_size),
+    "pow": Row("* *", lambda a, b: a**b, roundings=roundings_of("power"), magnitude=oracles.pow_size),
     "maximum": Row("* *", lambda a, b: np.where((a > b) | (a != a), a, b), integers=True),
     "minimum": Row("* *", lambda a, b: np.where((a < b) | (a != a), a, b), integers=True),
     "lt": Row("* *", lambda a, b: a < b, integers=True),

@@ -537,7 +537,16 @@ NOT_CALLED = {
     "testing.KernelCase": "kernel_cases makes it",
     **{
         f"testing.{name}": "tests/testing calls it"
-        for name in ("blocked", "drawn", "find_races", "host_kernel", "interpreted", "pairwise")
+        for name in (
+            "barriers_of",
+            "blocked",
+            "drawn",
+            "find_races",
+            "host_kernel",
+            "interpreted",
+            "pairwise",
+            "roundings_of",
+        )
     },
     **{
         f"cuda.{name}": "it needs a GPU"

@@ -60,6 +60,22 @@ def _imported(path: Path, folder: list[str]) -> Iterator[tuple[int, list[str], l
                 yield node.lineno, alias.name.split("."), [""]
 
 
+def taken_from(package: str, folder: Path) -> list[tuple[str, str]]:
+    """(file:line, name) of what files below `folder` import from a package, its modules included, or read from it."""
+    found, last = [], package.rpartition(".")[2]
+    for name, path in files(folder).items():
+        tree = parsed(path.read_text())
+        for line, module, names in _imported(path, []):
+            whole = ".".join(module)
+            inside = whole.removeprefix(f"{package}.").split(".")[0] if whole.startswith(f"{package}.") else None
+            taken = [inside] if inside else names if whole == package else []
+            found += [(f"{name}:{line}", other) for other in taken if other]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == last:
+                found.append((f"{name}:{node.lineno}", node.attr))
+    return found
+
+
 def _file(parts: list[str], sources: Mapping[str, Path]) -> str | None:
     candidates = "/".join(parts) + ".py", "/".join([*parts, "__init__.py"])
     return next((name for name in candidates if name in sources), None)

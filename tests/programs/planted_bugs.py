@@ -1,6 +1,8 @@
-"""The planted bugs of docs/testing.md beside the peers: which of them does each find, and in how many seconds?
+"""The table of docs/testing.md: planted bugs, the smallest example of each, the seconds, and what peers find.
 
     python tests/programs/planted_bugs.py
+
+It ends with the false alarms of 10,000 correct kernels.
 
 The peers search with the same reference: numpy.testing.assert_allclose(rtol=1e-5, atol=1e-6) on 20 random float32
 arrays, with out=np.zeros(...); the same on arrays of Hypothesis alone (200, without our layouts, margins and bounds);
@@ -17,16 +19,19 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("helpers", "testing")]
 
+import correct
 import numba
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 from planted import PLANTED
-from test_planted import search
+from test_planted import search, smallest_example
 
-from scratchnet.testing import calls
+from scratchnet.errors import ContractError
+from scratchnet.testing import assert_matches_reference, calls
 
+CORRECT = 10_000
 RTOL = {"rtol": 1e-5, "atol": 1e-6}
 DTYPE = {"float32": np.float32, "int64": np.int64, "complex64": np.complex64}
 
@@ -84,7 +89,12 @@ def with_hypothesis(planted):
     }[dtype]
 
     @settings(
-        max_examples=200, database=None, deadline=None, suppress_health_check=[*HealthCheck], phases=[Phase.generate]
+        max_examples=200,
+        database=None,
+        deadline=None,
+        suppress_health_check=[*HealthCheck],
+        phases=[Phase.generate],
+        derandomize=True,
     )
     @given(st.data())
     def test(data):
@@ -111,10 +121,16 @@ def with_boundscheck(planted):
         return "-"
 
 
-ANSWERS = ["no", "yes", "-"]
+def ours(planted):
+    try:
+        search(planted)
+    except ContractError as error:
+        return f"`{smallest_example(error)}`"
 
 
 def found(search, planted):
+    """What a search in a process of its own returns; "yes" if it raises, "crash" if it ends its process."""
+    reading, writing = os.pipe()
     child = os.fork()
     if not child:
         warnings.simplefilter("ignore")
@@ -123,24 +139,45 @@ def found(search, planted):
             answer = search(planted) or "no"
         except BaseException:
             answer = "yes"
-        os._exit(ANSWERS.index(answer))
+        os.write(writing, answer.encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as answers:
+        answer = answers.read()
     _, status = os.waitpid(child, 0)
-    return ANSWERS[os.waitstatus_to_exitcode(status)] if os.WIFEXITED(status) else "crash"
+    return answer if status == 0 else "crash"
+
+
+def false_alarms(kernels):
+    """How many correct kernels are rejected."""
+    rng, rejected = np.random.default_rng(0), 0
+    with np.errstate(all="ignore"):
+        for number in range(kernels):
+            call, options = correct.draw(number, rng)
+            try:
+                assert_matches_reference(*call, layouts=("C",), **options)
+            except ContractError as error:
+                print(error)
+                rejected += 1
+    return rejected
 
 
 def main():
     peers = {"numpy.testing": with_numpy, "Hypothesis": with_hypothesis, "boundscheck": with_boundscheck}
+    columns = ["the message has", "smallest example", "seconds", *peers]
+    print(f"| planted bug: the kernel ... | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     total = dict.fromkeys(["ours", *peers], 0)
-    print("| planted bug | ours | " + " | ".join(peers) + " | seconds |")
     for kind, planted in PLANTED.items():
         start = time.perf_counter()
-        answers = {"ours": found(search, planted)}
+        example = found(ours, planted)
         seconds = time.perf_counter() - start
-        answers |= {name: found(peer, planted) for name, peer in peers.items()}
-        for name, answer in answers.items():
+        answers = {name: found(peer, planted) for name, peer in peers.items()}
+        for name, answer in {"ours": "no" if example == "no" else "yes", **answers}.items():
             total[name] += answer in ("yes", "crash")
-        print(f"| {kind} | {' | '.join(answers.values())} | {seconds:.2f} |", flush=True)
-    print(f"| of {len(PLANTED)} | {' | '.join(map(str, total.values()))} | |")
+        cells = [kind, f"`{planted.found}`", example, f"{seconds:.1f}", *answers.values()]
+        print(f"| {' | '.join(cells)} |", flush=True)
+    print(f"found of {len(PLANTED)}: {', '.join(f'{name} {n}' for name, n in total.items())}")
+    print(f"false alarms: {false_alarms(CORRECT)} of {CORRECT:,} correct kernels")
 
 
 if __name__ == "__main__":

@@ -2,76 +2,23 @@
 
 import numpy as np
 import pytest
+from correct import DTYPES, ORDERS, chain, draw_function, draw_sum, function_of
 from hypothesis import given
 from hypothesis import strategies as st
 from sizes import THOROUGH
 
 import scratchnet as sn
-from scratchnet.testing import assert_matches_reference, blocked, drawn, pairwise
+from scratchnet.testing import ULPS, assert_matches_reference, blocked, drawn, pairwise, roundings_of
 
-CORRECT = 10_000 if THOROUGH else 300  # random correct kernels
-
-
-def chain(x, axis=-1):
-    """One after the other, in the type of x."""
-    total = np.zeros(x.shape[:-1], x.dtype)
-    for i in range(x.shape[-1]):
-        total = (total + x[..., i]).astype(x.dtype)
-    return total
-
-
-def halves(x, block):
-    n = x.shape[-1]
-    return chain(x) if n <= block else halves(x[..., : n // 2], block) + halves(x[..., n // 2 :], block)
-
-
-def in_blocks(x, block):
-    n = x.shape[-1]
-    return chain(np.stack([chain(x[..., i : i + block]) for i in range(0, n, block)], axis=-1)) if n else chain(x)
-
-
-# name -> (the sum of n numbers, its terms)
-ORDERS = {
-    "chain": (lambda x: chain(x), lambda n: n),
-    "backward": (lambda x: chain(x[..., ::-1]), lambda n: n),
-    "pairwise": (lambda x: halves(x, 1), lambda n: pairwise(n)),
-    "pairwise from blocks of 8": (lambda x: halves(x, 8), lambda n: pairwise(n, 8)),
-    "blocks of 16": (lambda x: in_blocks(x, 16), lambda n: blocked(n, 16)),
-    "of NumPy": (lambda x: np.sum(x, axis=-1), lambda n: pairwise(n, 128)),
-}
-# name -> (terms from two arrays, their exact sum, roundings of a term)
-TERMS = {
-    "sum": (lambda a, b: a, lambda a, b: a.sum(axis=-1), 0),
-    "dot product": (lambda a, b: a * b, lambda a, b: (a * b).sum(axis=-1), 1),
-    "product of three": (lambda a, b: a * b * a, lambda a, b: (a * b * a).sum(axis=-1), 2),
-}
-DTYPES = (np.float16, np.float32, np.float64, np.complex64, np.complex128)
-MORE_FOR_COMPLEX = 3  # roundings of a complex product for one of a real one
+CORRECT = 10_000 if THOROUGH else 300  # random correct kernels, of sums and of functions
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_no_correct_sum_is_rejected(order):
-    add, terms = ORDERS[order]
     rng = np.random.default_rng(0)
-    for _ in range(CORRECT // len(ORDERS)):
-        product, reference, roundings = TERMS[rng.choice([*TERMS])]
-        dtype, n, kind = (
-            DTYPES[rng.integers(len(DTYPES))],
-            rng.integers(0, 130),
-            rng.choice(["integers", "normal", "wide"]),
-        )
-        a, b = (drawn(kind, rng.integers(2**16), (3, n), dtype) for _ in range(2))
-        if dtype is np.float16 and kind == "wide":
-            b = np.sign(b)  # a b a would pass 65504
-        assert_matches_reference(
-            lambda a, b, product=product: add(product(a, b)),
-            reference,
-            [a, b],
-            terms=terms(n),
-            roundings=roundings * (MORE_FOR_COMPLEX if np.dtype(dtype).kind == "c" else 1),
-            layouts=("C",),
-            aliased=False,
-        )
+    for _ in range([*ORDERS].index(order), CORRECT, len(ORDERS)):
+        call, options = draw_sum(order, rng)
+        assert_matches_reference(*call, layouts=("C",), aliased=False, **options)
 
 
 @given(st.integers(0, 5000), st.integers(1, 200))
@@ -109,24 +56,46 @@ def test_an_error_of_a_tenth_of_a_percent_or_of_four_bounds_is_found(n, order, d
         )
 
 
-ELEMENTWISE = {  # name -> (function, roundings: two make one ulp; NumPy's are within 4)
-    "sqrt": (np.sqrt, 1),
-    "exp": (np.exp, 8),
-    "sin": (np.sin, 8),
-    "multiply and add": (lambda x: x * x + x, 3),
-    "divide": (lambda x: 1 / x, 1),
-}
+@pytest.mark.parametrize("name", ULPS)
+def test_no_correct_function_is_rejected(name):
+    rng = np.random.default_rng(1)
+    with np.errstate(all="ignore"):
+        for _ in range([*ULPS].index(name), CORRECT, len(ULPS)):
+            call, options = draw_function(name, rng)
+            assert_matches_reference(*call, layouts=("C",), **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:3])
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_ulp_bounds_pass_correct_functions_and_find_one_that_is_off_by_more(name, dtype):
-    function, roundings = ELEMENTWISE[name]
-    x = np.abs(drawn("normal", 1, (100,), dtype)) + dtype(0.125)
-    assert_matches_reference(function, function, [x], roundings=roundings, fills=False)
-    ulps = dtype(1 + 2 * (roundings + 1) * np.finfo(dtype).eps)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("name", [name for name in ULPS if name not in "+-*/"])
+def test_a_function_that_is_off_by_an_ulp_more_than_its_bound_is_found(name, dtype):
+    binary = name in ("hypot", "power", "arctan2")
+    x = (drawn("normal", 1, (100,), np.float64) / 8 + (1.5 if name == "arccosh" else 0.5)).clip(0.125, 2).astype(dtype)
+    if name in ("arcsin", "arccos", "arctanh"):
+        x = x.clip(0.125, 0.75)
+    inputs, function = [x, x] if binary else [x], function_of(name)
+    as_exact = 2 if name in ("erf", "erfc") and dtype is np.float64 else 1  # SciPy's reference has no more digits
+    off = 1 + as_exact * (ULPS[name] + 1) * np.finfo(dtype).eps
+
+    def check(kernel):
+        assert_matches_reference(kernel, function, inputs, roundings=roundings_of(name), fills=False, layouts=("C",))
+
+    check(function)
+    # Higher precision, so that the kernel's own error does not make up for the one that is planted.
+    exact = function(*[y.astype(np.float64) for y in inputs]) * off
     with pytest.raises(sn.ContractError, match="roundings in"):
-        assert_matches_reference(lambda x: function(x) * ulps, function, [x], roundings=roundings, fills=False)
+        check(lambda *inputs: exact.astype(dtype))
+
+
+def test_roundings_of_a_formula_are_those_of_its_functions():
+    assert roundings_of() == 0 and roundings_of("+", "/", "sqrt") == 3 and roundings_of("exp", "+", "/") == 8
+    x = drawn("normal", 3, (1000,), np.float32)
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    assert_matches_reference(sigmoid, sigmoid, [x], roundings=roundings_of("exp", "+", "/"))
+    with pytest.raises(sn.ConfigError, match=r"roundings_of: a function: .*got 'expp'"):
+        roundings_of("expp")
 
 
 def test_sums_that_are_kept_in_a_wider_type_have_its_bound():

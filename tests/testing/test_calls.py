@@ -18,7 +18,7 @@ from planted import by_threads
 from sizes import JIT
 
 import scratchnet as sn
-from scratchnet.testing import arrays, assert_matches_reference, calls
+from scratchnet.testing import LAYOUTS, arrays, assert_matches_reference, calls
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 X = np.random.default_rng(0).standard_normal((9, 17)).astype(np.float32)
@@ -93,6 +93,111 @@ def test_a_function_in_c_gets_pointers():
     assert_matches_reference(first_doubled, lambda x, n: 2 * x, [X.ravel(), X.size], roundings=0)
     with pytest.raises(sn.ContractError, match="element"):
         assert_matches_reference(first_doubled, lambda x, n: 3 * x, [X.ravel(), X.size], roundings=0)
+
+
+CYTHON = """
+def doubled(const double[:, ::1] x, double[:, ::1] out):
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            out[i, j] = x[i, j] + x[i, j]
+
+def without_const(double[:, ::1] x, double[:, ::1] out):
+    doubled(x, out)
+
+def forgets_the_last(const double[:, ::1] x, double[:, ::1] out):
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1] - 1):
+            out[i, j] = x[i, j] + x[i, j]
+
+def total(const double[:] x):
+    return sum(x)
+"""
+
+
+def test_functions_of_cython(tmp_path, monkeypatch):
+    """Runs where Cython and a compiler of C are installed; the next test plays what its functions say."""
+    pytest.importorskip("Cython")
+    (tmp_path / "cython_kernels.pyx").write_text(CYTHON)
+    command = [sys.executable, "-m", "Cython.Build.Cythonize", "-i", "-q", "-3", "cython_kernels.pyx"]
+    if subprocess.run(command, cwd=tmp_path, check=False).returncode:
+        pytest.skip("no compiler of C")
+    monkeypatch.syspath_prepend(tmp_path)
+    import cython_kernels as made
+
+    x = X.astype(float)
+    assert_matches_reference(made.doubled, lambda x: 2 * x, [x], roundings=0)
+    assert_matches_reference(made.total, lambda x: x.sum(), [x[0]], terms=17, layouts=("C", "strided", "reversed"))
+    with pytest.warns(UserWarning, match=r"without_const: layout 'readonly' left out.*layouts=\('C', 'offset'\)"):
+        assert_matches_reference(made.without_const, lambda x: 2 * x, [x], roundings=0)
+    with pytest.raises(sn.ContractError, match=r"layout 'Fortran': ValueError: ndarray is not C-contiguous; leave it"):
+        assert_matches_reference(made.doubled, lambda x: 2 * x, [x], roundings=0, layouts=("C", "Fortran"))
+    with pytest.raises(sn.ContractError, match=r"element \(0, 16\): expected to be written"):
+        assert_matches_reference(made.forgets_the_last, lambda x: 2 * x, [x], roundings=0)
+
+
+def test_memoryviews_of_compiled_functions_take_some_layouts():
+    def typed(x, out):
+        if not x.flags.writeable:
+            raise ValueError("buffer source array is read-only")
+        if not x.flags.c_contiguous:
+            raise ValueError("ndarray is not C-contiguous")
+        np.add(x, x, out=out)
+
+    with pytest.warns(UserWarning, match=r"typed: layout 'readonly' left out"):
+        assert_matches_reference(typed, lambda x: 2 * x, [X])
+    with pytest.raises(sn.ContractError, match=r"typed, layout 'strided': .* not C-contiguous; leave it out"):
+        assert_matches_reference(typed, lambda x: 2 * x, [X], layouts=("C", "strided"))
+    with pytest.raises(sn.ContractError, match=r"read-only; leave it out of layouts="):
+        assert_matches_reference(typed, lambda x: 2 * x, [X], layouts=("readonly",))
+
+
+def test_a_compiled_function_without_a_signature_says_how_to_have_it_called():
+    assert calls.parameters(math.hypot) is None
+    with pytest.raises(sn.ContractError, match=r"got TypeError: .*; fills=True calls it with arrays to fill"):
+        assert_matches_reference(math.hypot, lambda x: x, [X])
+    with pytest.raises(sn.ContractError, match=r"got TypeError: [^;]*$"):
+        assert_matches_reference(math.hypot, lambda x: x, [X], fills=True)
+
+
+class OtherLibrary:
+    """Arrays of a library such as PyTorch, which become NumPy's unless they require gradients."""
+
+    def __init__(self, x, recorded=False):
+        self.x, self.recorded = x, recorded
+
+    def __array__(self, dtype=None, copy=None):
+        if self.recorded:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        return self.x
+
+
+def test_results_of_other_libraries_are_taken_as_arrays():
+    assert_matches_reference(np.exp, lambda x: OtherLibrary(np.exp(x)), [X], roundings=6)
+    assert_matches_reference(lambda x: OtherLibrary(np.exp(x)), np.exp, [X], roundings=6)
+    with pytest.raises(
+        sn.ContractError, match=r"exp, layout 'C'.*: the reference raised RuntimeError: Can't call numpy"
+    ):
+        assert_matches_reference(np.exp, lambda x: OtherLibrary(np.exp(x), True), [X])
+    with pytest.raises(sn.ContractError, match="expected no exception, got RuntimeError: Can't call numpy"):
+        assert_matches_reference(lambda x: OtherLibrary(np.exp(x), True), np.exp, [X])
+
+
+def test_oracles_of_pytorch():
+    """Runs where PyTorch is installed; the last test stands for it elsewhere."""
+    torch = pytest.importorskip("torch")
+
+    def softmax(x, out):
+        e = np.exp(x - x.max(axis=1, keepdims=True))
+        out[...] = e / e.sum(axis=1, keepdims=True)
+
+    options = {"terms": 17, "roundings": 16, "magnitude": np.ones_like, "layouts": tuple(LAYOUTS)}
+    for dtype in (np.float32, np.float64):
+        x = X.astype(dtype)
+        assert_matches_reference(softmax, lambda x: torch.softmax(torch.from_numpy(x), 1), [x], **options)
+        with pytest.raises(sn.ContractError, match=r"element \("):
+            assert_matches_reference(softmax, lambda x: torch.softmax(torch.from_numpy(x), 0), [x], **options)
+    extrema = lambda x: (x.max(axis=1), x.argmax(axis=1))  # noqa: E731
+    assert_matches_reference(extrema, lambda x: torch.max(torch.from_numpy(x), 1), [X], roundings=0)
 
 
 def test_out_may_be_an_option_of_the_kernel():

@@ -25,6 +25,17 @@ def test_the_ten_lines_of_the_module_do_what_they_say():
         space["test_row_sums"]()
 
 
+def test_pytest_shows_the_call_in_the_test_and_no_line_of_ours(tmp_path):
+    (tmp_path / "test_mine.py").write_text(
+        "import numpy as np\nfrom scratchnet.testing import assert_matches_reference\n"
+        "def test_mine():\n    assert_matches_reference(lambda x: x + 1, lambda x: x, [np.ones(1)])\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null"]
+    done = subprocess.run([*command, "test_mine.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "to reproduce: assert_matches_reference(reference" in done.stdout
+    assert "contract.py" not in done.stdout and "test_mine.py:4: ContractError" in done.stdout
+
+
 def test_importing_the_tools_takes_little_time_and_compiles_nothing():
     """Processor time, the best of three: what it takes where nobody else computes."""
     code = "import sys, time, scratchnet.testing; assert 'numba' not in sys.modules; print(time.process_time())"

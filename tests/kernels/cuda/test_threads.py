@@ -8,7 +8,7 @@ import pytest
 from sizes import SIMULATED
 
 from scratchnet.errors import ContractError
-from scratchnet.testing import host_kernel, interpreted
+from scratchnet.testing import barriers_of, host_kernel, interpreted
 
 NEEDS = "simulated"
 if SIMULATED:
@@ -16,7 +16,6 @@ if SIMULATED:
 
     from scratchnet.kernels.cuda import compile, memory, tuning
     from scratchnet.kernels.cuda.compile import ALIGNED, cuda, launch, load_wide
-    from scratchnet.testing.threads import barriers_of
 
 RNG = np.random.default_rng(0)
 ORDERS = ("ascending", "descending", "shuffled")
