@@ -19,7 +19,18 @@ from .. import checks, ops
 from ..errors import ConfigError, IndexOutOfRangeError, ShapeError
 from ..kernels import device as find_device
 from ..tensor import Tensor, current_device
-from .rows import as_rows, check_finite, check_lengths, checked_positions, finite_rows, take, take_scaled, widen
+from .rows import (
+    as_rows,
+    check_finite,
+    check_lengths,
+    checked_positions,
+    collated,
+    finite_rows,
+    take,
+    take_scaled,
+)
+
+Batch = tuple[np.ndarray, ...] | dict[str, Any]  # fields of b rows, features first and the target last
 
 
 class Samples(Protocol):
@@ -31,7 +42,16 @@ class Samples(Protocol):
 
 
 class Dataset(ABC):
-    """Base class: write `__len__` and `__getitem__(i)`, which returns sample i as a tuple (features, label, ...)."""
+    """Base class: write `__len__` and `__getitem__(i)`, which returns sample i as a tuple or a dict of fields.
+
+    The first field holds the features, the last one the target: (image, label) or {"image": ..., "label": ...}.
+    classes: the names of labels 0, 1, ...; feature_names: of the columns of features; inputs: what made features of
+    files (see from_csv, image_folder, text_csv). None where nobody knows.
+    """
+
+    classes: Any = None
+    feature_names: Any = None
+    inputs: Any = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -39,38 +59,58 @@ class Dataset(ABC):
     @abstractmethod
     def __getitem__(self, index: int, /) -> Any: ...
 
-    def gather(self, positions: ArrayLike) -> tuple[np.ndarray, ...]:
-        """The samples at `positions`, (b,) integers from 0 to len - 1, as a tuple of arrays of b rows.
+    def gather(self, positions: ArrayLike) -> Any:
+        """The samples at `positions`, (b,) integers from 0 to len - 1: a tuple, or a dict, of arrays of b rows.
 
-        Floats keep their type, other numbers come as int64. Override it where a batch is cheaper than b samples.
+        Floats keep their type, other numbers come as int64, text as a list. Override it where a batch is cheaper than
+        b samples.
         """
         chosen = checked_positions(positions, len(self))
         samples = [self[int(position)] for position in chosen]
-        rows = [sample if isinstance(sample, tuple) else (sample,) for sample in samples]
-        if len({len(row) for row in rows}) > 1:
-            raise ShapeError(f"Dataset: expected samples of equal length, got {[len(row) for row in rows]} fields")
-        columns = zip(*rows, strict=True)
-        fields = [as_rows(column, f"Dataset: field {k} of the samples") for k, column in enumerate(columns)]
-        for field in fields:
-            check_finite(field, "Dataset: sample", chosen)
-        return tuple(widen(field) for field in fields)
+        if not any(isinstance(sample, tuple | dict) for sample in samples):
+            samples = [(sample,) for sample in samples]
+        return collated(samples, "Dataset", chosen) if samples else ()
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Dataset:
         """This data set with `function` applied to each batch of features; it must treat rows independently."""
         return Mapped(self, function)
 
+    def transform(self, function: Callable[[np.ndarray], Any]) -> Dataset:
+        """This data set with `function` applied to the features of each sample alone, as torchvision's transforms."""
+        return Mapped(self, _EachRow(checks.function("Dataset.transform", function)))
+
+
+class _EachRow:
+    """A function of rows that calls one of a single row."""
+
+    def __init__(self, function: Callable[[np.ndarray], Any]):
+        self.function = function
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        rows = [self.function(row) for row in features]
+        return collated(rows, "Dataset.transform") if rows else features
+
 
 class _BatchDataset(Dataset):
     """A data set that knows `gather`; its samples are batches of one."""
 
+    selects: Any = False
+    counts_epochs: Any = False
+
     def __getitem__(self, index):
-        """Sample `index` as a tuple of rows; for a slice, a tuple of arrays of rows."""
+        """Sample `index` as a tuple, or a dict, of rows; for a slice, of arrays of rows."""
         if isinstance(index, slice):
             return self.gather(range(*index.indices(len(self))))
         position, n = operator.index(index), len(self)
         if not -n <= position < n:
             raise IndexOutOfRangeError(f"expected an index from {-n} to {n - 1}, got {position}")
-        return tuple(rows[0] for rows in self.gather([position % n]))
+        return self._sample(position % n)
+
+    def _sample(self, position):
+        batch = self.gather([position])
+        if isinstance(batch, dict):
+            return {name: rows[0] for name, rows in batch.items()}
+        return tuple(rows[0] for rows in batch)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         """An array of the data set, on the default device; where that has memory of its own, it is copied once."""
@@ -93,6 +133,8 @@ class TensorDataset(_BatchDataset):
     scale: features come out as float32(x) * float32(scale). Without it floats keep their type, integers come as int64.
     Raises ShapeError for unequal lengths, DtypeError for other types, DataError naming the first row with NaN or Inf.
     """
+
+    selects = True
 
     def __init__(self, *arrays: ArrayLike, scale: float | None = None):
         if not arrays:
@@ -123,38 +165,63 @@ class TensorDataset(_BatchDataset):
         return (_widened(features), *map(_widened, others))
 
 
-class Subset(_BatchDataset):
+class View(_BatchDataset):
+    """A data set that shows the samples of another one, which it keeps as `dataset`, in another way.
+
+    An augmented data set below it (see augment.py) has other samples in each epoch: there, position n + i is sample i
+    in epoch 1, and so on. `counts_epochs` says so, and positions are handed down as they are.
+    """
+
+    def __init__(self, dataset: Samples):
+        self.dataset = checked_samples(type(self).__name__, dataset)
+
+    classes = property(lambda self: getattr(self.dataset, "classes", None))
+    feature_names = property(lambda self: getattr(self.dataset, "feature_names", None))
+    inputs = property(lambda self: getattr(self.dataset, "inputs", None))
+    counts_epochs = property(lambda self: counts_epochs(self.dataset))
+    selects = property(lambda self: selects(self.dataset))
+
+    def __len__(self):
+        return len(self.dataset)
+
+
+class Subset(View):
     """The samples of `dataset` at `positions`, in that order."""
 
     def __init__(self, dataset: Samples, positions: ArrayLike):
-        self.dataset = checked_samples("Subset", dataset)
+        super().__init__(dataset)
         self.positions = checked_positions(positions, len(dataset))
 
     def __len__(self):
         return len(self.positions)
 
     def gather(self, positions):
-        return gather(self.dataset, self.positions[checked_positions(positions, len(self))])
+        if not self.counts_epochs:
+            return gather(self.dataset, self.positions[checked_positions(positions, len(self))])
+        epochs, own = split_epochs(positions, len(self))
+        return gather(self.dataset, self.positions[own] + epochs * len(self.dataset))
 
     def _select(self, positions):
         return self.dataset._select(ops.take_rows(self._tensor(self.positions), positions))  # type: ignore[attr-defined]
 
 
-class Mapped(_BatchDataset):
+class Mapped(View):
     """`dataset` with `function` applied to each batch of features, (b, ...) -> (b, ...)."""
 
     def __init__(self, dataset: Samples, function: Callable[[np.ndarray], np.ndarray]):
-        self.dataset, self.function = checked_samples("Mapped", dataset), checks.function("Dataset.map", function)
+        super().__init__(dataset)
+        self.function = checks.function("Dataset.map", function)
 
-    def __len__(self):
-        return len(self.dataset)
+    selects = property(lambda self: selects(self.dataset) and getattr(self.function, "takes_tensors", False))
 
     def gather(self, positions):
-        features, *others = gather(self.dataset, positions)
+        return on_features(gather(self.dataset, positions), self._mapped)
+
+    def _mapped(self, features):
         mapped = self.function(features)
         if len(mapped) != len(features):
             raise ShapeError(f"Dataset.map: expected {len(features)} rows from {self.function}, got {len(mapped)}")
-        return (mapped, *others)
+        return mapped
 
     def _select(self, positions):
         features, *others = self.dataset._select(positions)  # type: ignore[attr-defined]
@@ -163,11 +230,41 @@ class Mapped(_BatchDataset):
 
 def selects(dataset: Samples) -> bool:
     """Has the data set a `_select(positions)` that takes and returns tensors? Then a recorded step can call it."""
-    if isinstance(dataset, Subset):
-        return selects(dataset.dataset)
-    if isinstance(dataset, Mapped):
-        return selects(dataset.dataset) and getattr(dataset.function, "takes_tensors", False)
-    return isinstance(dataset, TensorDataset)
+    return isinstance(dataset, _BatchDataset) and dataset.selects
+
+
+def counts_epochs(dataset: Samples) -> bool:
+    """Is position n + i sample i in epoch 1, for which `gather` may give another one than in epoch 0?"""
+    return isinstance(dataset, _BatchDataset) and dataset.counts_epochs
+
+
+def positions_of(dataset: Samples) -> int:
+    """Positions from 0 to this number - 1 are samples."""
+    return np.iinfo(np.int64).max if counts_epochs(dataset) else len(dataset)
+
+
+def split_epochs(positions: ArrayLike, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, positions from 0 to n - 1), of positions that count epochs."""
+    epochs, own = np.divmod(checked_positions(positions, np.iinfo(np.int64).max), n)
+    return epochs, own
+
+
+def fields_of(batch: Batch) -> list[tuple[Any, Any]]:
+    """(name, field) of each field of a batch; those of a tuple are numbered."""
+    return list(batch.items() if isinstance(batch, dict) else enumerate(batch))
+
+
+def features_of(batch: Batch) -> Any:
+    """The first field of a batch."""
+    return next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+
+
+def on_features(batch: Batch, function: Callable[[Any], Any]) -> Batch:
+    """The batch with `function` applied to its first field."""
+    if isinstance(batch, dict):
+        return batch | {next(iter(batch)): function(features_of(batch))}
+    features, *others = batch
+    return (function(features), *others)
 
 
 def _widened(t: Tensor) -> Tensor:
@@ -175,8 +272,8 @@ def _widened(t: Tensor) -> Tensor:
     return t if t.dtype.kind == "f" else t.astype(np.int64)
 
 
-def gather(dataset: Samples, positions: ArrayLike) -> tuple[np.ndarray, ...]:
-    """The samples of any data set at `positions`, as a tuple of arrays; `len()` and `[i]` are all that it needs."""
+def gather(dataset: Samples, positions: ArrayLike) -> Any:
+    """The samples of any data set at `positions`, as `Dataset.gather`; `len()` and `[i]` are all that it needs."""
     if hasattr(dataset, "gather"):
         return dataset.gather(positions)
     return Dataset.gather(checked_samples("gather", dataset), positions)  # type: ignore[arg-type]

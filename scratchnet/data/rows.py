@@ -9,12 +9,12 @@ from .. import checks
 from ..errors import DataError, DtypeError, IndexOutOfRangeError, ShapeError
 
 
-def as_rows(values, what):
+def as_rows(values, what, remedy=""):
     """`values` as a contiguous native array of bool, integers, float32 or float64, with at least one dimension."""
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise ShapeError(f"{what}: expected rows of one shape ({error})") from None
+        raise ShapeError(f"{what}: expected rows of one shape ({error}){remedy}") from None
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise DtypeError(f"{what}: expected bool, integers or floats of at most 64 bits, got {array.dtype}")
     if array.ndim == 0:
@@ -43,6 +43,33 @@ def check_finite(array, what, names=None):
     if not finite.all():
         row = np.argmin(finite)
         raise DataError(f"{what} {row if names is None else names[row]}: expected finite numbers, found NaN or Inf")
+
+
+def collated(samples, what, names=None):
+    """Samples of one kind as one thing of b rows: tuples as a tuple, dicts as a dict, text as a list, numbers stacked.
+
+    what: the beginning of messages. names: the numbers by which messages call the samples.
+    """
+    if any(isinstance(sample, tuple | dict) for sample in samples):
+        if len({_fields(sample) for sample in samples}) > 1:
+            found = checks.shown([_fields(sample) for sample in samples])
+            raise ShapeError(f"{what}: expected samples of equal length, got {found} fields")
+        names_of_fields = samples[0] if isinstance(samples[0], dict) else range(len(samples[0]))
+        made = {
+            k: collated([sample[k] for sample in samples], f"{what}: field {k} of the samples", names)
+            for k in names_of_fields
+        }
+        return made if isinstance(samples[0], dict) else tuple(made.values())
+    if all(isinstance(sample, str) for sample in samples):
+        return list(samples)
+    rows = as_rows(samples, what, "; a collate_fn with pad_sequence makes them equally long")
+    check_finite(rows, f"{what.split(':')[0]}: sample", names)
+    return widen(rows)
+
+
+def _fields(sample):
+    """How many fields a tuple has, the names of those of a dict, or no fields."""
+    return tuple(sample) if isinstance(sample, dict) else len(sample) if isinstance(sample, tuple) else "no"
 
 
 def take(array, positions):

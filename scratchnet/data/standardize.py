@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from .. import checks
 from ..errors import DataError, ShapeError
 from ..tensor import Tensor
-from .dataset import Dataset, TensorDataset, gather
+from .dataset import Dataset, TensorDataset, features_of, gather
 
 CHUNK = 4096  # rows at a time: bounds memory, and fixes the order of the sums
 SMALLEST_STD = np.finfo(np.float32).tiny  # what is smaller would be 0 in float32
@@ -45,7 +45,7 @@ class Standardize:
         if len(dataset) == 0:
             raise DataError("Standardize.fit: expected at least one row, got none")
         axis = 0 if per_feature else None
-        row, *_ = gather(dataset, [0])
+        row = features_of(gather(dataset, [0]))
         numbers = len(dataset) * (1 if per_feature else row.size)
 
         def each(*measures: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -97,8 +97,8 @@ def _of_chunks(
     starts, rank, size = range(0, len(dataset), CHUNK), comm.rank if comm else 0, comm.size if comm else 1
     found = np.zeros((len(measures), len(starts), *shape))
     for i in range(rank * len(starts) // size, (rank + 1) * len(starts) // size):
-        features, *_ = gather(dataset, np.arange(starts[i], min(starts[i] + CHUNK, len(dataset))))
-        chunk = features.astype(np.float64)
+        batch = gather(dataset, np.arange(starts[i], min(starts[i] + CHUNK, len(dataset))))
+        chunk = features_of(batch).astype(np.float64)
         for figures, measure in zip(found, measures, strict=True):
             figures[i] = measure(chunk)
     return comm.all_reduce(found) if comm else found  # to a chunk's figures the others add nothing but zeros

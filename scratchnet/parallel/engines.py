@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import tracing
-from ..data.dataset import selects
+from ..data.dataset import fields_of, selects
 from ..errors import DeviceError, NonFiniteError
 from ..grad_mode import no_grad
 from ..kernels import device as find_device
@@ -31,6 +31,7 @@ from .shards import (
     nonfinite_loss,
     others_seeded,
     require_finite,
+    rows_of,
     shard_loss,
     split,
     streams_kept,
@@ -93,7 +94,7 @@ class OneProgram:
     workers, is_between = 1, True
 
     def __init__(self, settings: Settings, start: Start):
-        self.settings, self.dataset, self.submitted = settings, settings.loader.dataset, start.step
+        self.settings, self.dataset, self.submitted = settings, settings.dataset, start.step
         self._device = next(iter(settings.model.parameters())).device
         self._generators = [Generator(settings.seed) for _ in range(settings.shards)]
         self._done: list[StepResult] = []
@@ -124,8 +125,8 @@ class OneProgram:
         seed, found = self.settings.seed, list[np.ndarray]()
         for k, generator in enumerate(self._generators):
             if len(own := split((positions,), k, len(self._generators))[0]):
-                arrays = gathered(self.dataset, own, seed, generator.stream)
-                self._fields = len(arrays)
+                batch = gathered(self.dataset, own, seed, generator.stream)
+                self._names, arrays = zip(*fields_of(batch), strict=True)
                 found += arrays
         return found
 
@@ -137,19 +138,21 @@ class OneProgram:
 
     def _compute_read(self, *arrays: Tensor) -> dict[int, Tensor]:
         """arrays: those of `_read`."""
-        shards, fields = self.settings.shards, self._fields
-        parts = [arrays[i : i + fields] for i in range(0, len(arrays), fields)]
-        n = sum(len(part[0]) for part in parts)
+        shards, names = self.settings.shards, self._names
+        parts: list[Any] = [arrays[i : i + len(names)] for i in range(0, len(arrays), len(names))]
+        if isinstance(names[0], str):
+            parts = [dict(zip(names, part, strict=True)) for part in parts]
+        n = sum(map(rows_of, parts))
         full = [k for k in range(shards) if k * n // shards < (k + 1) * n // shards]
         return self._compute(dict(zip(full, parts, strict=True)))
 
-    def _compute(self, parts: dict[int, Sequence[Tensor]]) -> dict[int, Tensor]:
+    def _compute(self, parts: dict[int, Any]) -> dict[int, Tensor]:
         """A step of the optimizer; the losses of the shards that are not empty, whose samples are given."""
-        settings, n = self.settings, sum(len(shard[0]) for shard in parts.values())
+        settings, n = self.settings, sum(map(rows_of, parts.values()))
         buffers = list(settings.model.buffers())
         start = [_copy(buffer) for buffer in buffers]
         parameters = [state.param for state in settings.optimizer.states]
-        weights = {k: len(part[0]) / n for k, part in parts.items()}
+        weights = {k: rows_of(part) / n for k, part in parts.items()}
         losses: dict[int, Tensor] = {}
         ends: dict[int, list[Tensor]] = {}  # of each shard the buffers, which all shards find as they were at the start
 

@@ -48,7 +48,12 @@ class Settings:
     @property
     def batch_size(self) -> int:
         """The most samples of a batch."""
-        return min(self.loader.batch_size, len(self.loader.dataset))
+        return min(self.loader.batch_size, len(self.loader.order))
+
+    @property
+    def dataset(self) -> Any:
+        """What samples are read from."""
+        return self.loader.source
 
     @property
     def is_local(self) -> bool:
@@ -62,7 +67,7 @@ class Settings:
         """
         if not self.jit:
             return step
-        functions = list(_functions(self.loader.dataset if self.loader else None))
+        functions = list(_functions(self.dataset if self.loader else None))
         return Step(step, outputs, (self.model, self.loss, *functions), tolerant=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import tracing
-from ..data.dataset import gather
+from ..data.dataset import Batch, features_of, gather
 from ..errors import NonFiniteError, ShapeError
 from ..grad_mode import no_grad
 from ..nn import Module
@@ -116,17 +116,39 @@ def streams_kept() -> Iterator[None]:
         random.setstate(python)
 
 
-def gathered(dataset: Any, positions: np.ndarray, seed: int, stream: int) -> tuple[np.ndarray, ...]:
+def gathered(dataset: Any, positions: np.ndarray, seed: int, stream: int) -> Batch:
     """The samples of a shard; what the data set draws from `random` and `np.random` depends on (seed, stream) alone."""
     seed_others(seed, stream, READING)
     return gather(dataset, positions)
 
 
-def shard_loss(model: Module, loss: Callable[..., Tensor], shard: Sequence[Tensor], generator: Generator) -> Tensor:
+def tensors_of(batch: Batch, make: Callable[[Any], Tensor]) -> Any:
+    """A batch, or a shard of one, with a tensor for each field."""
+    if isinstance(batch, dict):
+        return {name: make(field) for name, field in batch.items()}
+    return [make(field) for field in batch]
+
+
+def rows_of(shard: Any) -> int:
+    """How many samples a shard has."""
+    return len(features_of(shard))
+
+
+def output_and_target(model: Module, batch: Any) -> tuple[Any, Any]:
+    """What the model makes of a batch of tensors, and the last field, the target. It takes the fields before that as
+    arguments, by name if they have names.
+    """
+    if isinstance(batch, dict):
+        *inputs, last = batch
+        return model(**{name: batch[name] for name in inputs}), batch[last]
+    *others, target = batch
+    return model(*others), target
+
+
+def shard_loss(model: Module, loss: Callable[..., Tensor], shard: Any, generator: Generator) -> Tensor:
     """The mean loss over the samples of a shard; random numbers come from `generator`."""
-    *inputs, target = shard
     with using(generator):
-        value = loss(model(*inputs), target)
+        value = loss(*output_and_target(model, shard))
     if value.size != 1:
         raise ShapeError(f"fit: expected a loss of one element, the mean over the batch, got shape {value.shape}")
     return value
@@ -164,9 +186,9 @@ def nonfinite_loss(settings: Settings, positions: np.ndarray, batch: int, step: 
         if not len(own):
             continue
         with streams_kept():
-            arrays = gathered(settings.loader.dataset, own, settings.seed, generator.stream)
+            arrays = gathered(settings.dataset, own, settings.seed, generator.stream)
             seed_others(settings.seed, generator.stream, COMPUTING)
-            shard = [Tensor(array, device=device) for array in arrays]
+            shard = tensors_of(arrays, lambda array: Tensor(array, device=device))
             loss = shard_loss(settings.model, settings.loss, shard, generator)
         if not math.isfinite(value := loss.item()):
             origin = first_nonfinite(loss)

@@ -27,6 +27,7 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "batch_size": loader.batch_size,
         "samples": len(loader.dataset),
         "shuffle": bool(loader.shuffle),
+        "sampler": None if loader.sampler is None else repr(loader.sampler),
         "loader_seed": loader.seed,
         "drop_last": bool(loader.drop_last),
         "first samples": _digest(settings),

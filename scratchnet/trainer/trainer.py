@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from .. import checks
 from ..data import DataLoader
+from ..data.dataset import fields_of, gather
 from ..errors import ConfigError, ShapeError
 from ..grad_mode import no_grad
 from ..kernels import get_num_threads, set_num_threads
@@ -25,7 +27,7 @@ from ..parallel.comm.job import is_first_rank, started_as
 from ..parallel.engines import begin, engine_of, is_distributed, share_record
 from ..parallel.placement import Placement
 from ..parallel.settings import Settings
-from ..parallel.shards import SHARDS
+from ..parallel.shards import SHARDS, output_and_target, streams_kept, tensors_of
 from ..parallel.strategies import Strategy, strategy_of
 from ..sealed import Sealed
 from ..tensor import Tensor
@@ -112,7 +114,7 @@ class Trainer(Sealed):
         self.folder: Any = folder
         self.timeline: Any = timeline
         self.jit, self.patience = jit, patience
-        self._is_first, self._is_running = is_first_rank(), False
+        self._is_first, self._is_running, self._has_cast = is_first_rank(), False, False
         self._device, self._placement = "", Placement(None, "cpu")
         self._check()
 
@@ -207,6 +209,7 @@ class Trainer(Sealed):
         self._check()
         if not len(train_loader):
             raise ConfigError("fit: expected at least one batch to train on, got none")
+        train_loader = self._typed(train_loader)
         choice = self._choose(train_loader) if self.workers == "auto" and not is_distributed() else None
         with contextlib.ExitStack() as stack:
             if choice and choice.plan.workers == 1:
@@ -219,6 +222,8 @@ class Trainer(Sealed):
             stack.push(lambda kind, error, trace: run.engine.close(error))
             if self.progress and self._is_first:
                 say(self._first_line(run.settings.shards))
+                if train_loader.num_workers:
+                    say("num_workers of the loader rests: workers of the Trainer read their own samples")
             self._is_running = True
             stack.callback(setattr, self, "_is_running", False)
             while run.epoch < epochs:
@@ -239,7 +244,7 @@ class Trainer(Sealed):
         return first_line(count, what, shards, self._shards is None, self.strategy.is_exact)
 
     def _settings(self, loader: DataLoader) -> Settings:
-        samples = min(loader.batch_size, len(loader.dataset))
+        samples = min(loader.batch_size, len(loader.order))
         return Settings(
             model=self.model,
             optimizer=self.optimizer,
@@ -259,6 +264,26 @@ class Trainer(Sealed):
             keeps_checkpoints=self.folder is not None,
             patience=self.patience,
         )
+
+    def _typed(self, loader: DataLoader) -> DataLoader:
+        """The loader with floats in the model's type. A warning says so where they come in another one."""
+        dtype = next(iter(self.model.parameters())).dtype
+        typed = loader.typed(dtype)
+        if self._has_cast or loader.dtype is not None or not len(loader):
+            return typed
+        with streams_kept():
+            fields = fields_of(gather(loader.source, next(loader.batch_indices(0))[:1]))
+        for name, field in fields:
+            found = getattr(field, "dtype", dtype)
+            if found.kind == "f" and found != dtype:
+                self._has_cast = True
+                warnings.warn(
+                    f"Trainer: field {name} of the samples is {found} and the model {dtype}, so samples are cast to "
+                    f"{dtype}; DataLoader(dtype='{dtype}') says that this is meant",
+                    stacklevel=3,
+                )
+                break
+        return typed
 
     def _choose(self, loader: DataLoader) -> Any:
         """workers="auto": take the fastest plan; returns the planner's Choice."""
@@ -324,13 +349,14 @@ class Trainer(Sealed):
             raise ConfigError("evaluate: expected at least one batch, got none")
         loss_sum, correct, samples, classes = 0.0, 0, 0, True
         with _evaluating(self.model):
-            for *inputs, target in loader.batches(0):
-                output = self.model(*(Tensor(array, device=self._device) for array in inputs))
-                loss_sum += self.loss(output, Tensor(target, device=self._device)).item() * len(target)
+            for batch in self._typed(loader).batches(0):
+                tensors = tensors_of(batch, lambda array: Tensor(array, device=self._device))
+                output, target = output_and_target(self.model, tensors)
+                loss_sum += self.loss(output, target).item() * len(target)
                 samples += len(target)
                 classes = classes and output.ndim == 2 and target.ndim == 1 and target.dtype.kind in "iu"
                 if classes:
-                    correct += int((output.numpy().argmax(axis=1) == target).sum())
+                    correct += int((output.numpy().argmax(axis=1) == target.numpy()).sum())
         result = {"loss": loss_sum / samples}
         return result | {"accuracy": correct / samples} if classes else result
 

@@ -1,5 +1,8 @@
 """DataLoader: every sample once an epoch, in an order that (seed, epoch) alone decides, from any batch on."""
 
+import threading
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 
 from scratchnet import Tensor
 from scratchnet.data import DataLoader, TensorDataset
-from scratchnet.errors import ConfigError
+from scratchnet.errors import ConfigError, DtypeError
 
 sizes = st.tuples(st.integers(0, 70), st.integers(1, 80))  # samples, batch size
 seeds, epochs = st.integers(0, 2**70), st.integers(0, 2**40)
@@ -135,3 +138,50 @@ def test_arguments_outside_their_range_are_refused_at_the_call(call, message):
 
 def test_a_numpy_integer_is_an_integer():
     assert len(DataLoader(dataset(9), np.int32(3), seed=np.uint8(3))) == 3
+
+
+# --- threads, types ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_that_read_ahead_change_nothing(threads):
+    plain = DataLoader(dataset(50), 7, shuffle=True)
+    ahead = DataLoader(dataset(50), 7, shuffle=True, num_workers=threads)
+    assert labels(ahead.batches(2)) == labels(plain.batches(2))
+    assert labels(ahead.batches(2, 3)) == labels(plain.batches(2))[3:]
+
+
+def test_a_loader_reads_ahead_no_more_than_it_says_and_leaves_no_thread():
+    class Watched(list):
+        def __getitem__(self, index):
+            asked.append(index)
+            return super().__getitem__(index)
+
+    asked, before = [], threading.active_count()
+    batches = DataLoader(Watched((i, i) for i in range(100)), 1, num_workers=2).batches(0)
+    assert next(batches)[1].tolist() == [0]
+    batches.close()
+    assert max(asked) <= 5  # 2 a thread ahead of the first
+    assert threading.active_count() == before
+
+
+def test_an_error_in_a_thread_reaches_the_caller():
+    with pytest.raises(DtypeError, match="expected bool, integers or floats"):
+        list(DataLoader([object()] * 3, num_workers=2))
+
+
+def test_float64_comes_as_float32_with_one_sentence_that_names_the_cast():
+    double = TensorDataset(np.ones((4, 2)), np.arange(4))
+    loader = DataLoader(double, 2)
+    with pytest.warns(
+        UserWarning, match=r"field 0 .* is float64 and comes as float32.*dtype='float64' keeps it"
+    ) as said:
+        found = [x.dtype for _ in range(2) for x, _ in loader]
+    assert set(found) == {np.dtype(np.float32)} and len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in ("float64", "float32"):
+            assert [x.dtype for x, _ in DataLoader(double, 4, dtype=dtype)] == [np.dtype(dtype)]
+        assert [x.dtype for x, _ in DataLoader(dataset(3), 3)] == [np.dtype(np.float32)]
+    with pytest.raises(ConfigError, match="expected float32, float64 or None, got int64"):
+        DataLoader(double, dtype=np.int64)

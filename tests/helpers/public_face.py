@@ -312,7 +312,35 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         for name in ("get_last_lr", "state_dict", "step")
     },
     # --- data ---
-    "data.DataLoader": lambda: {"dataset": samples(), "batch_size": 2, "shuffle": True, "drop_last": False, "seed": 1},
+    "data.DataLoader": lambda: {
+        "dataset": samples(), "batch_size": 2, "shuffle": True, "drop_last": False, "seed": 1,
+        "sampler": None, "collate_fn": None, "num_workers": 1, "dtype": "float32",
+    },
+    "data.DataLoader.typed": lambda: {"self": loader(), "dtype": "float64"},
+    "data.Dataset.transform": lambda: {"self": samples(), "function": lambda row: row},
+    "data.Augmented": lambda: {"dataset": samples(), "functions": [lambda x, u: x], "seed": 1},
+    "data.Augmented.gather": lambda: {"self": data.Augmented(samples(), []), "positions": [0, 1]},
+    "data.RandomCrop": lambda: {"size": 3, "padding": 1},
+    "data.RandomHorizontalFlip": lambda: {"p": 0.5},
+    "data.ConcatDataset": lambda: {"datasets": [samples(), samples()]},
+    "data.ConcatDataset.gather": lambda: {"self": data.ConcatDataset([samples()]), "positions": [0, 1]},
+    "data.default_collate": lambda: {"samples": [(1.0, 2), (2.0, 3)]},
+    "data.pad_sequence": lambda: {"sequences": [labels(), labels()], "batch_first": True, "padding_value": 0.0},
+    "data.SequentialSampler": lambda: {"data_source": samples()},
+    "data.RandomSampler": lambda: {"data_source": samples(), "replacement": True, "num_samples": 2, "seed": 1},
+    "data.SubsetRandomSampler": lambda: {"indices": [0, 2], "seed": 1},
+    "data.WeightedRandomSampler": lambda: {"weights": [1, 2], "num_samples": 1, "replacement": False, "seed": 1},
+    "data.BucketSampler": lambda: {"lengths": [2, 1, 3], "batch_size": 2, "seed": 1},
+    **{
+        f"data.{name}.indices": lambda make=make: {"self": make(), "epoch": 1}
+        for name, make in {
+            "SequentialSampler": lambda: data.SequentialSampler(samples()),
+            "RandomSampler": lambda: data.RandomSampler(samples()),
+            "SubsetRandomSampler": lambda: data.SubsetRandomSampler([0, 2]),
+            "WeightedRandomSampler": lambda: data.WeightedRandomSampler([1, 2], 1),
+            "BucketSampler": lambda: data.BucketSampler([2, 1, 3], 2),
+        }.items()
+    },
     "data.DataLoader.batch_indices": lambda: {"self": loader(), "epoch": 0, "start": 0},
     "data.DataLoader.batches": lambda: {"self": loader(), "epoch": 0, "start": 0},
     "data.DataLoader.indices": lambda: {"self": loader(), "epoch": 0},
@@ -530,6 +558,8 @@ NOT_CALLED = {
     "parallel.run": "it starts processes",
     "parallel.MpiCommunicator": "it is made in a job of MPI",
     "data.Dataset": "abstract",
+    "data.Sampler": "abstract",
+    "data.Sampler.indices": "abstract",
     "optim.Optimizer": "abstract",
     "lr_scheduler.LRScheduler": "abstract",
     "parallel.Communicator": "abstract",

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -177,7 +178,16 @@ def test_each_field_of_the_identity_of_a_run_has_a_test(tmp_path):
     trainer, loader = make(tmp_path)
     trainer.fit(loader, epochs=1)
     identity = sn.load(sorted(tmp_path.glob("checkpoint-*"))[-1])["identity"]
-    of_parts = {"first samples", "model", "loss", "optimizer", "options", "scheduler", "base_lrs"}  # the next tests
+    of_parts = {
+        "first samples",
+        "model",
+        "loss",
+        "optimizer",
+        "options",
+        "scheduler",
+        "base_lrs",
+        "sampler",
+    }
     assert set(identity) == {*ANOTHER, *of_parts, "devices"}  # of several kinds: tests/parallel/pool
 
 
@@ -491,3 +501,89 @@ def test_a_timeline_that_cannot_be_written_is_refused_before_the_training(worker
         trainer, loader = make(shards=2, workers=workers, timeline=path)
         with pytest.raises(sn.ConfigError, match=r"^timeline: expected a file that can be written, got .*$"):
             trainer.fit(loader, epochs=1)
+
+
+# --- data of other kinds ----------------------------------------------------------------------------------------------
+
+
+class Poems(sn.data.Dataset):
+    """Dicts of words, of several lengths, a picture, and a label."""
+
+    def __len__(self):
+        return 22
+
+    def __getitem__(self, i):
+        picture = np.random.default_rng(i).random((4, 4), dtype=np.float32)
+        return {"picture": picture, "words": np.arange(i % 5 + 1), "label": i % 2}
+
+
+def collate(samples):
+    words = sn.data.pad_sequence([sample["words"] for sample in samples], batch_first=True)
+    rest = sn.data.default_collate([{"picture": s["picture"], "label": s["label"]} for s in samples])
+    return {"picture": rest["picture"], "words": words, "label": rest["label"]}
+
+
+class Reader(sn.nn.Module):
+    def __init__(self):
+        self.embedding, self.head = sn.nn.Embedding(5, 3), sn.nn.Linear(9 + 3, 2)
+
+    def forward(self, *, words, picture):
+        return self.head(sn.cat([self.embedding(words).mean(axis=1), picture.reshape(len(picture), 9)], axis=1))
+
+
+def test_dicts_collated_and_augmented_have_the_same_bits_with_1_2_and_3_workers():
+    def weights_with(workers, jit=True):
+        sn.manual_seed(1)
+        functions = [sn.data.RandomCrop(3), sn.data.RandomHorizontalFlip()]
+        poems = sn.data.Augmented(Poems(), functions, seed=4)
+        lengths = [i % 5 for i in range(22)]
+        loader = sn.data.DataLoader(poems, 8, sampler=sn.data.BucketSampler(lengths, 8), collate_fn=collate)
+        model = Reader()
+        optimizer = sn.optim.SGD(model.parameters(), 0.1)
+        trainer = sn.Trainer(
+            model, optimizer, sn.nn.CrossEntropyLoss(), None, workers, shards=3, progress=False, jit=jit
+        )
+        trainer.fit(loader, epochs=2)
+        assert 0 <= trainer.evaluate(loader)["accuracy"] <= 1
+        return weights(trainer)
+
+    expected = weights_with(1)
+    assert weights_with(1, jit=False) == expected
+    assert weights_with(2) == expected
+    assert weights_with(3) == expected
+
+
+def test_a_run_with_another_sampler_is_another_run(tmp_path):
+    trainer, loader = make(tmp_path)
+    loader.shuffle, loader.sampler = False, sn.data.RandomSampler(loader.dataset, seed=1)
+    trainer.fit(loader, epochs=1)
+    trainer, loader = make(tmp_path)
+    loader.shuffle, loader.sampler = False, sn.data.RandomSampler(loader.dataset, seed=2)
+    with pytest.raises(sn.CheckpointError, match=r"expected sampler=.*seed=1\).* got .*seed=2"):
+        trainer.fit(loader, epochs=2, resume="auto")
+
+
+@pytest.mark.parametrize(("workers", "dtype"), [(1, "float32"), (1, "float64"), (2, "float32")])
+def test_floats_are_cast_to_the_type_of_the_model_with_one_sentence(workers, dtype):
+    other = {"float32": np.float64, "float64": np.float32}[dtype]
+    x, y = data().arrays
+    found = []
+    for features in (x.astype(other), x.astype(dtype)):
+        sn.manual_seed(2)
+        model = sn.nn.MLP(FEATURES, 8, CLASSES).to("numpy", dtype)
+        trainer, loader = make(model=model, shards=2, workers=workers)
+        loader.dataset = sn.data.TensorDataset(features, y)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            trainer.fit(loader, loader, epochs=1)
+        found.append((weights(trainer), [str(w.message) for w in said]))
+    (cast, (sentence,)), (plain, silence) = found
+    assert cast == plain and silence == []
+    assert sentence.startswith(f"Trainer: field 0 of the samples is {np.dtype(other)} and the model {dtype}")
+
+
+def test_threads_of_a_loader_rest_in_a_trainer_which_says_so(capsys):
+    trainer, loader = make()
+    trainer.progress, loader.num_workers = True, 2
+    trainer.fit(loader)
+    assert "num_workers of the loader rests: workers of the Trainer read their own samples" in capsys.readouterr().out

@@ -28,7 +28,7 @@ from ...nn import Module
 from ...random import Generator
 from ...tensor import Tensor, default_device
 from ..settings import Settings
-from ..shards import first_stream, gathered, others_seeded, require_finite, shard_loss, split, streams_kept
+from ..shards import first_stream, gathered, others_seeded, require_finite, shard_loss, split, streams_kept, tensors_of
 from .layout import Page, PageLayout
 
 
@@ -66,7 +66,7 @@ class Replica:
         if settings.shards > settings.batch_size:
             found = f"{settings.shards} for {settings.batch_size} samples"
             raise ConfigError(f"Trainer: expected at most one shard a sample, got {found}")
-        replica = cls(settings, settings.loader.dataset, range(len(settings.optimizer.states)))
+        replica = cls(settings, settings.dataset, range(len(settings.optimizer.states)))
         states, buffers = settings.optimizer.states, list(settings.model.buffers())
         arrays = [state.param._data for state in states] + [buffer._data.copy() for buffer in buffers]
         with _bound([*(state.param for state in states), *buffers], arrays):
@@ -75,7 +75,7 @@ class Replica:
                 began = time.monotonic()
                 samples = gathered(replica.dataset, positions, settings.seed, 0)
                 replica.reading = time.monotonic() - began
-                batch = [replica.tensor(array) for array in samples]
+                batch = tensors_of(samples, replica.tensor)
                 shard_loss(settings.model, settings.loss, batch, Generator(settings.seed)).sum().backward()
             trained = [i for i, state in enumerate(states) if state.param.grad is not None]
         replica.layout = PageLayout(settings.model, settings.optimizer, trained)
@@ -141,9 +141,7 @@ class Replica:
 
     # --- the gradient of a shard ------------------------------------------------------------------------------------
 
-    def compute(
-        self, batch: Sequence[Tensor], scale: Tensor, theta: np.ndarray, slot: np.ndarray, fresh: bool
-    ) -> Tensor:
+    def compute(self, batch: Any, scale: Tensor, theta: np.ndarray, slot: np.ndarray, fresh: bool) -> Tensor:
         """The mean loss of a batch at parameters `theta`; `scale` times its gradient goes to `slot`. See `Gradient`."""
         device, layout = tracing.active(self.device), self.layout
         for extent in layout.buffers if fresh else []:  # each shard changes a copy
@@ -208,7 +206,7 @@ class Gradient:
         with replica.streams_kept():
             arrays = gathered(replica.dataset, positions, replica.settings.seed, stream)
         scale = replica.tensor(np.full((), weight, self.scale.dtype))
-        tensors = [replica.tensor(array) for array in arrays]
+        tensors = tensors_of(arrays, replica.tensor)
         return replica.loss_of_batch(tensors, scale, self.page[0], self.slot, self.fresh).item()
 
     def _replay(self, positions: np.ndarray, weight: float, batch: int, k: int) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ...data.dataset import positions_of
 from ...errors import IndexOutOfRangeError, NonFiniteError
 from ..comm.memory import SharedMemory
 from ..settings import Settings, Start
@@ -51,7 +52,7 @@ class Steps:
         replica.write(replica.layout.page(self.arena.newest()))
         allow(self.arena.words, start.step)
         self.submitted = self._collected = start.step
-        self._samples, self._next_batch = len(replica.dataset), start.batch
+        self._samples, self._next_batch = positions_of(replica.dataset), start.batch
         self._batches: list[np.ndarray] = []  # of a step that is not submitted yet
         self._done: list[StepResult] = []
         self.compressor = Compressor(replica, self.arena) if self.strategy.compression else None
