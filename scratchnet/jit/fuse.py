@@ -46,7 +46,7 @@ def access(array: np.ndarray, written: bool, by_rows: bool) -> Access:
     return Access(start, start + array.nbytes, written, by_rows)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Open:
     """A group that may still grow."""
 
@@ -61,6 +61,12 @@ class _Open:
         self.accesses += accesses
         self.rows, self.work = rows, self.work + task.work
 
+    def take(self, other: _Open) -> None:
+        """All that another group of this stage does; neither has to wait for the other."""
+        self.tasks += other.tasks
+        self.accesses += other.accesses
+        self.work += other.work
+
 
 def arrange(tasks: Sequence[tuple[Task, Sequence[Access]]], threads: int) -> list[list[Group]]:
     """Stages of groups in which every task comes after all that it conflicts with."""
@@ -68,7 +74,7 @@ def arrange(tasks: Sequence[tuple[Task, Sequence[Access]]], threads: int) -> lis
     floor = 0  # the first stage for large work
     for task, accesses in tasks:
         before = [(group, _conflicts(group, accesses)) for group in groups]
-        before = [(group, pairs) for group, pairs in before if pairs]
+        before = _merged([(group, pairs) for group, pairs in before if pairs], groups)
         group, rows = _joined(task, before)
         if group is None:
             earliest = floor if task.work > SMALL and task.loop.name != "pack" else 0
@@ -85,6 +91,25 @@ def arrange(tasks: Sequence[tuple[Task, Sequence[Access]]], threads: int) -> lis
 
 def _conflicts(group: _Open, accesses: Sequence[Access]) -> list[tuple[Access, Access]]:
     return [(a, b) for a in group.accesses for b in accesses if a.conflicts(b)]
+
+
+def _merged(before: list[tuple[_Open, list]], groups: list[_Open]) -> list[tuple[_Open, list]]:
+    """`before`, where the last groups become one if a task needs all of them row by row: it can join them then.
+
+    So the sum of two gradients of one weight is computed block by block, while they are in the cache.
+    """
+    stage = max((group.stage for group, _ in before), default=0)
+    last = [(group, pairs) for group, pairs in before if group.stage == stage]
+    if len({group.rows for group, _ in last}) != 1 or last[0][0].rows < FEWEST_ROWS:
+        return before
+    if not all(a.matches(b) for _, pairs in last for a, b in pairs):
+        return before
+    (first, together), *others = last
+    for group, pairs in others:
+        first.take(group)
+        together += pairs
+        groups.remove(group)
+    return [item for item in before if item[0].stage < stage] + [(first, together)]
 
 
 def _joined(task: Task, before: Sequence[tuple[_Open, list]]) -> tuple[_Open | None, int]:

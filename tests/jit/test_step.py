@@ -413,6 +413,27 @@ def test_the_reference_step_is_one_compiled_call_of_few_stages():
 
 
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
+def test_gradients_of_one_weight_are_added_up_block_by_block_where_they_are_computed():
+    layer = sn.nn.Linear(128, 64)
+    optimizer = sn.optim.SGD(layer.parameters(), 0.1)
+
+    def step(a, b):
+        optimizer.zero_grad()
+        for x in (a, b):
+            layer(x).relu().sum().backward()
+        optimizer.step()
+
+    recorded = sn.jit(step)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        recorded(*(sn.Tensor(rng.standard_normal((96, 128)).astype(np.float32)) for _ in range(2)))
+    (program,) = recorded.programs
+    (executable,) = program.executables
+    groups = [[task.loop.name for task in executable.kept[first:end]] for first, end, *_ in executable.groups]
+    assert ["matmul", "matmul", "add", "sgd_in_place"] in groups
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
 @pytest.mark.parametrize(
     ("options", "fused"),
     [({}, True), ({"optimizer": "nesterov"}, True), ({"optimizer": "Adam"}, False), ({"clip": 1.0}, False)],
