@@ -301,6 +301,7 @@ def test_importing_does_not_load_what_only_scripts_and_tests_need():
     lazy = (
         "cloudpickle",
         "dill",
+        "http",
         "hypothesis",
         "matplotlib",
         "mpi4py",

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
+_MAIN = ("__main__", "__mp_main__")  # the main program, whose functions travel by value; multiprocess names it twice
 
 
 class Module(NamedTuple):
@@ -45,7 +46,7 @@ class Modules:
         self._stamps: dict[str, tuple[int, int] | None] = {}  # of the files of installed modules
         folders, began = _installed_folders(), _start_of_this_process()
         for name, module in list(sys.modules.items()):
-            if name == "__main__" or not isinstance(module, types.ModuleType):
+            if name in _MAIN or not isinstance(module, types.ModuleType):
                 continue
             file, search = getattr(module, "__file__", None), _search_of(module)
             if file is not None and file.startswith(folders):
@@ -100,7 +101,7 @@ def of_no_file() -> list[types.ModuleType]:
         for name, module in list(sys.modules.items())
         if type(module) is types.ModuleType
         and name == module.__name__
-        and name not in ("__main__", "__mp_main__")
+        and name not in _MAIN
         and getattr(module, "__path__", None) is None
         and _is_lost(module, getattr(module, "__file__", None), folders)
     ]
@@ -163,10 +164,12 @@ def _require_unedited(name: str, module: types.ModuleType, file: str, code: type
         return  # another loader may change what it reads
     if stamp is None or stamp[0] < began * 1e9:
         return
-    written = {found.co_qualname: found for found in _codes_in(code)}
+    written: dict[str, list[tuple]] = {}  # a name may stand for several functions: lambdas, the branches of an `if`
+    for found in _codes_in(code):
+        written.setdefault(found.co_qualname, []).append(_meaning(found))
     for function in _functions_of(module):
         now = written.get(function.__code__.co_qualname)
-        if now is not None and _meaning(now) != _meaning(function.__code__):
+        if now is not None and _meaning(function.__code__) not in now:
             raise ConfigError(
                 f"workers: expected {file} as it was when {name} was imported, found {function.__qualname__} edited; "
                 f"importlib.reload({name}), or start again"

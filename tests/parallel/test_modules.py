@@ -68,6 +68,26 @@ def test_lines_that_moved_and_comments_are_no_edit(written):
     Modules()
 
 
+def test_several_functions_of_one_name_are_no_edit(written):
+    """Lambdas, the branches of an `if`, properties with a setter."""
+    text = (
+        "import sys\n\nadd, two = lambda x: x + 1, lambda x: 2\nif sys:\n    def f():\n        return 1\nelse:\n"
+        "    def f():\n        return 2\n"
+    )
+    name, _, file = written(text)
+    edit(file, text)
+    Modules()
+    edit(file, text.replace("x + 1", "x + 3"))
+    with pytest.raises(sn.ConfigError, match=rf"found <lambda> edited; importlib.reload\({name}\)"):
+        Modules()
+
+
+def test_the_main_program_is_no_module(written, monkeypatch):
+    name, module, _ = written("x = 1\n")
+    monkeypatch.setitem(sys.modules, "__mp_main__", module)
+    assert name in Modules().own and "__mp_main__" not in Modules().own
+
+
 def test_a_package_without_init_is_found(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "a_folder").mkdir()
