@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from . import checks, ops, tracing
+from . import checks, hooks, ops, tracing
 from .errors import DeviceError, GradientError, ShapeError
 from .grad_mode import is_recording, recording
 from .kernels import Device
@@ -32,16 +32,17 @@ class Node:
     """How one tensor was made: the op, its inputs and parameters, and the output's array.
 
     `order` grows with time, so a node's inputs always have a smaller one: sorting by it is a topological order.
-    `versions` are those of the inputs when they were read.
+    `versions` are those of the inputs when they were read; `hooks` see hooks.py.
     """
 
-    __slots__ = ("device", "inputs", "op", "order", "out", "params", "versions")
+    __slots__ = ("device", "hooks", "inputs", "op", "order", "out", "params", "versions")
 
     def __init__(self, op: Op, inputs: tuple[Tensor, ...], params: dict, out: np.ndarray, device: Device):
         self.op, self.params, self.out, self.device = op, params, out, device
         self.inputs: tuple[Tensor, ...] | None = inputs
         self.versions = [t._version if t._base is None else t._base._version for t in inputs]
         self.order = next(_clock)
+        self.hooks: tuple[hooks.Entry, ...] = ()
 
 
 def apply(op: Op, *inputs: ArrayLike, **params) -> Tensor:
@@ -86,6 +87,7 @@ def backward(
     taken = {id(g._data)}
     for leaf, leaf_gradient in found.values():
         tracing.current().touch(leaf)
+        tracing.current().watch(leaf, "_hooks")
         data = leaf_gradient._data
         if leaf.grad is not None:
             with recording(create_graph):
@@ -148,12 +150,15 @@ def backpropagate(
         send(y, gradient)
         while heap:
             _, node = heapq.heappop(heap)
-            g = gradients.pop(id(node))
+            g = hooks.run(node.hooks, gradients.pop(id(node)))
             for t, input_gradient in _vjps(node, g):
                 send(t, input_gradient)
             if not retain_graph:
                 node.inputs = node.out = None  # type: ignore[assignment]  # what only this record held is freed now
-    return {key: (t, gradients[key]) for key, t in found.items()}
+        return {
+            key: (t, hooks.run(t._hooks if t._node is None else t._node.hooks, gradients[key]))
+            for key, t in found.items()
+        }
 
 
 def _vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

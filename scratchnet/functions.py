@@ -22,8 +22,7 @@ from .tensor import FLOATS, ArrayLike, Tensor, as_tensor
 def _function(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @wraps(method)
     def function(x: ArrayLike, *args, **kwargs) -> Tensor:
-        like = next((a for a in args if isinstance(a, Tensor)), None)
-        return method(as_tensor(x, like), *args, **kwargs)
+        return method(as_tensor(x, *args), *args, **kwargs)
 
     return function
 
@@ -52,8 +51,7 @@ def _tensors(name: str, tensors: Sequence[ArrayLike]) -> list[Tensor]:
     tensors = checks.items(name, tensors, "a list of tensors")
     if not tensors:
         raise ShapeError(f"{name}: expected at least one tensor, got none")
-    like = next((t for t in tensors if isinstance(t, Tensor)), None)
-    return [as_tensor(t, like) for t in tensors]
+    return [as_tensor(t, *tensors) for t in tensors]
 
 
 # --- gradients of functions ------------------------------------------------------------------------------------------

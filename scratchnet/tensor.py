@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import autograd, checks, in_place, ops, tracing
+from . import autograd, checks, hooks, in_place, ops, tracing
 from .autograd import Node, apply
 from .errors import DtypeError, GradientError, JitError, ShapeError
-from .grad_mode import is_recording
+from .grad_mode import is_recording, no_grad
 from .kernels import Device
 from .kernels import device as find_device
 from .ops.operands import FLOATS, ArrayLike, TensorBase, array_on, as_operand, checked_dtype, copied, moved
@@ -88,7 +88,7 @@ class Tensor(TensorBase):
         self._device = find_device(_default_device.get() if device is None else device)
         self._data = array_on(self._device, data, dtype)
         self._node = self._base = self._grad = None
-        self._version = 0
+        self._version, self._hooks = 0, ()
         self._requires_grad = False
         if requires_grad is not False:
             self.requires_grad = requires_grad
@@ -99,7 +99,7 @@ class Tensor(TensorBase):
         t = _new(Tensor)
         t._data, t._device, t._node = data, device, node
         t._base = t._grad = None
-        t._version = 0
+        t._version, t._hooks = 0, ()
         t._requires_grad = node is not None
         return t
 
@@ -327,11 +327,15 @@ class Tensor(TensorBase):
             tracing.current().touch(self)
         self._grad = value
 
-    backward = autograd.backward
+    backward, register_hook, retain_grad = autograd.backward, hooks.register_hook, hooks.retain_grad
 
-    def zero_grad(self) -> None:
-        """Forgets the gradient."""
-        self.grad = None
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradient, or with set_to_none=False fills it with 0, if there is one."""
+        if checks.flag("zero_grad: set_to_none", set_to_none):
+            self.grad = None
+        elif self.grad is not None:
+            with no_grad():
+                self.grad.zero_()
 
     def _read_grad(self) -> Tensor | None:
         """The gradient, for who computes with it: a step that is traced reads it here, too."""
@@ -388,11 +392,15 @@ def tensor(data: ArrayLike, requires_grad: bool = False, dtype: Any = None, devi
     return t
 
 
-def as_tensor(x: ArrayLike, like: Tensor | None = None) -> Tensor:
-    """x itself if it is a Tensor, else a Tensor around it. Numbers take the float dtype and the device of `like`."""
+def as_tensor(x: ArrayLike, *like: ArrayLike | None) -> Tensor:
+    """x itself if it is a Tensor, else a Tensor around it.
+
+    Numbers take the float dtype and the device of the first tensor among `like`.
+    """
     if isinstance(x, Tensor):
         return x
-    return Tensor(x) if like is None else as_operand(x, like)
+    known = next((t for t in like if isinstance(t, Tensor)), None)
+    return Tensor(x) if known is None else as_operand(x, known)
 
 
 # The ufuncs behind NumPy's operators, by the op that they are here.

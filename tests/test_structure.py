@@ -24,6 +24,7 @@ LAYERS = (
     "tracing",
     "stateful grad_mode",
     "random ops",
+    "hooks",
     "autograd",
     "in_place",
     "tensor",

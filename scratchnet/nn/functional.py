@@ -4,53 +4,81 @@ Inputs may be tensors or arrays. Each is a composition of ops, so gradients of a
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from .. import checks, ops, random
 from ..errors import DtypeError, ShapeError
-from ..functions import gelu, log_softmax, relu, sigmoid, softmax, softplus, tanh
+from ..functions import log_softmax, relu, sigmoid, silu, softmax, tanh
 from ..grad_mode import no_grad
 from ..ops.operands import assign
-from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor
+from ..tensor import ArrayLike, Tensor, as_tensor
+from .activations import (
+    elu,
+    gelu,
+    hardtanh,
+    leaky_relu,
+    logsigmoid,
+    mish,
+    prelu,
+    relu6,
+    selu,
+    softplus,
+    softsign,
+)
+from .losses import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+    smooth_l1_loss,
+)
 
 __all__ = [
     "batch_norm",
+    "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "dropout",
+    "elu",
     "embedding",
     "gelu",
+    "hardtanh",
+    "huber_loss",
+    "kl_div",
+    "l1_loss",
     "layer_norm",
+    "leaky_relu",
     "linear",
     "log_softmax",
+    "logsigmoid",
+    "mish",
     "mse_loss",
+    "nll_loss",
+    "prelu",
     "relu",
+    "relu6",
+    "selu",
     "sigmoid",
+    "silu",
+    "smooth_l1_loss",
     "softmax",
     "softplus",
+    "softsign",
     "tanh",
 ]
-
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda t: t.mean(),
-    "sum": lambda t: t.sum(),
-    "none": lambda t: t,
-}
 
 # --- layers --------------------------------------------------------------------------------------------------------
 
 
 def linear(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Tensor:
     """x (..., in) @ weight (in, out) + bias (out,) -> (..., out)."""
-    x = _tensor(x, weight, bias)
+    x = as_tensor(x, weight, bias)
     return ops.linear(x, as_tensor(weight, x), None if bias is None else as_tensor(bias, x))
-
-
-def _tensor(x: ArrayLike, *others: ArrayLike | None) -> Tensor:
-    """x as a tensor, on the device of the others if it has none."""
-    return as_tensor(x, next((t for t in others if isinstance(t, Tensor)), None))
 
 
 def dropout(x: ArrayLike, p: float = 0.5, training: bool = True) -> Tensor:
@@ -77,7 +105,7 @@ def layer_norm(
 
     normalized_shape: the lengths of those axes, and the shape of weight and bias.
     """
-    x, eps = _tensor(x, weight, bias), checks.number("layer_norm: eps", eps, "[0, inf)")
+    x, eps = as_tensor(x, weight, bias), checks.number("layer_norm: eps", eps, "[0, inf)")
     shape = checks.lengths("layer_norm: normalized_shape", normalized_shape, 1)
     if not shape or x.shape[-len(shape) :] != shape:
         raise ShapeError(f"layer_norm: expected x (..., {', '.join(map(str, shape))}), got {x.shape}")
@@ -102,7 +130,7 @@ def batch_norm(
 
     Raises ShapeError for another shape of x, or for one value a channel in training.
     """
-    x = _tensor(x, running_mean, weight, bias)
+    x = as_tensor(x, running_mean, weight, bias)
     if x.ndim not in (2, 3):
         raise ShapeError(f"batch_norm: expected x (N, C) or (N, C, L), got {x.shape}")
     axes, channels = ((0,), (0, 2))[x.ndim - 2], (x.shape[1],)
@@ -177,52 +205,3 @@ def embedding(indices: ArrayLike, weight: ArrayLike, padding_idx: int | None = N
         "embedding: padding_idx", [checks.integer("embedding: padding_idx", padding_idx)], len(weight)
     )
     return ops.where((indices == int(padding_idx)).unsqueeze(-1), rows.detach(), rows)
-
-
-# --- losses --------------------------------------------------------------------------------------------------------
-
-
-def cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, reduction: str = "mean", label_smoothing: float = 0.0
-) -> Tensor:
-    """-log softmax(logits)[label] a row: logits (rows, classes), labels (rows,) of integers in [0, classes).
-
-    label_smoothing: the part e of the target that is spread evenly over all classes (Szegedy et al. 2016):
-        (1 - e) * loss + e * mean over classes of -log softmax(logits).
-    Raises ShapeError, DtypeError, IndexOutOfRangeError for a label, ConfigError for the options.
-    """
-    logits = _tensor(logits, labels)
-    loss = ops.cross_entropy(logits, labels)
-    if checks.number("cross_entropy: label_smoothing", label_smoothing, "[0, 1]"):
-        loss = loss * (1 - label_smoothing) - logits.log_softmax().mean(-1) * label_smoothing
-    return _reduced(loss, reduction)
-
-
-def mse_loss(x: ArrayLike, target: ArrayLike, reduction: str = "mean") -> Tensor:
-    """(x - target) ** 2, both of one shape: broadcasting (n, 1) against (n,) would be a silent mistake."""
-    x, target = _pair("mse_loss", x, target)
-    difference = x - target
-    return _reduced(difference * difference, reduction)
-
-
-def binary_cross_entropy_with_logits(logits: ArrayLike, target: ArrayLike, reduction: str = "mean") -> Tensor:
-    """-(target * log p + (1 - target) * log(1 - p)), p = sigmoid(logits); target in [0, 1], of the logits' shape.
-
-    It is softplus(logit) - target * logit, so large logits neither overflow nor give log(0).
-    """
-    logits, target = _pair("binary_cross_entropy_with_logits", logits, target)
-    return _reduced(softplus(logits) - target * logits, reduction)
-
-
-def _pair(name: str, x: ArrayLike, target: ArrayLike) -> tuple[Tensor, Tensor]:
-    x = _tensor(x, target)
-    if x.dtype not in FLOATS:
-        raise DtypeError(f"{name}: expected float32 or float64 predictions, got {x.dtype}")
-    target = as_tensor(target, x)
-    if x.shape != target.shape:
-        raise ShapeError(f"{name}: expected predictions and targets of one shape, got {x.shape} and {target.shape}")
-    return x, target if target.dtype.kind == "f" else target.astype(x.dtype)
-
-
-def _reduced(loss: Tensor, reduction: str) -> Tensor:
-    return REDUCTIONS[checks.one_of("reduction", reduction, REDUCTIONS)](loss)

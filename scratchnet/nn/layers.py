@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,8 @@ from ..errors import ConfigError, IndexOutOfRangeError, ShapeError
 from ..tensor import ArrayLike, Tensor, as_tensor
 from . import functional as F
 from . import init
+from .activations import ACTIVATIONS
+from .containers import Sequential
 from .module import Buffer, Module, Parameter
 
 LARGEST = 2**31 - 1  # length of an axis
@@ -53,36 +54,14 @@ class Linear(Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-ACTIVATIONS: dict[str, type[Activation]] = {}  # by the name that MLP and train.py --activation take
+class Identity(Module):
+    """x itself. Arguments are taken and forgotten, so that it can stand for any layer, as in PyTorch."""
 
-
-class Activation(Module):
-    """Base of layers that apply one public elementwise op, which a subclass names in its head."""
-
-    def __init_subclass__(cls, op: str):
-        cls._op = op
-        ACTIVATIONS[op] = cls
-
-    _op: str
+    def __init__(self, *arguments: Any, **named: Any):
+        pass
 
     def forward(self, x: ArrayLike) -> Tensor:
-        return getattr(as_tensor(x), self._op)()
-
-
-class ReLU(Activation, op="relu"):
-    """max(x, 0)."""
-
-
-class Tanh(Activation, op="tanh"):
-    """tanh(x)."""
-
-
-class Sigmoid(Activation, op="sigmoid"):
-    """1 / (1 + exp(-x))."""
-
-
-class GELU(Activation, op="gelu"):
-    """x * Phi(x), the exact form."""
+        return as_tensor(x)
 
 
 class Dropout(Module):
@@ -201,51 +180,6 @@ class Flatten(Module):
 
     def extra_repr(self) -> str:
         return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
-
-
-class Sequential(Module):
-    """Modules applied one after the other: Sequential(a, b) or, with names, Sequential({"first": a, "second": b}).
-
-    Indexing and slicing give modules and parts; `len` and iteration work as on a list.
-    """
-
-    def __init__(self, *modules: Module | Mapping[str, Module]):
-        named = modules[0] if len(modules) == 1 and isinstance(modules[0], Mapping) else dict(enumerate(modules))
-        for name, module in named.items():
-            self._add(str(name), module)
-
-    def _add(self, name: str, module: Any) -> None:
-        remedy = "write Sequential(*layers)" if isinstance(module, list | tuple) else ""
-        checks.instance("Sequential", module, Module, "modules", remedy)
-        if not name or "." in name or hasattr(self, name):
-            raise ConfigError(f"Sequential: expected a new name without a dot, got {name!r}")
-        setattr(self, name, module)
-
-    def append(self, module: Module) -> Self:
-        """Adds a module at the end, named by its position."""
-        self._add(str(len(self)), module)
-        return self
-
-    def _layers(self) -> dict[str, Module]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Module)}
-
-    def __len__(self) -> int:
-        return len(self._layers())
-
-    def __iter__(self) -> Iterator[Module]:
-        return iter(self._layers().values())
-
-    def __getitem__(self, i: int | slice) -> Module:
-        if isinstance(i, slice):
-            return Sequential(dict(list(self._layers().items())[i]))
-        if not -len(self) <= checks.integer("Sequential: a position", i) < len(self):
-            raise IndexOutOfRangeError(f"Sequential: expected a position in [{-len(self)}, {len(self)}), got {i}")
-        return list(self)[i]
-
-    def forward(self, x: ArrayLike) -> Tensor:
-        for layer in self:
-            x = layer(x)
-        return as_tensor(x)
 
 
 class MLP(Sequential):

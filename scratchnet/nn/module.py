@@ -13,10 +13,12 @@ import numpy as np
 
 from .. import checks
 from ..errors import CheckpointError, ConfigError, MissingMethodError, UnknownAttributeError
+from ..hooks import RemovableHandle
 from ..kernels import Device
 from ..ops.operands import kept, overwrite
 from ..stateful import Stateful
 from ..tensor import FLOATS, ArrayLike, Tensor
+from . import module_hooks
 
 T = TypeVar("T")
 
@@ -63,11 +65,12 @@ class Module(Stateful):
     ...     def forward(self, x):
     ...         return x * self.scale + self.shift
 
-    Modules in a list or dict are not found; put them in a Sequential. A parameter or module that is reachable by
-    two names counts once, under the first.
+    Modules in a list or dict are not found; put them in a ModuleList or ModuleDict. A parameter or module that is
+    reachable by two names counts once, under the first.
     """
 
     training: bool = True
+    _hooks: tuple[Any, ...] = ()  # see module_hooks.py
     _fixed: tuple[str, ...] = ()  # arguments of the constructor that nothing reads afterwards: setting them is refused
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -81,7 +84,8 @@ class Module(Stateful):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._relies_on("training")
-        return self.forward(*args, **kwargs)
+        self._relies_on("_hooks")
+        return module_hooks.call(self, args, kwargs) if self._hooks else self.forward(*args, **kwargs)
 
     # --- attributes ---------------------------------------------------------------------------------------------
 
@@ -110,11 +114,28 @@ class Module(Stateful):
         self._sets(name)
         object.__delattr__(self, name)
 
-    def register_buffer(self, name: str, data: ArrayLike) -> None:
-        """Adds state that is saved and moved with the module but not trained."""
+    def register_buffer(self, name: str, data: ArrayLike | None) -> None:
+        """Adds state that is saved and moved with the module but not trained; None keeps the name free for it."""
+        self._register("register_buffer", name, None if data is None else Buffer(data))
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        """Adds a parameter, as setting the attribute does; None keeps the name free for one."""
+        if param is not None:
+            checks.instance("register_parameter", param, Parameter, "a Parameter or None", "write nn.Parameter(...)")
+        self._register("register_parameter", name, param)
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Adds a module inside, as setting the attribute does; None keeps the name free for one."""
+        if module is not None:
+            checks.instance("add_module", module, Module, "a module or None")
+        self._register("add_module", name, module)
+
+    register_module = add_module
+
+    def _register(self, what: str, name: str, value: Any) -> None:
         if not isinstance(name, str) or not name.isidentifier() or hasattr(type(self), name):
-            checks.refuse("register_buffer", "a new name that is a Python identifier", name)
-        setattr(self, name, Buffer(data))
+            checks.refuse(what, "a new name that is a Python identifier", name)
+        setattr(self, name, value)
 
     # --- what is inside -----------------------------------------------------------------------------------------
 
@@ -154,9 +175,41 @@ class Module(Stateful):
         """This module and all inside it."""
         return (module for _, module in self.named_modules())
 
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules one level below, by name; each once."""
+        found: dict[int, tuple[str, Module]] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                found.setdefault(id(value), (name, value))
+        return iter(found.values())
+
     def children(self) -> Iterator[Module]:
         """The modules one level below."""
-        return iter({id(value): value for value in vars(self).values() if isinstance(value, Module)}.values())
+        return (module for _, module in self.named_children())
+
+    def get_submodule(self, target: str) -> Module:
+        """The module with a dotted name, as `named_modules` gives it; "" is this one."""
+        return self._at("get_submodule", target, Module)
+
+    def get_parameter(self, target: str) -> Parameter:
+        """The parameter with a dotted name, as `named_parameters` gives it."""
+        return self._at("get_parameter", target, Parameter)
+
+    def get_buffer(self, target: str) -> Buffer:
+        """The buffer with a dotted name, as `named_buffers` gives it."""
+        return self._at("get_buffer", target, Buffer)
+
+    def _at(self, what: str, target: str, kind: type[T]) -> T:
+        if not isinstance(target, str):
+            checks.refuse(what, "a dotted name", target)
+        found: Any = self
+        for name in target.split(".") if target else ():
+            found = vars(found).get(name) if isinstance(found, Module) else None
+        if not isinstance(found, kind):
+            raise UnknownAttributeError(
+                f"{what}: expected the name of a {kind.__name__} in {type(self).__name__}, got {checks.shown(target)}"
+            )
+        return found
 
     def parameters(self) -> Iterator[Parameter]:
         """Every parameter: what an optimizer wants."""
@@ -229,10 +282,10 @@ class Module(Stateful):
             parameter.requires_grad = wanted
         return self
 
-    def zero_grad(self) -> None:
-        """Forgets the gradients of all parameters."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of all parameters, or with set_to_none=False fills those that are there with 0."""
         for parameter in self.parameters():
-            parameter.zero_grad()
+            parameter.zero_grad(set_to_none)
 
     def to(self, device: str | None = None, dtype: Any = None) -> Self:
         """Moves parameters and buffers to a device, or float ones to a float dtype, with their gradients.
@@ -251,6 +304,22 @@ class Module(Stateful):
             t._version += 1
         return self
 
+    def float(self) -> Self:
+        """Parameters and buffers of floats as float32."""
+        return self.to(dtype=np.float32)
+
+    def double(self) -> Self:
+        """Parameters and buffers of floats as float64."""
+        return self.to(dtype=np.float64)
+
+    def cpu(self) -> Self:
+        """Moved to the device "cpu"."""
+        return self.to("cpu")
+
+    def cuda(self) -> Self:
+        """Moved to the device "cuda"."""
+        return self.to("cuda")
+
     def apply(self, fn: Callable[[Module], Any]) -> Self:
         """Calls fn on every module inside, inner before outer, and on this one."""
         checks.function("apply", fn)
@@ -258,6 +327,25 @@ class Module(Stateful):
             child.apply(fn)
         fn(self)
         return self
+
+    # --- hooks --------------------------------------------------------------------------------------------------
+
+    def register_forward_pre_hook(self, hook: Callable[[Module, tuple], Any]) -> RemovableHandle:
+        """Calls hook(module, args) before `forward`; what it returns, if not None, takes the place of the arguments."""
+        return module_hooks.registered(self, "register_forward_pre_hook", "before", hook)
+
+    def register_forward_hook(self, hook: Callable[[Module, tuple, Any], Any]) -> RemovableHandle:
+        """Calls hook(module, args, output) after `forward`; what it returns, if not None, takes the output's place."""
+        return module_hooks.registered(self, "register_forward_hook", "after", hook)
+
+    def register_full_backward_hook(self, hook: Callable[[Module, tuple, tuple], Any]) -> RemovableHandle:
+        """Calls hook(module, grad_input, grad_output) when a backward pass has both.
+
+        The gradients are tuples: one a positional argument, None for those that want none; and that of the output.
+        What the hook returns, if not None, takes the place of grad_input. The module takes one tensor that requires
+        grad, and returns one tensor. Raises ConfigError, when it is called, for others.
+        """
+        return module_hooks.registered(self, "register_full_backward_hook", "backward", hook)
 
     # --- printing -----------------------------------------------------------------------------------------------
 

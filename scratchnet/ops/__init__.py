@@ -4,7 +4,7 @@ OPS: all rows. METHODS: what tensors have as methods and the package as function
 by themselves.
 """
 
-from .elementwise import add, cast, dropout, where
+from .elementwise import add, bounded_log, cast, dropout, where
 from .movement import cat, checked_index, index, permute_op, reshape_op, stack, take_rows
 from .products import cross_entropy, linear, matmul
 from .reductions import standardize, sum
@@ -15,6 +15,7 @@ __all__ = [
     "OPS",
     "Op",
     "add",
+    "bounded_log",
     "cast",
     "cat",
     "checked_index",

@@ -32,6 +32,16 @@ softplus = unary("softplus", lambda g, y, x: g * sigmoid(x), "log(1 + exp(x)), w
 silu = unary("silu", lambda g, y, x: g * (y + sigmoid(x) * (1.0 - y)), "x * sigmoid(x).")
 clip_op = unary("clip", lambda g, y, x, low, high: g * ((x >= low) * (x <= high)), floating=False)
 
+
+def _bounded_log(device, x):
+    y, out = log.forward(device, x), device.empty(x.shape, x.dtype)
+    device.clip(y, out, -100.0, np.inf)
+    return out
+
+
+# Of a probability: at least -100, and steep but finite at 0, where PyTorch's binary cross-entropy is so, too.
+bounded_log = define("bounded_log", _bounded_log, lambda g, y, x: g / maximum(x, 1e-12), floating=True)
+
 # --- gradients of activations, as ops of their own: one pass over memory, and differentiable again --------------
 
 tanh_grad = binary("tanh_grad", lambda h, z, g, y: tanh_grad(h, y), lambda h, z, g, y: -2.0 * h * g * y)

@@ -26,10 +26,10 @@ class TensorBase:
 
     _data, _device: the array, and the kernels that compute with it. _node: how it was made (None: a leaf).
     _base: the tensor whose memory this view looks at. _version: how often the memory of this tensor was written since;
-    of a view, that of its base counts.
+    of a view, that of its base counts. _hooks: of a leaf, see hooks.py.
     """
 
-    __slots__ = ("__weakref__", "_base", "_data", "_device", "_grad", "_node", "_requires_grad", "_version")
+    __slots__ = ("__weakref__", "_base", "_data", "_device", "_grad", "_hooks", "_node", "_requires_grad", "_version")
     _base: Any
     _data: np.ndarray
     _device: Device
@@ -37,6 +37,7 @@ class TensorBase:
     _requires_grad: bool
     _version: int
     _grad: Any
+    _hooks: tuple[Any, ...]
 
     @property
     def _owner(self) -> Any:

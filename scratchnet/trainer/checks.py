@@ -40,6 +40,27 @@ def check_parts(model: Module, optimizer: Any, scheduler: Any) -> None:
         )
 
 
+def check_loss(loss: Any, parts: int) -> None:
+    """Warns of a mean that is not divided by the number of samples, where a batch has several parts."""
+    if parts > 1 and getattr(loss, "has_weighted_mean", False):
+        warnings.warn(
+            f"Trainer: {loss!r} divides by the weights of the labels, each of the {parts} shards of a step by its "
+            "own; the step takes their mean by samples. shards=1 divides by the weights of the whole batch",
+            stacklevel=_level_of_the_caller(),
+        )
+
+
+def check_hooks(model: Module) -> None:
+    """Raises ConfigError if the model has hooks, whose effects in other processes nobody here would see."""
+    of_modules = [f"{type(module).__name__}" for module in model.modules() if module._hooks]
+    of_parameters = [name for name, parameter in model.named_parameters() if parameter._hooks]
+    if found := of_modules + of_parameters:
+        raise ConfigError(
+            f"Trainer: expected a model without hooks with workers, which would call them in other processes, got one "
+            f"on {found[0]}; take workers=1, or remove() them"
+        )
+
+
 def _level_of_the_caller() -> int:
     """How many frames above `check_parts` the package was entered."""
     frame, level = sys._getframe(1), 1

@@ -31,7 +31,7 @@ from ..parallel.shards import SHARDS, output_and_target, streams_kept, tensors_o
 from ..parallel.strategies import Strategy, strategy_of
 from ..sealed import Sealed
 from ..tensor import Tensor
-from .checks import check_parts
+from .checks import check_hooks, check_loss, check_parts
 from .history import History
 from .metrics_log import append_jsonl
 from .progress import epoch_line, first_line, progress_bar, say
@@ -146,6 +146,9 @@ class Trainer(Sealed):
                 f"got {self.strategy}"
             )
         check_parts(self.model, self.optimizer, self.scheduler)
+        check_loss(self.loss, self.shards * self.accumulate)
+        if self.workers != 1 or self.devices is not None or is_distributed():
+            check_hooks(self.model)
         self._device = next(iter(self.model.parameters())).device
         self._placement = Placement(self.devices, self._device)
         if isinstance(self.workers, int):

@@ -91,7 +91,16 @@ UNARY = "exp log sqrt abs sign tanh sigmoid relu erf gelu softplus silu"
 # fmt: off
 EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     **{f"sn.{name}": lambda: {"x": x()} for name in UNARY.split()},
-    **{f"F.{name}": lambda: {"x": x()} for name in ["relu", "tanh", "sigmoid", "gelu", "softplus"]},
+    **{
+        f"F.{name}": lambda: {"x": x()}
+        for name in ("relu", "tanh", "sigmoid", "silu", "logsigmoid", "softsign", "mish", "relu6", "selu")
+    },
+    "F.gelu": lambda: {"x": x(), "approximate": "tanh"},
+    "F.softplus": lambda: {"x": x(), "beta": 2.0},
+    "F.leaky_relu": lambda: {"x": x(), "negative_slope": 0.1},
+    "F.elu": lambda: {"x": x(), "alpha": 0.5},
+    "F.hardtanh": lambda: {"x": x(), "min_val": -0.5, "max_val": 0.5},
+    "F.prelu": lambda: {"x": x(), "weight": row()},
     **{f"sn.{name}": lambda: {"x": x(), "other": x()} for name in ("maximum", "minimum")},
     **{
         f"sn.{name}": lambda: {"x": x(), "axis": 1, "keepdims": True}
@@ -133,7 +142,10 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "create_graph": False,
     },
     "sn.Tensor.to": lambda: {"self": x(), "device": "numpy"},
-    **{f"sn.Tensor.{name}": lambda: {"self": row()} for name in ("detach", "numpy", "zero_grad")},
+    **{f"sn.Tensor.{name}": lambda: {"self": row()} for name in ("detach", "numpy")},
+    "sn.Tensor.zero_grad": lambda: {"self": with_gradient()[0], "set_to_none": False},
+    "sn.Tensor.register_hook": lambda: {"self": parameter(), "hook": lambda g: None},
+    "sn.Tensor.retain_grad": lambda: {"self": parameter()},
     **{f"sn.Tensor.{op}_": lambda: {"self": row(), "other": row()} for op in ("add", "sub", "mul", "div", "pow")},
     "sn.Tensor.copy_": lambda: {"self": row(), "source": row()},
     "sn.Tensor.fill_": lambda: {"self": row(), "value": 1.5},
@@ -175,7 +187,23 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "sn.Trainer.predict": lambda: {"self": trainer(), "x": np.ones((2, 2), np.float32), "batch_size": 8},
     "sn.Trainer.resize": lambda: {"self": trainer(), "workers": 2},
     # --- nn ---
-    **{f"nn.{name}": dict for name in ("GELU", "ReLU", "Tanh", "Sigmoid", "Module")},
+    **{f"nn.{name}": dict for name in ("Tanh", "Sigmoid", "LogSigmoid", "Softsign", "Module", "Identity")},
+    **{f"nn.{name}": lambda: {"inplace": True} for name in ("ReLU", "ReLU6", "SiLU", "SELU", "Mish")},
+    "nn.GELU": lambda: {"approximate": "tanh"},
+    "nn.LeakyReLU": lambda: {"negative_slope": 0.1, "inplace": True},
+    "nn.ELU": lambda: {"alpha": 0.5, "inplace": True},
+    "nn.Softplus": lambda: {"beta": 2.0},
+    "nn.Hardtanh": lambda: {"min_val": -0.5, "max_val": 0.5, "inplace": True},
+    **{f"nn.{name}": lambda: {"dim": 1} for name in ("Softmax", "LogSoftmax")},
+    "nn.PReLU": lambda: {"num_parameters": 3, "init": 0.1},
+    "nn.PReLU.forward": lambda: {"self": nn.PReLU(), "x": x()},
+    "nn.Identity.forward": lambda: {"self": nn.Identity(), "x": x()},
+    "nn.ModuleList": lambda: {"modules": [nn.ReLU()]},
+    "nn.ParameterList": lambda: {"values": [parameter()]},
+    "nn.ModuleDict": lambda: {"modules": {"a": nn.ReLU()}},
+    **{f"nn.ModuleDict.{name}": lambda: {"self": nn.ModuleDict()} for name in ("items", "keys", "values")},
+    "nn.ModuleDict.pop": lambda: {"self": nn.ModuleDict({"a": nn.ReLU()}), "name": "a"},
+    "nn.ModuleDict.update": lambda: {"self": nn.ModuleDict(), "modules": {"a": nn.ReLU()}},
     "nn.MLP": lambda: {"sizes": (4, 3, 2), "activation": "tanh", "dropout": 0.1},
     "nn.Linear": lambda: {"in_features": 2, "out_features": 3, "bias": True},
     "nn.Dropout": lambda: {"p": 0.5},
@@ -186,11 +214,19 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "nn.Sequential": lambda: {"modules": (nn.ReLU(), nn.Tanh())},
     "nn.Buffer": lambda: {"data": [1.0], "dtype": "float32", "device": "cpu"},
     "nn.Parameter": lambda: {"data": [1.0], "requires_grad": True, "dtype": "float32", "device": "cpu"},
-    "nn.CrossEntropyLoss": lambda: {"reduction": "sum", "label_smoothing": 0.1},
-    **{f"nn.{name}": lambda: {"reduction": "sum"} for name in ("MSELoss", "BCEWithLogitsLoss")},
-    "nn.CrossEntropyLoss.forward": lambda: {"self": nn.CrossEntropyLoss(), "logits": logits(), "labels": labels()},
-    "nn.MSELoss.forward": lambda: {"self": nn.MSELoss(), "x": x(), "target": x()},
-    "nn.BCEWithLogitsLoss.forward": lambda: {"self": nn.BCEWithLogitsLoss(), "logits": x(), "target": x()},
+    "nn.CrossEntropyLoss": lambda: {
+        "weight": row(),
+        "ignore_index": -100,
+        "reduction": "sum",
+        "label_smoothing": 0.1,
+    },
+    "nn.NLLLoss": lambda: {"weight": row(), "ignore_index": -100, "reduction": "sum"},
+    **{f"nn.{name}": lambda: {"reduction": "sum"} for name in ("MSELoss", "L1Loss")},
+    "nn.HuberLoss": lambda: {"reduction": "sum", "delta": 0.5},
+    "nn.SmoothL1Loss": lambda: {"reduction": "sum", "beta": 0.5},
+    "nn.BCEWithLogitsLoss": lambda: {"weight": row(), "reduction": "sum", "pos_weight": row()},
+    "nn.BCELoss": lambda: {"weight": row(), "reduction": "sum"},
+    "nn.KLDivLoss": lambda: {"reduction": "batchmean", "log_target": True},
     "nn.BatchNorm1d.forward": lambda: {"self": nn.BatchNorm1d(3), "x": x()},
     "nn.Dropout.forward": lambda: {"self": nn.Dropout(), "x": x()},
     "nn.Embedding.forward": lambda: {"self": nn.Embedding(3, 2), "indices": labels()},
@@ -199,7 +235,6 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "nn.LayerNorm.forward": lambda: {"self": nn.LayerNorm(3), "x": x()},
     "nn.Linear.forward": lambda: {"self": nn.Linear(3, 2), "x": x()},
     "nn.Linear.reset_parameters": lambda: {"self": nn.Linear(3, 2)},
-    "nn.Sequential.append": lambda: {"self": nn.Sequential(), "module": nn.ReLU()},
     "nn.Sequential.forward": lambda: {"self": nn.Sequential(nn.ReLU()), "x": x()},
     **{
         f"nn.Module.{name}": lambda: {"self": nn.Linear(2, 2)}
@@ -209,13 +244,29 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
             "eval",
             "extra_repr",
             "modules",
+            "cpu",
+            "double",
+            "float",
             "named_buffers",
+            "named_children",
             "named_modules",
             "named_parameters",
             "parameters",
             "state_dict",
-            "zero_grad",
         )
+    },
+    "nn.Module.zero_grad": lambda: {"self": nn.Linear(2, 2), "set_to_none": False},
+    "nn.Module.get_submodule": lambda: {"self": nn.Sequential(nn.ReLU()), "target": "0"},
+    "nn.Module.get_parameter": lambda: {"self": nn.Linear(2, 2), "target": "weight"},
+    "nn.Module.get_buffer": lambda: {"self": nn.BatchNorm1d(2), "target": "running_mean"},
+    "nn.Module.register_parameter": lambda: {"self": nn.Linear(2, 2), "name": "more", "param": parameter()},
+    **{
+        f"nn.Module.{name}": lambda: {"self": nn.Linear(2, 2), "name": "more", "module": nn.ReLU()}
+        for name in ("add_module", "register_module")
+    },
+    **{
+        f"nn.Module.register_{name}_hook": lambda: {"self": nn.Linear(2, 2), "hook": lambda *given: None}
+        for name in ("forward_pre", "forward", "full_backward")
     },
     "nn.Module.apply": lambda: {"self": nn.Linear(2, 2), "fn": lambda module: None},
     "nn.Module.load_state_dict": lambda: {
@@ -237,9 +288,33 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "momentum": 0.1,
         "eps": 1e-5,
     },
-    "F.binary_cross_entropy_with_logits": lambda: {"logits": x(), "target": x(), "reduction": "mean"},
-    "F.cross_entropy": lambda: {"logits": logits(), "labels": labels(), "reduction": "mean", "label_smoothing": 0.1},
-    "F.mse_loss": lambda: {"x": x(), "target": x(), "reduction": "mean"},
+    "F.binary_cross_entropy_with_logits": lambda: {
+        "logits": x(),
+        "target": x(),
+        "weight": row(),
+        "reduction": "mean",
+        "pos_weight": row(),
+    },
+    "F.binary_cross_entropy": lambda: {"p": x(), "target": x(), "weight": row(), "reduction": "mean"},
+    "F.cross_entropy": lambda: {
+        "logits": logits(),
+        "target": labels(),
+        "weight": row(),
+        "ignore_index": -100,
+        "reduction": "mean",
+        "label_smoothing": 0.1,
+    },
+    "F.nll_loss": lambda: {
+        "x": logits(),
+        "target": labels(),
+        "weight": row(),
+        "ignore_index": -100,
+        "reduction": "mean",
+    },
+    **{f"F.{name}": lambda: {"x": x(), "target": x(), "reduction": "mean"} for name in ("mse_loss", "l1_loss")},
+    "F.huber_loss": lambda: {"x": x(), "target": x(), "reduction": "mean", "delta": 0.5},
+    "F.smooth_l1_loss": lambda: {"x": x(), "target": x(), "reduction": "mean", "beta": 0.5},
+    "F.kl_div": lambda: {"x": x(), "target": x(), "reduction": "batchmean", "log_target": True},
     "F.dropout": lambda: {"x": x(), "p": 0.5, "training": True},
     "F.embedding": lambda: {"indices": labels(), "weight": square(), "padding_idx": 0},
     "F.layer_norm": lambda: {"x": x(), "normalized_shape": (3,), "weight": row(), "bias": row(), "eps": 1e-5},
@@ -564,6 +639,7 @@ NOT_CALLED = {
     "lr_scheduler.LRScheduler": "abstract",
     "parallel.Communicator": "abstract",
     "nn.Module.forward": "abstract",
+    "nn.Module.cuda": "it needs a GPU",
     "testing.KernelCase": "kernel_cases makes it",
     **{
         f"testing.{name}": "tests/testing calls it"
@@ -599,6 +675,7 @@ NOT_CALLED |= {
         "Flatten",
         "LayerNorm",
         "Linear",
+        "PReLU",
     )
 }
 

@@ -251,6 +251,55 @@ def test_to_converts_floats_and_leaves_integers():
             block.to(dtype=bad)
 
 
+def test_zero_grad_may_fill_with_0():
+    block, x = Block(), np.ones((1, 2), np.float32)
+    block.zero_grad(set_to_none=False)
+    assert all(p.grad is None for p in block.parameters())
+    block(x).sum().backward()
+    held = [p.grad for p in block.parameters()]
+    block.zero_grad(set_to_none=False)
+    assert all(p.grad is g and not g.numpy().any() for p, g in zip(block.parameters(), held, strict=True))
+
+
+def test_float_and_double_convert_and_cpu_moves():
+    block = Block()
+    assert block.double() is block and block.scale.dtype == np.float64 and block.float().scale.dtype == np.float32
+    assert block.to("numpy").cpu() is block and block.scale.device == "cpu"
+    assert [*block.state_dict()].count("count") == 1 and block.count.dtype == np.int64
+
+
+def test_what_is_inside_is_found_by_its_dotted_name():
+    model = Sequential(Block(), ReLU())
+    block = model.get_submodule("0")
+    assert block is model[0] and model.get_submodule("") is model and model.get_submodule("0.inner") is block.inner
+    assert model.get_parameter("0.inner.weight") is block.inner.weight and model.get_buffer("0.count") is block.count
+    assert [name for name, _ in model.named_children()] == ["0", "1"]
+    for get, target in [
+        (model.get_submodule, "0.outer"), (model.get_submodule, "0.scale"), (model.get_parameter, "0.count"),
+        (model.get_parameter, ""), (model.get_buffer, "0.inner.weight"), (model.get_submodule, "0.inner.weight.T"),
+    ]:  # fmt: skip
+        with pytest.raises(sn.UnknownAttributeError, match=r"expected the name of a \w+ in Sequential, got"):
+            get(target)
+
+
+def test_what_is_registered_is_an_attribute():
+    module = sn.nn.Module()
+    module.register_parameter("scale", Parameter([1.0]))
+    module.register_parameter("shift", None)
+    module.register_buffer("count", None)
+    module.add_module("inner", ReLU())
+    assert [*module.state_dict()] == ["scale"] and module.shift is None and module.count is None
+    module.shift, module.count = Parameter([2.0]), sn.nn.Buffer([3.0])
+    assert [*module.state_dict()] == ["scale", "shift", "count"] and isinstance(module.inner, ReLU)
+    for register, value in [
+        (module.register_parameter, sn.Tensor([1.0])), (module.add_module, ReLU), (module.register_buffer, "a"),
+    ]:  # fmt: skip
+        with pytest.raises(sn.ScratchnetError, match="expected"):
+            register("other", value)
+    with pytest.raises(sn.ConfigError, match="register_parameter: expected a new name"):
+        module.register_parameter("forward", None)
+
+
 def test_apply_visits_inner_modules_first():
     seen, model = [], Sequential(Block(), ReLU())
     assert model.apply(seen.append) is model

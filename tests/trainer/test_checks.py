@@ -157,3 +157,17 @@ def test_parts_can_be_copied_and_a_device_stays_the_one_that_it_is(clone):
     assert [type(copied) for copied in clone(parts)] == [type(part) for part in parts]
     device = sn.Tensor(X)._device
     assert clone(device) is device
+
+
+def test_a_mean_that_is_not_one_of_samples_is_said_where_a_batch_has_parts():
+    model = sn.nn.MLP(4, 3)
+    optimizer = sn.optim.SGD(model.parameters(), lr=0.1)
+    for loss in (sn.nn.CrossEntropyLoss([1.0, 2.0, 3.0]), sn.nn.NLLLoss(ignore_index=0)):
+        with pytest.warns(UserWarning, match=r"Loss\(.* divides by the weights of the labels, each of the 2") as found:
+            sn.Trainer(model, optimizer, loss, shards=2)
+        assert found[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss([1.0, 2.0, 3.0]), shards=1)
+        sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss([1.0, 2.0, 3.0], reduction="none"), shards=2)
+        sn.Trainer(model, optimizer, sn.nn.BCEWithLogitsLoss([1.0, 2.0, 3.0]), shards=2)
