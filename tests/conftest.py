@@ -36,7 +36,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # processes, which have kernels of their own. They are marked `once`, as are those on the reference device, see below;
 # .ci/run repeats the others without the JIT and in simulators, `-m "not once"`.
 ONCE = {
-    "data": ("test_augment", "test_collate", "test_idx", "test_loader", "test_samplers", "test_sources"),
+    "data": (
+        "test_augment", "test_collate", "test_idx", "test_images", "test_loader", "test_samplers", "test_sources",
+        "test_tables", "test_text",
+    ),
     "cuda": ("test_compiled", "test_without_gpu"),
     "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm"),
     "comm": ("test_collectives", "test_job", "test_memory", "test_tree"),

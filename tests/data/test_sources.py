@@ -416,3 +416,91 @@ def test_an_interrupted_download_leaves_nothing(machine, upstream, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             load("fashion-mnist", progress=interrupt)
     assert os.listdir(machine / "cache") == []
+
+
+# --- folders of torchvision, EMNIST, CIFAR-10 -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["MNIST/raw", "FashionMNIST/raw", "raw"])
+def test_a_folder_of_torchvision_is_found(tmp_path, below):
+    arrays = write_folder(tmp_path / below, spelling="{name}")
+    train, test = load(tmp_path)
+    assert_holds(train, arrays["train-images-idx3-ubyte"], arrays["train-labels-idx1-ubyte"])
+    assert_holds(test, arrays["t10k-images-idx3-ubyte"], arrays["t10k-labels-idx1-ubyte"])
+    is_fashion = below.startswith("Fashion")
+    assert train.classes == (FASHION_MNIST_CLASSES if is_fashion else tuple("0123456789"[: len(train.classes)]))
+
+
+def test_images_may_keep_their_shape_and_know_how_they_were_made(tmp_path):
+    arrays = write_folder(tmp_path)
+    train, test = load(tmp_path, flat=False)
+    images = arrays["train-images-idx3-ubyte"]
+    np.testing.assert_array_equal(train[:][0], images[:, None].astype(np.float32) * np.float32(1 / 255))
+    for dataset in (train, load(tmp_path)[0]):
+        np.testing.assert_array_equal(dataset.inputs(images), dataset[:][0])
+    assert test.inputs.size == (4, 3) and not test.inputs.resizes
+
+
+def test_emnist_is_found_by_its_split_and_turned_upright(tmp_path):
+    arrays = mnist_arrays()
+    for split in ("letters", "digits"):
+        for name, array in arrays.items():
+            write_idx(tmp_path / f"emnist-{split}-{name.replace('t10k', 'test')}.gz", array)
+        if split == "letters":
+            train, test = load(tmp_path)
+            upright = arrays["train-images-idx3-ubyte"].swapaxes(1, 2)
+            assert_holds(train, upright, arrays["train-labels-idx1-ubyte"])
+            assert train.inputs.size == (3, 4) and len(test) == 5
+    with pytest.raises(ConfigError, match=r"expected split=... with one of digits, letters, got none"):
+        load(tmp_path)
+    assert len(load(tmp_path, split="digits")[0]) == 12
+    with pytest.raises(DataNotFoundError, match="expected emnist-mnist-train-images"):
+        load(tmp_path, split="mnist")
+
+
+def write_cifar(folder, n=4):
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
+    rows = {name: rng.integers(0, 256, (n, 3073), np.uint8) for name in names}
+    for name, array in rows.items():
+        array[:, 0] %= 10
+        (folder / f"{name}.bin").write_bytes(array.tobytes())
+    return rows
+
+
+@pytest.mark.parametrize("below", ["", "cifar-10-batches-bin"])
+def test_cifar_10_is_read_from_its_binary_version(tmp_path, below):
+    rows = write_cifar(tmp_path / below)
+    train, test = load(tmp_path, flat=False)
+    assert train.classes[0] == "airplane" and len(train) == 20 and len(test) == 4
+    x, y = test[:]
+    np.testing.assert_array_equal(y, rows["test_batch"][:, 0])
+    for row, image in zip(rows["test_batch"], x, strict=True):
+        assert image[2, 31, 0] == np.float32(row[1 + 2 * 1024 + 31 * 32]) * np.float32(1 / 255)
+    assert load(tmp_path)[0][:][0].shape == (20, 3072)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "data_batch_2.bin").unlink(), "data_batch_2.bin: no such file"),
+        (
+            lambda folder: (folder / "data_batch_2.bin").write_bytes(bytes(3072)),
+            "of 3073 bytes each, found 3072",
+        ),
+        (lambda folder: (folder / "test_batch.bin").write_bytes(b"\x0a" * 3073), "labels from 0 to 9, found 10"),
+        (lambda folder: (folder / "test_batch.bin").write_bytes(b""), "found 0 bytes"),
+    ],
+)
+def test_cifar_files_that_are_no_good_are_named(tmp_path, spoil, message):
+    write_cifar(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+
+
+def test_pickled_cifar_is_not_opened(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(DataError, match=r"binary version .*, found pickled files"):
+        load(tmp_path)

@@ -1,5 +1,7 @@
 """Messages of errors."""
 
+import pytest
+
 
 def one_line(error) -> str:
     message = str(error.value)
@@ -11,3 +13,10 @@ def error_line(error) -> str:
     message = one_line(error)
     assert len(message) < 300
     return message
+
+
+def refused(kind, call) -> str:
+    """The line of the error that call raises."""
+    with pytest.raises(kind) as error:
+        call()
+    return error_line(error)

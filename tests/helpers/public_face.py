@@ -73,6 +73,25 @@ def loader() -> data.DataLoader:
     return data.DataLoader(samples(), batch_size=2)
 
 
+def table() -> str:
+    def write(name: str) -> None:
+        with open(name, "w") as file:
+            file.write("a,b,y\n1,x,0\n2,y,1\n")
+
+    return path("csv", write)
+
+
+def pictures() -> str:
+    def write(name: str) -> None:
+        from PIL import Image
+
+        for folder in "ab":
+            os.makedirs(f"{name}/{folder}")
+            Image.fromarray(np.zeros((2, 2), np.uint8)).save(f"{name}/{folder}/1.png")
+
+    return path("pictures", write)
+
+
 def trainer() -> sn.Trainer:
     model = nn.Linear(2, 2)
     return sn.Trainer(model, optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, progress=False, jit=False)
@@ -440,7 +459,39 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "data.Standardize.state_dict": lambda: {"self": data.Standardize()},
     "data.clean": lambda: {"arrays": (logits(), labels())},
     "data.gather": lambda: {"dataset": samples(), "positions": [0, 1]},
-    "data.load": lambda: {"name_or_folder": "fashion-mnist-mini", "progress": None},
+    "data.load": lambda: {"name_or_folder": "fashion-mnist-mini", "progress": None, "flat": True, "split": None},
+    "data.from_csv": lambda: {
+        "path": table(), "target": "y", "features": ["a"], "categories": [], "classes": None, "missing": "drop",
+        "like": None, "delimiter": ",", "encoding": "utf-8", "names": None,
+    },
+    "data.from_npz": lambda: {
+        "path": path("npz", lambda name: np.savez(open(name, "wb"), x=logits(), y=labels())),  # noqa: SIM115
+        "features": "x", "target": "y", "scale": 1.0, "max_bytes": 10**6,
+    },
+    "data.text_csv": lambda: {
+        "path": table(), "text": "b", "label": "y", "length": 3, "max_words": 5, "min_count": 1, "like": None,
+        "delimiter": ",", "encoding": "utf-8",
+    },
+    "data.image_folder": lambda: {
+        "path": pictures(), "size": 3, "channels": 1, "transform": None, "in_memory": True,
+    },
+    "data.read_image": lambda: {"path": f"{pictures()}/a/1.png", "channels": 1, "size": 3},
+    "data.TableInputs": lambda: {"columns": ["a"], "categories": {}, "delimiter": ",", "encoding": "utf-8"},
+    "data.ImageInputs": lambda: {"size": (2, 2), "channels": 1, "flat": True, "resizes": True},
+    "data.TextInputs": lambda: {"vocabulary": ["a"], "length": 2},
+    **{
+        f"data.{name}.{method}": lambda make=make: {"self": make()}
+        for name, make in {
+            "TableInputs": lambda: data.TableInputs(["a"], {}),
+            "ImageInputs": lambda: data.ImageInputs((2, 2), 1),
+            "TextInputs": lambda: data.TextInputs(["a"], 2),
+        }.items()
+        for method in ("state_dict",)
+    },
+    "data.TableInputs.read": lambda: {"self": data.TableInputs(["a"], {}), "path": table()},
+    "data.ImageInputs.read": lambda: {"self": data.ImageInputs((2, 2), 1), "path": f"{pictures()}/a/1.png"},
+    "data.ImageInputs.pixels": lambda: {"self": data.ImageInputs((2, 2), 1), "path": f"{pictures()}/a/1.png"},
+    "data.TextInputs.read": lambda: {"self": data.TextInputs(["a"], 2), "path": table()},
     "data.random_split": lambda: {"dataset": samples(), "lengths": [0.5, 0.5], "seed": 0},
     "data.read_idx": lambda: {
         "path": path("idx", lambda name: data.write_idx(name, logits())),

@@ -1,0 +1,424 @@
+"""Tables: CSV files and .npz archives as data sets. A cell that is no number, or not there, is named by file and line.
+
+A column of numbers is a feature; a column of text becomes a feature a category, 1 where it is that one (one-hot).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checks
+from ..errors import ConfigError, DataError, DataNotFoundError, ShapeError
+from .dataset import TensorDataset
+from .idx import MAX_BYTES
+from .rows import as_rows
+
+# Cells without a value. (Looking for spellings takes a twentieth of the time of turning all cells to small letters.)
+NAMES = "NA", "N/A", "NaN", "Null", "None"
+MISSING = frozenset(["", "?", *NAMES, *(name.lower() for name in NAMES), *(name.upper() for name in NAMES)])
+MOST = 100  # different texts of a column, or whole numbers of a target, that are taken for categories unasked
+
+
+class Table(NamedTuple):
+    """The cells of a CSV file as text: of each column by name, and the line on which each row ends."""
+
+    path: str
+    columns: dict[str, tuple[str, ...]]
+    lines: list[int]
+
+    def refuse(self, row: int, name: str, expected: str, remedy: str = "") -> DataError:
+        """The error for a cell."""
+        found = f"{self.path}: line {self.lines[row]}: column {name!r}: expected {expected}"
+        return DataError(f"{found}, found {self.columns[name][row]!r:.60}{f'; {remedy}' if remedy else ''}")
+
+    def kept(self, rows: np.ndarray) -> Table:
+        """The rows for which `rows` is true."""
+        chosen = np.flatnonzero(rows).tolist()
+        columns = {name: tuple([cells[i] for i in chosen]) for name, cells in self.columns.items()}
+        return Table(self.path, columns, [self.lines[i] for i in chosen])
+
+
+def names_of(what: str, values: Any) -> tuple[str, ...]:
+    """The values as texts. Raises ConfigError for anything else."""
+    given = checks.items(what, values, "a list of names")
+    if not all(isinstance(value, str) for value in given):
+        checks.refuse(what, "a list of names", values)
+    return tuple(given)
+
+
+def _checked_dialect(what: str, delimiter: Any, encoding: Any) -> tuple[str, str]:
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
+        checks.refuse(f"{what}: delimiter", "one character, such as ';' or '\\t'", delimiter)
+    return delimiter, checks.instance(f"{what}: encoding", encoding, str, "a name, such as 'utf-8' or 'cp1252'")
+
+
+def read_csv(
+    path: str | os.PathLike, delimiter: str = ",", encoding: str = "utf-8", names: Iterable[str] | None = None
+) -> Table:
+    """The cells of a CSV file. names: of the columns, where the first line does not hold them.
+
+    Raises DataNotFoundError, or DataError for a file that is empty, has rows of other lengths, two columns of one name,
+    or another encoding.
+    """
+    path = checks.path("read_csv", path)
+    delimiter, encoding = _checked_dialect("read_csv", delimiter, encoding)
+    given = None if names is None else list(names_of("read_csv: names", names))
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise DataError(f"{path}: expected a file, found a folder, pipe or device")
+        content = Path(path).read_bytes()
+        text = io.StringIO(content.decode(encoding).removeprefix("\ufeff"), newline="")
+        reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
+        for row in reader:
+            if row:
+                rows.append([cell.strip() for cell in row])
+                lines.append(reader.line_num)
+    except FileNotFoundError:
+        raise DataNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except LookupError:
+        raise ConfigError(f"read_csv: encoding: expected one that Python knows, got {encoding!r:.60}") from None
+    except UnicodeDecodeError as error:
+        line, found = content[: error.start].count(b"\n") + 1, content[error.start : error.start + 1].hex()
+        remedy = "encoding='cp1252' reads what older programs of Windows wrote"
+        raise DataError(f"{path}: line {line}: expected text in {encoding}, found byte {found}; {remedy}") from None
+    except UnicodeError as error:
+        raise DataError(f"{path}: expected text in {encoding} ({error})") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: expected a row of CSV ({error})") from None
+    if given is not None:
+        header, before = given, "columns in `names`"
+    elif rows:
+        header, before = rows.pop(0), "cells, as in the first line"
+        lines.pop(0)
+        if all(_is_number(name) for name in header):
+            remedy = "names=[...] gives names to a file without them"
+            raise DataError(f"{path}: line 1: expected names of columns, found numbers; {remedy}")
+    if not rows:
+        raise DataError(f"{path}: expected at least one row of cells, found {'an empty file' if not lines else 'none'}")
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise DataError(f"{path}: expected columns of different names, found {twice[0]!r} twice")
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != len(header):
+            raise DataError(f"{path}: line {line}: expected {len(header)} {before}, found {len(row)}")
+    return Table(path, dict(zip(header, zip(*rows, strict=True), strict=True)), lines)
+
+
+class TableInputs:
+    """How cells become features (b, features) float32: what `from_csv` found out, and a saved model keeps.
+
+    columns: names, in order. categories: of each column of text the texts that it may have.
+    """
+
+    kind = "table"
+
+    def __init__(
+        self, columns: Sequence[str], categories: Mapping[str, Sequence[str]], delimiter=",", encoding="utf-8"
+    ):
+        self.columns = names_of("TableInputs: columns", columns)
+        checks.instance("TableInputs: categories", categories, Mapping, "a dict of texts")
+        self.categories = {n: names_of("TableInputs: categories", texts) for n, texts in categories.items()}
+        self.delimiter, self.encoding = _checked_dialect("TableInputs", delimiter, encoding)
+        self.feature_names = tuple(
+            feature
+            for name in self.columns
+            for feature in ([f"{name}={text}" for text in self.categories[name]] if name in self.categories else [name])
+        )
+
+    def __call__(self, rows: Any) -> np.ndarray:
+        """Rows as features. rows: dicts of cells, one dict of columns (a DataFrame counts), or a 2-D array of cells in
+        the order of `columns`. Raises DataError for what is missing, no number, or an unknown category.
+        """
+        return self._features(_table_of(rows, self.columns))
+
+    def read(self, path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
+        """The features of a CSV file with a first line of names, and where each row stands; further columns rest."""
+        table = read_csv(path, self.delimiter, self.encoding)
+        return self._features(table), [f"{table.path} line {line}" for line in table.lines]
+
+    def _features(self, table: Table) -> np.ndarray:
+        require_columns(table, self.columns)
+        found = []
+        for name in self.columns:
+            if name in self.categories:
+                texts = self.categories[name]
+                numbers = numbers_of(table, name, texts, "one of the categories of the training")
+                found.append(np.eye(len(texts), dtype=np.float32)[numbers])
+            else:
+                found.append(_floats(table, name)[:, None])
+        return np.concatenate(found, axis=1) if found else np.empty((len(table.lines), 0), np.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All there is, as plain values."""
+        return {
+            "columns": list(self.columns),
+            "categories": {name: list(texts) for name, texts in self.categories.items()},
+            "delimiter": self.delimiter,
+            "encoding": self.encoding,
+        }
+
+    def __repr__(self) -> str:
+        return f"TableInputs({len(self.columns)} columns, {len(self.feature_names)} features)"
+
+
+def from_csv(
+    path: str | os.PathLike,
+    target: str | None = None,
+    *,
+    features: Iterable[str] | None = None,
+    categories: Iterable[str] = (),
+    classes: bool | None = None,
+    missing: str = "refuse",
+    like: Any = None,
+    delimiter: str = ",",
+    encoding: str = "utf-8",
+    names: Iterable[str] | None = None,
+) -> TensorDataset:
+    """A CSV file as a data set of features (n, f) float32 and, with `target`, of labels.
+
+    target: the column to learn. Text, or whole numbers, are classes: labels are int64 (n,), and `dataset.classes`
+        names them, sorted. Other numbers are values: float32 (n, 1), as a layer with one output gives them.
+    features: the columns to learn from; all others unless given. Numbers stay as they are; text becomes a feature for
+        each category. categories: columns of numbers that are none, such as a postcode.
+    classes: True or False says what the target is. Nobody guesses where it has more than 100 different whole numbers.
+    missing: "refuse" names the first cell without a value ("", NA, NaN, null, ?), "drop" leaves out such rows.
+    like: the data set of the training, whose columns, categories and classes this file must have.
+    delimiter, encoding, names: of the file; names of columns where its first line does not hold them.
+
+    `dataset.feature_names` names the features; `dataset.inputs` makes features of other cells, and a Trainer's
+    checkpoint keeps it. Raises DataError, which names file, line and column, for cells that are no numbers, rows of
+    other lengths, and targets of one class; DataNotFoundError; ConfigError.
+    """
+    checks.one_of("from_csv: missing", missing, ("refuse", "drop"))
+    chosen = None if features is None else names_of("from_csv: features", features)
+    forced = names_of("from_csv: categories", categories)
+    if classes is not None:
+        classes = checks.flag("from_csv: classes", classes)
+    if target is not None:
+        checks.instance("from_csv: target", target, str, "the name of a column, or None")
+    inputs = _inputs_of("from_csv", like, TableInputs)
+    if inputs is not None:
+        if chosen is not None or forced or classes is not None:
+            raise ConfigError("from_csv: expected features, categories and classes as in `like`, got some beside it")
+        classes = like.classes is not None
+    table = read_csv(path, delimiter, encoding, names)
+    if inputs is None:
+        require_columns(table, [*(chosen or ()), *forced, *([target] if target is not None else ())])
+    columns = list(inputs.columns if inputs else chosen or (name for name in table.columns if name != target))
+    require_columns(table, columns)
+    if target in columns:
+        raise ConfigError(f"from_csv: expected features other than the target, got {target!r} as both")
+    if "" in columns:
+        remedy = "features=[...] names the columns to take"
+        raise DataError(f"{table.path}: expected a name for each column, found one without (pandas' index?); {remedy}")
+    used = [*columns, *([target] if target is not None else ())]
+    empty = np.zeros(len(table.lines), bool)
+    for name in used:
+        cells = table.columns[name]
+        if absent := MISSING.intersection(cells):
+            empty |= [cell in absent for cell in cells]
+            if missing == "refuse":
+                row = next(i for i, cell in enumerate(cells) if cell in absent)
+                raise table.refuse(row, name, "a value", "missing='drop' leaves out such rows")
+    if empty.any():
+        table = table.kept(~empty)
+        if not table.lines:
+            raise DataError(f"{table.path}: expected rows with values in all columns, found none")
+    if inputs is None:
+        texts = {name: found for name in columns if (found := _categories(table, name, name in forced)) is not None}
+        inputs = TableInputs(columns, texts, delimiter, encoding)
+    arrays, known = [inputs._features(table)], None
+    if target is not None:
+        labels, known = _labels(table, target, classes, None if like is None else like.classes)
+        arrays.append(labels)
+    return described(TensorDataset(*arrays), inputs, known)
+
+
+def described(dataset: TensorDataset, inputs: Any, classes: Any = None) -> TensorDataset:
+    """The data set, which now knows how its features were made, and the names of its classes."""
+    dataset.inputs, dataset.classes = inputs, None if classes is None else tuple(classes)
+    dataset.feature_names = getattr(inputs, "feature_names", None)
+    return dataset
+
+
+def _inputs_of(what: str, like: Any, kind: type) -> Any:
+    """The inputs of the data set of the training, if there is one; that may be a view of it."""
+    found = getattr(like, "inputs", None)
+    if like is not None and not isinstance(found, kind):
+        checks.refuse(f"{what}: like", f"a data set of {what}", like)
+    return found
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def require_columns(table: Table, names: Iterable[Any]) -> None:
+    """Raises DataError for a column that is not there."""
+    for name in names:
+        if name not in table.columns:
+            there = ", ".join(map(repr, table.columns))
+            hint = next((f"; delimiter={mark!r}?" for mark in ";\t|" if len(table.columns) == 1 and mark in there), "")
+            raise DataError(f"{table.path}: expected a column {name!r:.60}, found {there:.200}{hint}")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _floats(table: Table, name: str) -> np.ndarray:
+    cells = table.columns[name]
+    try:
+        numbers = np.fromiter(map(float, cells), np.float64, len(cells))
+    except ValueError:
+        row = next(i for i, cell in enumerate(cells) if not _is_number(cell))
+        empty = cells[row] in MISSING
+        raise table.refuse(row, name, "a value" if empty else "a number", "" if empty else NO_NUMBER) from None
+    with np.errstate(over="ignore"):
+        floats = numbers.astype(np.float32)
+    if not np.isfinite(floats).all():
+        raise table.refuse(int(np.argmin(np.isfinite(floats))), name, "a finite number of float32")
+    return floats
+
+
+NO_NUMBER = "numbers have a decimal point and no other signs; categories=[...] reads a column as text"
+
+
+def _categories(table: Table, name: str, forced: bool) -> tuple[str, ...] | None:
+    """The different texts of a column, sorted; None for one of numbers."""
+    if not forced and any(map(_is_number, table.columns[name])):  # one with both is refused when it is read
+        return None
+    different = set(table.columns[name])
+    if not forced and len(different) > MOST:
+        raise DataError(
+            f"{table.path}: column {name!r}: expected numbers or at most {MOST} categories, found {len(different)} "
+            f"texts, such as {min(different)!r:.40}; leave it out by features=[...], or name it in categories=[...]"
+        )
+    return tuple(sorted(different))
+
+
+def numbers_of(table: Table, name: str, texts: Sequence[str], expected: str) -> np.ndarray:
+    """The number of each cell of a column among `texts`. Raises DataError for the first that is not there."""
+    number = {text: i for i, text in enumerate(texts)}
+    cells = table.columns[name]
+    try:
+        return np.fromiter((number[cell] for cell in cells), np.int64, len(cells))
+    except KeyError:
+        row = next(i for i, cell in enumerate(cells) if cell not in number)
+        raise table.refuse(row, name, f"{expected} ({', '.join(texts):.80})") from None
+
+
+def _labels(table: Table, name: str, classes: bool | None, known: Any) -> tuple[np.ndarray, Any]:
+    """(labels, names of the classes), or (values, None). known: the names, in the training."""
+    if known is not None:
+        return numbers_of(table, name, known, "a class of the training"), known
+    different = set(table.columns[name])
+    whole = all(cell.lstrip("+-").isdecimal() for cell in different)
+    if classes is None and whole and len(different) > MOST:
+        raise ConfigError(
+            f"{table.path}: column {name!r}: expected at most {MOST} classes, found {len(different)} different whole "
+            "numbers; classes=False makes values of them, classes=True classes"
+        )
+    if classes is None:
+        classes = whole or not any(map(_is_number, different))
+    if not classes:
+        return _floats(table, name)[:, None], None
+    if len(different) < 2:
+        raise DataError(f"{table.path}: column {name!r}: expected at least two classes, found only {min(different)!r}")
+    found = sorted(different, key=(lambda cell: (int(cell), cell)) if whole else None)
+    return numbers_of(table, name, found, "a class"), found
+
+
+def label_numbers(table: Table, name: str, like: Any) -> tuple[np.ndarray, Any]:
+    """(labels, names of the classes) of a column of classes."""
+    return _labels(table, name, True, None if like is None else like.classes)
+
+
+def _table_of(rows: Any, columns: Sequence[str]) -> Table:
+    """Cells that are in memory, as the text of a table."""
+    if hasattr(rows, "columns") and hasattr(rows, "to_dict"):  # a DataFrame
+        rows = {str(name): list(rows[name]) for name in rows.columns}
+    if isinstance(rows, Mapping):
+        cells = {str(name): value if _is_row(value) else [value] for name, value in rows.items()}
+    else:
+        given = rows.tolist() if isinstance(rows, np.ndarray) else checks.items("predict", rows, "rows of cells")
+        given = given if given and all(_is_row(row) or isinstance(row, Mapping) for row in given) else [given]
+        if all(isinstance(row, Mapping) for row in given):
+            return _table_of({name: [row.get(name, "") for row in given] for name in given[0]}, columns)
+        if lengths := [len(row) for row in given if len(row) != len(columns)]:
+            raise ShapeError(f"predict: expected rows of {len(columns)} cells, {', '.join(columns)}, got {lengths[0]}")
+        cells = dict(zip(columns, zip(*given, strict=True), strict=True))
+    lengths = [len(value) for value in cells.values()]
+    if len(set(lengths)) > 1:
+        raise ShapeError(f"predict: expected columns of equal length, got {lengths}")
+    texts = {
+        name: tuple([cell if isinstance(cell, str) else str(cell) for cell in value]) for name, value in cells.items()
+    }
+    return Table("predict", texts, [*range(1, (lengths or [0])[0] + 1)])
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+# --- archives of NumPy ------------------------------------------------------------------------------------------------
+
+
+def from_npz(
+    path: str | os.PathLike,
+    features: str = "x",
+    target: str | None = "y",
+    scale: float | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> TensorDataset:
+    """The arrays of an .npz archive as a data set; float64 is read as float32. Nothing is unpickled.
+
+    features, target: names of arrays of equal length; target=None reads features alone. scale: see TensorDataset.
+    max_bytes: the most that the archive may claim to unpack to.
+    Raises DataNotFoundError, or DataError for a file that is no archive, lacks an array, or holds objects.
+    """
+    path, max_bytes = checks.path("from_npz", path), checks.integer("from_npz: max_bytes", max_bytes, 0)
+    for what, value in {"features": features, "target": target}.items():
+        if not (isinstance(value, str) or (what == "target" and value is None)):
+            checks.refuse(f"from_npz: {what}", "the name of an array", value)
+    arrays = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+        if claimed > max_bytes:
+            raise DataError(
+                f"{path}: expected at most {max_bytes} bytes of data (`max_bytes`), found a claim of {claimed}"
+            )
+        with np.load(path, allow_pickle=False) as archive:
+            for name in [features] if target is None else [features, target]:
+                if name not in archive.files:
+                    there = ", ".join(archive.files)
+                    raise DataError(
+                        f"{path}: expected an array {name!r:.60}, found {there:.200}; features= and target= name them"
+                    )
+                array = as_rows(archive[name], f"{path}: {name}")
+                arrays.append(array.astype(np.float32) if array.dtype == np.float64 else array)
+    except FileNotFoundError:
+        raise DataNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (zipfile.BadZipFile, ValueError, EOFError, KeyError) as error:
+        if isinstance(error, DataError | ShapeError):
+            raise
+        reason = "it holds Python objects" if "allow_pickle" in str(error) else str(error).splitlines()[0]
+        raise DataError(f"{path}: expected an .npz archive of numbers ({reason})") from error
+    return TensorDataset(*arrays, scale=scale)
