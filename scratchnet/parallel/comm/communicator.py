@@ -36,9 +36,9 @@ class Communicator(ABC):
     """`size` processes, of which this is number `rank`; they make the same calls in the same order.
 
     Arrays are NumPy's: float32, float64, int32 or int64, of any shape and size (0 too), the same shape, dtype and
-    arguments on all ranks. Every method works in place and returns its array (or a part of it). One that is not
-    contiguous is copied there and back. Results have the same bits on every rank and in every run, whichever rank comes
-    first.
+    arguments on all ranks; not masked ones. Every method works in place and returns its array (or a part of it). One
+    that is not contiguous is copied there and back. Results have the same bits on every rank and in every run,
+    whichever rank comes first.
 
     Raises DtypeError for what is not such an array, ConfigError for an unknown op, algorithm or root, and on every rank
     that waits CollectiveError: when the ranks made different calls (it names them), when a rank has returned or died,
@@ -63,7 +63,7 @@ class Communicator(ABC):
 
         Returns this rank's part: array.reshape(-1)[comm.part(array.size)].
         """
-        return self._collective("reduce_scatter", array, op).reshape(-1)[self.part(array.size)]
+        return np.asarray(self._collective("reduce_scatter", array, op)).reshape(-1)[self.part(array.size)]
 
     def all_gather(self, array: np.ndarray) -> np.ndarray:
         """Every rank's own part (`part`) goes to all ranks. reduce_scatter, then all_gather, is an all_reduce."""
@@ -102,24 +102,31 @@ class Communicator(ABC):
         if self._broken:
             raise CollectiveError(self._broken)
         try:
-            act = self._actions[kind, array.shape, array.dtype, op, root, algorithm]
+            act = self._actions[kind, type(array), array.shape, array.dtype, op, root, algorithm]
         except (KeyError, AttributeError, TypeError):  # the first such call, no array, or an argument without a hash
             call = self._checked(kind, array, op, root, algorithm)
-            act = self._actions[kind, array.shape, array.dtype, op, root, algorithm] = self._plan(call, array)
-        if array.flags.carray:
-            act(array.reshape(-1))
+            act = self._plan(call, np.asarray(array))
+            self._actions[kind, type(array), array.shape, array.dtype, op, root, algorithm] = act
+        plain = np.asarray(array)  # np.matrix never has one dimension
+        if plain.flags.carray:
+            act(plain.reshape(-1))
             return array
-        require_writeable(array)
-        copy = np.array(array, order="C")
+        require_writeable(plain)
+        copy = np.array(plain, order="C")
         act(copy.reshape(-1))
-        array[...] = copy
+        plain[...] = copy
         return array
 
     def _checked(self, kind: str, array: np.ndarray, op: str, root: int, algorithm: str) -> Call:
         """Raises DtypeError or ConfigError unless a collective takes these arguments."""
         if not isinstance(array, np.ndarray) or array.dtype not in map(np.dtype, DTYPES):
             found = f"{array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise DtypeError(f"collective: expected a NumPy array of {', '.join(DTYPES)}, got {found}")
+            remedy = _REMEDIES.get(array.dtype.kind, "") if isinstance(array, np.ndarray) else ""
+            raise DtypeError(f"collective: expected a NumPy array of {', '.join(DTYPES)}, got {found}{remedy}")
+        if isinstance(array, np.ma.MaskedArray):
+            raise DtypeError(
+                "collective: expected a NumPy array, got one with a mask; reduce .filled(0) and the count of valid ones"
+            )
         require_writeable(array)
         if not isinstance(op, str) or op not in UFUNCS:
             raise ConfigError(f"collective: expected op to be one of {', '.join(UFUNCS)}, got {checks.shown(op)}")
@@ -133,6 +140,15 @@ class Communicator(ABC):
         }  # fmt: skip
         text = f"{kind}({array.dtype} {array.shape}{details.get(kind, '')})"
         return Call(kind, op, int(root), algorithm, text)
+
+
+_REMEDIES = {  # kind of a dtype -> what to do with arrays of it
+    "b": "; send .astype('int32'), whose max is `any` and whose min is `all`",
+    "u": "; send .astype('int64')",
+    "i": "; send .astype('int32')",
+    "f": "; send .astype('float32')",
+    "c": "; send .view('float64') of complex128, which has both parts",
+}
 
 
 def require_writeable(array: np.ndarray) -> None:

@@ -171,7 +171,8 @@ def test_arena_algorithms_have_as_many_barriers_as_the_cost_model_says(group, al
 
 BAD = {
     "a list": (lambda comm: comm.all_reduce([1.0]), "DtypeError", "got list"),
-    "a dtype": (lambda comm: comm.all_reduce(np.zeros(3, np.float16)), "DtypeError", "got float16"),
+    "a mask": (lambda comm: comm.all_reduce(np.ma.array([1.0, 2.0], mask=[0, 1])), "DtypeError", "with a mask"),
+    "a mask, later": (lambda comm: masked_later(comm), "DtypeError", "got one with a mask; reduce .filled(0)"),
     "another byte order": (lambda comm: comm.all_reduce(np.zeros(3, ">f4")), "DtypeError", "got >f4"),
     "a mean of integers": (lambda comm: comm.all_reduce(np.zeros(3, int), "mean"), "DtypeError", "take the sum"),
     "an op": (lambda comm: comm.all_reduce(np.zeros(3), "product"), "ConfigError", "got 'product'"),
@@ -179,7 +180,36 @@ BAD = {
     "a root": (lambda comm: comm.broadcast(np.zeros(3), comm.size), "ConfigError", "expected a root from 0 to"),
     "an op of reduce_scatter": (lambda comm: comm.reduce_scatter(np.zeros(3), ["sum"]), "ConfigError", "op"),
     "a read-only array": (lambda comm: comm.all_reduce(np.broadcast_to(np.zeros(1), 3)), "DtypeError", "read-only"),
-}
+    **{
+        f"{dtype} in {method}": (
+            lambda comm, method=method, dtype=dtype: getattr(comm, method)(np.zeros(3, dtype)),
+            "DtypeError", f"got {dtype}; send .{remedy}",
+        )
+        for dtype, remedy in (
+            ("float16", "astype('float32')"), ("bool", "astype('int32')"), ("uint8", "astype('int64')"),
+            ("int16", "astype('int32')"), ("complex128", "view('float64')"),
+        )
+        for method in ("all_reduce", "reduce_scatter", "all_gather", "broadcast")
+    },
+}  # fmt: skip
+
+
+def masked_later(comm):
+    """The action for arrays of this shape and dtype is known by then."""
+    comm.all_reduce(np.zeros(2))
+    comm.all_reduce(np.ma.array([1.0, 2.0], mask=[0, 1]))
+
+
+def matrices(comm):
+    x = np.matrix(np.arange(40.0).reshape(2, 20))
+    whole, part = comm.all_reduce(x.copy()), comm.reduce_scatter(x.copy())
+    return type(whole) is np.matrix, np.asarray(whole).tolist(), part.tolist()
+
+
+def test_subclasses_of_arrays_are_reduced_as_arrays(group):
+    answers, flat = group.ask(matrices), np.arange(40.0) * group.size
+    assert all(kept and whole == flat.reshape(2, 20).tolist() for kept, whole, _ in answers)
+    assert [x for *_, part in answers for x in part] == flat.tolist()
 
 
 def attempt(comm, what):
