@@ -63,6 +63,11 @@ def split(batch: Sequence[Any], k: int, shards: int) -> tuple[Any, ...]:
     return tuple(rows[k * n // shards : (k + 1) * n // shards] for rows in batch)
 
 
+def a_shard(batch: np.ndarray, shards: int) -> np.ndarray:
+    """The last of K shards, which is not empty where there are more shards than samples."""
+    return split((batch,), shards - 1, shards)[0]
+
+
 def starts_of(n: int, size: int) -> list[int]:
     """n things cut into `size` runs of n // size, or one more: where each begins, and where the last one ends."""
     return [i * n // size for i in range(size + 1)]

@@ -160,7 +160,7 @@ class Trainer(Sealed):
 
     @property
     def shards(self) -> int:
-        """K, of a batch of at least so many samples."""
+        """K, the parts of a batch; with fewer samples than K some of them are empty."""
         return self._shards_of(self.workers)
 
     @shards.setter

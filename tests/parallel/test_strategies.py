@@ -373,7 +373,6 @@ def test_positions_outside_the_data_are_refused():
         ({"strategy": AllReduce(), "accumulate": 0}, "accumulate to be an integer of at least 1"),
         ({"strategy": AllReduce(), "nonfinite": "ignore"}, "'raise' or 'skip'"),
         ({"strategy": AllReduce(), "workers": "many"}, "'auto' or an integer"),
-        ({"strategy": AllReduce(), "shards": BATCH + 1, "workers": 2}, "at most one shard a sample, got 9 for 8"),
     ],
 )
 def test_arguments_outside_their_range_are_refused(options, message):

@@ -20,6 +20,7 @@ import multiprocess
 from multiprocess import connection, context, popen_spawn_posix, reduction, spawn, util
 
 from ...errors import CollectiveError, ConfigError, WorkerError
+from ...kernels import get_num_threads
 from ...native.limits import cores
 from ..comm.memory import above_standard_streams
 from ..objects import SharedObject, dumps, loads
@@ -90,14 +91,14 @@ class Workers:
     ends, they are gone, whatever they were doing.
 
     target: a function of a module, imported in the worker. args: sent by pickle, SharedMemory included. threads: of a
-    worker's libraries; by default cores // size. Raises WorkerError if a process cannot be started.
+    worker's libraries; see `threads_of`. Raises WorkerError if a process cannot be started.
     """
 
     def __init__(self, size: int, target: Callable, *args: Any, threads: int | None = None):
         self.processes: list[Any] = []
         self.channels: list[connection.Connection] = []
         self._target, self._args = target, args
-        self._threads = max(1, cores() // size if threads is None else threads)
+        self._threads = threads_of(size) if threads is None else threads
         process = multiprocess.current_process()
         if getattr(process, "_inheriting", False) or process.daemon:
             raise ConfigError(
@@ -201,6 +202,11 @@ class Workers:
             for process in self.processes:
                 process.join(END)
         self.end()
+
+
+def threads_of(workers: int) -> int:
+    """Of each worker's libraries: the cores, or fewer if `set_num_threads` said so, shared out among the workers."""
+    return max(1, min(cores(), get_num_threads()) // workers)
 
 
 def how_it_ended(status: int) -> str:

@@ -24,9 +24,9 @@ from ...native.limits import cores
 from ..objects import SharedObject, loads
 from ..phases import Phase
 from ..settings import Settings, Start
-from ..shards import split
+from ..shards import a_shard, split
 from .claims import NOTHING, allow, lay_out, stop, table_of, take
-from .launch import Workers, how_it_ended
+from .launch import Workers, how_it_ended, threads_of
 from .replica import Gradient, Replica
 from .slices import Average, Slice, sum_of_squares
 from .steps import Steps, log, slices_of
@@ -115,7 +115,7 @@ class Pool(Steps):
         self._seals, self._since, self._seconds = 0, time.monotonic(), math.inf
         self._longest = replica.reading  # seconds: this process has read a shard already
         spins = SPINS if workers <= cores() else 16
-        threads = max(1, cores() // workers)
+        threads = threads_of(workers)
         self._processes = _Processes(workers, threads, self.arena, job, spins, self.placement)
         self._born: dict[int, tuple[float, float]] = {}  # of a rank: when its process was started; its shards by then
         self._compiling = -math.inf  # until when workers on GPUs may compile
@@ -166,7 +166,7 @@ class Pool(Steps):
         slot, pages = np.zeros(replica.layout.nbytes, np.uint8), [self.arena.pages[0].copy() for _ in range(2)]
         old, new = map(replica.layout.page, pages)
         batch = np.arange(min(len(replica.dataset), self.arena.positions.shape[1]))
-        positions = split((batch,), 0, replica.shards)[0]
+        positions = a_shard(batch, replica.shards)
         if "cpu" in self.placement.kinds:
             there = replica if replica.device.is_host else job.open()
             with contextlib.suppress(NonFiniteError):  # the step itself raises it

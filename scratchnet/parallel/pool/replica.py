@@ -28,7 +28,16 @@ from ...nn import Module
 from ...random import Generator
 from ...tensor import Tensor, default_device
 from ..settings import Settings
-from ..shards import first_stream, gathered, others_seeded, require_finite, shard_loss, split, streams_kept, tensors_of
+from ..shards import (
+    a_shard,
+    first_stream,
+    gathered,
+    others_seeded,
+    require_finite,
+    shard_loss,
+    streams_kept,
+    tensors_of,
+)
 from .layout import Page, PageLayout
 
 
@@ -59,18 +68,12 @@ class Replica:
 
     @classmethod
     def of(cls, settings: Settings) -> Replica:
-        """The replica of a run. Parameters that get no gradient are constants: the optimizer passes over them.
-
-        Raises ConfigError for more shards than samples in a batch.
-        """
-        if settings.shards > settings.batch_size:
-            found = f"{settings.shards} for {settings.batch_size} samples"
-            raise ConfigError(f"Trainer: expected at most one shard a sample, got {found}")
+        """The replica of a run. Parameters that get no gradient are constants: the optimizer passes over them."""
         replica = cls(settings, settings.dataset, range(len(settings.optimizer.states)))
         states, buffers = settings.optimizer.states, list(settings.model.buffers())
         arrays = [state.param._data for state in states] + [buffer._data.copy() for buffer in buffers]
         with _bound([*(state.param for state in states), *buffers], arrays):
-            positions = split((next(settings.loader.batch_indices(0)),), 0, settings.shards)[0]
+            positions = a_shard(next(settings.loader.batch_indices(0)), settings.shards)
             with streams_kept():
                 began = time.monotonic()
                 samples = gathered(replica.dataset, positions, settings.seed, 0)

@@ -177,6 +177,15 @@ def test_workers_share_the_cores():
     assert dict(os.environ) == before
 
 
+def test_workers_share_the_threads_that_were_set():
+    before = sn.get_num_threads()
+    sn.set_num_threads(1)
+    try:
+        assert sn.parallel.run(workers.threads, workers=1)[0][:2] == (1, "1")
+    finally:
+        sn.set_num_threads(before)
+
+
 @pytest.mark.skipif(not JIT_ENABLED, reason="without the JIT nothing is compiled")
 def test_a_fresh_worker_compiles_nothing():
     assert sn.parallel.run(workers.compiled, workers=2) == [0, 0]
