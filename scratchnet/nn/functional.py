@@ -37,11 +37,27 @@ from .losses import (
     nll_loss,
     smooth_l1_loss,
 )
+from .windows import (
+    adaptive_avg_pool2d,
+    avg_pool1d,
+    avg_pool2d,
+    conv1d,
+    conv2d,
+    conv_transpose2d,
+    max_pool1d,
+    max_pool2d,
+)
 
 __all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
     "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "conv1d",
+    "conv2d",
+    "conv_transpose2d",
     "cross_entropy",
     "dropout",
     "elu",
@@ -56,6 +72,8 @@ __all__ = [
     "linear",
     "log_softmax",
     "logsigmoid",
+    "max_pool1d",
+    "max_pool2d",
     "mish",
     "mse_loss",
     "nll_loss",
@@ -123,7 +141,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias a channel: x (N, C) or (N, C, L) (Ioffe and Szegedy 2015).
+    """(x - mean) / sqrt(var + eps) * weight + bias a channel: x (N, C, ...) (Ioffe and Szegedy 2015).
 
     training: mean and variance of the batch; the running ones move by `momentum` towards them, in place (the
         variance towards the unbiased one, as in PyTorch). Otherwise the running ones are used, if given.
@@ -131,8 +149,11 @@ def batch_norm(
     Raises ShapeError for another shape of x, or for one value a channel in training.
     """
     x = as_tensor(x, running_mean, weight, bias)
-    if x.ndim not in (2, 3):
-        raise ShapeError(f"batch_norm: expected x (N, C) or (N, C, L), got {x.shape}")
+    if x.ndim < 2:
+        raise ShapeError(f"batch_norm: expected x (N, C, ...), got {x.shape}")
+    if x.ndim > 3:  # images are sequences of as many elements
+        images, x = x.shape, x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+        return batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps).reshape(images)
     axes, channels = ((0,), (0, 2))[x.ndim - 2], (x.shape[1],)
     column = (x.shape[1], 1)[: x.ndim - 1]  # a value a channel, as it broadcasts against x
     eps, training = checks.number("batch_norm: eps", eps, "[0, inf)"), checks.flag("batch_norm: training", training)

@@ -9,26 +9,32 @@ from .movement import cat, checked_index, index, permute_op, reshape_op, stack, 
 from .products import cross_entropy, linear, matmul
 from .reductions import standardize, sum
 from .table import METHODS, OPS, Op
+from .windows import avg_pool2d, conv2d, conv2d_input, max_pool2d, take_in_rows
 
 __all__ = [
     "METHODS",
     "OPS",
     "Op",
     "add",
+    "avg_pool2d",
     "bounded_log",
     "cast",
     "cat",
     "checked_index",
+    "conv2d",
+    "conv2d_input",
     "cross_entropy",
     "dropout",
     "index",
     "linear",
     "matmul",
+    "max_pool2d",
     "permute_op",
     "reshape_op",
     "stack",
     "standardize",
     "sum",
+    "take_in_rows",
     "take_rows",
     "where",
 ]

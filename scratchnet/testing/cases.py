@@ -1,6 +1,7 @@
 """Random calls of a kernel of the device tables, each with what must come out of it."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,8 @@ def kernel_cases(
         inputs = draw_arrays(draw, shapes, lengths, content)
         asked = {letter: lengths[letter] for letter in row.lengths}
         oracle = functools.partial(row.oracle, **asked) if asked else row.oracle
-        terms = lengths[row.terms] if row.terms else 1
+        summed = row.terms if isinstance(row.terms, str) else row.terms(**params)
+        terms = math.prod(int(letter) if letter.isdigit() else lengths[letter] for letter in summed)
         magnitude = row.magnitude or (_of_absolutes(oracle) if row.terms else None)
         return KernelCase(name, inputs, params, oracle, terms, row.roundings, magnitude)
 

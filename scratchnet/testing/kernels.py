@@ -24,14 +24,15 @@ class Row:
 
     shapes: of the inputs, as in `arrays`; a function of the parameters where those decide.
     oracle: `oracle(*inputs, **params)` -> the result, or a tuple of them, in the precision of its inputs.
-    terms: the letter of the length that is summed over. roundings, magnitude: as in `assert_matches_reference`.
+    terms: the letters of the lengths that are summed over, or a function of the parameters. roundings, magnitude: as in
+        `assert_matches_reference`.
     domain, special: as in `arrays`. integers: the kernel takes int64 too.
     lengths: letters that `oracle` is given beside the inputs, as they are not to be read off from those.
     """
 
     shapes: str | Callable[..., str]
     oracle: Callable[..., Any]
-    terms: str = ""
+    terms: str | Callable[..., str] = ""
     roundings: int = 0
     magnitude: Callable[..., Any] | None = None
     domain: str | Sequence[str] = "real"
@@ -51,6 +52,26 @@ _LR = (0.1, 1e-3)
 _GRAD: dict[str, Any] = {"roundings": 4, "special": _NAN}
 _STANDARDIZE: dict[str, Any] = {"terms": "N", "special": (), "params": {"eps": (1e-5, 0.5)}}
 _PRODUCT: dict[str, Any] = {"terms": "k", "special": (), "integers": True}
+_CONV: dict[str, Any] = {
+    "special": (),
+    "params": {
+        "stride": ((1, 1), (2, 3)),
+        "padding": ((0, 0), (1, 2)),
+        "dilation": ((1, 1), (2, 1)),
+        "groups": (1, 2, 4),
+    },
+}
+_POOL: dict[str, Sequence[Any]] = {
+    "window": ((2, 2), (3, 2)),
+    "stride": ((2, 2), (1, 2)),
+    "padding": ((0, 0), (1, 1)),
+}
+_MEAN: dict[str, Any] = {
+    "roundings": 2,
+    "special": (),
+    "terms": lambda window, **_: "".join(map(str, window)),
+    "params": {**_POOL, "counts_padding": (True, False)},
+}
 _ROWWISE: dict[str, Any] = {"terms": "N", "roundings": 6 * _ULP}
 
 
@@ -120,6 +141,21 @@ KERNEL_ROWS: dict[str, Row] = {
         **_PRODUCT,
     ),
     "linear": Row("mk kn n", oracles.linear, roundings=2, **_PRODUCT),
+    # windows
+    "conv2d": Row(oracles.conv2d_shapes("nci odk o"), oracles.conv2d, oracles.conv2d_shapes("dk"), 2, **_CONV),
+    "conv2d_input": Row(
+        oracles.conv2d_shapes("noy odk"), oracles.conv2d_input, oracles.conv2d_shapes("fk"), 2, **_CONV
+    ),
+    "conv2d_weight": Row(
+        oracles.conv2d_shapes("noy nci"), oracles.conv2d_weight, oracles.conv2d_shapes("ny"), 2, **_CONV
+    ),
+    "max_pool2d": Row("p86", oracles.max_pool2d, params={**_POOL, "dilation": ((1, 1), (2, 1))}),
+    "avg_pool2d": Row("p86", oracles.avg_pool2d, **_MEAN),
+    "avg_pool2d_grad": Row(
+        lambda counts_padding, **window: f"p{oracles.outputs_of(**window)}", oracles.avg_pool2d_grad, **_MEAN
+    ),
+    "take_in_rows": Row("rn rm<n", oracles.take_in_rows),
+    "scatter_in_rows": Row("rm rm<n", oracles.scatter_in_rows, terms="m", special=(), lengths="n"),
     # rows
     "softmax": Row("rN", oracles.softmax, **_ROWWISE, magnitude=oracles.softmax_size),
     "softmax_grad": Row("rN rN", oracles.softmax_grad, terms="N", **_GRAD, magnitude=oracles.softmax_grad_size),

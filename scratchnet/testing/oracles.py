@@ -272,3 +272,102 @@ def rmsprop_size(param, grad, v, velocity, numbers):
     true_v = rmsprop(param, grad, v, velocity, numbers)[1]
     size_u = momentum * np.abs(velocity) + size_g / (np.sqrt(true_v) + eps) * (1 + error_ratio(size_v, true_v))
     return np.abs(param) + lr * size_u, size_v, size_u
+
+
+# Windows: of x with zeros around it, as one array, then a sum over products. An image is 8 x 6, a filter 3 x 2.
+
+IMAGE, FILTER, CHANNELS = (8, 6), (3, 2), {1: (3, 5), 2: (4, 6), 4: (4, 4)}  # by groups: of x and of the result
+
+
+def windows_of(x, window, stride, padding, dilation=(1, 1), fill=0):
+    """(..., oh, ow, kh, kw): the windows of x (..., h, w)."""
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(n, n) for n in padding], constant_values=fill)
+    reach = [(k - 1) * apart + 1 for k, apart in zip(window, dilation, strict=True)]
+    found = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(-2, -1))
+    return found[..., :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+
+
+def put_back(windows, stride, padding, dilation=(1, 1), size=IMAGE):
+    """The transpose of windows_of: each element of a window is added to where it came from."""
+    (oh, ow, kh, kw), out = windows.shape[-4:], np.zeros((*windows.shape[:-4], *size), windows.dtype)
+    out = np.pad(out, [(0, 0)] * (out.ndim - 2) + [(n, n) for n in padding])
+    for y, x, r, s in np.ndindex(oh, ow, kh, kw):
+        out[..., y * stride[0] + r * dilation[0], x * stride[1] + s * dilation[1]] += windows[..., y, x, r, s]
+    return out[..., padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+
+
+def outputs_of(window, stride, padding, dilation=(1, 1)):
+    """Digits: how many outputs along each axis."""
+    return "".join(str(n) for n in windows_of(np.zeros(IMAGE), window, stride, padding, dilation).shape[:2])
+
+
+def in_groups(x, groups, axis):
+    """The axis of channels as (group, channel)."""
+    return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
+
+
+def conv2d(x, weight, bias, stride, padding, dilation, groups):
+    windows = in_groups(windows_of(x, weight.shape[2:], stride, padding, dilation), groups, 1)
+    y = np.einsum("ngchwrs,gocrs->ngohw", windows, in_groups(weight, groups, 0))
+    return y.reshape(len(x), len(weight), *y.shape[3:]) + bias[:, None, None]
+
+
+def conv2d_input(g, weight, stride, padding, dilation, groups):
+    windows = np.einsum("ngohw,gocrs->ngchwrs", in_groups(g, groups, 1), in_groups(weight, groups, 0))
+    return put_back(windows.reshape(len(g), groups * weight.shape[1], *windows.shape[3:]), stride, padding, dilation)
+
+
+def conv2d_weight(g, x, stride, padding, dilation, groups):
+    windows = in_groups(windows_of(x, FILTER, stride, padding, dilation), groups, 1)
+    weight = np.einsum("ngohw,ngchwrs->gocrs", in_groups(g, groups, 1), windows)
+    return weight.reshape(g.shape[1], *weight.shape[2:])
+
+
+def conv2d_shapes(words):
+    """Words; c, o: channels of x, of the result; d, f: a group's - i, y, k: sizes of x, result, filter"""
+
+    def shapes(stride, padding, dilation, groups):
+        c, o = CHANNELS[groups]
+        letters = {"c": c, "o": o, "d": c // groups, "f": o // groups, "i": "86", "k": "32"}
+        letters["y"] = outputs_of(FILTER, stride, padding, dilation)
+        return "".join(str(letters.get(letter, letter)) for letter in words)
+
+    return shapes
+
+
+def max_pool2d(x, window, stride, padding, dilation):
+    (h, w), lowest = x.shape[1:], -np.inf  # where x itself is -inf, the first window element inside of x counts
+    number = np.arange(h * w, dtype=np.int64).reshape(h, w)
+    rank = np.where(x == lowest, np.finfo(x.dtype).min, x) if x.dtype.kind == "f" else x.astype(float)
+    values = windows_of(rank, window, stride, padding, dilation, lowest)
+    best = values.reshape(*values.shape[:3], window[0] * window[1]).argmax(-1)
+    numbers = windows_of(number, window, stride, padding, dilation, -1)
+    return np.take_along_axis(numbers.reshape(1, *numbers.shape[:2], -1), best[..., None], -1)[..., 0]
+
+
+def pool_sizes(window, stride, padding, counts_padding, size):
+    """How many elements each window counts."""
+    if counts_padding:
+        return np.full(size, float(window[0] * window[1]))
+    return windows_of(np.ones(IMAGE), window, stride, padding).sum((-2, -1))
+
+
+def avg_pool2d(x, window, stride, padding, counts_padding):
+    windows = windows_of(x, window, stride, padding)
+    sizes = pool_sizes(window, stride, padding, counts_padding, windows.shape[1:3])
+    return np.einsum("nhwrs->nhw", windows) / sizes.astype(x.dtype)
+
+
+def avg_pool2d_grad(g, window, stride, padding, counts_padding):
+    share = g / pool_sizes(window, stride, padding, counts_padding, g.shape[1:]).astype(g.dtype)
+    return put_back(np.broadcast_to(share[..., None, None], (*g.shape, *window)), stride, padding)
+
+
+def take_in_rows(x, index):
+    return np.array([[row[j] for j in numbers] for row, numbers in zip(x, index, strict=True)], x.dtype).reshape(
+        index.shape
+    )
+
+
+def scatter_in_rows(g, index, n):
+    return np.einsum("rm,rmn->rn", g, (index[..., None] == np.arange(n)).astype(g.dtype))

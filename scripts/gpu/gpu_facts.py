@@ -127,6 +127,8 @@ PRODUCTS = (M, K, N), (1024, 1024, 1024), (256, 784, 512)
 FLAT, BROADCAST = [(M, N)] * 3, [(M, N), (N,), (M, N)]
 REDUCED = [(*LONG, 1), (1, M * N, 1), (1, *LONG), (*SHORT, 1)]
 STANDARDIZED = [(*LONG, 1), (1, M, N), (M, 128, 1)]
+IMAGES, FILTERS = (128, 64, 28, 28), (64, 64, 3, 3)
+PLANES, POOLED = (8192, 28, 28), (8192, 14, 14)
 LABELLED = [[x, x[:1]] for x in (LONG, SHORT)]
 
 SHAPES = {
@@ -144,6 +146,13 @@ SHAPES = {
     "scatter_rows": [[(8192, 256), (8192,), (50_000, 256)]],
     "matmul": [[(m, k), (k, n), (m, n)] for m, k, n in PRODUCTS],
     "linear": [[(m, k), (k, n), (n,), (m, n)] for m, k, n in PRODUCTS],
+    "conv2d": [[IMAGES, FILTERS, FILTERS[:1], IMAGES]],
+    "conv2d_input": [[IMAGES, FILTERS, IMAGES]],
+    "conv2d_weight": [[IMAGES, IMAGES, FILTERS]],
+    **{name: [[PLANES, POOLED]] for name in ("max_pool2d", "avg_pool2d")},
+    "avg_pool2d_grad": [[POOLED, PLANES]],
+    "take_in_rows": [[(8192, 784), (8192, 196), (8192, 196)]],
+    "scatter_in_rows": [[(8192, 196), (8192, 196), (8192, 784)]],
     **{name: [[x] * 2 for x in (LONG, SHORT)] for name in ("softmax", "log_softmax")},
     "softmax_grad": [[x] * 3 for x in (LONG, SHORT)],
     "logsumexp": LABELLED,
@@ -162,6 +171,9 @@ NUMBERS = {
     "clip": (-1, 1),
     "fill": (0,),
     **dict.fromkeys(("standardize", "standardize_grad"), (1e-5,)),
+    **dict.fromkeys(("conv2d", "conv2d_input", "conv2d_weight"), ((1, 1), (1, 1), (1, 1), 1)),
+    "max_pool2d": ((2, 2), (2, 2), (0, 0), (1, 1)),
+    **dict.fromkeys(("avg_pool2d", "avg_pool2d_grad"), ((2, 2), (2, 2), (0, 0), True)),
     "dropout": (0.1, np.array([1, 2], np.uint64)),
 }
 

@@ -17,7 +17,7 @@ from sizes import SIMULATED
 import scratchnet as sn
 from scratchnet.kernels import device
 from scratchnet.ops import OPS
-from scratchnet.testing import DOMAINS, KERNEL_ROWS, LAYOUTS, assert_matches_reference, gradcheck
+from scratchnet.testing import DOMAINS, KERNEL_ROWS, LAYOUTS, assert_matches_reference, gradcheck, oracles
 
 FLOATS = (np.float32, np.float64)
 
@@ -105,6 +105,32 @@ def argmaxed() -> list[Case]:
         for shape, axes in [((3, 4), (0,)), ((3, 4), (1,)), ((3, 4), (0, 1)), ((2, 3, 4), (1,)), ((), ())]
         for k in (False, True)
     ]
+
+
+IN_ROWS = np.array([[3, 0, 3], [1, 1, 2]])
+GEOMETRIES = [((1, 1), (1, 2), (2, 1), 1), ((2, 3), (1, 2), (1, 1), 2), ((2, 1), (0, 0), (1, 1), 4)]
+POOLS = [((3, 2), (1, 2), (1, 1)), ((2, 2), (2, 2), (0, 0))]
+
+
+def windowed(name: str) -> list[Case]:
+    """Cases of a convolution or pooling: those of its kernel, with the size of the result."""
+    row, convolves = KERNEL_ROWS[name], name.startswith("conv2d")
+    cases = []
+    for geometry in GEOMETRIES if convolves else POOLS:
+        last = {} if convolves else {"dilation": (1, 1)} if name == "max_pool2d" else {"counts_padding": False}
+        params = dict(zip(row.params, geometry, strict=False)) | last
+        words = (row.shapes if isinstance(row.shapes, str) else row.shapes(**params)).replace("p", "n").split()
+        shapes = [tuple(2 if letter == "n" else int(letter) for letter in word) for word in words]
+        shapes = shapes if convolves else [(1, *shape) for shape in shapes]
+
+        def oracle(*arrays, size, convolves=convolves, **params):
+            y = row.oracle(*(arrays if convolves else [x[0] for x in arrays]), **params)
+            return y if convolves else y[None]
+
+        size = np.shape(oracle(*map(np.zeros, shapes), size=None, **params))[2:]
+        flat = [0] if name == "max_pool2d" else []
+        cases.append(Case(shapes, oracle, {"size": size} | params, terms=300, flat=flat))
+    return cases
 
 
 def rows(oracle: Callable, *shapes, count: int = 1, **options) -> list[Case]:
@@ -256,6 +282,11 @@ CASES: dict[str, list[Case]] = {
         Case([(m, k), (k, n), (n,)], lambda x, w, b: x @ w + b, terms=k + 2)
         for m, k, n in [(3, 4, 5), (1, 1, 1), (0, 3, 2), (3, 0, 2)]
     ],
+    # windows
+    **{name: windowed(name) for name in ("conv2d", "conv2d_input", "conv2d_weight")},
+    **{name: windowed(name) for name in ("max_pool2d", "avg_pool2d", "avg_pool2d_grad")},
+    "take_in_rows": [Case([(2, 4), IN_ROWS], oracles.take_in_rows)],
+    "scatter_in_rows": [Case([(2, 3), IN_ROWS], oracles.scatter_in_rows, {"n": 4}, terms=3)],
     # rows
     "softmax": rows(softmax, (3, 4), (2, 3, 5), (7,), (0, 3), (2, 1)),
     "standardize": of_kernel("standardize", [[(2, 5, 3)], [(4, 6, 1)], [(1, 7, 2)]], eps=0.5),

@@ -4,6 +4,8 @@
 another layout into shape; calls with other dtypes, or with outputs of another layout, go to the reference.
 """
 
+from typing import Any
+
 import numpy as np
 
 from ...native import ahead
@@ -11,7 +13,7 @@ from ...native.compile import JIT_ENABLED
 from ...native.loops import Plan, planning
 from ..dispatch import REFERENCE, entry
 from ..signatures import SIGNATURES, accepted, arrays_of
-from . import elementwise, first_run, gemm, guards, movement, norm, optim, random, reduce, softmax
+from . import conv, elementwise, first_run, gemm, guards, movement, norm, optim, pool, random, reduce, softmax
 
 
 class _Writable:
@@ -89,7 +91,7 @@ def _linear(x, weight, bias, out):
     gemm.matmul(x, weight, out, bias=bias)
 
 
-_COMPILED = {
+_COMPILED: dict[str, Any] = {
     **elementwise.KERNELS,
     **reduce.KERNELS,
     **movement.KERNELS,
@@ -97,6 +99,8 @@ _COMPILED = {
     **norm.KERNELS,
     **random.KERNELS,
     **optim.KERNELS,
+    **conv.KERNELS,
+    **pool.KERNELS,
     "matmul": gemm.matmul,
     "linear": _linear,
 }

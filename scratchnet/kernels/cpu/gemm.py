@@ -55,7 +55,7 @@ else:
 
 
 @jit
-def _own(work):
+def own_scratch(work):
     """The row of `work` that is this thread's."""
     return Scratch(work, max(0, get_thread_id()) * work.shape[1])  # under tbb, a thread in no region has number -1
 
@@ -64,14 +64,14 @@ def _own(work):
 def _product(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
     """Rows lo to hi of out = start + op(a) @ op(b); start: see Sums."""
     factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), whole_sums(start, out)
-    multiply(factors, sums, Region(lo, hi, 0, out.shape[1]), _own(work))
+    multiply(factors, sums, Region(lo, hi, 0, out.shape[1]), own_scratch(work))
 
 
 @jit
 def _product_packed(lo, hi, a, panels, start, out, transpose_a, j0, j1, work):
     """The same for columns j0 to j1, with the panels that `_packed` made of op(b)."""
     factors, sums = Factors(a, panels, transpose_a, False, True, j0), whole_sums(start, out)
-    multiply(factors, sums, Region(lo, hi, j0, j1), _own(work))
+    multiply(factors, sums, Region(lo, hi, j0, j1), own_scratch(work))
 
 
 @jit
@@ -80,12 +80,12 @@ def _product_by_columns(lo, hi, a, b, start, out, transpose_a, transpose_b, work
     columns = PANEL * (TILE.vector_bytes // out.itemsize)
     region = Region(0, out.shape[0], lo * columns, min(hi * columns, out.shape[1]))
     factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), whole_sums(start, out)
-    multiply(factors, sums, region, _own(work))
+    multiply(factors, sums, region, own_scratch(work))
 
 
 @jit
 def _update(a, b, zeros, parameter, velocity, packed, numbers, work, region):
-    scratch = _own(work)
+    scratch = own_scratch(work)
     numbers_at = scratch.at + work.shape[1] - numbers.size
     flat = work.ravel()
     for i in range(numbers.size):
@@ -111,11 +111,11 @@ def _product_and_update_by_columns(lo, hi, a, b, zeros, parameter, velocity, pac
 
 # --- the public function ----------------------------------------------------------------------------------------------
 
-_LANES = {np.dtype(t): TILE.vector_bytes // np.dtype(t).itemsize for t in (np.float32, np.float64)}
-_ZEROS = {dtype: constant(np.zeros((1, WIDEST * lanes), dtype)) for dtype, lanes in _LANES.items()}
+LANES = {np.dtype(t): TILE.vector_bytes // np.dtype(t).itemsize for t in (np.float32, np.float64)}
+ZEROS = {dtype: constant(np.zeros((1, WIDEST * lanes), dtype)) for dtype, lanes in LANES.items()}
 _SCRATCH = {  # elements of b packed as it is read, of packed a, and the numbers of an update
     dtype: 16 + PACKED_AS_READ + M_BLOCK // ROWS * max(-(-ROWS // lanes) * lanes * SPAN, ROWS * (SPAN + PAD))
-    for dtype, lanes in _LANES.items()
+    for dtype, lanes in LANES.items()
 }
 
 _WEIGHT = 1 / 8  # of one multiplication and addition (native/loops.py)
@@ -147,7 +147,7 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     Raises ShapeError, DtypeError.
     """
     dtype = out.dtype
-    if dtype not in _LANES or a.dtype != dtype or b.dtype != dtype or (bias is not None and bias.dtype != dtype):
+    if dtype not in LANES or a.dtype != dtype or b.dtype != dtype or (bias is not None and bias.dtype != dtype):
         dtypes = ", ".join(str(x.dtype) for x in (a, b, bias, out) if x is not None)
         raise DtypeError(f"matmul: expected arrays of float32 or of float64, got {dtypes}")
     left, right = a.shape[::-1] if transpose_a else a.shape, b.shape[::-1] if transpose_b else b.shape
@@ -161,14 +161,14 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
         return
 
     (m, k), n = left, right[1]
-    start = _ZEROS[dtype] if bias is None else bias.reshape(1, n)
+    start = ZEROS[dtype] if bias is None else bias.reshape(1, n)
     if accumulate:
         if bias is not None:
             out += bias
         start = out
     if not (a.flags.carray and b.flags.carray and start.flags.carray):
         a, b, start = _plain(a), _plain(b), _plain(start)
-    work, threads, lanes = scratch(_SCRATCH[dtype], dtype), get_num_threads(), _LANES[dtype]
+    work, threads, lanes = scratch(_SCRATCH[dtype], dtype), get_num_threads(), LANES[dtype]
     transpose_a = bool(transpose_a)
     transpose_b = bool(transpose_b)
     in_l2 = k <= L2_K and k * n * out.itemsize <= L2_BYTES
@@ -243,7 +243,7 @@ def at_once(general):
 
     def compile_for_floats(a, b, out, transpose_a, transpose_b, work):
         arrays, dtype = (a, b, out), getattr(out, "dtype", None)
-        plain = dtype in _LANES and all(x.dtype == dtype and x.ndim == 2 and x.flags.carray for x in arrays)
+        plain = dtype in LANES and all(x.dtype == dtype and x.ndim == 2 and x.flags.carray for x in arrays)
         if not plain or not type(transpose_a) is type(transpose_b) is bool:
             raise TypeError
         return compile_for(a, b, out, transpose_a, transpose_b, work)
@@ -296,7 +296,7 @@ def _packed(b, transposed, j0, j1):
 
 def _panels(columns, dtype):
     """Panels, the last of which may be narrower."""
-    return -(-columns // (PANEL * _LANES[dtype]))
+    return -(-columns // (PANEL * LANES[dtype]))
 
 
 def _even_rows(m, threads):

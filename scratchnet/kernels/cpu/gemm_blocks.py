@@ -120,7 +120,7 @@ def _multiply_steps(factors, sums, region, scratch, k_block, begin, end, first_b
             if packs:
                 pack_a(a, transpose_a, block.i0, block.i1, k0, depth, left.array, left.at)
             right = Right(b, k0 * b.shape[1], first, packed)
-            _multiply_block(left, right, sums, block, k0, depth, scratch, others if k0 > begin else first_block)
+            multiply_block(left, right, sums, block, k0, depth, scratch, others if k0 > begin else first_block)
 
 
 @jit(inline=True)
@@ -162,11 +162,11 @@ def _multiply_transposed_b(factors, sums, region, scratch):
             depth = min(steps, k - k0)
             pack_transposed_b(factors.b, j, columns, k0, depth, work, scratch.at)
             right, block = Right(work, scratch.at, j, True), Region(i0, i1, j, j + columns)
-            _multiply_block(left, right, sums, block, k0, depth, scratch, others if k0 else START)
+            multiply_block(left, right, sums, block, k0, depth, scratch, others if k0 else START)
 
 
 @jit
-def _multiply_block(left, right, sums, region, k0, depth, scratch, begin):
+def multiply_block(left, right, sums, region, k0, depth, scratch, begin):
     """out = begin + op(a)[:, k0 : k0 + depth] @ op(b)[k0 : k0 + depth, :] for a region; begin: START, CONTINUE or ADD.
 
     Equal panels are taken together. If what they read of b stays in L2, each row of tiles goes over all of them, else

@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import DeviceError, DtypeError
 from ..dispatch import entry
 from ..signatures import accepted, arrays_of
-from . import elementwise, gemm, memory, movement, norm, optim, random, reduce, rows
+from . import elementwise, gemm, memory, movement, norm, optim, random, reduce, rows, windows
 from .compile import captured
 from .memory import DeviceArray
 
@@ -99,6 +99,7 @@ _COMPILED: dict[str, Any] = {
     **random.KERNELS,
     **optim.KERNELS,
     **gemm.KERNELS,
+    **windows.KERNELS,
 }
 
 KERNELS = {name: _guarded(name, kernel) for name, kernel in _COMPILED.items()}

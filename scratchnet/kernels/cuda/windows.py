@@ -1,0 +1,281 @@
+"""Convolution and pooling, and gather and scatter along rows: a thread computes one element of the result, in order.
+
+Its formula is the definition, read backwards where the result is a gradient: which outputs did this element meet?
+Nothing is shared between threads, so there is no barrier, no atomic, and no order that a launch could change.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import numba
+import numpy as np
+
+from .compile import Kernel, cuda, device, kernel, launch
+from .grids import in_row
+from .movement import fill
+
+# A shape is (channels, h, w, filters, oh, ow, kh, kw, stride, stride, padding, padding, dilation, dilation), where
+# channels of x and filters are those of one group.
+
+
+@cache
+def convolving(dtype: np.dtype, threads: int) -> Kernel:
+    ZERO = dtype.type(0)
+
+    @kernel(threads)
+    def loop(x, weight, bias, out, shape, groups):
+        channels, h, w, filters, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw = shape
+        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            column, row, o = i % ow, i // ow % oh, i // (ow * oh) % (groups * filters)
+            plane = (i // (ow * oh * groups * filters) * groups + o // filters) * channels
+            total = ZERO
+            for c in range(channels):
+                for r in range(kh):
+                    y = row * sh + r * dh - ph
+                    if 0 <= y < h:
+                        for s in range(kw):
+                            at = column * sw + s * dw - pw
+                            if 0 <= at < w:
+                                factor = weight[((o * channels + c) * kh + r) * kw + s]
+                                total += x[((plane + c) * h + y) * w + at] * factor
+            out[i] = total + bias[o % bias.size]
+
+    return loop
+
+
+@cache
+def convolving_back(dtype: np.dtype, threads: int) -> Kernel:
+    ZERO = dtype.type(0)
+
+    @kernel(threads)
+    def loop(g, weight, out, shape, groups):
+        channels, h, w, filters, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw = shape
+        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            x, y, channel = i % w, i // w % h, i // (w * h) % (groups * channels)
+            group, c = channel // channels, channel % channels
+            plane = (i // (w * h * groups * channels) * groups + group) * filters
+            total = ZERO
+            for o in range(filters):
+                for r in range(kh):
+                    row = y + ph - r * dh
+                    if row % sh == 0 and 0 <= row // sh < oh:
+                        for s in range(kw):
+                            column = x + pw - s * dw
+                            if column % sw == 0 and 0 <= column // sw < ow:
+                                factor = weight[(((group * filters + o) * channels + c) * kh + r) * kw + s]
+                                total += g[((plane + o) * oh + row // sh) * ow + column // sw] * factor
+            out[i] = total
+
+    return loop
+
+
+@cache
+def correlating(dtype: np.dtype, threads: int) -> Kernel:
+    ZERO = dtype.type(0)
+
+    @kernel(threads)
+    def loop(g, x, out, shape, groups, images):
+        channels, h, w, filters, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw = shape
+        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            s, r, c, o = i % kw, i // kw % kh, i // (kw * kh) % channels, i // (kw * kh * channels)
+            total = ZERO
+            for image in range(images):
+                from_ = (image * groups * filters + o) * oh
+                plane = ((image * groups + o // filters) * channels + c) * h
+                part = ZERO  # of one image: a sum over all would lose digits with their number
+                for row in range(oh):
+                    y = row * sh + r * dh - ph
+                    if 0 <= y < h:
+                        for column in range(ow):
+                            at = column * sw + s * dw - pw
+                            if 0 <= at < w:
+                                part += g[(from_ + row) * ow + column] * x[(plane + y) * w + at]
+                total += part
+            out[i] = total
+
+    return loop
+
+
+def _shape(x, weight, y, stride, padding, dilation, groups):
+    """The numbers that a loop needs; all index arithmetic is in int64."""
+    (_, c, h, w), (o, _, kh, kw), (_, _, oh, ow) = x.shape, weight.shape, y.shape
+    return c // groups, h, w, o // groups, oh, ow, kh, kw, *stride, *padding, *dilation
+
+
+def conv2d(x, weight, bias, out, stride, padding, dilation, groups):
+    if out.size:
+        (blocks, threads), shape = in_row(out.size), _shape(x, weight, out, stride, padding, dilation, groups)
+        launch(convolving(out.dtype, threads), blocks, threads, x, weight, bias, out, shape, groups)
+
+
+def conv2d_input(g, weight, out, stride, padding, dilation, groups):
+    if not g.size:
+        fill(out, 0)
+    elif out.size:
+        (blocks, threads), shape = in_row(out.size), _shape(out, weight, g, stride, padding, dilation, groups)
+        launch(convolving_back(out.dtype, threads), blocks, threads, g, weight, out, shape, groups)
+
+
+def conv2d_weight(g, x, out, stride, padding, dilation, groups):
+    if not g.size:
+        fill(out, 0)
+    elif out.size:
+        (blocks, threads), shape = in_row(out.size), _shape(x, out, g, stride, padding, dilation, groups)
+        launch(correlating(out.dtype, threads), blocks, threads, g, x, out, shape, groups, len(x))
+
+
+# --- pooling: x (n, h, w), out (n, oh, ow); a shape is (h, w, oh, ow, window 2, stride 2, padding 2) ------------------
+
+
+@cache
+def max_pooling(dtype: np.dtype, threads: int) -> Kernel:
+    ZERO = dtype.type(0)
+
+    @kernel(threads)
+    def loop(x, out, shape, dilation):
+        h, w, oh, ow, kh, kw, sh, sw, ph, pw = shape
+        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            plane = i // (oh * ow) * h * w
+            best, found = ZERO, -1
+            for r in range(kh):
+                y = i // ow % oh * sh + r * dilation[0] - ph
+                if 0 <= y < h:
+                    for s in range(kw):
+                        at = i % ow * sw + s * dilation[1] - pw
+                        if 0 <= at < w:
+                            value = x[plane + y * w + at]
+                            if found < 0 or value > best or (value != value and best == best):
+                                best, found = value, y * w + at
+            out[i] = found
+
+    return loop
+
+
+@device
+def _bounds(i, window, stride, padding, size):
+    """Of window i along one axis: its elements inside of x, and its length with the padding around them."""
+    begin = i * stride - padding
+    end = min(begin + window, size + padding)
+    return max(begin, 0), min(end, size), end - begin
+
+
+@cache
+def averaging(dtype: np.dtype, threads: int) -> Kernel:
+    kind, ZERO = numba.from_dtype(dtype), dtype.type(0)
+
+    @kernel(threads)
+    def loop(x, out, shape, counts_padding):
+        h, w, oh, ow, kh, kw, sh, sw, ph, pw = shape
+        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            plane = i // (oh * ow) * h * w
+            y0, y1, rows = _bounds(i // ow % oh, kh, sh, ph, h)
+            x0, x1, columns = _bounds(i % ow, kw, sw, pw, w)
+            total = ZERO
+            for y in range(y0, y1):
+                for at in range(x0, x1):
+                    total += x[plane + y * w + at]
+            size = rows * columns if counts_padding else (y1 - y0) * (x1 - x0)
+            out[i] = total / kind(size)
+
+    return loop
+
+
+@cache
+def averaging_back(dtype: np.dtype, threads: int) -> Kernel:
+    kind, ZERO = numba.from_dtype(dtype), dtype.type(0)
+
+    @kernel(threads)
+    def loop(g, out, shape, counts_padding):
+        h, w, oh, ow, kh, kw, sh, sw, ph, pw = shape
+        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            plane, y, x = i // (h * w) * oh * ow, i // w % h, i % w
+            total = ZERO
+            for row in range(max(0, (y + ph - kh) // sh + 1), min(oh, (y + ph) // sh + 1)):
+                y0, y1, rows = _bounds(row, kh, sh, ph, h)
+                for column in range(max(0, (x + pw - kw) // sw + 1), min(ow, (x + pw) // sw + 1)):
+                    x0, x1, columns = _bounds(column, kw, sw, pw, w)
+                    size = rows * columns if counts_padding else (y1 - y0) * (x1 - x0)
+                    total += g[plane + row * ow + column] / kind(size)
+            out[i] = total
+
+    return loop
+
+
+def _pooled(make: Callable[[np.dtype, int], Kernel], backwards: bool) -> Callable[..., None]:
+    def run(x, out, window, stride, padding, last):
+        if not out.size:
+            return
+        whole, pooled = (out, x) if backwards else (x, out)
+        blocks, threads = in_row(out.size)
+        shape = (*whole.shape[1:], *pooled.shape[1:], *window, *stride, *padding)
+        launch(make(x.dtype, threads), blocks, threads, x, out, shape, last)
+
+    return run
+
+
+def max_pool2d(x, out, window, stride, padding, dilation):
+    out.set_limits(None)
+    _pooled(max_pooling, False)(x, out, window, stride, padding, dilation)
+
+
+def avg_pool2d(x, out, window, stride, padding, counts_padding):
+    _pooled(averaging, False)(x, out, window, stride, padding, counts_padding)
+
+
+def avg_pool2d_grad(g, out, window, stride, padding, counts_padding):
+    _pooled(averaging_back, True)(g, out, window, stride, padding, counts_padding)
+
+
+# --- along rows -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def taking_in_rows(threads: int) -> Kernel:
+    @kernel(threads)
+    def loop(x, index, out, n, m):
+        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            out[i] = x[i // m * n + index[i]]
+
+    return loop
+
+
+@cache
+def scattering_in_rows(dtype: np.dtype, threads: int) -> Kernel:
+    ZERO = dtype.type(0)
+
+    @kernel(threads)
+    def loop(g, index, out, n, m):
+        """A thread has a row: two elements of g may go to one place, and are added in order."""
+        for row in range(cuda.grid(1), out.size // n, cuda.gridsize(1)):
+            for k in range(n):
+                out[row * n + k] = ZERO
+            for j in range(row * m, (row + 1) * m):
+                out[row * n + index[j]] += g[j]
+
+    return loop
+
+
+def take_in_rows(x, index, out):
+    if out.size:
+        blocks, threads = in_row(out.size)
+        launch(taking_in_rows(threads), blocks, threads, x, index, out, x.shape[1], out.shape[1])
+
+
+def scatter_in_rows(g, index, out):
+    if out.size:
+        blocks, threads = in_row(len(out))
+        g, index = (g, index) if g.size else (out, out)  # no element is read
+        loop = scattering_in_rows(out.dtype, threads)
+        launch(loop, blocks, threads, g, index, out, out.shape[1], index.shape[1] if g is not out else 0)
+
+
+KERNELS = {
+    "conv2d": conv2d,
+    "conv2d_input": conv2d_input,
+    "conv2d_weight": conv2d_weight,
+    "max_pool2d": max_pool2d,
+    "avg_pool2d": avg_pool2d,
+    "avg_pool2d_grad": avg_pool2d_grad,
+    "take_in_rows": take_in_rows,
+    "scatter_in_rows": scatter_in_rows,
+}
