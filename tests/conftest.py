@@ -64,6 +64,7 @@ THREADS = {
     "kernels": ("test_contract", "test_stages"),
     "cpu": ("test_cpu_specific", "test_gemm"),
     "jit": ("test_aliases", "test_guards", "test_names", "test_programs", "test_step"),
+    "nn": ("test_images",),
 }
 
 

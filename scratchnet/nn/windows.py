@@ -240,9 +240,9 @@ def adaptive_avg_pool2d(x: ArrayLike, output_size: Any) -> Tensor:
     window = tuple(n // k for n, k in zip(x.shape[2:], size, strict=True))
     if all(k * n == length for k, n, length in zip(size, window, x.shape[2:], strict=True)):
         return ops.avg_pool2d(x, size=size, window=window, stride=window, padding=(0, 0), counts_padding=False)
-    n, c, h, _ = x.shape
+    n, c, h, w = x.shape
     means = [_means(length, k, x) for length, k in zip(x.shape[2:], size, strict=True)]
-    along_w = (x.reshape(n * c * h, -1) @ means[1]).reshape(n, c, h, size[1]).transpose(2, 3)
+    along_w = (x.reshape(n * c * h, w) @ means[1]).reshape(n, c, h, size[1]).transpose(2, 3)
     return (along_w.reshape(n * c * size[1], h) @ means[0]).reshape(n, c, size[1], size[0]).transpose(2, 3)
 
 

@@ -49,6 +49,22 @@ def row(value: float = 1.0) -> sn.Tensor:
     return sn.Tensor(np.full(3, value, np.float32))
 
 
+def images() -> sn.Tensor:
+    return sn.Tensor(np.linspace(0.1, 0.9, 50, dtype=np.float32).reshape(1, 2, 5, 5))
+
+
+def sequences() -> sn.Tensor:
+    return sn.Tensor(np.linspace(0.1, 0.9, 12, dtype=np.float32).reshape(1, 2, 6))
+
+
+def filters(*shape: int) -> sn.Tensor:
+    return sn.Tensor(np.full(shape, 0.5, np.float32))
+
+
+CONVOLUTION = {"in_channels": 2, "out_channels": 4, "kernel_size": 2, "stride": 2, "padding": 1, "dilation": 1}
+POOLING = {"kernel_size": 2, "stride": 2, "padding": 1, "ceil_mode": True}
+
+
 def logits() -> np.ndarray:
     return np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -297,6 +313,36 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "nn.Module.requires_grad_": lambda: {"self": nn.Linear(2, 2), "requires_grad": False},
     "nn.Module.to": lambda: {"self": nn.Linear(2, 2), "device": "numpy", "dtype": "float64"},
     "nn.Module.train": lambda: {"self": nn.Linear(2, 2), "mode": True},
+    **{f"nn.{name}": lambda: CONVOLUTION | {"groups": 2, "bias": True} for name in ("Conv1d", "Conv2d")},
+    "nn.ConvTranspose2d": lambda: CONVOLUTION | {"groups": 2, "bias": True, "output_padding": 1},
+    **{f"nn.MaxPool{n}d": lambda: POOLING | {"dilation": 1} for n in (1, 2)},
+    **{f"nn.AvgPool{n}d": lambda: POOLING | {"count_include_pad": False} for n in (1, 2)},
+    "nn.AdaptiveAvgPool2d": lambda: {"output_size": 2},
+    "nn.BatchNorm2d": lambda: {"num_features": 3, "eps": 1e-5, "momentum": 0.1, "affine": True},
+    "nn.BatchNorm2d.forward": lambda: {"self": nn.BatchNorm2d(2), "x": images()},
+    "nn.AdaptiveAvgPool2d.forward": lambda: {"self": nn.AdaptiveAvgPool2d(2), "x": images()},
+    "nn.Conv2d.forward": lambda: {"self": nn.Conv2d(2, 3, 2), "x": images()},
+    "nn.ConvTranspose2d.forward": lambda: {"self": nn.ConvTranspose2d(2, 3, 2), "x": images()},
+    "nn.MaxPool2d.forward": lambda: {"self": nn.MaxPool2d(2), "x": images()},
+    "nn.AvgPool2d.forward": lambda: {"self": nn.AvgPool2d(2), "x": images()},
+    "F.conv1d": lambda: {
+        "x": sequences(), "weight": filters(4, 1, 2), "bias": filters(4), "stride": 2, "padding": 1, "dilation": 2,
+        "groups": 2,
+    },
+    "F.conv2d": lambda: {
+        "x": images(), "weight": filters(4, 1, 2, 2), "bias": filters(4), "stride": 2, "padding": 1, "dilation": 2,
+        "groups": 2,
+    },
+    "F.conv_transpose2d": lambda: {
+        "x": images(), "weight": filters(2, 2, 2, 2), "bias": filters(4), "stride": 2, "padding": 1,
+        "output_padding": 1, "groups": 2, "dilation": 2,
+    },
+    **{
+        f"F.{kind}_pool{n}d": lambda make=make, last=last: {"x": make()} | POOLING | last
+        for n, make in ((1, sequences), (2, images))
+        for kind, last in (("max", {"dilation": 1}), ("avg", {"count_include_pad": False}))
+    },
+    "F.adaptive_avg_pool2d": lambda: {"x": images(), "output_size": (2, None)},
     "F.batch_norm": lambda: {
         "x": x(),
         "running_mean": row(0),
@@ -720,6 +766,7 @@ NOT_CALLED = {
 NOT_CALLED |= {
     f"nn.{name}.extra_repr": "its repr"
     for name in (
+        "AdaptiveAvgPool2d",
         "BatchNorm1d",
         "Dropout",
         "Embedding",

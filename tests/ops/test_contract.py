@@ -17,7 +17,7 @@ from sizes import SIMULATED
 import scratchnet as sn
 from scratchnet.kernels import device
 from scratchnet.ops import OPS
-from scratchnet.testing import DOMAINS, KERNEL_ROWS, LAYOUTS, assert_matches_reference, gradcheck, oracles
+from scratchnet.testing import DOMAINS, KERNEL_ROWS, LAYOUTS, assert_matches_reference, gradcheck
 
 FLOATS = (np.float32, np.float64)
 
@@ -285,8 +285,8 @@ CASES: dict[str, list[Case]] = {
     # windows
     **{name: windowed(name) for name in ("conv2d", "conv2d_input", "conv2d_weight")},
     **{name: windowed(name) for name in ("max_pool2d", "avg_pool2d", "avg_pool2d_grad")},
-    "take_in_rows": [Case([(2, 4), IN_ROWS], oracles.take_in_rows)],
-    "scatter_in_rows": [Case([(2, 3), IN_ROWS], oracles.scatter_in_rows, {"n": 4}, terms=3)],
+    "take_in_rows": [Case([(2, 4), IN_ROWS], KERNEL_ROWS["take_in_rows"].oracle)],
+    "scatter_in_rows": [Case([(2, 3), IN_ROWS], KERNEL_ROWS["scatter_in_rows"].oracle, {"n": 4}, terms=3)],
     # rows
     "softmax": rows(softmax, (3, 4), (2, 3, 5), (7,), (0, 3), (2, 1)),
     "standardize": of_kernel("standardize", [[(2, 5, 3)], [(4, 6, 1)], [(1, 7, 2)]], eps=0.5),
