@@ -10,6 +10,7 @@ from .functions import grad, value_and_grad
 from .grad_mode import no_grad
 from .jit import jit
 from .kernels import get_num_threads, set_num_threads
+from .predictor import Predictor, load_model, save_model
 from .random import manual_seed
 from .tensor import Tensor, default_device, tensor
 from .trainer import History, Trainer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # the functions that are public in the op table
 
 __all__ = [
     "History",
+    "Predictor",
     "Tensor",
     "Trainer",
     "cuda",
@@ -31,6 +33,7 @@ __all__ = [
     "grad",
     "jit",
     "load",
+    "load_model",
     "manual_seed",
     "metrics",
     "nn",
@@ -38,6 +41,7 @@ __all__ = [
     "optim",
     "parallel",
     "save",
+    "save_model",
     "set_num_threads",
     "tensor",
     "testing",

@@ -13,12 +13,16 @@ from .errors import ScratchnetError
 Config = TypeVar("Config")
 
 
-def flag(default: Any, help: str, choices: Sequence[Any] | None = None, stored: bool = True) -> Any:
+def flag(
+    default: Any, help: str, choices: Sequence[Any] | None = None, stored: bool = True, is_word: bool = False
+) -> Any:
     """A dataclass field that `parse_flags` offers as a flag. A tuple takes one value or more.
 
+    is_word: it stands on the command line without its name, in the order of fields; a tuple takes all that are left.
     stored: does it belong to the results? Not if it only says where and how fast they come, or from where to go on.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "stored": stored})
+    metadata = {"help": help, "choices": choices, "stored": stored, "is_word": is_word}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def stored(config: Any) -> dict[str, Any]:
@@ -45,7 +49,10 @@ def parse_flags(config: type[Config], argv: Sequence[str] | None = None) -> Conf
             options |= {"choices": field.metadata["choices"]}
             options |= {"nargs": "+"} if isinstance(field.default, tuple) else {}
             options |= {"metavar": kind.__name__.upper()} if not field.metadata["choices"] else {}
-        parser.add_argument("--" + field.name.replace("_", "-"), **options)
+        if field.metadata["is_word"]:
+            parser.add_argument(field.name, **options | {"nargs": "*" if isinstance(field.default, tuple) else "?"})
+        else:
+            parser.add_argument("--" + field.name.replace("_", "-"), **options)
     values = vars(parser.parse_args(argv))
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 

@@ -1,79 +1,89 @@
-"""Predicts the classes of images with a network that train.py trained: load, prepare, compute, report.
+"""Predicts with a model that train.py, or any Trainer with a folder, left behind: load, prepare, compute, report.
 
+    python scripts/predict.py RUN shoe.png shirt.png       # images, CSV files with a line of names, or text files
+    python scripts/predict.py RUN --input "a good film"    # a sentence, or the cells of a row with commas between them
+    python scripts/predict.py RUN --data FOLDER            # the test images of a folder in MNIST format
     python scripts/predict.py                              # the newest run in runs, on the test images of its data set
-    python scripts/predict.py --run RUN --data FOLDER      # the test images of a folder in MNIST format
 
-A checkpoint holds the parameters of the network and the flags of train.py, but not how the images were scaled. That is
-measured again, as train.py does it: on the training part of the run's own data set, which must still be there.
+A checkpoint holds the network, how its inputs were scaled, and the names of the classes; no training data are needed.
 """
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from train import Config as TrainConfig
 
 import scratchnet as sn
-from scratchnet.errors import CheckpointNotFoundError
+from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
+from scratchnet.predictor import newest_checkpoint
 
 
 @dataclass
 class Config:
-    """Predict the classes of images of 28x28 pixels."""
+    """Predict classes, with their probabilities, or values."""
 
-    run: str = flag("runs", "folder of a run, or of several, of which the newest counts; or a checkpoint file")
+    run: str = flag("runs", "folder of a run, or of several, of which the newest counts; or a file", is_word=True)
+    files: tuple[str, ...] = flag((), "images, CSV files, or text files with a sentence a line", is_word=True)
+    input: str | None = flag(None, "a sentence, or a row of cells, instead of files")
     data: str | None = flag(None, "data set, or folder in MNIST format, labels optional; the run's own unless given")
-    out: str | None = flag(None, "file for the classes, one a line")
+    out: str | None = flag(None, "file for the predictions, one a line")
+    top: int = flag(3, "classes shown for each input")
     device: str = flag("cpu", "table of kernels", ["cpu", "numpy", "cuda"])
 
 
-def newest_checkpoint(run: str) -> Path:
-    found = [Path(run)] if Path(run).is_file() else list(Path(run).rglob("checkpoint-*.safetensors"))
-    if not found:
-        raise CheckpointNotFoundError(f"{run}: expected a checkpoint, found none; scripts/train.py makes one")
-    return max(found, key=lambda path: (path.stat().st_mtime, path.name))
-
-
-def images_of(data: str) -> sn.data.Dataset:
-    """The test images of a data set, with their labels if there are any."""
+def images_of(data: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The pixels of the test images of a data set, and their labels if there are any."""
     images = sorted(Path(data).glob("t10k-images*"))
-    if not images or any(Path(data).glob("t10k-labels*")):
-        return sn.data.load(data)[1]
-    pixels = sn.data.read_idx(images[0])
-    return sn.data.TensorDataset(pixels.reshape(len(pixels), -1), scale=1 / 255)
+    if images and not any(Path(data).glob("t10k-labels*")):
+        return sn.data.read_idx(images[0]), None
+    test = sn.data.load(data)[1]
+    pixels, labels = test.arrays
+    return pixels.reshape(len(pixels), test.inputs.channels, *test.inputs.size), labels
+
+
+def lines_of(model: sn.Predictor, features: np.ndarray, names: list[str], top: int) -> list[str]:
+    """A line for each input: its most probable classes, or its values."""
+    if model.outputs_are == "values":
+        values = model.outputs(features, prepared=True)
+        return [f"{name}: {', '.join(map(str, np.ravel(row)))}" for name, row in zip(names, values, strict=True)]
+    shares = model.predict_proba(features, prepared=True)
+    classes = model.classes or range(shares.shape[1])
+    best = np.argsort(-shares, axis=1, kind="stable")[:, :top]
+    shown = [", ".join(f"{classes[k]} {row[k]:.1%}" for k in few) for few, row in zip(best, shares, strict=True)]
+    return [f"{name}: {line}" for name, line in zip(names, shown, strict=True)]
 
 
 def main(config: Config) -> np.ndarray:
-    sn.default_device(config.device)
+    if config.top < 1:
+        raise ConfigError(f"--top: expected at least 1, got {config.top}")
 
-    # 1. Load: the parameters, and what train.py was asked to do.
-    path = newest_checkpoint(config.run)
-    state = sn.load(path)
-    run = TrainConfig(**state["config"])
-    weights = [array for array in state["model"].values() if array.ndim == 2]
-    widths = [len(weight) for weight in weights] + [weights[-1].shape[1]]
-    model = sn.nn.MLP(*widths, activation=run.activation, dropout=run.dropout).eval()
-    model.load_state_dict(state["model"])
+    # 1. Load: the network, and all that it needs to know of its inputs.
+    model = sn.load_model(config.run, device=config.device)
 
-    # 2. Prepare: scale the images as those of the training were.
-    full, _ = sn.data.load(run.data)
-    train, _ = sn.data.random_split(full, [1 - run.validation, run.validation], seed=run.seed)
-    scale = sn.data.Standardize.fit(train, per_feature=False)
-    images = images_of(config.data or run.data).map(scale)
-
-    # 3. Compute the logits, (batch, classes); the largest one names the class.
-    with sn.no_grad():
-        classes = np.concatenate([model(x).argmax(axis=1).numpy() for x, *_ in sn.data.DataLoader(images, 1024)])
-
-    # 4. Report.
-    print(f"{path}: classes of {len(classes)} images: {' '.join(map(str, classes[:10]))} ...")
-    _, *labels = images[:]
-    if labels:
-        print(f"accuracy {np.mean(classes == labels[0]):.2%}")
+    # 2. Prepare features, 3. compute, 4. report.
+    if config.files or config.input is not None:
+        parts = [model.read(file) for file in config.files]
+        if config.input is not None:
+            is_table = isinstance(model.inputs, sn.data.TableInputs)
+            given = next(csv.reader([config.input])) if is_table else [config.input]
+            parts.append((model.features(given), [config.input]))
+        for features, names in parts:
+            print(*lines_of(model, features, names, config.top), sep="\n")
+        predicted = np.concatenate([model.predict(features, prepared=True) for features, _ in parts])
+    else:
+        own = sn.load(newest_checkpoint(config.run)).get("config", {}).get("data")
+        if not (config.data or own):
+            raise ConfigError("predict.py: expected files, --input or --data to predict, got none")
+        pixels, labels = images_of(config.data or own)
+        predicted = model.predict(pixels)
+        print(f"{model.name}: classes of {len(predicted)} images: {', '.join(map(str, predicted[:10]))}, ...")
+        if labels is not None:
+            print(f"accuracy {np.mean(predicted == np.array(model.classes)[labels]):.2%}")
     if config.out:
-        np.savetxt(config.out, classes, "%d")
-    return classes
+        np.savetxt(config.out, predicted, "%s")
+    return predicted
 
 
 if __name__ == "__main__":

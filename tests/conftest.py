@@ -56,7 +56,10 @@ ONCE = {
     "trainer": ("test_checks", "test_metrics_log", "test_trainer"),
     "testing": ("test_bounds", "test_calls", "test_planted", "test_threads"),
     "scripts": ("test_drill", "test_flags", "test_scripts"),
-    "tests": ("test_distribution", "test_docs", "test_metrics", "test_readme", "test_structure", "test_time_limit"),
+    "tests": (
+        "test_distribution", "test_docs", "test_metrics", "test_predictor", "test_readme", "test_structure",
+        "test_time_limit",
+    ),
 }  # fmt: skip
 
 # Of the others, those that start parallel loops, which .ci/run repeats on each threading layer, `-m threads`.

@@ -30,6 +30,7 @@ LAYERS = (
     "tensor",
     "functions nonfinite formats cuda metrics",
     "data nn optim flags",
+    "predictor",
     "jit",
     "parallel/comm",
     "parallel/modules",

@@ -100,7 +100,7 @@ def load(
         raise DataError(f"{path}: expected images of {sizes[0]} pixels as for training, found {sizes[1]}")
     is_fashion = find_folder is not None or "fashion" in str(files["train-images-idx3-ubyte"].parent).lower()
     numbers = tuple(map(str, range(int(train[1].max()) + 1)))
-    classes = FASHION_MNIST_CLASSES if is_fashion and len(numbers) <= 10 else numbers
+    classes = FASHION_MNIST_CLASSES[: len(numbers)] if is_fashion and len(numbers) <= 10 else numbers
     if split is not None:
         train, test = ((images.swapaxes(1, 2), labels) for images, labels in (train, test))
     return _images(train[0][:, None], train[1], classes, flat), _images(test[0][:, None], test[1], classes, flat)

@@ -71,10 +71,13 @@ class Module(Stateful):
 
     training: bool = True
     _hooks: tuple[Any, ...] = ()  # see module_hooks.py
+    _arguments: Any = None  # those it was made with, if they are plain values: a saved model keeps them
     _fixed: tuple[str, ...] = ()  # arguments of the constructor that nothing reads afterwards: setting them is refused
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         module = super().__new__(cls)
+        if all(map(_is_plain, (*args, *kwargs.values()))):
+            vars(module)["_arguments"] = args, kwargs
         module._is_made()
         return module
 
@@ -359,6 +362,13 @@ class Module(Stateful):
             return f"{type(self).__name__}({self.extra_repr()})"
         inside = "\n".join([self.extra_repr()] * bool(self.extra_repr()) + lines)
         return f"{type(self).__name__}(\n  " + inside.replace("\n", "\n  ") + "\n)"
+
+
+def _is_plain(value: Any) -> bool:
+    """Is it a value that a file can hold?"""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | np.integer | np.floating)
 
 
 def _converted(t: Tensor, device: str | None, dtype: Any) -> tuple[np.ndarray, Device]:

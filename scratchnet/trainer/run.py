@@ -20,6 +20,7 @@ from ..formats.checkpoint_folder import CheckpointFolder
 from ..parallel.engines import Engine
 from ..parallel.settings import Settings, Start
 from ..parallel.shards import StepResult, split
+from ..predictor import describe, outputs_of
 from ..version import __version__
 from .identity import difference, identity_of
 from .metrics_log import trim_jsonl
@@ -51,6 +52,9 @@ class Run:
         parts = {"model": settings.model, "optimizer": settings.optimizer, "scheduler": settings.scheduler}
         self.parts: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
         self.identity = identity_of(settings)
+        self.prediction: dict[str, Any] = {}
+        if folder is not None:
+            self.prediction = describe(settings.model, self.loader, outputs_of(settings.loss))
 
     def __enter__(self) -> Run:
         return self
@@ -123,6 +127,7 @@ class Run:
         """What a checkpoint holds."""
         position = {name: getattr(self, name) for name in self.POSITION}
         rest = {"memory": self.memory, "identity": self.identity, "config": self.config, "version": __version__}
+        rest["prediction"] = self.prediction
         return {**self.parts, "position": position, **rest}
 
     def load(self, state: dict[str, Any]) -> None:

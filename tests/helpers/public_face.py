@@ -108,6 +108,23 @@ def pictures() -> str:
     return path("pictures", write)
 
 
+def table_data() -> data.TensorDataset:
+    return data.from_csv(table(), "y", features=["a"])
+
+
+def saved_model(dataset: Any = None) -> str:
+    model = nn.Linear(2, 3) if dataset is None else nn.Linear(1, 2)
+    return path(f"model{dataset is None}", lambda name: sn.save_model(name, model, dataset))
+
+
+def rows() -> np.ndarray:
+    return np.ones((3, 2), np.float32)
+
+
+def predictor() -> sn.Predictor:
+    return sn.load_model(saved_model())
+
+
 def trainer() -> sn.Trainer:
     model = nn.Linear(2, 2)
     return sn.Trainer(model, optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, progress=False, jit=False)
@@ -187,6 +204,16 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "sn.Tensor.zero_": lambda: {"self": row()},
     "sn.Tensor.requires_grad_": lambda: {"self": row(), "requires_grad": True},
     "sn.Tensor.item": lambda: {"self": sn.Tensor([1.0])},
+    "sn.save_model": lambda: {"path": path("new"), "model": nn.Linear(2, 3), "data": samples(), "outputs": "logits"},
+    "sn.load_model": lambda: {
+        "path": saved_model(), "model": nn.Linear(2, 3), "data": samples(), "functions": [], "device": "cpu",
+    },
+    **{
+        f"sn.Predictor.{name}": lambda: {"self": predictor(), "x": rows(), "prepared": True, "batch_size": 8}
+        for name in ("outputs", "predict_proba", "predict")
+    },
+    "sn.Predictor.features": lambda: {"self": predictor(), "x": rows()},
+    "sn.Predictor.read": lambda: {"self": sn.load_model(saved_model(table_data())), "path": table()},
     "sn.History": lambda: {"records": [{"epoch": 1}], "workers": ()},
     "sn.History.lines_of_workers": lambda: {"self": sn.History([])},
     "sn.Trainer": lambda: (
@@ -706,6 +733,7 @@ MISTAKES: dict[str, Callable[[], Any]] = {
 HANDED_ON = (
     ("sn.save", "state"),
     ("sn.Tensor.backward", "y"),
+    ("sn.Predictor.features", "x"),
     ("nn.Module.apply", "fn"),
     ("testing.assert_matches_reference", "reference"),
     ("testing.assert_matches_reference", "inputs"),
@@ -731,6 +759,7 @@ NOT_CALLED = {
     "parallel.MpiCommunicator": "it is made in a job of MPI",
     "data.Dataset": "abstract",
     "data.Sampler": "abstract",
+    "sn.Predictor": "load_model makes it",
     "data.Sampler.indices": "abstract",
     "optim.Optimizer": "abstract",
     "lr_scheduler.LRScheduler": "abstract",

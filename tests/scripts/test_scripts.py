@@ -116,11 +116,11 @@ def trained(tmp_path, small):
 
 def test_predict_finds_the_accuracy_of_the_training_again(tmp_path, small, trained):
     folder, accuracy = trained
-    done = run("predict.py", "--run", folder, "--out", tmp_path / "classes.txt")
+    done = run("predict.py", folder, "--out", tmp_path / "classes.txt")
     assert done.returncode == 0, done.stderr
     assert f"accuracy {accuracy}\n" in done.stdout
     classes = list(map(int, (tmp_path / "classes.txt").read_text().split()))
-    assert f"classes of 50 images: {' '.join(map(str, classes[:10]))} ...\n" in done.stdout
+    assert f"classes of 50 images: {', '.join(map(str, classes[:10]))}, ...\n" in done.stdout
     labels = read_idx(small / "t10k-labels-idx1-ubyte").tolist()
     assert f"{sum(map(int.__eq__, classes, labels)) / 50:.2%}" == accuracy
 
@@ -130,13 +130,13 @@ def test_predict_needs_no_labels(tmp_path, small, trained):
     (tmp_path / "images").mkdir()
     (small / "t10k-images-idx3-ubyte").rename(tmp_path / "images" / "t10k-images-idx3-ubyte")
     write_idx(small / "t10k-images-idx3-ubyte", np.zeros((50, 28, 28), np.uint8))  # of the run's own data, unused
-    done = run("predict.py", "--run", folder, "--data", tmp_path / "images")
+    done = run("predict.py", folder, "--data", tmp_path / "images")
     assert done.returncode == 0, done.stderr
     assert "classes of 50 images" in done.stdout and "accuracy" not in done.stdout
 
 
 def test_predict_without_a_run_says_so_in_one_line(tmp_path):
-    done = run("predict.py", "--run", tmp_path / "nothing")
+    done = run("predict.py", tmp_path / "nothing")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "expected a checkpoint" in done.stderr
 
 
