@@ -6,6 +6,7 @@ the definition: a new kernel is one function there and one of the same name and 
 other table.
 """
 
+import threading
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -88,9 +89,16 @@ class _Host:
     to_host = from_host
 
 
-@cache
+_devices: dict[str, Device] = {}
+_making = threading.RLock()
+
+
 def _device(name: str) -> Device:
-    return Device(name)
+    """One of each in a process, also if two threads are the first to ask for it."""
+    if (known := _devices.get(name)) is not None:
+        return known
+    with _making:
+        return _devices.get(name) or _devices.setdefault(name, Device(name))
 
 
 def device(name: str) -> Device:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import operator
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -108,17 +109,28 @@ def _state_of_others() -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def streams_kept() -> Iterator[None]:
-    """Inside, `random` and `np.random` may be seeded; afterwards they go on where they were before."""
-    before, python = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002
-    generator, swap = np.random.mtrand.get_bit_generator(), np.random.mtrand.set_bit_generator
-    swap(np.random.MT19937(0))  # the user's may be of a kind that takes no seed
-    try:
-        yield
-    finally:
-        swap(generator)  # at once, where setting the state takes 70 us
-        if before["has_gauss"]:  # half of a pair of normal numbers, which belongs to no generator
-            np.random.set_state(before)  # noqa: NPY002
-        random.setstate(python)
+    """Inside, `random` and `np.random` may be seeded; afterwards they go on where they were before.
+
+    There is one of each in a process: threads that train at the same time take turns. A generator of NumPy that is
+    swapped may be in use by another thread, so none of ours is ever freed.
+    """
+    with _turn:
+        before, python = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002
+        generator, swap = np.random.mtrand.get_bit_generator(), np.random.mtrand.set_bit_generator
+        own = _spare.pop() if _spare else np.random.MT19937(0)
+        swap(own)  # the user's may be of a kind that takes no seed
+        try:
+            yield
+        finally:
+            swap(generator)  # at once, where setting the state takes 70 us
+            _spare.append(own)
+            if before["has_gauss"]:  # half of a pair of normal numbers, which belongs to no generator
+                np.random.set_state(before)  # noqa: NPY002
+            random.setstate(python)
+
+
+_turn = threading.RLock()
+_spare: list[Any] = []  # generators that nobody uses now
 
 
 def gathered(dataset: Any, positions: np.ndarray, seed: int, stream: int) -> Batch:

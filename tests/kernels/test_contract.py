@@ -1,9 +1,12 @@
 """Every kernel of every device keeps the contract of the tables: values, inputs, outputs, layouts, by one row each."""
 
+import contextlib
 import inspect
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
@@ -28,6 +31,21 @@ kernel = host_kernel
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_kernel_has_a_row_and_every_row_a_kernel(device):
     assert set(kernels.device(device).kernels) == set(KERNEL_ROWS)
+
+
+def test_threads_that_are_the_first_to_ask_for_a_device_get_one(monkeypatch):
+    together = threading.Barrier(2)
+
+    class Slow(kernels.Device):
+        def __init__(self, name):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(0.3)  # for a second one that is made
+            super().__init__(name)
+
+    monkeypatch.setattr(kernels, "_devices", {})
+    monkeypatch.setattr(kernels, "Device", Slow)
+    with ThreadPoolExecutor(2) as threads:
+        assert len(set(threads.map(kernels.device, ["numpy", "numpy"]))) == 1
 
 
 @pytest.mark.parametrize("device", OTHERS)
@@ -125,6 +143,8 @@ def test_thin_products_of_great_length_match(m, n):
 def test_parallel_kernels_work_when_each_process_finds_those_of_others_in_the_cache(new_cache):
     code = """
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 import numpy as np
 from scratchnet.kernels import device

@@ -587,3 +587,14 @@ def test_threads_of_a_loader_rest_in_a_trainer_which_says_so(capsys):
     trainer.progress, loader.num_workers = True, 2
     trainer.fit(loader)
     assert "num_workers of the loader rests: workers of the Trainer read their own samples" in capsys.readouterr().out
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_threads_that_train_at_the_same_time_have_the_bits_of_one_alone():
+    program = Path(__file__).parents[1] / "programs" / "threads_train.py"
+    ended = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    together, alone = ended.stdout.splitlines()
+    assert set(together.split()) == {alone}
