@@ -34,7 +34,7 @@ class Config:
     compression: str = flag("none", "what is left out of gradients: all_reduce", list(COMPRESSIONS))
     accumulate: int = flag(1, "batches an optimizer step")
     clip_norm: float | None = flag(None, "largest norm of the merged gradient")
-    threads: int | None = flag(None, "CPU threads of the kernels; workers share them; all cores unless given", stored=False)
+    threads: int | None = flag(None, "CPU threads of all workers; all cores unless given", stored=False)
     device: str = flag("cpu", "table of kernels; with workers and cuda, a GPU for each", ["cpu", "numpy", "cuda"])
     devices: tuple[str, ...] = flag((), "where each worker computes instead, such as cuda:0 cuda:1 or cuda:0 cpu")
     folder: str | None = flag(None, "where checkpoints, log and curves.png go; else runs/DATE-TIME", stored=False)

@@ -64,9 +64,9 @@ def split(batch: Sequence[Any], k: int, shards: int) -> tuple[Any, ...]:
     return tuple(rows[k * n // shards : (k + 1) * n // shards] for rows in batch)
 
 
-def a_shard(batch: np.ndarray, shards: int) -> np.ndarray:
-    """The last of K shards, which is not empty where there are more shards than samples."""
-    return split((batch,), shards - 1, shards)[0]
+def first_full(batch: np.ndarray, shards: int) -> np.ndarray:
+    """The first of K shards that is not empty; with fewer samples than shards that is a later one."""
+    return split((batch,), -(-shards // len(batch)) - 1, shards)[0]
 
 
 def starts_of(n: int, size: int) -> list[int]:

@@ -24,7 +24,7 @@ from ...native.limits import cores
 from ..objects import SharedObject, loads
 from ..phases import Phase
 from ..settings import Settings, Start
-from ..shards import a_shard, split
+from ..shards import first_full, split
 from .claims import NOTHING, allow, lay_out, stop, table_of, take
 from .launch import Workers, how_it_ended, threads_of
 from .replica import Gradient, Replica
@@ -166,7 +166,7 @@ class Pool(Steps):
         slot, pages = np.zeros(replica.layout.nbytes, np.uint8), [self.arena.pages[0].copy() for _ in range(2)]
         old, new = map(replica.layout.page, pages)
         batch = np.arange(min(len(replica.dataset), self.arena.positions.shape[1]))
-        positions = a_shard(batch, replica.shards)
+        positions = first_full(batch, replica.shards)
         if "cpu" in self.placement.kinds:
             there = replica if replica.device.is_host else job.open()
             with contextlib.suppress(NonFiniteError):  # the step itself raises it

@@ -29,7 +29,7 @@ from ...random import Generator
 from ...tensor import Tensor, default_device
 from ..settings import Settings
 from ..shards import (
-    a_shard,
+    first_full,
     first_stream,
     gathered,
     others_seeded,
@@ -73,7 +73,7 @@ class Replica:
         states, buffers = settings.optimizer.states, list(settings.model.buffers())
         arrays = [state.param._data for state in states] + [buffer._data.copy() for buffer in buffers]
         with _bound([*(state.param for state in states), *buffers], arrays):
-            positions = a_shard(next(settings.loader.batch_indices(0)), settings.shards)
+            positions = first_full(next(settings.loader.batch_indices(0)), settings.shards)
             with streams_kept():
                 began = time.monotonic()
                 samples = gathered(replica.dataset, positions, settings.seed, 0)
