@@ -31,6 +31,7 @@ mutants:  ## an hour: plants each fault of tests/mutants in a copy; a table says
 thorough:  ## hours: many more random examples, new ones each time; all tests without the JIT and in the simulators
 	HYPOTHESIS_PROFILE=thorough $(PYTHON) -m pytest
 	$(PYTHON) scripts/drill/drill.py --all --random 50
+	$(PYTHON) scripts/drill/many_fits.py
 	$(PYTHON) tests/programs/mutants.py
 	NUMBA_DISABLE_JIT=1 $(PYTHON) -m pytest -m "not once"
 	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest -m "not once" tests/kernels tests/ops tests/nn tests/optim \

@@ -225,7 +225,7 @@ def is_distributed() -> bool:
 
 
 def engine_of(settings: Settings, start: Start, stop: Any = None) -> Engine:
-    """The engine for these settings. stop: see mpi.engine.Ranks."""
+    """The engine for these settings. stop: `stop.requested` is the signal that the run is to obey, or None."""
     if is_distributed():
         if "cuda" in settings.placement.kinds:
             raise DeviceError("Trainer: expected a model on 'cpu' and no GPU among devices under MPI, got 'cuda'")
@@ -235,7 +235,7 @@ def engine_of(settings: Settings, start: Start, stop: Any = None) -> Engine:
     if not settings.is_local:
         from .pool.pool import Pool
 
-        return Pool(settings, start)
+        return Pool(settings, start, stop=stop)
     is_plain = settings.strategy.is_plain and settings.strategy.span(settings.accumulate) == 1
     if is_plain and settings.clip_norm is None and not settings.skip_nonfinite and settings.timeline is None:
         return OneProgram(settings, start)

@@ -99,18 +99,19 @@ class Pool(Steps):
     """Steps that processes compute. At `close` the processes are gone.
 
     patience: seconds; those of the settings unless given. A worker is patient for PATIENCE_GAPS times the longest
-    pause so far, too, in which reading the first shard counts.
+    pause so far, too, in which reading the first shard counts. stop: see `engine_of`.
 
     Raises ConfigError for what cannot be sent; SharedMemoryError; while it runs, WorkerError for an exception in a
     worker, for a piece over which RETRIES workers died, or for workers that cannot be started, and NonFiniteError.
     """
 
-    def __init__(self, settings: Settings, start: Start, *, patience: float | None = None):
+    def __init__(self, settings: Settings, start: Start, *, patience: float | None = None, stop: Any = None):
         replica, workers = Replica.of(settings), settings.workers
         job = SharedObject(replica, "Trainer: expected a model, loss and data that can be sent to a worker")
         super().__init__(replica, start, slices_of(replica, workers))
         self.placement, self._modules = settings.placement, job.modules
         self.patience, self._first = patience or settings.patience, self.submitted
+        self._stop = stop
         self._deaths: Counter[Any] = Counter()
         self._seals, self._since, self._seconds = 0, time.monotonic(), math.inf
         self._longest = replica.reading  # seconds: this process has read a shard already
@@ -286,6 +287,9 @@ class Pool(Steps):
                 self._looked = now
                 self._look_for_slow()
         elif now - self._since > self._patience(now) and self._collected < self.submitted:
+            if self._stop is not None and self._stop.requested:  # the step in hand will not be done
+                log.warning("no progress for %.0f s: the run ends, as it was asked to", now - self._since)
+                self._stop.leave_if_requested()
             self._since = now
             owners = [r for r in range(self.workers) if any(p.owned(arena.words, r) for p in arena.pieces)]
             for rank in owners or range(self.workers):

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -242,6 +243,45 @@ def test_a_program_from_stdin_trains():
 
 def test_an_interactive_prompt_trains():
     assert python("-i", "-q", text=PROGRAM).stdout == EXPECTED
+
+
+ENDLESS = """
+import os, signal, sys
+import numpy as np
+import scratchnet as sn
+from scratchnet.parallel.pool.claims import Pieces
+
+Pieces.release = lambda *args: None  # what a dead worker had claimed is never done
+
+class Deadly(sn.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        if os.getpid() != parent and i == 63:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.ones(2, np.float32), 0
+
+parent = os.getpid()
+model = sn.nn.Linear(2, 2)
+trainer = sn.Trainer(
+    model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss(), workers=2, patience=5.0, progress=False
+)
+trainer.fit(sn.data.DataLoader(Deadly(), 16), epochs=1)
+"""
+
+
+def test_a_wait_that_would_not_end_is_left_when_the_run_was_asked_to_stop():
+    child = subprocess.Popen([sys.executable, "-c", ENDLESS], stderr=subprocess.PIPE, text=True)
+    try:
+        while "ended by SIGKILL" not in (line := child.stderr.readline()):
+            assert line, "ended"
+        child.terminate()
+        rest = child.communicate(timeout=60)[1]
+    finally:
+        child.kill()
+    assert "the run ends, as it was asked to" in rest
+    assert child.returncode == 128 + signal.SIGTERM
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
