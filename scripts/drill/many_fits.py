@@ -2,7 +2,7 @@
 
     python scripts/drill/many_fits.py
 
-Each fit has a model, an optimizer and a data set of its own; fits 1, 51, 101, ... have worker processes. The first tenth
+Each fit has a model, optimizer and data set of its own; fits 1, 51, 101, ... have worker processes. The first tenth
 fills caches. After it nothing may grow but memory, by less than 8 MB. The exit status is 1 if something did.
 """
 
