@@ -35,10 +35,29 @@ def confusion_matrix(logits: Any, labels: Any) -> np.ndarray:
 
     Arguments and errors as for `accuracy`.
     """
-    logits, labels = _checked("confusion_matrix", logits, labels)
+    return _counts("confusion_matrix", logits, labels)
+
+
+def _counts(name: str, logits: Any, labels: Any) -> np.ndarray:
+    logits, labels = _checked(name, logits, labels)
     counts = np.zeros((logits.shape[1],) * 2, np.int64)
     np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
     return counts
+
+
+def precision_recall_f1(logits: Any, labels: Any) -> dict[str, np.ndarray]:
+    """Of each class, (classes,) float64: {"precision", "recall", "f1"}, and {"support"}, its rows, int64.
+
+    precision = TP / (TP + FP), recall = TP / (TP + FN), f1 = 2 TP / (2 TP + FP + FN), of rows for which the class is
+    predicted (P) rightly (T) or not (F), or missed (FN). NaN where nothing is to divide: the precision of a class
+    that is never predicted, the recall of one that never occurs (scikit-learn puts 0 there, and warns).
+    Arguments and errors as for `accuracy`. (van Rijsbergen 1979, chapter 7)
+    """
+    counts = _counts("precision_recall_f1", logits, labels)
+    hits, predicted, support = np.diagonal(counts).astype(np.float64), counts.sum(axis=0), counts.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        shares = {"precision": hits / predicted, "recall": hits / support, "f1": 2 * hits / (predicted + support)}
+    return shares | {"support": support}
 
 
 class Mean:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import scratchnet as sn
-from scratchnet.metrics import Mean, accuracy, confusion_matrix, top_k_accuracy
+from scratchnet.metrics import Mean, accuracy, confusion_matrix, precision_recall_f1, top_k_accuracy
 
 LOGITS = np.array([[0.1, 0.9, 0.0], [2.0, 1.0, 0.5], [0.3, 0.2, 0.4], [1.0, 1.0, 0.0]], np.float32)
 LABELS = np.array([1, 2, 0, 0])  # right, last, second, first of two equal ones
-METRICS = (accuracy, top_k_accuracy, confusion_matrix)
+METRICS = (accuracy, top_k_accuracy, confusion_matrix, precision_recall_f1)
 
 
 def test_accuracy_counts_rows_whose_first_largest_logit_is_the_label():
@@ -71,3 +71,16 @@ def test_mean_of_nothing_is_refused():
         _ = Mean().value
     with pytest.raises(sn.ConfigError, match="n: expected an integer >= 0"):
         Mean().update(1.0, n=-1)
+
+
+def test_precision_recall_and_f1_are_the_counts_of_each_class():
+    """Three classes, and one that neither occurs nor is predicted; figures by hand, and scikit-learn 1.7's."""
+    predicted = np.array([0, 0, 1, 1, 1, 2, 0, 1])
+    labels = np.array([0, 0, 0, 1, 1, 2, 2, 2])
+    found = precision_recall_f1(np.eye(4)[predicted], labels)
+    np.testing.assert_allclose(found["precision"], [2 / 3, 2 / 4, 1 / 1, np.nan])
+    np.testing.assert_allclose(found["recall"], [2 / 3, 2 / 2, 1 / 3, np.nan])
+    np.testing.assert_allclose(found["f1"], [2 / 3, 2 * 0.5 / 1.5, 2 * (1 / 3) / (4 / 3), np.nan])
+    assert found["support"].tolist() == [3, 2, 3, 0]
+    never = precision_recall_f1(np.eye(2)[[0, 0]], [0, 1])
+    assert np.isnan(never["precision"][1]) and never["recall"][1] == never["f1"][1] == 0

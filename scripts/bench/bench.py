@@ -2,9 +2,10 @@
 
     python scripts/bench/bench.py                                    # steps, epochs, time to 88 %; some minutes
     python scripts/bench/bench.py --sections kernels --threads 1     # products against every BLAS, bandwidth of others
+    python scripts/bench/bench.py --sections inference               # latency of one sample, throughput of 512
     python scripts/bench/bench.py --sections collectives             # all-reduces of two processes
     python scripts/bench/bench.py --sections pool                    # steps that processes share, and what a pool costs
-    pip install torch jax scikit-learn                               # the peers
+    pip install torch jax scikit-learn onnx onnxruntime              # the peers
 
 Each engine (engines.py) runs in a process of its own with the same number of threads, on the same cores. In a round
 each engine has its turn; the tables give the best and the median round. The peak is that of fused multiply-adds on
@@ -36,7 +37,7 @@ from scratchnet.data import load
 from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
 
-SECTIONS = ("kernels", "steps", "epochs", "accuracy", "collectives", "pool")
+SECTIONS = ("kernels", "steps", "epochs", "accuracy", "inference", "collectives", "pool")
 PEERS = tuple(name for name in ENGINES if name != "registers")
 
 
@@ -103,7 +104,7 @@ def machine(threads: int) -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     facts = dict(line.replace("\t", "").split(":", 1) for line in reversed(lines) if ":" in line)
     flags, versions = facts.get("flags", "").split(), {}
-    for name in ("numpy", "numba", "torch", "jax", "scikit-learn"):
+    for name in ("numpy", "numba", "torch", "jax", "scikit-learn", "onnxruntime"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {

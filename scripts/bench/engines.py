@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 TRAINS = ("steps", "epochs", "accuracy")
+INFERS = (*TRAINS, "inference")
 
 
 class Peer(NamedTuple):
@@ -32,15 +33,16 @@ def pool(workers, without=()):
 
 
 ENGINES = {
-    "scratchnet": Peer("scratchnet_engine.Scratchnet", "scratchnet", ("kernels", *TRAINS, "collectives", "pool")),
-    "scratchnet-eager": Peer("scratchnet_engine.Eager", "scratchnet", TRAINS),
-    "torch": Peer("peers.torch_engine.Torch", "torch", ("kernels", *TRAINS)),
+    "scratchnet": Peer("scratchnet_engine.Scratchnet", "scratchnet", ("kernels", *INFERS, "collectives", "pool")),
+    "scratchnet-eager": Peer("scratchnet_engine.Eager", "scratchnet", INFERS),
+    "torch": Peer("peers.torch_engine.Torch", "torch", ("kernels", *INFERS)),
     "torch-compile": Peer("peers.torch_engine.Compile", "torch", TRAINS),
     "torch-loader": Peer("peers.torch_engine.Loader", "torch", ("epochs",)),
-    "jax": Peer("peers.jax_engine.Jax", "jax", ("kernels", *TRAINS)),
+    "onnxruntime": Peer("peers.onnx_engine.OnnxRuntime", "onnxruntime", ("inference",)),
+    "jax": Peer("peers.jax_engine.Jax", "jax", ("kernels", *INFERS)),
     "jax-scan": Peer("peers.jax_engine.Scan", "jax", ("epochs", "accuracy")),
     "scikit-learn": Peer("peers.numpy_engine.ScikitLearn", "sklearn", ("steps",)),
-    "numpy": Peer("peers.numpy_engine.NumPy", "numpy", ("kernels", *TRAINS)),
+    "numpy": Peer("peers.numpy_engine.NumPy", "numpy", ("kernels", *INFERS)),
     "openmpi": Peer("collectives.Mpi", "mpi4py", ("collectives",)),
     "mpi-exact": Peer("collectives.Mpi", "mpi4py", ("collectives",), {"order": "exact"}),
     "mpi-fast": Peer("collectives.Mpi", "mpi4py", ("collectives",), {"order": "fast"}),

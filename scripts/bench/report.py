@@ -47,13 +47,14 @@ def print_work(work: Work, roof: Roof) -> None:
         note = roof.share(work, best) if work.flops or work.bytes else facts
         print(f"  {name:<18}{scaled(best):>10}{scaled(median):>10}   {ratio:<20} {note}")
     print_errors(work)
+    when = "of these samples" if work.section == "inference" else "after 16 steps"
     losses = {name: facts["loss"] for name, facts in work.facts.items() if "loss" in facts}
     middle = statistics.median(losses.values()) if losses else 0
     for name, loss in losses.items():
         if abs(loss - middle) > 1e-3 * middle:
-            print(f"  {name} does OTHER WORK: loss {loss:.6g} after 16 steps, the median engine has {middle:.6g}")
+            print(f"  {name} does OTHER WORK: loss {loss:.6g} {when}, the median engine has {middle:.6g}")
     if losses:
-        print(f"  loss after 16 steps: {min(losses.values()):.6f} to {max(losses.values()):.6f}")
+        print(f"  loss {when}: {min(losses.values()):.6f} to {max(losses.values()):.6f}")
 
 
 def print_errors(work: Work) -> None:

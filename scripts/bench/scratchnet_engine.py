@@ -26,6 +26,7 @@ class Scratchnet(Engine):
         self.optimizer = sn.optim.SGD(self.model.parameters(), lr=engine.LR, momentum=engine.MOMENTUM)
         self.loss = lambda x, y: cross_entropy(self.model(x), y)
         self.step = self.transform(training_step(self.loss, self.optimizer))
+        self.forward = self.transform(self.model.forward)
 
     def place(self, array):
         return sn.Tensor(array)
@@ -44,7 +45,7 @@ class Scratchnet(Engine):
 
     def logits(self, x):
         with sn.no_grad():
-            return self.model(sn.Tensor(x)).numpy()
+            return self.forward(sn.Tensor(x)).numpy()
 
     def gemm(self, a, b, transpose_a, transpose_b):
         matmul, out = sn.kernels.device("cpu").matmul, product(a, b, transpose_a, transpose_b)

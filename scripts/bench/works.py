@@ -104,6 +104,17 @@ def step_of(text: str) -> Work:
     return Work("steps", name_of(widths, batch), "steps", {"widths": widths, "batch_size": batch}, flops)
 
 
+def inference() -> list[Work]:
+    """One sample, and many: what a service that predicts waits for."""
+    works = []
+    for widths in NETS:
+        for batch in (1, 512):
+            flops = sum(2.0 * batch * i * o for i, o in itertools.pairwise(widths))
+            arguments = {"widths": widths, "batch_size": batch}
+            works.append(Work("inference", name_of(widths, batch), "inference", arguments, flops))
+    return works
+
+
 def collectives() -> list[Work]:
     kinds = {"private": False, "rewritten before each call, ours in the arena": True}
     return [
@@ -142,6 +153,7 @@ def works_of(section: str, steps: Sequence[str], goal: float) -> list[Work]:
                 f"{name_of(NETS[0], BATCH)}, to {goal:.0%} test accuracy", arguments={"widths": NETS[0], "goal": goal}
             )
         ],
+        "inference": inference,
         "collectives": collectives,
         "pool": pool,
     }

@@ -574,7 +574,8 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "data.write_idx": lambda: {"path": path("new-idx"), "array": logits()},
     # --- metrics, random ---
     **{
-        f"metrics.{name}": lambda: {"logits": logits(), "labels": labels()} for name in ("accuracy", "confusion_matrix")
+        f"metrics.{name}": lambda: {"logits": logits(), "labels": labels()}
+        for name in ("accuracy", "confusion_matrix", "precision_recall_f1")
     },
     "metrics.top_k_accuracy": lambda: {"logits": logits(), "labels": labels(), "k": 2},
     "metrics.Mean": dict,

@@ -42,7 +42,7 @@ class Torch(Engine):
         return torch.from_numpy(array)
 
     def logits(self, x):
-        with torch.no_grad():
+        with torch.inference_mode():
             return self.model(self.place(x)).numpy()
 
     def gemm(self, a, b, transpose_a, transpose_b):
