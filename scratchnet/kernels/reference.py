@@ -334,15 +334,23 @@ def adam(param, grad, m, v, new_param, new_m, new_v, numbers):
     (AdamW, Loshchilov and Hutter 2019), first takes lr * weight_decay * p from p.
     numbers: lr, beta1, beta2, eps, weight_decay, decoupled, step.
     """
+    amsgrad(param, grad, m, v, None, new_param, new_m, new_v, None, numbers)
+
+
+def amsgrad(param, grad, m, v, top, new_param, new_m, new_v, new_top, numbers):
+    """Adam that divides by the largest v so far: top = max(top, v) takes the place of v there (Reddi et al. 2018)."""
     lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
     f = param.dtype.type
     p = param * f(1 - lr * weight_decay) if decoupled else param
     g = grad if decoupled else grad + f(weight_decay) * param
     first = f(beta1) * m + f(1 - beta1) * g
     second = f(beta2) * v + f(1 - beta2) * g * g
+    largest = second if top is None else np.maximum(top, second)
     rate, scale = f(lr / (1 - beta1**step)), f(1 / math.sqrt(1 - beta2**step))
-    new_param[...] = p - rate * first / (np.sqrt(second) * scale + f(eps))
+    new_param[...] = p - rate * first / (np.sqrt(largest) * scale + f(eps))
     new_m[...], new_v[...] = first, second
+    if top is not None:
+        new_top[...] = largest
 
 
 def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
@@ -358,3 +366,31 @@ def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
     u = f(momentum) * velocity + g / (np.sqrt(square) + f(eps))
     new_param[...] = param - f(lr) * u
     new_v[...], new_velocity[...] = square, u
+
+
+def adagrad(param, grad, total, new_param, new_total, numbers):
+    """g += weight_decay * p;  s += g**2;  p -= rate * g / (sqrt(s) + eps).
+
+    The rule of torch.optim.Adagrad (Duchi, Hazan and Singer 2011). numbers: rate, eps, weight_decay.
+    """
+    rate, eps, weight_decay = numbers
+    f = param.dtype.type
+    g = grad + f(weight_decay) * param
+    squares = total + g * g
+    new_param[...] = param - f(rate) * g / (np.sqrt(squares) + f(eps))
+    new_total[...] = squares
+
+
+def adadelta(param, grad, v, u, new_param, new_v, new_u, numbers):
+    """g += weight_decay * p;  v = rho*v + (1-rho)*g**2;  d = sqrt(u + eps) / sqrt(v + eps) * g;  p -= lr * d;
+    u = rho*u + (1-rho)*d**2.
+
+    The rule of torch.optim.Adadelta (Zeiler 2012). numbers: lr, rho, eps, weight_decay.
+    """
+    lr, rho, eps, weight_decay = numbers
+    f = param.dtype.type
+    g = grad + f(weight_decay) * param
+    square = f(rho) * v + f(1 - rho) * g * g
+    step = np.sqrt(u + f(eps)) / np.sqrt(square + f(eps)) * g
+    new_param[...] = param - f(lr) * step
+    new_v[...], new_u[...] = square, f(rho) * u + f(1 - rho) * step * step

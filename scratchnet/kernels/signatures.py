@@ -41,7 +41,9 @@ SIGNATURES: dict[str, str] = {
     "dropout": "f->f",
     "sgd": "fff->ff",
     "adam": "ffff->fff",
-    "rmsprop": "ffff->fff",
+    **dict.fromkeys(("rmsprop", "adadelta"), "ffff->fff"),
+    "amsgrad": "fffff->ffff",
+    "adagrad": "fff->ff",
 }
 
 

@@ -1,6 +1,8 @@
 """Optimizers and learning-rate schedules, under PyTorch's names."""
 
 from . import lr_scheduler
-from .optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
+from .lbfgs import LBFGS
+from .optimizer import Optimizer
+from .optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "lr_scheduler"]
+__all__ = ["LBFGS", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "lr_scheduler"]

@@ -17,7 +17,7 @@ from .. import checks
 from ..errors import CheckpointError, ConfigError
 from ..sealed import Sealed
 from ..stateful import Stateful
-from .optimizers import Group, Optimizer
+from .optimizer import Group, Optimizer
 
 ANNEALING = {  # from start to end, as the fraction goes from 0 to 1
     "cos": lambda start, end, fraction: end + (start - end) / 2 * (1 + math.cos(math.pi * fraction)),

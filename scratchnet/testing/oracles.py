@@ -236,11 +236,16 @@ def adam_moments(param, grad, m, v, beta1, beta2, weight_decay, decoupled):
 
 
 def adam(param, grad, m, v, numbers):
+    return amsgrad(param, grad, m, v, np.full_like(v, -np.inf), numbers)[:3]
+
+
+def amsgrad(param, grad, m, v, top, numbers):
     lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
     m, v = adam_moments(param, grad, m, v, beta1, beta2, weight_decay, decoupled)
-    unbiased_m, unbiased_v = m / (1 - beta1**step), v / (1 - beta2**step)
+    top = np.maximum(top, v)
+    unbiased_m, unbiased_top = m / (1 - beta1**step), top / (1 - beta2**step)
     decayed = param * (1 - lr * weight_decay) if decoupled else param
-    return decayed - lr * unbiased_m / (np.sqrt(unbiased_v) + eps), m, v
+    return decayed - lr * unbiased_m / (np.sqrt(unbiased_top) + eps), m, v, top
 
 
 def error_ratio(size, value):
@@ -249,12 +254,18 @@ def error_ratio(size, value):
 
 
 def adam_size(param, grad, m, v, numbers):
+    return amsgrad_size(param, grad, m, v, np.full_like(v, -np.inf), numbers)[:3]
+
+
+def amsgrad_size(param, grad, m, v, top, numbers):
     lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
     rule = (beta1, beta2, weight_decay, decoupled)
     size_m, size_v = adam_moments(np.abs(param), np.abs(grad), np.abs(m), v, *rule)
-    true_v = adam_moments(param, grad, m, v, *rule)[1]
-    update = lr * size_m / (1 - beta1**step) / (np.sqrt(true_v / (1 - beta2**step)) + eps)
-    return np.abs(param) * (1 + lr * weight_decay) + update * (1 + error_ratio(size_v, true_v)), size_m, size_v
+    true_top = np.maximum(adam_moments(param, grad, m, v, *rule)[1], top)
+    size_top = np.maximum(size_v, top)
+    update = lr * size_m / (1 - beta1**step) / (np.sqrt(true_top / (1 - beta2**step)) + eps)
+    sizes = np.abs(param) * (1 + lr * weight_decay) + update * (1 + error_ratio(size_top, true_top)), size_m, size_v
+    return *sizes, size_top
 
 
 def rmsprop(param, grad, v, velocity, numbers):
@@ -371,3 +382,34 @@ def take_in_rows(x, index):
 
 def scatter_in_rows(g, index, n):
     return np.einsum("rm,rmn->rn", g, (index[..., None] == np.arange(n)).astype(g.dtype))
+
+
+def adagrad(param, grad, total, numbers):
+    rate, eps, weight_decay = numbers
+    g = grad + weight_decay * param
+    total = total + g**2
+    return param - rate * g / (np.sqrt(total) + eps), total
+
+
+def adagrad_size(param, grad, total, numbers):
+    rate, eps, weight_decay = numbers
+    size_g = np.abs(grad) + weight_decay * np.abs(param)
+    size, true = np.abs(total) + size_g**2, adagrad(param, grad, total, numbers)[1]
+    return np.abs(param) + rate * size_g / (np.sqrt(true) + eps) * (1 + error_ratio(size, true)), size
+
+
+def adadelta(param, grad, v, u, numbers):
+    lr, rho, eps, weight_decay = numbers
+    g = grad + weight_decay * param
+    v = rho * v + (1 - rho) * g**2
+    step = np.sqrt(u + eps) / np.sqrt(v + eps) * g
+    return param - lr * step, v, rho * u + (1 - rho) * step**2
+
+
+def adadelta_size(param, grad, v, u, numbers):
+    lr, rho, eps, weight_decay = numbers
+    size_g = np.abs(grad) + weight_decay * np.abs(param)
+    size_v, true_v = rho * np.abs(v) + (1 - rho) * size_g**2, adadelta(param, grad, v, u, numbers)[1]
+    ratio = error_ratio(size_v + eps, true_v + eps) + error_ratio(np.abs(u) + eps, u + eps)
+    step = np.sqrt(u + eps) / np.sqrt(true_v + eps) * size_g * (1 + ratio)
+    return np.abs(param) + lr * step, size_v, rho * np.abs(u) + (1 - rho) * step**2

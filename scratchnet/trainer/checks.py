@@ -21,6 +21,11 @@ def check_parts(model: Module, optimizer: Any, scheduler: Any) -> None:
     for name, value, kind in (("a model", model, Module), ("an optimizer", optimizer, Optimizer)):
         if not isinstance(value, kind):
             checks.refuse("Trainer", name, value)
+    if optimizer.takes_closure:
+        raise ConfigError(
+            f"Trainer: expected an optimizer that takes one gradient a step, got {type(optimizer).__name__}, which "
+            "evaluates the loss several times; call optimizer.step(closure) in a loop of your own"
+        )
     named = {id(parameter): name for name, parameter in model.named_parameters()}
     held = {id(state.param) for state in optimizer.states}
     if foreign := len(held - named.keys()):

@@ -37,7 +37,7 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "devices": list(settings.placement.kinds) if settings.placement.are_mixed else None,
         "model": _words(repr(settings.model)).split("\n"),
         "loss": _name_of(settings.loss),
-        "optimizer": type(settings.optimizer).__name__,
+        "optimizer": type(settings.optimizer).__name__ + " to maximize" * settings.optimizer.maximize,
         "options": _options_of(settings.optimizer, scheduler),
         "scheduler": None if scheduler is None else type(scheduler).__name__,
         "base_lrs": getattr(scheduler, "base_lrs", None),

@@ -160,14 +160,19 @@ SHAPES = {
     "cross_entropy_grad": [[rows, x, rows, x] for x, rows in LABELLED],
     "sgd": [[(M * N,)] * 5],
     "adam": [[(M * N,)] * 7],
-    "rmsprop": [[(M * N,)] * 7],
+    **{name: [[(M * N,)] * 7] for name in ("rmsprop", "adadelta")},
+    "amsgrad": [[(M * N,)] * 9],
+    "adagrad": [[(M * N,)] * 5],
 }
 TRANSPOSED = list(itertools.product((False, True), repeat=2))
 NUMBERS = {
     "matmul": TRANSPOSED[0],
     "sgd": (np.array([0.1, 0.9, 0.0, 1e-4]),),
     "adam": (np.array([1e-3, 0.9, 0.999, 1e-8, 0.01, 1.0, 10.0]),),
+    "amsgrad": (np.array([1e-3, 0.9, 0.999, 1e-8, 0.01, 1.0, 10.0]),),
     "rmsprop": (np.array([1e-3, 0.99, 1e-8, 0.9, 0.0]),),
+    "adagrad": (np.array([1e-2, 1e-10, 0.0]),),
+    "adadelta": (np.array([1.0, 0.9, 1e-6, 0.0]),),
     "clip": (-1, 1),
     "fill": (0,),
     **dict.fromkeys(("standardize", "standardize_grad"), (1e-5,)),

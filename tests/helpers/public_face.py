@@ -130,6 +130,15 @@ def trainer() -> sn.Trainer:
     return sn.Trainer(model, optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, progress=False, jit=False)
 
 
+def closure_of(p: sn.Tensor) -> Callable[[], sn.Tensor]:
+    def closure() -> sn.Tensor:
+        loss = (p * p).sum()
+        loss.backward()
+        return loss
+
+    return closure
+
+
 def loss_of(t: sn.Tensor) -> sn.Tensor:
     return (t * t).sum()
 
@@ -433,7 +442,14 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "error_if_nonfinite": True,
     },
     # --- optim ---
-    "optim.SGD": lambda: {"params": [parameter()], "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    "optim.SGD": lambda: {
+        "params": [parameter()],
+        "lr": 0.1,
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 0.1,
+        "maximize": True,
+    },
     **{
         f"optim.{name}": lambda: {
             "params": [parameter()],
@@ -441,6 +457,8 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
             "betas": (0.9, 0.99),
             "eps": 1e-8,
             "weight_decay": 0.1,
+            "amsgrad": True,
+            "maximize": True,
         }
         for name in ("Adam", "AdamW")
     },
@@ -451,10 +469,54 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "eps": 1e-8,
         "weight_decay": 0.1,
         "momentum": 0.9,
+        "maximize": True,
     },
+    "optim.Adagrad": lambda: {
+        "params": [parameter()],
+        "lr": 0.1,
+        "lr_decay": 0.1,
+        "weight_decay": 0.1,
+        "initial_accumulator_value": 0.1,
+        "eps": 1e-8,
+        "maximize": True,
+    },
+    "optim.LBFGS.add_param_group": lambda: {
+        "self": with_no_groups(),
+        "group": {"params": [parameter()]},
+    },
+    "optim.Adagrad.add_param_group": lambda: {
+        "self": optim.Adagrad([parameter()]),
+        "group": {"params": [parameter()]},
+    },
+    "optim.Adadelta": lambda: {
+        "params": [parameter()],
+        "lr": 0.1,
+        "rho": 0.9,
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "maximize": True,
+    },
+    "optim.LBFGS": lambda: {
+        "params": [parameter()],
+        "lr": 0.1,
+        "max_iter": 3,
+        "max_eval": 4,
+        "tolerance_grad": 1e-7,
+        "tolerance_change": 1e-9,
+        "history_size": 3,
+        "line_search_fn": "strong_wolfe",
+    },
+    "optim.LBFGS.step": lambda: (lambda p: {"self": optim.LBFGS([p]), "closure": closure_of(p)})(parameter()),
+    "optim.LBFGS.load_state_dict": lambda: {
+        "self": optim.LBFGS([parameter()]),
+        "state": optim.LBFGS([parameter()]).state_dict(),
+    },
+    "optim.LBFGS.state_dict": lambda: {"self": optim.LBFGS([parameter()])},
     "optim.Optimizer.add_param_group": lambda: {"self": sgd(), "group": {"params": [parameter()]}},
     "optim.Optimizer.load_state_dict": lambda: {"self": sgd(), "state": sgd().state_dict()},
-    **{f"optim.Optimizer.{name}": lambda: {"self": sgd()} for name in ("state_dict", "step", "zero_grad")},
+    "optim.Optimizer.state_dict": lambda: {"self": sgd()},
+    "optim.Optimizer.step": lambda: {"self": sgd(), "closure": lambda: None},
+    "optim.Optimizer.zero_grad": lambda: {"self": sgd(), "set_to_none": False},
     "lr_scheduler.StepLR": lambda: {"optimizer": sgd(), "step_size": 2, "gamma": 0.1},
     "lr_scheduler.CosineAnnealingLR": lambda: {"optimizer": sgd(), "T_max": 2, "eta_min": 0.01},
     "lr_scheduler.LinearLR": lambda: {"optimizer": sgd(), "start_factor": 0.1, "end_factor": 1.0, "total_iters": 3},
@@ -671,6 +733,12 @@ def path(name, write=None):
     return p
 
 
+def with_no_groups():
+    optimizer = optim.LBFGS([parameter()])
+    optimizer.param_groups.clear()
+    return optimizer
+
+
 def with_gradient():
     p = parameter()
     (p * p).sum().backward()
@@ -736,6 +804,8 @@ HANDED_ON = (
     ("sn.Tensor.backward", "y"),
     ("sn.Predictor.features", "x"),
     ("nn.Module.apply", "fn"),
+    ("optim.Optimizer.step", "closure"),
+    ("optim.LBFGS.step", "closure"),
     ("testing.assert_matches_reference", "reference"),
     ("testing.assert_matches_reference", "inputs"),
     ("testing.gradcheck", "inputs"),

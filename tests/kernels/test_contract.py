@@ -183,7 +183,7 @@ def test_fill_takes_any_dtype(device, dtype):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "rmsprop", "adagrad", "adadelta"])
 @given(data=st.data())
 def test_an_optimizer_gives_the_same_bits_in_place(name, device, data):
     case = data.draw(kernel_cases(name, **SIZES))

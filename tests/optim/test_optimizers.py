@@ -11,6 +11,7 @@ import scratchnet as sn
 from scratchnet.formats import checkpoint
 
 SGD, Adam, AdamW, RMSprop = sn.optim.SGD, sn.optim.Adam, sn.optim.AdamW, sn.optim.RMSprop
+Adagrad, Adadelta = sn.optim.Adagrad, sn.optim.Adadelta
 STEPS = 6
 
 # --- the update rules, as the papers and PyTorch's documentation give them: one step a yield, starting from p --------
@@ -27,8 +28,8 @@ def sgd_rule(p, gradients, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
         yield p
 
 
-def adam_rule(p, gradients, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False):
-    m = v = np.zeros_like(p)
+def adam_rule(p, gradients, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False, amsgrad=False):
+    m = v = largest = np.zeros_like(p)
     for t, g in enumerate(gradients, start=1):
         if decoupled:
             p = p - lr * weight_decay * p
@@ -36,7 +37,8 @@ def adam_rule(p, gradients, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=
             g = g + weight_decay * p
         m = betas[0] * m + (1 - betas[0]) * g
         v = betas[1] * v + (1 - betas[1]) * g**2
-        m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+        largest = np.maximum(largest, v) if amsgrad else v
+        m_hat, v_hat = m / (1 - betas[0] ** t), largest / (1 - betas[1] ** t)
         p = p - lr * m_hat / (np.sqrt(v_hat) + eps)
         yield p
 
@@ -55,6 +57,31 @@ def rmsprop_rule(p, gradients, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, 
         yield p
 
 
+def adagrad_rule(p, gradients, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10):
+    total = np.full_like(p, initial_accumulator_value)
+    for t, g in enumerate(gradients, start=1):
+        g = g + weight_decay * p
+        total = total + g**2
+        p = p - lr / (1 + (t - 1) * lr_decay) * g / (np.sqrt(total) + eps)
+        yield p
+
+
+def adadelta_rule(p, gradients, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0):
+    v = u = np.zeros_like(p)
+    for g in gradients:
+        g = g + weight_decay * p
+        v = rho * v + (1 - rho) * g**2
+        delta = np.sqrt(u + eps) / np.sqrt(v + eps) * g
+        u = rho * u + (1 - rho) * delta**2
+        p = p - lr * delta
+        yield p
+
+
+def climbing(rule):
+    """The rule on the negated gradients, as PyTorch's documentation defines maximize."""
+    return lambda p, gradients, maximize, **options: rule(p, [-g for g in gradients], **options)
+
+
 RULES = [
     (SGD, sgd_rule, {"lr": 0.1}),
     (SGD, sgd_rule, {"lr": 0.1, "momentum": 0.9}),
@@ -69,11 +96,27 @@ RULES = [
     (RMSprop, rmsprop_rule, {}),
     (RMSprop, rmsprop_rule, {"lr": 0.1, "alpha": 0.5, "eps": 0.01}),
     (RMSprop, rmsprop_rule, {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9}),
+    (Adam, adam_rule, {"lr": 0.1, "betas": (0.5, 0.3), "weight_decay": 0.3, "amsgrad": True}),
+    (AdamW, adamw_rule, {"lr": 0.1, "betas": (0.5, 0.3), "weight_decay": 0.3, "amsgrad": True}),
+    (Adagrad, adagrad_rule, {}),
+    (
+        Adagrad,
+        adagrad_rule,
+        {"lr": 0.1, "lr_decay": 0.2, "weight_decay": 0.3, "initial_accumulator_value": 0.5, "eps": 0.01},
+    ),
+    (Adadelta, adadelta_rule, {}),
+    (Adadelta, adadelta_rule, {"lr": 0.5, "rho": 0.5, "eps": 1e-3, "weight_decay": 0.3}),
+    (SGD, climbing(sgd_rule), {"lr": 0.1, "momentum": 0.5, "nesterov": True, "weight_decay": 0.3, "maximize": True}),
+    (Adam, climbing(adam_rule), {"lr": 0.1, "weight_decay": 0.3, "amsgrad": True, "maximize": True}),
+    (AdamW, climbing(adamw_rule), {"lr": 0.1, "weight_decay": 0.3, "maximize": True}),
+    (RMSprop, climbing(rmsprop_rule), {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9, "maximize": True}),
+    (Adagrad, climbing(adagrad_rule), {"lr": 0.1, "weight_decay": 0.3, "maximize": True}),
+    (Adadelta, climbing(adadelta_rule), {"weight_decay": 0.3, "maximize": True}),
 ]
 rules = pytest.mark.parametrize(
     ("optimizer", "rule", "options"), RULES, ids=[f"{o.__name__}-{','.join(k)}" for o, _, k in RULES]
 )
-every = pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW, RMSprop])
+every = pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta])
 
 
 def parameter(shape=(3, 5), dtype=np.float64, seed=0):
@@ -124,20 +167,98 @@ def test_defaults_are_those_of_pytorch():
     assert SGD(p, 0.1).defaults == {"lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
     assert Adam(p).defaults == {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
     assert AdamW(p).defaults == {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+    assert Adagrad(p).defaults == {"lr": 0.01, "lr_decay": 0.0, "weight_decay": 0.0, "eps": 1e-10}
+    assert Adadelta(p).defaults == {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.0}
     assert RMSprop(p).defaults == {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0}
 
 
-@every
+@pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW, RMSprop, Adagrad])  # Adadelta's steps do not get shorter
 def test_a_least_squares_problem_is_solved(optimizer):
     rng = np.random.default_rng(0)
     x, solution = rng.standard_normal((64, 4)), rng.standard_normal((4, 1))
     w = sn.nn.Parameter(np.zeros((4, 1)))
-    optimizer = optimizer([w], lr=0.02)
+    optimizer = optimizer([w], lr={Adagrad: 0.5}.get(optimizer, 0.02))
     for _ in range(600):
         optimizer.zero_grad()
         ((x @ w - x @ solution) ** 2).mean().backward()
         optimizer.step()
     np.testing.assert_allclose(w.detach().numpy(), solution, atol=0.03)
+
+
+# --- closures, climbing, variants -------------------------------------------------------------------------------------
+
+
+@every
+def test_a_step_calls_its_closure_first_and_returns_what_that_returns(optimizer):
+    p, q = parameter(), parameter()
+    one, two = make(optimizer, [p]), make(optimizer, [q])
+
+    def closure():
+        one.zero_grad()
+        loss = (p * p).sum()
+        loss.backward()
+        return loss
+
+    with sn.no_grad():  # the closure records all the same
+        first = one.step(closure)
+    (q * q).sum().backward()
+    assert two.step() is None and first.item() == (q.grad.numpy() ** 2).sum() / 4
+    np.testing.assert_array_equal(p.detach().numpy(), q.detach().numpy())
+    with pytest.raises(sn.ConfigError, match="step: expected a function, got 3"):
+        one.step(3)
+
+
+@rules
+def test_a_recorded_step_has_the_bits_of_the_plain_one(optimizer, rule, options):
+    x = sn.Tensor(np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32))
+
+    def run(record):
+        p = parameter((3, 5), np.float32)
+        own = optimizer([p], **options)
+
+        def step(x):
+            own.zero_grad()
+            loss = ((x @ p) ** 2).mean()
+            loss.backward()
+            own.step()
+            return loss
+
+        step = record(step)
+        return [step(x).detach().numpy().tobytes() for _ in range(4)], p.detach().numpy().tobytes()
+
+    assert run(sn.jit) == run(lambda step: step)
+
+
+def test_zero_grad_may_fill_with_0():
+    p = parameter()
+    optimizer = SGD([p], 0.1)
+    (p * p).sum().backward()
+    held = p.grad
+    optimizer.zero_grad(set_to_none=False)
+    assert p.grad is held and not held.numpy().any()
+
+
+@pytest.mark.parametrize(("option", "optimizers"), [("maximize", (SGD, Adam, Adagrad)), ("amsgrad", (Adam, AdamW))])
+def test_what_an_optimizer_is_made_with_stays(option, optimizers):
+    for optimizer in optimizers:
+        p = parameter()
+        own = make(optimizer, [p], **{option: True})
+        assert getattr(own, option) is True
+        list(take(own, p, random_gradients(p, 2)))
+        with pytest.raises(
+            sn.UnknownAttributeError, match=f"expected a new {optimizer.__name__} with another {option}"
+        ):
+            setattr(own, option, False)
+        other = make(optimizer, [parameter()], **{option: True})
+        other.load_state_dict(own.state_dict())
+        for plain, state in (
+            (make(optimizer, [parameter()]), own.state_dict()),
+            (own, make(optimizer, [p]).state_dict()),
+        ):
+            with pytest.raises(sn.CheckpointError, match=r"maximize: expected|v_max"):
+                plain.load_state_dict(state)
+    assert repr(SGD([p], 0.1, maximize=True)).endswith("weight_decay=0.0, maximize=True)")
+    assert "maximize" not in SGD([p], 0.1).state_dict()
 
 
 # --- what a step touches ---------------------------------------------------------------------------------------------

@@ -598,3 +598,27 @@ def test_threads_that_train_at_the_same_time_have_the_bits_of_one_alone():
     assert ended.returncode == 0, ended.stderr[-2000:]
     together, alone = ended.stdout.splitlines()
     assert set(together.split()) == {alone}
+
+
+UPDATES = {
+    "amsgrad": lambda p: sn.optim.AdamW(p, 0.05, amsgrad=True),
+    "adagrad": lambda p: sn.optim.Adagrad(p, 0.1, lr_decay=0.1, initial_accumulator_value=0.1),
+    "adadelta, climbing": lambda p: sn.optim.Adadelta(p, maximize=True),
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_every_update_has_the_same_bits_with_two_workers(name):
+    def trained(**options):
+        sn.manual_seed(0)
+        model = sn.nn.MLP(4, 5, 3)
+        optimizer = UPDATES[name](model.parameters())
+        x = np.random.default_rng(0).standard_normal((32, 4)).astype(np.float32)
+        data = sn.data.TensorDataset(x, np.arange(32) % 3)
+        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), shards=4, progress=False, **options)
+        trainer.fit(sn.data.DataLoader(data, 16), epochs=2)
+        arrays = [*model.state_dict().values(), *(a for state in optimizer.states for a in state.arrays)]
+        return [a.tobytes() for a in arrays]
+
+    expected = trained()
+    assert trained(workers=2) == expected and trained(jit=False) == expected and trained(clip_norm=1e9) == expected

@@ -44,7 +44,7 @@ def _scatter_rows(lo, hi, g, index, out):
                 target[j] += source[j]
 
 
-_run_copy, _run_repeat = ranged(_copy, "copy", writes=(1,)), ranged(_repeat, "repeat", writes=(1,), whole=(0,))
+run_copy, _run_repeat = ranged(_copy, "copy", writes=(1,)), ranged(_repeat, "repeat", writes=(1,), whole=(0,))
 _run_take = ranged(_take_rows, "take_rows", writes=(2,), whole=(0,))
 _run_scatter = ranged(_scatter_rows, "scatter_rows", writes=(2,), whole=(0, 1, 2))
 
@@ -74,7 +74,7 @@ def _plan_copy(x, out):
     if not any(x.strides):
         _run_repeat(out.size, 1, x[(slice(1),) * x.ndim].reshape(1), out.ravel())
     elif x.flags.carray:
-        _run_copy(out.size, 1, x.ravel(), out.ravel())
+        run_copy(out.size, 1, x.ravel(), out.ravel())
 
 
 def take_rows(x, index, out):

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...native.compile import jit
 from ...native.loops import ranged
+from .movement import run_copy
 
 # ruff: noqa: F821 - bound by each stamp
 prepare: Callable
@@ -53,6 +54,17 @@ def _adam(p, g, m, v, constants):
 
 
 @jit
+def _amsgrad(p, g, m, v, top, constants):
+    rate, scale, beta1, beta2, rest1, rest2, eps, keep, weight_decay = constants
+    f = type(p)
+    g += f(weight_decay) * p
+    m = f(beta1) * m + f(rest1) * g
+    v = f(beta2) * v + f(rest2) * g * g
+    top = v if (v > top) | (v != v) else top
+    return f(keep) * p - f(rate) * m / (np.sqrt(top) * f(scale) + f(eps)), m, v, top
+
+
+@jit
 def _prepare_rmsprop(numbers):
     return numbers[0], numbers[1], 1 - numbers[1], numbers[2], numbers[3], numbers[4]
 
@@ -65,6 +77,35 @@ def _rmsprop(p, g, v, u, constants):
     v = f(alpha) * v + f(rest) * g * g
     u = f(momentum) * u + g / (np.sqrt(v) + f(eps))
     return p - f(lr) * u, v, u
+
+
+@jit
+def _prepare_adagrad(numbers):
+    return numbers[0], numbers[1], numbers[2]
+
+
+@jit
+def _adagrad(p, g, s, constants):
+    rate, eps, weight_decay = constants
+    f = type(p)
+    g += f(weight_decay) * p
+    s += g * g
+    return p - f(rate) * g / (np.sqrt(s) + f(eps)), s
+
+
+@jit
+def _prepare_adadelta(numbers):
+    return numbers[0], numbers[1], 1 - numbers[1], numbers[2], numbers[3]
+
+
+@jit
+def _adadelta(p, g, v, u, constants):
+    lr, rho, rest, eps, weight_decay = constants
+    f = type(p)
+    g += f(weight_decay) * p
+    v = f(rho) * v + f(rest) * g * g
+    step = np.sqrt(u + f(eps)) / np.sqrt(v + f(eps)) * g
+    return p - f(lr) * step, v, f(rho) * u + f(rest) * step * step
 
 
 # A step in place has loops of its own: where `param` and `new_param` may be one array, LLVM would not vectorise.
@@ -103,27 +144,50 @@ def _two_states_in_place(lo, hi, param, grad, s, t, numbers):
         param[i], s[i], t[i] = rule(param[i], grad[i], s[i], t[i], constants)
 
 
-def _stepper(name, loop, loop_in_place, states, **bindings):
+@jit
+def _three_states_in_place(lo, hi, param, grad, s, t, u, numbers):
+    param, grad, s, t, u = param[lo:hi], grad[lo:hi], s[lo:hi], t[lo:hi], u[lo:hi]
+    constants = prepare(numbers)
+    for i in range(param.size):
+        param[i], s[i], t[i], u[i] = rule(param[i], grad[i], s[i], t[i], u[i], constants)
+
+
+LOOPS = {  # by the number of states; more are not common enough for a loop that is not in place
+    1: (_one_state, _one_state_in_place),
+    2: (_two_states, _two_states_in_place),
+    3: (None, _three_states_in_place),
+}
+
+
+def _stepper(name, states, **bindings):
     """The kernel (param, grad, *states, new_param, *new_states, numbers)."""
-    run = ranged(loop, name, writes=range(2 + states, 3 + 2 * states), whole=(3 + 2 * states,), **bindings)
+    loop, loop_in_place = LOOPS[states]
+    run = loop and ranged(loop, name, writes=range(2 + states, 3 + 2 * states), whole=(3 + 2 * states,), **bindings)
     written = (0, *range(2, 2 + states))
     run_in_place = ranged(loop_in_place, f"{name}_in_place", writes=written, whole=(2 + states,), **bindings)
 
     def kernel(*arguments):
         *arrays, numbers = arguments
         inputs, outputs = arrays[: 2 + states], arrays[2 + states :]
-        param, _, *old = inputs
-        flat, cost = [x.ravel() for x in inputs], 2 * len(inputs)
-        if all(map(is_, (param, *old), outputs)):
-            run_in_place(param.size, cost, *flat, numbers)
-        else:
-            run(param.size, cost, *flat, *[x.ravel() for x in outputs], numbers)
+        param, grad, *old = inputs
+        cost, is_in_place = 2 * len(inputs), all(map(is_, (param, *old), outputs))
+        if run and not is_in_place:
+            run(param.size, cost, *[x.ravel() for x in (*inputs, *outputs)], numbers)
+            return
+        if not is_in_place:
+            for before, new in zip((param, *old), outputs, strict=True):
+                run_copy(param.size, 2, before.ravel(), new.ravel())
+        new_param, *new = outputs
+        run_in_place(param.size, cost, *[x.ravel() for x in (new_param, grad, *new)], numbers)
 
     return kernel
 
 
 KERNELS = {
-    "sgd": _stepper("sgd", _one_state, _one_state_in_place, 1, prepare=_prepare_sgd, rule=_sgd),
-    "adam": _stepper("adam", _two_states, _two_states_in_place, 2, prepare=_prepare_adam, rule=_adam),
-    "rmsprop": _stepper("rmsprop", _two_states, _two_states_in_place, 2, prepare=_prepare_rmsprop, rule=_rmsprop),
+    "sgd": _stepper("sgd", 1, prepare=_prepare_sgd, rule=_sgd),
+    "adam": _stepper("adam", 2, prepare=_prepare_adam, rule=_adam),
+    "amsgrad": _stepper("amsgrad", 3, prepare=_prepare_adam, rule=_amsgrad),
+    "rmsprop": _stepper("rmsprop", 2, prepare=_prepare_rmsprop, rule=_rmsprop),
+    "adagrad": _stepper("adagrad", 1, prepare=_prepare_adagrad, rule=_adagrad),
+    "adadelta": _stepper("adadelta", 2, prepare=_prepare_adadelta, rule=_adadelta),
 }

@@ -41,6 +41,54 @@ def adam_step(dtype: np.dtype, threads: int) -> Kernel:
 
 
 @cache
+def amsgrad_step(dtype: np.dtype, threads: int) -> Kernel:
+    @kernel(threads)
+    def loop(param, grad, m, v, top, new_param, new_m, new_v, new_top, numbers):
+        keep, decay, beta1, rest1, beta2, rest2, rate, scale, eps = numbers
+        for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
+            g = grad[i] + decay * param[i]
+            first = beta1 * m[i] + rest1 * g
+            second = beta2 * v[i] + rest2 * g * g
+            largest = second if second > top[i] or second != second else top[i]
+            new_param[i] = keep * param[i] - rate * first / (sqrt(largest) * scale + eps)
+            new_m[i] = first
+            new_v[i] = second
+            new_top[i] = largest
+
+    return loop
+
+
+@cache
+def adagrad_step(dtype: np.dtype, threads: int) -> Kernel:
+    @kernel(threads)
+    def loop(param, grad, total, new_param, new_total, numbers):
+        rate, eps, weight_decay = numbers
+        for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
+            g = grad[i] + weight_decay * param[i]
+            squares = total[i] + g * g
+            new_param[i] = param[i] - rate * g / (sqrt(squares) + eps)
+            new_total[i] = squares
+
+    return loop
+
+
+@cache
+def adadelta_step(dtype: np.dtype, threads: int) -> Kernel:
+    @kernel(threads)
+    def loop(param, grad, v, u, new_param, new_v, new_u, numbers):
+        lr, rho, rest, eps, weight_decay = numbers
+        for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
+            g = grad[i] + weight_decay * param[i]
+            square = rho * v[i] + rest * g * g
+            step = sqrt(u[i] + eps) / sqrt(square + eps) * g
+            new_param[i] = param[i] - lr * step
+            new_v[i] = square
+            new_u[i] = rho * u[i] + rest * step * step
+
+    return loop
+
+
+@cache
 def rmsprop_step(dtype: np.dtype, threads: int) -> Kernel:
     @kernel(threads)
     def loop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
@@ -61,12 +109,29 @@ def sgd(param, grad, velocity, new_param, new_velocity, numbers):
     _launch(sgd_step, (param, grad, velocity, new_param, new_velocity), (lr, momentum, weight_decay), bool(nesterov))
 
 
-def adam(param, grad, m, v, new_param, new_m, new_v, numbers):
+def _constants_of_adam(numbers):
     lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
     keep, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
     rate, scale = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
-    constants = keep, decay, beta1, 1 - beta1, beta2, 1 - beta2, rate, scale, eps
-    _launch(adam_step, (param, grad, m, v, new_param, new_m, new_v), constants)
+    return keep, decay, beta1, 1 - beta1, beta2, 1 - beta2, rate, scale, eps
+
+
+def adam(param, grad, m, v, new_param, new_m, new_v, numbers):
+    _launch(adam_step, (param, grad, m, v, new_param, new_m, new_v), _constants_of_adam(numbers))
+
+
+def amsgrad(param, grad, m, v, top, new_param, new_m, new_v, new_top, numbers):
+    arrays = param, grad, m, v, top, new_param, new_m, new_v, new_top
+    _launch(amsgrad_step, arrays, _constants_of_adam(numbers))
+
+
+def adagrad(param, grad, total, new_param, new_total, numbers):
+    _launch(adagrad_step, (param, grad, total, new_param, new_total), tuple(numbers))
+
+
+def adadelta(param, grad, v, u, new_param, new_v, new_u, numbers):
+    lr, rho, eps, weight_decay = numbers
+    _launch(adadelta_step, (param, grad, v, u, new_param, new_v, new_u), (lr, rho, 1 - rho, eps, weight_decay))
 
 
 def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
@@ -83,4 +148,11 @@ def _launch(make, arrays, constants, *flags):
         launch(make(dtype, grid[1]), *grid, *arrays, tuple(map(dtype.type, constants)), *flags)
 
 
-KERNELS = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop}
+KERNELS = {
+    "sgd": sgd,
+    "adam": adam,
+    "amsgrad": amsgrad,
+    "rmsprop": rmsprop,
+    "adagrad": adagrad,
+    "adadelta": adadelta,
+}

@@ -25,7 +25,10 @@ NUMBERS = {
     "dropout": (0.3, np.array([1, 2], np.uint64)),
     "sgd": (np.array([0.1, 0.9, 1, 0.01]),),
     "adam": (np.array([0.1, 0.9, 0.99, 1e-8, 0.01, 1, 3]),),
+    "amsgrad": (np.array([0.1, 0.9, 0.99, 1e-8, 0.01, 1, 3]),),
     "rmsprop": (np.array([0.1, 0.9, 1e-8, 0.9, 0.01]),),
+    "adagrad": (np.array([0.1, 1e-10, 0.01]),),
+    "adadelta": (np.array([0.1, 0.9, 1e-6, 0.01]),),
     "standardize": (1e-5,),
     "standardize_grad": (1e-5,),
 }
@@ -36,7 +39,7 @@ needs_jit = pytest.mark.skipif(not JIT, reason="about compiled code")
 def case(name, dtype=np.float32, rows=ROWS, columns=COLUMNS, seed=0):
     """Inputs, outputs and numbers for the kernel `name`: (rows, columns), or what the kernel takes instead."""
     rng = np.random.default_rng(seed)
-    x = [np.asarray(abs(rng.standard_normal((rows, columns))) + 0.1, dtype) for _ in range(4)]
+    x = [np.asarray(abs(rng.standard_normal((rows, columns))) + 0.1, dtype) for _ in range(5)]
     index = rng.integers(0, min(rows, columns), rows)
     empty = [np.empty_like(y) for y in x]
     inputs, outputs = {
@@ -231,6 +234,18 @@ LOOPS = {  # a loop, what it is stamped with, its arguments, and what its inner 
         optim._two_states_in_place,
         {"prepare": optim._prepare_rmsprop, "rule": optim._rmsprop},
         (0, 64, X.copy(), X, X.copy(), X.copy(), np.array([0.1, 0.99, 1e-8, 0.9, 0.1])),
+        "sqrtps",
+    ),
+    "amsgrad": (
+        optim._three_states_in_place,
+        {"prepare": optim._prepare_adam, "rule": optim._amsgrad},
+        (0, 64, X.copy(), X, X.copy(), X.copy(), X.copy(), np.array([0.1, 0.9, 0.99, 1e-8, 0.1, 1.0, 1.0])),
+        "sqrtps",
+    ),
+    "adagrad": (
+        optim._one_state_in_place,
+        {"prepare": optim._prepare_adagrad, "rule": optim._adagrad},
+        (0, 64, X.copy(), X, X.copy(), np.array([0.1, 1e-10, 0.1])),
         "sqrtps",
     ),
 }
