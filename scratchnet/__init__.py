@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from . import cuda, data, errors, functions, metrics, nn, optim, parallel, testing
+from . import callbacks, cuda, data, errors, functions, metrics, nn, optim, parallel, testing
 from .errors import *
 from .formats.checkpoint import load, save
 from .functions import *
@@ -26,6 +26,7 @@ __all__ = [
     "Predictor",
     "Tensor",
     "Trainer",
+    "callbacks",
     "cuda",
     "data",
     "default_device",

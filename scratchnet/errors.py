@@ -90,6 +90,14 @@ class WorkerError(ScratchnetError, RuntimeError):
         return type(self), (str(self), self.rank, self.signal, self.traceback)
 
 
+class CallbackError(ScratchnetError, RuntimeError):
+    """A callback of a Trainer that raised; its own exception is the cause. The run was saved."""
+
+
+class DatabaseError(ScratchnetError, ConnectionError):
+    """No database answers, or it refuses what a run needs."""
+
+
 class ContractError(ScratchnetError, AssertionError):
     """A kernel that breaks its contract; raised by scratchnet.testing."""
 

@@ -11,7 +11,7 @@ from .errors import ConfigError, ShapeError
 from .trainer import History
 
 
-def _figure(what: str, width: float, height: float) -> Any:
+def new_figure(what: str, width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -21,7 +21,7 @@ def _figure(what: str, width: float, height: float) -> Any:
 
 def plot_curves(history: History, path: str | Path) -> None:
     """Draws loss and accuracy by epoch into an image file. Raises ConfigError if matplotlib is not installed."""
-    figure = _figure("plot_curves", 9, 3.5)
+    figure = new_figure("plot_curves", 9, 3.5)
     left, right = figure.subplots(1, 2)
     epochs = history["epoch"]
     for axes, title, columns in (
@@ -50,7 +50,7 @@ def plot_confusion(counts: Any, path: str | Path, classes: Sequence[str] | None 
     if len(names) != len(counts):
         raise ShapeError(f"plot_confusion: expected {len(counts)} names of classes, got {len(names)}")
     size = 2.5 + 0.5 * len(names)
-    figure = _figure("plot_confusion", size, size)
+    figure = new_figure("plot_confusion", size, size)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

@@ -45,6 +45,7 @@ LAYERS = (
     "parallel",
     "trainer",
     "report testing",
+    "callbacks",
 )
 
 # What must not leak although it lies below: (who, what it must not know).

@@ -11,12 +11,15 @@ class History:
 
     records: `epoch`, `step`, `train_loss`, and `val_loss` and `val_accuracy` if there was a validation loader.
     workers: of each worker of a pool the seconds spent `computing`, `merging` and `waiting`, the `shards` it did, and
-    `starts`, the processes it had.
+    `starts`, the processes it had. stopped: why a callback ended the run, or None.
     """
 
-    def __init__(self, records: list[dict[str, Any]], workers: Sequence[dict[str, float]] = ()):
+    def __init__(
+        self, records: list[dict[str, Any]], workers: Sequence[dict[str, float]] = (), stopped: str | None = None
+    ):
         self.records = checks.items("History: records", records, "a list of records")
         self.workers = checks.items("History: workers", workers, "a list, one record a worker")
+        self.stopped = stopped
 
     def lines_of_workers(self) -> list[str]:
         """A line for each worker: how it spent its time. None if there was only one."""

@@ -34,14 +34,22 @@ class Run:
     """Where a run stands: what a checkpoint holds besides model, optimizer and scheduler. A context manager, in which
     the folder of checkpoints is locked.
 
-    resume: see `Trainer.fit`. config: stored in checkpoints.
+    resume: see `Trainer.fit`. config: stored in checkpoints. callbacks: moments.Callbacks, which is told of each step.
     """
 
     engine: Engine
     POSITION = ("epoch", "batch", "step", "samples", "loss_sum", "history")
 
-    def __init__(self, settings: Settings, folder: Path | None, config: dict[str, Any], resume: str | Path | None):
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path | None,
+        config: dict[str, Any],
+        resume: str | Path | None,
+        callbacks: Any,
+    ):
         self.settings, self.folder, self.config, self.resume = settings, folder, config, resume
+        self.callbacks = callbacks
         self.loader = settings.loader
         self.checkpoints: CheckpointFolder | None = None
         self.history: list[dict[str, Any]] = []
@@ -75,14 +83,17 @@ class Run:
     def count(self, steps: list[StepResult], bar: Any) -> None:
         """These steps are done."""
         for step in steps:
+            total, count = 0.0, 0
             for positions, losses in zip(step.batches, step.losses.tolist(), strict=True):
                 for k, loss in enumerate(losses):
                     if not math.isnan(loss):
                         n = len(split((positions,), k, len(losses))[0])
                         self.loss_sum, self.samples = self.loss_sum + loss * n, self.samples + n
+                        total, count = total + loss * n, count + n
                 self.batch += 1
                 bar.update()
             self.step += 1
+            self.callbacks.count(total / count if count else math.nan)
         if steps:
             bar.show_workers(self.engine)
 
@@ -120,14 +131,20 @@ class Run:
             for name, parameter in self.settings.model.named_parameters():
                 if not np.isfinite(parameter.detach().numpy()).all():
                     raise NonFiniteError(f"fit: step {self.step}: expected finite parameters, got others in {name!r}")
-            self.memory = self.engine.state()
+            self.keep_memory()
             self.checkpoints.save(self.step, **self.state())
+
+    def keep_memory(self) -> None:
+        """What the engine keeps between steps, for `state`; all ranks of a job call this together."""
+        self.memory = self.engine.state()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         position = {name: getattr(self, name) for name in self.POSITION}
         rest = {"memory": self.memory, "identity": self.identity, "config": self.config, "version": __version__}
         rest["prediction"] = self.prediction
+        if self.callbacks.all:
+            rest["callbacks"] = self.callbacks.state_dict()
         return {**self.parts, "position": position, **rest}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -144,6 +161,8 @@ class Run:
         for name in self.POSITION:
             setattr(self, name, state["position"][name])
         self.memory = state.get("memory", {})
+        if "callbacks" in state:
+            self.callbacks.load_state_dict(state["callbacks"])
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import numpy as np
 from .. import checks
 from ..data import DataLoader
 from ..data.dataset import fields_of, gather
-from ..errors import ConfigError, ShapeError
+from ..errors import CallbackError, ConfigError, ShapeError
 from ..grad_mode import no_grad
 from ..kernels import get_num_threads, set_num_threads
 from ..nn import Module
@@ -34,6 +34,7 @@ from ..tensor import Tensor
 from .checks import check_hooks, check_loss, check_parts
 from .history import History
 from .metrics_log import append_jsonl
+from .moments import Callbacks, checked_callbacks
 from .progress import epoch_line, first_line, progress_bar, say
 from .run import LOG, Run, Stop, stop_on_signal
 
@@ -70,6 +71,8 @@ class Trainer(Sealed):
     jit: record a step once for each shape of batch and replay it compiled (see `scratchnet.jit`); False where a model
         looks at values of its tensors. The bits are the same.
     progress: show a progress bar (if tqdm is installed) and print a line an epoch.
+    callbacks: objects that a run calls after each epoch, or after some steps: EarlyStopping(), BestCheckpoint(), ... of
+        `scratchnet.callbacks`, or your own; see `scratchnet.trainer.moments`.
     patience: seconds without progress after which a worker counts as stuck, is killed, and replaced; at least 20 times
         the longest time that a piece of work, or reading the first shard, has taken so far.
     timeline: file that shows what each worker did when, for https://ui.perfetto.dev; None writes none.
@@ -103,6 +106,7 @@ class Trainer(Sealed):
         progress: bool = True,
         timeline: str | Path | None = None,
         patience: float = 30.0,
+        callbacks: Sequence[Any] = (),
     ):
         self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
         self.strategy: Any = strategy
@@ -113,7 +117,7 @@ class Trainer(Sealed):
         self.config = {} if config is None else config
         self.folder: Any = folder
         self.timeline: Any = timeline
-        self.jit, self.patience = jit, patience
+        self.jit, self.patience, self.callbacks = jit, patience, callbacks
         self._is_first, self._is_running, self._has_cast = is_first_rank(), False, False
         self._device, self._placement = "", Placement(None, "cpu")
         self._check()
@@ -138,6 +142,7 @@ class Trainer(Sealed):
         checks.flag("Trainer: jit", self.jit)
         checks.flag("Trainer: progress", self.progress)
         checks.instance("Trainer: config", self.config, dict, "a dict or None")
+        self.callbacks = checked_callbacks("Trainer: callbacks", self.callbacks)
         self.strategy = strategy_of(self.strategy)
         changes = self.clip_norm is not None or self.nonfinite == "skip" or self.accumulate > 1
         if changes and not self.strategy.merges_gradients:
@@ -218,7 +223,8 @@ class Trainer(Sealed):
             if choice and choice.plan.workers == 1:
                 stack.callback(set_num_threads, get_num_threads())
                 set_num_threads(choice.plan.threads)
-            run = stack.enter_context(Run(self._settings(train_loader), self.folder, self.config, resume))
+            callbacks = Callbacks(self.callbacks)
+            run = stack.enter_context(Run(self._settings(train_loader), self.folder, self.config, resume, callbacks))
             begin(run.settings, run)
             stop = stack.enter_context(stop_on_signal())
             run.engine = engine_of(run.settings, run.here, stop)
@@ -229,14 +235,20 @@ class Trainer(Sealed):
                     say("num_workers of the loader rests: workers of the Trainer read their own samples")
             self._is_running = True
             stack.callback(setattr, self, "_is_running", False)
-            while run.epoch < epochs:
+            callbacks.begin(self, run, epochs)
+            stack.push(lambda kind, error, trace: callbacks.failed(error))
+            callbacks.call("on_fit_start")
+            while run.epoch < epochs and not callbacks.stopped:
                 seconds = self._epoch(run, epochs, val_loader, stop)
                 stop.leave_if_requested()
                 if choice and self.progress:
                     say(choice.compare(seconds / len(train_loader)))
                     choice = None
-            history = History(run.history, run.engine.report())
+            callbacks.call("on_fit_end")
+            history = History(run.history, run.engine.report(), callbacks.stopped)
         if self.progress and self._is_first:
+            if history.stopped:
+                say(f"stopped after step {run.step}: {history.stopped}")
             for line in history.lines_of_workers():
                 say(line)
         return history
@@ -309,6 +321,12 @@ class Trainer(Sealed):
                 run.count(run.engine.finished(), bar)
                 if not run.engine.is_between:
                     continue
+                if run.callbacks.are_due(run.engine.submitted):
+                    run.count(run.engine.settled(), bar)
+                    self._call(run, "on_step_end")
+                    if run.callbacks.stopped:
+                        run.save()
+                        return time.perf_counter() - start
                 if stop.requested or (self.save_every and run.engine.submitted % self.save_every == 0):
                     run.count(run.engine.settled(), bar)
                     run.save()
@@ -332,8 +350,17 @@ class Trainer(Sealed):
         if shows:
             say(epoch_line(record | timing, epochs))
         run.next_epoch()
+        self._call(run, "on_epoch_end")
         run.save()
         return seconds
+
+    def _call(self, run: Run, moment: str) -> None:
+        """Raises CallbackError, with the run saved."""
+        try:
+            run.callbacks.call(moment)
+        except CallbackError:
+            run.save()
+            raise
 
     def _resize(self, run: Run, bar: Any, stop: Stop) -> None:
         """Let the run go on with self.workers workers."""

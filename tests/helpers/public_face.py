@@ -31,6 +31,7 @@ SPACES = {
     "parallel": parallel,
     "testing": testing,
     "cuda": sn.cuda,
+    "callbacks": sn.callbacks,
 }
 
 
