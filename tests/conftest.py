@@ -53,7 +53,8 @@ ONCE = {
     ),
     "formats": ("test_atomic", "test_checkpoint", "test_checkpoint_folder"),
     "optim": ("test_lr_scheduler",),
-    "trainer": ("test_checks", "test_metrics_log", "test_trainer"),
+    "trainer": ("test_checks", "test_metrics_log", "test_moments", "test_trainer"),
+    "callbacks": ("test_database", "test_finder", "test_monitors", "test_tensorboard"),
     "testing": ("test_bounds", "test_calls", "test_planted", "test_threads"),
     "scripts": ("test_drill", "test_flags", "test_scripts"),
     "tests": (

@@ -35,7 +35,7 @@ class Progress:
     """What a callback sees of a run; `model` and `optimizer` hold the state after step `step`.
 
     trainer, model, optimizer, config, folder: of the run. epochs: the number that `fit` is asked for.
-    losses: the mean losses of the last `every` steps in on_step_end, the newest last; elsewhere of the steps since then.
+    losses: in on_step_end the mean losses of the last `every` steps, the newest last; elsewhere those of later steps.
     """
 
     def __init__(self, trainer: Any, run: Run, epochs: int):

@@ -175,7 +175,7 @@ def test_a_database_that_is_none_is_named_before_the_first_step(bad, message):
     pytest.importorskip("psycopg")
     diary = Diary()
     trainer, loader = make(callbacks=[Database(bad), diary])
-    with pytest.raises(CallbackError, match="Database.on_fit_start") as caught:
+    with pytest.raises(CallbackError, match=r"Database\.on_fit_start") as caught:
         trainer.fit(loader, epochs=1)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert [m[0] for m in diary.moments] == ["CallbackError"]

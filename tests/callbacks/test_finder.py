@@ -10,7 +10,7 @@ from tests.trainer.test_trainer import make, weights
 
 
 def quadratic(curvature):
-    """A run whose loss is curvature / 2 * |w|^2 up to a constant: gradient descent is stable below lr = 2 / curvature."""
+    """A run whose loss is curvature / 2 * |w|^2: gradient descent is stable below lr = 2 / curvature."""
     layer = sn.nn.Linear(4, 1, bias=False)
     x = np.eye(4, dtype=np.float32) * np.sqrt(2 * curvature).astype(np.float32)
     loader = sn.data.DataLoader(sn.data.TensorDataset(x, np.zeros((4, 1), np.float32)), batch_size=4)

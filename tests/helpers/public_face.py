@@ -74,6 +74,12 @@ def labels() -> np.ndarray:
     return np.array([0, 2])
 
 
+def tested_finder() -> Any:
+    finder = sn.callbacks.LearningRateFinder()
+    finder.rates, finder.losses, finder.suggestion = [0.1, 0.2, 0.4], [3.0, 2.0, 1.0], 0.2
+    return finder
+
+
 def parameter() -> nn.Parameter:
     return nn.Parameter(np.ones((2, 2), np.float32))
 
@@ -682,6 +688,17 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "shape": (2, 3),
         "dtype": "float32",
     },
+    # --- callbacks ---
+    "callbacks.EarlyStopping": lambda: {"monitor": "val_loss", "patience": 2, "mode": "min", "min_delta": 0.0},
+    "callbacks.BestCheckpoint": lambda: {
+        "monitor": "val_loss", "mode": "min", "min_delta": 0.0, "path": path("best"),
+    },
+    "callbacks.LearningRateFinder": lambda: {"smallest": 1e-4, "largest": 1.0, "steps": 5},
+    "callbacks.LearningRateFinder.plot": lambda: {"self": tested_finder(), "path": path("rates.png")},
+    "callbacks.TensorBoard": lambda: {
+        "folder": path("events"), "every": 2, "histograms": True, "images": lambda run: {},
+    },
+    "callbacks.Database": lambda: {"url": "sqlite:///runs.db", "name": None, "every": 2, "patience": 1.0},
     # --- testing, cuda ---
     "testing.arrays": lambda: {
         "shapes": "mn",
@@ -878,8 +895,18 @@ NOT_CALLED |= {
     )
 }
 
+NOT_CALLED |= {
+    "callbacks.Progress": "a run makes it",
+    **{f"callbacks.Database.{name}": "a run calls it" for name in ("state_dict", "load_state_dict")},
+}
+
 # Methods by which the package asks its own classes, or an object that only it makes; no user calls them.
 INTERNAL = (
+    "on_fit_start",
+    "on_step_end",
+    "on_epoch_end",
+    "on_fit_end",
+    "on_exception",
     "numbers",
     "values",
     "advance",
@@ -896,4 +923,10 @@ INTERNAL = (
     "slot_bytes",
     "on_members",
 )
-INTERNAL_OF = ("parallel.MpiCommunicator.", "testing.KernelCase.", "parallel.Communicator.", "random.Generator.")
+INTERNAL_OF = (
+    "callbacks.Progress.",
+    "parallel.MpiCommunicator.",
+    "testing.KernelCase.",
+    "parallel.Communicator.",
+    "random.Generator.",
+)

@@ -88,7 +88,9 @@ def test_losses_of_steps_are_means_over_their_samples():
     assert history["train_loss"][0] == pytest.approx(np.dot(diary.losses, sizes) / sizes.sum())
 
 
-@pytest.mark.parametrize("options", [{}, {"workers": 2}, {"accumulate": 2}, {"strategy": sn.parallel.LocalSGD(every=2)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"workers": 2}, {"accumulate": 2}, {"strategy": sn.parallel.LocalSGD(every=2)}]
+)
 def test_callbacks_that_only_look_change_no_bit(options):
     plain, loader = make(shards=2, **options)
     plain.fit(loader, epochs=2)
@@ -139,7 +141,7 @@ def test_what_a_callback_raises_is_named_and_the_run_is_saved(tmp_path, moment, 
 
 def test_callbacks_are_told_of_an_exception_and_their_own_is_a_warning():
     diary = Diary(every=100)
-    trainer, loader = make(lr=float(1e38), callbacks=[diary, raises_at("on_exception")])
+    trainer, loader = make(lr=1e38, callbacks=[diary, raises_at("on_exception")])
     with pytest.warns(RuntimeWarning, match=r"Raises.on_exception: "), pytest.raises(sn.NonFiniteError):
         trainer.fit(loader, epochs=3)
     assert diary.moments[-1][0] == "NonFiniteError"
