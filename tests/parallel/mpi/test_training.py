@@ -1,5 +1,6 @@
 """Training by the ranks of an MPI job has the bits of one process; what cannot have them is refused."""
 
+import hashlib
 import itertools
 
 import mpi_job
@@ -9,6 +10,8 @@ from jobs import program, srun_like, train, undisturbed
 from servants import mpirun
 
 import scratchnet as sn
+from tests.trainer.test_moments import STEPS
+from tests.trainer.test_trainer import make
 
 # On machines of one rank, jobs that compress or add in any order do what they do on machines of two.
 BY_SLICES = [name for name in mpi_job.JOBS if name not in ("fast", "half", "largest", "low rank", "low rank, skipped")]
@@ -80,3 +83,18 @@ def test_what_is_not_exact_is_refused_in_one_line(refused, strategy):
 
 def test_ranks_that_take_different_samples_are_named(refused):
     assert "expected loader_seed=0, as saved, got 1" in refused
+
+
+def test_callbacks_run_in_rank_0_and_their_decisions_hold_for_all(tmp_path):
+    _, text = program(3, "mpi_callbacks", tmp_path)
+    lines = [line.split(" | ") for line in text.splitlines() if " | " in line]
+    stopped = sorted(line for line in lines if line[1] == "stopped")
+    trainer, loader = make(shards=4)
+    trainer.fit(loader, epochs=4)
+    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in trainer.model.parameters())).hexdigest()
+    why = "metric has not been better than 2, of epoch 2, for 2 epochs"
+    moments = 1 + 4 * (STEPS + 1) + 1  # of rank 0 alone
+    assert stopped == [[str(rank), "stopped", why, str(0 if rank else moments), digest] for rank in range(3)], text
+    raised = "Raises.on_step_end, after step 1: KeyError: 'no such thing'"
+    assert sorted(line for line in lines if line[1] == "raised") == [[str(rank), "raised", raised] for rank in range(3)]
+    assert (tmp_path / "stopped" / "best.safetensors").exists()
