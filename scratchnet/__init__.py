@@ -1,20 +1,43 @@
 """scratchnet: a neural-network engine from scratch, whose answer never depends on the hardware that computes it."""
 
+from math import e, inf, nan, pi
 from typing import TYPE_CHECKING
 
-from . import callbacks, cuda, data, errors, functions, metrics, nn, optim, parallel, testing
+from . import (
+    callbacks,
+    constructors,
+    cuda,
+    data,
+    dtypes,
+    errors,
+    functions,
+    metrics,
+    nn,
+    optim,
+    parallel,
+    testing,
+    utils,
+)
+from .constructors import *
+from .custom import op
+from .dtypes import *
 from .errors import *
 from .formats.checkpoint import load, save
 from .functions import *
 from .functions import grad, value_and_grad
 from .grad_mode import no_grad
+from .grad_mode import no_grad as inference_mode
 from .jit import jit
 from .kernels import get_num_threads, set_num_threads
 from .predictor import Predictor, load_model, save_model
-from .random import manual_seed
+from .random import Generator, manual_seed
 from .tensor import Tensor, default_device, tensor
 from .trainer import History, Trainer
 from .version import __version__
+
+globals().update(
+    dtypes.CONVERSIONS
+)  # sn.float, sn.long, sn.bool, ...: not in __all__, as Python has some of these names
 
 if TYPE_CHECKING:  # the functions that are public in the op table
 
@@ -22,6 +45,7 @@ if TYPE_CHECKING:  # the functions that are public in the op table
 
 
 __all__ = [
+    "Generator",
     "History",
     "Predictor",
     "Tensor",
@@ -39,6 +63,7 @@ __all__ = [
     "metrics",
     "nn",
     "no_grad",
+    "op",
     "optim",
     "parallel",
     "save",
@@ -46,7 +71,10 @@ __all__ = [
     "set_num_threads",
     "tensor",
     "testing",
+    "utils",
     "value_and_grad",
+    *constructors.__all__,
+    *dtypes.__all__,
     *errors.__all__,
     *functions.__all__,
 ]

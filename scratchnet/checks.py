@@ -109,10 +109,10 @@ def flag(what: str, value: Any) -> bool:
 
 
 def axis(what: str, value: Any, ndim: int) -> int:
-    """The number of one axis, in [0, ndim); -1 is the last."""
+    """The number of one axis, in [0, ndim); -1 is the last. A number, which has none, takes 0 and -1, as in PyTorch."""
     if not _is_axis(value, ndim):
-        refuse(what, f"an axis in [{-ndim}, {ndim})", value, IndexOutOfRangeError)
-    return int(value) % ndim
+        refuse(what, f"an axis in [{-ndim or -1}, {ndim or 1})", value, IndexOutOfRangeError)
+    return int(value) % (ndim or 1)
 
 
 def axes(what: str, value: Any, ndim: int) -> tuple[int, ...]:
@@ -122,15 +122,20 @@ def axes(what: str, value: Any, ndim: int) -> tuple[int, ...]:
     values = value if isinstance(value, tuple | list) else (value,)
     for a in values:
         if not _is_axis(a, ndim):
-            refuse(what, f"an axis in [{-ndim}, {ndim}) for {ndim} dimensions", a, IndexOutOfRangeError)
-    numbers = sorted([int(a) % ndim for a in values])
+            bounds = f"[{-ndim or -1}, {ndim or 1})"
+            refuse(what, f"an axis in {bounds} for {ndim} dimensions", a, IndexOutOfRangeError)
+    numbers = sorted([int(a) % (ndim or 1) for a in values])
     if len(set(numbers)) != len(numbers):
         refuse(what, "each axis once", value, ShapeError)
-    return tuple(numbers)
+    return tuple(numbers) if ndim else ()
 
 
 def _is_axis(value: Any, ndim: int) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(-ndim <= value < ndim)
+    return (
+        isinstance(value, int | np.integer)
+        and not isinstance(value, bool)
+        and bool(-(ndim or 1) <= value < (ndim or 1))
+    )
 
 
 def lengths(what: str, values: Iterable[Any], least: int = 0) -> tuple[int, ...]:

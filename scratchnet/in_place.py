@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import ops, tracing
+from . import checks, ops, random, tracing
 from .autograd import apply
 from .errors import ConfigError, DtypeError, GradientError, ShapeError
 from .grad_mode import is_recording, no_grad
@@ -100,9 +100,56 @@ def zero_(self: Tensor) -> Tensor:
     return fill_(self, 0)
 
 
-METHODS = {"copy_": copy_, "fill_": fill_, "zero_": zero_} | {
-    method: _operator(name, method) for name, methods in OPERATORS.items() for method in methods
-}
+def set_data(self: Tensor, value: Tensor) -> None:
+    """x.data = value: takes over the numbers of a tensor of this shape and dtype, without a record."""
+    if not hasattr(value, "_owner"):
+        checks.refuse("data", "a tensor", value, DtypeError, "with sn.no_grad(): x.copy_(...) takes anything")
+    if value.shape != self.shape or value.dtype != self.dtype:
+        expected, got = f"{self.dtype} {self.shape}", f"{value.dtype} {value.shape}"
+        raise ShapeError(f"data: expected a tensor of {expected}, as it is, got {got}")
+    if value._owner is not self._owner:
+        with no_grad():
+            copy_(self, value)
+
+
+def _method(name: str) -> Callable[..., Tensor]:
+    function = ops.METHODS[name]
+
+    def method(self: Tensor, *args: Any, **words: Any) -> Tensor:
+        return change(self, f"{name}_", lambda: function(self, *args, **words))
+
+    method.__name__, method.__doc__ = f"{name}_", f"As `{name}`, in the memory of this tensor."
+    return method
+
+
+def _drawn(name: str, draw: Callable[..., Any], doc: str) -> Callable[..., Tensor]:
+    def method(self: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
+        a, b = checks.number(f"{name}: the first", a), checks.number(f"{name}: the second", b)
+        if not (b >= 0 if name == "normal_" else a <= b):
+            raise ConfigError(f"{name}: expected a deviation >= 0, or bounds in order, got {a} and {b}")
+        if self.dtype.kind != "f" or not self._device.is_host:
+            raise DtypeError(f"{name}: expected floats on the host, got {self.dtype} on {self.device!r}")
+        numbers = random.current().filled(np.empty(self.shape, self.dtype), lambda g: draw(g, a, b, self.shape))
+        return change(self, name, lambda: self._wrap(numbers, self._device))
+
+    method.__name__, method.__doc__ = name, doc
+    return method
+
+
+# Functions whose result may take the place of their first input.
+IN_PLACE = (
+    "abs ceil clamp clip cos exp floor log masked_fill neg reciprocal relu round rsqrt sigmoid sin sqrt square tanh"
+)
+
+METHODS = (
+    {"copy_": copy_, "fill_": fill_, "zero_": zero_}
+    | {method: _operator(name, method) for name, methods in OPERATORS.items() for method in methods}
+    | {f"{name}_": _method(name) for name in IN_PLACE.split()}
+    | {
+        "normal_": _drawn("normal_", np.random.Generator.normal, "Normal with mean a and standard deviation b."),
+        "uniform_": _drawn("uniform_", np.random.Generator.uniform, "Uniform on [a, b)."),
+    }
+)
 
 
 def set_items(t: Tensor, key: Any, value: ArrayLike) -> None:

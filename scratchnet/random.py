@@ -31,7 +31,7 @@ class Generator(Stateful):
     A generator is not for use by two threads at a time: give each its own, with `using`.
     """
 
-    def __init__(self, seed: int, stream: int = 0):
+    def __init__(self, seed: int = 0, stream: int = 0):
         self.seed = _word("seed", seed)
         self.stream = _word("stream", stream)
 
@@ -51,7 +51,20 @@ class Generator(Stateful):
     def numpy(self) -> np.random.Generator:
         """NumPy's generator over the next stream: Philox 4x64 whose key is (seed, stream)."""
         self._outside_of_steps("random numbers of NumPy")
-        return np.random.Generator(np.random.Philox(key=self.seed | self.next_stream() << 64))
+        return _over_next_stream(self)
+
+    def filled(self, array: np.ndarray, draw: Callable[[np.random.Generator], Any]) -> np.ndarray:
+        """array, with what `draw` makes of NumPy's generator over the next stream; a replay draws anew."""
+        own = tracing.current().generator is not self  # as for `key`
+        _fill(array, draw, self)
+        self._repeats(lambda: _fill(array, draw, self if own else current()), (array,))
+        return array
+
+    def manual_seed(self, seed: int) -> "Generator":
+        """Starts again from another seed, and returns this generator."""
+        self._outside_of_steps("manual_seed")
+        self.seed, self.stream = _word("manual_seed", seed), 0
+        return self
 
     def state_dict(self) -> dict[str, int]:
         """{"seed": ..., "stream": ...}: all there is."""
@@ -61,7 +74,7 @@ class Generator(Stateful):
         """Goes on from a saved state. Raises CheckpointError for anything else, and then changes nothing."""
         self._outside_of_steps("load_state_dict")
         try:
-            loaded = Generator(**state)
+            loaded = Generator(**{"seed": "none", **state})  # type: ignore[arg-type]  # it must be there
         except (ConfigError, TypeError):
             raise CheckpointError(f"Generator: expected integers seed and stream, got {checks.shown(state)}") from None
         self.seed, self.stream = loaded.seed, loaded.stream
@@ -73,6 +86,16 @@ class Generator(Stateful):
 def _draw_into(key: np.ndarray, generator: Generator) -> Callable[[], None]:
     before = generator.stream
     key[:] = generator.seed, generator.next_stream()
+    return lambda: setattr(generator, "stream", before)
+
+
+def _over_next_stream(generator: Generator) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=generator.seed | generator.next_stream() << 64))
+
+
+def _fill(array: np.ndarray, draw: Callable[[np.random.Generator], Any], generator: Generator) -> Callable[[], None]:
+    before = generator.stream
+    array[...] = draw(_over_next_stream(generator))
     return lambda: setattr(generator, "stream", before)
 
 
@@ -102,6 +125,4 @@ def manual_seed(seed: int) -> Generator:
     Its seed is 0 until then, so a program draws the same numbers each time it runs.
     Raises ConfigError for a seed that is not an integer.
     """
-    _default._outside_of_steps("manual_seed")
-    _default.seed, _default.stream = _word("manual_seed", seed), 0
-    return _default
+    return _default.manual_seed(seed)

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import autograd, checks, hooks, in_place, ops, tracing
+from . import autograd, checks, conversions, hooks, in_place, numpy_protocol, ops, tracing
 from .autograd import Node, apply
+from .dtypes import device as named_device
 from .errors import DtypeError, GradientError, JitError, ShapeError
 from .grad_mode import is_recording, no_grad
-from .kernels import Device
+from .kernels import TABLES, Device
 from .kernels import device as find_device
+from .ops.logic import of_booleans
 from .ops.operands import FLOATS, ArrayLike, TensorBase, array_on, as_operand, checked_dtype, copied, moved
 from .stateful import count_change
 
 _default_device: ContextVar[str] = ContextVar("default_device", default="cpu")
+_DEVICES = {name: named_device(name) for name in TABLES}
 _new = object.__new__
 
 
@@ -67,6 +70,18 @@ def _operator(name: str) -> tuple[Callable[[Any, ArrayLike], Tensor], Callable[[
 
     forward.__name__, reflected.__name__ = f"__{name}__", f"__r{name}__"
     return forward, reflected
+
+
+def _of_booleans(symbol: str, name: str) -> Callable[..., Tensor]:
+    """The method of an operator that takes booleans alone."""
+    function = ops.METHODS[name]
+
+    def method(self: Tensor, *other: ArrayLike) -> Tensor:
+        operands = [self, *(as_operand(x, self) for x in other)]
+        of_booleans(symbol, *operands)
+        return function(*operands)
+
+    return method
 
 
 class Tensor(TensorBase):
@@ -119,14 +134,11 @@ class Tensor(TensorBase):
     def ndim(self) -> int:
         return self._data.ndim
 
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return self._data.size
+    size = property(conversions.size)
 
     @property
     def device(self) -> str:
-        return self._device.name
+        return _DEVICES[self._device.name]
 
     @property
     def requires_grad(self) -> bool:
@@ -192,22 +204,7 @@ class Tensor(TensorBase):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """array * tensor is a Tensor; NumPy's other functions of elements would lose the record without a word."""
-        name = _OF_NUMPY.get(ufunc.__name__)
-        if name is None or method != "__call__" or options:
-            what = f"np.{ufunc.__name__}"
-            checks.refuse(what, "arrays", self, DtypeError, f"sn.{ufunc.__name__} or x.detach().numpy() does it")
-        if name in ("lt", "le", "gt", "ge", "eq", "ne"):  # NumPy has made an array of a scalar that it compares
-            inputs = tuple([x[()] if isinstance(x, np.ndarray) else x for x in inputs])
-        left = inputs[0] if isinstance(inputs[0], Tensor) else as_operand(inputs[0], self)
-        return left @ inputs[1] if name == "matmul" else apply(ops.OPS[name], *inputs)
-
-    def __array_function__(self, function: Callable, types: Any, args: tuple, kwargs: dict) -> Any:
-        """NumPy's functions take the numbers of a tensor, and return arrays."""
-        if function in (np.shape, np.ndim, np.size) and args and args[0] is self:  # these do not look at the numbers
-            return function(self._data, *args[1:], **kwargs)
-        return function(*_without_tensors(args), **_without_tensors(kwargs))
+    __array_ufunc__, __array_function__ = numpy_protocol.array_ufunc, numpy_protocol.array_function
 
     def detach(self) -> Tensor:
         """The same memory without the record."""
@@ -215,7 +212,9 @@ class Tensor(TensorBase):
         t._base = self._owner
         return t
 
-    def to(self, device: str) -> Tensor:
+    data = property(detach, in_place.set_data)  # without the record, as in older notebooks
+
+    def _moved(self, device: str) -> Tensor:
         """This tensor on another device; itself if it is there already. Gradients travel back."""
         target = find_device(device)
         if target is self._device:
@@ -354,6 +353,10 @@ class Tensor(TensorBase):
     __pow__, __rpow__ = _operator("pow")
     __lt__, __le__, __gt__, __ge__ = (_operator(name)[0] for name in ("lt", "le", "gt", "ge"))
     __eq__, __ne__ = _operator("eq")[0], _operator("ne")[0]  # type: ignore[assignment]
+    __and__ = __rand__ = _of_booleans("&", "logical_and")
+    __or__ = __ror__ = _of_booleans("|", "logical_or")
+    __xor__ = __rxor__ = _of_booleans("^", "logical_xor")
+    __invert__ = _of_booleans("~", "logical_not")
     __hash__ = object.__hash__
     __matmul__ = ops.matmul
     __getitem__ = ops.index
@@ -379,7 +382,7 @@ class Tensor(TensorBase):
         def __getattr__(self, name: str) -> Callable[..., Tensor]: ...
 
 
-for _name, _method in (ops.METHODS | in_place.METHODS).items():
+for _name, _method in (ops.METHODS | in_place.METHODS | conversions.METHODS).items():
     setattr(Tensor, _name, _method)
 
 # --- making tensors ----------------------------------------------------------------------------------------------
@@ -401,22 +404,6 @@ def as_tensor(x: ArrayLike, *like: ArrayLike | None) -> Tensor:
         return x
     known = next((t for t in like if isinstance(t, Tensor)), None)
     return Tensor(x) if known is None else as_operand(x, known)
-
-
-# The ufuncs behind NumPy's operators, by the op that they are here.
-_OF_NUMPY = {
-    "add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "power": "pow", "matmul": "matmul",
-    "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge", "equal": "eq", "not_equal": "ne",
-}  # fmt: skip
-
-
-def _without_tensors(x: Any) -> Any:
-    """x with arrays in place of tensors; GradientError for one that requires grad."""
-    if isinstance(x, Tensor):
-        return x.numpy()
-    if isinstance(x, dict):
-        return {name: _without_tensors(item) for name, item in x.items()}
-    return type(x)([_without_tensors(item) for item in x]) if type(x) in (tuple, list) else x
 
 
 def _rebuild(cls: type, data: np.ndarray, requires_grad: bool, device: str) -> Tensor:

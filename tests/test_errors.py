@@ -155,7 +155,7 @@ FIRST_ERRORS = {  # a beginner's mistake: the call, and the remedy that its line
     "a list of layers": (lambda: nn.Sequential([nn.ReLU()]), "Sequential(*layers)"),
     "a list of sizes": (lambda: nn.MLP([4, 2]), "MLP(*sizes)"),
     "a dtype as a device": (lambda: sn.Tensor([1.0]).to("float64"), ".astype(...)"),
-    "NumPy's exp": (lambda: np.exp(sn.Tensor([1.0])), "sn.exp"),
+    "NumPy's arctan": (lambda: np.arctan(sn.Tensor([1.0])), "x.detach().numpy()"),
     "a gradient of NumPy": (lambda: setattr(nn.Parameter([1.0]), "grad", np.ones(1)), "sn.Tensor(...)"),
     "a state of PyTorch": (
         lambda: nn.Linear(2, 2, bias=False).load_state_dict({"weight": np.eye(2, dtype="float32").view(FromPyTorch)}),

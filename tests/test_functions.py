@@ -1,13 +1,16 @@
 """The functions of the public face follow from the op table; grad and value_and_grad differentiate functions."""
 
+import inspect
 import math
 
 import numpy as np
+import public_face
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import scratchnet as sn
+from scratchnet import ops
 
 pytestmark = pytest.mark.usefixtures("numpy_device")
 
@@ -19,32 +22,32 @@ def leaf(*values, dtype=np.float64):
     return sn.Tensor(np.array(values if len(values) != 1 else values[0], dtype), requires_grad=True)
 
 
+def _called(function, given):
+    """The result of a call by the names of the parameters, those of any number apart."""
+    parameters = inspect.signature(function).parameters.values()
+    many = next((p.name for p in parameters if p.kind == p.VAR_POSITIONAL), None)
+    before = [*given][: [*given].index(many)] if many else [*given][:1]
+    first = [given.pop(name) for name in before]
+    first[0] = first[0] if isinstance(first[0], sn.Tensor) else sn.Tensor(first[0])
+    return function(*first, *given.pop(many, ()), **given)
+
+
+def _parts(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
 def gradient(x):
     return x.grad.numpy().tolist()
 
 
 def test_every_function_is_its_method_and_takes_what_can_become_a_tensor():
-    from scratchnet import functions
-
-    x = np.abs(X)
-    arguments = {
-        "clip": (0.1, 0.9),
-        "maximum": (0.5,),
-        "minimum": (0.5,),
-        "reshape": (4, 3),
-        "transpose": (0, 1),
-        "permute": (1, 0),
-        "unsqueeze": (0,),
-        "broadcast_to": (2, 3, 4),
-        "pad": (1,),
-        "matmul": (x.T,),
-    }
-    for name in set(functions.__all__) - {"cat", "stack", "where"}:
-        args = arguments.get(name, ())
-        by_method = getattr(sn.Tensor(x), name)(*args)
-        by_function = getattr(sn, name)(x, *args)
-        assert type(by_function) is sn.Tensor and by_function.device == "numpy"
-        np.testing.assert_array_equal(by_function.numpy(), by_method.numpy())
+    for name in ops.METHODS:
+        given = public_face.EXAMPLES[f"sn.{name}"]()
+        by_method, by_function = (_called(f, {**given}) for f in (getattr(sn.Tensor, name), getattr(sn, name)))
+        for one, other in zip(_parts(by_method), _parts(by_function), strict=True):
+            assert type(one) is type(other)
+            np.testing.assert_array_equal(one, other)
+    assert type(sn.exp(X)) is sn.Tensor and sn.exp(X).device == "numpy"
     assert sn.where([True, False], 1.0, sn.Tensor([2.0, 3.0])).numpy().tolist() == [1.0, 3.0]
     assert sn.maximum(1.0, sn.Tensor([0.0, 2.0])).numpy().tolist() == [1.0, 2.0]
     assert sn.cat([sn.Tensor([1.0]), np.float32([2.0]), [3.0]]).numpy().tolist() == [1.0, 2.0, 3.0]

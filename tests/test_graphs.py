@@ -164,7 +164,7 @@ MOVES = {
 REDUCTIONS = {
     "sum": (lambda x, axis: x.sum(axis), total),
     "mean": (lambda x, axis: x.mean(axis), mean),
-    "max": (lambda x, axis: x.max(axis), along(largest)),
+    "max": (lambda x, axis: x.max(axis=axis), along(largest)),
 }
 
 

@@ -143,7 +143,7 @@ def test_numpy_arrays_out_of_a_tensor_share_memory_or_point_to_detach():
     assert np.shares_memory(np.asarray(t), X) and not np.shares_memory(np.array(t), X)
     assert np.asarray(t, dtype=np.float32).dtype == np.float32
     t = sn.Tensor(X, requires_grad=True)
-    for use in (np.asarray, np.array, lambda t: t.numpy(), lambda t: np.concatenate([t, t])):
+    for use in (np.asarray, np.array, lambda t: t.numpy(), lambda t: np.median(t)):
         with pytest.raises(sn.GradientError, match=r"\.detach\(\)") as error:
             use(t)
         error_line(error)
@@ -354,12 +354,11 @@ def test_the_default_device_is_set_for_a_block_or_for_good():
 
 def test_numpys_functions_take_the_numbers_of_tensors():
     x = sn.Tensor(X)
-    assert np.sum(x) == X.sum() and type(np.sum(x)) is np.float64
-    np.testing.assert_array_equal(np.max(x, axis=0), X.max(axis=0))
-    np.testing.assert_array_equal(np.concatenate([x, X]), np.concatenate([X, X]))
+    assert np.median(x) == np.median(X) and type(np.median(x)) is np.float64
+    np.testing.assert_array_equal(np.percentile(x, 30, axis=0), np.percentile(X, 30, axis=0))
     parameter = sn.Tensor(X, requires_grad=True)
     with pytest.raises(sn.GradientError, match="detach"):
-        np.sum(parameter)
+        np.median(parameter)
     assert np.shape(parameter) == X.shape
 
 

@@ -274,7 +274,7 @@ def _widened(t: Tensor) -> Tensor:
 
 def gather(dataset: Samples, positions: ArrayLike) -> Any:
     """The samples of any data set at `positions`, as `Dataset.gather`; `len()` and `[i]` are all that it needs."""
-    if hasattr(dataset, "gather"):
+    if hasattr(dataset, "gather") and not isinstance(dataset, Tensor):  # which gathers elements, not samples
         return dataset.gather(positions)
     return Dataset.gather(checked_samples("gather", dataset), positions)  # type: ignore[arg-type]
 

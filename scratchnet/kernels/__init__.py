@@ -108,7 +108,7 @@ def device(name: str) -> Device:
         checks.refuse("device", f"one of {', '.join(map(repr, TABLES))}", name, DeviceError, remedy)
     if name == "cuda":
         _check_cuda()
-    return _device(name)
+    return _device(str(name))  # the names of dtypes.py are strings with attributes
 
 
 @cache

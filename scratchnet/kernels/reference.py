@@ -25,8 +25,44 @@ def log(x, out):
     np.log(x, out=out)
 
 
+def log1p(x, out):
+    np.log1p(x, out=out)
+
+
+def log2(x, out):
+    np.log2(x, out=out)
+
+
+def log10(x, out):
+    np.log10(x, out=out)
+
+
+def expm1(x, out):
+    np.expm1(x, out=out)
+
+
+def sin(x, out):
+    np.sin(x, out=out)
+
+
+def cos(x, out):
+    np.cos(x, out=out)
+
+
 def sqrt(x, out):
     np.sqrt(x, out=out)
+
+
+def floor(x, out):
+    np.floor(x, out=out)
+
+
+def ceil(x, out):
+    np.ceil(x, out=out)
+
+
+def round(x, out):
+    np.rint(x, out=out)  # halves go to the even neighbour
 
 
 def abs(x, out):
@@ -236,6 +272,14 @@ def linear(x, weight, bias, out):
     """out (m, n) = x (m, k) @ weight (k, n) + bias (n,)."""
     matmul(x, weight, out)
     np.add(out, bias, out=out)
+
+
+# --- order: x (rows, n) -> out (rows, n) int64 --------------------------------------------------------------------
+
+
+def argsort(x, out):
+    """out = the positions of each row's elements in ascending order; equal ones in order of position, NaN last."""
+    out[...] = np.argsort(x, axis=1, kind="stable")
 
 
 # --- row softmax and cross-entropy: x (rows, n), n >= 1 ------------------------------------------------------------

@@ -93,14 +93,54 @@ def log(x):
     return np.log(x)
 
 
-@elementwise()
+@elementwise("f->f", weight=8)
 def log1p(x):
     return np.log1p(x)
+
+
+@elementwise("f->f", weight=16)
+def log2(x):
+    return np.log2(x)
+
+
+@elementwise("f->f", weight=16)
+def log10(x):
+    return np.log10(x)
+
+
+@elementwise("f->f", weight=16)
+def expm1(x):
+    return np.expm1(x)
+
+
+@elementwise("f->f", weight=16)
+def sin(x):
+    return np.sin(x)
+
+
+@elementwise("f->f", weight=16)
+def cos(x):
+    return np.cos(x)
 
 
 @elementwise("f->f", weight=4)
 def sqrt(x):
     return np.sqrt(x)
+
+
+@elementwise("f->f")
+def floor(x):
+    return np.floor(x)
+
+
+@elementwise("f->f")
+def ceil(x):
+    return np.ceil(x)
+
+
+@elementwise("f->f", name="round")
+def nearest(x):
+    return np.rint(x)
 
 
 @elementwise("f->f", weight=8)

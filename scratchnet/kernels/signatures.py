@@ -21,6 +21,7 @@ SIGNATURES: dict[str, str] = {
     "sum": "f->f | l->l ?->l",
     **dict.fromkeys(("max", "min"), "f->f | l->l"),
     "argmax": "f->l | l->l",
+    "argsort": "f->l | l->l",
     "standardize": "f->f",
     "standardize_grad": "ff->f",
     "fill": "->*",

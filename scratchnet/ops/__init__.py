@@ -4,12 +4,17 @@ OPS: all rows. METHODS: what tensors have as methods and the package as function
 by themselves.
 """
 
+from .. import words
+from . import along, logic  # noqa: F401 - they add to METHODS
+from .einsum import einsum
 from .elementwise import add, bounded_log, cast, dropout, where
 from .movement import cat, checked_index, index, permute_op, reshape_op, stack, take_rows
 from .products import cross_entropy, linear, matmul
 from .reductions import standardize, sum
 from .table import METHODS, OPS, Op
 from .windows import avg_pool2d, conv2d, conv2d_input, max_pool2d, take_in_rows
+
+METHODS |= {name: words.in_both(function) for name, function in METHODS.items()}
 
 __all__ = [
     "METHODS",
@@ -25,6 +30,7 @@ __all__ = [
     "conv2d_input",
     "cross_entropy",
     "dropout",
+    "einsum",
     "index",
     "linear",
     "matmul",

@@ -13,12 +13,19 @@ from .table import Tensor, binary, broadcast_shape, compact, define, method, una
 
 # --- one input: vjp(g, y, x) ------------------------------------------------------------------------------------
 
-neg = unary("neg", lambda g, y, x: -g, floating=False)
+neg = unary("neg", lambda g, y, x: -g, "-x.", floating=False)
 exp = unary("exp", lambda g, y, x: g * y, "e to the power of each element.")
 log = unary("log", lambda g, y, x: g / x, "Natural logarithm; -inf at 0, NaN below.")
+log1p = unary("log1p", lambda g, y, x: g / (x + 1.0), "log(1 + x), exact to the last digits near 0.")
+log2 = unary("log2", lambda g, y, x: g / (x * math.log(2)), "Logarithm to base 2.")
+log10 = unary("log10", lambda g, y, x: g / (x * math.log(10)), "Logarithm to base 10.")
+expm1 = unary("expm1", lambda g, y, x: g * (y + 1.0), "exp(x) - 1, exact to the last digits near 0.")
+sin = unary("sin", lambda g, y, x: g * cos(x), "Sine of an angle in radians.")
+cos = unary("cos", lambda g, y, x: -g * sin(x), "Cosine of an angle in radians.")
 sqrt = unary("sqrt", lambda g, y, x: g * 0.5 / y, "Square root; NaN below 0.")
 abs = unary("abs", lambda g, y, x: g * sign(x), "Absolute value; gradient 0 at 0.", floating=False)
 sign = unary("sign", None, "-1, 0 or 1; not differentiable.", floating=False)
+floor_op, ceil_op, round_op = (unary(name, None) for name in ("floor", "ceil", "round"))
 tanh = unary("tanh", lambda g, y, x: tanh_grad(g, y), "Hyperbolic tangent.")
 sigmoid = unary("sigmoid", lambda g, y, x: sigmoid_grad(g, y), "1 / (1 + exp(-x)), without overflow.")
 relu = unary("relu", lambda g, y, x: relu_grad(g, y), "max(x, 0); gradient 0 at 0.")
@@ -55,10 +62,10 @@ gelu_grad = binary(
 
 # --- two inputs that broadcast: one vjp(g, y, a, b) each ----------------------------------------------------------
 
-add = binary("add", lambda g, y, a, b: g, lambda g, y, a, b: g)
-sub = binary("sub", lambda g, y, a, b: g, lambda g, y, a, b: -g)
-mul = binary("mul", lambda g, y, a, b: g * b, lambda g, y, a, b: g * a)
-div = binary("div", lambda g, y, a, b: g / b, lambda g, y, a, b: -g * y / b, floating=True)
+add = binary("add", lambda g, y, a, b: g, lambda g, y, a, b: g, doc="x + other, with broadcasting.")
+sub = binary("sub", lambda g, y, a, b: g, lambda g, y, a, b: -g, doc="x - other, with broadcasting.")
+mul = binary("mul", lambda g, y, a, b: g * b, lambda g, y, a, b: g * a, doc="x * other, with broadcasting.")
+div = binary("div", lambda g, y, a, b: g / b, lambda g, y, a, b: -g * y / b, doc="x / other, in floats.", floating=True)
 
 
 def _pow_vjp_base(g, y, a, b):
@@ -70,7 +77,7 @@ def _pow_vjp_exponent(g, y, a, b):
     return g * where_op((a == 0) * (b >= 0), 0.0, y * log(a))  # 0 ** b is flat in b > 0, where log(0) is not finite
 
 
-pow = binary("pow", _pow_vjp_base, _pow_vjp_exponent)
+pow = binary("pow", _pow_vjp_base, _pow_vjp_exponent, doc="x ** other; x ** 0 is 1 and flat.")
 
 
 def _larger_share(g, winner, loser):
@@ -91,7 +98,10 @@ minimum = binary(
     doc="The smaller of two, elementwise; equal elements share the gradient.",
 )
 
-lt, le, gt, ge, eq, ne = (binary(name, dtype=bool) for name in ("lt", "le", "gt", "ge", "eq", "ne"))
+lt, le, gt, ge, eq, ne = (
+    binary(name, dtype=bool, doc=f"x {sign} other, elementwise, as booleans.")
+    for name, sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}.items()
+)
 
 
 def _where(device, condition, a, b):

@@ -138,7 +138,7 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return cat([unsqueeze(t, axis) for t in tensors], axis)
 
 
-def _integers(what: str, args: tuple) -> tuple[int, ...]:
+def integers(what: str, args: tuple) -> tuple[int, ...]:
     """Integers given one by one, or as one sequence."""
     if len(args) == 1 and isinstance(args[0], tuple | list):
         args = tuple(args[0])
@@ -148,19 +148,19 @@ def _integers(what: str, args: tuple) -> tuple[int, ...]:
 @method
 def reshape(x: Tensor, *shape: Any) -> Tensor:
     """Another shape of as many elements; one length may be -1. A view where NumPy can give one."""
-    shape = _integers("reshape: a length", shape)
+    shape = integers("reshape: a length", shape)
     known = math.prod(n for n in shape if n != -1)
-    if -1 in shape and shape.count(-1) == 1 and known and x.size % known == 0:
-        shape = tuple(x.size // known if n == -1 else n for n in shape)
-    if min(shape, default=0) < 0 or math.prod(shape) != x.size:
-        raise ShapeError(f"reshape: expected a shape of {x.size} elements, as {x.shape} has, got {shape}")
+    if -1 in shape and shape.count(-1) == 1 and known and x._data.size % known == 0:
+        shape = tuple(x._data.size // known if n == -1 else n for n in shape)
+    if min(shape, default=0) < 0 or math.prod(shape) != x._data.size:
+        raise ShapeError(f"reshape: expected a shape of {x._data.size} elements, as {x.shape} has, got {shape}")
     return reshape_op(x, shape=shape)
 
 
 @method
 def broadcast_to(x: Tensor, *shape: Any) -> Tensor:
     """Repeated along axes of length 1 and along new leading axes, a view."""
-    shape = _integers("broadcast_to: a length", shape)
+    shape = integers("broadcast_to: a length", shape)
     try:
         fits = np.broadcast_shapes(x.shape, shape) == shape
     except ValueError:
@@ -173,7 +173,7 @@ def broadcast_to(x: Tensor, *shape: Any) -> Tensor:
 @method
 def permute(x: Tensor, *axes: Any) -> Tensor:
     """All axes in the given order, a view."""
-    axes = _integers("permute: an axis", axes)
+    axes = integers("permute: an axis", axes)
     if sorted(a % x.ndim if x.ndim and -x.ndim <= a < x.ndim else -1 for a in axes) != list(range(x.ndim)):
         raise ShapeError(f"permute: expected each of {x.ndim} axes once, got {axes}")
     return permute_op(x, axes=tuple(a % x.ndim for a in axes))
@@ -183,9 +183,9 @@ def permute(x: Tensor, *axes: Any) -> Tensor:
 def transpose(x: Tensor, a: int, b: int) -> Tensor:
     """Two axes exchanged, a view."""
     a, b = checks.axis("transpose", a, x.ndim), checks.axis("transpose", b, x.ndim)
-    axes = list(range(x.ndim))
+    axes = list(range(x.ndim or 1))
     axes[a], axes[b] = axes[b], axes[a]
-    return permute_op(x, axes=tuple(axes))
+    return permute_op(x, axes=tuple(axes[: x.ndim]))
 
 
 @method
@@ -214,13 +214,13 @@ def pad(x: Tensor, widths: Any, value: float = 0) -> Tensor:
         expected = f"n, (before, after) or {x.ndim} such pairs, integers of at least 0"
         checks.refuse("pad", expected, widths, ShapeError)
     pairs = [(int(before), int(after)) for before, after in before_after]
-    value = _element("pad: value", value, x)
+    value = element("pad: value", value, x)
     shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pairs, strict=True))
     key = tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, pairs, strict=True))
     return place(x, key=(*key, Ellipsis), shape=shape, value=value)
 
 
-def _element(what: str, value: Any, x: Tensor) -> Any:
+def element(what: str, value: Any, x: Tensor) -> Any:
     """A number as an element of x, whose dtype holds it."""
     if isinstance(value, bool | np.bool_) and x.dtype.kind == "b":
         return bool(value)
@@ -257,8 +257,8 @@ def index(x: Tensor, key: Any) -> Tensor:
             return _index_by_arrays(x, arrays)
         tracing.current().refuse("index: booleans, or slices beside arrays")
     _check_key(x, arrays)
-    positions = np.arange(x.size).reshape(x.shape)[arrays]  # which element lands where, by NumPy's own rules
-    return take_rows(reshape_op(x, shape=(x.size,)), np.asarray(positions))
+    positions = np.arange(x._data.size).reshape(x.shape)[arrays]  # which element lands where, by NumPy's own rules
+    return take_rows(reshape_op(x, shape=(x._data.size,)), np.asarray(positions))
 
 
 def _index_by_arrays(x: Tensor, arrays: tuple) -> Tensor:

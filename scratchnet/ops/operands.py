@@ -101,6 +101,8 @@ def as_array(data: ArrayLike, dtype: Any = None) -> np.ndarray:
     if isinstance(data, TensorBase):
         data = data._device.to_host(data._data)
     elif isinstance(data, list | tuple) and any(isinstance(item, TensorBase) for item in data):
+        if hasattr(data, "_fields"):  # (values, indices)
+            checks.refuse("Tensor", "numbers", data, DtypeError, f"take .{' or .'.join(data._fields)}")
         data = [item.detach().numpy() if isinstance(item, TensorBase) else item for item in data]  # type: ignore[attr-defined]
     from_python = not isinstance(data, np.ndarray | np.generic) and not hasattr(data, "__array__")
     array = checks.array("Tensor", data, _ALLOWED_KINDS)

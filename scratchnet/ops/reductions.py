@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from .. import checks
 from ..errors import IndexOutOfRangeError, ShapeError
 from .elementwise import exp, sqrt, where_op
 from .movement import broadcast_to_op, reshape_op
-from .table import Tensor, contiguous, define, method
+from .table import Op, Tensor, contiguous, define, method
 
 
 def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -36,12 +37,18 @@ def outer_n_inner(device, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return x.reshape([math.prod(part) for part in split])
 
 
+def not_empty(name: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    """Raises ShapeError if there is nothing to reduce."""
+    if _count(shape, axes) == 0:
+        raise ShapeError(f"{name}: expected at least one element to reduce, got shape {shape} and axis {axes}")
+
+
 def _reduce(name: str, dtype=lambda x: x.dtype, empty_is_error: bool = True):
     """The forward of a reduction whose kernel has the op's name."""
 
     def forward(device, x, axes, keepdims):
-        if empty_is_error and math.prod(x.shape[i] for i in axes) == 0:
-            raise ShapeError(f"{name}: expected at least one element to reduce, got shape {x.shape} and axis {axes}")
+        if empty_is_error:
+            not_empty(name, x.shape, axes)
         x3 = outer_n_inner(device, x, axes)
         shape = kept_shape(x.shape, axes) if keepdims else tuple([n for i, n in enumerate(x.shape) if i not in axes])
         out = device.empty(shape, dtype(x))
@@ -96,13 +103,11 @@ def sum(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     return sum_op(x, axes=checks.axes("sum", axis, x.ndim), keepdims=checks.flag("sum: keepdims", keepdims))
 
 
-@method
 def max(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Largest element (NaN if any is); its gradient is shared evenly among ties. Values alone, as in NumPy."""
     return max_op(x, axes=checks.axes("max", axis, x.ndim), keepdims=checks.flag("max: keepdims", keepdims))
 
 
-@method
 def min(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Smallest element (NaN if any is); its gradient is shared evenly among ties. Values alone, as in NumPy."""
     return min_op(x, axes=checks.axes("min", axis, x.ndim), keepdims=checks.flag("min: keepdims", keepdims))
@@ -111,10 +116,15 @@ def min(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
 @method
 def argmax(x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """int64 index of the first largest element along one axis, or in the flattened tensor."""
-    if isinstance(axis, tuple | list):
-        checks.refuse("argmax", "one axis or None", axis, IndexOutOfRangeError)
-    axes = checks.axes("argmax", axis, x.ndim)
+    axes = one_axis("argmax", axis, x.ndim)
     return argmax_op(x, axes=axes, keepdims=checks.flag("argmax: keepdims", keepdims))
+
+
+def one_axis(name: str, axis: int | None, ndim: int) -> tuple[int, ...]:
+    """The axis, or all of them for None."""
+    if isinstance(axis, tuple | list):
+        checks.refuse(name, "one axis or None", axis, IndexOutOfRangeError)
+    return checks.axes(name, axis, ndim)
 
 
 def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
@@ -131,7 +141,6 @@ def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     return mean_op(x, axes=axes, keepdims=keepdims)
 
 
-@method
 def var(x: Tensor, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
     """Mean squared distance from the mean, divided by n - ddof (0 by default, as in NumPy; PyTorch's is 1)."""
     return _variance("var", x, axis, keepdims, ddof)
@@ -145,7 +154,6 @@ def _deviation_vjp(g, y, x):
 deviation = define("deviation", sqrt.forward, _deviation_vjp, floating=True)  # a sqrt that is flat at 0
 
 
-@method
 def std(x: Tensor, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
     """Square root of the variance; its gradient is 0 where all elements are equal (as in PyTorch)."""
     return deviation(_variance("std", x, axis, keepdims, ddof))
@@ -234,36 +242,43 @@ logsumexp_op = define(
 )
 
 
-def _along(name, op, x, axis):
-    """op over the last axis, applied over any one axis."""
+def last_axis(name: str, function: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
+    """A function of the last axis that keeps the shape, over any one axis; a number is a row of one element."""
     axis = checks.axis(name, axis, x.ndim)
-    if x.shape[axis] == 0:
-        raise ShapeError(f"{name}: expected at least one element along axis {axis}, got shape {x.shape}")
+    if x.ndim == 0:
+        return reshape_op(function(reshape_op(x, shape=(1,))), shape=())
     if axis == x.ndim - 1:
-        return op(x)
-    return op(x.transpose(axis, -1)).transpose(axis, -1)
+        return function(x)
+    return function(x.transpose(axis, -1)).transpose(axis, -1)
+
+
+def _normalized(name: str, op: Op, x: Tensor, axis: int) -> Tensor:
+    """A row op along an axis; of no elements it is as empty."""
+    return last_axis(name, lambda rows: op(rows) if rows.shape[-1] else rows * 1.0, x, axis)
+
+
+def rows_of(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """x with these axes as one, the last."""
+    rest = [i for i in range(x.ndim) if i not in axes]
+    return x.permute(*rest, *axes).reshape([x.shape[i] for i in rest] + [_count(x.shape, axes)])
 
 
 @method
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along one axis, shifted by the maximum so that nothing overflows."""
-    return _along("softmax", softmax_op, x, axis)
+    return _normalized("softmax", softmax_op, x, axis)
 
 
 @method
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """log(softmax(x)) along one axis, without the loss of digits of taking the log afterwards."""
-    return _along("log_softmax", log_softmax_op, x, axis)
+    return _normalized("log_softmax", log_softmax_op, x, axis)
 
 
 @method
 def logsumexp(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over axes, shifted by the maximum so that nothing overflows."""
     axes, keepdims = checks.axes("logsumexp", axis, x.ndim), checks.flag("logsumexp: keepdims", keepdims)
-    n = _count(x.shape, axes)
-    if n == 0:
-        raise ShapeError(f"logsumexp: expected at least one element to reduce, got shape {x.shape} and axis {axes}")
-    rest = [i for i in range(x.ndim) if i not in axes]
-    rows = x.permute(*rest, *axes).reshape([x.shape[i] for i in rest] + [n])
-    y = logsumexp_op(rows)
+    not_empty("logsumexp", x.shape, axes)
+    y = logsumexp_op(rows_of(x, axes))
     return reshape_op(y, shape=kept_shape(x.shape, axes)) if keepdims else y

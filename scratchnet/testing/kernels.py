@@ -85,6 +85,15 @@ KERNEL_ROWS: dict[str, Row] = {
     "neg": Row("*", lambda x: 0 - x, integers=True),
     "exp": Row("*", np.exp, roundings=roundings_of("exp")),
     "log": Row("*", np.log, roundings=roundings_of("log"), domain="positive"),
+    "log1p": Row("*", np.log1p, roundings=roundings_of("log1p")),
+    "log2": Row("*", np.log2, roundings=roundings_of("log2"), domain="positive"),
+    "log10": Row("*", np.log10, roundings=roundings_of("log10"), domain="positive"),
+    "expm1": Row("*", np.expm1, roundings=roundings_of("expm1")),
+    "sin": Row("*", np.sin, roundings=roundings_of("sin")),
+    "cos": Row("*", np.cos, roundings=roundings_of("cos")),
+    "floor": Row("*", np.floor),
+    "ceil": Row("*", np.ceil),
+    "round": Row("*", np.round),
     "sqrt": Row("*", np.sqrt, roundings=roundings_of("sqrt"), domain="nonnegative"),
     "abs": Row("*", lambda x: np.where(x < 0, -x, x), integers=True),
     "sign": Row("*", lambda x: np.where(x != x, x, (x > 0).astype(x.dtype) - (x < 0)), integers=True),
@@ -123,6 +132,7 @@ KERNEL_ROWS: dict[str, Row] = {
     "max": Row("oNi", oracles.largest, integers=True),
     "min": Row("oNi", oracles.smallest, integers=True),
     "argmax": Row("oNi", oracles.first_largest, integers=True),
+    "argsort": Row("rN", oracles.argsort, integers=True),
     "standardize": Row("oNi", oracles.standardize, roundings=8, magnitude=oracles.standardize_size, **_STANDARDIZE),
     "standardize_grad": Row(
         "oNi oNi", oracles.standardize_grad, roundings=12, magnitude=oracles.standardize_grad_size, **_STANDARDIZE

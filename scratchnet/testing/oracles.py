@@ -79,6 +79,13 @@ def first_largest(x):
     return (np.cumsum(hit, axis=1) == 0).sum(axis=1)
 
 
+def argsort(x):
+    """By Python's sort, which is stable, of (is it NaN, number)."""
+    keys = [[(value != value, 0 if value != value else value) for value in row] for row in x.tolist()]
+    order = [sorted(range(x.shape[1]), key=row.__getitem__) for row in keys]
+    return np.array(order, np.int64).reshape(x.shape)
+
+
 def standardized_parts(x, eps):
     """Standardized x along axis 1, 1 / sqrt(variance + eps), and how large the rounding errors of the first are."""
     d = x - x.mean(axis=1, keepdims=True)

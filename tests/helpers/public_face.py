@@ -154,7 +154,26 @@ def kernel(x, out):
     out[...] = x
 
 
-UNARY = "exp log sqrt abs sign tanh sigmoid relu erf gelu softplus silu"
+UNARY_METHODS = """detach numpy float double long int short byte bool cpu dim ndimension tolist is_contiguous
+    stride is_floating_point abs_ ceil_ cos_ exp_ floor_ log_ neg_ reciprocal_ relu_ round_ rsqrt_ sigmoid_ sin_ sqrt_
+    square_ tanh_ clamp_ clip_"""
+UNARY = """exp log sqrt abs sign tanh sigmoid relu erf gelu softplus silu neg log1p log2 log10 expm1 sin cos tan floor
+    ceil square reciprocal rsqrt isnan isinf isfinite logical_not clone contiguous
+    ravel numel nonzero is_tensor diagonal diag t"""
+BINARY = """maximum minimum add sub mul div pow lt le gt ge eq ne logical_and logical_or logical_xor view_as reshape_as
+    expand_as equal"""
+# What the constructors take beside their own.
+MADE = {"dtype": "float32", "device": "cpu", "requires_grad": True}
+DRAWN = {**MADE, "generator": scratchnet.random.Generator(1)}
+
+
+def numbers() -> sn.Tensor:
+    return sn.Tensor([[0, 1, 1], [1, 0, 0]])
+
+
+def vector() -> sn.Tensor:
+    return sn.Tensor([0.5, 1.5, 2.5])
+
 
 # fmt: off
 EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -169,11 +188,73 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "F.elu": lambda: {"x": x(), "alpha": 0.5},
     "F.hardtanh": lambda: {"x": x(), "min_val": -0.5, "max_val": 0.5},
     "F.prelu": lambda: {"x": x(), "weight": row()},
-    **{f"sn.{name}": lambda: {"x": x(), "other": x()} for name in ("maximum", "minimum")},
+    **{f"sn.{name}": lambda: {"x": x(), "other": x()} for name in BINARY.split()},
     **{
         f"sn.{name}": lambda: {"x": x(), "axis": 1, "keepdims": True}
-        for name in ("sum", "mean", "max", "min", "argmax", "logsumexp")
+        for name in ["sum", "mean", "max", "min", "amax", "amin", "argmax", "argmin", "any", "all", "prod", "logsumexp"]
     },
+    **{f"sn.{name}": lambda: {"x": x(), "axis": 1} for name in ("cumsum", "cumprod", "unbind")},
+    "sn.norm": lambda: {"x": x(), "p": 3.0, "axis": 1, "keepdims": True},
+    "sn.sort": lambda: {"x": x(), "dim": 1, "descending": True},
+    "sn.argsort": lambda: {"x": x(), "axis": 1, "descending": True},
+    "sn.topk": lambda: {"x": x(), "k": 2, "axis": 1, "largest": True},
+    "sn.round": lambda: {"x": x(), "decimals": 2},
+    "sn.clamp": lambda: {"x": x(), "min": 0.2, "max": 0.8},
+    **{
+        f"sn.{name}": lambda: {"x": x(), "other": x(), "rtol": 0.1, "atol": 0.1, "equal_nan": True}
+        for name in ("isclose", "allclose")
+    },
+    **{f"sn.{name}": lambda: {"x": x(), "shape": (3, 2)} for name in ("view",)},
+    "sn.flatten": lambda: {"x": x(), "start_dim": 0, "end_dim": 1},
+    "sn.unflatten": lambda: {"x": x(), "axis": 1, "sizes": (3, 1)},
+    "sn.expand": lambda: {"x": x(), "sizes": (2, 2, -1)},
+    **{f"sn.{name}": lambda: {"x": x(), "sizes": (2, 1)} for name in ("repeat", "tile")},
+    "sn.repeat_interleave": lambda: {"x": x(), "repeats": 2, "axis": 1},
+    "sn.swapaxes": lambda: {"x": x(), "a": 0, "b": 1},
+    "sn.movedim": lambda: {"x": x(), "source": 0, "destination": 1},
+    "sn.flip": lambda: {"x": x(), "dims": 0, "more": (1,)},
+    "sn.roll": lambda: {"x": x(), "shifts": 1, "dims": 0},
+    "sn.split": lambda: {"x": x(), "sizes": 2, "axis": 1},
+    "sn.chunk": lambda: {"x": x(), "chunks": 2, "axis": 1},
+    **{f"sn.{name}": lambda: {"x": x(), "diagonal": 1} for name in ("tril", "triu")},
+    "sn.index_select": lambda: {"x": x(), "axis": 1, "index": [0, 2]},
+    "sn.gather": lambda: {"x": x(), "axis": 1, "index": numbers()},
+    "sn.masked_fill": lambda: {"x": x(), "mask": numbers() > 0, "value": 1.5},
+    "sn.masked_select": lambda: {"x": x(), "mask": numbers() > 0},
+    "sn.one_hot": lambda: {"x": numbers(), "num_classes": 2},
+    "sn.unique": lambda: {"x": numbers(), "return_counts": True},
+    "sn.bincount": lambda: {"x": labels(), "minlength": 2},
+    **{f"sn.{name}": lambda: {"x": vector(), "other": vector()} for name in ("dot", "outer")},
+    "sn.mm": lambda: {"x": x(), "other": square()},
+    "sn.mv": lambda: {"x": x(), "other": vector()},
+    "sn.bmm": lambda: {"x": x().unsqueeze(0), "other": square().unsqueeze(0)},
+    "sn.trace": lambda: {"x": square()},
+    "sn.einsum": lambda: {"equation": "ij,jk->ik", "operands": (x(), square())},
+    "sn.meshgrid": lambda: {"tensors": (vector(), vector()), "indexing": "xy"},
+    **{f"sn.{name}": lambda: {"tensors": [x(), x()]} for name in ("hstack", "vstack")},
+    **{f"sn.{name}": lambda: {"tensors": [x(), x()], "axis": 1} for name in ("concat", "concatenate")},
+    # --- constructors ---
+    **{f"sn.{name}": lambda: {"size": (2, 3), **MADE} for name in ("zeros", "ones", "empty")},
+    **{f"sn.{name}": lambda: {"size": (2, 3), **DRAWN} for name in ("rand", "randn")},
+    **{f"sn.{name}_like": lambda: {"x": x(), **MADE} for name in ("zeros", "ones", "empty", "rand", "randn")},
+    "sn.full": lambda: {"size": (2, 3), "fill_value": 1.5, **MADE},
+    "sn.full_like": lambda: {"x": x(), "fill_value": 1.5, **MADE},
+    "sn.arange": lambda: {"start": 1.0, "end": 5.0, "step": 2.0, **MADE},
+    "sn.linspace": lambda: {"start": 0.0, "end": 1.0, "steps": 3, **MADE},
+    "sn.eye": lambda: {"n": 2, "m": 3, **MADE},
+    "sn.as_tensor": lambda: {"data": [1.0], "dtype": "float32", "device": "cpu"},
+    "sn.from_numpy": lambda: {"array": logits()},
+    "sn.normal": lambda: {"mean": 0.5, "std": 2.0, "size": (2,), **DRAWN},
+    "sn.randint": lambda: {"low": 0, "high": 5, "size": (2,), **DRAWN},
+    "sn.randint_like": lambda: {"x": x(), "low": 0, "high": 5, "dtype": "int64", "device": "cpu"},
+    "sn.randperm": lambda: {"n": 5, "dtype": "int64", "device": "cpu", "generator": scratchnet.random.Generator(1)},
+    "sn.bernoulli": lambda: {"p": x(), "generator": scratchnet.random.Generator(1)},
+    "sn.multinomial": lambda: {
+        "probabilities": x(), "num_samples": 2, "replacement": True, "generator": scratchnet.random.Generator(1),
+    },
+    "sn.device": lambda: {"name": "cpu"},
+    "sn.op": lambda: {"forward": np.exp, "vjps": (lambda g, y, x: g * y,), "name": "e"},
+    "sn.Generator": lambda: {"seed": 1, "stream": 2},
     **{f"sn.{name}": lambda: {"x": x(), "axis": 1, "keepdims": True, "ddof": 1} for name in ("var", "std")},
     **{
         f"{space}.{name}": lambda: {"x": x(), "axis": 1} for space in ("sn", "F") for name in ("softmax", "log_softmax")
@@ -209,8 +290,14 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "retain_graph": False,
         "create_graph": False,
     },
-    "sn.Tensor.to": lambda: {"self": x(), "device": "numpy"},
-    **{f"sn.Tensor.{name}": lambda: {"self": row()} for name in ("detach", "numpy")},
+    "sn.Tensor.to": lambda: {"self": x(), "targets": ("numpy",), "device": "numpy", "dtype": "float64"},
+    "sn.Tensor.type": lambda: {"self": x(), "dtype": "float64"},
+    **{
+        f"sn.Tensor.{name}": lambda: {"self": row()}
+        for name in UNARY_METHODS.split()
+    },
+    "sn.Tensor.masked_fill_": lambda: {"self": row(), "args": (row() > 0, 2.5)},
+    **{f"sn.Tensor.{name}": lambda: {"self": row(), "a": 0.5, "b": 2.5} for name in ("normal_", "uniform_")},
     "sn.Tensor.zero_grad": lambda: {"self": with_gradient()[0], "set_to_none": False},
     "sn.Tensor.register_hook": lambda: {"self": parameter(), "hook": lambda g: None},
     "sn.Tensor.retain_grad": lambda: {"self": parameter()},
@@ -840,11 +927,21 @@ WRONG_FOR = {
 }
 
 # Numbers that may be NaN or a boolean.
-ANY_NUMBER = ("sn.Tensor.fill_", "sn.pad", "metrics.Mean.update", "data.Standardize")
+ANY_NUMBER = (
+    "sn.Tensor.fill_",
+    "sn.pad",
+    "sn.full",
+    "sn.full_like",
+    "sn.masked_fill",
+    "metrics.Mean.update",
+    "data.Standardize",
+)
 
 # Public, and called by other tests or by the package alone.
 NOT_CALLED = {
     "parallel.run": "it starts processes",
+    "sn.Tensor.cuda": "it needs a GPU",
+    "sn.device.type": "an attribute",
     "parallel.MpiCommunicator": "it is made in a job of MPI",
     "data.Dataset": "abstract",
     "data.Sampler": "abstract",
@@ -929,4 +1026,6 @@ INTERNAL_OF = (
     "testing.KernelCase.",
     "parallel.Communicator.",
     "random.Generator.",
+    "sn.Generator.",
+    "sn.device.",
 )

@@ -170,10 +170,11 @@ CASES: dict[str, list[Case]] = {
     # elementwise: each by its kernel's row, but those that are not smooth everywhere
     **{name: of_kernel(name, ONE) for name, row in KERNEL_ROWS.items() if row.shapes == "*" and name != "copy"},
     **{name: of_kernel(name, TWO) for name, row in KERNEL_ROWS.items() if row.shapes == "* *"},
-    **{name: of_kernel(name, ONE, "positive") for name in ("log", "sqrt")},
+    **{name: of_kernel(name, ONE, "positive") for name in ("log", "log1p", "log2", "log10", "sqrt")},
     "deviation": of_kernel("sqrt", ONE, "positive"),
+    "bounded_log": of_kernel("log", ONE, "positive"),
     **{name: of_kernel(name, ONE, "nonzero") for name in ("abs", "relu")},
-    "sign": of_kernel("sign", ONE, "nonzero", flat=[0]),
+    **{name: of_kernel(name, ONE, "nonzero", flat=[0]) for name in ("sign", "floor", "ceil", "round")},
     "clip": of_kernel("clip", ONE, "nonzero", low=-0.125, high=1.0),
     "dropout": of_kernel("dropout", ONE, p=0.5, key=np.array([3, 1], np.uint64)),
     "cast": [],  # its result has a dtype of its own: tested below
@@ -192,6 +193,9 @@ CASES: dict[str, list[Case]] = {
     "max": [case for case in reduced(np.max, **EXACT) if case.inputs[0] != (3, 0, 2)],
     "min": [case for case in reduced(np.min, **EXACT) if case.inputs[0] != (3, 0, 2)],
     "argmax": argmaxed(),
+    "argsort": [
+        Case([shape], lambda x: np.argsort(x, axis=1, kind="stable"), flat=[0]) for shape in [(3, 4), (2, 1), (0, 3)]
+    ],
     # views
     "reshape": [
         Case([a], lambda x, shape: x.reshape(shape), {"shape": b}, **EXACT)

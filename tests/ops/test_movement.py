@@ -223,7 +223,6 @@ def test_shapes_change_as_in_numpy(name):
         (lambda t: t[:0].max(), ValueError, r"max: expected at least one element to reduce, got shape \(0, 4\)"),
         (lambda t: t[:0].min(0), ValueError, "min"),
         (lambda t: t[:0].argmax(0), ValueError, "argmax"),
-        (lambda t: t[:0].softmax(0), ValueError, "softmax: expected at least one element along axis 0"),
         (lambda t: t[:0].logsumexp(), ValueError, "logsumexp"),
         (lambda t: t.softmax(3), IndexError, "softmax"),
         (lambda t: t.clip(2, 1), ValueError, "clip: expected low <= high, got 2 and 1"),

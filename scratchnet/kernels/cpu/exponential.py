@@ -214,9 +214,9 @@ normal = _by_type("normal", _normal_32, _normal_64)  # (Phi(x), phi(x)): the dis
 
 @jit(inline=True)
 def log1p(x):
-    """For x from 0 to 1: log(1 + x) = log(u) * x / (u - 1) undoes the rounding of u (Goldberg 1991, theorem 4)."""
+    """log(1 + x) = log(u) * x / (u - 1) undoes the rounding of u = 1 + x (Goldberg 1991, theorem 4)."""
     u = ONE + x
-    return x if u == ONE else log(u) * (x / (u - ONE))
+    return x if (u == ONE) | (u == INF) else log(u) * (x / (u - ONE))
 
 
 # Why cpu has definitions of its own: NumPy's functions, and erfc in `normal`, would be calls to the C library.

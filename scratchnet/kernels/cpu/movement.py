@@ -1,9 +1,10 @@
-"""Kernels that move elements. Plain copies are NumPy's: memory is their limit."""
+"""Kernels that move elements. Plain copies are NumPy's: memory is their limit. So is its sort, which is compiled."""
 
 import numpy as np
 
 from ...native.compile import jit
 from ...native.loops import is_planning, ranged
+from .. import reference
 
 F4, F8, U1 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8)
 PLANNED_COPIES = {(F4, F4), (F8, F8), (U1, F4), (U1, F8)}  # these become loops of a program; NumPy does the others
@@ -85,4 +86,10 @@ def scatter_rows(g, index, out):
     _run_scatter(RANGES, (g.size + out.size) // RANGES, g, index, out)
 
 
-KERNELS = {"fill": fill, "copy": copy, "take_rows": take_rows, "scatter_rows": scatter_rows}
+KERNELS = {
+    "argsort": reference.argsort,
+    "fill": fill,
+    "copy": copy,
+    "take_rows": take_rows,
+    "scatter_rows": scatter_rows,
+}

@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import DeviceError, DtypeError
 from ..dispatch import entry
 from ..signatures import accepted, arrays_of
-from . import elementwise, gemm, memory, movement, norm, optim, random, reduce, rows, windows
+from . import elementwise, gemm, memory, movement, norm, optim, order, random, reduce, rows, windows
 from .compile import captured
 from .memory import DeviceArray
 
@@ -95,6 +95,7 @@ _COMPILED: dict[str, Any] = {
     **reduce.KERNELS,
     **movement.KERNELS,
     **rows.KERNELS,
+    **order.KERNELS,
     **norm.KERNELS,
     **random.KERNELS,
     **optim.KERNELS,

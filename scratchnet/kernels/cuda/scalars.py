@@ -11,7 +11,8 @@ from .compile import SIMULATED, device
 
 # Of a GPU's library, under Python's names. The simulator computes with NumPy's functions, as they stand in the table:
 # Python's raise where IEEE has an answer.
-OWN = {} if SIMULATED else {f.__name__: f for f in (math.exp, math.log, math.log1p, math.sqrt, math.tanh, math.erf)}
+OF_LIBRARY = "exp log log1p log2 log10 expm1 sin cos sqrt tanh erf floor ceil"
+OWN = {} if SIMULATED else {name: getattr(math, name) for name in OF_LIBRARY.split()}
 
 
 @cache
