@@ -2,10 +2,12 @@
 
 A worker that starts later would read a file that has been edited by then, and compute something else, in silence. And
 some modules no other process finds by their name: those that a plugin loader or pytest's importlib mode made. So the
-code of each module outside the installed packages is sent along. Installed files are only watched.
+code of each module outside the installed packages is sent along. Installed files are only watched. Last, what a program
+set for its whole process holds for its workers, too.
 """
 
 import contextlib
+import decimal
 import functools
 import importlib.abc
 import importlib.machinery
@@ -16,14 +18,17 @@ import site
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
-_MAIN = ("__main__", "__mp_main__")  # the main program, whose functions travel by value; multiprocess names it twice
+MAIN = ("__main__", "__mp_main__")  # the main program, whose functions travel by value; multiprocess names it twice
 
 
 class Module(NamedTuple):
@@ -46,7 +51,7 @@ class Modules:
         self._stamps: dict[str, tuple[int, int] | None] = {}  # of the files of installed modules
         folders, began = _installed_folders(), _start_of_this_process()
         for name, module in list(sys.modules.items()):
-            if name in _MAIN or not isinstance(module, types.ModuleType):
+            if name in MAIN or not isinstance(module, types.ModuleType):
                 continue
             file, search = getattr(module, "__file__", None), _search_of(module)
             if file is not None and file.startswith(folders):
@@ -101,7 +106,7 @@ def of_no_file() -> list[types.ModuleType]:
         for name, module in list(sys.modules.items())
         if type(module) is types.ModuleType
         and name == module.__name__
-        and name not in _MAIN
+        and name not in MAIN
         and getattr(module, "__path__", None) is None
         and _is_lost(module, getattr(module, "__file__", None), folders)
     ]
@@ -198,3 +203,40 @@ def _meaning(code: types.CodeType) -> tuple:
     """What a function does, wherever its lines are."""
     constants = [_meaning(c) if isinstance(c, types.CodeType) else (type(c), repr(c)) for c in code.co_consts]
     return code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants
+
+
+# --- modes of the process ---------------------------------------------------------------------------------------------
+
+
+def _filters() -> list[tuple]:
+    """Of warnings that every process knows: to know a category of another library, it would have to import that."""
+    texts = [(getattr(m, "pattern", m) or "", getattr(n, "pattern", n) or "") for _, m, _, n, _ in warnings.filters]
+    entries = zip(warnings.filters, texts, strict=True)
+    return [(e[0], text, e[2], module, e[4]) for e, (text, module) in entries if e[2].__module__ == "builtins"]
+
+
+def _set_filters(filters: list[tuple]) -> None:
+    warnings.resetwarnings()
+    for entry in filters:
+        warnings.filterwarnings(*entry, append=True)
+
+
+# name -> (what it is now, how to set it). A process inherits the environment, the folder, umask and limits by itself.
+MODES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "errors of NumPy": (np.geterr, lambda mode: np.seterr(**mode)),
+    "warnings": (_filters, _set_filters),
+    "decimal": (lambda: decimal.getcontext().copy(), decimal.setcontext),
+    "recursion": (sys.getrecursionlimit, sys.setrecursionlimit),
+    "digits of an int": (sys.get_int_max_str_digits, sys.set_int_max_str_digits),
+}
+
+
+class Modes:
+    """The modes of this process, to be `installed` in another one, which is started afresh."""
+
+    def __init__(self) -> None:
+        self.values = {name: get() for name, (get, _) in MODES.items()}
+
+    def install(self) -> None:
+        for name, value in self.values.items():
+            MODES[name][1](value)

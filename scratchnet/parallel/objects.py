@@ -6,12 +6,14 @@ notebook, a prompt or stdin. A class of the main program that comes back is the 
 """
 
 import contextlib
+import functools
 import io
 import mmap
 import os
 import pickle
 import threading
 import types
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from .comm.memory import SharedMemory, round_up
-from .modules import Modules, of_no_file
+from .modules import MAIN, Modes, Modules, of_no_file
 
 LARGE = 1 << 16  # bytes from which an array lies beside the others, see SharedObject
 DEPTH = 8  # of the path to what cannot be sent
@@ -33,10 +35,26 @@ def _code(code: types.CodeType) -> tuple[Any, ...]:
     return make, tuple([code.co_filename if x == "<dynamic-code>" else x for x in rest[0]]), *rest[1:]
 
 
+def _cached(function: Any) -> Any:
+    """A function below `functools.cache`, which pickle knows by its name alone, by value as cloudpickle does others."""
+    is_local = "<locals>" in function.__qualname__
+    if is_local or function.__module__ in (*MAIN, *cloudpickle.list_registry_pickle_by_value()):
+        return _cache_again, (function.__wrapped__, function.cache_parameters())
+    return function.__reduce__()
+
+
+def _cache_again(function: Any, options: dict[str, Any]) -> Any:
+    return functools.lru_cache(**options)(function)
+
+
 class _Pickler(cloudpickle.Pickler):
     # A process has locks of its own: whoever holds one here holds nothing there.
     dispatch_table = cloudpickle.Pickler.dispatch_table.new_child(
         {
+            type(functools.cache(len)): _cached,
+            weakref.WeakKeyDictionary: lambda weak: (weakref.WeakKeyDictionary, (dict(weak),)),
+            weakref.WeakValueDictionary: lambda weak: (weakref.WeakValueDictionary, (dict(weak),)),
+            weakref.WeakSet: lambda weak: (weakref.WeakSet, (list(weak),)),
             types.CodeType: _code,
             type(threading.Lock()): lambda lock: (threading.Lock, ()),
             type(threading.RLock()): lambda lock: (threading.RLock, ()),
@@ -100,7 +118,7 @@ class SharedObject:
                 f"{expected}: {type(error).__name__}: {reason}, in {where}; make it in the worker, at its first use, "
                 "or leave it out by __getstate__"
             ) from None
-        parts = [memoryview(data), memoryview(dumps(self.modules)), *(buffer.raw() for buffer in large)]
+        parts = [memoryview(data), memoryview(dumps((self.modules, Modes()))), *(buffer.raw() for buffer in large)]
         self.extents: list[tuple[int, int, bool]] = []  # offset, bytes, read-only
         size = 0
         for part in parts:
@@ -117,7 +135,8 @@ class SharedObject:
         memory = memoryview(mmap.mmap(self.memory.fd, self.memory.size, mmap.MAP_PRIVATE))
         parts = [memory[offset : offset + nbytes] for offset, nbytes, _ in self.extents]
         if os.getpid() != self._owner:
-            loads(parts[1]).install()
+            for part in loads(parts[1]):
+                part.install()
         read_only = [readonly for *_, readonly in self.extents]
         buffers = [part.toreadonly() if alone else part for part, alone in zip(parts, read_only, strict=True)]
         return loads(parts[0], buffers=buffers[2:])[0]

@@ -1,11 +1,14 @@
 """Files that are edited while a run goes on: workers have the code of its start, or the run says what is wrong."""
 
+import decimal
 import importlib
 import itertools
 import os
 import sys
 import time
+import warnings
 
+import numpy as np
 import pytest
 
 import scratchnet as sn
@@ -98,6 +101,28 @@ def test_a_package_without_init_is_found(tmp_path, monkeypatch):
         assert own["a_folder"].search == (str(tmp_path / "a_folder"),) and own["a_folder.inner"].search is None
     finally:
         del sys.modules["a_folder"], sys.modules["a_folder.inner"]
+
+
+def modes(comm):
+    """What a worker finds of what its parent set."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.warn("pass over this", UserWarning, stacklevel=1)
+    third = decimal.Decimal(1) / 3
+    return np.geterr()["over"], len(heard), str(third), sys.getrecursionlimit(), sys.get_int_max_str_digits()
+
+
+def test_what_a_program_set_for_its_process_holds_for_its_workers():
+    """Else a worker would compute, raise or print something else, in silence."""
+    limits = sys.getrecursionlimit(), sys.get_int_max_str_digits()
+    try:
+        with np.errstate(over="raise"), decimal.localcontext(prec=5), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "pass over")
+            sys.setrecursionlimit(2345)
+            sys.set_int_max_str_digits(5000)
+            assert sn.parallel.run(modes, workers=1) == [("raise", 0, "0.33333", 2345, 5000)]
+    finally:
+        sys.setrecursionlimit(limits[0])
+        sys.set_int_max_str_digits(limits[1])
 
 
 def test_installed_modules_are_watched_only(monkeypatch):

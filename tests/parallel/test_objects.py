@@ -1,5 +1,6 @@
 """What is sent to workers: whatever people define in a script arrives as it is there, or is refused by name."""
 
+import functools
 import subprocess
 import sys
 import threading
@@ -70,6 +71,24 @@ def test_arrays_in_any_layout_arrive():
     arrays = [base.T, base[::2, ::-1], np.asfortranarray(base), base.astype(">f8"), np.zeros((0, 5)), base[:, :1]]
     for sent, arrived in zip(arrays, SharedObject(arrays, "here").open(), strict=True):
         assert arrived.dtype == sent.dtype and np.array_equal(arrived, sent)
+
+
+def test_a_cached_function_inside_of_another_arrives():
+    @functools.lru_cache(maxsize=7)
+    def double(x):
+        return 2 * x
+
+    arrived = loads(dumps(double))
+    assert arrived(3) == 6 and arrived.cache_parameters() == {"maxsize": 7, "typed": False}
+
+
+def test_weak_collections_arrive():
+    import weakref
+
+    key = Data(1)
+    sent = key, weakref.WeakKeyDictionary({key: 2}), weakref.WeakValueDictionary({"a": key}), weakref.WeakSet([key])
+    arrived, by_key, by_name, every = loads(dumps(sent))
+    assert by_key[arrived] == 2 and by_name["a"] is arrived and list(every) == [arrived] and arrived is not key
 
 
 def test_threads_that_send_at_once_do_not_disturb_each_other():

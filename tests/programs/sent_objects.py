@@ -111,6 +111,27 @@ def recursive():
     return factorial
 
 
+@functools.cache
+def cached(n):
+    return 1 if n == 0 else n * cached(n - 1)
+
+
+class Cached:
+    @functools.lru_cache(maxsize=3, typed=True)  # noqa: B019
+    def square(self, n):
+        return n**2
+
+
+@functools.singledispatch
+def kind_of(x):
+    return "object"
+
+
+@kind_of.register
+def _(x: int):
+    return "int"
+
+
 factorial = recursive()
 lock, rlock, condition, local = threading.Lock(), threading.RLock(), threading.Condition(), threading.local()
 local.value = 5
@@ -153,6 +174,9 @@ PROBES = {
     "each other": (lambda: even(10), True),
     "itself": (lambda: factorial(5), 120),
     "cached": (lambda: Lazy().answer, 42),
+    "cached function": (lambda: (cached(4), cached.cache_info().misses), (24, 5)),
+    "cached method": (lambda: (Cached().square(3), Cached.square.cache_parameters()["maxsize"]), (9, 3)),
+    "single dispatch": (lambda: (kind_of(1), kind_of("a")), ("int", "object")),
     "locks": (locked, 5),
     "plugin": (lambda: plugin.f(), "Thing"),
     "function of a plugin": (plugin.f, "Thing"),
