@@ -217,8 +217,8 @@ def _filters() -> list[tuple]:
 
 def _set_filters(filters: list[tuple]) -> None:
     warnings.resetwarnings()
-    for entry in filters:
-        warnings.filterwarnings(*entry, append=True)
+    for action, text, category, module, line in filters:
+        warnings.filterwarnings(action, text, category, module, line, append=True)
 
 
 # name -> (what it is now, how to set it). A process inherits the environment, the folder, umask and limits by itself.
