@@ -42,6 +42,7 @@ class Group(dict[str, Any]):
     def __init__(self, optimizer: "Optimizer", options: Mapping[str, Any]):
         super().__init__(options)
         self._optimizer = optimizer
+        self._initial_lr: float | None = None
 
     def __getitem__(self, name: str) -> Any:
         self._optimizer._relies_on_item(self, name)
@@ -67,7 +68,16 @@ class Group(dict[str, Any]):
             raise ConfigError(
                 f"{self._optimizer._name}: expected a group with the params that it has; use add_param_group"
             )
+        if "lr" in changed:
+            self._initial_lr = None
         self.take(changed)
+
+    @property
+    def initial_lr(self) -> float:
+        """The learning rate before the first schedule changed it; one that is set by hand counts as a new one."""
+        if self._initial_lr is None:
+            self._initial_lr = float(self["lr"])
+        return self._initial_lr
 
     def take(self, options: dict[str, Any]) -> None:
         """Sets options that change with the steps: of a schedule, which a step that is replayed advances itself."""
@@ -75,10 +85,10 @@ class Group(dict[str, Any]):
         super().update(options)
 
     def __reduce__(self) -> tuple:
-        return Group.__new__, (Group,), (self._optimizer, dict(self))
+        return Group.__new__, (Group,), (self._optimizer, self._initial_lr, dict(self))
 
-    def __setstate__(self, state: tuple["Optimizer", dict[str, Any]]) -> None:
-        self._optimizer, options = state
+    def __setstate__(self, state: tuple["Optimizer", float | None, dict[str, Any]]) -> None:
+        self._optimizer, self._initial_lr, options = state
         super().update(options)
 
 

@@ -174,8 +174,8 @@ class OneProgram:
         for i, buffer in enumerate(buffers):
             _assign(buffer, weighted_mean({k: end[i] for k, end in ends.items()}, [*weights.values()]))
         settings.optimizer.step()
-        if settings.scheduler is not None:
-            settings.scheduler.step()
+        if (schedule := settings.schedule_of_steps) is not None:
+            schedule.step()
         return {k: loss.detach() for k, loss in losses.items()}
 
     def finished(self) -> list[StepResult]:

@@ -60,6 +60,11 @@ class Settings:
         """Does one process do everything, on the device of the model?"""
         return self.workers == 1 and not self.placement.is_given
 
+    @property
+    def schedule_of_steps(self) -> Any:
+        """The scheduler, if it steps with the optimizer; Trainer steps one that goes by epochs or by a metric."""
+        return self.scheduler if getattr(self.scheduler, "by", "step") == "step" else None
+
     def recorded(self, step: Callable[..., Any], outputs: Outputs | None = None) -> Callable[..., Any]:
         """`step`, recorded in its first calls and replayed later, if the run is to; else as it is.
 

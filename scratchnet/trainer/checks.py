@@ -45,6 +45,31 @@ def check_parts(model: Module, optimizer: Any, scheduler: Any) -> None:
         )
 
 
+def check_schedule(scheduler: Any, is_validated: bool) -> None:
+    """Raises ConfigError for a schedule by a metric that this run does not have."""
+    by = getattr(scheduler, "by", "step")
+    checks.one_of("Trainer: by of the scheduler", by, ("step", "epoch", "metric"))
+    name = getattr(scheduler, "monitor", "val_loss")
+    if by == "metric" and name.startswith("val_") and not is_validated:
+        raise ConfigError(
+            f"fit: expected a val_loader for {type(scheduler).__name__}, which watches {name!r}, got none; "
+            "monitor='train_loss' watches that"
+        )
+
+
+def step_schedule(scheduler: Any, record: dict[str, Any]) -> None:
+    """An epoch is done, with this record."""
+    by = getattr(scheduler, "by", "step")
+    if by == "epoch":
+        scheduler.step()
+    elif by == "metric":
+        name = getattr(scheduler, "monitor", "val_loss")
+        if name not in record:
+            known = ", ".join(record)
+            raise ConfigError(f"{type(scheduler).__name__}: expected monitor to be one of {known}, got {name!r}")
+        scheduler.step(record[name])
+
+
 def check_loss(loss: Any, parts: int) -> None:
     """Warns of a mean that is not divided by the number of samples, where a batch has several parts."""
     if parts > 1 and getattr(loss, "has_weighted_mean", False):

@@ -31,7 +31,7 @@ from ..parallel.shards import SHARDS, output_and_target, streams_kept, tensors_o
 from ..parallel.strategies import Strategy, strategy_of
 from ..sealed import Sealed
 from ..tensor import Tensor
-from .checks import check_hooks, check_loss, check_parts
+from .checks import check_hooks, check_loss, check_parts, check_schedule, step_schedule
 from .history import History
 from .metrics_log import append_jsonl
 from .moments import Callbacks, checked_callbacks
@@ -48,7 +48,9 @@ class Trainer(Sealed):
     gradient is the batch's true mean. K = `shards` enters the arithmetic (see parallel/comm/tree.py) and
     so the last bits of the result; nothing else about the machine does.
 
-    model, optimizer, loss, scheduler: as in PyTorch; the scheduler steps once an optimizer step.
+    model, optimizer, loss: as in PyTorch.
+    scheduler: of the learning rate. Its `by` says when it steps: once an optimizer step (the default, also of one
+        that does not say), an epoch, or an epoch with a metric of its record.
     workers: processes that compute, 1 for this one alone; "auto" measures and picks. With an exact strategy (all but
         the asynchronous ones) neither their number nor how often any of them dies changes a bit.
     devices: where the workers compute, a name for each, such as ("cuda:0", "cuda:1") or ("cuda:0", "cpu"). None: on
@@ -215,6 +217,7 @@ class Trainer(Sealed):
         if resume is not None:
             checks.path("fit: resume", resume)
         self._check()
+        check_schedule(self.scheduler, val_loader is not None)
         if not len(train_loader):
             raise ConfigError("fit: expected at least one batch to train on, got none")
         train_loader = self._typed(train_loader)
@@ -343,6 +346,7 @@ class Trainer(Sealed):
         if val_loader is not None and self._is_first:
             record |= {f"val_{name}": value for name, value in self.evaluate(val_loader).items()}
         record = share_record(record)
+        step_schedule(self.scheduler, record)
         run.history.append(record)
         timing = {"seconds": seconds, "samples_per_second": (run.samples - first) / seconds}
         if self.folder is not None and self._is_first:

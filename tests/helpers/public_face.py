@@ -611,9 +611,58 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "optim.Optimizer.state_dict": lambda: {"self": sgd()},
     "optim.Optimizer.step": lambda: {"self": sgd(), "closure": lambda: None},
     "optim.Optimizer.zero_grad": lambda: {"self": sgd(), "set_to_none": False},
-    "lr_scheduler.StepLR": lambda: {"optimizer": sgd(), "step_size": 2, "gamma": 0.1},
-    "lr_scheduler.CosineAnnealingLR": lambda: {"optimizer": sgd(), "T_max": 2, "eta_min": 0.01},
-    "lr_scheduler.LinearLR": lambda: {"optimizer": sgd(), "start_factor": 0.1, "end_factor": 1.0, "total_iters": 3},
+    "lr_scheduler.StepLR": lambda: {"optimizer": sgd(), "step_size": 2, "gamma": 0.1, "by": "epoch"},
+    "lr_scheduler.CosineAnnealingLR": lambda: {"optimizer": sgd(), "T_max": 2, "eta_min": 0.01, "by": "epoch"},
+    "lr_scheduler.LinearLR": lambda: {
+        "optimizer": sgd(),
+        "start_factor": 0.1,
+        "end_factor": 1.0,
+        "total_iters": 3,
+        "by": "epoch",
+    },
+    "lr_scheduler.ConstantLR": lambda: {"optimizer": sgd(), "factor": 0.1, "total_iters": 3, "by": "epoch"},
+    "lr_scheduler.PolynomialLR": lambda: {"optimizer": sgd(), "total_iters": 3, "power": 2.0, "by": "epoch"},
+    "lr_scheduler.ExponentialLR": lambda: {"optimizer": sgd(), "gamma": 0.1, "by": "epoch"},
+    "lr_scheduler.MultiStepLR": lambda: {"optimizer": sgd(), "milestones": [2, 3], "gamma": 0.1, "by": "epoch"},
+    "lr_scheduler.CosineAnnealingWarmRestarts": lambda: {
+        "optimizer": sgd(),
+        "T_0": 2,
+        "T_mult": 2,
+        "eta_min": 0.01,
+        "by": "epoch",
+    },
+    "lr_scheduler.LambdaLR": lambda: {"optimizer": sgd(), "lr_lambda": lambda step: 1.0, "by": "epoch"},
+    "lr_scheduler.LambdaLR.state_dict": lambda: {"self": schedules.LambdaLR(sgd(), lambda step: 1.0)},
+    "lr_scheduler.LambdaLR.load_state_dict": lambda: {
+        "self": schedules.LambdaLR(sgd(), lambda step: 1.0),
+        "state": schedules.LambdaLR(sgd(), lambda step: 1.0).state_dict(),
+    },
+    "lr_scheduler.SequentialLR": lambda: (
+        lambda o: {
+            "optimizer": o,
+            "schedulers": [schedules.StepLR(o, 2), schedules.StepLR(o, 3)],
+            "milestones": [2],
+            "by": "epoch",
+        }
+    )(sgd()),
+    "lr_scheduler.ReduceLROnPlateau": lambda: {
+        "optimizer": sgd(),
+        "mode": "min",
+        "factor": 0.1,
+        "patience": 3,
+        "threshold": 1e-4,
+        "threshold_mode": "rel",
+        "cooldown": 0,
+        "min_lr": 0.0,
+        "eps": 1e-8,
+        "monitor": "train_loss",
+    },
+    "lr_scheduler.ReduceLROnPlateau.step": lambda: {"self": schedules.ReduceLROnPlateau(sgd()), "metric": 1.0},
+    "lr_scheduler.ReduceLROnPlateau.state_dict": lambda: {"self": schedules.ReduceLROnPlateau(sgd())},
+    "lr_scheduler.ReduceLROnPlateau.load_state_dict": lambda: {
+        "self": schedules.ReduceLROnPlateau(sgd()),
+        "state": schedules.ReduceLROnPlateau(sgd()).state_dict(),
+    },
     "lr_scheduler.OneCycleLR": lambda: {
         "optimizer": sgd(),
         "max_lr": 0.1,
@@ -625,6 +674,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "max_momentum": 0.9,
         "div_factor": 10.0,
         "final_div_factor": 10.0,
+        "by": "epoch",
     },
     "lr_scheduler.LRScheduler.load_state_dict": lambda: {
         "self": schedules.StepLR(sgd(), 2),
@@ -910,6 +960,7 @@ HANDED_ON = (
     ("sn.Predictor.features", "x"),
     ("nn.Module.apply", "fn"),
     ("optim.Optimizer.step", "closure"),
+    ("lr_scheduler.LambdaLR", "lr_lambda"),
     ("optim.LBFGS.step", "closure"),
     ("testing.assert_matches_reference", "reference"),
     ("testing.assert_matches_reference", "inputs"),
@@ -928,6 +979,7 @@ WRONG_FOR = {
 
 # Numbers that may be NaN or a boolean.
 ANY_NUMBER = (
+    "lr_scheduler.ReduceLROnPlateau.step",
     "sn.Tensor.fill_",
     "sn.pad",
     "sn.full",

@@ -9,7 +9,20 @@ import pytest
 from messages import error_line
 
 import scratchnet as sn
-from scratchnet.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, StepLR
+from scratchnet.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)  # fmt: skip
 
 BASE = 0.05
 
@@ -69,6 +82,91 @@ def test_linear_lr_rises_on_a_line_and_stays():
 
 def test_linear_lr_starts_at_a_third():
     assert LinearLR(sgd()).get_last_lr() == [BASE / 3]
+
+
+def restarts(t, first, times):
+    """(steps since the last restart, length of its period)."""
+    while t >= first:
+        t, first = t - first, first * times
+    return t, first
+
+
+def warm_then_fall(o):
+    return SequentialLR(
+        o, [LinearLR(o, 0.1, total_iters=3), ConstantLR(o, 0.5, 2), CosineAnnealingLR(o, 8, 0.01)], [3, 6]
+    )
+
+
+def warmed(t):
+    if t < 6:
+        return BASE * (line(0.1, 1, t / 3) if t < 3 else 0.5 if t < 5 else 1.0)
+    return cosine(BASE, 0.01, (t - 6) / 8)
+
+
+FORMS = {  # a schedule, and its rate at step t
+    "constant": (lambda o: ConstantLR(o, 0.25, 4), lambda t: BASE * (0.25 if t < 4 else 1)),
+    "polynomial": (lambda o: PolynomialLR(o, 6, 2.0), lambda t: BASE * (1 - min(t, 6) / 6) ** 2),
+    "exponential": (lambda o: ExponentialLR(o, 0.9), lambda t: BASE * 0.9**t),
+    "multi step": (lambda o: MultiStepLR(o, [2, 5, 5], 0.1), lambda t: BASE * (1 if t < 2 else 0.1 if t < 5 else 1e-3)),
+    "warm restarts": (
+        lambda o: CosineAnnealingWarmRestarts(o, 4, eta_min=0.01), lambda t: cosine(BASE, 0.01, (t % 4) / 4)
+    ),
+    "longer restarts": (
+        lambda o: CosineAnnealingWarmRestarts(o, 2, 3),
+        lambda t: cosine(BASE, 0, restarts(t, 2, 3)[0] / restarts(t, 2, 3)[1]),
+    ),
+    "lambda": (lambda o: LambdaLR(o, lambda t: 1 / (1 + t)), lambda t: BASE / (1 + t)),
+    "sequential": (warm_then_fall, warmed),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "rate"), FORMS.values(), ids=FORMS)
+def test_a_schedule_follows_its_closed_form(make, rate):
+    np.testing.assert_allclose(run(make(sgd()), 16), [rate(t) for t in range(16)], rtol=1e-12, atol=1e-18)
+
+
+def test_a_second_schedule_begins_where_the_first_did_unless_the_rate_was_set():
+    optimizer = sgd()
+    LinearLR(optimizer, 0.1)
+    assert optimizer.param_groups[0]["lr"] == 0.1 * BASE and ExponentialLR(optimizer, 0.9).base_lrs == [BASE]
+    optimizer.param_groups[0]["lr"] = 3.0
+    assert ExponentialLR(copy.deepcopy(optimizer), 0.9).base_lrs == ExponentialLR(optimizer, 0.9).base_lrs == [3.0]
+
+
+# --- plateaus --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "metrics", "expected"),
+    [
+        ({"patience": 1}, [3, 2, 2, 2, 2, 2, 2], [1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
+        ({"patience": 0, "threshold": 0.5}, [4, 3, 1.9, 1], [1, 0.1, 0.1, 0.01]),  # 1 is not below 1.9 / 2
+        ({"patience": 0, "threshold": 0.5, "threshold_mode": "abs"}, [4, 3.4, 3, 2.4], [1, 1, 0.1, 0.1]),
+        ({"patience": 0, "mode": "max", "threshold": 0.5}, [1, 1.4, 1.6, 2], [1, 0.1, 0.1, 0.01]),
+        ({"patience": 0, "cooldown": 2}, [1, 2, 2, 2, 2], [1, 0.1, 0.1, 0.1, 0.01]),
+        ({"patience": 0, "factor": 0.5, "min_lr": 0.3}, [1, 1, 1, 1], [1, 0.5, 0.3, 0.3]),
+        ({"patience": 0, "factor": 0.5, "eps": 0.3}, [1, 1, 1, 1], [1, 0.5, 0.5, 0.5]),
+        ({"patience": 0}, [float("nan"), 1, float("nan")], [0.1, 0.1, 0.01]),
+    ],
+)
+def test_a_rate_falls_where_a_metric_stays(options, metrics, expected):
+    optimizer = sgd(1.0)
+    schedule, rates = ReduceLROnPlateau(optimizer, **options), []
+    for i, metric in enumerate(metrics):
+        schedule.step(sn.Tensor(float(metric)) if i % 2 else metric)
+        rates.append(optimizer.param_groups[0]["lr"])
+        other = ReduceLROnPlateau(sgd(7.0), **options)
+        other.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+        assert other.state_dict() == schedule.state_dict() and other.get_last_lr() == [rates[-1]]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+def test_a_plateau_takes_a_number_and_no_recorded_step():
+    schedule = ReduceLROnPlateau(sgd())
+    with pytest.raises(sn.ConfigError, match="step: expected a number, got None"):
+        schedule.step(None)
+    with pytest.raises(sn.JitError, match=r"ReduceLROnPlateau\.step"):
+        sn.jit(lambda: schedule.step(1.0))()
 
 
 @pytest.mark.parametrize(("strategy", "anneal"), [("cos", cosine), ("linear", line)])
@@ -146,7 +244,8 @@ def test_each_group_has_its_own_base():
 
 
 SCHEDULES = [
-    lambda o: StepLR(o, 2),
+    *(make for make, _ in FORMS.values()),
+    lambda o: StepLR(o, 2, by="epoch"),
     lambda o: CosineAnnealingLR(o, 10),
     lambda o: LinearLR(o),
     lambda o: OneCycleLR(o, 1.0, 20),
@@ -205,6 +304,27 @@ BAD_OPTIONS = [
     lambda: OneCycleLR(sgd(), 1.0, 10, max_momentum=2),
     lambda: OneCycleLR(sgd(), "1", 10),
     lambda: StepLR("sgd", 2),
+    lambda: StepLR(sgd(), 2, by="batch"),
+    lambda: StepLR(sgd(), 2, by="metric"),
+    lambda: ConstantLR(sgd(), -1),
+    lambda: PolynomialLR(sgd(), 0),
+    lambda: ExponentialLR(sgd(), "0.9"),
+    lambda: MultiStepLR(sgd(), [5, 2]),
+    lambda: MultiStepLR(sgd(), 5),
+    lambda: CosineAnnealingWarmRestarts(sgd(), 0),
+    lambda: CosineAnnealingWarmRestarts(sgd(), 2, 0),
+    lambda: LambdaLR(sgd(), 0.9),
+    lambda: LambdaLR(sgd(), [abs, abs]),
+    lambda: LambdaLR(sgd(), lambda t: -1),
+    lambda: LambdaLR(sgd(), lambda t: None),
+    lambda: SequentialLR(sgd(), [StepLR(sgd(), 2)], []),
+    lambda: (lambda o: SequentialLR(o, [StepLR(o, 2)], [1]))(sgd()),
+    lambda: (lambda o: SequentialLR(o, [ReduceLROnPlateau(o)], []))(sgd()),
+    lambda: SequentialLR(sgd(), [], []),
+    lambda: ReduceLROnPlateau(sgd(), mode="least"),
+    lambda: ReduceLROnPlateau(sgd(), factor=1.0),
+    lambda: ReduceLROnPlateau(sgd(), patience=-1),
+    lambda: ReduceLROnPlateau(sgd(), monitor=3),
     lambda: OneCycleLR(None, 1.0, 10),
 ]
 
@@ -231,6 +351,7 @@ JOINING = {  # after three steps with a new group of rate 0.5: its rates in the 
         lambda o: LinearLR(o, 0.5, 1.0, 6),
         [0.5 * line(0.5, 1, t / 6) / line(0.5, 1, 0.5) for t in (4, 5, 6, 6)],
     ),
+    "sequential": (warm_then_fall, [0.5 / 0.5 * 0.5, 1.0, 1.0, cosine(1.0, 0.01, 1 / 8)]),
     "one cycle": (lambda o: OneCycleLR(o, 0.1, 20), one_cycle(0.004, 0.1, 4e-7, 20, 0.3, cosine)[4:8]),
 }
 
@@ -274,3 +395,40 @@ def test_the_options_of_a_schedule_are_fixed():
         with pytest.raises(sn.UnknownAttributeError, match=rf"{name}: expected") as error:
             setattr(schedule, name, 1)
         error_line(error)
+
+
+def test_functions_are_not_saved_but_others_are_noticed():
+    schedule = LambdaLR(sgd(), lambda t: 0.5**t)
+    run(schedule, 3)
+    state = json.loads(json.dumps(schedule.state_dict()))
+    other = LambdaLR(sgd(), lambda t: 0.4**t)
+    with pytest.raises(sn.CheckpointError, match="expected the functions that gave the rates") as error:
+        other.load_state_dict(state)
+    error_line(error)
+    assert other.get_last_lr() == [BASE] and other.last_step == 0
+    groups = [{"params": sn.nn.Parameter(np.zeros(1)), "lr": lr} for lr in (1.0, 0.1)]
+    schedule = LambdaLR(sn.optim.SGD(groups, lr=0.5), [lambda t: 1 + t, lambda t: 2.0])
+    schedule.step()
+    assert schedule.get_last_lr() == [2.0, 0.2]
+    schedule.optimizer.add_param_group({"params": sn.nn.Parameter(np.zeros(1))})
+    with pytest.raises(sn.ConfigError, match="2 groups, one a function, got 1 more"):
+        schedule.step()
+
+
+def test_a_recorded_step_moves_every_schedule():
+    for make, rate in FORMS.values():
+        optimizer = sgd()
+        schedule, p = make(optimizer), optimizer.states[0].param
+
+        @sn.jit
+        def step(x, optimizer=optimizer, schedule=schedule, p=p):
+            optimizer.zero_grad()
+            (p * x).sum().backward()
+            optimizer.step()
+            schedule.step()
+            return x
+
+        for _ in range(7):
+            step(sn.Tensor(np.ones(2)))
+        np.testing.assert_allclose(schedule.get_last_lr(), [rate(7)], rtol=1e-12)
+        np.testing.assert_allclose(-p.detach().numpy(), [sum(rate(t) for t in range(7))] * 2, rtol=1e-12)

@@ -171,3 +171,51 @@ def test_a_mean_that_is_not_one_of_samples_is_said_where_a_batch_has_parts():
         sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss([1.0, 2.0, 3.0]), shards=1)
         sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss([1.0, 2.0, 3.0], reduction="none"), shards=2)
         sn.Trainer(model, optimizer, sn.nn.BCEWithLogitsLoss([1.0, 2.0, 3.0]), shards=2)
+
+
+# --- what a schedule steps by ----------------------------------------------------------------------------------------
+
+schedules = sn.optim.lr_scheduler
+UNITS = {  # the rates after each of three epochs of two steps, from 1.0
+    "step": (lambda o: schedules.ExponentialLR(o, 0.5), [0.25, 0.0625, 0.015625]),
+    "epoch": (lambda o: schedules.ExponentialLR(o, 0.5, by="epoch"), [0.5, 0.25, 0.125]),
+    "metric": (
+        lambda o: schedules.ReduceLROnPlateau(o, factor=0.5, patience=0, threshold=10.0, monitor="train_loss"),
+        [1.0, 0.5, 0.25],
+    ),
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("make_schedule", "expected"), UNITS.values(), ids=UNITS)
+def test_a_schedule_steps_by_what_it_says_and_resumes(make_schedule, expected, workers, tmp_path):
+    def run(epochs, folder, resume=None):
+        sn.manual_seed(0)
+        model = sn.nn.MLP(4, 3)
+        optimizer = sn.optim.SGD(model.parameters(), lr=1.0)
+        trainer = make(model, optimizer, make_schedule(optimizer), workers=workers, shards=2, folder=folder)
+        trainer.fit(LOADER, epochs=epochs, resume=resume)
+        return optimizer.param_groups[0]["lr"], state(model)
+
+    found = [run(epochs, tmp_path / str(epochs)) for epochs in (1, 3)]
+    assert [lr for lr, _ in found] == [expected[0], expected[2]]
+    assert run(3, tmp_path / "1", "auto") == found[1]
+
+
+def test_a_metric_that_a_run_does_not_have_is_refused_before_it_starts():
+    model = sn.nn.MLP(4, 3)
+    optimizer = sn.optim.SGD(model.parameters(), lr=1.0)
+    before = state(model)
+    for schedule, epochs, message in [
+        (schedules.ReduceLROnPlateau(optimizer), 1, "a val_loader for ReduceLROnPlateau, which watches 'val_loss'"),
+        (schedules.ReduceLROnPlateau(optimizer, "max"), 1, "watches 'val_accuracy'"),
+    ]:
+        with pytest.raises(sn.ConfigError, match=message) as error:
+            make(model, optimizer, schedule).fit(LOADER, epochs=epochs)
+        error_line(error)
+    assert state(model) == before
+    with pytest.raises(
+        sn.ConfigError, match="expected monitor to be one of epoch, step, train_loss, got 'f1'"
+    ) as error:
+        make(model, optimizer, schedules.ReduceLROnPlateau(optimizer, monitor="f1")).fit(LOADER)
+    error_line(error)

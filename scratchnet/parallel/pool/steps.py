@@ -120,8 +120,8 @@ class Steps:
         numbers = []
         for _ in batches if is_local else batches[:1]:
             numbers.append(self.replica.next_numbers())
-            if self.settings.scheduler is not None:
-                self.settings.scheduler.step()
+            if (schedule := self.settings.schedule_of_steps) is not None:
+                schedule.step()
         with self._origin_named():
             self.submit_step(batches, numbers, is_local)
         self._next_batch += len(batches)
