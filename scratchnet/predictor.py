@@ -108,7 +108,7 @@ def _built(architecture: Mapping[str, Any]) -> nn.Module:
 def _module(layers: Mapping[str, Any]) -> nn.Module:
     if "sequential" in layers:
         return nn.Sequential({name: _module(child) for name, child in layers["sequential"].items()})
-    kind = getattr(nn, layers["name"], None) if layers["name"] in nn.__all__ else None
+    kind = getattr(nn, layers["name"], None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise CheckpointError(f"expected modules of scratchnet.nn, found {layers['name']!r:.60}")
     return kind(*layers["args"], **layers["options"])

@@ -145,7 +145,7 @@ def assigned(value):
 
 
 FIRST_ERRORS = {  # a beginner's mistake: the call, and the remedy that its line must name
-    "float64 data": (lambda: nn.Linear(3, 2)(np.ones((4, 3))), ".astype('float32')"),
+    "float64 data": (lambda: sn.tensor(np.ones((4, 3))) @ nn.Linear(3, 2).weight, ".astype('float32')"),
     "float labels": (lambda: F.cross_entropy(np.eye(2, dtype="float32"), np.array([0.0, 1.0])), "astype('int64')"),
     "one-hot labels": (lambda: F.cross_entropy(np.eye(2, dtype="float32"), np.eye(2, dtype=int)), "argmax(1)"),
     "labels from 1": (lambda: F.cross_entropy(np.eye(2, dtype="float32"), np.array([1, 2])), "[0, 2), got 2"),

@@ -6,13 +6,14 @@ walking `vars(module)`, in the order of assignment.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
 from .. import checks
-from ..errors import CheckpointError, ConfigError, MissingMethodError, UnknownAttributeError
+from ..errors import CheckpointError, ConfigError, DtypeError, MissingMethodError, UnknownAttributeError
 from ..hooks import RemovableHandle
 from ..kernels import Device
 from ..ops.operands import kept, overwrite
@@ -88,7 +89,14 @@ class Module(Stateful):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._relies_on("training")
         self._relies_on("_hooks")
-        return module_hooks.call(self, args, kwargs) if self._hooks else self.forward(*args, **kwargs)
+        if self._hooks:
+            return module_hooks.call(self, args, kwargs)
+        try:
+            return self.forward(*args, **kwargs)
+        except DtypeError:
+            if (cast := _cast_for(self, args, kwargs)) is None:
+                raise
+        return self.forward(*cast[0], **cast[1])
 
     # --- attributes ---------------------------------------------------------------------------------------------
 
@@ -362,6 +370,28 @@ class Module(Stateful):
             return f"{type(self).__name__}({self.extra_repr()})"
         inside = "\n".join([self.extra_repr()] * bool(self.extra_repr()) + lines)
         return f"{type(self).__name__}(\n  " + inside.replace("\n", "\n  ") + "\n)"
+
+
+def _cast_for(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+    """The arguments with floats in the type of the module's own parameters; None if they have it. A warning says so.
+
+    Data come as float64 from NumPy and pandas. Ops refuse two float types; a layer knows which one is meant.
+    """
+    own = {value.dtype for value in vars(module).values() if isinstance(value, Parameter)}
+    others = {x.dtype for x in (*args, *kwargs.values()) if isinstance(x, Tensor | np.ndarray) and x.dtype in FLOATS}
+    if len(own) != 1 or not others - own:
+        return None
+    (dtype,), (other, *_) = own, sorted(others - own, key=str)
+
+    def cast(x: Any) -> Any:
+        return x.astype(dtype) if isinstance(x, Tensor | np.ndarray) and x.dtype in FLOATS else x
+
+    warnings.warn(
+        f"{type(module).__name__}: its input is {other} and its parameters are {dtype}, so the input is cast to "
+        f"{dtype}; x.astype('{dtype}') says that this is meant",
+        stacklevel=3,
+    )
+    return tuple(map(cast, args)), {name: cast(x) for name, x in kwargs.items()}
 
 
 def _is_plain(value: Any) -> bool:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from scratchnet import Tensor
 from scratchnet.data import DataLoader, TensorDataset
+from scratchnet.data.loader import _read_ahead
 from scratchnet.errors import ConfigError, DtypeError
 
 sizes = st.tuples(st.integers(0, 70), st.integers(1, 80))  # samples, batch size
@@ -163,6 +164,9 @@ def test_a_loader_reads_ahead_no_more_than_it_says_and_leaves_no_thread():
     batches.close()
     assert max(asked) <= 5  # 2 a thread ahead of the first
     assert threading.active_count() == before
+    taken = iter(range(100))
+    assert next(_read_ahead(str, taken, 2)) == "0"
+    assert next(taken) == 5
 
 
 def test_an_error_in_a_thread_reaches_the_caller():

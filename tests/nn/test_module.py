@@ -322,3 +322,32 @@ def test_a_module_prints_as_a_tree():
 
 def test_a_parameter_prints_as_one():
     assert repr(Parameter([1.0])).startswith("Parameter containing:\nTensor([1.]")
+
+
+@pytest.mark.parametrize(("own", "other"), [("float32", "float64"), ("float64", "float32")])
+def test_a_layer_casts_its_input_to_its_own_type_and_says_so_in_one_sentence(own, other):
+    x = np.linspace(-1, 1, 6).reshape(2, 3).astype(other)
+    layers = Sequential(Linear(3, 3), sn.nn.LayerNorm(3), Linear(3, 2)).to("numpy", own)
+    expected = layers(x.astype(own)).detach().numpy()
+    for given in (x, sn.Tensor(x, device="numpy")):
+        with pytest.warns(UserWarning, match=rf"Linear: its input is {other} .* cast to {own}; x.astype") as said:
+            np.testing.assert_array_equal(layers(given).detach().numpy(), expected)
+        assert len(said) == 1  # what the first layer gives has the right type
+    leaf = sn.Tensor(x, requires_grad=True, device="numpy")
+    with pytest.warns(UserWarning):
+        layers(leaf).sum().backward()
+    assert leaf.grad.dtype == other
+
+
+def test_an_error_of_dtype_that_no_cast_mends_stays_one():
+    class Both(Module):
+        def __init__(self):
+            self.a, self.b = Parameter(np.ones(2, np.float32)), Parameter(np.ones(2))
+
+        def forward(self, x):
+            return x * self.a * self.b
+
+    with pytest.raises(sn.DtypeError, match="expected one float dtype"):
+        Both()(np.ones(2))
+    with pytest.raises(sn.DtypeError, match="expected one float dtype"):
+        sn.tensor(np.ones(2)) * sn.tensor(np.ones(2, np.float32))
