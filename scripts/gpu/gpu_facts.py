@@ -153,7 +153,7 @@ SHAPES = {
     "avg_pool2d_grad": [[POOLED, PLANES]],
     "take_in_rows": [[(8192, 784), (8192, 196), (8192, 196)]],
     "scatter_in_rows": [[(8192, 196), (8192, 196), (8192, 784)]],
-    **{name: [[x] * 2 for x in (LONG, SHORT)] for name in ("softmax", "log_softmax")},
+    **{name: [[x] * 2 for x in (LONG, SHORT)] for name in ("softmax", "log_softmax", "argsort")},
     "softmax_grad": [[x] * 3 for x in (LONG, SHORT)],
     "logsumexp": LABELLED,
     "cross_entropy": [[x, rows, rows] for x, rows in LABELLED],

@@ -20,10 +20,12 @@ from ...errors import DeviceError
 
 try:
     from numba import cuda as _numba_cuda
+    from numba.cuda import libdevice as _libdevice
 except ImportError:  # a Numba that no longer brings a cuda target of its own
     raise DeviceError("cuda: expected the package numba-cuda; pip install 'numba-cuda[cu13]', got none") from None
 
 numba_cuda: Any = _numba_cuda
+libdevice: Any = _libdevice  # the GPU's functions of one number
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
 
 

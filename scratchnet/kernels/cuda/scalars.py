@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 
 from .. import scalars as shared
-from .compile import SIMULATED, device
+from .compile import SIMULATED, device, libdevice
 
 # Of a GPU's library, under Python's names. The simulator computes with NumPy's functions, as they stand in the table:
 # Python's raise where IEEE has an answer.
@@ -18,4 +18,5 @@ OWN = {} if SIMULATED else {name: getattr(math, name) for name in OF_LIBRARY.spl
 @cache
 def scalars(dtype: np.dtype) -> dict[str, Callable]:
     """name -> function."""
-    return shared.lifted(device, dtype.type, OWN)
+    own = OWN if SIMULATED else OWN | {"round": libdevice.rintf if dtype == np.float32 else libdevice.rint}
+    return shared.lifted(device, dtype.type, own)
