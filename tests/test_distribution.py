@@ -82,21 +82,21 @@ def test_the_sdist_holds_every_file_of_the_checkout(built):
     assert {name for name in names if not name.startswith(GENERATED)} == set(checkout())
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(built):
+def test_the_wheel_holds_the_package_and_the_scripts_that_its_command_runs(built):
     (path,) = built.glob("*.whl")
     assert path.name == f"{NAME.replace('-', '_')}-{scratchnet.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(path) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == {name for name in checkout() if name.startswith("scratchnet/")}
+    package = {name for name in checkout() if name.startswith("scratchnet/")}
+    assert names == package | {f"scratchnet/{name}" for name in checkout() if re.match(r"scripts/.*\.py$", name)}
 
 
 def test_a_wheel_trains_outside_the_checkout(built, tmp_path):
     (path,) = built.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "site")
-    shutil.copy(ROOT / "scripts" / "train.py", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-P", "train.py", "--epochs", "1", "--hidden", "8", "--folder", "run"],
+        [sys.executable, "-P", "-m", "scratchnet", "train", "--epochs", "1", "--hidden", "8", "--folder", "run"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path / "site"), "SCRATCHNET_QUIET": "1"},
         capture_output=True,

@@ -46,6 +46,7 @@ LAYERS = (
     "trainer",
     "report testing",
     "callbacks",
+    "__main__",
 )
 
 # What must not leak although it lies below: (who, what it must not know).

@@ -43,8 +43,7 @@ class Database(Sealed):
     A server that goes away does not stop the run: rows wait until it is back. Rows that wait are in the checkpoint, so
     that no row is lost with a run that is killed and resumed; what cannot be sent until the end goes to `unsent.jsonl`
     in the folder of the run, with a warning. A resumed run is the same run.
-    ConfigError without SQLAlchemy (`pip install "scratchnet-engine[database]"`), DatabaseError where no database
-    answers at the start.
+    ConfigError without SQLAlchemy (`pip install sqlalchemy`), DatabaseError where no database answers at the start.
     """
 
     def __init__(self, url: str = URL, name: str | None = None, every: int = 50, patience: float = 30.0):

@@ -32,7 +32,7 @@ class TensorBoard(Sealed):
     of the first samples of the training data, computed on a copy. images: called as images(run) after each epoch, gives
     {name: array (n, h, w) or (n, c, h, w) in [0, 1]}.
     A resumed run goes on in the same files; what was written after its checkpoint is hidden. Files are written by a
-    thread of tensorboardX (`pip install "scratchnet-engine[tensorboard]"`); ConfigError without it.
+    thread of tensorboardX (`pip install tensorboardX`); ConfigError without it.
     """
 
     def __init__(

@@ -1,0 +1,40 @@
+"""The command: `python -m scratchnet COMMAND ...` runs a script of scripts/, the very file that one reads."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+COMMANDS = {  # the script, and what it does
+    "train": ("train.py", "trains a network on images of 28x28 pixels"),
+    "predict": ("predict.py", "labels of images, rows or sentences, by a saved model"),
+    "runs": ("runs.py", "lists, compares and plots the runs of a database"),
+    "doctor": ("doctor.py", "tries all that a run needs on this machine, and says what is missing"),
+    "bench": ("bench/bench.py", "measures steps and kernels beside what is installed"),
+}
+FOLDERS = Path(__file__).parent / "scripts", Path(__file__).parents[1] / "scripts"  # of a wheel, of a checkout
+
+
+def main() -> None:
+    """Runs the script named by the first word of the command line, with the rest of it."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: scratchnet COMMAND [flags], of which each has --help\n")
+        print("\n".join(f"  {command:<9} {does}" for command, (_, does) in COMMANDS.items()))
+        return
+    if name not in COMMANDS:
+        print(f"scratchnet: expected a command, one of {', '.join(COMMANDS)}, got {name!r}", file=sys.stderr)
+        sys.exit(2)
+    folder = next((folder for folder in FOLDERS if folder.is_dir()), FOLDERS[-1])
+    script = folder / COMMANDS[name][0]
+    sys.argv = [f"scratchnet {name}", *rest]
+    sys.path.insert(0, str(script.parent))
+    program = types.ModuleType("__main__")
+    program.__file__ = str(script)
+    sys.modules["__main__"] = program  # not by runpy, which would name the script in every message
+    exec(compile(script.read_bytes(), script, "exec"), vars(program))
+
+
+if __name__ == "__main__":
+    main()
