@@ -5,6 +5,7 @@ Dropout and initialisers take one stream each from the current generator. A trai
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -100,29 +101,35 @@ def _fill(array: np.ndarray, draw: Callable[[np.random.Generator], Any], generat
 
 
 _default = Generator(0)
-_current: ContextVar[Generator] = ContextVar("generator", default=_default)
+_seeded: ContextVar[Generator] = ContextVar("seeded", default=_default)  # of a thread that called `manual_seed`
+_used: ContextVar[Generator | None] = ContextVar("used", default=None)
 
 
 def current() -> Generator:
     """The generator that layers and initialisers draw from: that of the innermost `using`, or the default one."""
-    return _current.get()
+    return _used.get() or _seeded.get()
 
 
 @contextlib.contextmanager
 def using(generator: Generator) -> Iterator[Generator]:
     """Inside, in this thread, random numbers come from `generator`."""
     checks.instance("using", generator, Generator, "a Generator")
-    token = _current.set(generator)
+    token = _used.set(generator)
     try:
         yield generator
     finally:
-        _current.reset(token)
+        _used.reset(token)
 
 
 def manual_seed(seed: int) -> Generator:
     """Starts the default generator again from `seed` (any integer, modulo 2**64), and returns it.
 
-    Its seed is 0 until then, so a program draws the same numbers each time it runs.
+    Its seed is 0 until then, so a program draws the same numbers each time it runs. A thread that is not the main one
+    gets a generator of its own, so threads that seed and build models at once do not draw from each other's numbers.
     Raises ConfigError for a seed that is not an integer.
     """
-    return _default.manual_seed(seed)
+    if threading.current_thread() is threading.main_thread():
+        return _default.manual_seed(seed)
+    generator = Generator(0).manual_seed(seed)
+    _seeded.set(generator)
+    return generator

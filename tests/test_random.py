@@ -96,6 +96,27 @@ def test_using_replaces_the_generator_inside_only():
     assert current() is outside
 
 
+def test_threads_that_seed_and_draw_at_once_do_not_disturb_each_other():
+    def drawn():
+        sn.manual_seed(7)
+        turns.wait()  # both have seeded
+        numbers = []
+        for _ in range(3):
+            numbers.append(sn.rand(2).tolist())
+            turns.wait()
+        found.append(numbers)
+
+    sn.manual_seed(7)
+    expected, turns, found = [sn.rand(2).tolist() for _ in range(3)], threading.Barrier(2), []
+    threads = [threading.Thread(target=drawn) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected, expected]
+    assert current().seed == 7 and sn.manual_seed(7) is current()
+
+
 def test_using_does_not_reach_other_threads():
     seen = []
     with using(Generator(1)):

@@ -309,7 +309,8 @@ class _Popen(popen_spawn_posix.Popen):
 
     def _launch(self, process):
         own = multiprocess.current_process()
-        about = {"name": process.name, "authkey": own.authkey, "sys_path": sys.path, "sys_argv": sys.argv}
+        folders = [folder for folder in sys.path if isinstance(folder, str)]  # as Python, which passes over the others
+        about = {"name": process.name, "authkey": own.authkey, "sys_path": folders, "sys_argv": sys.argv}
         stream = io.BytesIO()
         context.set_spawning_popen(self)
         try:

@@ -120,6 +120,11 @@ def test_threads_start_workers_at_once_and_leave_the_process_as_it_was():
     assert found == {i: [i] for i in range(3)}
 
 
+def test_what_python_passes_over_in_its_path_is_no_trouble(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, None, Path("."), 3])
+    assert sn.parallel.run(lambda comm: comm.rank, workers=1) == [0]
+
+
 def test_a_process_without_a_folder_whose_children_somebody_else_reaps(tmp_path, monkeypatch):
     """As a server that ignores SIGCHLD: the status of a worker is nobody's."""
     (tmp_path / "gone").mkdir()
@@ -248,6 +253,37 @@ def test_an_interactive_prompt_runs_it():
 def test_a_module_runs_with_dash_m(tmp_path):
     (tmp_path / "prog.py").write_text(UNGUARDED)
     assert python("-m", "prog", cwd=tmp_path).stdout == EXPECTED
+
+
+FORKED = """
+import multiprocessing, os, sys
+import numpy as np
+import scratchnet as sn
+
+def weights(workers):
+    sn.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+    model = sn.nn.MLP(4, 8, 2)
+    trainer = sn.Trainer(
+        model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss(), workers=workers, shards=4, progress=False
+    )
+    trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, (x[:, 0] > 0).astype(int)), 8), epochs=1)
+    return b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+
+expected = weights(1)  # kernels ran before the fork, as in a web server that loads the application first
+pid = os.fork()
+if not pid:
+    os._exit(0 if weights(2) == expected else 3)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+work = multiprocessing.get_context("fork").Process(
+    target=lambda: sys.exit(0 if weights(2) == expected else 4), daemon=True)  # as a worker of a task queue
+work.start(), work.join()
+print(status, work.exitcode)
+"""
+
+
+def test_a_process_that_was_forked_after_kernels_ran_has_workers_too():
+    assert python("-c", FORKED).stdout == "0 0\n"
 
 
 # --- the parent ends --------------------------------------------------------------------------------------------------
