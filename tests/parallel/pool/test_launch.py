@@ -264,9 +264,8 @@ def weights(workers):
     sn.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
     model = sn.nn.MLP(4, 8, 2)
-    trainer = sn.Trainer(
-        model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss(), workers=workers, shards=4, progress=False
-    )
+    parts = model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss()
+    trainer = sn.Trainer(*parts, workers=workers, shards=4, progress=False)
     trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, (x[:, 0] > 0).astype(int)), 8), epochs=1)
     return b"".join(p.detach().numpy().tobytes() for p in model.parameters())
 
