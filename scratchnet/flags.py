@@ -50,7 +50,10 @@ def parse_flags(config: type[Config], argv: Sequence[str] | None = None) -> Conf
             options |= {"nargs": "+"} if isinstance(field.default, tuple) else {}
             options |= {"metavar": kind.__name__.upper()} if not field.metadata["choices"] else {}
         if field.metadata["is_word"]:
-            parser.add_argument(field.name, **options | {"nargs": "*" if isinstance(field.default, tuple) else "?"})
+            parser.add_argument(
+                field.name,
+                **options | {"nargs": "*" if isinstance(field.default, tuple) else "?", "metavar": field.name.upper()},
+            )
         else:
             parser.add_argument("--" + field.name.replace("_", "-"), **options)
     values = vars(parser.parse_args(argv))

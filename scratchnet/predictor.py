@@ -43,6 +43,10 @@ OUTPUTS = {
 KINDS = (*dict.fromkeys(OUTPUTS.values()), "values")
 
 
+# What a file whose checksum fits, but which no `save_model` wrote, may lead to.
+FORGED = (ScratchnetError, TypeError, KeyError, AttributeError, ValueError, IndexError, MemoryError, OverflowError)
+
+
 class _Scale:
     """Numbers times a scale, as float32: what a TensorDataset does."""
 
@@ -220,10 +224,16 @@ def load_model(
             )
         try:
             model = _built(found["architecture"])
-        except (ScratchnetError, TypeError, KeyError, AttributeError) as error:
+        except FORGED as error:
             raise CheckpointError(f"{file}: expected a model of this version of scratchnet.nn ({error})") from error
     model.load_state_dict(state["model"])
-    return Predictor(model if device is None else model.to(device), found, given, str(file))
+    try:
+        return Predictor(model if device is None else model.to(device), found, given, str(file))
+    except FORGED as error:
+        if isinstance(error, CheckpointError | ConfigError):
+            raise
+        found_out = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{file}: expected what this version keeps of inputs ({found_out:.160})") from error
 
 
 def newest_checkpoint(path: str | os.PathLike) -> Path:

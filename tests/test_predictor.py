@@ -263,6 +263,10 @@ def test_nothing_is_unpickled_or_executed(tmp_path):
 
 
 LINEAR = {"name": "Linear", "args": ["x", 2], "options": {}}
+HUGE = {"name": "Linear", "args": [2**31 - 1, 2**31 - 1], "options": {}}
+NOTHING = {"layers": {"sequential": {}}, "dtype": "float32"}
+TABLE = {"kind": "table", "state": {"columns": ["a"], "path": "x"}}
+REST = {"classes": None, "outputs": "logits"}
 
 
 @pytest.mark.parametrize(
@@ -271,6 +275,10 @@ LINEAR = {"name": "Linear", "args": ["x", 2], "options": {}}
         ({"weights": {}}, "the weights of a model under 'model', found weights"),
         ({"model": {}, "prediction": {"architecture": {"layers": LINEAR, "dtype": "float32"}}}, "in_features"),
         ({"model": {}, "prediction": {"architecture": {"layers": {}, "dtype": "float32"}}}, "of this version"),
+        ({"model": {}, "prediction": {"architecture": {"layers": HUGE, "dtype": "float32"}}}, "of this version"),
+        ({"model": {}, "prediction": {"architecture": NOTHING, "steps": [{}], "classes": None}}, "of inputs (KeyError"),
+        ({"model": {}, "prediction": {"architecture": NOTHING, "steps": [TABLE], **REST}}, "of inputs (TypeError"),
+        ({"model": {}, "prediction": {"architecture": NOTHING, "steps": [{"kind": "os"}], **REST}}, "found 'os'"),
     ],
 )
 def test_a_file_of_something_else_is_refused_in_one_line(tmp_path, state, message):

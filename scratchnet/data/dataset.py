@@ -142,7 +142,7 @@ class TensorDataset(_BatchDataset):
         self.arrays = tuple(as_rows(array, f"TensorDataset: array {k}") for k, array in enumerate(arrays))
         check_lengths(self.arrays, "TensorDataset")
         for k, array in enumerate(self.arrays):
-            check_finite(array, f"TensorDataset: array {k}: row")
+            check_finite(array, f"TensorDataset: array {k}: row", remedy="; sn.data.clean leaves out such rows")
         self.scale = None if scale is None else np.float32(checks.number("TensorDataset: scale", scale))
 
     def __len__(self):

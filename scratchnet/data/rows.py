@@ -38,11 +38,13 @@ def finite_rows(array):
     return np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
 
 
-def check_finite(array, what, names=None):
+def check_finite(array, what, names=None, remedy=""):
     finite = finite_rows(array)
     if not finite.all():
         row = np.argmin(finite)
-        raise DataError(f"{what} {row if names is None else names[row]}: expected finite numbers, found NaN or Inf")
+        raise DataError(
+            f"{what} {row if names is None else names[row]}: expected finite numbers, found NaN or Inf{remedy}"
+        )
 
 
 def collated(samples, what, names=None):
