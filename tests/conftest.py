@@ -58,8 +58,8 @@ ONCE = {
     "testing": ("test_bounds", "test_calls", "test_planted", "test_threads"),
     "scripts": ("test_doctor", "test_drill", "test_flags", "test_runs", "test_scripts"),
     "tests": (
-        "test_distribution", "test_docs", "test_main", "test_metrics", "test_notebooks", "test_predictor", "test_readme",
-        "test_report", "test_structure", "test_time_limit",
+        "test_distribution", "test_docs", "test_main", "test_metrics", "test_notebooks", "test_predictor",
+        "test_readme", "test_report", "test_structure", "test_time_limit",
     ),
 }  # fmt: skip
 
