@@ -63,17 +63,17 @@ def to(self: Tensor, *targets: Any, device: Any = None, dtype: Any = None) -> Te
     targets: devices by name, dtypes such as sn.float64, or a tensor whose device and dtype are taken.
     Raises DeviceError, DtypeError, ConfigError.
     """
+    wanted: dict[str, Any] = {}
     for target in targets:
         if isinstance(target, TensorBase):
-            device, dtype = target._device.name, target._data.dtype
-        elif isinstance(target, np.dtype | type) and checks.is_dtype(target):
-            dtype = target
+            wanted |= {"device": target._device.name, "dtype": target._data.dtype}
         else:
-            device = target
-    if not targets and device is None and dtype is None:
+            wanted["dtype" if isinstance(target, np.dtype | type) else "device"] = target
+    wanted |= {word: target for word, target in (("device", device), ("dtype", dtype)) if target is not None}
+    if not wanted:
         raise ConfigError("to: expected a device, a dtype or a tensor, got none of them")
-    moved = self if (device is None and not targets) or (device is None and dtype is not None) else self._moved(device)
-    return moved if dtype is None else moved.astype(dtype)
+    moved = self._moved(wanted["device"]) if "device" in wanted else self
+    return moved.astype(wanted["dtype"]) if "dtype" in wanted else moved
 
 
 def type_(self: Tensor, dtype: Any = None) -> Any:

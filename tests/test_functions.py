@@ -179,3 +179,20 @@ def test_results_of_grad_carry_no_record_unless_something_outside_wants_one():
 def test_grad_of_a_function_without_one_number_as_result_is_an_error(f, came):
     with pytest.raises(sn.ShapeError, match=f"grad: expected a function whose result is one element, got {came}"):
         sn.grad(f)(np.ones(2))
+
+
+def test_grad_takes_dictionaries_lists_and_tuples_of_tensors():
+    def loss(p, x):
+        return ((x * p["w"] + p["layers"][0][1]) ** 2).sum()
+
+    w, b, x = np.array([1.0, 2.0]), np.array(0.5), np.array([3.0, 4.0])
+    value, g = sn.value_and_grad(loss)({"w": sn.Tensor(w), "layers": [(1.0, sn.Tensor(b))]}, x)
+    residual = x * w + b
+    assert value.item() == (residual**2).sum()
+    np.testing.assert_allclose(g["w"].numpy(), 2 * residual * x)
+    assert g["layers"][0][1].item() == pytest.approx(2 * residual.sum()) and g["layers"][0][0].item() == 0
+    assert type(g["layers"]) is list and type(g["layers"][0]) is tuple
+    first, second = sn.grad(lambda a, b: (a[0] * b).sum() + a[1].sum(), (0, 1))([w, w], x)
+    np.testing.assert_array_equal(first[0].numpy(), x)
+    np.testing.assert_array_equal(second.numpy(), w)
+    assert sn.grad(lambda t: (t * t).sum())([1.0, 2.0]).tolist() == [2.0, 4.0]  # numbers alone are an array

@@ -5,6 +5,7 @@ import pytest
 from messages import error_line
 
 import scratchnet as sn
+from scratchnet import in_place
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -232,3 +233,26 @@ def test_optimizers_and_loaded_states_go_on_after_a_change_in_place():
     before, weight = model.weight.detach(), model.weight
     model.load_state_dict({"weight": np.ones((2, 1), np.float32), "bias": np.zeros(1, np.float32)})
     assert model.weight is weight and numbers(before) == [[1.0], [1.0]]
+
+
+@pytest.mark.parametrize("name", in_place.IN_PLACE.split())
+def test_a_function_in_place_gives_what_the_function_gives_in_the_same_memory(name):
+    args = {"clamp": (0.5, 1.0), "clip": (0.5, 1.0), "masked_fill": (np.array([True, False]), 3.0)}.get(name, ())
+    t = sn.tensor([0.25, 1.75])
+    expected, memory = getattr(t, name)(*args).numpy(), t.numpy()
+    assert getattr(t, f"{name}_")(*args) is t
+    np.testing.assert_array_equal(memory, expected)
+    leaf = sn.tensor([0.25, 1.75], requires_grad=True)
+    with pytest.raises(sn.GradientError, match=f"{name}_: expected a tensor that may change in place"):
+        getattr(leaf, f"{name}_")(*args)
+
+
+def test_random_numbers_in_place_repeat_and_keep_to_their_bounds():
+    sn.manual_seed(2)
+    a, b = sn.zeros(500).normal_(1.0, 2.0), sn.zeros(500).uniform_(-1.0, 3.0)
+    assert abs(a.mean().item() - 1) < 0.4 and abs(a.std().item() - 2) < 0.3
+    assert b.min().item() >= -1 and b.max().item() < 3
+    sn.manual_seed(2)
+    assert sn.equal(sn.zeros(500).normal_(1.0, 2.0), a)
+    with pytest.raises(sn.ConfigError, match="uniform_: expected"):
+        sn.zeros(1).uniform_(2.0, 1.0)
