@@ -148,6 +148,13 @@ class TensorDataset(_BatchDataset):
     def __len__(self):
         return len(self.arrays[0])
 
+    def __repr__(self):
+        kinds = [np.dtype(np.float32) if self.scale is not None else self.arrays[0].dtype]
+        kinds += [array.dtype for array in self.arrays[1:]]
+        fields = ", ".join(f"{kind} {array.shape[1:]}" for kind, array in zip(kinds, self.arrays, strict=True))
+        names = "" if self.classes is None else f", classes {', '.join(map(str, self.classes)):.60}"
+        return f"TensorDataset({len(self)} samples: {fields}{names})"
+
     def gather(self, positions):
         positions = checked_positions(positions, len(self))
         features, *others = self.arrays
@@ -183,6 +190,10 @@ class View(_BatchDataset):
 
     def __len__(self):
         return len(self.dataset)
+
+    def __repr__(self):
+        below = repr(self.dataset) if isinstance(self.dataset, Dataset) else f"a {type(self.dataset).__name__}"
+        return f"{type(self).__name__}({len(self)} samples of {below})"
 
 
 class Subset(View):

@@ -322,3 +322,12 @@ def test_lengths_that_do_not_add_up_are_refused(lengths):
 def test_a_split_with_a_bad_seed_is_refused(seed):
     with pytest.raises(ConfigError, match="random_split: seed: expected an integer >= 0"):
         random_split(TensorDataset(np.arange(7)), [7], seed=seed)
+
+
+def test_a_data_set_says_what_it_holds():
+    images = TensorDataset(some("u1", (7, 2, 3)), np.arange(7), scale=1 / 255)
+    assert repr(images) == "TensorDataset(7 samples: float32 (2, 3), int64 ())"
+    images.classes = ("cat", "dog")
+    assert repr(images).endswith("int64 (), classes cat, dog)")
+    assert repr(Subset([1, 2, 3], [0, 1])) == "Subset(2 samples of a list)"
+    assert repr(images.map(np.negative)) == f"Mapped(7 samples of {images!r})"
