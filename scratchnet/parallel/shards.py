@@ -134,9 +134,12 @@ _spare: list[Any] = []  # generators that nobody uses now
 
 
 def gathered(dataset: Any, positions: np.ndarray, seed: int, stream: int) -> Batch:
-    """The samples of a shard; what the data set draws from `random` and `np.random` depends on (seed, stream) alone."""
+    """The samples of a shard; what the data set draws from `random`, `np.random` and scratchnet's own random numbers
+    depends on (seed, stream) alone. Of the shard's streams it has the second half, a model and a loss have the first.
+    """
     seed_others(seed, stream, READING)
-    return gather(dataset, positions)
+    with using(Generator(seed, stream + DRAWS // 2)):
+        return gather(dataset, positions)
 
 
 def tensors_of(batch: Batch, make: Callable[[Any], Tensor]) -> Any:

@@ -58,6 +58,8 @@ class SharedMemory:
     costs addresses only. Raises SharedMemoryError if there is too little memory.
     """
 
+    fd = -1  # of no file yet, for `_close`
+
     def __init__(self, size: int, committed: int | None = None):
         try:
             self.fd = _new_file()

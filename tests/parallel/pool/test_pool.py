@@ -134,6 +134,21 @@ def test_a_dataset_that_is_asked_sample_by_sample_gives_the_same_bytes():
     assert trained(2, 4, dataset=Sampled(samples())) == trained(1, 4)
 
 
+class Noisy(Sampled):
+    """Draws from scratchnet's own random numbers."""
+
+    def __getitem__(self, index):
+        x, y = self.dataset[index]
+        return x + sn.randn(FEATURES).numpy(), y
+
+
+def test_a_dataset_that_draws_our_random_numbers_gives_the_same_bytes():
+    def noisy(workers):
+        return trained(workers, 4, dataset=Noisy(samples()), epochs=1)
+
+    assert noisy(2) == noisy(1) == noisy(1) != trained(1, 4, dataset=Sampled(samples()), epochs=1)
+
+
 def test_without_shards_several_workers_have_the_bits_of_eight(monkeypatch):
     monkeypatch.setattr(planner, "plans", lambda available, most: [planner.Plan(1, 1)])  # auto takes one process
     eight = trained(1, 8)
