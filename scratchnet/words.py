@@ -13,18 +13,18 @@ from typing import Any
 
 from .errors import ConfigError
 
-NUMPYS = {"dim": "axis", "dims": "axis", "keepdim": "keepdims", "min": "low", "max": "high"}  # by PyTorch's word
+NUMPYS = {"dim": "axis", "keepdim": "keepdims", "min": "low", "max": "high"}  # by PyTorch's word
 Tensor = Any
 Function = Callable[..., Tensor]
 
 
 def in_both(function: Function) -> Function:
     """The function with PyTorch's word beside each of NumPy's that it takes; itself, if it takes none."""
-    signature = inspect.signature(function)
-    own = signature.parameters
+    own = function.__code__.co_varnames[: function.__code__.co_argcount]
     theirs = {word: numpys for word, numpys in NUMPYS.items() if numpys in own and word not in own}
-    if not theirs or any(p.kind == p.VAR_KEYWORD for p in own.values()):
+    if not theirs:
         return function
+    signature = inspect.signature(function)
 
     @wraps(function)
     def in_either(*args: Any, **words: Any) -> Any:
@@ -35,8 +35,9 @@ def in_both(function: Function) -> Function:
             words[numpys] = words.pop(word)
         return function(*args, **words)
 
-    more = [inspect.Parameter(w, inspect.Parameter.KEYWORD_ONLY, default=own[n].default) for w, n in theirs.items()]
-    in_either.__signature__ = signature.replace(parameters=[*own.values(), *more])  # type: ignore[attr-defined]
+    known = signature.parameters
+    more = [known[numpys].replace(name=word, kind=inspect.Parameter.KEYWORD_ONLY) for word, numpys in theirs.items()]
+    in_either.__signature__ = signature.replace(parameters=[*known.values(), *more])  # type: ignore[attr-defined]
     return in_either
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import checks, ops, random
 from ..errors import DtypeError, ShapeError
-from ..functions import log_softmax, relu, sigmoid, silu, softmax, tanh
+from ..functions import log_softmax, one_hot, relu, sigmoid, silu, softmax, tanh
 from ..grad_mode import no_grad
 from ..ops.operands import assign
 from ..tensor import ArrayLike, Tensor, as_tensor
@@ -77,6 +77,7 @@ __all__ = [
     "mish",
     "mse_loss",
     "nll_loss",
+    "one_hot",
     "prelu",
     "relu",
     "relu6",

@@ -187,6 +187,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "F.leaky_relu": lambda: {"x": x(), "negative_slope": 0.1},
     "F.elu": lambda: {"x": x(), "alpha": 0.5},
     "F.hardtanh": lambda: {"x": x(), "min_val": -0.5, "max_val": 0.5},
+    "F.one_hot": lambda: {"x": numbers(), "num_classes": 2},
     "F.prelu": lambda: {"x": x(), "weight": row()},
     **{f"sn.{name}": lambda: {"x": x(), "other": x()} for name in BINARY.split()},
     **{
