@@ -11,6 +11,7 @@ import io
 import mmap
 import os
 import pickle
+import random
 import threading
 import types
 import weakref
@@ -151,6 +152,19 @@ def culprit(value: Any, path: str = "", depth: int = DEPTH) -> str:
             inner = f"{path}{name}"
             return culprit(part, inner, depth - 1) if depth else inner
     return path.lstrip(".")
+
+
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+
+
+def generator_in(value: Any, path: str, depth: int = 6) -> str | None:
+    """The path to a generator of random numbers that an object keeps; None if none is found a few steps from it."""
+    if isinstance(value, GENERATORS):
+        return path
+    if depth and not (isinstance(value, list | tuple | dict) and len(value) > 100):
+        parts = [(name, x) for name, x in _parts(value) if not isinstance(x, types.ModuleType | types.FunctionType)]
+        return next(filter(None, (generator_in(part, path + name, depth - 1) for name, part in parts)), None)
+    return None
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

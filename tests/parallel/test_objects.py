@@ -1,6 +1,7 @@
 """What is sent to workers: whatever people define in a script arrives as it is there, or is refused by name."""
 
 import functools
+import random
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scratchnet as sn
-from scratchnet.parallel.objects import SharedObject, culprit, dumps, loads
+from scratchnet.parallel.objects import SharedObject, culprit, dumps, generator_in, loads
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "sent_objects.py"
 
@@ -80,6 +81,12 @@ def test_a_cached_function_inside_of_another_arrives():
 
     arrived = loads(dumps(double))
     assert arrived(3) == 6 and arrived.cache_parameters() == {"maxsize": 7, "typed": False}
+
+
+@pytest.mark.parametrize("make", [np.random.default_rng, np.random.RandomState, random.Random])
+def test_a_generator_that_a_data_set_keeps_is_found(make):
+    assert generator_in(Data(make(3)), "dataset") == "dataset.parts['a'][1]"
+    assert generator_in(Data([1] * 1000), "dataset") is None and generator_in(Data(np.random), "dataset") is None
 
 
 def test_weak_collections_arrive():

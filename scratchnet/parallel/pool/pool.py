@@ -21,7 +21,7 @@ from multiprocess import connection
 from ...errors import ConfigError, NonFiniteError, WorkerError
 from ...native.atomics import SPINS, publish
 from ...native.limits import cores
-from ..objects import SharedObject, loads
+from ..objects import SharedObject, generator_in, loads
 from ..phases import Phase
 from ..settings import Settings, Start
 from ..shards import first_full, split
@@ -108,6 +108,11 @@ class Pool(Steps):
     def __init__(self, settings: Settings, start: Start, *, patience: float | None = None, stop: Any = None):
         replica, workers = Replica.of(settings), settings.workers
         job = SharedObject(replica, "Trainer: expected a model, loss and data that can be sent to a worker")
+        if found := generator_in(replica.dataset, "dataset"):
+            log.warning(
+                "fit: %s is a generator of which each worker has its own copy; if samples draw from it, bits depend on "
+                "the number of workers: make one from the sample's number, np.random.default_rng([seed, index])", found,
+            )  # fmt: skip
         super().__init__(replica, start, slices_of(replica, workers))
         self.placement, self._modules = settings.placement, job.modules
         self.patience, self._first = patience or settings.patience, self.submitted

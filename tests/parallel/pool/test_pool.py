@@ -149,6 +149,13 @@ def test_a_dataset_that_draws_our_random_numbers_gives_the_same_bytes():
     assert noisy(2) == noisy(1) == noisy(1) != trained(1, 4, dataset=Sampled(samples()), epochs=1)
 
 
+def test_a_dataset_that_keeps_a_generator_is_named(caplog):
+    dataset = Sampled(samples())
+    dataset.draws = np.random.default_rng(0)
+    trained(2, 4, dataset=dataset, epochs=1)
+    assert "draws is a generator of which each worker has its own copy" in caplog.text
+
+
 def test_without_shards_several_workers_have_the_bits_of_eight(monkeypatch):
     monkeypatch.setattr(planner, "plans", lambda available, most: [planner.Plan(1, 1)])  # auto takes one process
     eight = trained(1, 8)
