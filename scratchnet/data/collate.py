@@ -13,7 +13,17 @@ from .. import checks
 from ..errors import ConfigError, ShapeError
 from ..functions import stack
 from ..tensor import FLOATS, Tensor
-from .dataset import Batch, Samples, View, _BatchDataset, checked_samples, counts_epochs, gather, positions_of
+from .dataset import (
+    Batch,
+    Samples,
+    View,
+    _BatchDataset,
+    checked_samples,
+    counts_epochs,
+    fields_of,
+    gather,
+    positions_of,
+)
 from .rows import check_finite, checked_positions, collated, widen
 
 
@@ -147,14 +157,25 @@ def _field(value: Any, name: Any) -> Any:
 
 
 class Cast(View):
-    """`dataset` with its fields of floats in one dtype, that of a model."""
+    """`dataset` with its fields of floats in one dtype, that of a model.
 
-    def __init__(self, dataset: Samples, dtype: Any):
+    say: called as say(name of a field, its dtype, dtype) for each field that is cast, in this process alone.
+    """
+
+    def __init__(self, dataset: Samples, dtype: Any, say: Callable[[Any, Any, Any], None] | None = None):
         super().__init__(dataset)
-        self.dtype = np.dtype(dtype)
+        self.dtype, self.say = np.dtype(dtype), say
+
+    def __getstate__(self):
+        return super().__getstate__() | {"say": None}
 
     def gather(self, positions):
-        return cast(gather(self.dataset, positions), self.dtype)
+        batch = gather(self.dataset, positions)
+        if self.say is not None:
+            for name, field in fields_of(batch):
+                if hasattr(field, "dtype") and field.dtype in FLOATS and field.dtype != self.dtype:
+                    self.say(name, field.dtype, self.dtype)
+        return cast(batch, self.dtype)
 
     def _select(self, positions):
         return cast(self.dataset._select(positions), self.dtype)  # type: ignore[attr-defined]

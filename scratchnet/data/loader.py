@@ -68,6 +68,7 @@ class DataLoader:
         self.num_workers = checks.integer("DataLoader: num_workers", num_workers, 0, 256)
         self.dtype = None if dtype is None else _float("DataLoader: dtype", dtype)
         self._next_epoch, self._has_said = 0, False
+        self._say: Callable[[Any, Any, Any], None] | None = None
 
     @property
     def order(self) -> Sampler:
@@ -152,12 +153,13 @@ class DataLoader:
     def source(self) -> Any:
         """The data set that batches are read from: `dataset`, its samples collated, in one float type."""
         collated = self.dataset if self.collate_fn is None else Collated(self.dataset, self.collate_fn)
-        return collated if self.dtype is None else Cast(collated, self.dtype)
+        return collated if self.dtype is None else Cast(collated, self.dtype, self._say)
 
-    def typed(self, dtype: Any) -> DataLoader:
-        """This loader with another `dtype`, unless it has one."""
+    def typed(self, dtype: Any, say: Callable[[Any, Any, Any], None] | None = None) -> DataLoader:
+        """This loader with another `dtype`, unless it has one. say: see `Cast`."""
         other = copy.copy(self)
-        other.dtype = _float("DataLoader: dtype", dtype) if self.dtype is None else self.dtype
+        if self.dtype is None:
+            other.dtype, other._say = _float("DataLoader: dtype", dtype), say
         return other
 
 

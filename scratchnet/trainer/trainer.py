@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import checks
 from ..data import DataLoader
-from ..data.dataset import fields_of, gather
+from ..data.dataset import gather, selects
 from ..errors import CallbackError, ConfigError, ShapeError
 from ..grad_mode import no_grad
 from ..kernels import get_num_threads, set_num_threads
@@ -27,7 +27,7 @@ from ..parallel.comm.job import is_first_rank, started_as
 from ..parallel.engines import begin, engine_of, is_distributed, share_record
 from ..parallel.placement import Placement
 from ..parallel.settings import Settings
-from ..parallel.shards import SHARDS, output_and_target, streams_kept, tensors_of
+from ..parallel.shards import SHARDS, output_and_target, tensors_of
 from ..parallel.strategies import Strategy, strategy_of
 from ..sealed import Sealed
 from ..tensor import Tensor
@@ -285,23 +285,19 @@ class Trainer(Sealed):
 
     def _typed(self, loader: DataLoader) -> DataLoader:
         """The loader with floats in the model's type. A warning says so where they come in another one."""
-        dtype = next(iter(self.model.parameters())).dtype
-        typed = loader.typed(dtype)
-        if self._has_cast or loader.dtype is not None or not len(loader):
-            return typed
-        with streams_kept():
-            fields = fields_of(gather(loader.source, next(loader.batch_indices(0))[:1]))
-        for name, field in fields:
-            found = getattr(field, "dtype", dtype)
-            if found.kind == "f" and found != dtype:
-                self._has_cast = True
-                warnings.warn(
-                    f"Trainer: field {name} of the samples is {found} and the model {dtype}, so samples are cast to "
-                    f"{dtype}; DataLoader(dtype='{dtype}') says that this is meant",
-                    stacklevel=3,
-                )
-                break
+        typed = loader.typed(next(iter(self.model.parameters())).dtype, self._say_cast if self._is_first else None)
+        if selects(loader.source) and len(loader):  # a recorded step would cast them without a word
+            gather(typed.source, next(loader.batch_indices(0))[:1])
         return typed
+
+    def _say_cast(self, name: Any, found: Any, dtype: Any) -> None:
+        if not self._has_cast:
+            self._has_cast = True
+            warnings.warn(
+                f"Trainer: field {name} of the samples is {found} and the model {dtype}, so samples are cast to "
+                f"{dtype}; DataLoader(dtype='{dtype}') says that this is meant",
+                stacklevel=2,
+            )
 
     def _choose(self, loader: DataLoader) -> Any:
         """workers="auto": take the fastest plan; returns the planner's Choice."""

@@ -690,7 +690,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "dataset": samples(), "batch_size": 2, "shuffle": True, "drop_last": False, "seed": 1,
         "sampler": None, "collate_fn": None, "num_workers": 1, "dtype": "float32",
     },
-    "data.DataLoader.typed": lambda: {"self": loader(), "dtype": "float64"},
+    "data.DataLoader.typed": lambda: {"self": loader(), "dtype": "float64", "say": None},
     "data.Dataset.transform": lambda: {"self": samples(), "function": lambda row: row},
     "data.Augmented": lambda: {"dataset": samples(), "functions": [lambda x, u: x], "seed": 1},
     "data.Augmented.gather": lambda: {"self": data.Augmented(samples(), []), "positions": [0, 1]},

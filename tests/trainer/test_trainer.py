@@ -622,3 +622,21 @@ def test_every_update_has_the_same_bits_with_two_workers(name):
 
     expected = trained()
     assert trained(workers=2) == expected and trained(jit=False) == expected and trained(clip_norm=1e9) == expected
+
+
+def test_samples_of_the_users_are_cast_with_one_sentence_and_read_no_more_than_needed():
+    class Samples(sn.data.Dataset):
+        asked: list = []  # noqa: RUF012
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, i):
+            self.asked.append(i)
+            return np.full(FEATURES, i / 8), i % CLASSES
+
+    trainer, _ = make(model=sn.nn.MLP(FEATURES, CLASSES).to("numpy"))
+    loader = sn.data.DataLoader(Samples(), 4)
+    with pytest.warns(UserWarning, match="Trainer: field 0 of the samples is float64 and the model float32") as said:
+        trainer.fit(loader, epochs=2)
+    assert len(said) == 1 and Samples.asked == [*range(8)] * 2
