@@ -171,10 +171,12 @@ def _vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for t, version in zip(inputs, node.versions, strict=True):
         if (t._version if t._base is None else t._base._version) != version:
             raise GradientError(f"{op.name}: expected its inputs as they were, but one was changed in place since")
-    y = inputs[0]._wrap(node.out, node.device, node)
+    y, params = inputs[0]._wrap(node.out, node.device, node), node.params
+    if op.shared is not None:
+        params = params | {"shared": op.shared(g, y, *inputs, **params)}
     for i, t in enumerate(inputs):
         if t._requires_grad and (vjp := op.vjp(i)) is not None:
-            yield t, unbroadcast(vjp(g, y, *inputs, **node.params), t.shape)
+            yield t, unbroadcast(vjp(g, y, *inputs, **params), t.shape)
 
 
 def unbroadcast(g: Tensor, shape: tuple[int, ...]) -> Tensor:

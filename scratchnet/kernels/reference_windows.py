@@ -117,3 +117,35 @@ def scatter_in_rows(g, index, out):
     """out[i, k] = sum of g[i, j] over index[i, j] == k, in order of j: g (rows, m), out (rows, n)."""
     out[...] = 0
     np.add.at(out, (np.arange(len(g))[:, None], index), g)
+
+
+# --- batch norm: x, g (n, c, l), moments (2, c): mean and variance of each channel -----------------------------------
+
+
+def channel_moments(x, out):
+    """out[0, c] = mean of x[:, c], out[1, c] = its variance, divided by n * l >= 1."""
+    np.mean(x, axis=(0, 2), out=out[0])
+    np.var(x, axis=(0, 2), out=out[1])
+
+
+def batch_norm(x, moments, weight, bias, out, eps):
+    """out = (x - mean) / sqrt(variance + eps) * weight + bias, by channel (Ioffe and Szegedy 2015)."""
+    out[...] = _standardized(x, moments, eps) * weight[:, None] + bias[:, None]
+
+
+def batch_norm_sums(g, x, moments, out, eps):
+    """out[0, c] = sum of g * (x - mean) / sqrt(variance + eps), out[1, c] = sum of g: gradients of weight and bias."""
+    np.sum(g * _standardized(x, moments, eps), axis=(0, 2), out=out[0])
+    np.sum(g, axis=(0, 2), out=out[1])
+
+
+def batch_norm_grad(g, x, moments, weight, sums, out, eps):
+    """out = weight / sqrt(variance + eps) * (g - (sums[1] + y * sums[0]) / (n * l)), y = x standardized: towards x."""
+    count = x.dtype.type(x.shape[0] * x.shape[2])
+    scale = weight / np.sqrt(moments[1] + x.dtype.type(eps))
+    out[...] = scale[:, None] * (g - (sums[1][:, None] + _standardized(x, moments, eps) * sums[0][:, None]) / count)
+
+
+def _standardized(x, moments, eps):
+    mean, variance = moments[:, :, None]
+    return (x - mean) / np.sqrt(variance + x.dtype.type(eps))

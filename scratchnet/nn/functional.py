@@ -153,8 +153,8 @@ def batch_norm(
     if x.ndim < 2:
         raise ShapeError(f"batch_norm: expected x (N, C, ...), got {x.shape}")
     if x.ndim > 3:  # images are sequences of as many elements
-        images, x = x.shape, x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
-        return batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps).reshape(images)
+        flat = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+        return batch_norm(flat, running_mean, running_var, weight, bias, training, momentum, eps).reshape(x.shape)
     axes, channels = ((0,), (0, 2))[x.ndim - 2], (x.shape[1],)
     column = (x.shape[1], 1)[: x.ndim - 1]  # a value a channel, as it broadcasts against x
     eps, training = checks.number("batch_norm: eps", eps, "[0, inf)"), checks.flag("batch_norm: training", training)
@@ -166,20 +166,38 @@ def batch_norm(
             checks.refuse("batch_norm", "running statistics as tensors", t, DtypeError, "make them by sn.Tensor(...)")
         if t.shape != channels:
             raise ShapeError(f"batch_norm: expected running statistics {channels}, got {t.shape}")
-    if training or running_mean is None or running_var is None:
-        n = x.size // max(x.shape[1], 1)
-        if training and n < 2:
-            raise ShapeError(f"batch_norm: expected more than one value a channel in training, got x {x.shape}")
-        last = x if x.ndim == 2 else x.permute(0, 2, 1)
-        y = ops.standardize(last.reshape(1, n, x.shape[1]), eps).reshape(last.shape)
-        y = y if x.ndim == 2 else y.permute(0, 2, 1)
+    n = x.size // max(x.shape[1], 1)
+    if training and n < 2:
+        raise ShapeError(f"batch_norm: expected more than one value a channel in training, got x {x.shape}")
+    if not training and running_mean is not None and running_var is not None:
+        y = (x - running_mean.reshape(column)) / (running_var.reshape(column) + eps).sqrt()
+        return _affine("batch_norm", y, weight, bias, channels, column)
+    if x.ndim == 3 and n:
+        x = x if x.dtype.kind == "f" else x.astype(np.float32)
+        weight, bias = _of_channels("batch_norm", x, weight, 1), _of_channels("batch_norm", x, bias, 0)
+        with no_grad():
+            moments = ops.channel_moments(x)
+        y, mean, variance = ops.batch_norm(x, weight, bias, moments=moments, eps=eps), moments[0], moments[1]
+    else:
+        y = ops.standardize(x.reshape(1, n, x.shape[1]), eps).reshape(x.shape) if x.ndim == 2 else x
+        y = _affine("batch_norm", y, weight, bias, channels, column)
         if training:
             with no_grad():
-                _move(running_mean, x.mean(axes), momentum)
-                _move(running_var, x.var(axes, ddof=min(1, n - 1)), momentum)
-    else:
-        y = (x - running_mean.reshape(column)) / (running_var.reshape(column) + eps).sqrt()
-    return _affine("batch_norm", y, weight, bias, channels, column)
+                mean, variance = x.mean(axes), x.var(axes, ddof=0)
+    if training:
+        with no_grad():
+            _move(running_mean, mean, momentum)
+            _move(running_var, variance * (n / (n - 1)), momentum)
+    return y
+
+
+def _of_channels(name: str, x: Tensor, values: ArrayLike | None, default: float) -> Tensor:
+    """Weight or bias of the channels of x, or `default` for each."""
+    shape = (x.shape[1],)
+    t = as_tensor(np.full(shape, default, x.dtype) if values is None else values, x)
+    if t.shape != shape:
+        raise ShapeError(f"{name}: expected weight and bias {shape}, got {t.shape}")
+    return t
 
 
 def _affine(

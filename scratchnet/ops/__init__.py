@@ -6,6 +6,7 @@ by themselves.
 
 from .. import words
 from . import along, logic  # noqa: F401 - they add to METHODS
+from .channels import batch_norm, channel_moments
 from .einsum import einsum
 from .elementwise import add, bounded_log, cast, dropout, where
 from .movement import cat, checked_index, index, permute_op, reshape_op, stack, take_rows
@@ -22,9 +23,11 @@ __all__ = [
     "Op",
     "add",
     "avg_pool2d",
+    "batch_norm",
     "bounded_log",
     "cast",
     "cat",
+    "channel_moments",
     "checked_index",
     "conv2d",
     "conv2d_input",

@@ -176,7 +176,7 @@ def _standardize(device, *arrays, eps):
     return out
 
 
-def _standardize_grad_vjp_x(h, z, g, x, eps):
+def standardize_grad_vjp_x(h, z, g, x, eps):
     """With y = standardize(x), r = 1 / sqrt(variance + eps), m the mean: z = r * (g - m(g) - y * m(g * y)).
 
     So <h, z> = n r (m(h g) - m(h) m(g) - s t) with s = m(g y), t = m(h y); r' = -r**2 y / n; s' = z / n, t' alike.
@@ -195,7 +195,7 @@ standardize_grad = define(
     "standardize_grad",
     _standardize,
     lambda h, z, g, x, eps: standardize_grad(h, x, eps=eps),  # as a function of g it is its own transpose
-    _standardize_grad_vjp_x,
+    standardize_grad_vjp_x,
 )
 
 

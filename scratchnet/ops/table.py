@@ -36,6 +36,7 @@ class Op:
     promotes: the inputs that must share one dtype (None: all); a Python number takes it.
     floating: integers become float32 first, as the result is a real number.
     is_view: the output shares the first input's memory where it can.
+    shared: what the VJPs of all inputs need, computed once for them; they are given it as the parameter `shared`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Op:
     promotes: tuple[int, ...] | None = None
     floating: bool = False
     is_view: bool = False
+    shared: VJP | None = None
 
     def __call__(self, x, *inputs, **params):
         return x._apply(self, x, *inputs, **params)

@@ -72,6 +72,7 @@ _MEAN: dict[str, Any] = {
     "terms": lambda window, **_: "".join(map(str, window)),
     "params": {**_POOL, "counts_padding": (True, False)},
 }
+_BATCH: dict[str, Any] = {"special": (), "params": {"eps": (1e-5, 0.5)}}
 _ROWWISE: dict[str, Any] = {"terms": "N", "roundings": 6 * _ULP}
 
 
@@ -158,6 +159,34 @@ KERNEL_ROWS: dict[str, Row] = {
     ),
     "conv2d_weight": Row(
         oracles.conv2d_shapes("noy nci"), oracles.conv2d_weight, oracles.conv2d_shapes("ny"), 2, **_CONV
+    ),
+    "channel_moments": Row("NCL", oracles.channel_moments, "NL", 8, magnitude=oracles.channel_moments_size, special=()),
+    "batch_norm": Row(
+        "ncl 2c c c",
+        oracles.batch_norm,
+        "",
+        10,
+        oracles.all_added(oracles.batch_norm),
+        ("real", "nonnegative", "real", "real"),
+        **_BATCH,
+    ),
+    "batch_norm_sums": Row(
+        "ncl ncl 2c",
+        oracles.batch_norm_sums,
+        "nl",
+        8,
+        oracles.all_added(oracles.batch_norm_sums),
+        ("real", "real", "nonnegative"),
+        **_BATCH,
+    ),
+    "batch_norm_grad": Row(
+        "ncl ncl 2c c 2c",
+        oracles.batch_norm_grad,
+        "",
+        16,
+        oracles.all_added(oracles.batch_norm_grad),
+        ("real", "real", "nonnegative", "real", "real"),
+        **_BATCH,
     ),
     "max_pool2d": Row("p86", oracles.max_pool2d, params={**_POOL, "dilation": ((1, 1), (2, 1))}),
     "avg_pool2d": Row("p86", oracles.avg_pool2d, **_MEAN),

@@ -420,3 +420,38 @@ def adadelta_size(param, grad, v, u, numbers):
     ratio = error_ratio(size_v + eps, true_v + eps) + error_ratio(np.abs(u) + eps, u + eps)
     step = np.sqrt(u + eps) / np.sqrt(true_v + eps) * size_g * (1 + ratio)
     return np.abs(param) + lr * step, size_v, rho * np.abs(u) + (1 - rho) * step**2
+
+
+# Batch norm: x (n, c, l), moments (2, c).
+
+
+def channel_moments(x):
+    return np.stack([x.mean((0, 2)), x.var((0, 2))])
+
+
+def channel_moments_size(x):
+    mean = np.abs(x).mean((0, 2))
+    return np.stack([mean, ((np.abs(x) + mean[:, None]) ** 2).mean((0, 2))])
+
+
+def by_channel(x, moments, eps, sign):
+    mean, variance = moments[:, :, None]
+    return (x + sign * mean) / np.sqrt(variance + eps)
+
+
+def batch_norm(x, moments, weight, bias, eps, sign=-1):
+    return by_channel(x, moments, eps, sign) * weight[:, None] + bias[:, None]
+
+
+def batch_norm_sums(g, x, moments, eps, sign=-1):
+    return np.stack([np.einsum("ncl,ncl->c", g, by_channel(x, moments, eps, sign)), g.sum((0, 2))])
+
+
+def batch_norm_grad(g, x, moments, weight, sums, eps, sign=-1):
+    mean = (sums[1][:, None] + by_channel(x, moments, eps, sign) * sums[0][:, None]) / (len(x) * x.shape[2])
+    return (weight / np.sqrt(moments[1] + eps))[:, None] * (g + sign * mean)
+
+
+def all_added(oracle):
+    """The oracle with every term replaced by its absolute value, and differences by sums."""
+    return lambda *arrays, eps: oracle(*map(np.abs, arrays), eps=eps, sign=1)

@@ -128,7 +128,9 @@ FLAT, BROADCAST = [(M, N)] * 3, [(M, N), (N,), (M, N)]
 REDUCED = [(*LONG, 1), (1, M * N, 1), (1, *LONG), (*SHORT, 1)]
 STANDARDIZED = [(*LONG, 1), (1, M, N), (M, 128, 1)]
 IMAGES, FILTERS = (128, 64, 28, 28), (64, 64, 3, 3)
+CHANNELS = (128, 64, 784)
 PLANES, POOLED = (8192, 28, 28), (8192, 14, 14)
+BATCH_NORM = "batch_norm", "batch_norm_sums", "batch_norm_grad"
 LABELLED = [[x, x[:1]] for x in (LONG, SHORT)]
 
 SHAPES = {
@@ -149,6 +151,10 @@ SHAPES = {
     "conv2d": [[IMAGES, FILTERS, FILTERS[:1], IMAGES]],
     "conv2d_input": [[IMAGES, FILTERS, IMAGES]],
     "conv2d_weight": [[IMAGES, IMAGES, FILTERS]],
+    "channel_moments": [[CHANNELS, (2, 64)]],
+    "batch_norm": [[CHANNELS, (2, 64), (64,), (64,), CHANNELS]],
+    "batch_norm_sums": [[CHANNELS, CHANNELS, (2, 64), (2, 64)]],
+    "batch_norm_grad": [[CHANNELS, CHANNELS, (2, 64), (64,), (2, 64), CHANNELS]],
     **{name: [[PLANES, POOLED]] for name in ("max_pool2d", "avg_pool2d")},
     "avg_pool2d_grad": [[POOLED, PLANES]],
     "take_in_rows": [[(8192, 784), (8192, 196), (8192, 196)]],
@@ -175,7 +181,7 @@ NUMBERS = {
     "adadelta": (np.array([1.0, 0.9, 1e-6, 0.0]),),
     "clip": (-1, 1),
     "fill": (0,),
-    **dict.fromkeys(("standardize", "standardize_grad"), (1e-5,)),
+    **dict.fromkeys(("standardize", "standardize_grad", *BATCH_NORM), (1e-5,)),
     **dict.fromkeys(("conv2d", "conv2d_input", "conv2d_weight"), ((1, 1), (1, 1), (1, 1), 1)),
     "max_pool2d": ((2, 2), (2, 2), (0, 0), (1, 1)),
     **dict.fromkeys(("avg_pool2d", "avg_pool2d_grad"), ((2, 2), (2, 2), (0, 0), True)),

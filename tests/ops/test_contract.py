@@ -107,6 +107,19 @@ def argmaxed() -> list[Case]:
     ]
 
 
+EPS, SIZED = {"eps": 0.5}, {"terms": 8, "roundings": 60, "magnitude": lambda *_, eps: np.float64(30)}
+
+
+def normed(x, eps):
+    return (x - x.mean((0, 2), keepdims=True)) / np.sqrt(x.var((0, 2), keepdims=True) + eps)
+
+
+def normed_grad(g, x, w, eps):
+    y = normed(x, eps)
+    bracket = g - g.mean((0, 2), keepdims=True) - y * (g * y).mean((0, 2), keepdims=True)
+    return bracket * w[:, None] / np.sqrt(x.var((0, 2), keepdims=True) + eps)
+
+
 IN_ROWS = np.array([[3, 0, 3], [1, 1, 2]])
 GEOMETRIES = [((1, 1), (1, 2), (2, 1), 1), ((2, 3), (1, 2), (1, 1), 2), ((2, 1), (0, 0), (1, 1), 4)]
 POOLS = [((3, 2), (1, 2), (1, 1)), ((2, 2), (2, 2), (0, 0))]
@@ -289,6 +302,16 @@ CASES: dict[str, list[Case]] = {
     # windows
     **{name: windowed(name) for name in ("conv2d", "conv2d_input", "conv2d_weight")},
     **{name: windowed(name) for name in ("max_pool2d", "avg_pool2d", "avg_pool2d_grad")},
+    "channel_moments": of_kernel("channel_moments", [[(2, 3, 4)], [(3, 2, 1)]]),
+    "batch_norm": [
+        Case([(2, 3, 4), (3,), (3,)], lambda x, w, b, eps: normed(x, eps) * w[:, None] + b[:, None], EPS, **SIZED)
+    ],
+    "batch_norm_sums": [
+        Case(
+            [(2, 3, 4)] * 2, lambda g, x, eps: np.stack([(g * normed(x, eps)).sum((0, 2)), g.sum((0, 2))]), EPS, **SIZED
+        )
+    ],
+    "batch_norm_grad": [Case([(2, 3, 4), (2, 3, 4), (3,)], normed_grad, EPS, **SIZED)],
     "take_in_rows": [Case([(2, 4), IN_ROWS], KERNEL_ROWS["take_in_rows"].oracle)],
     "scatter_in_rows": [Case([(2, 3), IN_ROWS], KERNEL_ROWS["scatter_in_rows"].oracle, {"n": 4}, terms=3)],
     # rows

@@ -13,7 +13,21 @@ from ...native.compile import JIT_ENABLED
 from ...native.loops import Plan, planning
 from ..dispatch import REFERENCE, entry
 from ..signatures import SIGNATURES, accepted, arrays_of
-from . import conv, elementwise, first_run, gemm, guards, movement, norm, optim, pool, random, reduce, softmax
+from . import (
+    batch_norm,
+    conv,
+    elementwise,
+    first_run,
+    gemm,
+    guards,
+    movement,
+    norm,
+    optim,
+    pool,
+    random,
+    reduce,
+    softmax,
+)
 
 
 class _Writable:
@@ -99,6 +113,7 @@ _COMPILED: dict[str, Any] = {
     **norm.KERNELS,
     **random.KERNELS,
     **optim.KERNELS,
+    **batch_norm.KERNELS,
     **conv.KERNELS,
     **pool.KERNELS,
     "matmul": gemm.matmul,

@@ -14,7 +14,7 @@ STRIP = 128  # columns
 
 
 @jit(reduction=True)
-def _sum_of_squares(row, shift):
+def sum_of_squares(row, shift):
     result = 0.0
     for j in range(row.size):
         result += (row[j] - shift) * (row[j] - shift)
@@ -22,7 +22,7 @@ def _sum_of_squares(row, shift):
 
 
 @jit(reduction=True)
-def _sum_of_products(a, b, shift):
+def sum_of_products(a, b, shift):
     result = 0.0
     for j in range(a.size):
         result += a[j] * (b[j] - shift)
@@ -34,7 +34,7 @@ def _standardize_rows(lo, hi, x, out, n, eps):
     for r in range(lo, hi):
         row, result = x[r * n : (r + 1) * n], out[r * n : (r + 1) * n]
         mean = total(row) / n
-        scale = 1.0 / np.sqrt(_sum_of_squares(row, mean) / n + eps)
+        scale = 1.0 / np.sqrt(sum_of_squares(row, mean) / n + eps)
         for j in range(n):
             result[j] = (row[j] - mean) * scale
 
@@ -44,8 +44,8 @@ def _standardize_rows_grad(lo, hi, g, x, out, n, eps):
     for r in range(lo, hi):
         row, g_row, result = x[r * n : (r + 1) * n], g[r * n : (r + 1) * n], out[r * n : (r + 1) * n]
         mean, g_mean = total(row) / n, total(g_row) / n
-        scale = 1.0 / np.sqrt(_sum_of_squares(row, mean) / n + eps)
-        slope = _sum_of_products(g_row, row, mean) / n * scale * scale
+        scale = 1.0 / np.sqrt(sum_of_squares(row, mean) / n + eps)
+        slope = sum_of_products(g_row, row, mean) / n * scale * scale
         for j in range(n):
             result[j] = (g_row[j] - g_mean - (row[j] - mean) * slope) * scale
 
