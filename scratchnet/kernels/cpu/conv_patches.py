@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ...native.compile import jit
 from ...native.llvm import Operand
+from ...native.loops import uncounted
 from ...native.simd import TILE, copy_rows
 
 PANEL_ROWS, PANEL_COLUMNS = 384, 224  # 344 KiB of float32: it stays in L2 beside the filters and the sums
@@ -52,6 +53,9 @@ class Block(NamedTuple):
 @jit
 def inside(first, count, offset, stride, size):
     """Of the outputs from `first` on, `count` of them: the range for which 0 <= output * stride + offset < size."""
+    if stride == 1:  # a division takes as long as a row of a panel
+        low = max(first, -offset)
+        return low, max(low, min(first + count, size - offset))
     low = max(first, -(offset // stride))
     return low, max(low, min(first + count, (size - 1 - offset) // stride + 1))
 
@@ -62,18 +66,22 @@ def pack_patches(source, at, shape, block, k0, depth, target, to, row):
 
     source, target: flat. row: elements between the rows of `target`.
     """
-    area = shape.kh * shape.kw
+    source, target = uncounted(source), uncounted(target)  # else each row of a panel counts its references to both
     plain = shape.stride_w == 1 and shape.spread_h == 1 and shape.spread_w == 1
-    for k in range(k0, k0 + depth):
-        channel, element = k // area, k % area
-        down = element // shape.kw * shape.dilation_h - shape.top
-        right = element % shape.kw * shape.dilation_w - shape.left
-        plane = at + channel * shape.height * shape.width
+    channel, r, s = k0 // (shape.kh * shape.kw), k0 // shape.kw % shape.kh, k0 % shape.kw
+    plane = at + channel * shape.height * shape.width
+    for _ in range(depth):
+        down, right = r * shape.dilation_h - shape.top, s * shape.dilation_w - shape.left
         if plain:
             _pack_rows(source, plane, shape, block, down, right, target, to)
         else:
             _pack_elements(source, plane, shape, block, down, right, target, to)
         to += row
+        s += 1
+        if s == shape.kw:
+            r, s = r + 1, 0
+        if r == shape.kh:
+            plane, r = plane + shape.height * shape.width, 0
 
 
 @jit(inline=True)
@@ -93,13 +101,13 @@ def _pack_rows(source, plane, shape, block, down, right, target, to):
         target[i] = 0
     for i in range(last, end):
         target[i] = 0
-    before, after = x0 - block.x, block.x + columns - x1
-    if before + after:
-        for line in range(first, last, columns):
-            for i in range(line, line + before):
-                target[i] = 0
-            for i in range(line + columns - after, line + columns):
-                target[i] = 0
+    before = x0 - block.x
+    for i in range(first, first + before):
+        for line in range(i, last, columns):
+            target[line] = 0
+    for i in range(first + x1 - block.x, first + columns):
+        for line in range(i, last, columns):
+            target[line] = 0
     line = plane + (y0 * shape.stride_h + down) * shape.width + x0 + right
     count, row, width = y1 - y0, shape.stride_h * shape.width, x1 - x0
     if row == width and columns == width:  # rows follow each other in both
@@ -108,7 +116,7 @@ def _pack_rows(source, plane, shape, block, down, right, target, to):
     done = 0
     while done < width:
         rest = min(width - done, 4 * lanes)
-        vectors = 0 if rest < lanes else (rest + lanes - 1) // lanes
+        vectors = (rest >= lanes) + (rest > lanes) + (rest > 2 * lanes) + (rest > 3 * lanes)
         from_, into = Operand(source, line + done, row, 0), Operand(target, first + before + done, columns, 0)
         copy_rows(from_, into, count, vectors, rest - lanes if vectors else rest)
         done += rest
