@@ -1,5 +1,6 @@
 """Trains a classifier of 28x28 images: prepare, split, compute, merge, report."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,14 @@ class Config:
     save_every: int | None = flag(None, "steps between checkpoints; one an epoch unless given")
     timeline: str | None = flag(None, "file for what each worker did when, for https://ui.perfetto.dev", stored=False)
 
+    def datasets(self) -> tuple[sn.data.Dataset, sn.data.Dataset]:
+        """Samples to train on, and to test on."""
+        return sn.data.load(self.data)
+
+    def model(self, shape: tuple[int, ...], classes: int) -> sn.nn.Module:
+        """A network for features of this shape."""
+        return sn.nn.MLP(math.prod(shape), *self.hidden, classes, activation=self.activation, dropout=self.dropout)
+
 
 def main(config: Config) -> float | None:
     sn.manual_seed(config.seed)
@@ -50,7 +59,7 @@ def main(config: Config) -> float | None:
         sn.set_num_threads(config.threads)
 
     # 1. Prepare: read, clean, scale; hold data back to validate on.
-    full, test = sn.data.load(config.data)
+    full, test = config.datasets()
     train, val = sn.data.random_split(full, [1 - config.validation, config.validation], seed=config.seed)
     scale = sn.data.Standardize.fit(train, per_feature=False, comm=sn.parallel.world())
 
@@ -59,8 +68,7 @@ def main(config: Config) -> float | None:
     val_loader, test_loader = (sn.data.DataLoader(part.map(scale), 1024) for part in (val, test))
 
     # 3. Compute gradients of the shards, 4. merge them into one step: the trainer does both, many times.
-    features, classes = train[0][0].size, int(full.arrays[1].max()) + 1
-    model = sn.nn.MLP(features, *config.hidden, classes, activation=config.activation, dropout=config.dropout)
+    model = config.model(train[0][0].shape, len(full.classes))
     optimizer = sn.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     steps = config.epochs * -(-len(train_loader) // max(config.accumulate, 1))  # the trainer refuses less than 1
     momentum = {"base_momentum": max(config.momentum - 0.1, 0.0), "max_momentum": config.momentum}

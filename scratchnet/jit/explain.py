@@ -10,6 +10,7 @@ import numpy as np
 from .program import Program
 from .trace import Call, Guard, memory_of
 
+CONVOLUTIONS = {"conv2d": (-1, 1), "conv2d_input": (0, 1), "conv2d_weight": (0, 2)}  # of the outputs, of the weight
 ROUNDS = 20  # runs of a stage; the best counts
 
 
@@ -42,8 +43,12 @@ def explain(program: Program) -> str:
 
 
 def flops(call: Call) -> int:
-    """Additions and multiplications of a call: of a product 2 m k n, of anything else one for each element."""
+    """Additions and multiplications of a call: of a product 2 m k n, of a convolution two for each output and element of
+    its filter, of anything else one for each element."""
     arrays = call.arrays
+    if call.kernel in CONVOLUTIONS:
+        outputs, weight = (arrays[i] for i in CONVOLUTIONS[call.kernel])
+        return 2 * outputs.size * (weight.size // (len(weight) or 1))
     if call.kernel in ("matmul", "linear", "matmul_sgd"):
         out = arrays[-1]
         update = out.size if call.kernel == "matmul_sgd" else 0

@@ -146,7 +146,11 @@ class _Pooling(Module):
             checks.refuse(f"{name}: padding", f"at most half of kernel_size {self.kernel_size}", padding)
 
     def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        usual = {"dilation": (1,) * self.axes, "ceil_mode": False, "count_include_pad": True}
+        others = [
+            f", {what}={getattr(self, what)}" for what, value in usual.items() if getattr(self, what, value) != value
+        ]
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}" + "".join(others)
 
 
 class MaxPool2d(_Pooling):

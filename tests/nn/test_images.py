@@ -34,7 +34,7 @@ LAYERS = [
     (lambda: nn.MaxPool1d(2, 1), "MaxPool1d(kernel_size=(2,), stride=(1,), padding=(0,))", LINE, (3, 4, 8)),
     (
         lambda: nn.AvgPool2d(2, ceil_mode=True),
-        "AvgPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))",
+        "AvgPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0), ceil_mode=True)",
         X,
         (3, 4, 5, 4),
     ),

@@ -5,7 +5,8 @@
 
 k runs over the elements (c, r, s) of a filter. A thread packs a panel of patches (conv_patches.py), multiplies it by
 the tiles of the matrix product (gemm_blocks.py) while it is in L2, and overwrites it with the next. The gradient
-towards x is a convolution itself: of g with the filters turned around. Each image is an item, so bits depend neither on
+towards x is a convolution itself, of g with the filters turned around; where that would gather many numbers from few,
+as of a strided one, the products weight.T @ g are added to x instead. Each image is an item, so bits depend neither on
 the batch nor on threads; the images of a weight's gradient are added up in at most CHUNKS chunks, folded in order.
 """
 
@@ -14,11 +15,11 @@ import numpy as np
 from ...native.compile import jit
 from ...native.llvm import Operand
 from ...native.loops import constant, ranged, scratch, workspace
-from .conv_patches import PANEL_COLUMNS, PANEL_ROWS, Block, Geometry, pack_patches
+from .conv_patches import PANEL_COLUMNS, PANEL_ROWS, Block, Geometry, add_patches, pack_patches
 from .conv_planes import correlate_planes, is_by_planes, plane_gradients
 from .gemm import ZEROS, own_scratch
 from .gemm_blocks import Left, Right, multiply_block
-from .gemm_cuts import ADD, PACKED_AS_READ, Region, Sums, even
+from .gemm_cuts import ADD, PACKED_AS_READ, START, Region, Sums, even
 from .gemm_pack import transpose_block
 
 MOST_FILTERS = 256  # that take a panel at a time, where their sums, or the gradients of their outputs, are copied
@@ -167,6 +168,41 @@ def _fold_chunks(lo, hi, partial, out, groups, chunks):
 
 
 @jit
+def _scatter(lo, hi, g, weight, out, shape, zeros, work):
+    """Images lo to hi of the gradient towards x: weight.T @ g is a panel of what each patch adds to x.
+
+    `shape` is that of the convolution. weight (groups * filters, k), all others flat.
+    """
+    own = own_scratch(work)
+    flat, k = work.ravel(), weight.shape[1]
+    panel_at = own.at + PACKED_AS_READ
+    outputs, size = shape.rows * shape.columns, shape.channels * shape.height * shape.width
+    planes = g.reshape((g.size // outputs, outputs))
+    k_block = even(k, PANEL_ROWS, 16)
+    for image in range(lo, hi):
+        for group in range(shape.groups):
+            filter_0, at = group * shape.filters, (image * shape.groups + group) * size
+            out[at : at + size] = 0
+            number, blocks = 0, 1
+            while number < blocks:
+                block, blocks = block_of(shape, number)
+                number += 1
+                columns = block.rows * block.columns
+                first = (image * shape.groups * shape.filters + filter_0) * outputs
+                for k0 in range(0, k, k_block):
+                    depth = min(k_block, k - k0)
+                    for f in range(0, shape.filters, MOST_FILTERS):
+                        count = min(MOST_FILTERS, shape.filters - f)
+                        multiply_block(
+                            Left(weight, 0, True, False),
+                            Right(planes, first + f * outputs + block.y * shape.columns + block.x, 0, False),
+                            Sums(zeros, work, work, 0, False, panel_at - k0 * columns, columns),
+                            Region(k0, k0 + depth, 0, columns), filter_0 + f, count, own, ADD if f else START,
+                        )  # fmt: skip
+                    add_patches(flat, panel_at, columns, shape, block, k0, depth, out, at)
+
+
+@jit
 def _turn_filters(lo, hi, weight, out, channels, filters, area):
     """out[group, c, o, -i] = weight[group, o, c, i], flat, i over the elements of a filter; channels lo to hi."""
     for item in range(lo, hi):
@@ -178,6 +214,7 @@ def _turn_filters(lo, hi, weight, out, channels, filters, area):
 
 
 _run_correlate = ranged(_correlate, "conv2d", writes=(3,), whole=(1, 2), private=(6,), weight=1 / 8)
+_run_scatter = ranged(_scatter, "conv2d_scatter", writes=(2,), whole=(1,), private=(6,), weight=1 / 8)
 _run_planes = ranged(correlate_planes, "conv2d_planes", writes=(3,), whole=(1, 2))
 _run_chunks = ranged(_weight_chunks, "conv2d_weight", writes=(2,), whole=(0, 1), private=(6,), weight=1 / 8)
 _run_plane_gradients = ranged(plane_gradients, "conv2d_weight_planes", writes=(2,), whole=(0, 1))
@@ -203,10 +240,7 @@ def _images(n):
 
 def _geometry(x, weight, out, stride, padding, dilation, groups):
     (_, c, h, w), (o, _, kh, kw), (rows, columns) = x.shape, weight.shape, out.shape[2:]
-    spread = 1, 1
-    return Geometry(  # type: ignore[call-arg]
-        groups, c // groups, h, w, o // groups, rows, columns, kh, kw, *stride, *spread, *dilation, *padding
-    )
+    return Geometry(groups, c // groups, h, w, o // groups, rows, columns, kh, kw, *stride, *dilation, *padding)
 
 
 def conv2d(x, weight, bias, out, stride, padding, dilation, groups):
@@ -221,9 +255,15 @@ def conv2d_input(g, weight, out, stride, padding, dilation, groups):
         return
     forward = _geometry(out, weight, g, stride, padding, dilation, groups)
     area = forward.kh * forward.kw
+    patches = forward.channels * forward.rows * forward.columns, forward.filters * forward.height * forward.width
+    if max(stride) > 1 or (2 * patches[0] < patches[1] and not is_by_planes(forward)):  # fewer to add than to gather
+        n, work, filters = len(g), scratch(_SCRATCH, out.dtype), weight.reshape(len(weight), -1)
+        arrays = g.ravel(), filters, out.ravel(), forward, ZEROS[out.dtype], work
+        _run_scatter(n, g.size // n * filters.shape[1], *arrays, block=_images(n))
+        return
     shape = forward._replace(
         channels=forward.filters, height=forward.rows, width=forward.columns, filters=forward.channels,
-        rows=forward.height, columns=forward.width, stride_h=1, stride_w=1, spread_h=stride[0], spread_w=stride[1],
+        rows=forward.height, columns=forward.width,
         top=dilation[0] * (forward.kh - 1) - padding[0], left=dilation[1] * (forward.kw - 1) - padding[1],
     )  # fmt: skip
     turned = workspace((groups * shape.filters, shape.channels * area), out.dtype)

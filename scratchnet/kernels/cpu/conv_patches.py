@@ -18,8 +18,7 @@ PANEL_ROWS, PANEL_COLUMNS = 384, 224  # 344 KiB of float32: it stays in L2 besid
 class Geometry(NamedTuple):
     """A correlation of each of `groups` parts of x (channels, height, width) with `filters` filters (channels, kh, kw).
 
-    Output (y, x) meets element (r, s) of a filter at row (y * stride_h + r * dilation_h - top) / spread_h of x, if that
-    is a whole number. A spread above 1 is that of a gradient, which a strided convolution has only scattered.
+    Output (y, x) meets element (r, s) of a filter at row y * stride_h + r * dilation_h - top of x, and a column alike.
     """
 
     groups: int
@@ -33,8 +32,6 @@ class Geometry(NamedTuple):
     kw: int
     stride_h: int
     stride_w: int
-    spread_h: int
-    spread_w: int
     dilation_h: int
     dilation_w: int
     top: int
@@ -67,12 +64,11 @@ def pack_patches(source, at, shape, block, k0, depth, target, to, row):
     source, target: flat. row: elements between the rows of `target`.
     """
     source, target = uncounted(source), uncounted(target)  # else each row of a panel counts its references to both
-    plain = shape.stride_w == 1 and shape.spread_h == 1 and shape.spread_w == 1
     channel, r, s = k0 // (shape.kh * shape.kw), k0 // shape.kw % shape.kh, k0 % shape.kw
     plane = at + channel * shape.height * shape.width
     for _ in range(depth):
         down, right = r * shape.dilation_h - shape.top, s * shape.dilation_w - shape.left
-        if plain:
+        if shape.stride_w == 1:
             _pack_rows(source, plane, shape, block, down, right, target, to)
         else:
             _pack_elements(source, plane, shape, block, down, right, target, to)
@@ -123,22 +119,44 @@ def _pack_rows(source, plane, shape, block, down, right, target, to):
 
 
 @jit
+def add_patches(panel, to, row, shape, block, k0, depth, out, at):
+    """The transpose of pack_patches: each row of the panel is added to where its elements lie in out[at:]."""
+    panel, out = uncounted(panel), uncounted(out)
+    channel, r, s = k0 // (shape.kh * shape.kw), k0 // shape.kw % shape.kh, k0 % shape.kw
+    plane = at + channel * shape.height * shape.width
+    for _ in range(depth):
+        down, right = r * shape.dilation_h - shape.top, s * shape.dilation_w - shape.left
+        y0, y1 = inside(block.y, block.rows, down, shape.stride_h, shape.height)
+        x0, x1 = inside(block.x, block.columns, right, shape.stride_w, shape.width)
+        for y in range(y0, y1):
+            begin = to + (y - block.y) * block.columns + x0 - block.x
+            first = plane + (y * shape.stride_h + down) * shape.width + x0 * shape.stride_w + right
+            line = panel[begin : begin + x1 - x0]
+            if shape.stride_w == 1:
+                target = out[first : first + x1 - x0]
+                for i in range(line.size):
+                    target[i] += line[i]
+            else:
+                for i in range(line.size):
+                    out[first + i * shape.stride_w] += line[i]
+        to += row
+        s += 1
+        if s == shape.kw:
+            r, s = r + 1, 0
+        if r == shape.kh:
+            plane, r = plane + shape.height * shape.width, 0
+
+
+@jit
 def _pack_elements(source, plane, shape, block, down, right, target, to):
     """Element by element, where neighbours of the panel are not neighbours in x."""
+    x0, x1 = inside(block.x, block.columns, right, shape.stride_w, shape.width)
     for y in range(block.y, block.y + block.rows):
         line = target[to : to + block.columns]
         line[:] = 0
         at = y * shape.stride_h + down
-        if 0 <= at < shape.height * shape.spread_h and at % shape.spread_h == 0:
-            start = plane + at // shape.spread_h * shape.width
-            if shape.spread_w == 1:
-                x0, x1 = inside(block.x, block.columns, right, shape.stride_w, shape.width)
-                first = start + x0 * shape.stride_w + right
-                for i in range(x1 - x0):
-                    line[x0 - block.x + i] = source[first + i * shape.stride_w]
-            else:
-                for i in range(line.size):
-                    column = (block.x + i) * shape.stride_w + right
-                    if 0 <= column < shape.width * shape.spread_w and column % shape.spread_w == 0:
-                        line[i] = source[start + column // shape.spread_w]
+        if 0 <= at < shape.height:
+            first = plane + at * shape.width + x0 * shape.stride_w + right
+            for i in range(x1 - x0):
+                line[x0 - block.x + i] = source[first + i * shape.stride_w]
         to += block.columns

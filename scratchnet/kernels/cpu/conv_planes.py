@@ -7,7 +7,7 @@ FEW = 4  # pairs of a plane of x and one of out in a group: with more, tiles are
 
 
 def is_by_planes(shape):
-    return shape.groups > 1 and shape.channels * shape.filters <= FEW and shape.spread_h == shape.spread_w == 1
+    return shape.groups > 1 and shape.channels * shape.filters <= FEW
 
 
 @jit
