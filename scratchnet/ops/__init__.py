@@ -6,14 +6,13 @@ by themselves.
 
 from .. import words
 from . import along, logic  # noqa: F401 - they add to METHODS
-from .channels import batch_norm, channel_moments
 from .einsum import einsum
 from .elementwise import add, bounded_log, cast, dropout, where
 from .movement import cat, checked_index, index, permute_op, reshape_op, stack, take_rows
 from .products import cross_entropy, linear, matmul
 from .reductions import standardize, sum
 from .table import METHODS, OPS, Op
-from .windows import avg_pool2d, conv2d, conv2d_input, max_pool2d, take_in_rows
+from .windows import avg_pool2d, batch_norm, channel_moments, conv2d, conv2d_input, max_pool2d, take_in_rows
 
 METHODS |= {name: words.in_both(function) for name, function in METHODS.items()}
 
