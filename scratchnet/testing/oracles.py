@@ -293,7 +293,6 @@ def rmsprop_size(param, grad, v, velocity, numbers):
 
 
 # Windows: of x with zeros around it, as one array, then a sum over products. An image is 8 x 6, a filter 3 x 2.
-
 IMAGE, FILTER, CHANNELS = (8, 6), (3, 2), {1: (3, 5), 2: (4, 6), 4: (4, 4)}  # by groups: of x and of the result
 
 
@@ -342,38 +341,34 @@ def conv2d_weight(g, x, stride, padding, dilation, groups):
 
 
 def conv2d_shapes(words):
-    """Words; c, o: channels of x, of the result; d, f: a group's - i, y, k: sizes of x, result, filter"""
+    """Words; c, o: channels of x, of the result; d, f: a group's - i, y, k: sizes of x, result, filter."""
 
     def shapes(stride, padding, dilation, groups):
         c, o = CHANNELS[groups]
-        letters = {"c": c, "o": o, "d": c // groups, "f": o // groups, "i": "86", "k": "32"}
-        letters["y"] = outputs_of(FILTER, stride, padding, dilation)
+        sizes = {"i": "86", "k": "32", "y": outputs_of(FILTER, stride, padding, dilation)}
+        letters = {"c": c, "o": o, "d": c // groups, "f": o // groups} | sizes
         return "".join(str(letters.get(letter, letter)) for letter in words)
 
     return shapes
 
 
 def max_pool2d(x, window, stride, padding, dilation):
-    (h, w), lowest = x.shape[1:], -np.inf  # where x itself is -inf, the first window element inside of x counts
-    number = np.arange(h * w, dtype=np.int64).reshape(h, w)
+    lowest, number = -np.inf, np.arange(x.shape[1] * x.shape[2], dtype=np.int64).reshape(x.shape[1:])
     rank = np.where(x == lowest, np.finfo(x.dtype).min, x) if x.dtype.kind == "f" else x.astype(float)
-    values = windows_of(rank, window, stride, padding, dilation, lowest)
+    values = windows_of(rank, window, stride, padding, dilation, lowest)  # zeros around x would be larger than -inf
     best = values.reshape(*values.shape[:3], window[0] * window[1]).argmax(-1)
     numbers = windows_of(number, window, stride, padding, dilation, -1)
     return np.take_along_axis(numbers.reshape(1, *numbers.shape[:2], -1), best[..., None], -1)[..., 0]
 
 
 def pool_sizes(window, stride, padding, counts_padding, size):
-    """How many elements each window counts."""
-    if counts_padding:
-        return np.full(size, float(window[0] * window[1]))
-    return windows_of(np.ones(IMAGE), window, stride, padding).sum((-2, -1))
+    inside = windows_of(np.ones(IMAGE), window, stride, padding).sum((-2, -1))
+    return np.full(size, float(window[0] * window[1])) if counts_padding else inside
 
 
 def avg_pool2d(x, window, stride, padding, counts_padding):
-    windows = windows_of(x, window, stride, padding)
-    sizes = pool_sizes(window, stride, padding, counts_padding, windows.shape[1:3])
-    return np.einsum("nhwrs->nhw", windows) / sizes.astype(x.dtype)
+    sums = np.einsum("nhwrs->nhw", windows_of(x, window, stride, padding))
+    return sums / pool_sizes(window, stride, padding, counts_padding, sums.shape[1:]).astype(x.dtype)
 
 
 def avg_pool2d_grad(g, window, stride, padding, counts_padding):
@@ -382,9 +377,7 @@ def avg_pool2d_grad(g, window, stride, padding, counts_padding):
 
 
 def take_in_rows(x, index):
-    return np.array([[row[j] for j in numbers] for row, numbers in zip(x, index, strict=True)], x.dtype).reshape(
-        index.shape
-    )
+    return x[np.arange(len(x))[:, None], index]
 
 
 def scatter_in_rows(g, index, n):
