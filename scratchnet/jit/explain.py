@@ -43,8 +43,9 @@ def explain(program: Program) -> str:
 
 
 def flops(call: Call) -> int:
-    """Additions and multiplications: of a product 2 m k n, of a convolution 2 for each output and element of a filter, of
-    anything else one for each element.
+    """Additions and multiplications: of a product 2 m k n, of a convolution 2 for each output and element of a filter.
+
+    Of anything else one for each element.
     """
     arrays = call.arrays
     if call.kernel in CONVOLUTIONS:

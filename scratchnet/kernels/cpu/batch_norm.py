@@ -52,7 +52,8 @@ def _sums(lo, hi, g, x, moments, out, n, channels, length, eps):
 
 
 @jit
-def _gradient(lo, hi, g, x, moments, weight, sums, out, length, count, eps):
+def _gradient(lo, hi, g, x, moments, weight, sums, out, length, eps):
+    count = x.size // weight.size
     for image in range(lo, hi):
         for c in range(weight.size):
             start = (image * weight.size + c) * length
@@ -90,7 +91,7 @@ def batch_norm_grad(g, x, moments, weight, sums, out, eps):
     n, c, length = x.shape
     if x.size:
         arrays = (a.ravel() for a in (g, x, moments, weight, sums, out))
-        _run_gradient(n, c * length, *arrays, length, n * length, float(eps))
+        _run_gradient(n, c * length, *arrays, length, float(eps))
 
 
 KERNELS = {
