@@ -46,6 +46,7 @@ from .losses import (
     SmoothL1Loss,
 )
 from .module import Buffer, Module, Parameter
+from .utils import summary
 
 __all__ = [
     "ACTIVATIONS",
@@ -101,5 +102,6 @@ __all__ = [
     "Tanh",
     "functional",
     "init",
+    "summary",
     "utils",
 ]

@@ -11,8 +11,7 @@ from .. import checks, functions, ops
 from ..errors import ShapeError
 from ..functions import log_softmax, relu, sigmoid, silu, softmax, tanh
 from ..tensor import ArrayLike, Tensor, as_tensor
-from .function_module import FunctionModule
-from .module import Module, Parameter
+from .module import FunctionModule, Module, Parameter
 
 ACTIVATIONS: dict[str, type[Activation]] = {}  # by the name that MLP and train.py --activation take
 
@@ -140,13 +139,8 @@ class LeakyReLU(Activation, function=leaky_relu):
 def elu(x: ArrayLike, alpha: float = 1.0) -> Tensor:
     """x above 0, alpha * (exp(x) - 1) elsewhere (Clevert, Unterthiner and Hochreiter 2016)."""
     x = as_tensor(x)
-    return ops.where(x > 0, x, _expm1_below(x) * checks.number("elu: alpha", alpha))
-
-
-def _expm1_below(x: Tensor) -> Tensor:
-    """exp(x) - 1 for x <= 0, with all digits near 0."""
-    t = (ops.where(x > 0, 0.0, x) * 0.5).tanh()
-    return t * 2.0 / (1.0 - t)
+    below = ops.where(x > 0, 0.0, x)  # exp(x) - 1 of a large x would overflow
+    return ops.where(x > 0, x, functions.expm1(below) * checks.number("elu: alpha", alpha))
 
 
 class ELU(Activation, function=elu):

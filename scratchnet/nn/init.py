@@ -4,6 +4,7 @@ The fans are read off a weight of shape (fan_in, fan_out), this package's layout
 """
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..tensor import FLOATS, Tensor
 
 # The factor by which a nonlinearity shrinks a signal's standard deviation, to be made up for by the weight before it.
 GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
+NORMAL = NormalDist()
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
@@ -58,6 +60,42 @@ def ones_(tensor: Tensor) -> Tensor:
     return constant_(tensor, 1.0)
 
 
+def eye_(tensor: Tensor) -> Tensor:
+    """1 on the diagonal of a matrix, 0 elsewhere: a layer that keeps its input."""
+    return _set("eye_", tensor, np.eye(*_matrix("eye_", tensor)))
+
+
+def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
+    """Normal with a mean and a standard deviation, cut off outside [a, b]: the inverse distribution function of uniform
+    numbers."""
+    _checked("trunc_normal_", tensor)
+    mean, std = checks.number("trunc_normal_: mean", mean), checks.number("trunc_normal_: std", std, "[0, inf)")
+    a = checks.number("trunc_normal_: a", a)
+    b = checks.number("trunc_normal_: b", b, f"[{a}, inf)")
+    low, high = ((NORMAL.cdf((x - mean) / std) if std else float(x > mean)) for x in (a, b))
+    if not low < high:
+        raise ConfigError(f"trunc_normal_: expected [a, b] within reach of mean {mean} and std {std}, got [{a}, {b}]")
+    u = random.current().numpy().uniform(low, high, tensor.shape)
+    values = mean + std * np.vectorize(NORMAL.inv_cdf, otypes=[float])(np.clip(u, 1e-300, 1 - 1e-16))
+    return _set("trunc_normal_", tensor, np.clip(values, a, b))
+
+
+def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """gain times a matrix with orthonormal rows or columns, whichever are fewer (Saxe, McClelland and Ganguli 2014).
+
+    Q of the QR decomposition of normal numbers, with the signs that make it uniform among such matrices. Axes behind
+    the first count as one.
+    """
+    gain = checks.number("orthogonal_: gain", gain)
+    if _checked("orthogonal_", tensor).ndim < 2:
+        raise ShapeError(f"orthogonal_: expected at least 2 axes, got {tensor.shape}")
+    rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
+    normal = random.current().numpy().normal(size=(max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(normal)
+    q = q * np.where(np.diag(r) < 0, -1.0, 1.0)
+    return _set("orthogonal_", tensor, gain * (q if rows >= columns else q.T).reshape(tensor.shape))
+
+
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     """U(-bound, bound), bound = gain * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
     gain = checks.number("xavier_uniform_: gain", gain, "[0, inf)")
@@ -91,6 +129,12 @@ def _kaiming_std(name: str, tensor: Tensor, a: float, mode: str, nonlinearity: s
 def _fans(name: str, tensor: Tensor) -> tuple[int, int]:
     if _checked(name, tensor).ndim != 2 or not tensor.size:
         raise ShapeError(f"{name}: expected a weight of shape (fan_in, fan_out), got {tensor.shape}")
+    return tensor.shape[0], tensor.shape[1]
+
+
+def _matrix(name: str, tensor: Tensor) -> tuple[int, int]:
+    if _checked(name, tensor).ndim != 2:
+        raise ShapeError(f"{name}: expected a matrix, got shape {tensor.shape}")
     return tensor.shape[0], tensor.shape[1]
 
 

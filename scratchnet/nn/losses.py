@@ -16,8 +16,7 @@ from .. import checks, ops
 from ..errors import ConfigError, DtypeError, ShapeError
 from ..functions import minimum, softplus
 from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor
-from .function_module import FunctionModule
-from .module import Buffer
+from .module import Buffer, FunctionModule
 
 # (loss, what each element weighs in the mean or None for 1 each)
 REDUCTIONS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {

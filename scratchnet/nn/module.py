@@ -6,6 +6,7 @@ walking `vars(module)`, in the order of assignment.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self, TypeVar
@@ -399,6 +400,35 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str | np.integer | np.floating)
+
+
+class FunctionModule(Module):
+    """Base of activations and losses: calls a function that a subclass names in its head.
+
+    The arguments of the function that have a default are attributes here.
+    """
+
+    _function: Callable[..., Tensor]
+    _options: dict[str, Any]
+
+    def __init_subclass__(cls, function: Callable[..., Tensor] | None = None, **others: Any):
+        super().__init_subclass__(**others)
+        if function is not None:
+            cls._function = staticmethod(function)
+            parameters = inspect.signature(function).parameters.values()
+            cls._options = {p.name: p.default for p in parameters if p.default is not p.empty}
+
+    def forward(self, *inputs: ArrayLike) -> Tensor:
+        return self._function(*inputs, **{name: getattr(self, name) for name in self._options})
+
+    def extra_repr(self) -> str:
+        """The options that are not the function's defaults."""
+        changed = []
+        for name, default in self._options.items():
+            value = getattr(self, name)
+            if isinstance(value, Tensor) or value != default:
+                changed.append(f"{name}={list(value.shape) if isinstance(value, Tensor) else value!r}")
+        return ", ".join(changed)
 
 
 def _converted(t: Tensor, device: str | None, dtype: Any) -> tuple[np.ndarray, Device]:

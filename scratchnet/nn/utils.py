@@ -1,14 +1,15 @@
-"""What is done to the gradients of a model between backward and the optimizer's step."""
+"""What is done to the gradients of a model before the optimizer's step, and parameters as one vector or as a table."""
 
 import functools
 import math
 from collections.abc import Iterable, Iterator
 
 from .. import checks
-from ..errors import ConfigError, NonFiniteError
-from ..functions import maximum, minimum, sqrt
+from ..errors import ConfigError, NonFiniteError, ShapeError
+from ..functions import cat, maximum, minimum, sqrt
 from ..grad_mode import no_grad
 from ..tensor import Tensor
+from .module import Module, Parameter
 
 
 def clip_grad_norm_(
@@ -26,12 +27,7 @@ def clip_grad_norm_(
     max_norm = checks.number("clip_grad_norm_: max_norm", max_norm, "[0, inf]")
     norm_type = checks.number("clip_grad_norm_: norm_type", norm_type, "(0, inf]")
     error_if_nonfinite = checks.flag("clip_grad_norm_: error_if_nonfinite", error_if_nonfinite)
-    given, parameters = parameters, [parameters] if isinstance(parameters, Tensor) else parameters
-    parameters = checks.items("clip_grad_norm_", parameters, "parameters")
-    for p in parameters:
-        checks.instance("clip_grad_norm_", p, Tensor, "parameters")
-    if not parameters and isinstance(given, Iterator):
-        raise ConfigError("clip_grad_norm_: expected parameters, got a generator that was used up; use a list of them")
+    parameters = _parameters("clip_grad_norm_", parameters)
     gradients = [(p, g) for p in parameters if (g := p._read_grad()) is not None]
     with no_grad():
         norm = _norm([g for _, g in gradients if g.size], norm_type)
@@ -51,3 +47,84 @@ def _norm(gradients: list[Tensor], p: float) -> Tensor:
         return functools.reduce(maximum, [size.max() for size in sizes])
     total = functools.reduce(Tensor.__add__, [(size * size if p == 2 else size**p).sum() for size in sizes])
     return sqrt(total) if p == 2 else total ** (1 / p)
+
+
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+    """Limits each element of all gradients to [-clip_value, clip_value]; NaN stays NaN."""
+    clip_value = checks.number("clip_grad_value_: clip_value", clip_value, "[0, inf]")
+    with no_grad():
+        for p in _parameters("clip_grad_value_", parameters):
+            if (gradient := p._read_grad()) is not None:
+                p.grad = gradient.clip(-clip_value, clip_value)
+
+
+def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
+    """The parameters one after the other, as one vector; gradients travel back to them."""
+    given = _parameters("parameters_to_vector", parameters)
+    if not given:
+        raise ConfigError("parameters_to_vector: expected at least one parameter, got none")
+    return cat([p.reshape(p.size) for p in given])
+
+
+def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
+    """Writes the parts of a vector into the parameters, in place, in the order of parameters_to_vector.
+
+    Raises ShapeError for another length, and then nothing was written.
+    """
+    given = _parameters("vector_to_parameters", parameters)
+    checks.instance("vector_to_parameters", vec, Tensor, "a vector as a Tensor", "make it by sn.Tensor(...)")
+    total = sum(p.size for p in given)
+    if vec.shape != (total,):
+        raise ShapeError(f"vector_to_parameters: expected a vector of {total} elements, got shape {vec.shape}")
+    start = 0
+    with no_grad():
+        for p in given:
+            p.copy_(vec[start : start + p.size].reshape(p.shape))
+            start += p.size
+
+
+def _parameters(name: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """The parameters as a list. Raises ConfigError for other things, or for a generator that was used up."""
+    found = checks.items(name, [parameters] if isinstance(parameters, Tensor) else parameters, "parameters")
+    for p in found:
+        checks.instance(name, p, Tensor, "parameters")
+    if not found and isinstance(parameters, Iterator):
+        raise ConfigError(f"{name}: expected parameters, got a generator that was used up; use a list of them")
+    return found
+
+
+class _Summary(str):
+    """A text that notebooks and the prompt show with its lines."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def summary(model: Module) -> _Summary:
+    """Each module with its kind, the shapes of its own parameters and their number; then the sums.
+
+    A parameter that two modules share counts once, where it is found first.
+    """
+    checks.instance("summary", model, Module, "a module")
+    seen: set[int] = set()
+    rows = [("", "module", "parameters", "number")]
+    total, trained, size = 0, 0, sum(buffer._data.nbytes for buffer in model.buffers())
+    for name, module in model.named_modules():
+        found = {key: value for key, value in vars(module).items() if isinstance(value, Parameter)}
+        own = {key: value for key, value in found.items() if id(value) not in seen}
+        seen |= {id(value) for value in own.values()}
+        shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in own.items())
+        number = sum(value.size for value in own.values())
+        total, size = total + number, size + sum(value._data.nbytes for value in own.values())
+        trained += sum(value.size for value in own.values() if value.requires_grad)
+        depth = name.count(".") + bool(name)
+        rows.append(
+            ("  " * depth + name.rpartition(".")[2], type(module).__name__, shapes, f"{number:,}" * bool(number))
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {shapes:<{widths[2]}}  {number:>{widths[3]}}".rstrip()
+        for name, kind, shapes, number in rows
+    ]
+    lines.append(f"{total:,} parameters, {trained:,} trained; {size / 1e6:,.2f} MB with buffers")
+    return _Summary("\n".join(lines))

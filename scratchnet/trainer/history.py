@@ -1,5 +1,7 @@
 """What a run gave: `Trainer.fit` returns it."""
 
+import html
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,5 +39,54 @@ class History:
     def __getitem__(self, column: str) -> list[Any]:
         return [record.get(column) for record in self.records]
 
+    @property
+    def columns(self) -> list[str]:
+        """The names that the records have, in order."""
+        return list(dict.fromkeys(name for record in self.records for name in record))
+
+    def _table(self) -> list[list[str]]:
+        """The records as texts, below their names; of many the first and the last."""
+        rows = [[_text(record.get(name)) for name in self.columns] for record in self.records]
+        if len(rows) > MANY:
+            rows[MANY // 2 : -MANY // 2] = [["..."] * len(self.columns)]
+        return [self.columns, *rows]
+
     def __repr__(self) -> str:
-        return f"History({len(self)} epochs, last {self.records[-1] if self.records else None})"
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(f"{x:>{n}}" for x, n in zip(row, widths, strict=True)) for row in table]
+        return "\n".join([f"History of {len(self)} epoch{'s' * (len(self) != 1)}", *lines[: len(lines) * bool(widths)]])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table, and the losses as curves."""
+        head, *rows = self._table()
+        cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(x)}</td>" for x in row) + "</tr>" for row in rows)
+        return f"<table><tr>{cells}</tr>{body}</table>{self._curves()}"
+
+    def _curves(self) -> str:
+        """The losses over the epochs as a picture (SVG); none of fewer than two epochs."""
+        curves = {name: self[name] for name in self.columns if name.endswith("loss")}
+        known = [y for ys in curves.values() for y in ys if isinstance(y, float) and math.isfinite(y)]
+        if len(self) < 2 or not known:
+            return ""
+        low, high = min(known), max(known)
+        parts: list[str] = []
+        for (name, ys), colour in zip(curves.items(), COLOURS, strict=False):
+            points = [
+                f"{40 + 400 * i / (len(ys) - 1):.1f},{110 - 100 * (y - low) / ((high - low) or 1):.1f}"
+                for i, y in enumerate(ys)
+                if isinstance(y, float) and math.isfinite(y)
+            ]
+            label = f'<text x="450" y="{30 + 20 * len(parts)}" fill="{colour}">{html.escape(name)}</text>'
+            parts.append(f'<polyline fill="none" stroke="{colour}" points="{" ".join(points)}"/>{label}')
+        axis = f'<text x="0" y="14">{high:.3g}</text><text x="0" y="114">{low:.3g}</text>'
+        return f'<svg width="560" height="120" font-size="12" fill="gray">{axis}{"".join(parts)}</svg>'
+
+
+MANY = 20  # rows of a table
+COLOURS = "#1f77b4", "#d62728", "#2ca02c", "#9467bd"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)

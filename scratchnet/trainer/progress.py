@@ -45,7 +45,7 @@ def say(line: str) -> None:
 
 
 def progress_bar(epoch: int, epochs: int, batch: int, batches: int, show: bool) -> Any:
-    """A context manager: tqdm's bar if tqdm is installed and there is a terminal. It begins at `batch` of `batches`."""
+    """A context manager: tqdm's bar, if it is installed, in a terminal or a notebook; from `batch` of `batches` on."""
     make = _bar()
     if make is None or sys.stderr is None:
         return _NoBar()
@@ -55,8 +55,13 @@ def progress_bar(epoch: int, epochs: int, batch: int, batches: int, show: bool) 
         desc=f"epoch {epoch + 1}/{epochs}",
         leave=False,
         unit="batch",
-        disable=None if show else True,
+        disable=not (show and _shows_bars()),
     )
+
+
+def _shows_bars() -> bool:
+    """Terminals and notebooks obey the carriage return with which a bar overwrites itself; a file would fill up."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
 
 
 @functools.cache  # tqdm gives each class a thread of its own

@@ -371,6 +371,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "nn.ModuleDict.pop": lambda: {"self": nn.ModuleDict({"a": nn.ReLU()}), "name": "a"},
     "nn.ModuleDict.update": lambda: {"self": nn.ModuleDict(), "modules": {"a": nn.ReLU()}},
     "nn.MLP": lambda: {"sizes": (4, 3, 2), "activation": "tanh", "dropout": 0.1},
+    **{f"{space}.summary": lambda: {"model": nn.Linear(2, 2)} for space in ("nn", "utils")},
     "nn.Linear": lambda: {"in_features": 2, "out_features": 3, "bias": True},
     "nn.Dropout": lambda: {"p": 0.5},
     "nn.LayerNorm": lambda: {"normalized_shape": 3, "eps": 1e-5, "elementwise_affine": True},
@@ -519,7 +520,9 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "init.uniform_": lambda: {"tensor": parameter(), "a": 0.0, "b": 1.0},
     "init.normal_": lambda: {"tensor": parameter(), "mean": 0.0, "std": 1.0},
     "init.constant_": lambda: {"tensor": parameter(), "value": 1.0},
-    **{f"init.{name}": lambda: {"tensor": parameter()} for name in ("zeros_", "ones_")},
+    **{f"init.{name}": lambda: {"tensor": parameter()} for name in ("zeros_", "ones_", "eye_")},
+    "init.orthogonal_": lambda: {"tensor": parameter(), "gain": 1.0},
+    "init.trunc_normal_": lambda: {"tensor": parameter(), "mean": 0.0, "std": 1.0, "a": -2.0, "b": 2.0},
     **{f"init.xavier_{name}_": lambda: {"tensor": parameter(), "gain": 1.0} for name in ("uniform", "normal")},
     **{
         f"init.kaiming_{name}_": lambda: {
@@ -530,6 +533,9 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         }
         for name in ("uniform", "normal")
     },
+    "utils.clip_grad_value_": lambda: {"parameters": with_gradient(), "clip_value": 1.0},
+    "utils.parameters_to_vector": lambda: {"parameters": [parameter()]},
+    "utils.vector_to_parameters": lambda: {"vec": sn.Tensor(np.ones(4, np.float32)), "parameters": [parameter()]},
     "utils.clip_grad_norm_": lambda: {
         "parameters": with_gradient(),
         "max_norm": 1.0,

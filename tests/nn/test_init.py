@@ -109,3 +109,48 @@ def test_an_option_out_of_range_is_refused(initialise):
 def test_integers_are_refused():
     with pytest.raises(sn.DtypeError, match=r"^uniform_: expected a float32 or float64 tensor, got int64"):
         init.uniform_(sn.Tensor([1, 2]))
+
+
+# --- matrices and limits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 8), (8, 3), (4, 2, 3)])
+def test_orthogonal_has_orthonormal_rows_or_columns_times_the_gain(shape):
+    t = init.orthogonal_(sn.Tensor(np.empty(shape)), gain=2.0).numpy().reshape(shape[0], -1)
+    fewer = t if len(t) <= t.shape[1] else t.T
+    np.testing.assert_allclose(fewer @ fewer.T, 4 * np.eye(len(fewer)), atol=1e-12)
+
+
+def test_orthogonal_matrices_are_uniform():
+    """The mean of any element is 0, its variance 1 / n (Haar measure); QR alone would make the diagonal negative."""
+    sn.manual_seed(0)
+    found = np.array([init.orthogonal_(sn.Tensor(np.empty((3, 3)))).numpy() for _ in range(2000)])
+    np.testing.assert_allclose(found.mean(0), 0, atol=5 / np.sqrt(3 * 2000))
+    np.testing.assert_allclose(found.var(0), 1 / 3, atol=0.05)
+
+
+def test_trunc_normal_is_the_truncated_distribution():
+
+    sn.manual_seed(0)
+    values = init.trunc_normal_(sn.Tensor(np.empty(20000)), 1.0, 2.0, 0.0, 4.0).numpy()
+    assert values.min() >= 0 and values.max() <= 4
+    expected = scipy.stats.truncnorm(-0.5, 1.5, loc=1.0, scale=2.0)
+    np.testing.assert_allclose([values.mean(), values.std()], [expected.mean(), expected.std()], rtol=0.02)
+
+
+def test_eye_keeps_the_input_of_a_layer():
+    layer = sn.nn.Linear(3, 4, bias=False)
+    init.eye_(layer.weight)
+    assert layer(np.float32([1, 2, 3])).detach().numpy().tolist() == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: init.eye_(t), lambda t: init.orthogonal_(t), lambda t: init.trunc_normal_(t, a=2, b=1),
+        lambda t: init.trunc_normal_(t, 0, 0.1, 5, 6), lambda t: init.trunc_normal_(t, a=1, b=1),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_refused(call):
+    with pytest.raises((sn.ConfigError, sn.ShapeError), match=r"expected .*got"):
+        call(sn.Tensor(np.empty(3)))

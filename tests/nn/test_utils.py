@@ -91,3 +91,58 @@ def test_a_generator_that_was_used_up_is_refused():
             optimizer(used_up, lr=0.1)
     clip_grad_norm_(model.parameters(), 1.0)
     assert np.linalg.norm(flat(list(model.parameters()))) == pytest.approx(1.0, rel=1e-5)
+
+
+# --- elements, and parameters as a vector ----------------------------------------------------------------------------
+
+
+def test_clip_grad_value_limits_each_element():
+    p, idle = sn.nn.Parameter(np.zeros(4)), sn.nn.Parameter(np.zeros(1))
+    p.grad = sn.Tensor([3.0, -0.5, -7.0, float("nan")], dtype="float64")
+    sn.nn.utils.clip_grad_value_([p, idle], 1.0)
+    np.testing.assert_array_equal(p.grad.numpy(), [1, -0.5, -1, np.nan])
+    assert idle.grad is None
+
+
+def test_parameters_travel_through_a_vector():
+    model = sn.nn.MLP(2, 3, 1)
+    vector = sn.nn.utils.parameters_to_vector(model.parameters())
+    expected = np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
+    np.testing.assert_array_equal(vector.detach().numpy(), expected)
+    (vector * vector).sum().backward()
+    first = next(model.parameters())
+    np.testing.assert_array_equal(first.grad.numpy(), 2 * first.detach().numpy())
+    memory = first.detach().numpy()
+    sn.nn.utils.vector_to_parameters(vector * 2, model.parameters())
+    after = sn.nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
+    np.testing.assert_array_equal(after, 2 * expected)
+    assert first.detach().numpy() is memory
+    with pytest.raises(sn.ShapeError, match=r"a vector of 13 elements, got shape \(3,\)"):
+        sn.nn.utils.vector_to_parameters(sn.Tensor(np.ones(3)), model.parameters())
+
+
+# --- the table of parameters ------------------------------------------------------------------------------------------
+
+
+def test_a_summary_names_shapes_and_numbers():
+    model = sn.nn.Sequential(sn.nn.Linear(4, 3), sn.nn.Sequential(sn.nn.BatchNorm1d(3)), sn.nn.Linear(3, 2, bias=False))
+    model[2].requires_grad_(False)
+    assert repr(sn.nn.summary(model)).splitlines() == [
+        "       module       parameters               number",
+        "       Sequential",
+        "  0    Linear       weight [4, 3], bias [3]      15",
+        "  1    Sequential",
+        "    0  BatchNorm1d  weight [3], bias [3]          6",
+        "  2    Linear       weight [3, 2]                 6",
+        "27 parameters, 21 trained; 0.00 MB with buffers",
+    ]
+
+
+def test_a_shared_parameter_counts_once():
+    layer = sn.nn.Linear(2, 2)
+    other = sn.nn.Linear(2, 2)
+    other.weight = layer.weight
+    model = sn.nn.Sequential(layer, other, layer)
+    assert sn.nn.summary(model).endswith("8 parameters, 8 trained; 0.00 MB with buffers")
+    with pytest.raises(sn.ConfigError, match="summary: expected a module"):
+        sn.nn.summary(3)
