@@ -32,6 +32,7 @@ class Config(train.Config):
     dropout: float = flag(0.25, "probability of dropping a hidden unit")
     epochs: int = flag(6, "passes over the training data")
     batch_size: int = flag(128, "samples an optimizer step")
+    validation: float = flag(0.02, "fraction of the training data kept for validation")
     lr: float = flag(0.1, "highest learning rate of the one-cycle schedule")
 
     def datasets(self) -> tuple[sn.data.Dataset, sn.data.Dataset]:

@@ -203,3 +203,26 @@ def test_mistakes_are_refused_in_one_line(call, part):
     with pytest.raises(sn.ScratchnetError) as error:
         call()
     assert part in error_line(error)
+
+
+def test_a_recorded_step_has_the_bits_of_the_plain_one():
+    results = []
+    for record in (lambda step: step, sn.jit):
+        sn.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 4, 3, 2),
+            nn.ReLU(), nn.AvgPool2d(1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+        optimizer = sn.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+        @record
+        def step(x, labels, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), labels)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        losses = [step(X, np.array([0, 1, 3])).item() for _ in range(3)]
+        results.append((losses, [np.asarray(v).tobytes() for v in model.state_dict().values()]))
+    assert results[0] == results[1]
