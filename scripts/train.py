@@ -10,6 +10,7 @@ from scratchnet.formats.checkpoint_folder import new_folder
 from scratchnet.parallel.compression import COMPRESSIONS
 from scratchnet.parallel.strategies import STRATEGIES, strategy_of
 from scratchnet.report import plot_curves
+from scratchnet.trainer.run import phase_start
 
 
 @dataclass
@@ -40,6 +41,9 @@ class Config:
     devices: tuple[str, ...] = flag((), "where each worker computes instead, such as cuda:0 cuda:1 or cuda:0 cpu")
     folder: str | None = flag(None, "where checkpoints, log and curves.png go; else runs/DATE-TIME", stored=False)
     resume: str | None = flag(None, "'auto' to go on from the folder's newest checkpoint, or a file", stored=False)
+    new_phase: bool = flag(
+        False, "go on with other settings, such as epochs, lr or batch size; see resume", stored=False
+    )
     save_every: int | None = flag(None, "steps between checkpoints; one an epoch unless given")
     timeline: str | None = flag(None, "file for what each worker did when, for https://ui.perfetto.dev", stored=False)
 
@@ -70,10 +74,11 @@ def main(config: Config) -> float | None:
     # 3. Compute gradients of the shards, 4. merge them into one step: the trainer does both, many times.
     model = config.model(train[0][0].shape, len(full.classes))
     optimizer = sn.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
-    steps = config.epochs * -(-len(train_loader) // max(config.accumulate, 1))  # the trainer refuses less than 1
+    folder = Path(config.folder) if config.folder else new_folder("runs", sn.parallel.is_first_rank())
+    epochs = max(config.epochs - phase_start(folder, config.resume, config.new_phase), 1)  # of the schedule
+    steps = epochs * -(-len(train_loader) // max(config.accumulate, 1))  # the trainer refuses less than 1
     momentum = {"base_momentum": max(config.momentum - 0.1, 0.0), "max_momentum": config.momentum}
     schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps, **momentum)
-    folder = Path(config.folder) if config.folder else new_folder("runs", sn.parallel.is_first_rank())
     options = {"staleness": config.staleness, "every": config.every, "compression": COMPRESSIONS[config.compression]}
     trainer = sn.Trainer(
         model, optimizer, sn.nn.CrossEntropyLoss(), schedule, config.workers, config.shards,
@@ -81,7 +86,8 @@ def main(config: Config) -> float | None:
         accumulate=config.accumulate, clip_norm=config.clip_norm, folder=folder, save_every=config.save_every,
         timeline=config.timeline, config=stored(config),
     )  # fmt: skip
-    history = trainer.fit(train_loader, val_loader if len(val) else None, config.epochs, config.resume)
+    validation = val_loader if len(val) else None
+    history = trainer.fit(train_loader, validation, config.epochs, config.resume, config.new_phase)
 
     if not sn.parallel.is_first_rank():  # under mpirun one rank reports
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,11 @@ from ..nn import Module
 from ..parallel.settings import Settings
 from ..parallel.strategies import options_of
 
+# What a new phase of a run may change: how it goes on. What it is stays: model, optimizer, loss, shards, seed.
+OF_A_PHASE = {
+    "batch_size", "samples", "shuffle", "sampler", "loader_seed", "drop_last", "first samples", "accumulate",
+    "clip_norm", "nonfinite", "options", "scheduler", "base_lrs", "schedule",
+}  # fmt: skip
 SCHEDULED = "lr", "momentum", "betas"  # what the schedule of somebody else may set
 
 
@@ -41,22 +46,38 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "options": _options_of(settings.optimizer, scheduler),
         "scheduler": None if scheduler is None else type(scheduler).__name__,
         "base_lrs": getattr(scheduler, "base_lrs", None),
+        "schedule": getattr(scheduler, "options", None),
         **options_of(settings.strategy),
     }
 
 
-def difference(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> str | None:
+def difference(saved: Mapping[str, Any], mine: Mapping[str, Any], may_change: Container[str] = ()) -> str | None:
     """The first thing in which this run is not the saved one, as "expected name=..., as saved, got ..."."""
-    for name, value in mine.items():
-        if name not in saved or (was := saved[name]) == value:  # older versions saved less
+    for key, name, was, value in _differences(saved, mine):
+        if key not in may_change:
+            remedy = "; new_phase=True goes on from there with the new settings" if key in OF_A_PHASE else ""
+            return f"expected {name}={_line(was)}, as saved, got {_line(value)}{remedy}"
+    return None
+
+
+def changes(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """What a new phase changes, as "lr 0.05 -> 0.01, ..."."""
+    found = [f"{name} {_line(was)} -> {_line(value)}" for _, name, was, value in _differences(saved, mine)]
+    return ", ".join(found) or "nothing changes"
+
+
+def _differences(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """(key, the name of what differs in it, as saved, now)."""
+    for key, value in mine.items():
+        if key not in saved or (was := saved[key]) == value:  # older versions saved less
             continue
+        name = key
         if isinstance(was, list) and isinstance(value, list) and len(was) == len(value):
             was, value = next((a, b) for a, b in zip(was, value, strict=True) if a != b)
         if isinstance(was, dict) and isinstance(value, dict):
-            key = next(key for key in {**was, **value} if was.get(key) != value.get(key))
-            name, was, value = key, was.get(key), value.get(key)
-        return f"expected {name}={_line(was)}, as saved, got {_line(value)}"
-    return None
+            name = next(k for k in {**was, **value} if was.get(k) != value.get(k))
+            was, value = was.get(name), value.get(name)
+        yield key, name, was, value
 
 
 def _digest(settings: Settings) -> str | None:

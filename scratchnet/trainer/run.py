@@ -20,9 +20,9 @@ from ..formats.checkpoint_folder import CheckpointFolder
 from ..parallel.engines import Engine
 from ..parallel.settings import Settings, Start
 from ..parallel.shards import StepResult, split
-from ..predictor import describe, outputs_of
+from ..predictor import describe, newest_checkpoint, outputs_of
 from ..version import __version__
-from .identity import difference, identity_of
+from .identity import OF_A_PHASE, changes, difference, identity_of
 from .metrics_log import trim_jsonl
 
 LOG = "metrics.jsonl"  # in the folder of a run
@@ -39,6 +39,7 @@ class Run:
 
     engine: Engine
     POSITION = ("epoch", "batch", "step", "samples", "loss_sum", "history")
+    PHASE = ("phase_epoch", "phase_batch", "epoch_batches")
 
     def __init__(
         self,
@@ -46,14 +47,17 @@ class Run:
         folder: Path | None,
         config: dict[str, Any],
         resume: str | Path | None,
+        new_phase: bool,
         callbacks: Any,
     ):
         self.settings, self.folder, self.config, self.resume = settings, folder, config, resume
+        self.new_phase, self.what_changes = new_phase, ""
         self.callbacks = callbacks
         self.loader = settings.loader
         self.checkpoints: CheckpointFolder | None = None
         self.history: list[dict[str, Any]] = []
         self.epoch, self.step = 0, 0
+        self.phase_epoch, self.phase_batch, self.epoch_batches = 0, 0, len(self.loader)  # where this phase began
         self.memory: dict[str, np.ndarray] = {}  # state of an engine
         self._start_epoch()
         self._open = contextlib.ExitStack()
@@ -75,7 +79,8 @@ class Run:
     @property
     def here(self) -> Start:
         """Where an engine goes on."""
-        return Start(self.step, self.epoch * len(self.loader) + self.batch, self.memory)
+        done = (self.epoch - self.phase_epoch) * len(self.loader) + self.batch
+        return Start(self.step, self.phase_batch + done, self.memory)
 
     def _start_epoch(self) -> None:
         self.batch, self.samples, self.loss_sum = 0, 0, 0.0
@@ -140,7 +145,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        position = {name: getattr(self, name) for name in self.POSITION}
+        position = {name: getattr(self, name) for name in (*self.POSITION, *self.PHASE)}
         rest = {"memory": self.memory, "identity": self.identity, "config": self.config, "version": __version__}
         rest["prediction"] = self.prediction
         if self.callbacks.all:
@@ -152,17 +157,46 @@ class Run:
         for name in ("identity", "position", *self.parts):
             if name not in state:
                 raise CheckpointError(f"resume: expected a checkpoint of a Trainer, got one without {name!r}")
-        if other := difference(state["identity"], self.identity):
+        position = {"phase_epoch": 0, "phase_batch": 0, "epoch_batches": len(self.loader), **state["position"]}
+        if other := difference(state["identity"], self.identity, OF_A_PHASE if self.new_phase else ()):
             raise CheckpointError(f"resume: {other}")
+        if self.new_phase and position["batch"]:
+            raise CheckpointError(
+                f"resume: expected a checkpoint from the end of an epoch for a new phase, got one after batch "
+                f"{position['batch']} of epoch {position['epoch'] + 1}; finish that epoch first, with the old settings"
+            )
         if "version" not in state and self.settings.shards > 2:
             log.warning("resume: version 0.1, which saved this, added shards up in another order: bits will differ")
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        for name in self.POSITION:
-            setattr(self, name, state["position"][name])
-        self.memory = state.get("memory", {})
+        for name, value in position.items():
+            setattr(self, name, value)
+        if self.new_phase:
+            self._begin_phase(state)
+        else:
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            self.memory = state.get("memory", {})
         if "callbacks" in state:
             self.callbacks.load_state_dict(state["callbacks"])
+
+    def _begin_phase(self, state: dict[str, Any]) -> None:
+        """Weights and the optimizer's state go on; its options and the schedule, which begins anew, are those given."""
+        self.what_changes = f"new phase after epoch {self.epoch}: {changes(state['identity'], self.identity)}"
+        optimizer = self.settings.optimizer
+        given = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        self.settings.model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for group, options in zip(optimizer.param_groups, given, strict=True):
+            group.update(options)
+        self.phase_batch += (self.epoch - self.phase_epoch) * self.epoch_batches  # random numbers do not repeat
+        self.phase_epoch, self.epoch_batches = self.epoch, len(self.loader)
+
+
+def phase_start(folder: str | Path, resume: str | Path | None, new_phase: bool = False) -> int:
+    """The epoch at which the schedule of `fit(resume=resume, new_phase=new_phase)` begins; 0 for a run in one phase."""
+    if resume is None or (resume == "auto" and not any(Path(folder).glob("checkpoint-*"))):
+        return 0
+    position = checkpoint.load(newest_checkpoint(folder if resume == "auto" else resume)).get("position", {})
+    return position.get("epoch" if new_phase else "phase_epoch", 0)
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------

@@ -199,11 +199,15 @@ class Trainer(Sealed):
         val_loader: DataLoader | None = None,
         epochs: int = 1,
         resume: str | Path | None = None,
+        new_phase: bool = False,
     ) -> History:
         """Trains until `epochs` epochs are done in all, those before a resume included.
 
         resume: "auto" goes on from the newest whole checkpoint of the folder, or starts if there is none; a path
         goes on from that file. The result has the bytes of a run that was never interrupted.
+
+        new_phase: go on from `resume` with other settings: batch size, data, learning rate, schedule, clipping. Weights
+        and the state of the optimizer stay, a schedule begins anew; the run prints what changes.
 
         Raises NonFiniteError, naming the step and the first op, if a loss is not finite; CheckpointError if the
         checkpoint is of another run (other shards, batch size, seed, ...), or if the folder holds a run and
@@ -216,6 +220,8 @@ class Trainer(Sealed):
             checks.instance("fit: val_loader", val_loader, DataLoader, "a DataLoader", LOADER)
         if resume is not None:
             checks.path("fit: resume", resume)
+        if checks.flag("fit: new_phase", new_phase) and resume is None:
+            raise ConfigError("fit: expected resume='auto' or a file with new_phase=True, got neither")
         self._check()
         check_schedule(self.scheduler, val_loader is not None)
         if not len(train_loader):
@@ -226,14 +232,16 @@ class Trainer(Sealed):
             if choice and choice.plan.workers == 1:
                 stack.callback(set_num_threads, get_num_threads())
                 set_num_threads(choice.plan.threads)
-            callbacks = Callbacks(self.callbacks)
-            run = stack.enter_context(Run(self._settings(train_loader), self.folder, self.config, resume, callbacks))
+            settings, callbacks = self._settings(train_loader), Callbacks(self.callbacks)
+            run = stack.enter_context(Run(settings, self.folder, self.config, resume, new_phase, callbacks))
             begin(run.settings, run)
             stop = stack.enter_context(stop_on_signal())
             run.engine = engine_of(run.settings, run.here, stop)
             stack.push(lambda kind, error, trace: run.engine.close(error))
             if self.progress and self._is_first:
                 say(self._first_line(run.settings.shards))
+                if run.what_changes:
+                    say(run.what_changes)
                 if train_loader.num_workers:
                     say("num_workers of the loader rests: workers of the Trainer read their own samples")
             self._is_running = True

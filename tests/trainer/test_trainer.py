@@ -186,6 +186,7 @@ def test_each_field_of_the_identity_of_a_run_has_a_test(tmp_path):
         "options",
         "scheduler",
         "base_lrs",
+        "schedule",
         "sampler",
     }
     assert set(identity) == {*ANOTHER, *of_parts, "devices"}  # of several kinds: tests/parallel/pool
@@ -219,7 +220,7 @@ def test_a_checkpoint_of_an_older_version_loads_and_says_that_bits_differ(shards
     trainer.fit(loader, epochs=1)
     saved = sn.load(sorted(tmp_path.glob("checkpoint-*.safetensors"))[-1])
     assert saved.pop("version") == sn.__version__
-    for name in ("model", "optimizer", "loss", "scheduler", "options", "base_lrs", "first samples"):
+    for name in ("model", "optimizer", "loss", "scheduler", "options", "base_lrs", "schedule", "first samples"):
         del saved["identity"][name]  # version 0.1 knew nothing of them
     sn.save(tmp_path / "older.safetensors", **saved)
     resumed, loader = make(tmp_path / "other", shards)
@@ -640,3 +641,81 @@ def test_samples_of_the_users_are_cast_with_one_sentence_and_read_no_more_than_n
     with pytest.warns(UserWarning, match="Trainer: field 0 of the samples is float64 and the model float32") as said:
         trainer.fit(loader, epochs=2)
     assert len(said) == 1 and Samples.asked == [*range(8)] * 2
+
+
+# --- a new phase ------------------------------------------------------------------------------------------------------
+
+
+def phase(folder, epochs, resume=None, new_phase=False, workers=1, steps=1000, lr=0.05, **options):
+    trainer, loader = make(folder, shards=2, lr=lr, workers=workers, **options)
+    trainer.scheduler = sn.optim.lr_scheduler.OneCycleLR(trainer.optimizer, lr, total_steps=steps)
+    history = trainer.fit(loader, epochs=epochs, resume=resume, new_phase=new_phase)
+    return trainer, history
+
+
+def test_a_new_phase_goes_on_from_weights_and_momentum_with_a_new_schedule(tmp_path):
+    first, _ = phase(tmp_path, 1, dropout=0.0)
+    settings = {"lr": 0.2, "batch_size": 16, "dropout": 0.0}
+    second, history = phase(tmp_path, 3, "auto", True, steps=8, **settings)
+    assert history["epoch"] == [1, 2, 3] and second.scheduler.last_step == 2 * 4
+
+    _, loader = make(**settings)
+    schedule = sn.optim.lr_scheduler.OneCycleLR(first.optimizer, 0.2, total_steps=8)
+    for epoch in (1, 2):
+        for x, y in loader.batches(epoch):
+            first.optimizer.zero_grad()
+            first.loss(first.model(sn.Tensor(x)), sn.Tensor(y)).backward()
+            first.optimizer.step()
+            schedule.step()
+    for mine, by_hand in zip(second.model.parameters(), first.model.parameters(), strict=True):
+        np.testing.assert_allclose(mine.detach().numpy(), by_hand.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kill_at", [None, 2])
+def test_a_new_phase_has_the_bits_of_one_process_and_is_resumed_like_any_run(tmp_path, kill_at):
+    settings = {"lr": 0.02, "batch_size": 16, "steps": 8, "dropout": 0.3}
+    for name, workers in (("one", 1), ("two", 2)):
+        phase(tmp_path / name, 1)
+        if kill_at is None:
+            phase(tmp_path / name, 3, "auto", True, workers=workers, **settings)
+        else:
+            phase(tmp_path / name, kill_at, "auto", True, workers=workers, **settings)
+            phase(tmp_path / name, 3, "auto", workers=workers, **settings)
+    assert newest(tmp_path / "one") == newest(tmp_path / "two")
+
+
+def test_random_numbers_of_a_new_phase_are_not_those_of_the_one_before(tmp_path):
+    phase(tmp_path, 2)
+    phase(tmp_path, 3, "auto", True, batch_size=16)
+    position = sn.load(sorted(tmp_path.glob("checkpoint-*"))[-1])["position"]
+    assert (position["phase_epoch"], position["phase_batch"], position["epoch_batches"]) == (2, 2 * 7, 4)
+
+
+def test_a_run_says_what_a_new_phase_changes(tmp_path, capsys):
+    phase(tmp_path, 1)
+    trainer, loader = make(tmp_path, shards=2, lr=0.2, batch_size=16)
+    trainer.progress = True
+    trainer.fit(loader, epochs=2, resume="auto", new_phase=True)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("new phase after epoch 1: "))
+    assert "batch_size 8 -> 16" in line and "base_lrs 0.05 -> 0.2" in line
+
+
+def test_other_settings_without_a_new_phase_are_refused_with_the_remedy(tmp_path):
+    phase(tmp_path, 1)
+    with pytest.raises(sn.CheckpointError, match=r"total_steps=1000, as saved, got 500; new_phase=True goes on"):
+        phase(tmp_path, 2, "auto", steps=500)
+    with pytest.raises(sn.CheckpointError, match=r"expected seed=0, as saved, got 5$"):
+        phase(tmp_path, 2, "auto", True, seed=5)
+    with pytest.raises(sn.ConfigError, match="expected resume='auto' or a file with new_phase=True"):
+        phase(tmp_path / "new", 1, None, True)
+
+
+def test_a_new_phase_begins_at_the_end_of_an_epoch(tmp_path):
+    class Stops:
+        def on_step_end(self, run):
+            if run.step == 3:
+                run.stop("here")
+
+    phase(tmp_path, 1, callbacks=[Stops()])
+    with pytest.raises(sn.CheckpointError, match=r"got one after batch 3 of epoch 1; finish that epoch first"):
+        phase(tmp_path, 2, "auto", True, lr=0.2)
