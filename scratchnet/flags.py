@@ -4,11 +4,12 @@ import argparse
 import dataclasses
 import io
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from .errors import ScratchnetError
+from .errors import ConfigError, ScratchnetError
 
 Config = TypeVar("Config")
 
@@ -35,6 +36,7 @@ def parse_flags(config: type[Config], argv: Sequence[str] | None = None) -> Conf
     """An instance of the dataclass `config` filled from the command line (argv, or the process's own).
 
     Field types: int, float, str, bool (`--name` and `--no-name`), tuple[T, ...], any of these with None, and int | str.
+    `--config FILE` reads flags from a TOML or YAML file, {name: value}; those on the command line count more.
     Bad flags end the program with a message and status 2, as argparse does.
     """
     parser = argparse.ArgumentParser(description=config.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -56,8 +58,53 @@ def parse_flags(config: type[Config], argv: Sequence[str] | None = None) -> Conf
             )
         else:
             parser.add_argument("--" + field.name.replace("_", "-"), **options)
-    values = vars(parser.parse_args(argv))
+    parser.add_argument("--config", metavar="FILE", help="TOML or YAML file with flags; those given here count more")
+    given = list(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--config")
+    if (file := first.parse_known_args(given)[0].config) is not None:
+        try:
+            given = _words_of(file, {field.name for field in dataclasses.fields(config)}) + given  # type: ignore[arg-type]
+        except ConfigError as error:
+            parser.error(str(error))
+    values = vars(parser.parse_args(given))
+    del values["config"]
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _words_of(file: str, names: set[str]) -> list[str]:
+    """The flags in a file as a command line. Raises ConfigError for a file that is none."""
+    try:
+        text = Path(file).read_text()
+        if file.endswith((".yaml", ".yml")):
+            try:
+                import yaml
+            except ImportError:
+                raise ConfigError(f"{file}: expected PyYAML for a YAML file, found none; pip install pyyaml") from None
+            found = yaml.safe_load(text)
+        else:
+            found = tomllib.loads(text)
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{file}: expected a file of flags: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{file}: expected TOML: {error}") from None
+    except Exception as error:  # yaml.YAMLError, whose module may not be there
+        raise ConfigError(f"{file}: expected YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(found or {}, dict):
+        raise ConfigError(f"{file}: expected flags as name: value, got a {type(found).__name__}")
+    words: list[str] = []
+    for key, value in (found or {}).items():
+        name = key.replace("-", "_")
+        if name not in names:
+            raise ConfigError(f"{file}: expected names of flags, got {key!r}; --help lists them")
+        flag_name = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag_name if value else f"--no-{name.replace('_', '-')}")
+        elif value is not None:
+            words += [flag_name, *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 def _number_or_text(text: str) -> int | str:

@@ -46,6 +46,7 @@ LAYERS = (
     "trainer",
     "report testing",
     "callbacks",
+    "jobs",
     "__main__",
 )
 

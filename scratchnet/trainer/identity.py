@@ -55,7 +55,9 @@ def difference(saved: Mapping[str, Any], mine: Mapping[str, Any], may_change: Co
     """The first thing in which this run is not the saved one, as "expected name=..., as saved, got ..."."""
     for key, name, was, value in _differences(saved, mine):
         if key not in may_change:
-            remedy = "; new_phase=True goes on from there with the new settings" if key in OF_A_PHASE else ""
+            remedy = (
+                "; new_phase=True (--new-phase) goes on from there with the new settings" if key in OF_A_PHASE else ""
+            )
             return f"expected {name}={_line(was)}, as saved, got {_line(value)}{remedy}"
     return None
 

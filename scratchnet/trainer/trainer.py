@@ -295,7 +295,7 @@ class Trainer(Sealed):
         """The loader with floats in the model's type. A warning says so where they come in another one."""
         typed = loader.typed(next(iter(self.model.parameters())).dtype, self._say_cast if self._is_first else None)
         if selects(loader.source) and len(loader):  # a recorded step would cast them without a word
-            gather(typed.source, next(loader.batch_indices(0))[:1])
+            gather(typed.source, loader.indices(0)[:1])
         return typed
 
     def _say_cast(self, name: Any, found: Any, dtype: Any) -> None:

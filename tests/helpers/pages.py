@@ -85,10 +85,21 @@ def wrong_commands(path: Path) -> list[str]:
 
 
 def flags_of(script: Path) -> set[str]:
-    """The flags of a script, from the fields of its class Config."""
-    tree = ast.parse(script.read_text())
-    config = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config")
-    names = [field.target.id.replace("_", "-") for field in config.body if isinstance(field, ast.AnnAssign)]
+    """The flags of a script, from the fields of its class Config and of those that it is based on."""
+    classes = {
+        node.name: node
+        for file in (ROOT / "scratchnet" / "jobs.py", ROOT / "scripts" / "train.py", script)
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    if script.name != "train.py":  # based on the Config of train.py
+        train = ast.parse((ROOT / "scripts" / "train.py").read_text())
+        classes["train.Config"] = next(node for node in train.body if isinstance(node, ast.ClassDef))
+    waiting, names = [classes["Config"]], ["config"]
+    while waiting:
+        node = waiting.pop()
+        names += [field.target.id.replace("_", "-") for field in node.body if isinstance(field, ast.AnnAssign)]
+        waiting += [classes[base] for base in map(ast.unparse, node.bases) if base in classes]
     return {"--help", *(f"--{name}" for name in names), *(f"--no-{name}" for name in names)}
 
 

@@ -13,6 +13,7 @@ import train
 from train import Config
 
 import scratchnet as sn
+from scratchnet.callbacks.tables import read_runs
 from scratchnet.data import read_idx, write_idx
 from scratchnet.flags import parse_flags
 from scratchnet.formats.checkpoint_folder import CheckpointFolder
@@ -51,6 +52,7 @@ def run(data, tmp_path, capsys, monkeypatch):
     def go(**values):
         folder = tmp_path / f"run {next(numbers)}"
         values = {"data": data[0], "folder": str(folder)} | SMALL | values
+        go.folder = Path(values["folder"] or "runs")
         train.main(Config(**values))
         go.said = capsys.readouterr().out
         go.threads = sn.get_num_threads()
@@ -91,12 +93,17 @@ SAME_WEIGHTS = {
     "devices": (("cpu",), {}, lambda run, folder: run.engine == "Pool"),
     "folder": (None, {}, lambda run, folder: len(list((folder / "runs").iterdir())) == 1),
     "save_every": (3, {}, lambda run, folder: run.steps == [9, 10]),
+    "best": (True, {}, lambda run, folder: (run.folder / "best.safetensors").exists()),
+    "tensorboard": (True, {}, lambda run, folder: any((run.folder / "tensorboard").iterdir())),
+    "database": ("sqlite:///runs.db", {}, lambda run, folder: [r["status"] for r in read_runs()] == ["done"]),
+    "find_lr": (True, {}, lambda run, folder: "the loss falls fastest at " in run.said),
     "timeline": ("timeline.json", {}, lambda run, folder: (folder / "timeline.json").stat().st_size > 100),
 }
 
 
 def test_no_flag_is_without_a_row():
-    assert {*OTHER_WEIGHTS, *SAME_WEIGHTS, "resume"} == {field.name for field in dataclasses.fields(Config)}
+    of_their_own = "resume", "new_phase", "early_stopping"
+    assert {*OTHER_WEIGHTS, *SAME_WEIGHTS, *of_their_own} == {field.name for field in dataclasses.fields(Config)}
 
 
 @pytest.mark.parametrize("flag", OTHER_WEIGHTS)
@@ -126,6 +133,19 @@ def test_resume_goes_on_with_the_same_bits(run):
     assert sorted(path.name for path in Path("whole").glob("*.safetensors"))[0].endswith("08.safetensors")
     Path("whole/checkpoint-000000000010.safetensors").unlink()
     assert run(save_every=4, folder="whole", resume="auto") == expected
+
+
+def test_a_new_phase_goes_on_with_other_settings(run):
+    first = run(folder="phases")
+    assert run(folder="phases", epochs=2, lr=0.01, batch_size=20, resume="auto", new_phase=True) != first
+    assert "new phase after epoch 1: batch_size 16 -> 20, base_lrs 0.05 -> 0.01" in run.said
+    assert run.steps[-1] == 10 + 8
+    assert run(folder="phases", epochs=2, lr=0.01, batch_size=20, resume="auto")  # of the new phase
+
+
+def test_early_stopping_ends_the_run(run):
+    run(early_stopping=1, epochs=60, lr=2.0)
+    assert "stopped after step" in run.said
 
 
 def test_what_resumes_is_the_run_that_was_saved(run, data):
@@ -174,6 +194,9 @@ REFUSED = {
     "folder": ["a-file"],
     "resume": ["no-such.safetensors", "."],
     "save_every": [0, -1],
+    "early_stopping": [0, -1],
+    "database": ["runs.db", "sqlite:////no/such/folder/runs.db"],
+    "new_phase": [True],
     "timeline": ["no/such/folder.json", "."],
 }
 

@@ -60,7 +60,7 @@ def test_train_leaves_a_checkpoint_a_log_and_a_picture(tmp_path, small):
     ("flags", "message"),
     [
         (["--data", "no-such-set"], "fashion-mnist"),
-        (["--epochs", "-1"], "total_steps"),
+        (["--epochs", "-1"], "epochs"),
         (["--shards", "0"], "shards"),
         (["--threads", "0"], "threads"),
         (["--batch-size", "0"], "batch_size"),
@@ -97,6 +97,40 @@ def test_flags_follow_the_types_of_the_fields():
     assert given == Example(5, ("x", "y"), True, 0.5)
     with pytest.raises(SystemExit):
         parse_flags(Example, ["--count", "many"])
+
+
+FLAGS = {
+    "flags.toml": 'count = 5\nnames = ["x", "y"]\nfast = true\nrate = 0.5\n',
+    "flags.yaml": "count: 5\nnames: [x, y]\nfast: true\nrate: 0.5\n",
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_come_from_a_file_and_those_given_count_more(tmp_path, name):
+    if name.endswith(".yaml"):
+        pytest.importorskip("yaml")
+    file = tmp_path / name
+    file.write_text(FLAGS[name])
+    assert parse_flags(Example, ["--config", str(file)]) == Example(5, ("x", "y"), True, 0.5)
+    assert parse_flags(Example, ["--count", "7", f"--config={file}", "--no-fast"]) == Example(7, ("x", "y"), False, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cuont = 5", "expected names of flags, got 'cuont'; --help lists them"),
+        ("count = ", "expected TOML"),
+        ('count = "many"', "invalid int value: 'many'"),
+        (None, "expected a file of flags: No such file"),
+    ],
+)
+def test_a_file_that_holds_no_flags_ends_the_program(tmp_path, capsys, text, message):
+    file = tmp_path / "flags.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(Example, ["--config", str(file)])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["train.py", "predict.py"])

@@ -702,7 +702,7 @@ def test_a_run_says_what_a_new_phase_changes(tmp_path, capsys):
 
 def test_other_settings_without_a_new_phase_are_refused_with_the_remedy(tmp_path):
     phase(tmp_path, 1)
-    with pytest.raises(sn.CheckpointError, match=r"total_steps=1000, as saved, got 500; new_phase=True goes on"):
+    with pytest.raises(sn.CheckpointError, match=r"total_steps=1000, as saved, got 500; new_phase=True"):
         phase(tmp_path, 2, "auto", steps=500)
     with pytest.raises(sn.CheckpointError, match=r"expected seed=0, as saved, got 5$"):
         phase(tmp_path, 2, "auto", True, seed=5)

@@ -1,0 +1,87 @@
+"""What all training scripts have in common: the flags that say how, where and how watched a job runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .callbacks import BestCheckpoint, Database, EarlyStopping, LearningRateFinder, TensorBoard
+from .flags import flag, stored
+from .formats.checkpoint_folder import new_folder
+from .kernels import set_num_threads
+from .parallel.comm.job import is_first_rank
+from .parallel.compression import COMPRESSIONS
+from .parallel.strategies import STRATEGIES, strategy_of
+from .random import manual_seed
+from .tensor import default_device
+from .trainer.run import phase_start
+
+
+@dataclass
+class JobFlags:
+    """Base of a script's configuration. The script adds its data, its model and its optimizer."""
+
+    epochs: int = flag(20, "passes over the training data")
+    seed: int = flag(0, "seed of initial weights, order of samples and dropout")
+    workers: int | str = flag(1, "processes that compute, or auto to measure and pick; see shards", stored=False)
+    shards: int | None = flag(None, "parts of a batch, which alone change bits; 1 for one worker, else 8, unless given")
+    strategy: str = flag("all_reduce", "how gradients become new parameters", list(STRATEGIES))
+    staleness: int | None = flag(None, "updates that gradients are behind: parameter_server; 0 unless given")
+    every: int | None = flag(None, "batches between averages: local_sgd; 8 unless given")
+    compression: str = flag("none", "what is left out of gradients: all_reduce", list(COMPRESSIONS))
+    accumulate: int = flag(1, "batches an optimizer step")
+    clip_norm: float | None = flag(None, "largest norm of the merged gradient")
+    threads: int | None = flag(None, "CPU threads of the kernels; all cores unless given", stored=False)
+    device: str = flag("cpu", "table of kernels; with workers and cuda, a GPU for each", ["cpu", "numpy", "cuda"])
+    devices: tuple[str, ...] = flag((), "where each worker computes instead, such as cuda:0 cuda:1 or cuda:0 cpu")
+    folder: str | None = flag(None, "where checkpoints, log and curves.png go; else runs/DATE-TIME", stored=False)
+    resume: str | None = flag(None, "'auto' to go on from the folder's newest checkpoint, or a file", stored=False)
+    new_phase: bool = flag(False, "go on with other settings, such as epochs or lr; see resume", stored=False)
+    save_every: int | None = flag(None, "steps between checkpoints; one an epoch unless given")
+    early_stopping: int | None = flag(None, "epochs without a better validation loss that end the run", stored=False)
+    best: bool = flag(False, "keep the state of the best epoch in best.safetensors", stored=False)
+    tensorboard: bool = flag(False, "write the folder's tensorboard, for tensorboard --logdir", stored=False)
+    database: str | None = flag(None, "where the run is kept, such as sqlite:///runs.db", stored=False)
+    find_lr: bool = flag(False, "first try rising learning rates on a copy, and say which is best", stored=False)
+    timeline: str | None = flag(None, "file for what each worker did when, for https://ui.perfetto.dev", stored=False)
+
+    def begin(self) -> None:
+        """Sets the seed, the device and the threads."""
+        manual_seed(self.seed)
+        default_device(self.device)
+        if self.threads is not None:
+            set_num_threads(self.threads)
+
+    def run_folder(self) -> Path:
+        """The folder of the run, which is made where none is given."""
+        return Path(self.folder) if self.folder else new_folder("runs", is_first_rank())
+
+    def steps(self, folder: Path, batches: int) -> int:
+        """Optimizer steps that a schedule has, of epochs with so many batches; at least one."""
+        epochs = self.epochs - phase_start(folder, self.resume, self.new_phase)
+        return max(epochs, 1) * -(-batches // max(self.accumulate, 1))  # a Trainer refuses less
+
+    def options(self) -> dict[str, Any]:
+        """Of a Trainer: `sn.Trainer(model, optimizer, loss, schedule, folder=folder, **config.options())`."""
+        compression = COMPRESSIONS[self.compression]
+        named = {name: getattr(self, name) for name in ("workers", "shards", "seed", "accumulate", "clip_norm")}
+        return named | {
+            "strategy": strategy_of(self.strategy, staleness=self.staleness, every=self.every, compression=compression),
+            "devices": self.devices or None,
+            "save_every": self.save_every,
+            "timeline": self.timeline,
+            "config": stored(self),
+            "callbacks": self.callbacks(),
+        }
+
+    def callbacks(self) -> list[Any]:
+        """What watches the run."""
+        chosen = [
+            self.early_stopping is not None and EarlyStopping(patience=self.early_stopping),
+            self.best and BestCheckpoint(),
+            self.tensorboard and TensorBoard(),
+            self.database is not None and Database(self.database),
+            self.find_lr and LearningRateFinder(),
+        ]
+        return [callback for callback in chosen if callback]
