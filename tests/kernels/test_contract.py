@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -127,6 +128,31 @@ def test_many_small_blocks_in_parallel_match_the_oracle(name, data):
     case = data.draw(kernel_cases(name, dtypes=[np.float32], **SIZES))
     with mock.patch.multiple(loops, PARALLEL_FROM=1, BLOCK=100):
         case.check(kernel("cpu", name), layouts=("offset",))
+
+
+@pytest.mark.skipif(not JIT or SIMULATED, reason="of recorded steps on the cpu")
+@pytest.mark.parametrize("name", KERNEL_ROWS)
+@settings(max_examples=5)
+@given(data=st.data())
+def test_a_kernel_writes_nothing_outside_its_loops(name, data):
+    """A recorded step replays the loops of a kernel alone; what else it wrote would stay as it was then."""
+    from scratchnet.kernels import cpu
+
+    case = data.draw(kernel_cases(name, dtypes=[np.float32], **SIZES))
+    with np.errstate(all="ignore"):
+        found = case.oracle(*case.inputs, **case.params)
+    made = [np.ascontiguousarray(x) for x in (found if isinstance(found, tuple) else (found,))]
+    arrays = [np.ascontiguousarray(x) for x in case.inputs] + made
+    for x in arrays:
+        x.setflags(write=False)
+    plan = loops.Plan()
+    try:
+        with loops.planning(plan):
+            arguments = inspect.signature(kernel("numpy", name)).bind(*arrays, **case.params)
+            arguments.apply_defaults()
+            cpu._COMPILED[name](*arguments.args)
+    except ValueError as error:  # "assignment destination is read-only", "expected an `out` that is writable"
+        assert re.search("read-only|writable", str(error)) and not plan, error
 
 
 @pytest.mark.skipif(not JIT, reason="large")
