@@ -22,7 +22,7 @@ def test_the_checks_of_a_healthy_machine_pass():
     rows = {row["check"]: row for row in json.loads(done.stdout)}
     failed = [row for row in rows.values() if row["result"] == "FAILED" and row["check"] != "packages"]
     assert not failed and len(rows) == len(doctor.CHECKS)
-    assert "killed and replaced" in rows["workers"]["found"]
+    assert "gave the bits of one" in rows["workers"]["found"]
 
 
 def raises(error):
@@ -47,7 +47,7 @@ FAULTS = {  # the check, what is broken, and what it says
     "no cache": (doctor.kernel_cache, (cache, "writable_folder", lambda: None), "set SCRATCHNET_CACHE_DIR to one"),
     "workers with other bits": (
         doctor.workers,
-        (doctor, "losses", lambda workers, fail="": bytes(workers)),
+        (doctor, "trained", lambda workers, fail="": (bytes(workers), 2)),
         "two workers gave other bits than one",
     ),
     "ranks that hang": (
