@@ -162,3 +162,12 @@ def test_a_model_that_moves_to_another_device_is_followed():
     with pytest.raises(sn.DeviceError):
         step(sn.Tensor(X))
     assert step(sn.Tensor(X, device="numpy")).device == "numpy"
+
+
+def test_a_masked_array_and_its_mask_are_guarded():
+    numbers = np.ma.masked_array([1.0, 2.0], [False, True])
+    step = sn.jit(lambda x: x * float(numbers.sum() if numbers is not np.ma.masked else 0))
+    x = sn.Tensor([1.0])
+    assert [step(x).item() for _ in range(3)] == [1.0] * 3
+    numbers.mask = False
+    assert [step(x).item() for _ in range(3)] == [3.0] * 3

@@ -31,6 +31,10 @@ NUMBERS = {
     "adadelta": (np.array([0.1, 0.9, 1e-6, 0.01]),),
     "standardize": (1e-5,),
     "standardize_grad": (1e-5,),
+    **dict.fromkeys(("conv2d", "conv2d_input", "conv2d_weight"), ((1, 1), (1, 1), (1, 1), 1)),
+    "max_pool2d": ((2, 2), (2, 2), (0, 0), (1, 1)),
+    **dict.fromkeys(("avg_pool2d", "avg_pool2d_grad"), ((2, 2), (2, 2), (0, 0), True)),
+    **dict.fromkeys(("batch_norm", "batch_norm_sums", "batch_norm_grad"), (1e-5,)),
 }
 COMPILED = [name for name in SIGNATURES if name not in ANY_LAYOUT]
 needs_jit = pytest.mark.skipif(not JIT, reason="about compiled code")
@@ -42,7 +46,25 @@ def case(name, dtype=np.float32, rows=ROWS, columns=COLUMNS, seed=0):
     x = [np.asarray(abs(rng.standard_normal((rows, columns))) + 0.1, dtype) for _ in range(5)]
     index = rng.integers(0, min(rows, columns), rows)
     empty = [np.empty_like(y) for y in x]
+    images = [np.resize(y, (4, 6, 30, 36)).astype(dtype) for y in x]
+    small, channels = np.empty((24, 15, 18), dtype), x[3].ravel()[:6].copy()
+    moments = x[4].ravel()[:12].reshape(2, 6).copy()
+    kernels = np.resize(x[1], (6, 6, 3, 3)).astype(dtype)
+    flat, like = [y.reshape(24, 30, 36) for y in images], [np.empty_like(y) for y in images]
+    by_channel = [y.reshape(4, 6, -1) for y in images]
+    columns_of_rows = rng.integers(0, columns, (rows, columns))
     inputs, outputs = {
+        "conv2d": ([images[0], kernels, channels], like[:1]),
+        "conv2d_input": ([images[0], kernels], like[:1]),
+        "conv2d_weight": ([images[0], images[1]], [np.empty_like(kernels)]),
+        "max_pool2d": ([flat[0]], [np.empty(small.shape, np.int64)]),
+        "avg_pool2d": ([flat[0]], [small]),
+        "avg_pool2d_grad": ([np.resize(x[0], small.shape).astype(dtype)], [like[0].reshape(flat[0].shape)]),
+        **{k: ([x[0], columns_of_rows], empty[:1]) for k in ("take_in_rows", "scatter_in_rows")},
+        "channel_moments": ([by_channel[0]], [np.empty((2, 6), dtype)]),
+        "batch_norm": ([by_channel[0], moments, channels, channels], [np.empty_like(by_channel[0])]),
+        "batch_norm_sums": ([*by_channel[:2], moments], [np.empty((2, 6), dtype)]),
+        "batch_norm_grad": ([*by_channel[:2], moments, channels, moments], [np.empty_like(by_channel[0])]),
         "where": ([x[0] > 0.5, x[1], x[2]], empty[:1]),
         **{k: ([x[0].reshape(1, -1, 1)], [np.empty((1, 1), dtype)]) for k in ("sum", "max", "min")},
         "argmax": ([x[0][:, :, None]], [np.empty((rows, 1), np.int64)]),

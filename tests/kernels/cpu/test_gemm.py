@@ -224,7 +224,7 @@ def test_any_cut_by_rows_or_columns_gives_the_same_bits(block, transposed):
     expected, out = multiply(a, b, *transposed), np.full((61, 45), np.nan, np.float32)
     scratch = blocks.scratch(gemm._SCRATCH[out.dtype], out.dtype)
     right = gemm._packed(b, True, 0, 45) if transposed[1] else b
-    zeros, columns = gemm._ZEROS[out.dtype], -(-45 // (gemm.PANEL * gemm._LANES[out.dtype]))
+    zeros, columns = gemm.ZEROS[out.dtype], -(-45 // (gemm.PANEL * gemm.LANES[out.dtype]))
     plain = (a, b, zeros, out, *transposed)
     cases = [(gemm._by_rows, 61, plain), (gemm._by_columns, columns, plain)]
     if transposed[1]:
