@@ -24,7 +24,7 @@ from ..optim import Optimizer
 from ..stateful import Stateful, changes
 from ..tensor import Tensor
 from .trace import memory_of
-from .values import is_same
+from .values import content_of, is_same
 
 MANY = 256  # a container of more entries is known by its length alone
 LARGE = 1 << 14  # bytes; an array of more is not compared: its memory may be read where it lies, or not at all
@@ -72,7 +72,7 @@ class Names:
             if not is_same(holder.get(key, _MISSING), value):
                 return name
         for array, numbers, name in self.arrays:
-            if _content(array) != numbers:
+            if content_of(array) != numbers:
                 return name
         self._changes = changes()
         return None
@@ -173,7 +173,7 @@ class _Walk:
                 entries.append((_Attributes(value), attribute, getattr(value, attribute), name))
         elif isinstance(value, np.ndarray):
             if value.nbytes <= LARGE:
-                self.arrays.append((value, _content(value), name))
+                self.arrays.append((value, content_of(value), name))
         elif isinstance(value, Module):
             self._items(self.of_modules, vars(value), name)
             self._methods(type(value), name)
@@ -252,12 +252,6 @@ class _Walk:
         value = holder.get(key, _MISSING)
         entries.append((holder, key, value, name))
         self.visit(value, name)
-
-
-def _content(array: np.ndarray) -> bytes:
-    """The numbers of an array, and the mask of a masked one; asked for its bytes, that would fill itself in."""
-    mask = np.ma.getmaskarray(array).tobytes() if isinstance(array, np.ma.MaskedArray) else b""
-    return np.asarray(array).tobytes() + mask
 
 
 def _state(generator: Any) -> Any:

@@ -27,7 +27,7 @@ from ..kernels.signatures import SIGNATURES, arrays_of
 from ..native.aligned import aligned
 from ..tensor import Tensor
 from ..tracing import Tracing, Undo
-from .values import Argument
+from .values import Argument, content_of
 
 _PACKAGE = str(Path(__file__).parent.parent)
 REMEMBERED = 1 << 20  # bytes of an array from outside whose numbers are kept, to see if they are the same again
@@ -147,7 +147,7 @@ class Trace(Tracing):
     def _compare(self, key: int) -> None:
         """Did Python write to arrays by name, since a kernel did last?"""
         for array, numbers, name in self.named[key]:
-            if self.by_python is None and array.tobytes() != numbers:
+            if self.by_python is None and content_of(array) != numbers:
                 self.by_python = f"{user_line()}: writes to {name}"
 
     def wrote(self, array: Any) -> None:
@@ -155,7 +155,7 @@ class Trace(Tracing):
         key = id(memory_of(array))
         if key in self.named:
             self.by_kernels.add(key)
-            self.named[key] = [(x, x.tobytes(), name) for x, _, name in self.named[key]]
+            self.named[key] = [(x, content_of(x), name) for x, _, name in self.named[key]]
 
     # --- the verbs --------------------------------------------------------------------------------------------------
 

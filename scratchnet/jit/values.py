@@ -99,6 +99,12 @@ def leaves_of(value: Any) -> list[Any]:
     return found
 
 
+def content_of(array: np.ndarray) -> bytes:
+    """The numbers of an array, and the mask of a masked one; asked for its bytes, that would fill itself in."""
+    mask = np.ma.getmaskarray(array).tobytes() if isinstance(array, np.ma.MaskedArray) else b""
+    return np.asarray(array).tobytes() + mask
+
+
 def is_constant(value: Any) -> bool:
     """May a replay return this very value, if it is the same in two calls?"""
     return isinstance(value, (*PLAIN, float, complex, np.generic, Stateful)) or callable(value)
