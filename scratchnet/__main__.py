@@ -8,6 +8,7 @@ from pathlib import Path
 
 COMMANDS = {  # the script, and what it does
     "train": ("train.py", "trains a network on images of 28x28 pixels"),
+    "train-images": ("train_images.py", "trains a convolutional network on images, or folders of them"),
     "predict": ("predict.py", "labels of images, rows or sentences, by a saved model"),
     "runs": ("runs.py", "lists, compares and plots the runs of a database"),
     "doctor": ("doctor.py", "tries all that a run needs on this machine, and says what is missing"),
@@ -21,7 +22,7 @@ def main() -> None:
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print("usage: scratchnet COMMAND [flags], of which each has --help\n")
-        print("\n".join(f"  {command:<9} {does}" for command, (_, does) in COMMANDS.items()))
+        print("\n".join(f"  {command:<12} {does}" for command, (_, does) in COMMANDS.items()))
         return
     if name not in COMMANDS:
         print(f"scratchnet: expected a command, one of {', '.join(COMMANDS)}, got {name!r}", file=sys.stderr)
