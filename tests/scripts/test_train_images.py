@@ -40,7 +40,7 @@ def test_folders_of_classes_are_told_apart_and_predicted(run, pictures, tmp_path
     predictor = sn.load_model(tmp_path / "run")
     assert list(predictor.classes) == ["bright", "dark"]
     bright, _ = predictor.read(f"{pictures}/bright/3.png")
-    assert predictor.predict(bright, prepared=True).tolist() == [0]
+    assert predictor.predict(bright, prepared=True).tolist() == ["bright"]
 
 
 def test_workers_and_a_resume_give_the_same_bits(run, pictures):
