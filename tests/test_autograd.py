@@ -442,3 +442,27 @@ def test_gradients_travel_between_devices():
     assert y.device == "cpu" and (y * y).device == "cpu"
     (y * y).sum().backward()
     assert gradient(x) == [2.0, 4.0] and x.grad.device == "numpy"
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [lambda d: d, lambda d: d[:2], lambda d: d.reshape(3, 1)[:2, 0]])
+def test_a_change_of_memory_that_a_derivative_needs_is_found_through_views_of_it(part):
+    factor, leaf = sn.nn.Parameter([1.0, 2.0, 3.0]), sn.Tensor([3.0, 4.0, 5.0], requires_grad=True)
+    product = (leaf[: len(part(factor.detach()))] * part(factor.detach())).sum()
+    with sn.no_grad():
+        factor.add_(1.0)
+    with pytest.raises(sn.GradientError, match="in place"):
+        product.backward()
+
+
+def test_gradients_share_no_memory_with_each_other_or_with_what_was_given():
+    a, b = (sn.Tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    given = sn.Tensor([5.0, 6.0])
+    (a + b).backward(given)
+    assert not np.shares_memory(a.grad.numpy(), b.grad.numpy())
+    assert not any(np.shares_memory(x.grad.numpy(), given.numpy()) for x in (a, b))
+    given.zero_()
+    a.grad.zero_()
+    assert b.grad.tolist() == [5.0, 6.0]

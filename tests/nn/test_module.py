@@ -351,3 +351,11 @@ def test_an_error_of_dtype_that_no_cast_mends_stays_one():
         Both()(np.ones(2))
     with pytest.raises(sn.DtypeError, match="expected one float dtype"):
         sn.tensor(np.ones(2)) * sn.tensor(np.ones(2, np.float32))
+
+
+def test_a_gradient_through_weights_that_were_moved_meanwhile_is_refused():
+    layer = Linear(3, 2)
+    loss = layer(sn.Tensor(np.ones((1, 3), np.float32), requires_grad=True)).sum()
+    layer.to(dtype="float64")
+    with pytest.raises(sn.GradientError, match="in place"):
+        loss.backward()

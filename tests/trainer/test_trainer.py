@@ -643,6 +643,15 @@ def test_samples_of_the_users_are_cast_with_one_sentence_and_read_no_more_than_n
     assert len(said) == 1 and Samples.asked == [*range(8)] * 2
 
 
+def test_the_log_of_a_run_that_goes_on_from_an_older_checkpoint_has_each_epoch_once(tmp_path):
+    trainer, loader = make(tmp_path)
+    trainer.fit(loader, epochs=2)
+    sorted(tmp_path.glob("checkpoint-*"))[-1].unlink()  # what a kill between the log and the checkpoint leaves
+    trainer, loader = make(tmp_path)
+    trainer.fit(loader, epochs=3, resume="auto")
+    assert [record["epoch"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
 # --- a new phase ------------------------------------------------------------------------------------------------------
 
 
