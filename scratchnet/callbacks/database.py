@@ -23,7 +23,7 @@ from ..native.limits import cores
 from ..sealed import Sealed
 from ..trainer.moments import Progress
 from ..version import __version__
-from .tables import HEARTBEAT, URL, connect, first_line, sqlalchemy, tables
+from .tables import HEARTBEAT, URL, connect, first_line, public, sqlalchemy, tables
 
 RETRY = 0.2, 5.0  # seconds after the first failure, and at most, doubled each time
 MOST_ROWS = 5000  # of a transaction
@@ -128,7 +128,7 @@ class Database(Sealed):
         return {**vars(self), "_writer": None}  # of a copy
 
     def __repr__(self) -> str:
-        return f"Database({self.url!r}, name={self.name!r})"
+        return f"Database({public(self.url)!r}, name={self.name!r})"
 
 
 class _Writer(threading.Thread):

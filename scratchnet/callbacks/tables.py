@@ -9,6 +9,7 @@ checkpoints  (run, path): the step, and the SHA-256 of the file
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from typing import Any
@@ -57,16 +58,26 @@ def connect(what: str, url: str) -> Any:
     checks.instance(f"{what}: url", url, str, expected)
     try:
         made = sql.create_engine(url, pool_pre_ping=True)
-    except (sql.exc.ArgumentError, ImportError) as error:
-        raise ConfigError(f"{what}: expected {expected}, got {url!r}: {first_line(error)}") from None
+    except (sql.exc.ArgumentError, ImportError, ValueError) as error:
+        why = first_line(error) if not isinstance(error, ValueError) else "what follows host: is no number"
+        raise ConfigError(f"{what}: expected {expected}, got {public(url)!r}: {public(why)}") from None
+    if "@" in (made.url.host or ""):  # or the rest of the password would be in what a driver says of its host
+        raise ConfigError(f"{what}: expected @ in a user or password as %40, got {public(url)!r}")
     for attempt in range(1, ATTEMPTS + 1):
         try:
             tables().create_all(made)
             break
         except sql.exc.SQLAlchemyError as error:
             if attempt == ATTEMPTS:  # until then somebody else may have made them at the same time
-                raise DatabaseError(f"{what}: expected a database at {made.url!r}: {first_line(error)}") from None
+                raise DatabaseError(f"{what}: expected a database at {public(url)}: {first_line(error)}") from None
     return made
+
+
+def public(url: str) -> str:
+    """A URL, or what was meant as one, as it may be printed: with *** for a password."""
+    url = re.sub(r"^((?:[^:/]*://)?[^:/]*:)(?!//).*@", r"\1***@", url)
+    url = re.sub(r"^([^:/]*://[^:/]*:)(?!\d*(?:[/?]|$)|\*\*\*@)[^/?]*", r"\1***", url)
+    return re.sub(r"((?:pass|pwd|secret|token|key)\w*=)[^&\s]*", r"\1***", url, flags=re.IGNORECASE)
 
 
 def first_line(error: BaseException) -> str:
@@ -99,7 +110,7 @@ def read_steps(run: str, url: str = URL) -> dict[str, list[Any]]:
         rows = connection.execute(sql.select(steps).where(steps.c.run == run).order_by(steps.c.step)).all()
     engine.dispose()
     if known is None:
-        raise ConfigError(f"read_steps: expected a run of {url}, got {run!r}; read_runs(url) names them")
+        raise ConfigError(f"read_steps: expected a run of {public(url)}, got {run!r}; read_runs(url) names them")
     return {name: [getattr(row, name) for row in rows] for name in ("step", "loss", "lr")}
 
 

@@ -14,8 +14,8 @@ from unittest import mock
 import pytest
 
 from scratchnet.callbacks import Database, database
-from scratchnet.callbacks.tables import read_runs, read_steps
-from scratchnet.errors import CallbackError, ConfigError
+from scratchnet.callbacks.tables import public, read_runs, read_steps
+from scratchnet.errors import CallbackError, ConfigError, ScratchnetError
 from tests.trainer.test_moments import STEPS, Diary
 from tests.trainer.test_trainer import make, weights
 
@@ -184,3 +184,32 @@ def test_a_database_that_is_none_is_named_before_the_first_step(bad, message):
 def test_an_unknown_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="expected a run of"):
         read_steps("nobody", f"sqlite:///{tmp_path}/runs.db")
+
+
+SECRETS = [
+    "postgresql://me:s3cret@localhost:1/runs",
+    "postgresql+psycopg://me:s3cret@localhost:1/runs",
+    "postgresql+psycopg://localhost:1/runs?user=me&password=s3cret",
+    "postgresql+psycopg://me:x@s3cret@localhost:1/runs",
+    "postgresql://me:s3cret",
+    "oracle+nothing://me:s3cret@x",
+    "me:s3cret@localhost/runs",
+    "host=localhost password=s3cret",
+]
+
+
+@pytest.mark.parametrize("url", SECRETS)
+def test_a_password_is_never_said(tmp_path, url):
+    kept = Database(url)
+    assert "s3cret" not in repr(kept) and "***" in repr(kept)
+    trainer, loader = make(tmp_path, callbacks=[kept])
+    for action in (lambda: trainer.fit(loader, epochs=1), lambda: read_runs(url), lambda: read_steps("0", url)):
+        with pytest.raises(ScratchnetError) as caught:
+            action()
+        assert "s3cret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert not any(b"s3cret" in path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("url", ["sqlite:///a:b@c.db", "sqlite://", "postgresql+psycopg://me@host:5432/runs?port=1"])
+def test_a_url_without_a_password_is_said_as_it_is(url):
+    assert public(url) == url
