@@ -59,6 +59,11 @@ class Progress:
         return self._run.epoch
 
     @property
+    def phase_epoch(self) -> int:
+        """Epochs that were done when this phase of the run began; 0 in a run of one phase."""
+        return self._run.phase_epoch
+
+    @property
     def step(self) -> int:
         """Optimizer steps that are done, in all epochs."""
         return self._run.step
@@ -205,6 +210,8 @@ def _every(callback: Any) -> int:
 def checked_callbacks(what: str, callbacks: Any) -> list[Any]:
     """A list of callbacks. Raises ConfigError for what is none: it has no method that would be called."""
     given = checks.items(what, callbacks, "a list of callbacks")
+    if len({id(callback) for callback in given}) < len(given):
+        checks.refuse(what, "each object once", given)
     for callback in given:
         has = [name for name in MOMENTS if callable(getattr(callback, name, None))]
         if not has or isinstance(callback, type):
