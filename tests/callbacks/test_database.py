@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 
+import scratchnet as sn
 from scratchnet.callbacks import Database, database
 from scratchnet.callbacks.tables import public, read_runs, read_steps
 from scratchnet.errors import CallbackError, ConfigError, ScratchnetError
@@ -184,6 +185,44 @@ def test_a_database_that_is_none_is_named_before_the_first_step(bad, message):
 def test_an_unknown_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="expected a run of"):
         read_steps("nobody", f"sqlite:///{tmp_path}/runs.db")
+
+
+class Rates:
+    """The learning rate of every step."""
+
+    def __init__(self):
+        self.next, self.seen = None, []
+
+    def on_fit_start(self, run):
+        self.next = run.optimizer.param_groups[0]["lr"]
+
+    def on_step_end(self, run):
+        self.seen.append(self.next)
+        self.next = run.optimizer.param_groups[0]["lr"]
+
+    on_epoch_end = on_fit_start
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("by", ["step", "epoch"])
+def test_each_step_has_the_learning_rate_that_it_was_done_with(tmp_path, by, workers):
+    url, rates, run = f"sqlite:///{tmp_path}/runs.db", Rates(), None
+    for epochs, resume in ((2, None), (4, "auto")):
+        kept = Database(url, every=5)
+        trainer, loader = make(tmp_path / "run", shards=2, workers=workers, callbacks=[rates, kept])
+        trainer.scheduler = sn.optim.lr_scheduler.StepLR(trainer.optimizer, 1, 0.9, by=by)
+        trainer.fit(loader, epochs=epochs, resume=resume)
+        run = run or kept.run
+    assert read_steps(run, url)["lr"] == pytest.approx(rates.seen) and len(set(rates.seen)) > 3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_metric_that_is_no_number_is_null(tmp_path, bad):
+    url, odd = f"sqlite:///{tmp_path}/runs.db", {"on_epoch_end": lambda self, run: run.record.update(odd=bad)}
+    trainer, loader = make(callbacks=[type("Odd", (), odd)(), Database(url)])
+    trainer.fit(loader, epochs=1)
+    (text,) = sqlite3.connect(tmp_path / "runs.db").execute("SELECT record FROM epochs").fetchone()
+    assert json.loads(text, parse_constant=lambda word: pytest.fail(word))["odd"] is None
 
 
 SECRETS = [
