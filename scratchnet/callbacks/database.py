@@ -23,7 +23,7 @@ from ..native.limits import cores
 from ..sealed import Sealed
 from ..trainer.moments import Progress
 from ..version import __version__
-from .tables import HEARTBEAT, URL, connect, first_line, public, sqlalchemy, tables
+from .tables import HEARTBEAT, URL, answers, connect, first_line, public, sqlalchemy, tables
 
 RETRY = 0.2, 5.0  # seconds after the first failure, and at most, doubled each time
 MOST_ROWS = 5000  # of a transaction
@@ -63,7 +63,8 @@ class Database(Sealed):
             self.run, self._unsent, self._rates = uuid.uuid4().hex, [], []
         self._note_rate(run)
         self._writer = _Writer(self.url, str(self.run))
-        self._writer.forget_after(run.step, run.epoch)
+        with answers("Database", self.url):
+            self._writer.forget_after(run.step, run.epoch)
         row = {"name": self.name, "folder": None if run.folder is None else str(run.folder.absolute())}
         row |= {"host": socket.gethostname(), "process": os.getpid(), "version": __version__, "system": _system()}
         row |= {"config": json.dumps(run.config, default=str)} | ({"started": time.time()} if is_new else {})

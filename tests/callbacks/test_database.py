@@ -225,6 +225,18 @@ def test_a_metric_that_is_no_number_is_null(tmp_path, bad):
     assert json.loads(text, parse_constant=lambda word: pytest.fail(word))["odd"] is None
 
 
+@pytest.mark.parametrize("schema", ["runs (id)", "steps (a)", "runs (run, name)"])
+def test_a_database_of_something_else_is_refused_before_the_first_step(tmp_path, schema):
+    with sqlite3.connect(tmp_path / "runs.db") as connection:
+        connection.execute(f"CREATE TABLE {schema}")
+    url = f"sqlite:///{tmp_path}/runs.db"
+    trainer, loader = make(callbacks=[Database(url)])
+    for action in (lambda: trainer.fit(loader, epochs=1), lambda: read_runs(url), lambda: read_steps("0", url)):
+        with pytest.raises(ScratchnetError, match=r"expected a database of runs at .*, got one with a table") as caught:
+            action()
+        assert "\n" not in str(caught.value)
+
+
 SECRETS = [
     "postgresql://me:s3cret@localhost:1/runs",
     "postgresql+psycopg://me:s3cret@localhost:1/runs",
