@@ -195,7 +195,7 @@ def prelu(x: ArrayLike, weight: ArrayLike) -> Tensor:
     if weight.ndim > 1 or weight.size not in (1, channels):
         raise ShapeError(f"prelu: expected a weight of shape (1,) or ({channels},), got {weight.shape}")
     column = weight.reshape(weight.size, *[1] * max(x.ndim - 2, 0)) if weight.size > 1 else weight.reshape(())
-    return ops.where(x > 0, x, x * column)
+    return ops.where(x > 0, x, ops.where(x > 0, 0.0, x) * column)  # an infinity of x leaves the slope's gradient alone
 
 
 class PReLU(Module):

@@ -155,14 +155,14 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     """-(target * log p + (1 - target) * log(1 - p)), p = sigmoid(logits); target in [0, 1], of the logits' shape.
 
-    It is softplus(logit) - target * logit, so large logits neither overflow nor give log(0).
+    It is target * softplus(-logit) + (1 - target) * softplus(logit), so large logits neither overflow nor give log(0),
+    and a small loss keeps its digits.
     weight: times each element; it broadcasts. pos_weight: times the part of the positive class, target * log p.
     """
     name = "binary_cross_entropy_with_logits"
     logits, target = _pair(name, logits, target)
-    loss = softplus(logits) - target * logits
-    if (positive := _constant(f"{name}: pos_weight", pos_weight, logits, logits.shape)) is not None:
-        loss = loss + (positive - 1.0) * target * softplus(-logits)
+    positive = _times(target, _constant(f"{name}: pos_weight", pos_weight, logits, logits.shape))
+    loss = positive * softplus(-logits) + (1.0 - target) * softplus(logits)
     return _weighted(name, loss, weight, reduction)
 
 
@@ -257,7 +257,7 @@ def cross_entropy(
             raise ConfigError(f"{name}: expected labels with ignore_index, got probabilities of classes")
         spread = target * (1.0 - smoothing) + even if smoothing else target
         return _reduced(_expected(rows, spread, factors).reshape(shape), reduction)
-    labels, counted, weights = _labels(name, target, rows, factors, ignore_index)
+    rows, labels, counted, weights = _labels(name, target, rows, factors, ignore_index)
     loss = _times(ops.cross_entropy(rows, labels), weights)
     if smoothing:
         loss = loss * (1.0 - smoothing) + _times(_expected(rows, even, factors), counted)
@@ -278,7 +278,7 @@ def nll_loss(
     name = "nll_loss"
     rows, target, shape = _rows(name, as_tensor(x, target, weight), target)
     factors = _of_classes(name, weight, rows)
-    labels, _, weights = _labels(name, target, rows, factors, ignore_index)
+    rows, labels, _, weights = _labels(name, target, rows, factors, ignore_index)
     n, classes = rows.shape
     flat = as_tensor(labels, rows) + np.arange(n) * classes
     return _reduced(_times(-ops.take_rows(rows.reshape(n * classes), flat), weights).reshape(shape), reduction, weights)
@@ -317,8 +317,8 @@ def _of_classes(name: str, weight: ArrayLike | None, rows: Tensor) -> Tensor | N
 
 def _labels(
     name: str, labels: Tensor, rows: Tensor, factors: Tensor | None, ignore_index: int | None
-) -> tuple[Any, Tensor | None, Tensor | None]:
-    """The labels with 0 where they are ignored; 1 for each that counts and 0 for the others; their weights.
+) -> tuple[Tensor, Any, Tensor | None, Tensor | None]:
+    """Rows and labels with 0 where they are ignored; 1 for each that counts and 0 for the others; their weights.
 
     None stands for 1 everywhere.
     """
@@ -327,8 +327,9 @@ def _labels(
         labels = labels.astype("int64")
         is_counted = labels != _label(f"{name}: ignore_index", ignore_index)
         labels, counted = ops.where(is_counted, labels, 0), is_counted.astype(rows.dtype)
+        rows = ops.where(is_counted.unsqueeze(-1), rows, 0.0)  # 0 times an infinity or NaN would be NaN
     checked = ops.checked_index(name, labels, rows.shape[1], from_end=False)
-    return checked, counted, counted if factors is None else _times(ops.take_rows(factors, checked), counted)
+    return rows, checked, counted, counted if factors is None else _times(ops.take_rows(factors, checked), counted)
 
 
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:

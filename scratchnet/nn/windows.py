@@ -241,9 +241,8 @@ def adaptive_avg_pool2d(x: ArrayLike, output_size: Any) -> Tensor:
     if all(k * n == length for k, n, length in zip(size, window, x.shape[2:], strict=True)):
         return ops.avg_pool2d(x, size=size, window=window, stride=window, padding=(0, 0), counts_padding=False)
     n, c, h, w = x.shape
-    means = [_means(length, k, x) for length, k in zip(x.shape[2:], size, strict=True)]
-    along_w = (x.reshape(n * c * h, w) @ means[1]).reshape(n, c, h, size[1]).transpose(2, 3)
-    return (along_w.reshape(n * c * size[1], h) @ means[0]).reshape(n, c, size[1], size[0]).transpose(2, 3)
+    along_w = _means(x.reshape(n * c * h, w), size[1]).reshape(n, c, h, size[1]).transpose(2, 3)
+    return _means(along_w.reshape(n * c * size[1], h), size[0]).reshape(n, c, size[1], size[0]).transpose(2, 3)
 
 
 def adaptive_size(name: str, value: Any) -> tuple[int | None, ...]:
@@ -254,13 +253,15 @@ def adaptive_size(name: str, value: Any) -> tuple[int | None, ...]:
     return tuple([None if n is None else checks.integer(f"{name}: output_size", n, 1, LONGEST) for n in values])
 
 
-def _means(length: int, outputs: int, like: Tensor) -> Tensor:
-    """(length, outputs): column i takes the mean of the elements of output i."""
-    matrix = np.zeros((length, outputs), like.dtype)
-    for i in range(outputs):
-        rows = slice(i * length // outputs, -(-(i + 1) * length // outputs))
-        matrix[rows, i] = 1 / (rows.stop - rows.start)
-    return as_tensor(matrix, like)
+def _means(rows: Tensor, outputs: int) -> Tensor:
+    """(n, length) -> (n, outputs): output i is the mean of its window alone, also beside an infinity or NaN."""
+    length = rows.shape[1]
+    i = np.arange(outputs)
+    starts, stops = i * length // outputs, -(-(i + 1) * length // outputs)
+    at = starts[:, None] + np.arange((stops - starts).max())
+    windows = rows.index_select(1, np.minimum(at, length - 1).ravel()).reshape(len(rows), *at.shape)
+    inside = as_tensor(at < stops[:, None], rows)
+    return ops.where(inside, windows, 0).sum(-1) / as_tensor((stops - starts).astype(rows.dtype), rows)
 
 
 def _planes(name: str, axes: int, x: Any) -> Tensor:
@@ -284,9 +285,9 @@ def _pooling(name: str, x: Tensor, kernel_size, stride, padding, dilation, ceil_
         if zeros > k // 2:
             raise ConfigError(f"{name}: expected padding of at most half of kernel_size {window}, got {padding}")
         room = n + 2 * zeros - apart * (k - 1) - 1
-        if room < 0:
-            raise ShapeError(f"{name}: expected x with its padding to hold a window of {window}, got {x.shape}")
         outputs = (room + (step - 1 if ceil else 0)) // step + 1
+        if outputs < 1:
+            raise ShapeError(f"{name}: expected x with its padding to hold a window of {window}, got {x.shape}")
         if any(not any(0 <= i * step - zeros + j * apart < n for j in range(k)) for i in range(-(-zeros // step))):
             raise ShapeError(f"{name}: expected an element of x in each window, got {x.shape} and dilation {dilation}")
         size.append(outputs - 1 if (outputs - 1) * step >= n + zeros else outputs)  # a window begins inside

@@ -36,7 +36,7 @@ gelu = unary(
     "x * Phi(x), Phi the normal distribution function (the exact form, not the tanh approximation).",
 )
 softplus = unary("softplus", lambda g, y, x: g * sigmoid(x), "log(1 + exp(x)), without overflow.")
-silu = unary("silu", lambda g, y, x: g * (y + sigmoid(x) * (1.0 - y)), "x * sigmoid(x).")
+silu = unary("silu", lambda g, y, x: g * sigmoid(x) * (x - y + 1.0), "x * sigmoid(x).")
 clip_op = unary("clip", lambda g, y, x, low, high: g * ((x >= low) * (x <= high)), floating=False)
 
 

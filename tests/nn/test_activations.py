@@ -135,3 +135,9 @@ def test_an_option_out_of_range_is_refused(make):
     with pytest.raises(sn.ConfigError, match="expected") as error:
         make()
     error_line(error)
+
+
+def test_an_infinity_leaves_the_gradient_of_a_slope_alone():
+    slope = sn.tensor([0.25], requires_grad=True)
+    F.prelu(np.array([np.inf, -2.0], np.float32), slope).sum().backward()
+    assert slope.grad.tolist() == [-2.0]

@@ -135,6 +135,22 @@ def test_adaptive_pooling_takes_overlapping_windows_where_sizes_do_not_divide():
     np.testing.assert_allclose(F.adaptive_avg_pool2d(x, (1, 3)).numpy()[0, 0, 0], [0.5, 2, 3.5])
 
 
+def test_an_infinity_or_nan_reaches_only_the_adaptive_windows_that_hold_it():
+    x = sn.tensor([[[[np.inf, 1.0, 2.0, 3.0, np.nan]]]], requires_grad=True)
+    y = F.adaptive_avg_pool2d(x, (1, 3))
+    np.testing.assert_array_equal(y.detach().numpy()[0, 0, 0], [np.inf, 2, np.nan])
+    y.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy()[0, 0, 0], [1 / 2, 5 / 6, 1 / 3, 5 / 6, 1 / 2], rtol=1e-6)
+
+
+def test_with_ceil_mode_a_window_may_be_larger_than_x():
+    x = np.array([[[1.0, 5.0, 3.0]]], np.float32)
+    assert F.max_pool1d(x, 4, ceil_mode=True).tolist() == [[[5.0]]]
+    assert F.avg_pool1d(x, 4, ceil_mode=True).tolist() == [[[3.0]]]  # of what there is, as in PyTorch
+    with pytest.raises(sn.ShapeError, match="to hold a window"):
+        F.max_pool1d(x, 4, 1, ceil_mode=True)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_bits_depend_neither_on_threads_nor_on_the_rest_of_the_batch(groups):
     x = np.repeat(X, 6, axis=0)

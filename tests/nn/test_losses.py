@@ -134,6 +134,14 @@ def test_bce_survives_huge_logits(device):
     np.testing.assert_allclose(logits.grad.numpy(), [0, 0, 1, -1, 0], atol=1e-7)
 
 
+@pytest.mark.parametrize("options", [{}, {"pos_weight": np.float32(2)}])
+def test_bce_of_logits_keeps_the_digits_of_a_small_loss(options, device):
+    x, target = np.array([8, 30, -8, -30], np.float32), np.array([1, 1, 0, 0], np.float32)
+    loss = F.binary_cross_entropy_with_logits(x, target, reduction="none", **options).numpy()
+    factor = np.where(target == 1, options.get("pos_weight", 1), 1)
+    np.testing.assert_allclose(loss, factor * np.log1p(np.exp(-np.abs(x.astype(np.float64)))), rtol=1e-6)
+
+
 def test_bce_has_the_right_gradients_at_zero():
     """Where formulas with |x| or max(x, 0) have a kink: a fresh model with zero weights stands exactly there."""
     gradcheck(lambda x: F.binary_cross_entropy_with_logits(x, np.array([0.0, 0.3, 1.0])), [np.zeros(3)], order=3)
@@ -279,6 +287,19 @@ def test_the_target_may_be_probabilities(weight, smoothing, device):
 def test_the_mean_of_nothing_is_nan_as_in_pytorch(device):
     assert np.isnan(F.cross_entropy(LOGITS, np.full(5, 7), ignore_index=7).item())
     assert F.cross_entropy(LOGITS, np.full(5, 7), ignore_index=7, reduction="sum").item() == 0
+
+
+@pytest.mark.parametrize(
+    "loss", [F.nll_loss, F.cross_entropy, lambda *a, **k: F.cross_entropy(*a, **k, label_smoothing=0.1)]
+)
+@pytest.mark.parametrize("row", [[-np.inf, 0.5], [np.inf, 1.0], [np.nan, np.nan]])
+def test_a_row_that_is_ignored_may_hold_anything(loss, row):
+    x = sn.tensor([[0.5, 1.0], row], requires_grad=True)
+    value = loss(x, np.array([1, 9]), ignore_index=9)
+    assert value.item() == loss(x[:1], np.array([1])).item()
+    value.backward()
+    assert np.isfinite(x.grad.numpy()[0]).all()
+    assert x.grad.numpy()[1].tolist() == [0, 0]
 
 
 def test_labels_of_small_dtypes_may_be_ignored(device):

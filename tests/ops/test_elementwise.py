@@ -74,3 +74,9 @@ def test_at_a_kink_the_gradient_is_the_documented_one(f, expected):
         return
     y.backward(np.ones(y.shape))
     np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-15)
+
+
+def test_the_gradient_of_silu_is_exact_for_large_elements():
+    x = sn.Tensor(np.array([1e4 + 0.3, 3e7, 1e30, -1e30], np.float32), requires_grad=True)
+    x.silu().sum().backward()
+    assert x.grad.tolist() == [1, 1, 1, 0]
