@@ -41,6 +41,7 @@ def parse_flags(config: type[Config], argv: Sequence[str] | None = None) -> Conf
     """
     parser = argparse.ArgumentParser(description=config.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     hints = get_type_hints(config)
+    in_files: dict[str, tuple[type, bool]] = {}  # the type of a value, and whether it takes several
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         kind = next(t for t in (*get_args(hints[field.name]), hints[field.name]) if t not in (type(None), Ellipsis))
         options: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
@@ -57,25 +58,31 @@ def parse_flags(config: type[Config], argv: Sequence[str] | None = None) -> Conf
                 **options | {"nargs": "*" if isinstance(field.default, tuple) else "?", "metavar": field.name.upper()},
             )
         else:
+            in_files[field.name] = kind, isinstance(field.default, tuple)
             parser.add_argument("--" + field.name.replace("_", "-"), **options)
     parser.add_argument("--config", metavar="FILE", help="TOML or YAML file with flags; those given here count more")
     given = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--config")
-    if (file := first.parse_known_args(given)[0].config) is not None:
-        try:
-            given = _words_of(file, {field.name for field in dataclasses.fields(config)}) + given  # type: ignore[arg-type]
-        except ConfigError as error:
-            parser.error(str(error))
-    values = vars(parser.parse_args(given))
+    first.add_argument("--config", action="append", default=[])
+    files = first.parse_known_args(given)[0].config
+    if len(files) > 1:
+        parser.error(f"expected --config once, got {' and '.join(files)}")
+    try:
+        words = _words_of(files[0], in_files) if files else []
+    except ConfigError as error:
+        parser.error(str(error))
+    values = vars(parser.parse_args(given, parser.parse_args(words)))
     del values["config"]
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def _words_of(file: str, names: set[str]) -> list[str]:
-    """The flags in a file as a command line. Raises ConfigError for a file that is none."""
+def _words_of(file: str, flags: dict[str, tuple[type, bool]]) -> list[str]:
+    """The flags in a file as a command line. Raises ConfigError for a file that is none.
+
+    flags: of each name the type of a value, and whether it takes several.
+    """
     try:
-        text = Path(file).read_text()
+        text = Path(file).read_text("utf-8")
         if file.endswith((".yaml", ".yml")):
             try:
                 import yaml
@@ -89,21 +96,29 @@ def _words_of(file: str, names: set[str]) -> list[str]:
     except OSError as error:
         raise ConfigError(f"{file}: expected a file of flags: {error.strerror}") from None
     except ValueError as error:
-        raise ConfigError(f"{file}: expected TOML: {error}") from None
+        raise ConfigError(f"{file}: expected TOML or YAML: {str(error).splitlines()[0]}") from None
     except Exception as error:  # yaml.YAMLError, whose module may not be there
         raise ConfigError(f"{file}: expected YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(found or {}, dict):
         raise ConfigError(f"{file}: expected flags as name: value, got a {type(found).__name__}")
     words: list[str] = []
     for key, value in (found or {}).items():
-        name = key.replace("-", "_")
-        if name not in names:
+        name = str(key).replace("-", "_")
+        if name not in flags:
             raise ConfigError(f"{file}: expected names of flags, got {key!r}; --help lists them")
-        flag_name = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(flag_name if value else f"--no-{name.replace('_', '-')}")
-        elif value is not None:
-            words += [flag_name, *map(str, value if isinstance(value, list) else [value])]
+        flag_name, (kind, takes_several) = "--" + name.replace("_", "-"), flags[name]
+        given = value if takes_several and isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(one, bool if kind is bool else int | float | str) for one in given) or (
+            kind is not bool and any(isinstance(one, bool) for one in given)
+        ):
+            expected = "true or false" if kind is bool else "a number or a text"
+            raise ConfigError(f"{file}: {key}: expected {expected}{', or several' * takes_several}, got {value!r}")
+        if kind is bool:
+            words += [flag_name if one else flag_name.replace("--", "--no-", 1) for one in given]
+        elif takes_several:
+            words += [flag_name, *map(str, given)] if given else []
+        else:
+            words += [f"{flag_name}={one}" for one in given]  # in one word: a value may begin with -
     return words
 
 

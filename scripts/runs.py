@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from scratchnet.callbacks.tables import URL, read_runs, read_steps
+from scratchnet.callbacks.tables import URL, public, read_runs, read_steps
 from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
 from scratchnet.report import new_figure
@@ -83,7 +83,7 @@ def main(config: Config) -> None:
         json.dump(runs, sys.stdout, indent=2)
         print()
     else:
-        print("\n".join(line_of(run, config.metric) for run in runs) or f"no runs in {config.url}")
+        print("\n".join(line_of(run, config.metric) for run in runs) or f"no runs in {public(config.url)}")
     if config.runs and not config.json:
         print("\n".join(differences(runs)))
         columns = [values_of(run, config.metric)[1] for run in runs]

@@ -13,7 +13,7 @@ HANGING = Path(__file__).parent / "programs" / "hanging.py"
 
 def test_a_hang_prints_the_stacks_of_all_processes_and_ends_them():
     command = [sys.executable, "-m", "pytest", "-n", "0", "-rA", "-p", "no:cacheprovider", str(HANGING)]
-    environment = {**os.environ, "SCRATCHNET_TEST_SECONDS": "1"}
+    environment = {**os.environ, "SCRATCHNET_TEST_SECONDS": "3"}
     job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert job.returncode == 1
     for function in ("test_waits_for_processes", "waits_for_a_grandchild", "turns_in_circles", "test_turns_in_circles"):

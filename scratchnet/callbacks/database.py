@@ -23,7 +23,7 @@ from ..native.limits import cores
 from ..sealed import Sealed
 from ..trainer.moments import Progress
 from ..version import __version__
-from .tables import HEARTBEAT, URL, connect, first_line, sqlalchemy, tables
+from .tables import HEARTBEAT, URL, answers, connect, first_line, public, sqlalchemy, tables
 
 RETRY = 0.2, 5.0  # seconds after the first failure, and at most, doubled each time
 MOST_ROWS = 5000  # of a transaction
@@ -55,12 +55,16 @@ class Database(Sealed):
         self._writer: _Writer | None = None
         self._files: set[str] = set()
         self._unsent: list[Row] = []
+        self._rates: list[tuple[int, float]] = []  # the step from which on there was this learning rate
 
     def on_fit_start(self, run: Progress) -> None:
         is_new = self.run is None or not run.step
-        self.run = uuid.uuid4().hex if is_new else self.run
+        if is_new:
+            self.run, self._unsent, self._rates = uuid.uuid4().hex, [], []
+        self._note_rate(run)
         self._writer = _Writer(self.url, str(self.run))
-        self._writer.forget_after(run.step, run.epoch)
+        with answers("Database", self.url):
+            self._writer.forget_after(run.step, run.epoch)
         row = {"name": self.name, "folder": None if run.folder is None else str(run.folder.absolute())}
         row |= {"host": socket.gethostname(), "process": os.getpid(), "version": __version__, "system": _system()}
         row |= {"config": json.dumps(run.config, default=str)} | ({"started": time.time()} if is_new else {})
@@ -68,12 +72,14 @@ class Database(Sealed):
         self._unsent = []
 
     def on_step_end(self, run: Progress) -> None:
-        rate, first = run.optimizer.param_groups[0]["lr"], run.step - len(run.losses) + 1
-        losses = [loss if math.isfinite(loss) else None for loss in run.losses]
-        self._put([("steps", {"step": i, "loss": loss, "lr": rate}) for i, loss in enumerate(losses, first)])
+        losses = list(enumerate(map(_finite, run.losses), run.step - len(run.losses) + 1))
+        self._put([("steps", {"step": i, "loss": loss, "lr": self._rate_of(i, run)}) for i, loss in losses])
+        self._rates = self._rates[-1:]
+        self._note_rate(run)
 
     def on_epoch_end(self, run: Progress) -> None:
-        record = json.loads(json.dumps(run.record, default=float))
+        self._note_rate(run)
+        record = {name: _finite(value) for name, value in json.loads(json.dumps(run.record, default=float)).items()}
         self._put([("epochs", {"epoch": run.epoch, "step": run.step, "record": record})])
         self._put(self._new_checkpoints(run))
 
@@ -89,6 +95,22 @@ class Database(Sealed):
             self.on_step_end(run)
             self._put([("runs", {"status": "failed", "reason": first_line(error), "ended": time.time()})])
             self._close(run.folder)
+
+    def _note_rate(self, run: Progress) -> None:
+        """For the next steps."""
+        rate = run.optimizer.param_groups[0]["lr"]
+        if not self._rates or self._rates[-1][1] != rate:
+            self._rates.append((run.step + 1, rate))
+
+    def _rate_of(self, step: int, run: Progress) -> float | None:
+        """The learning rate of a step that is done: of a schedule by steps, in closed form. None if it is not known."""
+        schedule = run.trainer.scheduler
+        if schedule is None or getattr(schedule, "by", "step") != "step":
+            return next((rate for first, rate in reversed(self._rates) if first <= step), None)
+        if not hasattr(schedule, "values"):
+            return None
+        before = schedule.last_step - (run.step - step) - 1
+        return schedule.values(0, before)["lr"] if before >= 0 else None
 
     def _put(self, rows: list[Row]) -> None:
         assert self._writer is not None
@@ -119,16 +141,18 @@ class Database(Sealed):
 
     def state_dict(self) -> dict[str, Any]:
         unsent = [] if self._writer is None else self._writer.unsent()
-        return {"run": self.run, "unsent": [[table, row] for table, row in unsent]}
+        rates = [list(pair) for pair in self._rates]
+        return {"run": self.run, "unsent": [[table, row] for table, row in unsent], "rates": rates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.run, self._unsent = state["run"], [(table, row) for table, row in state["unsent"]]
+        self._rates = [(first, rate) for first, rate in state.get("rates", [])]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_writer": None}  # of a copy
 
     def __repr__(self) -> str:
-        return f"Database({self.url!r}, name={self.name!r})"
+        return f"Database({public(self.url)!r}, name={self.name!r})"
 
 
 class _Writer(threading.Thread):
@@ -227,6 +251,11 @@ class _Writer(threading.Thread):
         if newest:
             connection.execute(table.delete().where(table.c.run == self.of_run, key.in_(list(newest))))
             connection.execute(table.insert(), list(newest.values()))
+
+
+def _finite(value: Any) -> Any:
+    """None for NaN and inf, which JSON does not have, and a server refuses."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _digest(path: str) -> str | None:

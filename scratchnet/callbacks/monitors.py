@@ -30,6 +30,13 @@ class _Monitor(Sealed):
         self.min_delta = checks.number(f"{what}: min_delta", min_delta, "[0, inf)")
         self.best: float | None = None
         self.best_epoch = 0
+        self._goes_on = False
+
+    def on_fit_start(self, run: Progress) -> None:
+        """What another run left is forgotten; epochs that it did not watch do not count."""
+        if not self._goes_on:
+            self.best, self.best_epoch = None, run.epoch
+        self._goes_on = False
 
     def watched(self, run: Progress) -> str:
         return self.monitor or ("val_loss" if "val_loss" in run.record else "train_loss")
@@ -48,12 +55,14 @@ class _Monitor(Sealed):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self._goes_on = True
 
 
 class EarlyStopping(_Monitor):
     """Ends a run when a metric has not become better for `patience` epochs; see BestCheckpoint for the best weights.
 
-    patience: at least 1. monitor, mode, min_delta: see _Monitor. A resumed run goes on counting.
+    patience: at least 1. monitor, mode, min_delta: see _Monitor. A resumed run goes on counting; a new
+    phase, or a run that had no EarlyStopping before, counts anew.
     """
 
     def __init__(self, monitor: str | None = None, patience: int = 5, mode: str | None = None, min_delta: float = 0.0):
@@ -61,6 +70,7 @@ class EarlyStopping(_Monitor):
         self.patience = checks.integer("EarlyStopping: patience", patience, 1)
 
     def on_fit_start(self, run: Progress) -> None:
+        super().on_fit_start(run)
         if run.epoch:
             self._stop_if_late(run)
 
@@ -69,7 +79,7 @@ class EarlyStopping(_Monitor):
             self._stop_if_late(run)
 
     def _stop_if_late(self, run: Progress) -> None:
-        late = run.epoch - self.best_epoch
+        late = run.epoch - max(self.best_epoch, run.phase_epoch)
         if late >= self.patience:
             best = "a number" if self.best is None else f"better than {self.best:.4g}, of epoch {self.best_epoch},"
             run.stop(f"{self.watched(run)} has not been {best} for {late} epoch{'s' * (late > 1)}")
@@ -99,7 +109,11 @@ class BestCheckpoint(_Monitor):
     def on_fit_start(self, run: Progress) -> None:
         if self.path is None and run.folder is None:
             raise ConfigError("expected a path, or a Trainer with a folder, got neither")
+        super().on_fit_start(run)
         self.file = self.path or run.folder / BEST  # type: ignore[operator]
+        others = [c for c in run.trainer.callbacks if c is not self and isinstance(c, BestCheckpoint)]
+        if any((c.path or (run.folder and run.folder / BEST)) == self.file for c in others):
+            raise ConfigError(f"expected a path of its own for each BestCheckpoint, got two with {str(self.file)!r}")
 
     def on_epoch_end(self, run: Progress) -> None:
         if self.is_better(run):

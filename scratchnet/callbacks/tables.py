@@ -8,9 +8,12 @@ checkpoints  (run, path): the step, and the SHA-256 of the file
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from .. import checks
@@ -57,16 +60,44 @@ def connect(what: str, url: str) -> Any:
     checks.instance(f"{what}: url", url, str, expected)
     try:
         made = sql.create_engine(url, pool_pre_ping=True)
-    except (sql.exc.ArgumentError, ImportError) as error:
-        raise ConfigError(f"{what}: expected {expected}, got {url!r}: {first_line(error)}") from None
+    except (sql.exc.ArgumentError, ImportError, ValueError) as error:
+        why = first_line(error) if not isinstance(error, ValueError) else "what follows host: is no number"
+        raise ConfigError(f"{what}: expected {expected}, got {public(url)!r}: {public(why)}") from None
+    if "@" in (made.url.host or ""):  # or the rest of the password would be in what a driver says of its host
+        raise ConfigError(f"{what}: expected @ in a user or password as %40, got {public(url)!r}")
     for attempt in range(1, ATTEMPTS + 1):
         try:
             tables().create_all(made)
             break
         except sql.exc.SQLAlchemyError as error:
             if attempt == ATTEMPTS:  # until then somebody else may have made them at the same time
-                raise DatabaseError(f"{what}: expected a database at {made.url!r}: {first_line(error)}") from None
+                raise DatabaseError(f"{what}: expected a database at {public(url)}: {first_line(error)}") from None
+    with answers(what, url):
+        inspector = sql.inspect(made)
+        for name, table in tables().tables.items():
+            found = [column["name"] for column in inspector.get_columns(name)]
+            if missing := [column.name for column in table.columns if column.name not in found]:
+                wrong = f"{name!r} without {missing[0]!r}; give another one"
+                raise DatabaseError(
+                    f"{what}: expected a database of runs at {public(url)}, got one with a table {wrong}"
+                )
     return made
+
+
+@contextlib.contextmanager
+def answers(what: str, url: str) -> Iterator[None]:
+    """Inside, what SQLAlchemy raises is a DatabaseError of one line."""
+    try:
+        yield
+    except sqlalchemy().exc.SQLAlchemyError as error:
+        raise DatabaseError(f"{what}: expected an answer of {public(url)}: {first_line(error)}") from None
+
+
+def public(url: str) -> str:
+    """A URL, or what was meant as one, as it may be printed: with *** for a password."""
+    url = re.sub(r"^((?:[^:/]*://)?[^:/]*:)(?!//).*@", r"\1***@", url)
+    url = re.sub(r"^([^:/]*://[^:/]*:)(?!\d*(?:[/?]|$)|\*\*\*@)[^/?]*", r"\1***", url)
+    return re.sub(r"((?:pass|pwd|secret|token|key)\w*=)[^&\s]*", r"\1***", url, flags=re.IGNORECASE)
 
 
 def first_line(error: BaseException) -> str:
@@ -81,7 +112,7 @@ def read_runs(url: str = URL) -> list[dict[str, Any]]:
     """
     sql, metadata, engine = sqlalchemy(), tables(), connect("read_runs", url)
     runs, epochs = metadata.tables["runs"], metadata.tables["epochs"]
-    with engine.connect() as connection:
+    with answers("read_runs", url), engine.connect() as connection:
         found = [dict(row._mapping) for row in connection.execute(sql.select(runs).order_by(runs.c.started))]
         records: dict[str, list[Any]] = {row["run"]: [] for row in found}
         for row in connection.execute(sql.select(epochs).order_by(epochs.c.epoch)):
@@ -94,12 +125,12 @@ def read_steps(run: str, url: str = URL) -> dict[str, list[Any]]:
     """The columns `step`, `loss` and `lr` of a run. Raises ConfigError for an unknown one."""
     sql, metadata, engine = sqlalchemy(), tables(), connect("read_steps", url)
     runs, steps = metadata.tables["runs"], metadata.tables["steps"]
-    with engine.connect() as connection:
+    with answers("read_steps", url), engine.connect() as connection:
         known = connection.execute(sql.select(runs.c.run).where(runs.c.run == run)).first()
         rows = connection.execute(sql.select(steps).where(steps.c.run == run).order_by(steps.c.step)).all()
     engine.dispose()
     if known is None:
-        raise ConfigError(f"read_steps: expected a run of {url}, got {run!r}; read_runs(url) names them")
+        raise ConfigError(f"read_steps: expected a run of {public(url)}, got {run!r}; read_runs(url) names them")
     return {name: [getattr(row, name) for row in rows] for name in ("step", "loss", "lr")}
 
 

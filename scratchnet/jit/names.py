@@ -28,7 +28,9 @@ from .values import content_of, is_same
 
 MANY = 256  # a container of more entries is known by its length alone
 LARGE = 1 << 14  # bytes; an array of more is not compared: its memory may be read where it lies, or not at all
-TRUSTED = {"scratchnet", "numpy", "numba", "multiprocess", "dill", "tqdm", *sys.stdlib_module_names} - {"__main__"}
+TRUSTED = {"scratchnet", "numpy", "scipy", "numba", "multiprocess", "dill", "tqdm", *sys.stdlib_module_names} - {
+    "__main__"
+}
 # Who uses these may read any attribute.
 DYNAMIC = {"getattr", "hasattr", "vars", "dir", "attrgetter", "methodcaller", "__dict__"}
 MAKERS = {"__init__", "__new__"}  # run where a class is called; its objects are made already

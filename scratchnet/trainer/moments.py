@@ -30,6 +30,8 @@ from .run import Run
 
 MOMENTS = "on_fit_start", "on_step_end", "on_epoch_end", "on_fit_end", "on_exception"
 
+_WATCHING: set[int] = set()  # callbacks of the runs of this process that go on
+
 
 class Progress:
     """What a callback sees of a run; `model` and `optimizer` hold the state after step `step`.
@@ -57,6 +59,11 @@ class Progress:
     def epoch(self) -> int:
         """Epochs that are done."""
         return self._run.epoch
+
+    @property
+    def phase_epoch(self) -> int:
+        """Epochs that were done when this phase of the run began; 0 in a run of one phase."""
+        return self._run.phase_epoch
 
     @property
     def step(self) -> int:
@@ -112,6 +119,11 @@ class Callbacks:
         return None if self._progress is None else self._progress.stopped
 
     def begin(self, trainer: Any, run: Run, epochs: int) -> None:
+        """Raises ConfigError if one of them watches a run that goes on."""
+        for callback in self.all:
+            if id(callback) in _WATCHING:
+                checks.refuse("fit: callbacks", "an object for each run that goes on", callback, remedy="make another")
+        _WATCHING.update(map(id, self.all))
         self._progress = Progress(trainer, run, epochs)
 
     def count(self, loss: float) -> None:
@@ -140,8 +152,12 @@ class Callbacks:
         if shared["error"] is not None:
             raise cause or CallbackError(shared["error"])
 
-    def failed(self, error: BaseException | None) -> None:
-        """The run ends with this exception. What callbacks raise now is a warning."""
+    def end(self, error: BaseException | None) -> None:
+        """The run ends, with this exception. What callbacks raise now is a warning."""
+        self._tell(error)
+        _WATCHING.difference_update(map(id, self.all))
+
+    def _tell(self, error: BaseException | None) -> None:
         if error is None or self._progress is None or not is_first_rank():
             return
         for callback in self.all:
@@ -151,7 +167,7 @@ class Callbacks:
                     callback.on_exception(self._progress, error)
                 except Exception as second:
                     name = type(callback).__name__
-                    warnings.warn(f"{name}.on_exception: {type(second).__name__}: {second}", RuntimeWarning, 2)
+                    warnings.warn(f"{name}.on_exception: {_line(second)}", RuntimeWarning, 2)
 
     def _call(self, moment: str, progress: Progress) -> None:
         for callback in self.all:
@@ -166,7 +182,7 @@ class Callbacks:
                     method(progress)
             except Exception as error:
                 name = f"{type(callback).__name__}.{moment}"
-                what = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+                what = str(error) if isinstance(error, ConfigError) else _line(error)
                 raise CallbackError(f"{name}, after step {progress.step}: {what}") from error
 
     def _losses_for(self, callback: Any, is_due: bool) -> list[float]:
@@ -197,6 +213,11 @@ class Callbacks:
             yield name if counts[name] == 1 else f"{name} {counts[name]}", callback
 
 
+def _line(error: Exception) -> str:
+    """The first line; the rest is in the traceback of the cause."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def _every(callback: Any) -> int:
     """The rhythm of its on_step_end."""
     return getattr(callback, "every", 1)
@@ -205,6 +226,8 @@ def _every(callback: Any) -> int:
 def checked_callbacks(what: str, callbacks: Any) -> list[Any]:
     """A list of callbacks. Raises ConfigError for what is none: it has no method that would be called."""
     given = checks.items(what, callbacks, "a list of callbacks")
+    if len({id(callback) for callback in given}) < len(given):
+        checks.refuse(what, "each object once", given)
     for callback in given:
         has = [name for name in MOMENTS if callable(getattr(callback, name, None))]
         if not has or isinstance(callback, type):

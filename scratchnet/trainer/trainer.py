@@ -222,6 +222,8 @@ class Trainer(Sealed):
             checks.path("fit: resume", resume)
         if checks.flag("fit: new_phase", new_phase) and resume is None:
             raise ConfigError("fit: expected resume='auto' or a file with new_phase=True, got neither")
+        if self._is_running:
+            raise ConfigError("fit: expected a Trainer at rest, got one whose run goes on; make another")
         self._check()
         check_schedule(self.scheduler, val_loader is not None)
         if not len(train_loader):
@@ -247,7 +249,7 @@ class Trainer(Sealed):
             self._is_running = True
             stack.callback(setattr, self, "_is_running", False)
             callbacks.begin(self, run, epochs)
-            stack.push(lambda kind, error, trace: callbacks.failed(error))
+            stack.push(lambda kind, error, trace: callbacks.end(error))
             callbacks.call("on_fit_start")
             while run.epoch < epochs and not callbacks.stopped:
                 seconds = self._epoch(run, epochs, val_loader, stop)

@@ -13,9 +13,10 @@ from unittest import mock
 
 import pytest
 
+import scratchnet as sn
 from scratchnet.callbacks import Database, database
-from scratchnet.callbacks.tables import read_runs, read_steps
-from scratchnet.errors import CallbackError, ConfigError
+from scratchnet.callbacks.tables import public, read_runs, read_steps
+from scratchnet.errors import CallbackError, ConfigError, ScratchnetError
 from tests.trainer.test_moments import STEPS, Diary
 from tests.trainer.test_trainer import make, weights
 
@@ -184,3 +185,82 @@ def test_a_database_that_is_none_is_named_before_the_first_step(bad, message):
 def test_an_unknown_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="expected a run of"):
         read_steps("nobody", f"sqlite:///{tmp_path}/runs.db")
+
+
+class Rates:
+    """The learning rate of every step."""
+
+    def __init__(self):
+        self.next, self.seen = None, []
+
+    def on_fit_start(self, run):
+        self.next = run.optimizer.param_groups[0]["lr"]
+
+    def on_step_end(self, run):
+        self.seen.append(self.next)
+        self.next = run.optimizer.param_groups[0]["lr"]
+
+    on_epoch_end = on_fit_start
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("by", ["step", "epoch"])
+def test_each_step_has_the_learning_rate_that_it_was_done_with(tmp_path, by, workers):
+    url, rates, run = f"sqlite:///{tmp_path}/runs.db", Rates(), None
+    for epochs, resume in ((2, None), (4, "auto")):
+        kept = Database(url, every=5)
+        trainer, loader = make(tmp_path / "run", shards=2, workers=workers, callbacks=[rates, kept])
+        trainer.scheduler = sn.optim.lr_scheduler.StepLR(trainer.optimizer, 1, 0.9, by=by)
+        trainer.fit(loader, epochs=epochs, resume=resume)
+        run = run or kept.run
+    assert read_steps(run, url)["lr"] == pytest.approx(rates.seen) and len(set(rates.seen)) > 3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_metric_that_is_no_number_is_null(tmp_path, bad):
+    url, odd = f"sqlite:///{tmp_path}/runs.db", {"on_epoch_end": lambda self, run: run.record.update(odd=bad)}
+    trainer, loader = make(callbacks=[type("Odd", (), odd)(), Database(url)])
+    trainer.fit(loader, epochs=1)
+    (text,) = sqlite3.connect(tmp_path / "runs.db").execute("SELECT record FROM epochs").fetchone()
+    assert json.loads(text, parse_constant=lambda word: pytest.fail(word))["odd"] is None
+
+
+@pytest.mark.parametrize("schema", ["runs (id)", "steps (a)", "runs (run, name)"])
+def test_a_database_of_something_else_is_refused_before_the_first_step(tmp_path, schema):
+    with sqlite3.connect(tmp_path / "runs.db") as connection:
+        connection.execute(f"CREATE TABLE {schema}")
+    url = f"sqlite:///{tmp_path}/runs.db"
+    trainer, loader = make(callbacks=[Database(url)])
+    for action in (lambda: trainer.fit(loader, epochs=1), lambda: read_runs(url), lambda: read_steps("0", url)):
+        with pytest.raises(ScratchnetError, match=r"expected a database of runs at .*, got one with a table") as caught:
+            action()
+        assert "\n" not in str(caught.value)
+
+
+SECRETS = [
+    "postgresql://me:s3cret@localhost:1/runs",
+    "postgresql+psycopg://me:s3cret@localhost:1/runs",
+    "postgresql+psycopg://localhost:1/runs?user=me&password=s3cret",
+    "postgresql+psycopg://me:x@s3cret@localhost:1/runs",
+    "postgresql://me:s3cret",
+    "oracle+nothing://me:s3cret@x",
+    "me:s3cret@localhost/runs",
+    "host=localhost password=s3cret",
+]
+
+
+@pytest.mark.parametrize("url", SECRETS)
+def test_a_password_is_never_said(tmp_path, url):
+    kept = Database(url)
+    assert "s3cret" not in repr(kept) and "***" in repr(kept)
+    trainer, loader = make(tmp_path, callbacks=[kept])
+    for action in (lambda: trainer.fit(loader, epochs=1), lambda: read_runs(url), lambda: read_steps("0", url)):
+        with pytest.raises(ScratchnetError) as caught:
+            action()
+        assert "s3cret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert not any(b"s3cret" in path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("url", ["sqlite:///a:b@c.db", "sqlite://", "postgresql+psycopg://me@host:5432/runs?port=1"])
+def test_a_url_without_a_password_is_said_as_it_is(url):
+    assert public(url) == url

@@ -96,3 +96,39 @@ def test_a_best_checkpoint_without_a_place_and_an_unknown_metric_are_refused():
         trainer.fit(loader, epochs=1)
     with pytest.raises(ConfigError, match="EarlyStopping: mode"):
         EarlyStopping(mode="lowest")
+
+
+def test_a_callback_that_has_watched_another_run_begins_anew(tmp_path):
+    stopping, best = EarlyStopping(patience=2), BestCheckpoint()
+    for k, values in enumerate([(1, 2, 2), (5, 4, 6)]):
+        trainer, loader = make(tmp_path / str(k), callbacks=[Scripted(*values), stopping, best])
+        trainer.fit(loader, epochs=3)
+        assert (stopping.best, stopping.best_epoch) == (min(values), k + 1) == (best.best, best.best_epoch)
+        assert sn.load(tmp_path / str(k) / "best.safetensors")["position"]["epoch"] == k + 1
+
+
+def test_epochs_that_early_stopping_did_not_watch_do_not_count(tmp_path):
+    trainer, loader = make(tmp_path)
+    trainer.fit(loader, loader, epochs=3)
+    trainer, loader = make(tmp_path, callbacks=[Scripted(0, 0, 0, 4, 3, 2), EarlyStopping(patience=2)])
+    assert len(trainer.fit(loader, loader, epochs=6, resume="auto")) == 6
+
+
+def test_a_new_phase_counts_anew_and_so_does_its_resume(tmp_path):
+    values = (5, 6, 6, 6, 6, 6, 6)
+    for epochs, options, done in ((7, {}, 3), (4, {"new_phase": True}, 4), (7, {}, 5)):
+        lr = 0.05 if done == 3 else 0.01
+        trainer, loader = make(tmp_path, lr=lr, callbacks=[Scripted(*values), EarlyStopping(patience=2)])
+        history = trainer.fit(loader, epochs=epochs, resume="auto", **options)
+        assert len(history) == done and (history.stopped is None) == (done == 4)
+
+
+def test_two_best_checkpoints_do_not_write_the_same_file(tmp_path):
+    first, second = BestCheckpoint("train_loss"), BestCheckpoint("val_loss")
+    trainer, loader = make(tmp_path, callbacks=[first, second])
+    with pytest.raises(CallbackError, match="expected a path of its own for each BestCheckpoint"):
+        trainer.fit(loader, loader, epochs=1)
+    with pytest.raises(ConfigError, match="each object once"):
+        make(tmp_path, callbacks=[first, first])
+    trainer, loader = make(tmp_path, callbacks=[first, BestCheckpoint("val_loss", path=tmp_path / "other.safetensors")])
+    trainer.fit(loader, loader, epochs=1)

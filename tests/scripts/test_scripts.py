@@ -99,6 +99,13 @@ def test_flags_follow_the_types_of_the_fields():
         parse_flags(Example, ["--count", "many"])
 
 
+@dataclasses.dataclass
+class Words:
+    files: tuple[str, ...] = flag((), "files", is_word=True)
+    names: tuple[str, ...] = flag((), "names")
+    text: str | None = flag(None, "a text")
+
+
 FLAGS = {
     "flags.toml": 'count = 5\nnames = ["x", "y"]\nfast = true\nrate = 0.5\n',
     "flags.yaml": "count: 5\nnames: [x, y]\nfast: true\nrate: 0.5\n",
@@ -121,6 +128,11 @@ def test_flags_come_from_a_file_and_those_given_count_more(tmp_path, name):
         ("cuont = 5", "expected names of flags, got 'cuont'; --help lists them"),
         ("count = ", "expected TOML"),
         ('count = "many"', "invalid int value: 'many'"),
+        ("count = true", "count: expected a number or a text, got True"),
+        ('fast = "true"', "fast: expected true or false, got 'true'"),
+        ("names = {a = 1}", "names: expected a number or a text, or several, got {'a': 1}"),
+        ("rate = [0.5]", "rate: expected a number or a text, got [0.5]"),
+        ('files = ["x"]', "expected names of flags, got 'files'"),
         (None, "expected a file of flags: No such file"),
     ],
 )
@@ -131,6 +143,17 @@ def test_a_file_that_holds_no_flags_ends_the_program(tmp_path, capsys, text, mes
     with pytest.raises(SystemExit) as ended:
         parse_flags(Example, ["--config", str(file)])
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_file_of_flags_takes_no_word_from_the_command_line_and_stands_there_once(tmp_path, capsys):
+    file = tmp_path / "flags.toml"
+    file.write_text('names = ["x", "y"]\n')
+    assert parse_flags(Words, ["a.png", "b.png", "--config", str(file)]) == Words(("a.png", "b.png"), ("x", "y"))
+    file.write_text('text = "-5 degrees"\n')
+    assert parse_flags(Words, ["--config", str(file)]) == Words(text="-5 degrees")
+    with pytest.raises(SystemExit):
+        parse_flags(Words, ["--config", str(file), "--config", "other.toml"])
+    assert "expected --config once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["train.py", "predict.py"])

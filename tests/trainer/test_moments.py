@@ -204,3 +204,32 @@ def test_a_metric_that_a_run_does_not_have_names_those_that_it_has():
     trainer, loader = make(callbacks=[Asks()])
     with pytest.raises(CallbackError, match=r"expected a metric of the run, train_loss, got 'val_los'"):
         trainer.fit(loader, epochs=1)
+
+
+def test_a_trainer_or_callback_whose_run_goes_on_takes_no_other_run():
+    def again(self, run):
+        run.trainer.fit(run.loader, epochs=1)
+
+    trainer, loader = make(callbacks=[type("Again", (), {"on_epoch_end": again})()])
+    with pytest.raises(CallbackError, match=r"Again\.on_epoch_end, after step [0-9]+: fit: expected a Trainer at rest"):
+        trainer.fit(loader, epochs=1)
+    diary = Diary()
+
+    def another(self, run):
+        make(callbacks=[diary])[0].fit(run.loader, epochs=1)
+
+    trainer, loader = make(callbacks=[diary, type("Another", (), {"on_epoch_end": another})()])
+    with pytest.raises(CallbackError, match=r"expected an object for each run that goes on, got .*; make another"):
+        trainer.fit(loader, epochs=1)
+    assert [moment[0] for moment in diary.moments].count("CallbackError") == 1
+    make(callbacks=[diary])[0].fit(loader, epochs=1)  # it has ended
+
+
+def test_what_a_callback_raises_is_said_in_one_line():
+    def fails(self, run):
+        raise ValueError("one\ntwo")
+
+    trainer, loader = make(callbacks=[type("Fails", (), {"on_epoch_end": fails, "on_exception": lambda *_: 1 / 0})()])
+    with pytest.warns(RuntimeWarning, match="ZeroDivisionError"), pytest.raises(CallbackError) as caught:
+        trainer.fit(loader, epochs=1)
+    assert str(caught.value).endswith("ValueError: one")
