@@ -68,12 +68,7 @@ class CheckpointFolder:
             raise CheckpointError(f"{self.folder}: expected an open CheckpointFolder, got a closed one")
         if not (isinstance(step, int | np.integer) and 0 <= step < 10**STEP_DIGITS):
             raise ConfigError(f"step: expected an integer from 0 to 10**{STEP_DIGITS} - 1, got {step!r}")
-        newest = max(self._whole_steps(), default=step)
-        if step < newest:
-            raise CheckpointError(
-                f"{self.folder}: expected a step from {newest} on, which is saved here already, got {step}: "
-                "resume from it, or train in another folder"
-            )
+        self.require_newest(step)
         path = self.path(step)
         save(path, **state)
         self._damaged.discard(step)
@@ -82,6 +77,15 @@ class CheckpointFolder:
             if old < oldest_kept:
                 self._remove(old)
         return path
+
+    def require_newest(self, step: int) -> None:
+        """Raises CheckpointError for a step before one that is saved here."""
+        newest = max(self._whole_steps(), default=step)
+        if step < newest:
+            raise CheckpointError(
+                f"{self.folder}: expected a step from {newest} on, which is saved here already, got {step}: "
+                "resume from it, or train in another folder"
+            )
 
     def load_latest(self) -> tuple[int, dict[str, Any]] | None:
         """The newest whole checkpoint as (step, state), with a warning for every damaged one; None in an empty folder.

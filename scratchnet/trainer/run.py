@@ -127,7 +127,8 @@ class Run:
             found = checkpoint.load(self.resume)
         if found is not None:
             self.load(found)
-        if self.folder is not None:
+        if self.checkpoints is not None and self.folder is not None:
+            self.checkpoints.require_newest(self.step)  # before the log forgets what came after this step
             trim_jsonl(self.folder / LOG, self.epoch)
 
     def save(self) -> None:

@@ -55,6 +55,20 @@ def newest(folder):
 # --- resuming ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("new_phase", [False, True])
+def test_a_run_that_cannot_be_saved_in_the_folder_is_refused_before_its_log_is_cut(tmp_path, new_phase):
+    best = sn.callbacks.BestCheckpoint("train_loss", mode="max")
+    trainer, loader = make(tmp_path, callbacks=[best])
+    trainer.fit(loader, epochs=4)
+    assert best.best_epoch == 1
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    trainer, loader = make(tmp_path)
+    with pytest.raises(sn.CheckpointError, match=r"which is saved here already, got .*train in another folder"):
+        trainer.fit(loader, epochs=2, resume=best.file, new_phase=new_phase)
+    after = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    assert {**after, ".scratchnet-lock": b""} == {**before, ".scratchnet-lock": b""}
+
+
 def test_ten_epochs_equal_five_and_five(tmp_path):
     trainer, loader = make(tmp_path / "whole")
     whole = trainer.fit(loader, loader, epochs=10)
