@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import io
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -136,8 +137,17 @@ def run_script(main: Callable[[Config], Any], config: type[Config]) -> None:
             stream.reconfigure(errors="replace")  # a path may have letters that the terminal does not show
     try:
         main(parse_flags(config))
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except ScratchnetError as error:
         # Where several processes raise the same error, one says it.
         sys.exit(1 if getattr(error, "already_reported", False) else f"{Path(sys.argv[0]).name}: {error}")
+    except BrokenPipeError:  # who read the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"{Path(sys.argv[0]).name}: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -19,6 +19,15 @@ def new_figure(what: str, width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Raises ConfigError for a file that cannot be written, or is no image by its ending."""
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}: expected an image file to write to: {why}") from None
+
+
 def plot_curves(history: History, path: str | Path) -> None:
     """Draws loss and accuracy by epoch into an image file. Raises ConfigError if matplotlib is not installed."""
     figure = new_figure("plot_curves", 9, 3.5)
@@ -36,7 +45,7 @@ def plot_curves(history: History, path: str | Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.lines:
             axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def plot_confusion(counts: Any, path: str | Path, classes: Sequence[str] | None = None) -> None:
@@ -59,4 +68,4 @@ def plot_confusion(counts: Any, path: str | Path, classes: Sequence[str] | None 
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="label")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

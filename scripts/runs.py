@@ -13,7 +13,7 @@ from typing import Any
 from scratchnet.callbacks.tables import URL, public, read_runs, read_steps
 from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
-from scratchnet.report import new_figure
+from scratchnet.report import new_figure, save_figure
 
 SHORT = 8  # letters of a run's number that are shown
 
@@ -74,7 +74,7 @@ def plot(runs: list[dict[str, Any]], config: Config) -> None:
         right.plot(steps["step"], steps["loss"], linewidth=0.8, label=label)
     right.set(title="loss", xlabel="step", yscale="log")
     left.legend(frameon=False)
-    figure.savefig(config.plot, dpi=120)
+    save_figure(figure, config.plot)
 
 
 def main(config: Config) -> None:

@@ -13,7 +13,7 @@ from .. import checks
 from ..errors import ConfigError
 from ..parallel.shards import output_and_target, tensors_of
 from ..random import Generator, using
-from ..report import new_figure
+from ..report import new_figure, save_figure
 from ..sealed import Sealed
 from ..tensor import Tensor
 from ..trainer.moments import Progress
@@ -91,7 +91,7 @@ class LearningRateFinder(Sealed):
         axes.plot(self.rates, self.losses)
         axes.axvline(self.suggestion, color="0.6", linestyle="--")
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss, smoothed")
-        figure.savefig(checks.path("LearningRateFinder.plot", path), dpi=120)
+        save_figure(figure, checks.path("LearningRateFinder.plot", path))
 
     def __repr__(self) -> str:
         return f"LearningRateFinder({self.smallest}, {self.largest}, steps={self.steps})"

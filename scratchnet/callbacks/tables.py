@@ -54,8 +54,11 @@ def tables() -> Any:
     return metadata
 
 
-def connect(what: str, url: str) -> Any:
-    """An engine of SQLAlchemy whose tables exist. Raises ConfigError for no URL, DatabaseError where none answers."""
+def connect(what: str, url: str, reads: bool = False) -> Any:
+    """An engine of SQLAlchemy whose tables exist; one that reads makes no file of SQLite.
+
+    Raises ConfigError for no URL, DatabaseError where no database of runs answers.
+    """
     sql, expected = sqlalchemy(), "a URL such as 'sqlite:///runs.db'"
     checks.instance(f"{what}: url", url, str, expected)
     try:
@@ -65,6 +68,9 @@ def connect(what: str, url: str) -> Any:
         raise ConfigError(f"{what}: expected {expected}, got {public(url)!r}: {public(why)}") from None
     if "@" in (made.url.host or ""):  # or the rest of the password would be in what a driver says of its host
         raise ConfigError(f"{what}: expected @ in a user or password as %40, got {public(url)!r}")
+    file = made.url.database if made.dialect.name == "sqlite" else None
+    if reads and file and not file.startswith("file:") and not os.path.exists(file):
+        raise DatabaseError(f"{what}: expected a database at {public(url)}, found no such file")
     for attempt in range(1, ATTEMPTS + 1):
         try:
             tables().create_all(made)
@@ -110,7 +116,7 @@ def read_runs(url: str = URL) -> list[dict[str, Any]]:
 
     `status` is "running", "done", "stopped" by a callback, "failed", or "killed": its process ended without a word.
     """
-    sql, metadata, engine = sqlalchemy(), tables(), connect("read_runs", url)
+    sql, metadata, engine = sqlalchemy(), tables(), connect("read_runs", url, reads=True)
     runs, epochs = metadata.tables["runs"], metadata.tables["epochs"]
     with answers("read_runs", url), engine.connect() as connection:
         found = [dict(row._mapping) for row in connection.execute(sql.select(runs).order_by(runs.c.started))]
@@ -123,7 +129,7 @@ def read_runs(url: str = URL) -> list[dict[str, Any]]:
 
 def read_steps(run: str, url: str = URL) -> dict[str, list[Any]]:
     """The columns `step`, `loss` and `lr` of a run. Raises ConfigError for an unknown one."""
-    sql, metadata, engine = sqlalchemy(), tables(), connect("read_steps", url)
+    sql, metadata, engine = sqlalchemy(), tables(), connect("read_steps", url, reads=True)
     runs, steps = metadata.tables["runs"], metadata.tables["steps"]
     with answers("read_steps", url), engine.connect() as connection:
         known = connection.execute(sql.select(runs.c.run).where(runs.c.run == run)).first()

@@ -44,7 +44,8 @@ def pad_sequence(sequences: Iterable[Any], batch_first: bool = False, padding_va
     """Sequences (length, ...) of several lengths as one array, filled up at their ends: (longest, b, ...), or
     (b, longest, ...) with batch_first, as PyTorch's. Of tensors it makes a tensor, of arrays and lists an array.
 
-    Raises ShapeError for no sequence, or for some whose further axes differ; DtypeError for several dtypes.
+    Raises ShapeError for no sequence, or for some whose further axes differ; DtypeError for several dtypes; ConfigError
+    for a padding_value that integers would change.
     """
     given = checks.items("pad_sequence", sequences, "a list of sequences")
     batch_first = checks.flag("pad_sequence: batch_first", batch_first)
@@ -54,12 +55,17 @@ def pad_sequence(sequences: Iterable[Any], batch_first: bool = False, padding_va
         shapes = ", ".join(str(x.shape) for x in arrays) or "none"
         raise ShapeError(f"pad_sequence: expected sequences (length, ...) with equal further axes, got {shapes:.200}")
     longest = max(len(x) for x in arrays)
+    dtype = np.result_type(*arrays)
+    if dtype.kind in "biu":
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if padding_value != padding_value // 1 or not low <= padding_value <= high:
+            checks.refuse("pad_sequence", f"a padding_value that {dtype} can hold", padding_value)
     if any(isinstance(x, Tensor) for x in given):
         tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in given]
         rests = [((0, longest - len(x)), *[(0, 0)] * (x.ndim - 1)) for x in tensors]
         padded = [x.pad(rest, padding_value) for x, rest in zip(tensors, rests, strict=True)]
         return stack(padded, 0 if batch_first else 1)
-    out = np.full((len(arrays), longest, *arrays[0].shape[1:]), padding_value, np.result_type(*arrays))
+    out = np.full((len(arrays), longest, *arrays[0].shape[1:]), padding_value, dtype)
     for row, x in zip(out, arrays, strict=True):
         row[: len(x)] = x
     return out if batch_first else np.ascontiguousarray(out.swapaxes(0, 1))

@@ -133,7 +133,7 @@ class DataLoader:
         positions = self.batch_indices(epoch, start)
         if self.num_workers:
             return _read_ahead(self._read, positions, self.num_workers)
-        return map(self._read, positions)
+        return (self._read(chosen) for chosen in positions)  # no map, which a StopIteration of a data set would end
 
     def _read(self, positions: np.ndarray) -> Any:
         batch = gather(self.source, positions)

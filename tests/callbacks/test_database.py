@@ -15,7 +15,7 @@ import pytest
 
 import scratchnet as sn
 from scratchnet.callbacks import Database, database
-from scratchnet.callbacks.tables import public, read_runs, read_steps
+from scratchnet.callbacks.tables import connect, public, read_runs, read_steps
 from scratchnet.errors import CallbackError, ConfigError, ScratchnetError
 from tests.trainer.test_moments import STEPS, Diary
 from tests.trainer.test_trainer import make, weights
@@ -183,8 +183,10 @@ def test_a_database_that_is_none_is_named_before_the_first_step(bad, message):
 
 
 def test_an_unknown_run_is_refused(tmp_path):
+    url = f"sqlite:///{tmp_path}/runs.db"
+    connect("test", url).dispose()
     with pytest.raises(ConfigError, match="expected a run of"):
-        read_steps("nobody", f"sqlite:///{tmp_path}/runs.db")
+        read_steps("nobody", url)
 
 
 class Rates:

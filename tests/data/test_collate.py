@@ -130,3 +130,26 @@ def test_data_sets_one_after_the_other_are_one():
 def test_data_sets_that_do_not_go_together_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", -1), ("uint8", 256), ("int64", 0.5)])
+def test_padding_that_the_dtype_cannot_hold_is_refused(dtype, value):
+    sequences = [np.ones(2, dtype), np.ones(1, dtype)]
+    for given in (sequences, [sn.tensor(x) for x in sequences]):
+        with pytest.raises(ConfigError, match=f"expected a padding_value that {dtype} can hold"):
+            pad_sequence(given, padding_value=value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_that_raises_StopIteration_does_not_end_the_epoch_in_silence(workers):
+    class Ends:
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, i):
+            if i == 5:
+                raise StopIteration
+            return np.ones(2, np.float32), i
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(DataLoader(Ends(), 2, num_workers=workers))

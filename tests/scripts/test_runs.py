@@ -9,7 +9,8 @@ pytest.importorskip("sqlalchemy")
 import runs as script
 
 from scratchnet.callbacks import Database
-from scratchnet.errors import ConfigError
+from scratchnet.callbacks.tables import connect
+from scratchnet.errors import ConfigError, DatabaseError
 from tests.trainer.test_trainer import make
 
 
@@ -54,5 +55,17 @@ def test_a_picture(url, tmp_path):
 def test_a_word_that_names_no_run_and_an_empty_database(url, tmp_path, capsys):
     with pytest.raises(ConfigError, match="expected a name, or how one number begins, got 'other', as 0 do"):
         script.main(script.Config(("other",), url))
-    script.main(script.Config(url=f"sqlite:///{tmp_path}/none.db"))
+    missing = f"sqlite:///{tmp_path}/none.db"
+    with pytest.raises(DatabaseError, match=r"none\.db, found no such file"):
+        script.main(script.Config(url=missing))
+    assert not (tmp_path / "none.db").exists()
+    connect("test", missing).dispose()
+    script.main(script.Config(url=missing))
     assert capsys.readouterr().out.startswith("no runs in sqlite")
+
+
+@pytest.mark.parametrize("name", ["no/such/folder.png", "picture.nothing"])
+def test_a_picture_that_cannot_be_written_is_named_in_one_line(url, tmp_path, name):
+    with pytest.raises(ConfigError, match="expected an image file to write to: ") as caught:
+        script.main(script.Config(url=url, plot=str(tmp_path / name)))
+    assert "\n" not in str(caught.value)

@@ -274,3 +274,17 @@ def test_bench_refuses_bad_input_in_one_line(small, flags):
     done = bench("--data", small, "--engines", "numpy", *flags)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and flags[0] in done.stderr, done.stderr
+
+
+def test_a_file_that_cannot_be_written_and_a_closed_pipe_end_a_script_without_a_traceback(tmp_path):
+    program = "import dataclasses\nfrom scratchnet.flags import run_script\n"
+    program += "run_script(lambda config: {}, dataclasses.make_dataclass('Config', []))\n"
+    command = [sys.executable, "-c", program.format(f"open('{tmp_path}/no/file', 'w')")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"-c: {tmp_path}/no/file: No such file or directory\n")
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        command[2] = program.format("print('x')")
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
