@@ -86,6 +86,26 @@ def test_a_number_takes_axis_0_and_its_last(name):
     assert t.transpose(0, -1).item() == t.squeeze(0).item() == t.flatten()[0].item() == 2.5
 
 
+@pytest.mark.parametrize("word", ["split", "chunk", "unbind"])
+def test_a_number_has_no_parts(word):
+    with pytest.raises(sn.ShapeError, match=f"{word}: expected at least one dimension"):
+        getattr(sn.Tensor(2.5), word)(*[1] * (word != "unbind"))
+
+
+def test_what_gather_takes_of_a_number_is_a_copy():
+    t = sn.Tensor(2.5)
+    got = t.gather(0, sn.Tensor(0))
+    got.zero_()
+    assert t.item() == 2.5
+
+
+def test_booleans_stay_booleans_where_they_are_masked():
+    t = sn.Tensor([True, True])
+    assert t.masked_fill([True, False], False).tolist() == [False, True]
+    with pytest.raises(sn.DtypeError, match="masked_fill: expected a number for bool, got int64"):
+        t.masked_fill([True, False], 2)
+
+
 def test_both_words_for_one_argument_are_refused_and_so_is_a_mixture_of_two_meanings():
     t = sn.Tensor([[1.0, 2.0]])
     with pytest.raises(sn.ConfigError, match=r"sum: expected dim= or axis=, got both"):

@@ -174,7 +174,7 @@ def masked_fill(x: Tensor, mask: ArrayLike, value: Any) -> Tensor:
     value = as_operand(value, x)
     if value.ndim:
         raise ShapeError(f"masked_fill: expected one number, got shape {value.shape}; use sn.where(mask, values, x)")
-    if value.dtype.kind == "f" and x.dtype.kind != "f":
+    if value.dtype.kind not in {"f": "fiub", "b": "b"}.get(x.dtype.kind, "iub"):
         raise DtypeError(f"masked_fill: expected a number for {x.dtype}, got {value.dtype}; use .float()")
     return where(mask, value, x)
 

@@ -145,11 +145,18 @@ def diagonal(x: Tensor) -> Tensor:
     return getitem(flat, key=(..., slice(None, None, n + 1)))
 
 
+def _axis_of(name: str, x: Tensor, axis: int) -> int:
+    """The axis, counted from the front, of a tensor that has one: a number has no parts."""
+    if not x.ndim:
+        raise ShapeError(f"{name}: expected at least one dimension, got shape ()")
+    return checks.axis(name, axis, x.ndim)
+
+
 @method
 def split(x: Tensor, sizes: Any, axis: int = 0) -> tuple[Tensor, ...]:
     """Views along an axis: pieces of one length, of which the last may be shorter, or of each of a list of lengths."""
-    axis = checks.axis("split", axis, x.ndim)
-    n = (x.shape or (1,))[axis]
+    axis = _axis_of("split", x, axis)
+    n = x.shape[axis]
     if isinstance(sizes, tuple | list):
         lengths = integers("split: a length", (sizes,))
         if min(lengths, default=0) < 0 or sum(lengths) != n:
@@ -165,16 +172,14 @@ def split(x: Tensor, sizes: Any, axis: int = 0) -> tuple[Tensor, ...]:
 @method
 def chunk(x: Tensor, chunks: int, axis: int = 0) -> tuple[Tensor, ...]:
     """At most so many views of one length along an axis; the last may be shorter."""
-    n = (x.shape or (1,))[checks.axis("chunk", axis, x.ndim)]
+    n = x.shape[_axis_of("chunk", x, axis)]
     return split(x, max(-(-n // checks.integer("chunk", chunks, 1)), 1), axis)
 
 
 @method
 def unbind(x: Tensor, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices along an axis, without it; views."""
-    axis = checks.axis("unbind", axis, x.ndim)
-    if not x.ndim:
-        raise ShapeError("unbind: expected at least one dimension, got shape ()")
+    axis = _axis_of("unbind", x, axis)
     return tuple([getitem(x, key=((slice(None),) * axis + (i, ...))) for i in range(x.shape[axis])])
 
 
@@ -334,4 +339,4 @@ def gather(x: Tensor, axis: int, index: ArrayLike) -> Tensor:
     if len(shape) != x.ndim or any(m > n for i, (m, n) in enumerate(zip(shape, x.shape, strict=True)) if i != axis):
         raise ShapeError(f"gather: expected an index no longer than {x.shape} but along {axis}, got shape {shape}")
     numbers = row_numbers("gather", index, (x.shape or (1,))[axis], x)
-    return take_along(x, numbers, axis) if x.ndim else reshape_op(x, shape=())
+    return take_along(x, numbers, axis) if x.ndim else clone(x)
