@@ -288,7 +288,8 @@ def _pooling(name: str, x: Tensor, kernel_size, stride, padding, dilation, ceil_
         outputs = (room + (step - 1 if ceil else 0)) // step + 1
         if outputs < 1:
             raise ShapeError(f"{name}: expected x with its padding to hold a window of {window}, got {x.shape}")
-        if any(not any(0 <= i * step - zeros + j * apart < n for j in range(k)) for i in range(-(-zeros // step))):
+        before = range(-zeros, min(0, outputs * step - zeros), step) if apart > 1 else ()  # where windows begin
+        if any(-(start // apart) >= k or start % apart >= n for start in before):
             raise ShapeError(f"{name}: expected an element of x in each window, got {x.shape} and dilation {dilation}")
         size.append(outputs - 1 if (outputs - 1) * step >= n + zeros else outputs)  # a window begins inside
     found = {"size": tuple(size), "window": window, "stride": stride, "padding": padding, "dilation": dilation}

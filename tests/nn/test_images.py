@@ -143,6 +143,11 @@ def test_an_infinity_or_nan_reaches_only_the_adaptive_windows_that_hold_it():
     np.testing.assert_allclose(x.grad.numpy()[0, 0, 0], [1 / 2, 5 / 6, 1 / 3, 5 / 6, 1 / 2], rtol=1e-6)
 
 
+def test_a_wide_window_is_checked_at_once():
+    x = np.array([[[1.0, 5.0, 3.0]]], np.float32)
+    assert F.max_pool1d(x, 100_000, 1, 50_000).tolist() == [[[5.0] * 4]]
+
+
 def test_with_ceil_mode_a_window_may_be_larger_than_x():
     x = np.array([[[1.0, 5.0, 3.0]]], np.float32)
     assert F.max_pool1d(x, 4, ceil_mode=True).tolist() == [[[5.0]]]
