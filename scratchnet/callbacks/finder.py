@@ -28,8 +28,8 @@ class LearningRateFinder(Sealed):
 
     smallest, largest: learning rates of the first and the last step, between which it grows by a constant factor.
     steps: at most; the test ends where the smoothed loss is four times the best one. After the test, `rates` and
-    `losses` hold the steps, and `suggestion` the rate where the smoothed loss falls fastest. The run is as it was:
-    build the optimizer with the rate that you choose. Method: L. N. Smith, "Cyclical Learning Rates for Training Neural
+    `losses` hold the steps, and `suggestion` the rate where the smoothed loss falls fastest, or None. The run is as it
+    was: build the optimizer with the rate that you choose. Method: L. N. Smith, "Cyclical Learning Rates for Training Neural
     Networks", 2017, section 3.3.
     """
 
@@ -50,7 +50,8 @@ class LearningRateFinder(Sealed):
         with using(Generator(0)):
             self._test(run)
         self.suggestion = self._steepest()
-        say(f"learning rate: the loss falls fastest at {self.suggestion:.2g} ({len(self.rates)} steps on a copy)")
+        where = "nowhere" if self.suggestion is None else f"fastest at {self.suggestion:.2g}"
+        say(f"learning rate: the loss falls {where} ({len(self.rates)} steps on a copy)")
 
     def _test(self, run: Progress) -> None:
         model, optimizer = copy.deepcopy((run.model, run.optimizer))
@@ -78,9 +79,9 @@ class LearningRateFinder(Sealed):
         if len(self.rates) < 3:
             raise ConfigError(f"expected a loss that is finite for 3 steps from lr={self.smallest} on, got {value}")
 
-    def _steepest(self) -> float:
+    def _steepest(self) -> float | None:
         slopes = np.gradient(np.array(self.losses), np.log(self.rates))
-        return self.rates[int(slopes.argmin())]
+        return self.rates[int(slopes.argmin())] if slopes.min() < 0 else None
 
     def plot(self, path: str | Path) -> None:
         """Draws loss by learning rate into an image file. Raises ConfigError without matplotlib, or before a test."""
@@ -89,7 +90,8 @@ class LearningRateFinder(Sealed):
         figure = new_figure("LearningRateFinder.plot", 5, 3.5)
         axes = figure.subplots()
         axes.plot(self.rates, self.losses)
-        axes.axvline(self.suggestion, color="0.6", linestyle="--")
+        if self.suggestion is not None:
+            axes.axvline(self.suggestion, color="0.6", linestyle="--")
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss, smoothed")
         save_figure(figure, checks.path("LearningRateFinder.plot", path))
 

@@ -67,7 +67,7 @@ class TensorBoard(Sealed):
         for i, loss in enumerate(run.losses, run.step - len(run.losses) + 1):
             self._add("loss/step", loss, i)
         for k, group in enumerate(run.optimizer.param_groups):
-            self._add(f"lr/group {k}" if k else "lr", group["lr"], run.step)
+            self._add(f"lr/group {k}" if k else "lr", group["lr"], run.step + 1)  # of the next step
 
     def on_epoch_end(self, run: Progress) -> None:
         for name, value in run.record.items():

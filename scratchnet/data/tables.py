@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -292,9 +293,16 @@ def _floats(table: Table, name: str) -> np.ndarray:
         floats = numbers.astype(np.float32)
     if not np.isfinite(floats).all():
         raise table.refuse(int(np.argmin(np.isfinite(floats))), name, "a finite number of float32")
+    if (np.abs(numbers) > EXACT).any() and len(np.unique(floats)) < len(np.unique(numbers)):
+        warnings.warn(
+            f"{table.path}: column {name!r}: different numbers become one as float32, which has 24 bits; "
+            "if it counts or names something, leave it out or read it as text: categories=[...]",
+            stacklevel=2,
+        )
     return floats
 
 
+EXACT = 1 << 24  # integers up to this are numbers of float32
 NO_NUMBER = "numbers have a decimal point and no other signs; categories=[...] reads a column as text"
 
 

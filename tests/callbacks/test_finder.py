@@ -36,6 +36,17 @@ def test_the_test_leaves_the_run_as_it_was():
     assert weights(trainer) == weights(plain)
 
 
+def test_where_the_loss_only_grows_nothing_is_suggested(tmp_path, capsys):
+    trainer, loader = quadratic(1.0)
+    for parameter in trainer.model.parameters():
+        parameter._data[...] = 1e-8  # next to the minimum, from which large steps lead away
+    trainer.callbacks = [finder := LearningRateFinder(2.05, 2.3, steps=5)]
+    trainer.fit(loader, epochs=1)
+    assert finder.suggestion is None and "the loss falls nowhere" in capsys.readouterr().out
+    pytest.importorskip("matplotlib")
+    finder.plot(tmp_path / "rates.png")
+
+
 def test_a_resumed_run_is_not_tested_again(tmp_path):
     trainer, loader = make(tmp_path)
     trainer.fit(loader, epochs=1)

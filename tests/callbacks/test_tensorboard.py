@@ -36,7 +36,8 @@ def test_all_losses_metrics_and_histograms_are_read_back(tmp_path, workers):
         found = scalars(events, name.replace("_", "/", 1))
         assert list(found) == history["step"]
         np.testing.assert_allclose(list(found.values()), history[name], rtol=1e-6)
-    assert "lr" in events.Tags()["scalars"]
+    rates = scalars(events, "lr")
+    assert all(rate == pytest.approx(trainer.scheduler.values(0, step - 1)["lr"]) for step, rate in rates.items())
     names = [name for name, _ in trainer.model.named_parameters()]
     wanted = {f"{kind}/{name}" for kind in ("weights", "gradients") for name in names}
     assert set(events.Tags()["histograms"]) == wanted

@@ -252,3 +252,11 @@ def test_an_archive_that_is_none_is_refused_before_it_is_unpacked(tmp_path, case
     assert message in line
     with pytest.raises(DataNotFoundError):
         from_npz(tmp_path / "none.npz")
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_named(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text("id,big,y\n9007199254740992,40000000,0\n9007199254740994,50000000,1\n")
+    with pytest.warns(UserWarning, match="column 'id': different numbers become one as float32") as said:
+        sn.data.from_csv(file, "y")
+    assert len(said) == 1  # not of the large ones that stay apart

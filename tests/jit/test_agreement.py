@@ -12,7 +12,7 @@ import scratchnet as sn
 count, lines = itertools.count(), iter(range(10**6))
 
 DIFFER = {  # what no name shows, used as a number, an array, a shape, a count of kernels, a result
-    "a clock": lambda x: x * time.perf_counter(),
+    "a clock": lambda x: x * (time.perf_counter_ns() % 1_000_003),
     "a counter of C": lambda x: x + next(count),
     "an iterator": lambda x: x - next(lines),
     "bytes of the system": lambda x: x + np.frombuffer(os.urandom(12), np.uint8).astype(np.float32)[:3],
