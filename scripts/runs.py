@@ -8,6 +8,7 @@ python scripts/runs.py 3f2a 91bc --plot out.png
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scratchnet.callbacks.tables import URL, public, read_runs, read_steps
@@ -47,11 +48,16 @@ def values_of(run: dict[str, Any], metric: str) -> tuple[str, list[Any]]:
     return name, [record.get(name) for record in run["epochs"]]
 
 
+def label_of(run: dict[str, Any]) -> str:
+    """What people call a run: its name, or that of its folder."""
+    return run["name"] or Path(run["folder"] or run["run"][:SHORT]).name
+
+
 def line_of(run: dict[str, Any], metric: str) -> str:
     name, values = values_of(run, metric)
     numbers = [value for value in values if value is not None]
     best = f"{name} {(max if 'accuracy' in name else min)(numbers):.4f}" if numbers else ""
-    return f"{run['run'][:SHORT]}  {run['name'] or '-':<16}  {run['status']:<8}  {len(values):>4} epochs  {best}"
+    return f"{run['run'][:SHORT]}  {label_of(run):<16}  {run['status']:<8}  {len(values):>4} epochs  {best}"
 
 
 def differences(runs: list[dict[str, Any]]) -> list[str]:
@@ -66,13 +72,14 @@ def plot(runs: list[dict[str, Any]], config: Config) -> None:
     figure = new_figure("runs --plot", 9, 3.5)
     left, right = figure.subplots(1, 2)
     for run in runs:
-        label = run["name"] or run["run"][:SHORT]
+        label = label_of(run)
         name, values = values_of(run, config.metric)
         left.plot([record["epoch"] for record in run["epochs"]], values, marker="o", markersize=3, label=label)
         left.set(title=name, xlabel="epoch")
         steps = read_steps(run["run"], config.url)
         right.plot(steps["step"], steps["loss"], linewidth=0.8, label=label)
     right.set(title="loss", xlabel="step", yscale="log")
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(frameon=False)
     save_figure(figure, config.plot)
 
