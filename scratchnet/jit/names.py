@@ -33,6 +33,7 @@ TRUSTED = {"scratchnet", "numpy", "scipy", "numba", "multiprocess", "dill", "tqd
 }
 # Who uses these may read any attribute.
 DYNAMIC = {"getattr", "hasattr", "vars", "dir", "attrgetter", "methodcaller", "__dict__"}
+MADE_WITH = "_arguments"  # of a layer, for whoever saves it: no step reads them
 MAKERS = {"__init__", "__new__"}  # run where a class is called; its objects are made already
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 _MISSING = object()
@@ -247,7 +248,7 @@ class _Walk:
         holder = _Items(items)
         entries.append((holder, "items", holder.were, name))
         for key, item in zip(items, items.values(), strict=True) if isinstance(items, dict) else enumerate(items):
-            if enter and holder.were:
+            if enter and holder.were and key != MADE_WITH:
                 self.visit(item, f"{name}.{key}" if isinstance(key, str) else f"{name}[{key!r}]")
 
     def _read(self, entries: list, holder: Any, key: Any, name: str) -> None:
