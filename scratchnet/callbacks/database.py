@@ -194,9 +194,9 @@ class _Writer(threading.Thread):
         self._queue.put(None)
         self.join(patience)
         self._gives_up.set()
-        self.join()
+        self.join(RETRY[1])  # a server that neither answers nor refuses may hold it longer: rows twice do no harm
         self.engine.dispose()
-        return self._waiting
+        return self.unsent()
 
     # --- the thread ---
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from .. import checks
 from ..errors import ConfigError
-from ..parallel.shards import output_and_target, tensors_of
-from ..random import Generator, using
+from ..parallel.shards import shard_loss, tensors_of
+from ..random import Generator
 from ..report import new_figure, save_figure
 from ..sealed import Sealed
 from ..tensor import Tensor
@@ -47,8 +47,7 @@ class LearningRateFinder(Sealed):
         if run.step:
             return  # a resumed run has had its test
         self.rates, self.losses = [], []
-        with using(Generator(0)):
-            self._test(run)
+        self._test(run)
         self.suggestion = self._steepest()
         where = "nowhere" if self.suggestion is None else f"fastest at {self.suggestion:.2g}"
         say(f"learning rate: the loss falls {where} ({len(self.rates)} steps on a copy)")
@@ -57,14 +56,13 @@ class LearningRateFinder(Sealed):
         model, optimizer = copy.deepcopy((run.model, run.optimizer))
         device, batches = next(iter(model.parameters())).device, _endless(run.loader)
         model.train()
-        smooth, best = 0.0, math.inf
+        smooth, best, generator = 0.0, math.inf, Generator(0)
         for i in range(self.steps):
             rate = self.smallest * (self.largest / self.smallest) ** (i / (self.steps - 1))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             tensors = tensors_of(next(batches), lambda array: Tensor(array, device=device))
-            output, target = output_and_target(model, tensors)
-            loss = run.trainer.loss(output, target)
+            loss = shard_loss(model, run.trainer.loss, tensors, generator)
             value = loss.item()
             smooth = SMOOTHING * smooth + (1 - SMOOTHING) * value
             mean = smooth / (1 - SMOOTHING ** (i + 1))

@@ -110,10 +110,13 @@ class BestCheckpoint(_Monitor):
         if self.path is None and run.folder is None:
             raise ConfigError("expected a path, or a Trainer with a folder, got neither")
         super().on_fit_start(run)
-        self.file = self.path or run.folder / BEST  # type: ignore[operator]
+        self.file = self._file_in(run.folder)
         others = [c for c in run.trainer.callbacks if c is not self and isinstance(c, BestCheckpoint)]
-        if any((c.path or (run.folder and run.folder / BEST)) == self.file for c in others):
+        if any(c._file_in(run.folder) == self.file for c in others):
             raise ConfigError(f"expected a path of its own for each BestCheckpoint, got two with {str(self.file)!r}")
+
+    def _file_in(self, folder: Path | None) -> Path | None:
+        return self.path or (folder and folder / BEST)
 
     def on_epoch_end(self, run: Progress) -> None:
         if self.is_better(run):

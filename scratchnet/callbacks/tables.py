@@ -9,6 +9,7 @@ checkpoints  (run, path): the step, and the SHA-256 of the file
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import socket
@@ -34,6 +35,7 @@ def sqlalchemy() -> Any:
     return sqlalchemy
 
 
+@functools.cache
 def tables() -> Any:
     """SQLAlchemy's MetaData of the four tables."""
     sql = sqlalchemy()

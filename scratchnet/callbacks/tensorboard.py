@@ -15,8 +15,8 @@ from .. import checks
 from ..data.dataset import gather
 from ..errors import ConfigError
 from ..nn import Module
-from ..parallel.shards import output_and_target, tensors_of
-from ..random import Generator, using
+from ..parallel.shards import shard_loss, tensors_of
+from ..random import Generator
 from ..sealed import Sealed
 from ..tensor import Tensor
 from ..trainer.moments import Progress
@@ -114,9 +114,8 @@ def _gradients(run: Progress) -> dict[str, np.ndarray]:
     model.zero_grad()
     device = next(iter(model.parameters())).device
     batch = gather(run.loader.source, next(iter(run.loader.batch_indices(0)))[:SAMPLES])
-    with using(Generator(0)):
-        output, target = output_and_target(model, tensors_of(batch, lambda array: Tensor(array, device=device)))
-        run.trainer.loss(output, target).backward()
+    tensors = tensors_of(batch, lambda array: Tensor(array, device=device))
+    shard_loss(model, run.trainer.loss, tensors, Generator(0)).backward()
     return {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -132,7 +132,7 @@ class ConvTranspose2d(_Convolution):
 
 
 class _Pooling(Module):
-    """Base of the poolings: `options`, by name, are those of the function that a subclass names."""
+    """Base of the poolings, over windows along `axes` axes."""
 
     axes = 2
 
@@ -156,6 +156,8 @@ class _Pooling(Module):
 class MaxPool2d(_Pooling):
     """The largest element of each window of x (N, C, H, W); see functional.max_pool2d."""
 
+    _function = staticmethod(F.max_pool2d)
+
     def __init__(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
     ):
@@ -163,18 +165,19 @@ class MaxPool2d(_Pooling):
         self.dilation = along_axes(f"{type(self).__name__}: dilation", dilation, self.axes, 1)
 
     def forward(self, x: ArrayLike) -> Tensor:
-        function = F.max_pool2d if self.axes == 2 else F.max_pool1d
-        return function(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        return self._function(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
 
 class MaxPool1d(MaxPool2d):
     """The largest element of each window of x (N, C, L)."""
 
-    axes = 1
+    axes, _function = 1, staticmethod(F.max_pool1d)
 
 
 class AvgPool2d(_Pooling):
     """The mean of each window of x (N, C, H, W); see functional.avg_pool2d."""
+
+    _function = staticmethod(F.avg_pool2d)
 
     def __init__(
         self,
@@ -188,14 +191,13 @@ class AvgPool2d(_Pooling):
         self.count_include_pad = checks.flag(f"{type(self).__name__}: count_include_pad", count_include_pad)
 
     def forward(self, x: ArrayLike) -> Tensor:
-        function = F.avg_pool2d if self.axes == 2 else F.avg_pool1d
-        return function(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
+        return self._function(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
 
 class AvgPool1d(AvgPool2d):
     """The mean of each window of x (N, C, L)."""
 
-    axes = 1
+    axes, _function = 1, staticmethod(F.avg_pool1d)
 
 
 class AdaptiveAvgPool2d(Module):
