@@ -99,6 +99,25 @@ def test_callbacks_that_only_look_change_no_bit(options):
     assert weights(plain) == weights(watched)
 
 
+class Noisy(sn.data.Dataset):
+    """Draws from the caller's own stream when it is evaluated."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        return np.random.standard_normal(6).astype(np.float32), i % 3  # noqa: NPY002
+
+
+def test_callbacks_draw_nothing_from_the_random_numbers_of_the_caller():
+    losses = []
+    for callbacks in ([], [Meddler()]):
+        np.random.seed(5)  # noqa: NPY002
+        trainer, loader = make(callbacks=callbacks)
+        losses.append(trainer.fit(loader, sn.data.DataLoader(Noisy(), 8), epochs=3)["val_loss"])
+    assert losses[0] == losses[1] and len(set(losses[0])) == 3
+
+
 # --- stopping, raising, resuming --------------------------------------------------------------------------------------
 
 
