@@ -12,6 +12,7 @@ from residue import no_residue
 import scratchnet as sn
 from scratchnet.parallel import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
 from scratchnet.parallel.failpoints import VARIABLE
+from scratchnet.parallel.pool import steps, worker
 from scratchnet.parallel.strategies import Strategy
 
 # --- formulas ---------------------------------------------------------------------------------------------------------
@@ -345,6 +346,26 @@ def test_a_timeline_shows_each_piece_of_each_worker(tmp_path):
     assert all(event["dur"] >= 0 for event in spans)
     by_step = {step: [e["ts"] for e in spans if e["args"]["step"] == step] for step in range(6)}
     assert all(max(by_step[step]) <= min(by_step[step + 1]) for step in range(5))
+
+
+def test_whoever_sees_a_piece_done_sees_its_event(tmp_path, monkeypatch):
+    """A parent that writes the file as soon as the last step is done misses none."""
+    counts, workers = [], []
+
+    class Watched(worker.Worker):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            workers.append(self)
+
+    def noted(*where):
+        counts.append(int(workers[0].times[-1]))
+        publish(*where)
+
+    publish = worker.publish
+    monkeypatch.setattr(worker, "publish", noted)
+    monkeypatch.setattr(steps, "Worker", Watched)
+    train(AllReduce(), shards=3, epochs=2, timeline=tmp_path / "timeline.json")
+    assert counts == list(range(1, 6 * (3 + 1) + 1))
 
 
 def test_positions_outside_the_data_are_refused():
