@@ -56,7 +56,10 @@ ONCE = {
     "trainer": ("test_checks", "test_metrics_log", "test_moments", "test_trainer"),
     "callbacks": ("test_database", "test_finder", "test_monitors", "test_tensorboard"),
     "testing": ("test_bounds", "test_calls", "test_planted", "test_threads"),
-    "scripts": ("test_doctor", "test_drill", "test_flags", "test_runs", "test_scripts", "test_train_images"),
+    "scripts": (
+        "test_doctor", "test_drill", "test_flags", "test_from_cpu_to_gpu", "test_runs", "test_scripts",
+        "test_train_images",
+    ),
     "tests": (
         "test_distribution", "test_docs", "test_main", "test_metrics", "test_notebooks", "test_predictor",
         "test_readme", "test_report", "test_structure", "test_time_limit",
