@@ -34,7 +34,7 @@ class Aliases:
 
     def found(self, arguments: Sequence[Any]) -> str | None:
         """Why these arguments cannot be those of a program; None if they can."""
-        for x in arguments:
+        for x in arguments if self.outside else ():
             for y in self.outside.get(id(memory_of(x)), ()):
                 if _share(x, y):
                     return "an argument shares memory with a tensor that the step uses, and one of the two is written"

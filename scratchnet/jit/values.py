@@ -7,7 +7,7 @@ import dataclasses
 import enum
 import struct
 from collections.abc import Callable, Iterator
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..kernels import Device
 from ..stateful import Stateful
 from ..tensor import Tensor
 
+LEAVES = frozenset({Tensor, np.ndarray, FunctionType, int, float, str, type(None)})  # what most values are
 PLAIN = (int, bool, str, bytes, type(None), type(Ellipsis), enum.Enum, np.dtype, type, range, Device)
 
 
@@ -71,6 +72,8 @@ def _number(array: np.ndarray, arrays: list[np.ndarray]) -> int:
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """The same with `change` of each value that is no container in it."""
+    if type(value) in LEAVES:
+        return change(value)
     if isinstance(value, Argument):
         return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):

@@ -103,6 +103,8 @@ def _device(name: str) -> Device:
 
 def device(name: str) -> Device:
     """The device called `name`. Raises DeviceError for an unknown name, or for "cuda" where there is none."""
+    if isinstance(name, str) and (known := _devices.get(name)) is not None:
+        return known
     if not isinstance(name, str) or name not in TABLES:
         remedy = "a dtype is set by .astype(...), or of a module by .to(dtype=...)" if checks.is_dtype(name) else ""
         checks.refuse("device", f"one of {', '.join(map(repr, TABLES))}", name, DeviceError, remedy)

@@ -19,6 +19,7 @@ ArrayLike = Any  # a Tensor, a NumPy array, a number, or a nested sequence of nu
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _ALLOWED_KINDS = "fiub"
+_DTYPES = frozenset({np.dtype(np.bool_), *FLOATS, *map(np.dtype, np.typecodes["AllInteger"])})  # of tensors
 
 
 class TensorBase:
@@ -98,6 +99,8 @@ def array_on(device: Device, data: ArrayLike, dtype: Any = None) -> np.ndarray:
 def as_array(data: ArrayLike, dtype: Any = None) -> np.ndarray:
     """What NumPy makes of data, in a dtype that tensors may have. Raises ShapeError or DtypeError."""
     data = tracing.current().given(data)
+    if type(data) is np.ndarray and dtype is None and data.dtype in _DTYPES:
+        return data  # as most are
     if isinstance(data, TensorBase):
         data = data._device.to_host(data._data)
     elif isinstance(data, list | tuple) and any(isinstance(item, TensorBase) for item in data):
