@@ -20,6 +20,7 @@ from . import (
 )
 from .constructors import *
 from .custom import op
+from .draw import draw
 from .dtypes import *
 from .errors import *
 from .formats.checkpoint import load, save
@@ -54,6 +55,7 @@ __all__ = [
     "cuda",
     "data",
     "default_device",
+    "draw",
     "get_num_threads",
     "grad",
     "jit",

@@ -19,6 +19,7 @@ PROJECT = PACKAGE.parent
 LAYERS = (
     "errors version",
     "checks words",
+    "drawing",
     "native sealed",
     "kernels",
     "tracing",
@@ -32,6 +33,7 @@ LAYERS = (
     "data nn optim flags",
     "predictor utils",
     "jit",
+    "draw",
     "parallel/comm",
     "parallel/modules",
     "parallel/objects",

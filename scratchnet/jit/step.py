@@ -17,6 +17,7 @@ from .. import random, tracing
 from ..errors import JitError
 from ..grad_mode import is_recording
 from ..tensor import USED_UP, Tensor, current_device
+from . import graph
 from .agreement import Account
 from .aliases import Aliases
 from .explain import explain
@@ -135,6 +136,10 @@ class Step:
         if not self.programs:
             raise JitError("explain: expected a step that was called at least twice, got one without a program")
         return explain(self.programs[-1])
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the newest program as a graph; nothing of its own before there is one."""
+        return graph.draw(self, {}).svg if self.programs else None
 
     # --- methods, copies --------------------------------------------------------------------------------------------
 

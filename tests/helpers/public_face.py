@@ -785,6 +785,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "mapped": True,
     },
     "data.write_idx": lambda: {"path": path("new-idx"), "array": logits()},
+    "sn.draw": lambda: {"y": parameter() * 2, "model": nn.Linear(2, 2)},
     # --- metrics, random ---
     **{
         f"metrics.{name}": lambda: {"logits": logits(), "labels": labels()}
