@@ -42,7 +42,7 @@ ONCE = {
     ),
     "cuda": ("test_compiled", "test_without_gpu"),
     "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm"),
-    "comm": ("test_collectives", "test_job", "test_memory", "test_tree"),
+    "comm": ("test_collectives", "test_job", "test_memory", "test_tree", "test_virtual"),
     "pool": ("test_launch", "test_pool"),
     "mpi": (
         "test_communicator", "test_faults", "test_hosts", "test_machines", "test_mpi_train", "test_run", "test_slurm",

@@ -4,8 +4,11 @@ The strategies say how a Trainer merges what its workers compute. Nothing here l
 it is used.
 """
 
+from .comm import collectives
+from .comm.collectives import all_reduce_cost
 from .comm.communicator import Communicator, SerialCommunicator
 from .comm.job import is_first_rank
+from .comm.virtual import simulate_all_reduce
 from .compression import Float16, PowerSGD, TopK
 from .groups import run, world
 from .mpi.communicator import MpiCommunicator
@@ -22,7 +25,10 @@ __all__ = [
     "PowerSGD",
     "SerialCommunicator",
     "TopK",
+    "all_reduce_cost",
+    "collectives",
     "is_first_rank",
     "run",
+    "simulate_all_reduce",
     "world",
 ]

@@ -807,6 +807,10 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "random.using": lambda: {"generator": scratchnet.random.Generator(0)},
     "random.manual_seed": lambda: {"seed": 3},
     # --- parallel ---
+    "parallel.all_reduce_cost": lambda: {"algorithm": "ring", "ranks": 4, "nbytes": 100},
+    "parallel.simulate_all_reduce": lambda: {
+        "algorithm": "ring", "arrays": [np.ones(4), np.ones(4)], "op": "sum", "patience": 0.2,
+    },
     "parallel.AllReduce": lambda: {"compression": None, "order": "exact"},
     "parallel.ParameterServer": lambda: {"staleness": 0, "compression": None},
     "parallel.LocalSGD": lambda: {"every": 2, "warmup": 1},

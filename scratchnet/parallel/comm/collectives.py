@@ -243,6 +243,17 @@ def algorithm_of(name: str, nbytes: int = 0) -> str:
     return name
 
 
+def all_reduce_cost(algorithm: str, ranks: int, nbytes: int) -> Cost:
+    """What an all-reduce of an array of so many bytes costs: messages, the most bytes that a rank sends, steps.
+
+    algorithm: a key of ALGORITHMS. Hockney's model makes a time of it: steps * latency + bytes / bandwidth.
+    Raises ConfigError for an unknown algorithm, ranks < 1 or nbytes < 0.
+    """
+    name = checks.one_of("all_reduce_cost: algorithm", algorithm, ALGORITHMS)
+    ranks = checks.integer("all_reduce_cost: ranks", ranks, 1)
+    return ALGORITHMS[name].cost(ranks, checks.integer("all_reduce_cost: nbytes", nbytes, 0))
+
+
 def reduce_by_messages(run: Callable[[Link, np.ndarray, Combine], None], link: Link, x: np.ndarray, op: str) -> None:
     """x = the sum, mean, max or min over all ranks, by an algorithm above, with NumPy's arithmetic."""
     ufunc = UFUNCS[op]
