@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import nn
 from .callbacks import BestCheckpoint, Database, EarlyStopping, LearningRateFinder, TensorBoard
+from .data import DataLoader, Dataset, random_split
 from .flags import flag, stored
 from .formats.checkpoint_folder import new_folder
 from .kernels import set_num_threads
+from .optim import AdamW
+from .optim.lr_scheduler import OneCycleLR
 from .parallel.comm.job import is_first_rank
 from .parallel.compression import COMPRESSIONS
 from .parallel.strategies import STRATEGIES, strategy_of
 from .random import manual_seed
 from .tensor import default_device
+from .trainer import History, Trainer
 from .trainer.run import phase_start
 
 
@@ -85,3 +90,30 @@ class JobFlags:
             self.find_lr and LearningRateFinder(),
         ]
         return [callback for callback in chosen if callback]
+
+
+@dataclass
+class AdamFlags(JobFlags):
+    """Base of jobs that train with AdamW along a one-cycle schedule: what is left to a script is its data and model."""
+
+    batch_size: int = flag(128, "samples an optimizer step")
+    lr: float = flag(0.002, "highest learning rate of the one-cycle schedule")
+    weight_decay: float = flag(0.01, "share of the weights, times the learning rate, that a step takes away")
+    validation: float = flag(0.1, "fraction of the training data kept for validation")
+    test: float = flag(0.2, "fraction of the data held back to test on, where no file says which")
+
+    def parts(self, data: Dataset, fraction: float) -> list[Dataset]:
+        """The data set, and a random fraction of it that is held back."""
+        return list(random_split(data, [1 - fraction, fraction], seed=self.seed))
+
+    def fit(
+        self, model: nn.Module, loss: nn.Module, train: Dataset, val: Dataset, folder: Path
+    ) -> tuple[Trainer, History]:
+        """Splits samples into batches, computes gradients of their shards, merges them into steps: many times."""
+        loader = DataLoader(train, self.batch_size, shuffle=True, seed=self.seed)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = AdamW(trained, self.lr, weight_decay=self.weight_decay)
+        schedule = OneCycleLR(optimizer, self.lr, self.steps(folder, len(loader)))
+        trainer = Trainer(model, optimizer, loss, schedule, folder=folder, **self.options())
+        validation = DataLoader(val, 1024) if len(val) else None
+        return trainer, trainer.fit(loader, validation, self.epochs, self.resume, self.new_phase)

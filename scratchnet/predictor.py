@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import checks, nn
-from .data import DataLoader, Standardize
+from .data import DataLoader, PiecewiseLinear, Standardize
 from .data.dataset import checked_samples, fields_of
 from .data.images import ImageInputs
 from .data.tables import TableInputs
@@ -27,7 +27,8 @@ from .tensor import Tensor
 
 PLAIN = (bool, int, float, str, type(None))
 INPUTS: dict[str, Callable[..., Any]] = {kind.kind: kind for kind in (TableInputs, ImageInputs, TextInputs)}
-STEPS: dict[str, Callable[..., Any]] = {**INPUTS, "standardize": Standardize, "scale": lambda scale: _Scale(scale)}
+MAPPED: dict[str, Callable[..., Any]] = {"standardize": Standardize, "piecewise linear": PiecewiseLinear}
+STEPS: dict[str, Callable[..., Any]] = {**INPUTS, **MAPPED, "scale": lambda scale: _Scale(scale)}
 
 # What a model gives, by the loss that it was trained with.
 OUTPUTS = {
@@ -150,8 +151,8 @@ def _steps(dataset: Any) -> list[dict[str, Any]]:
     function = getattr(dataset, "function", None)
     if function is None:
         return _steps(below)
-    if isinstance(function, Standardize):
-        return [*_steps(below), {"kind": "standardize", "state": function.state_dict()}]
+    if kind := next((name for name, made in MAPPED.items() if type(function) is made), None):
+        return [*_steps(below), {"kind": kind, "state": function.state_dict()}]
     inner = getattr(function, "function", function)  # of one that is called for each row
     return [*_steps(below), {"kind": "function", "name": getattr(inner, "__name__", type(inner).__name__)}]
 

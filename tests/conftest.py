@@ -37,9 +37,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # .ci/run repeats the others without the JIT and in simulators, `-m "not once"`.
 ONCE = {
     "data": (
-        "test_augment", "test_collate", "test_idx", "test_images", "test_loader", "test_samplers", "test_sources",
+        "test_augment", "test_collate", "test_images", "test_loader", "test_samplers", "test_sources",
         "test_tables", "test_text",
     ),
+    "files": ("test_cells", "test_content", "test_idx"),
     "cuda": ("test_compiled", "test_without_gpu"),
     "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm"),
     "comm": ("test_collectives", "test_job", "test_memory", "test_tree", "test_virtual"),
@@ -57,7 +58,7 @@ ONCE = {
     "callbacks": ("test_database", "test_finder", "test_monitors", "test_tensorboard"),
     "testing": ("test_bounds", "test_calls", "test_planted", "test_threads"),
     "scripts": (
-        "test_doctor", "test_drill", "test_flags", "test_from_cpu_to_gpu", "test_runs", "test_scripts",
+        "test_doctor", "test_drill", "test_flags", "test_from_cpu_to_gpu", "test_jobs", "test_runs", "test_scripts",
         "test_train_images",
     ),
     "tests": (

@@ -6,7 +6,8 @@ Files -> `load`, `from_csv`, ... -> `random_split` -> `Standardize`, `Augmented`
 from .augment import Augmented, RandomCrop, RandomHorizontalFlip
 from .collate import ConcatDataset, default_collate, pad_sequence
 from .dataset import Dataset, Mapped, Subset, TensorDataset, clean, gather, random_split
-from .idx import read_idx, write_idx
+from .files.content import data_files
+from .files.idx import read_idx, write_idx
 from .images import ImageInputs, image_folder, read_image
 from .loader import DataLoader
 from .samplers import (
@@ -18,8 +19,8 @@ from .samplers import (
     WeightedRandomSampler,
 )
 from .sources import FASHION_MNIST_CLASSES, load
-from .standardize import Standardize
-from .tables import TableInputs, from_csv, from_npz
+from .standardize import PiecewiseLinear, Standardize
+from .tables import TableInputs, from_csv, from_npz, ratings_csv
 from .text import TextInputs, text_csv
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Dataset",
     "ImageInputs",
     "Mapped",
+    "PiecewiseLinear",
     "RandomCrop",
     "RandomHorizontalFlip",
     "RandomSampler",
@@ -44,6 +46,7 @@ __all__ = [
     "TextInputs",
     "WeightedRandomSampler",
     "clean",
+    "data_files",
     "default_collate",
     "from_csv",
     "from_npz",
@@ -52,6 +55,7 @@ __all__ = [
     "load",
     "pad_sequence",
     "random_split",
+    "ratings_csv",
     "read_idx",
     "read_image",
     "text_csv",

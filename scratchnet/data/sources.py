@@ -18,7 +18,7 @@ import numpy as np
 from .. import checks
 from ..errors import ConfigError, DataError, DataNotFoundError
 from .dataset import TensorDataset
-from .idx import idx_header, parse_idx, read_idx, write_whole
+from .files.idx import idx_header, parse_idx, read_idx, write_whole
 from .images import ImageInputs
 from .tables import described
 

@@ -1,8 +1,11 @@
-"""Standardize: shift and scale features to mean 0 and standard deviation 1, with figures of the training part alone."""
+"""Features made ready for a network, with figures of the training part alone: Standardize shifts and scales them to
+mean 0 and standard deviation 1, PiecewiseLinear says for each bin of a feature how far its value got through it.
+"""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -85,6 +88,73 @@ class Standardize:
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std >= SMALLEST_STD).all()):
             raise DataError(f"Standardize: expected finite means, and finite stds of at least {SMALLEST_STD:.1e}")
         self.mean, self.std = mean, std
+
+
+class PiecewiseLinear:
+    """clip((x[column] - low) / (high - low), 0, 1): one feature for each bin from `low` to `high` of a column of x.
+
+    A network on them is piecewise linear in each number, with as many kinks as bins, as trees are (Gorishniy, Rubachev
+    and Babenko 2022, "On embeddings for numerical features"). Columns of 0 and 1 stay as they are.
+    `PiecewiseLinear.fit(train)` finds the bins; `train.map(p)` and `test.map(p)` apply.
+    column: (k,) integers; low, high: (k,) float32.
+    """
+
+    def __init__(self, column: ArrayLike, low: ArrayLike, high: ArrayLike):
+        self.load_state_dict({"column": column, "low": low, "high": high})
+
+    @classmethod
+    def fit(cls, data: Dataset | ArrayLike, bins: int = 64) -> PiecewiseLinear:
+        """Bins whose edges are quantiles of a column's values and of its different values: `bins` of each, or fewer.
+
+        data: a data set, or an array, of features (n, columns). The different values give edges where values are rare.
+        A column that never changes gets one bin above its value, so it is 0.
+        """
+        bins = checks.integer("PiecewiseLinear.fit: bins", bins, 1, CHUNK)
+        dataset = data if isinstance(data, Dataset) else TensorDataset(data)
+        if len(dataset) == 0:
+            raise DataError("PiecewiseLinear.fit: expected at least one row, got none")
+        rows = np.asarray(features_of(gather(dataset, np.arange(len(dataset)))), np.float32)
+        if rows.ndim != 2:
+            raise ShapeError(f"PiecewiseLinear.fit: expected features (n, columns), got {rows.shape}")
+        shares, found = np.linspace(0, 1, bins + 1), []
+        for column, values in enumerate(rows.T):
+            ranked = [np.sort(values), np.unique(values)]
+            edges = np.unique([np.quantile(some, shares, method="nearest") for some in ranked])
+            if len(edges) == 1:
+                edges = np.array([edges[0], edges[0] + max(1, abs(edges[0]))])
+            found += [(column, *pair) for pair in itertools.pairwise(edges)]
+        return cls(*zip(*found, strict=True))
+
+    def __call__(self, batch: Any) -> np.ndarray:
+        """batch: (b, columns) -> (b, k) float32."""
+        batch = np.asarray(batch)
+        if batch.ndim != 2 or batch.shape[1] <= self.column.max(initial=-1):
+            raise ShapeError(f"PiecewiseLinear: expected rows of {self.column.max() + 1} columns, got {batch.shape}")
+        out = np.clip(batch[:, self.column], self.low, self.high, dtype=np.float32, casting="same_kind")
+        out -= self.low
+        out /= self.high - self.low
+        return out
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """{"column", "low", "high"}: copies."""
+        return {name: getattr(self, name).copy() for name in ("column", "low", "high")}
+
+    def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
+        """Take the bins of a `state_dict`. Raises DataError unless all are there, finite, and each has a width."""
+        if not isinstance(state, Mapping) or set(state) != {"column", "low", "high"}:
+            checks.refuse("PiecewiseLinear", "a state with column, low and high", state, DataError)
+        column = checks.array("PiecewiseLinear: column", state["column"], "iu").astype(np.int64)
+        low, high = (
+            checks.array(f"PiecewiseLinear: {name}", state[name]).astype(np.float32) for name in ("low", "high")
+        )
+        if column.ndim != 1 or not column.size or not column.shape == low.shape == high.shape:
+            shapes = ", ".join(str(each.shape) for each in (column, low, high))
+            raise ShapeError(f"PiecewiseLinear: expected column, low and high of one length, got {shapes}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            widths = high - low
+        if column.min() < 0 or not (np.isfinite(widths).all() and (widths > 0).all()):
+            raise DataError("PiecewiseLinear: expected columns from 0, and bins of finite, positive width")
+        self.column, self.low, self.high = column, low, high
 
 
 def _of_chunks(

@@ -5,137 +5,63 @@ A column of numbers is a feature; a column of text becomes a feature a category,
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .. import checks
 from ..errors import ConfigError, DataError, DataNotFoundError, ShapeError
 from .dataset import TensorDataset
-from .idx import MAX_BYTES
+from .files.cells import MISSING, Table, checked_dialect, is_number, names_of, read_table
+from .files.idx import MAX_BYTES
 from .rows import as_rows
 
-# Cells without a value. (Looking for spellings takes a twentieth of the time of turning all cells to small letters.)
-NAMES = "NA", "N/A", "NaN", "Null", "None"
-MISSING = frozenset(["", "?", *NAMES, *(name.lower() for name in NAMES), *(name.upper() for name in NAMES)])
 MOST = 100  # different texts of a column, or whole numbers of a target, that are taken for categories unasked
 
 
-class Table(NamedTuple):
-    """The cells of a CSV file as text: of each column by name, and the line on which each row ends."""
-
-    path: str
-    columns: dict[str, tuple[str, ...]]
-    lines: list[int]
-
-    def refuse(self, row: int, name: str, expected: str, remedy: str = "") -> DataError:
-        """The error for a cell."""
-        found = f"{self.path}: line {self.lines[row]}: column {name!r}: expected {expected}"
-        return DataError(f"{found}, found {self.columns[name][row]!r:.60}{f'; {remedy}' if remedy else ''}")
-
-    def kept(self, rows: np.ndarray) -> Table:
-        """The rows for which `rows` is true."""
-        chosen = np.flatnonzero(rows).tolist()
-        columns = {name: tuple([cells[i] for i in chosen]) for name, cells in self.columns.items()}
-        return Table(self.path, columns, [self.lines[i] for i in chosen])
-
-
-def names_of(what: str, values: Any) -> tuple[str, ...]:
-    """The values as texts. Raises ConfigError for anything else."""
-    given = checks.items(what, values, "a list of names")
-    if not all(isinstance(value, str) for value in given):
-        checks.refuse(what, "a list of names", values)
-    return tuple(given)
-
-
-def _checked_dialect(what: str, delimiter: Any, encoding: Any) -> tuple[str, str]:
-    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
-        checks.refuse(f"{what}: delimiter", "one character, such as ';' or '\\t'", delimiter)
-    return delimiter, checks.instance(f"{what}: encoding", encoding, str, "a name, such as 'utf-8' or 'cp1252'")
-
-
-def read_csv(
-    path: str | os.PathLike, delimiter: str = ",", encoding: str = "utf-8", names: Iterable[str] | None = None
-) -> Table:
-    """The cells of a CSV file. names: of the columns, where the first line does not hold them.
-
-    Raises DataNotFoundError, or DataError for a file that is empty, has rows of other lengths, two columns of one name,
-    or another encoding.
-    """
-    path = checks.path("read_csv", path)
-    delimiter, encoding = _checked_dialect("read_csv", delimiter, encoding)
-    given = None if names is None else list(names_of("read_csv: names", names))
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise DataError(f"{path}: expected a file, found a folder, pipe or device")
-        content = Path(path).read_bytes()
-        text = io.StringIO(content.decode(encoding).removeprefix("\ufeff"), newline="")
-        reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
-        for row in reader:
-            if row:
-                rows.append([cell.strip() for cell in row])
-                lines.append(reader.line_num)
-    except FileNotFoundError:
-        raise DataNotFoundError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except LookupError:
-        raise ConfigError(f"read_csv: encoding: expected one that Python knows, got {encoding!r:.60}") from None
-    except UnicodeDecodeError as error:
-        line, found = content[: error.start].count(b"\n") + 1, content[error.start : error.start + 1].hex()
-        remedy = "encoding='cp1252' reads what older programs of Windows wrote"
-        raise DataError(f"{path}: line {line}: expected text in {encoding}, found byte {found}; {remedy}") from None
-    except UnicodeError as error:
-        raise DataError(f"{path}: expected text in {encoding} ({error})") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: expected a row of CSV ({error})") from None
-    if given is not None:
-        header, before = given, "columns in `names`"
-    elif rows:
-        header, before = rows.pop(0), "cells, as in the first line"
-        lines.pop(0)
-        if all(_is_number(name) for name in header):
-            remedy = "names=[...] gives names to a file without them"
-            raise DataError(f"{path}: line 1: expected names of columns, found numbers; {remedy}")
-    if not rows:
-        raise DataError(f"{path}: expected at least one row of cells, found {'an empty file' if not lines else 'none'}")
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise DataError(f"{path}: expected columns of different names, found {twice[0]!r} twice")
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(header):
-            raise DataError(f"{path}: line {line}: expected {len(header)} {before}, found {len(row)}")
-    return Table(path, dict(zip(header, zip(*rows, strict=True), strict=True)), lines)
-
-
 class TableInputs:
-    """How cells become features (b, features) float32: what `from_csv` found out, and a saved model keeps.
+    """How cells become features: what `from_csv` found out, and a saved model keeps.
 
-    columns: names, in order. categories: of each column of text the texts that it may have.
+    columns: names, in order. categories: of each column of text the texts that it may have. fills: of columns of
+    numbers, what stands for a missing one. flagged: those of them with a further feature, 1 where the cell is missing.
+    one_hot: features (b, features) float32, one for each category; else the numbers of categories, (b, columns) int64.
     """
 
     kind = "table"
 
     def __init__(
-        self, columns: Sequence[str], categories: Mapping[str, Sequence[str]], delimiter=",", encoding="utf-8"
+        self,
+        columns: Sequence[str],
+        categories: Mapping[str, Sequence[str]],
+        delimiter: str = ",",
+        encoding: str = "utf-8",
+        fills: Mapping[str, float] | None = None,
+        flagged: Sequence[str] = (),
+        one_hot: bool = True,
     ):
         self.columns = names_of("TableInputs: columns", columns)
         checks.instance("TableInputs: categories", categories, Mapping, "a dict of texts")
         self.categories = {n: names_of("TableInputs: categories", texts) for n, texts in categories.items()}
-        self.delimiter, self.encoding = _checked_dialect("TableInputs", delimiter, encoding)
+        self.delimiter, self.encoding = checked_dialect("TableInputs", delimiter, encoding)
+        given = {} if fills is None else checks.instance("TableInputs: fills", fills, Mapping, "a dict of numbers")
+        self.fills = {name: checks.number("TableInputs: fills", value) for name, value in given.items()}
+        self.flagged = names_of("TableInputs: flagged", flagged)
+        self.one_hot = checks.flag("TableInputs: one_hot", one_hot)
+        if not self.one_hot and (numbers := [name for name in self.columns if name not in self.categories]):
+            remedy = "categories=[...] names those to read as text"
+            raise ConfigError(f"TableInputs: one_hot=False: expected categories alone, got {numbers[0]!r}; {remedy}")
         self.feature_names = tuple(
-            feature
-            for name in self.columns
-            for feature in ([f"{name}={text}" for text in self.categories[name]] if name in self.categories else [name])
+            feature for name in self.columns for feature in (self._names_of(name) if self.one_hot else (name,))
         )
+
+    def _names_of(self, name: str) -> list[str]:
+        if name in self.categories:
+            return [f"{name}={text}" for text in self.categories[name]]
+        return [name, f"{name} missing"] if name in self.flagged else [name]
 
     def __call__(self, rows: Any) -> np.ndarray:
         """Rows as features. rows: dicts of cells, one dict of columns (a DataFrame counts), or a 2-D array of cells in
@@ -144,21 +70,28 @@ class TableInputs:
         return self._features(_table_of(rows, self.columns))
 
     def read(self, path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
-        """The features of a CSV file with a first line of names, and where each row stands; further columns rest."""
-        table = read_csv(path, self.delimiter, self.encoding)
-        return self._features(table), [f"{table.path} line {line}" for line in table.lines]
+        """The features of a file with names of columns, and where each row stands; further columns rest."""
+        table = read_table(path, self.delimiter, self.encoding)
+        return self._features(table), [table.where(row) for row in range(len(table.lines))]
 
     def _features(self, table: Table) -> np.ndarray:
         require_columns(table, self.columns)
-        found = []
-        for name in self.columns:
-            if name in self.categories:
-                texts = self.categories[name]
-                numbers = numbers_of(table, name, texts, "one of the categories of the training")
-                found.append(np.eye(len(texts), dtype=np.float32)[numbers])
-            else:
-                found.append(_floats(table, name)[:, None])
-        return np.concatenate(found, axis=1) if found else np.empty((len(table.lines), 0), np.float32)
+        found = [self._column(table, name) for name in self.columns]
+        empty = np.empty((len(table.lines), 0), np.float32 if self.one_hot else np.int64)
+        return np.concatenate(found, axis=1) if found else empty
+
+    def _column(self, table: Table, name: str) -> np.ndarray:
+        """The features that a column gives: (rows, 1), or more."""
+        if name in self.categories:
+            texts = self.categories[name]
+            known = _without_missing(table, name) if "" in texts else table
+            numbers = numbers_of(known, name, texts, "one of the categories of the training")
+            return np.eye(len(texts), dtype=np.float32)[numbers] if self.one_hot else numbers[:, None]
+        if name not in self.fills:
+            return _floats(table, name)[:, None]
+        missing = np.array([cell in MISSING for cell in table.columns[name]], bool)
+        filled = _floats(_without_missing(table, name, repr(self.fills[name])), name)[:, None]
+        return np.column_stack([filled, missing]).astype(np.float32) if name in self.flagged else filled
 
     def state_dict(self) -> dict[str, Any]:
         """All there is, as plain values."""
@@ -167,10 +100,21 @@ class TableInputs:
             "categories": {name: list(texts) for name, texts in self.categories.items()},
             "delimiter": self.delimiter,
             "encoding": self.encoding,
+            "fills": dict(self.fills),
+            "flagged": list(self.flagged),
+            "one_hot": self.one_hot,
         }
 
     def __repr__(self) -> str:
         return f"TableInputs({len(self.columns)} columns, {len(self.feature_names)} features)"
+
+
+def _without_missing(table: Table, name: str, value: str = "") -> Table:
+    """The table with `value` for the missing cells of a column."""
+    cells = table.columns[name]
+    if not MISSING.intersection(cells):
+        return table
+    return table._replace(columns=table.columns | {name: tuple([value if c in MISSING else c for c in cells])})
 
 
 def from_csv(
@@ -186,22 +130,25 @@ def from_csv(
     encoding: str = "utf-8",
     names: Iterable[str] | None = None,
 ) -> TensorDataset:
-    """A CSV file as a data set of features (n, f) float32 and, with `target`, of labels.
+    """A CSV or Parquet file as a data set of features (n, f) float32 and, with `target`, of labels.
 
     target: the column to learn. Text, or whole numbers, are classes: labels are int64 (n,), and `dataset.classes`
         names them, sorted. Other numbers are values: float32 (n, 1), as a layer with one output gives them.
     features: the columns to learn from; all others unless given. Numbers stay as they are; text becomes a feature for
         each category. categories: columns of numbers that are none, such as a postcode.
     classes: True or False says what the target is. Nobody guesses where it has more than 100 different whole numbers.
-    missing: "refuse" names the first cell without a value ("", NA, NaN, null, ?), "drop" leaves out such rows.
+    missing: "refuse" names the first cell without a value ("", NA, NaN, null, ?), "drop" leaves out such rows. "fill"
+        takes the mean of a column of numbers, with a further feature that says so, and makes a category of text that is
+        missing; rows without a target are left out.
     like: the data set of the training, whose columns, categories and classes this file must have.
-    delimiter, encoding, names: of the file; names of columns where its first line does not hold them.
+    path: also of a file in an archive, such as data.zip/table.csv, or of Orange's .tab; Parquet needs pyarrow.
+    delimiter, encoding, names: of a CSV file; names of columns where its first line does not hold them.
 
     `dataset.feature_names` names the features; `dataset.inputs` makes features of other cells, and a Trainer's
     checkpoint keeps it. Raises DataError, which names file, line and column, for cells that are no numbers, rows of
     other lengths, and targets of one class; DataNotFoundError; ConfigError.
     """
-    checks.one_of("from_csv: missing", missing, ("refuse", "drop"))
+    checks.one_of("from_csv: missing", missing, ("refuse", "drop", "fill"))
     chosen = None if features is None else names_of("from_csv: features", features)
     forced = names_of("from_csv: categories", categories)
     if classes is not None:
@@ -213,7 +160,7 @@ def from_csv(
         if chosen is not None or forced or classes is not None:
             raise ConfigError("from_csv: expected features, categories and classes as in `like`, got some beside it")
         classes = like.classes is not None
-    table = read_csv(path, delimiter, encoding, names)
+    table = read_table(path, delimiter, encoding, names)
     if inputs is None:
         require_columns(table, [*(chosen or ()), *forced, *([target] if target is not None else ())])
     columns = list(inputs.columns if inputs else chosen or (name for name in table.columns if name != target))
@@ -228,22 +175,80 @@ def from_csv(
     for name in used:
         cells = table.columns[name]
         if absent := MISSING.intersection(cells):
-            empty |= [cell in absent for cell in cells]
+            row = next(i for i, cell in enumerate(cells) if cell in absent)
             if missing == "refuse":
-                row = next(i for i, cell in enumerate(cells) if cell in absent)
-                raise table.refuse(row, name, "a value", "missing='drop' leaves out such rows")
+                remedy = "missing='drop' leaves out such rows, missing='fill' fills them"
+                raise table.refuse(row, name, "a value", remedy)
+            if missing == "drop" or name == target:
+                empty |= [cell in absent for cell in cells]
+            elif inputs is not None and not (name in inputs.fills or "" in inputs.categories.get(name, ())):
+                raise table.refuse(row, name, "a value, as all rows of the training have")
     if empty.any():
         table = table.kept(~empty)
         if not table.lines:
             raise DataError(f"{table.path}: expected rows with values in all columns, found none")
     if inputs is None:
         texts = {name: found for name in columns if (found := _categories(table, name, name in forced)) is not None}
-        inputs = TableInputs(columns, texts, delimiter, encoding)
+        numbers = [name for name in columns if name not in texts] if missing == "fill" else []
+        fills = {name: _mean(table, name) for name in numbers}
+        flagged = [name for name in numbers if MISSING.intersection(table.columns[name])]
+        inputs = TableInputs(columns, texts, delimiter, encoding, fills, flagged)
     arrays, known = [inputs._features(table)], None
     if target is not None:
         labels, known = _labels(table, target, classes, None if like is None else like.classes)
         arrays.append(labels)
     return described(TensorDataset(*arrays), inputs, known)
+
+
+def ratings_csv(
+    path: str | os.PathLike,
+    user: str = "user",
+    item: str = "item",
+    rating: str | None = "rating",
+    *,
+    like: Any = None,
+    delimiter: str = ",",
+    encoding: str = "utf-8",
+    names: Iterable[str] | None = None,
+) -> TensorDataset:
+    """A file of ratings as a data set of the numbers of users and items, (n, 2) int64, and of ratings, (n, 1) float32.
+
+    user, item, rating: names of columns; rating=None reads pairs alone. Users and items are numbered in the order of
+    their names, numbers as numbers; `dataset.inputs.categories` has them. like: the data set of the training, whose
+    users and items these must be. path, delimiter, encoding, names: as for `from_csv`, whose errors it raises.
+    """
+    for what, value in {"user": user, "item": item, "rating": rating}.items():
+        if not (isinstance(value, str) or (what == "rating" and value is None)):
+            checks.refuse(f"ratings_csv: {what}", "the name of a column", value)
+    inputs = _inputs_of("ratings_csv", like, TableInputs)
+    if len({user, item, rating}) < 3:
+        raise ConfigError(f"ratings_csv: expected three different columns, got {user!r}, {item!r} and {rating!r}")
+    table = read_table(path, delimiter, encoding, names)
+    columns = [user, item]
+    require_columns(table, [*columns, *([rating] if rating is not None else ())])
+    for name in columns:
+        if absent := MISSING.intersection(table.columns[name]):
+            raise table.refuse(next(i for i, c in enumerate(table.columns[name]) if c in absent), name, "a value")
+    if inputs is None:
+        inputs = TableInputs(
+            columns, {n: _ranked(table.columns[n]) for n in columns}, delimiter, encoding, one_hot=False
+        )
+    elif inputs.columns != tuple(columns) or inputs.one_hot:
+        raise ConfigError(
+            f"ratings_csv: expected the columns of `like`, {', '.join(inputs.columns)}, got {user}, {item}"
+        )
+    values = [] if rating is None else [_floats(table, rating)[:, None]]
+    return described(TensorDataset(inputs._features(table), *values), inputs)
+
+
+def _ranked(cells: Iterable[str]) -> list[str]:
+    """The different cells in order: that of numbers, where all are whole numbers."""
+    different = set(cells)
+    return sorted(different, key=(lambda cell: (int(cell), cell)) if all(map(_is_whole, different)) else None)
+
+
+def _is_whole(cell: str) -> bool:
+    return cell.lstrip("+-").isdecimal()
 
 
 def described(dataset: TensorDataset, inputs: Any, classes: Any = None) -> TensorDataset:
@@ -273,20 +278,12 @@ def require_columns(table: Table, names: Iterable[Any]) -> None:
             raise DataError(f"{table.path}: expected a column {name!r:.60}, found {there:.200}{hint}")
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
 def _floats(table: Table, name: str) -> np.ndarray:
     cells = table.columns[name]
     try:
         numbers = np.fromiter(map(float, cells), np.float64, len(cells))
     except ValueError:
-        row = next(i for i, cell in enumerate(cells) if not _is_number(cell))
+        row = next(i for i, cell in enumerate(cells) if not is_number(cell))
         empty = cells[row] in MISSING
         raise table.refuse(row, name, "a value" if empty else "a number", "" if empty else NO_NUMBER) from None
     with np.errstate(over="ignore"):
@@ -307,16 +304,25 @@ NO_NUMBER = "numbers have a decimal point and no other signs; categories=[...] r
 
 
 def _categories(table: Table, name: str, forced: bool) -> tuple[str, ...] | None:
-    """The different texts of a column, sorted; None for one of numbers."""
-    if not forced and any(map(_is_number, table.columns[name])):  # one with both is refused when it is read
+    """The different texts of a column, sorted, "" for what is missing; None for one of numbers."""
+    different = set(_without_missing(table, name).columns[name])
+    if not forced and any(map(is_number, different)):  # one with both is refused when it is read
         return None
-    different = set(table.columns[name])
+    if different == {""}:
+        raise DataError(f"{table.path}: column {name!r}: expected a value, found none in all rows; leave it out")
     if not forced and len(different) > MOST:
         raise DataError(
             f"{table.path}: column {name!r}: expected numbers or at most {MOST} categories, found {len(different)} "
-            f"texts, such as {min(different)!r:.40}; leave it out by features=[...], or name it in categories=[...]"
+            f"texts, such as {min(different - {''})!r:.40}; "
+            "leave it out by features=[...], or name it in categories=[...]"
         )
     return tuple(sorted(different))
+
+
+def _mean(table: Table, name: str) -> float:
+    """The mean of the values of a column that are there."""
+    there = table.kept(np.array([cell not in MISSING for cell in table.columns[name]]))
+    return float(_floats(there, name).mean(dtype=np.float64))
 
 
 def numbers_of(table: Table, name: str, texts: Sequence[str], expected: str) -> np.ndarray:
@@ -335,19 +341,19 @@ def _labels(table: Table, name: str, classes: bool | None, known: Any) -> tuple[
     if known is not None:
         return numbers_of(table, name, known, "a class of the training"), known
     different = set(table.columns[name])
-    whole = all(cell.lstrip("+-").isdecimal() for cell in different)
+    whole = all(map(_is_whole, different))
     if classes is None and whole and len(different) > MOST:
         raise ConfigError(
             f"{table.path}: column {name!r}: expected at most {MOST} classes, found {len(different)} different whole "
             "numbers; classes=False makes values of them, classes=True classes"
         )
     if classes is None:
-        classes = whole or not any(map(_is_number, different))
+        classes = whole or not any(map(is_number, different))
     if not classes:
         return _floats(table, name)[:, None], None
     if len(different) < 2:
         raise DataError(f"{table.path}: column {name!r}: expected at least two classes, found only {min(different)!r}")
-    found = sorted(different, key=(lambda cell: (int(cell), cell)) if whole else None)
+    found = _ranked(different)
     return numbers_of(table, name, found, "a class"), found
 
 

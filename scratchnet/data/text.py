@@ -13,7 +13,8 @@ import numpy as np
 from .. import checks
 from ..errors import DataError, DataNotFoundError
 from .dataset import TensorDataset
-from .tables import _inputs_of, described, label_numbers, names_of, read_csv, require_columns
+from .files.cells import names_of, read_table
+from .tables import _inputs_of, described, label_numbers, require_columns
 
 PADDING, UNKNOWN = 0, 1  # the numbers of no word, and of a word that is not in the vocabulary
 LONGEST = 2**20  # words of a sentence
@@ -114,7 +115,7 @@ def text_csv(
     max_words = checks.integer("text_csv: max_words", max_words, 1)
     min_count = checks.integer("text_csv: min_count", min_count, 1)
     inputs = _inputs_of("text_csv", like, TextInputs)
-    table = read_csv(path, delimiter, encoding)
+    table = read_table(path, delimiter, encoding)
     require_columns(table, [text] if label is None else [text, label])
     sentences = table.columns[text]
     for row, sentence in enumerate(sentences):

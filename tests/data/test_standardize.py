@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scratchnet.data import Standardize, TensorDataset, random_split, standardize
+from scratchnet.data import PiecewiseLinear, Standardize, TensorDataset, random_split, standardize
 from scratchnet.errors import DataError, ShapeError
 
 RNG = np.random.default_rng(0)
@@ -111,3 +111,40 @@ def test_rows_of_another_width_are_refused():
 def test_no_rows_cannot_be_measured():
     with pytest.raises(DataError, match="at least one row"):
         Standardize.fit(np.zeros((0, 3)))
+
+
+# --- PiecewiseLinear --------------------------------------------------------------------------------------------------
+
+
+def test_each_bin_says_how_far_a_value_got_through_it():
+    bins = PiecewiseLinear([0, 0, 1], [0, 2, -1], [2, 10, 1])
+    found = bins(np.float64([[1, 0], [6, 1], [-3, 5], [1e300, -9]]))
+    assert found.dtype == np.float32
+    assert found.tolist() == [[0.5, 0, 0.5], [1, 0.5, 1], [0, 0, 1], [1, 1, 0]]
+
+
+def test_edges_are_quantiles_of_the_values_and_of_the_different_values():
+    rare = np.float32([0] * 97 + [1, 5, 9])  # the quantiles of its values alone are 0 and 9
+    bins = PiecewiseLinear.fit(np.column_stack([rare, np.arange(100) % 2, np.full(100, 7)]), bins=3)
+    edges = [list(zip(bins.low[bins.column == c], bins.high[bins.column == c], strict=True)) for c in range(3)]
+    assert edges == [[(0, 1), (1, 5), (5, 9)], [(0, 1)], [(7, 14)]]
+    halves = PiecewiseLinear.fit(np.arange(101.0)[:, None], bins=2)
+    assert halves.low.tolist() == [0, 50] and halves.high.tolist() == [50, 100]
+    x = np.float32([[0, 1, 7]])
+    assert bins(x).tolist() == [[0, 0, 0, 1, 0]]
+
+
+def test_bins_keep_their_state_and_refuse_another():
+    bins = PiecewiseLinear.fit(X, bins=5)
+    again = PiecewiseLinear(**bins.state_dict())
+    assert again(X).tobytes() == bins(X).tobytes()
+    with pytest.raises(DataError, match="bins of finite, positive width"):
+        PiecewiseLinear([0], [1], [1])
+    with pytest.raises(ShapeError, match=r"one length, got .1,., .2,., .1,."):
+        PiecewiseLinear([0], [1, 2], [3])
+    with pytest.raises(ShapeError, match=r"expected rows of 3 columns, got .2, 2."):
+        bins(X[:2, :2])
+    with pytest.raises(ShapeError, match=r"expected features .n, columns., got .50,."):
+        PiecewiseLinear.fit(X[:, 0])
+    with pytest.raises(DataError, match="at least one row, got none"):
+        PiecewiseLinear.fit(X[:0])

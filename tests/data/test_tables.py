@@ -9,7 +9,7 @@ import pytest
 from messages import refused
 
 import scratchnet as sn
-from scratchnet.data import from_csv, from_npz, random_split
+from scratchnet.data import from_csv, from_npz, random_split, ratings_csv
 from scratchnet.errors import ConfigError, DataError, DataNotFoundError, ShapeError
 
 FLOWERS = "length,width,color,species\n1.5,2,red,setosa\n3,4.25,blue,virginica\n\n5,6,red,setosa\n-7,8e1,red,setosa\n"
@@ -260,3 +260,63 @@ def test_numbers_that_float32_cannot_tell_apart_are_named(tmp_path):
     with pytest.warns(UserWarning, match="column 'id': different numbers become one as float32") as said:
         sn.data.from_csv(file, "y")
     assert len(said) == 1  # not of the large ones that stay apart
+
+
+# --- missing cells that are filled, ratings ---------------------------------------------------------------------------
+
+
+def test_missing_numbers_become_the_mean_and_say_so_and_missing_text_a_category(write):
+    dataset = from_csv(write("a,b,c,y\n1,u,1,0\nNA,u,2,1\n4,?,3,0\n5,v,4,?\n"), "y", missing="fill")
+    assert dataset.feature_names == ("a", "a missing", "b=", "b=u", "c")
+    x, y = dataset[:]  # the row without a target is left out, its 5 and 4 are in no mean
+    assert x.tolist() == [[1, 0, 0, 1, 1], [2.5, 1, 0, 1, 2], [4, 0, 1, 0, 3]] and y.tolist() == [0, 1, 0]
+    test = write("a,b,c,y\nnull,,?,1\n", "test.csv")
+    assert from_csv(test, "y", missing="fill", like=dataset)[:][0].tolist() == [[2.5, 1, 1, 0, 2]]
+    again = type(dataset.inputs)(**dataset.inputs.state_dict())
+    assert again({"a": "", "b": "u", "c": "7"}).tolist() == [[2.5, 1, 0, 1, 7]]
+
+
+def test_what_cannot_be_filled_is_refused(write):
+    full = from_csv(write("a,b,y\n1,u,0\n2,v,1\n"), "y")
+    with pytest.raises(DataError, match="line 2: column 'a': expected a value, as all rows of the training have"):
+        from_csv(write("a,b,y\n,u,0\n", "test.csv"), "y", missing="fill", like=full)
+    filled = from_csv(write("a,b,y\n1,u,0\n2,v,1\n"), "y", missing="fill")
+    with pytest.raises(DataError, match="line 2: column 'b': expected a value, as all rows of the training have"):
+        from_csv(write("a,b,y\n,,0\n", "test.csv"), "y", missing="fill", like=filled)
+    with pytest.raises(DataError, match="column 'a': expected a value, found none in all rows"):
+        from_csv(write("a,y\n,0\n,1\n"), "y", missing="fill")
+
+
+def test_ratings_are_pairs_of_numbers_in_the_order_of_names(write):
+    path = write("user,item,rating\n10,b,4.5\n9,a,3\n10,a,1\n")
+    dataset = ratings_csv(path)
+    pairs, values = dataset[:]
+    assert pairs.tolist() == [[1, 1], [0, 0], [1, 0]] and pairs.dtype == np.int64
+    assert values.tolist() == [[4.5], [3], [1]] and values.dtype == np.float32
+    assert dataset.inputs.categories == {"user": ("9", "10"), "item": ("a", "b")}
+    assert ratings_csv(write("item,user\nb,9\n"), rating=None, like=dataset)[:][0].tolist() == [[0, 1]]
+    again = type(dataset.inputs)(**dataset.inputs.state_dict())
+    assert again(["10", "b"]).tolist() == [[1, 1]]
+    plain = ratings_csv(write("1\t7\t5\t0\n", "u.data"), "u", "i", "r", delimiter="\t", names=["u", "i", "r", "time"])
+    assert plain[:][1].tolist() == [[5]]
+
+
+def test_ratings_that_are_none_are_refused(write):
+    dataset = ratings_csv(write("user,item,rating\n1,2,3\n"))
+    for content, message in {
+        "user,item,rating\n,2,3\n": "line 2: column 'user': expected a value, found ''",
+        "user,item,rating\n1,2,x\n": "line 2: column 'rating': expected a number, found 'x'",
+        "user,film,rating\n1,2,3\n": "expected a column 'item', found 'user', 'film', 'rating'",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            ratings_csv(write(content))
+    with pytest.raises(
+        DataError, match=r"column 'user': expected one of the categories of the training .1., found '5'"
+    ):
+        ratings_csv(write("user,item,rating\n5,2,3\n"), like=dataset)
+    with pytest.raises(ConfigError, match="expected three different columns, got 'a', 'a' and 'b'"):
+        ratings_csv(write(FLOWERS), "a", "a", "b")
+    with pytest.raises(ConfigError, match="expected the columns of `like`, user, item, got length, color"):
+        ratings_csv(write(FLOWERS), "length", "color", "width", like=dataset)
+    with pytest.raises(ConfigError, match="one_hot=False: expected categories alone, got 'a'"):
+        sn.data.TableInputs(["a"], {}, one_hot=False)

@@ -743,6 +743,13 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "data.Standardize.fit": lambda: {"data": logits(), "per_feature": True, "comm": None},
     "data.Standardize.load_state_dict": lambda: {"self": data.Standardize(), "state": data.Standardize().state_dict()},
     "data.Standardize.state_dict": lambda: {"self": data.Standardize()},
+    "data.PiecewiseLinear": lambda: {"column": [0], "low": [0.0], "high": [1.0]},
+    "data.PiecewiseLinear.fit": lambda: {"data": logits(), "bins": 2},
+    "data.PiecewiseLinear.load_state_dict": lambda: {
+        "self": data.PiecewiseLinear([0], [0.0], [1.0]),
+        "state": data.PiecewiseLinear([0], [0.0], [1.0]).state_dict(),
+    },
+    "data.PiecewiseLinear.state_dict": lambda: {"self": data.PiecewiseLinear([0], [0.0], [1.0])},
     "data.clean": lambda: {"arrays": (logits(), labels())},
     "data.gather": lambda: {"dataset": samples(), "positions": [0, 1]},
     "data.load": lambda: {"name_or_folder": "fashion-mnist-mini", "progress": None, "flat": True, "split": None},
@@ -750,6 +757,11 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "path": table(), "target": "y", "features": ["a"], "categories": [], "classes": None, "missing": "drop",
         "like": None, "delimiter": ",", "encoding": "utf-8", "names": None,
     },
+    "data.ratings_csv": lambda: {
+        "path": table(), "user": "b", "item": "a", "rating": "y", "like": None, "delimiter": ",", "encoding": "utf-8",
+        "names": None,
+    },
+    "data.data_files": lambda: {"name": table()},
     "data.from_npz": lambda: {
         "path": path("npz", lambda name: np.savez(open(name, "wb"), x=logits(), y=labels())),  # noqa: SIM115
         "features": "x", "target": "y", "scale": 1.0, "max_bytes": 10**6,
@@ -762,7 +774,10 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "path": pictures(), "size": 3, "channels": 1, "transform": None, "in_memory": True,
     },
     "data.read_image": lambda: {"path": f"{pictures()}/a/1.png", "channels": 1, "size": 3},
-    "data.TableInputs": lambda: {"columns": ["a"], "categories": {}, "delimiter": ",", "encoding": "utf-8"},
+    "data.TableInputs": lambda: {
+        "columns": ["a"], "categories": {}, "delimiter": ",", "encoding": "utf-8", "fills": {"a": 0.5},
+        "flagged": ["a"], "one_hot": True,
+    },
     "data.ImageInputs": lambda: {"size": (2, 2), "channels": 1, "flat": True, "resizes": True},
     "data.TextInputs": lambda: {"vocabulary": ["a"], "length": 2},
     **{

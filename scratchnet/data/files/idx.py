@@ -18,9 +18,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .. import checks
-from ..errors import DataError, DataNotFoundError, DtypeError, ShapeError
-from ..formats.atomic import write_atomically
+from ... import checks
+from ...errors import DataError, DataNotFoundError, DtypeError, ShapeError
+from ...formats.atomic import write_atomically
 
 TYPES: dict[int, np.dtype] = {
     0x08: np.dtype(">u1"),

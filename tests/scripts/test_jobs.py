@@ -1,0 +1,91 @@
+"""The jobs on tables, ratings, speech and text: on the data that the package brings, resumed, and with workers."""
+
+import hashlib
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import train_table
+
+import scratchnet as sn
+from scratchnet.errors import ConfigError, DataError, DataNotFoundError
+
+SCRIPTS = Path(train_table.__file__).parent
+
+JOBS = {  # the script, settings that make it small, the least (or, of errors, the most) that it must reach
+    "table": (train_table, {"hidden": (32,), "bins": 8, "batch_size": 64, "lr": 0.02}, lambda found: found > 0.75),
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    def go(job, folder="run", **values):
+        """What a job measured, and a digest of the weights that it ended with."""
+        script, small, _ = JOBS[job]
+        found = script.main(script.Config(folder=str(tmp_path / folder), shards=2, **small | values))
+        state = sn.load(sorted((tmp_path / folder).glob("checkpoint-*"))[-1])["model"]
+        return found, hashlib.sha256(b"".join(state[name].tobytes() for name in sorted(state))).hexdigest()
+
+    return go
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_learns_and_workers_and_a_resume_give_the_same_bits(run, job, tmp_path):
+    expected = run(job, epochs=4)
+    assert JOBS[job][2](expected[0]), expected
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert run(job, "two", epochs=4, workers=2) == expected
+    for checkpoint in sorted((tmp_path / "run").glob("checkpoint-*"))[1:]:
+        checkpoint.unlink()
+    assert run(job, epochs=4, resume="auto") == expected
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_fits_on_a_slide(job):
+    assert len(Path(JOBS[job][0].__file__).read_text().splitlines()) <= 100
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def houses(tmp_path):
+    """A file of houses: the price is 100,000 an area, more in the city; some areas are missing."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for area, place in zip(rng.uniform(1, 9, 300), rng.choice(["city", "village"], 300), strict=True):
+        price = 1e5 * area + (3e5 if place == "city" else 0)
+        rows.append(f"{'' if rng.random() < 0.02 else round(area, 3)},{place},{price:.2f}")
+    (tmp_path / "houses.csv").write_text("area,place,price\n" + "\n".join(rows) + "\n")
+    return str(tmp_path / "houses.csv")
+
+
+def test_values_are_learned_in_their_unit_and_predicted_from_files(run, houses, tmp_path):
+    explained, _ = run("table", data=houses, target="price", epochs=20, dropout=0.0)
+    assert explained > 0.8  # nobody knows the areas that are missing
+    model = sn.load_model(tmp_path / "run")
+    cheap, dear = model.predict({"area": ["1.5", "8"], "place": ["village", "city"]}).ravel()
+    assert math.isclose(cheap, 1.5e5, rel_tol=0.4) and math.isclose(dear, 11e5, rel_tol=0.2)
+    command = [sys.executable, SCRIPTS / "predict.py", tmp_path / "run", "--input", ",village"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 0 and shown.stdout.startswith(",village: "), shown.stderr
+
+
+def test_classes_are_predicted_by_name_and_a_file_may_say_what_to_test_on(run, tmp_path):
+    (flowers,) = sn.data.data_files("flowers")
+    accuracy, _ = run("table", test_data=flowers, epochs=4)
+    predicted = sn.load_model(tmp_path / "run").predict(sn.load_model(tmp_path / "run").read(flowers)[0], prepared=True)
+    expected = [line.rpartition(",")[2] for line in Path(flowers).read_text().splitlines()[1:]]
+    assert np.mean(predicted == expected) == accuracy
+
+
+def test_a_table_that_says_too_little_is_refused_in_one_line(run, houses):
+    with pytest.raises(ConfigError, match="--target: expected the name of the column to learn, got none"):
+        run("table", data=houses)
+    with pytest.raises(DataError, match="column 'area': expected a value, found ''"):
+        run("table", data=houses, target="price", missing="refuse")
+    with pytest.raises(DataNotFoundError, match="expected a file, or one of flowers"):
+        run("table", data="no-such-file")
