@@ -119,6 +119,30 @@ def scatter_in_rows(g, index, out):
     np.add.at(out, (np.arange(len(g))[:, None], index), g)
 
 
+# --- rows that are folded by number: x (n, inner) -> out (k, inner) ---------------------------------------------------
+
+
+def add_rows(x, source, target, scale, out):
+    """out[t] = sum of scale[i] * x[source[i]] over target[i] == t, in order of i: x (n, inner), out (k, inner).
+
+    source, target: (m,) int64 in [0, n) and [0, k); scale (m,). The product of a sparse matrix (k, n) and x.
+    """
+    out[...] = 0
+    np.add.at(out, target, scale[:, None] * x[source])
+
+
+def argmax_rows(x, source, target, out):
+    """out[t, j] (int64) = source[i] of the largest x[source[i], j] over target[i] == t; -1 if there is none.
+
+    Of equals the first; a NaN counts as the largest. Shapes as in add_rows.
+    """
+    out[...] = -1
+    columns = np.arange(x.shape[1])
+    for s, t in zip(source, target, strict=True):
+        value, best = x[s], x[out[t], columns]
+        out[t, (out[t] < 0) | (value > best) | ((value != value) & (best == best))] = s
+
+
 # --- batch norm: x, g (n, c, l), moments (2, c): mean and variance of each channel -----------------------------------
 
 

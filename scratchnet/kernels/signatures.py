@@ -28,6 +28,8 @@ SIGNATURES: dict[str, str] = {
     "copy": "*->*",
     "take_rows": "fl->f ll->l Bl->B | ?l->?",
     "scatter_rows": "fl->f | ll->l",
+    "add_rows": "fllf->f",
+    "argmax_rows": "fll->l",
     "matmul": "ff->f | ll->l",
     "linear": "fff->f | lll->l",
     "conv2d": "fff->f",

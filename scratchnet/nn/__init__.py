@@ -33,7 +33,7 @@ from .images import (
     MaxPool1d,
     MaxPool2d,
 )
-from .layers import MLP, BatchNorm1d, Dropout, Embedding, Flatten, Identity, LayerNorm, Linear
+from .layers import MLP, BatchNorm1d, Dropout, Embedding, EmbeddingBag, Flatten, Identity, LayerNorm, Linear
 from .losses import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -68,6 +68,7 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
+    "EmbeddingBag",
     "Flatten",
     "Hardtanh",
     "HuberLoss",

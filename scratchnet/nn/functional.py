@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from .. import checks, ops, random
-from ..errors import DtypeError, ShapeError
+from ..errors import ConfigError, DtypeError, IndexOutOfRangeError, ShapeError
 from ..functions import log_softmax, one_hot, relu, sigmoid, silu, softmax, tanh
 from ..grad_mode import no_grad
 from ..ops.operands import assign
@@ -62,6 +62,7 @@ __all__ = [
     "dropout",
     "elu",
     "embedding",
+    "embedding_bag",
     "gelu",
     "hardtanh",
     "huber_loss",
@@ -232,16 +233,91 @@ def embedding(indices: ArrayLike, weight: ArrayLike, padding_idx: int | None = N
     padding_idx: a row that gets no gradient.
     Raises DtypeError for indices that are not integers, IndexOutOfRangeError for one outside [0, n).
     """
+    weight, numbers, padding = _of_table("embedding", indices, weight, padding_idx)
+    rows = ops.take_rows(weight, numbers)
+    return rows if padding is None else ops.where((numbers == padding).unsqueeze(-1), rows.detach(), rows)
+
+
+BAGS = ("sum", "mean", "max")
+
+
+def embedding_bag(
+    indices: ArrayLike,
+    weight: ArrayLike,
+    offsets: ArrayLike | None = None,
+    mode: str = "mean",
+    per_sample_weights: ArrayLike | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """The sum, mean or largest (by column) of some rows of weight (n, dim), which are never put in memory: (bags, dim).
+
+    indices: integers in [0, n). (bags, length): a row is a bag. (m,): bag b begins at offsets[b], and ends where the
+        next one begins; with include_last_offset the last offset is the end of the last bag, and no bag of its own.
+    per_sample_weights: factors of the rows, of the shape of indices; for mode "sum".
+    padding_idx: a number that counts for nothing, and whose row gets no gradient.
+
+    A bag without rows gives 0. Rows are added in the order of the indices.
+    Raises DtypeError for indices that are not integers, IndexOutOfRangeError for one outside [0, n) or offsets that do
+    not ascend from 0 to at most m, ShapeError or ConfigError for arguments that do not fit each other.
+    """
+    name = "embedding_bag"
+    checks.one_of(f"{name}: mode", mode, BAGS)
+    if per_sample_weights is not None and mode != "sum":
+        raise ConfigError(f"{name}: expected mode 'sum' with per_sample_weights, got {mode!r}")
+    weight, numbers, padding = _of_table(name, indices, weight, padding_idx)
+    has_end = checks.flag(f"{name}: include_last_offset", include_last_offset)
+    sizes = _bag_sizes(name, numbers.shape, offsets, has_end)
+    scale = np.ones(numbers.shape, weight.dtype) if per_sample_weights is None else per_sample_weights
+    scale = as_tensor(scale, weight)
+    if scale.shape != numbers.shape:
+        raise ShapeError(f"{name}: expected per_sample_weights {numbers.shape}, as indices, got {scale.shape}")
+    numbers, scale, bags = numbers.reshape(numbers.size), scale.reshape(numbers.size), len(sizes)
+    bag = as_tensor(np.repeat(np.arange(bags), sizes), weight)
+    if padding is not None:
+        bag = ops.where(numbers == padding, bags, bag)  # one more bag, which is thrown away
+    if mode == "max" and numbers.size:
+        row = ops.argmax_rows(weight, numbers, bag, n=bags + 1)[:bags]
+        element = row.maximum(0) * weight.shape[1] + as_tensor(np.arange(weight.shape[1]), weight)
+        return ops.where(row >= 0, ops.take_rows(weight.reshape(weight.size), element), 0)
+    total = ops.add_rows(weight, numbers, bag, scale, n=bags + 1)[:bags]
+    if mode != "mean":
+        return total
+    one, first = as_tensor(np.ones((1, 1), weight.dtype), weight), as_tensor(np.zeros(numbers.size, np.int64), weight)
+    return total / ops.add_rows(one, first, bag, scale, n=bags + 1)[:bags].maximum(1)
+
+
+def _of_table(
+    name: str, indices: ArrayLike, weight: ArrayLike, padding_idx: int | None
+) -> tuple[Tensor, Tensor, int | None]:
+    """A table (n, dim), numbers of its rows and that of the padding, checked."""
     weight = as_tensor(weight)
     if weight.ndim != 2:
-        raise ShapeError(f"embedding: expected weight (n, dim), got {weight.shape}")
+        raise ShapeError(f"{name}: expected weight (n, dim), got {weight.shape}")
     if not isinstance(indices, Tensor):
         indices = Tensor(indices, device=weight.device)
-    numbers = ops.checked_index("embedding", indices, len(weight), from_end=False)  # -1 would hide a mistake
-    rows = ops.take_rows(weight, numbers)
+    numbers = as_tensor(ops.checked_index(name, indices, len(weight), from_end=False), weight)  # -1 hides a mistake
     if padding_idx is None:
-        return rows
-    (padding_idx,) = ops.checked_index(
-        "embedding: padding_idx", [checks.integer("embedding: padding_idx", padding_idx)], len(weight)
-    )
-    return ops.where((indices == int(padding_idx)).unsqueeze(-1), rows.detach(), rows)
+        return weight, numbers, None
+    padding = checks.integer(f"{name}: padding_idx", padding_idx)
+    return weight, numbers, int(ops.checked_index(f"{name}: padding_idx", [padding], len(weight))[0])
+
+
+def _bag_sizes(name: str, shape: tuple[int, ...], offsets: ArrayLike | None, has_end: bool) -> np.ndarray:
+    """How many of the indices, of this shape, each bag has."""
+    if len(shape) == 2 and offsets is None:
+        return np.full(shape[0], shape[1])
+    if len(shape) != 1 or offsets is None:
+        what = "(bags, length) without offsets, or (m,) with offsets"
+        raise ShapeError(f"{name}: expected indices {what}, got {shape} {'without' if offsets is None else 'with'}")
+    begins = offsets.detach().numpy() if isinstance(offsets, Tensor) else checks.array(f"{name}: offsets", offsets)
+    if begins.dtype.kind not in "iu":
+        raise DtypeError(f"{name}: expected offsets of integers, got {begins.dtype}")
+    if begins.ndim != 1 or (has_end and not begins.size):
+        raise ShapeError(f"{name}: expected offsets of one dimension, got {begins.shape}")
+    ends = np.append(begins, [] if has_end else shape[0]).astype(np.int64)
+    sizes = np.diff(ends)
+    if ends[0] or ends[-1] != shape[0] or (sizes < 0).any():
+        to, came = "" if has_end else "at most ", checks.shown(begins.tolist())
+        raise IndexOutOfRangeError(f"{name}: expected offsets that ascend from 0 to {to}{shape[0]}, got {came}")
+    return sizes

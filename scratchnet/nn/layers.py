@@ -138,13 +138,14 @@ class Embedding(Module):
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None):
+        name = type(self).__name__
         self.num_embeddings, self.embedding_dim = _sizes(
-            "Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim
+            name, num_embeddings=num_embeddings, embedding_dim=embedding_dim
         )
         if padding_idx is not None:
             n = self.num_embeddings
-            if not -n <= checks.integer("Embedding: padding_idx", padding_idx) < n:
-                raise IndexOutOfRangeError(f"Embedding: expected padding_idx in [{-n}, {n}), got {padding_idx}")
+            if not -n <= checks.integer(f"{name}: padding_idx", padding_idx) < n:
+                raise IndexOutOfRangeError(f"{name}: expected padding_idx in [{-n}, {n}), got {padding_idx}")
             padding_idx %= n
         self.padding_idx = padding_idx
         self.weight = _empty(self.num_embeddings, self.embedding_dim)
@@ -162,6 +163,36 @@ class Embedding(Module):
     def extra_repr(self) -> str:
         padding = f", padding_idx={self.padding_idx}" * (self.padding_idx is not None)
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+
+
+class EmbeddingBag(Embedding):
+    """The sum, mean or largest of rows of weight (num_embeddings, embedding_dim): bags of integers -> (bags, dim).
+
+    Arguments and inputs as of functional.embedding_bag; weight as of Embedding.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        mode: str = "mean",
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+    ):
+        self.mode = checks.one_of("EmbeddingBag: mode", mode, F.BAGS)
+        self.include_last_offset = checks.flag("EmbeddingBag: include_last_offset", include_last_offset)
+        super().__init__(num_embeddings, embedding_dim, padding_idx)
+
+    def forward(  # type: ignore[override]
+        self, indices: ArrayLike, offsets: ArrayLike | None = None, per_sample_weights: ArrayLike | None = None
+    ) -> Tensor:
+        options = self.mode, per_sample_weights, self.include_last_offset, self.padding_idx
+        return F.embedding_bag(indices, self.weight, offsets, *options)
+
+    def extra_repr(self) -> str:
+        options = {"include_last_offset": self.include_last_offset or None, "padding_idx": self.padding_idx}
+        shown = "".join(f", {name}={value}" for name, value in options.items() if value is not None)
+        return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}{shown}"
 
 
 class Flatten(Module):

@@ -8,7 +8,7 @@ from .. import words
 from . import along, logic  # noqa: F401 - they add to METHODS
 from .einsum import einsum
 from .elementwise import add, bounded_log, cast, dropout, where
-from .movement import cat, checked_index, index, permute_op, reshape_op, stack, take_rows
+from .movement import add_rows, argmax_rows, cat, checked_index, index, permute_op, reshape_op, stack, take_rows
 from .products import cross_entropy, linear, matmul
 from .reductions import standardize, sum
 from .table import METHODS, OPS, Op
@@ -21,6 +21,8 @@ __all__ = [
     "OPS",
     "Op",
     "add",
+    "add_rows",
+    "argmax_rows",
     "avg_pool2d",
     "batch_norm",
     "bounded_log",

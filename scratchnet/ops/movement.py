@@ -92,6 +92,30 @@ take_rows = define(
 scatter_rows = define("scatter_rows", _scatter_rows, lambda g, y, x, index, n: take_rows(g, index), None, promotes=(0,))
 
 
+def _fold_rows(kernel: str):
+    def forward(device, x, *arrays, n):
+        out = device.empty((n, x.shape[1]), x.dtype if kernel == "add_rows" else np.int64)
+        getattr(device, kernel)(*(contiguous(device, a) for a in (x, *arrays)), out)
+        return out
+
+    return forward
+
+
+# A matrix (n, rows of x) with scale[i] at (target[i], source[i]), times x; its transpose exchanges source and target.
+# source, target: int64 (m,), already checked. argmax_rows: the numbers of the rows that hold the largest elements.
+add_rows = define(
+    "add_rows",
+    _fold_rows("add_rows"),
+    lambda g, y, x, source, target, scale, n: add_rows(g, target, source, scale, n=len(x)),
+    None,
+    None,
+    lambda g, y, x, source, target, scale, n: (take_rows(g, target) * take_rows(x, source)).sum(1),
+    promotes=(0, 3),
+    floating=True,
+)
+argmax_rows = define("argmax_rows", _fold_rows("argmax_rows"), None, None, None, promotes=(0,))
+
+
 def _cat(device, *arrays, axis):
     shape = list(arrays[0].shape)
     shape[axis] = sum(a.shape[axis] for a in arrays)

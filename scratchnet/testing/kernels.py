@@ -81,6 +81,20 @@ def _grid(*choices: Sequence[Any], dtype: Any = np.float64) -> tuple[np.ndarray,
     return tuple(np.array(numbers, dtype) for numbers in itertools.product(*choices))
 
 
+def _sums_of_rows(x, source, target, scale, n):
+    """The product of a matrix (n, k) and x: it has scale[i] at (target[i], source[i]), the sum of equal places."""
+    return np.einsum("mn,m,mi->ni", oracles.one_hot(target, n).astype(x.dtype), scale, x[source])
+
+
+def _largest_of_rows(x, source, target, n):
+    """The first source[i] of target[i] == t whose row is a NaN, or the maximum, at j."""
+    out = np.full((n, x.shape[1]), -1)
+    for t, j in np.ndindex(*out.shape):
+        if len(found := source[target == t]):
+            out[t, j] = found[np.argmax(x[found, j])]
+    return out
+
+
 KERNEL_ROWS: dict[str, Row] = {
     # elementwise, one input
     "neg": Row("*", lambda x: 0 - x, integers=True),
@@ -143,6 +157,8 @@ KERNEL_ROWS: dict[str, Row] = {
     "copy": Row("*", lambda x: x, integers=True),
     "take_rows": Row("ni m<n", oracles.take_rows, integers=True),
     "scatter_rows": Row("mi m<n", oracles.scatter_rows, terms="m", special=(), lengths="n", integers=True),
+    "add_rows": Row("ki m<k m<n m", _sums_of_rows, terms="m", roundings=1, special=(), lengths="n"),
+    "argmax_rows": Row("ki m<k m<n", _largest_of_rows, lengths="n"),
     # products
     "matmul": Row(
         oracles.product_shapes,

@@ -153,7 +153,14 @@ def _copies(shapes: list) -> int:
 
 
 # Integers number rows or classes: of which array, along which axis.
-NUMBERED = {"take_rows": (0, 0), "scatter_rows": (2, 0), "cross_entropy": (0, 1), "cross_entropy_grad": (1, 1)}
+NUMBERED = {
+    "take_rows": (0, 0),
+    "scatter_rows": (2, 0),
+    "add_rows": (4, 0),
+    "argmax_rows": (3, 0),
+    "cross_entropy": (0, 1),
+    "cross_entropy_grad": (1, 1),
+}
 
 
 def _arrays(seed: int, name: str, shapes: list, dtypes: tuple) -> list[np.ndarray]:

@@ -146,6 +146,8 @@ SHAPES = {
     "copy": [FLAT[:2]],
     "take_rows": [[(50_000, 256), (8192,), (8192, 256)]],
     "scatter_rows": [[(8192, 256), (8192,), (50_000, 256)]],
+    "add_rows": [[(50_000, 256), (8192,), (8192,), (8192,), (512, 256)]],
+    "argmax_rows": [[(50_000, 256), (8192,), (8192,), (512, 256)]],
     "matmul": [[(m, k), (k, n), (m, n)] for m, k, n in PRODUCTS],
     "linear": [[(m, k), (k, n), (n,), (m, n)] for m, k, n in PRODUCTS],
     "conv2d": [[IMAGES, FILTERS, FILTERS[:1], IMAGES]],

@@ -155,6 +155,34 @@ def test_an_embedding_is_recorded_and_its_numbers_are_checked_in_each_call(paddi
     assert run(True) == run(False)
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_an_embedding_bag_is_recorded_with_bags_that_stay_and_refused_with_bags_that_vary(mode):
+    def run(jit):
+        sn.manual_seed(1)
+        table, offsets = sn.nn.EmbeddingBag(7, 5, mode, padding_idx=2), [0, 2, 2, 3]
+        optimizer, losses = sn.optim.SGD(table.parameters(), 0.1, momentum=0.9), []
+
+        def step(words):
+            optimizer.zero_grad()
+            loss = (table(words) ** 2).mean() + table(words[:, 0], offsets).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        step, rng = sn.jit(step) if jit else step, np.random.default_rng(2)
+        for _ in range(4):
+            losses.append(step(sn.Tensor(rng.integers(0, 7, (6, 3)))).item())
+        with pytest.raises(sn.IndexOutOfRangeError, match="embedding_bag"):
+            step(sn.Tensor(np.full((6, 3), 7)))
+        return losses, table.weight.detach().numpy().tobytes()
+
+    assert run(True) == run(False)
+    table = sn.nn.EmbeddingBag(7, 5, mode)
+    for offsets in (sn.Tensor([0, 2]), np.array([0, 2])):
+        with pytest.raises(sn.JitError, match="look at the values"):
+            sn.jit(lambda words, offsets: table(words, offsets))(sn.Tensor([1, 2, 3]), offsets)
+
+
 def test_a_network_of_the_reference_size_keeps_its_bits():
     same([64, 64, 64, 30, 64] if JIT else [8, 8], layers=["linear", "relu", "dropout"], width=300 if JIT else 20)
 

@@ -1,5 +1,8 @@
 """The functions behind the layers against NumPy and SciPy formulas, and their gradients against differences."""
 
+import itertools
+from functools import partial
+
 import numpy as np
 import pytest
 import scipy.special
@@ -254,6 +257,87 @@ def test_embedding_refuses_a_table_that_is_no_matrix_and_a_padding_row_outside_i
         F.embedding([0], BIAS)
     with pytest.raises(sn.IndexOutOfRangeError, match="padding_idx"):
         F.embedding([0], TABLE, padding_idx=5)
+
+
+# --- embedding bag ---------------------------------------------------------------------------------------------------
+
+BAGS = {
+    "rows": (INDICES, None, False),
+    "offsets": (INDICES.ravel(), [0, 1, 1, 6], False),
+    "end": (np.zeros(0, int), [0, 0, 0], True),
+}
+BAGS["last"] = np.append(INDICES.ravel(), 3), sn.Tensor([0, 4, 4, 7]), True
+FOLDS = {"sum": np.sum, "mean": np.mean, "max": np.max}
+
+
+def bags_of(indices, offsets, has_end):
+    """The indices in each bag."""
+    if offsets is None:
+        return list(indices)
+    ends = [*np.asarray(offsets).tolist(), *[len(indices)] * (not has_end)]
+    return [np.array(indices[lo:hi], int) for lo, hi in itertools.pairwise(ends)]
+
+
+@pytest.mark.parametrize("padding_idx", [None, 4, -3])
+@pytest.mark.parametrize("kind", BAGS)
+@pytest.mark.parametrize("mode", FOLDS)
+def test_an_embedding_bag_folds_the_rows_of_each_bag(mode, kind, padding_idx, device):
+    indices, offsets, has_end = BAGS[kind]
+    padding = None if padding_idx is None else padding_idx % 5
+    table = np.where(np.arange(5)[:, None] == padding, np.nan, TABLE)  # what counts for nothing is not read
+    y = F.embedding_bag(indices, table, offsets, mode, None, has_end, padding_idx)
+    bags = [bag[bag != padding] for bag in bags_of(indices, offsets, has_end)]
+    expected = [FOLDS[mode](table[bag], axis=0) if len(bag) else np.zeros(3) for bag in bags]
+    np.testing.assert_allclose(y.numpy(), np.reshape(expected, (-1, 3)), rtol=1e-14)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 4])
+@pytest.mark.parametrize("kind", ["rows", "offsets"])
+@pytest.mark.parametrize("mode", FOLDS)
+def test_embedding_bags_have_the_right_gradients(mode, kind, padding_idx):
+    indices, offsets, _ = BAGS[kind]
+    gradcheck(lambda w: F.embedding_bag(indices, w, offsets, mode, None, False, padding_idx).tanh(), [TABLE], order=2)
+    if mode == "sum":
+        weights = RNG.standard_normal(indices.shape)
+        bag = partial(F.embedding_bag, indices, offsets=offsets, mode="sum", padding_idx=padding_idx)
+        gradcheck(lambda w, scale: bag(w, per_sample_weights=scale).tanh(), [TABLE, weights], order=2)
+
+
+def test_the_weights_of_a_bag_scale_its_rows():
+    y = F.embedding_bag([[0, 1]], TABLE, mode="sum", per_sample_weights=np.array([[2.0, -1.0]]))
+    np.testing.assert_allclose(y.numpy()[0], 2 * TABLE[0] - TABLE[1], rtol=1e-15)
+
+
+def test_of_equal_rows_the_first_one_of_a_bag_gets_the_gradient_and_a_nan_is_the_largest():
+    table = np.array([[1.0], [1.0], [0.0], [np.nan], [np.nan]])
+    weight = sn.Tensor(table, requires_grad=True)
+    F.embedding_bag([[2, 1, 0], [0, 4, 3]], weight, mode="max").sum().backward()
+    assert weight.grad.numpy().ravel().tolist() == [0, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        (([[0]], TABLE, [0]), sn.ShapeError, r"got \(1, 1\) with$"),
+        (([0], TABLE), sn.ShapeError, r"got \(1,\) without$"),
+        (([0], TABLE, [1]), sn.IndexOutOfRangeError, r"offsets that ascend from 0 to at most 1, got \[1\]"),
+        (([0, 1], TABLE, [0, 2, 1]), sn.IndexOutOfRangeError, "offsets that ascend"),
+        (([0, 1], TABLE, [0, 3]), sn.IndexOutOfRangeError, "offsets that ascend"),
+        (([0, 1], TABLE, [0, 1], "sum", None, True), sn.IndexOutOfRangeError, "ascend from 0 to 2"),
+        (([0], TABLE, np.zeros(0, int)), sn.IndexOutOfRangeError, "offsets that ascend"),
+        ((np.zeros(0, int), TABLE, np.zeros(0, int), "sum", None, True), sn.ShapeError, "offsets of one dimension"),
+        (([0], TABLE, [0.0]), sn.DtypeError, "offsets of integers"),
+        (([[5]], TABLE), sn.IndexOutOfRangeError, r"integers in \[0, 5\)"),
+        (([[-1]], TABLE), sn.IndexOutOfRangeError, r"integers in \[0, 5\)"),
+        (([[0]], TABLE, None, "mean", [[1.0]]), sn.ConfigError, "mode 'sum' with per_sample_weights, got 'mean'"),
+        (([[0]], TABLE, None, "sum", np.ones(1)), sn.ShapeError, r"per_sample_weights \(1, 1\)"),
+        (([[0]], TABLE, None, "average"), sn.ConfigError, "sum, mean, max"),
+        (([[0]], TABLE[0]), sn.ShapeError, "weight"),
+    ],
+)
+def test_an_embedding_bag_refuses_what_does_not_fit(arguments, error, match):
+    with pytest.raises(error, match=f"^embedding_bag:.* expected .*{match}"):
+        F.embedding_bag(*arguments)
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,13 @@ LAYERS = [
     (lambda: nn.BatchNorm1d(4, affine=False), "BatchNorm1d(4, eps=1e-05, momentum=0.1, affine=False)", X, (6, 4)),
     (lambda: nn.Embedding(9, 2), "Embedding(9, 2)", [[1, 8, 0]], (1, 3, 2)),
     (lambda: nn.Embedding(9, 2, padding_idx=-1), "Embedding(9, 2, padding_idx=8)", [[1, 8, 0]], (1, 3, 2)),
+    (lambda: nn.EmbeddingBag(9, 2), "EmbeddingBag(9, 2, mode='mean')", [[1, 8, 0]], (1, 2)),
+    (
+        lambda: nn.EmbeddingBag(9, 2, "max", True, padding_idx=-1),
+        "EmbeddingBag(9, 2, mode='max', include_last_offset=True, padding_idx=8)",
+        [[1, 8, 0], [8, 8, 8]],
+        (2, 2),
+    ),
     (nn.Flatten, "Flatten(start_dim=1, end_dim=-1)", np.zeros((6, 2, 3, 4)), (6, 24)),
     (lambda: nn.Flatten(0, 1), "Flatten(start_dim=0, end_dim=1)", np.zeros((6, 2, 3, 4)), (12, 3, 4)),
 ]
@@ -219,6 +226,7 @@ BAD = [
     lambda: nn.BatchNorm1d(0),
     lambda: nn.BatchNorm1d(4, momentum=1.5),
     lambda: nn.Embedding(0, 4),
+    lambda: nn.EmbeddingBag(3, 4, "average"),
     lambda: nn.Dropout(-0.1),
     lambda: nn.Dropout(float("nan")),
     lambda: nn.MLP(4),

@@ -70,6 +70,7 @@ TWO = [
 MASK = np.array([[True, False, True, True], [False, True, False, True], [True, False, False, False]])
 LABELS = np.array([1, 0, 4, 1, 2])
 INDEX = np.array([[2, 0], [2, 2]])
+IN_TABLE, IN_BAGS, NO_ROWS = np.array([3, 1, 1, 0]), np.array([0, 2, 0, 2]), np.array([], int)
 
 
 def reduced(function: Callable, **options) -> list[Case]:
@@ -272,6 +273,14 @@ CASES: dict[str, list[Case]] = {
             ((0, 3), np.array([], int), 2),
             ((2, 0), np.array([1, 1]), 2),
         ]
+    ],
+    "add_rows": [
+        Case([x, source, target, source.shape], KERNEL_ROWS["add_rows"].oracle, {"n": 3}, terms=4, roundings=9)
+        for x, source, target in [((4, 3), IN_TABLE, IN_BAGS), ((4, 0), IN_TABLE, IN_BAGS), ((0, 3), NO_ROWS, NO_ROWS)]
+    ],
+    "argmax_rows": [
+        Case([x, source, target], KERNEL_ROWS["argmax_rows"].oracle, {"n": 3}, flat=[0], **EXACT)
+        for x, source, target in [((4, 3), IN_TABLE, IN_BAGS), ((0, 3), NO_ROWS, NO_ROWS)]
     ],
     "cat": [
         Case(shapes, lambda *xs, axis: np.concatenate(xs, axis=axis), {"axis": axis}, **EXACT)
@@ -480,7 +489,7 @@ def test_integers_become_float32_where_the_result_is_a_real_number(name):
 
 
 # Of `pow` a negative exponent could not be refused there; the others have kernels of floats alone.
-FLOATS_ON_CUDA = "pow", "max_pool2d", "take_in_rows", "scatter_in_rows"
+FLOATS_ON_CUDA = "pow", "max_pool2d", "argmax_rows", "take_in_rows", "scatter_in_rows"
 KEEPING_INTEGERS = [name for name, op in OPS.items() if not op.floating and not name.endswith("_grad")]
 
 

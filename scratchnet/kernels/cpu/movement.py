@@ -45,9 +45,42 @@ def _scatter_rows(lo, hi, g, index, out):
                 target[j] += source[j]
 
 
+@jit
+def _add_rows(lo, hi, x, source, target, scale, out):
+    first, last = out.shape[0] * lo // RANGES, out.shape[0] * hi // RANGES
+    for row in out[first:last]:
+        for j in range(row.size):
+            row[j] = 0
+    for i in range(target.size):
+        if first <= target[i] < last:
+            row, into, factor = x[source[i]], out[target[i]], scale[i]
+            for j in range(into.size):
+                into[j] += factor * row[j]
+
+
+@jit
+def _argmax_rows(lo, hi, x, source, target, out):
+    first, last = out.shape[0] * lo // RANGES, out.shape[0] * hi // RANGES
+    for row in out[first:last]:
+        for j in range(row.size):
+            row[j] = -1
+    for i in range(target.size):
+        if first <= target[i] < last:
+            row, into = x[source[i]], out[target[i]]
+            for j in range(into.size):
+                if into[j] < 0:
+                    into[j] = source[i]
+                    continue
+                value, best = row[j], x[into[j], j]
+                if value > best or (value != value and best == best):
+                    into[j] = source[i]
+
+
 run_copy, _run_repeat = ranged(_copy, "copy", writes=(1,)), ranged(_repeat, "repeat", writes=(1,), whole=(0,))
 _run_take = ranged(_take_rows, "take_rows", writes=(2,), whole=(0,))
 _run_scatter = ranged(_scatter_rows, "scatter_rows", writes=(2,), whole=(0, 1, 2))
+_run_add = ranged(_add_rows, "add_rows", writes=(4,), whole=(0, 1, 2, 3, 4))
+_run_argmax = ranged(_argmax_rows, "argmax_rows", writes=(3,), whole=(0, 1, 2, 3))
 
 
 def fill(out, value):
@@ -86,10 +119,20 @@ def scatter_rows(g, index, out):
     _run_scatter(RANGES, (g.size + out.size) // RANGES, g, index, out)
 
 
+def add_rows(x, source, target, scale, out):
+    _run_add(RANGES, (target.size * out.shape[1] + out.size) // RANGES, x, source, target, scale, out)
+
+
+def argmax_rows(x, source, target, out):
+    _run_argmax(RANGES, (4 * target.size * out.shape[1] + out.size) // RANGES, x, source, target, out)
+
+
 KERNELS = {
     "argsort": reference.argsort,
     "fill": fill,
     "copy": copy,
     "take_rows": take_rows,
     "scatter_rows": scatter_rows,
+    "add_rows": add_rows,
+    "argmax_rows": argmax_rows,
 }

@@ -1,5 +1,6 @@
 """Kernels that move elements: fill, copies between any strides and dtypes, gathering and adding up rows by number."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -7,7 +8,7 @@ import numba
 import numpy as np
 
 from . import tuning
-from .compile import Kernel, cuda, kernel, launch, load_wide, store_wide
+from .compile import Kernel, cuda, device, kernel, launch, load_wide, store_wide
 from .grids import in_plane, in_row, is_wide
 
 AXES = 4  # that a strided copy walks over in one launch
@@ -72,40 +73,61 @@ def taking(threads: int) -> Kernel:
     return loop
 
 
+# What a row that goes to a row of `out` changes there: step(total, i, column, inner, x, source, scale).
+
+
+@device
+def _plain(total, i, column, inner, x, source, scale):
+    return total + x[i * inner + column]
+
+
+@device
+def _weighted(total, i, column, inner, x, source, scale):
+    return total + scale[i] * x[source[i] * inner + column]
+
+
+@device
+def _largest(total, i, column, inner, x, source, scale):
+    if total < 0:
+        return source[i]
+    value, best = x[source[i] * inner + column], x[total * inner + column]
+    return source[i] if value > best or (value != value and best == best) else total
+
+
 @cache
-def scattering(dtype: np.dtype, threads: int) -> Kernel:
-    """Adds up the rows of g that go to one row of out, in the order of the index and without atomics.
+def scattering(step: Callable[..., Any], start: Any, threads: int) -> Kernel:
+    """Folds the rows that go to one row of out, by `step` from `start`, in the order of the index, without atomics.
 
     A block takes a position of the index. If an earlier position has the same row number, that block does the work;
-    else this block searches the rest of the index, `threads` numbers at a time, for its row number. Each thread adds up
+    else this block searches the rest of the index, `threads` numbers at a time, for its row number. Each thread folds
     one column.
     """
-    ZERO = dtype.type(0)
+    START = start
 
     @kernel(threads)
-    def loop(g, index, out, inner):
+    def loop(x, source, index, scale, out, inner):
         hits = cuda.shared.array(threads, numba.uint8)
         own = cuda.threadIdx.x
         column = cuda.blockIdx.y * threads + own
         for position in range(cuda.blockIdx.x, index.size, cuda.gridDim.x):
-            row, is_first, start = index[position], True, 0
-            while is_first and start < position:
-                at = start + own
+            row, is_first, begin = index[position], True, 0
+            while is_first and begin < position:
+                at = begin + own
                 if cuda.syncthreads_or(np.int32(at < position and index[min(at, position)] == row)):
                     is_first = False
-                start += threads
-            total = ZERO
+                begin += threads
+            total = START
             if is_first:
-                for start in range(position, index.size, threads):
-                    at = start + own
+                for begin in range(position, index.size, threads):
+                    at = begin + own
                     hit = at < index.size and index[min(at, index.size - 1)] == row
                     if cuda.syncthreads_or(np.int32(hit)):
                         hits[own] = hit
                         cuda.syncthreads()
                         if column < inner:
-                            for i in range(start, min(start + threads, index.size)):
-                                if hits[i - start]:
-                                    total += g[i * inner + column]
+                            for i in range(begin, min(begin + threads, index.size)):
+                                if hits[i - begin]:
+                                    total = step(total, i, column, inner, x, source, scale)
                 if column < inner:
                     out[row * inner + column] = total
 
@@ -169,12 +191,32 @@ def take_rows(x, index, out):
         launch(taking(tuning.current().threads), *in_plane(index.size, inner), x, index, out, inner)
 
 
-def scatter_rows(g, index, out):
-    fill(out, 0)
+def _scatter(step, start, x, source, index, scale, out):
+    fill(out, start)
     if out.size and index.size:
         inner, numbers = out.shape[1], tuning.current()
         blocks = (min(index.size, numbers.blocks), -(-inner // numbers.threads))
-        launch(scattering(out.dtype, numbers.threads), blocks, numbers.threads, g, index, out, inner)
+        loop = scattering(step, out.dtype.type(start), numbers.threads)
+        launch(loop, blocks, numbers.threads, x, source, index, scale, out, inner)
 
 
-KERNELS = {"fill": fill, "copy": copy, "take_rows": take_rows, "scatter_rows": scatter_rows}
+def scatter_rows(g, index, out):
+    _scatter(_plain, 0, g, index, index, g, out)
+
+
+def add_rows(x, source, target, scale, out):
+    _scatter(_weighted, 0, x, source, target, scale, out)
+
+
+def argmax_rows(x, source, target, out):
+    _scatter(_largest, -1, x, source, target, x, out)
+
+
+KERNELS = {
+    "fill": fill,
+    "copy": copy,
+    "take_rows": take_rows,
+    "scatter_rows": scatter_rows,
+    "add_rows": add_rows,
+    "argmax_rows": argmax_rows,
+}

@@ -69,6 +69,8 @@ def case(name, dtype=np.float32, rows=ROWS, columns=COLUMNS, seed=0):
         **{k: ([x[0].reshape(1, -1, 1)], [np.empty((1, 1), dtype)]) for k in ("sum", "max", "min")},
         "argmax": ([x[0][:, :, None]], [np.empty((rows, 1), np.int64)]),
         **{k: ([x[0], index], empty[:1]) for k in ("take_rows", "scatter_rows")},
+        "add_rows": ([x[0], index, index[::-1].copy(), x[1][:, 0].copy()], empty[:1]),
+        "argmax_rows": ([x[0], index, index[::-1].copy()], [np.empty((rows, columns), np.int64)]),
         "standardize": ([x[0][None]], [empty[0][None]]),
         "standardize_grad": ([x[0][None], x[1][None]], [empty[0][None]]),
         "logsumexp": ([x[0]], [np.empty(rows, dtype)]),

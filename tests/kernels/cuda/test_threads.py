@@ -41,6 +41,8 @@ CALLS = [
     ("standardize_grad", (floats(9, 17, 1), floats(9, 17, 1)), (9, 17, 1), "f", (1e-5,)),
     ("standardize_grad", (floats(2, 17, 7), floats(2, 17, 7)), (2, 17, 7), "f", (1e-5,)),
     ("scatter_rows", (floats(20, 9), numbers(5, 20)), (5, 9), "f", ()),
+    ("add_rows", (floats(20, 9), numbers(20, 30), numbers(5, 30), floats(30)), (5, 9), "f", ()),
+    ("argmax_rows", (floats(20, 9), numbers(20, 30), numbers(5, 30)), (5, 9), "l", ()),
     ("softmax", (floats(9, 17),), (9, 17), "f", ()),
     ("softmax_grad", (floats(9, 17), floats(9, 17)), (9, 17), "f", ()),
     ("logsumexp", (floats(9, 17),), (9,), "f", ()),
