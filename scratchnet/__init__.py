@@ -15,6 +15,7 @@ from . import (
     nn,
     optim,
     parallel,
+    report,
     testing,
     utils,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "op",
     "optim",
     "parallel",
+    "report",
     "save",
     "save_model",
     "set_num_threads",

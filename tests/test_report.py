@@ -1,13 +1,17 @@
 """Pictures: a file of an image, or one line that says what is missing."""
 
+import json
 import sys
+import xml.etree.ElementTree as xml
 
 import numpy as np
 import pytest
 from messages import refused
 
-from scratchnet.errors import ConfigError, DtypeError, ShapeError
-from scratchnet.report import plot_confusion
+import scratchnet as sn
+from scratchnet.errors import ConfigError, DataError, DataNotFoundError, DtypeError, ShapeError
+from scratchnet.parallel.comm.collectives import ALGORITHMS
+from scratchnet.report import Costs, measure_costs, plot_confusion, plot_costs, plot_speedup, plot_timeline, serial_part
 
 
 def test_a_confusion_matrix_is_a_picture_with_a_cell_for_each_pair(tmp_path):
@@ -33,3 +37,74 @@ def test_what_is_no_matrix_is_refused(tmp_path, counts, classes, error, message)
 def test_without_matplotlib_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pip install matplotlib" in refused(ConfigError, lambda: plot_confusion([[1]], tmp_path / "x.png"))
+
+
+def words(picture):
+    """The texts of a picture, which a notebook shows as SVG."""
+    root = xml.fromstring(picture._repr_html_())
+    return " | ".join("".join(text.itertext()).strip() for text in root.iter("{http://www.w3.org/2000/svg}text"))
+
+
+def test_a_timeline_shows_the_newest_steps_of_each_worker(tmp_path):
+    samples = sn.data.TensorDataset(np.ones((64, 4), np.float32), np.zeros(64, np.int64))
+    model = sn.nn.Linear(4, 2)
+    optimizer = sn.optim.SGD(model.parameters(), lr=0.1)
+    file = tmp_path / "run.json"
+    trainer = sn.Trainer(
+        model, optimizer, sn.nn.CrossEntropyLoss(), workers=2, shards=4, progress=False, jit=False, timeline=file
+    )
+    trainer.fit(sn.data.DataLoader(samples, batch_size=16), epochs=1)
+    shown = words(plot_timeline(file, tmp_path / "run.svg", steps=2))
+    assert "worker 0" in shown and "compute" in shown and "milliseconds" in shown
+    xml.parse(tmp_path / "run.svg")
+    events = [e for e in json.loads(file.read_text())["traceEvents"] if e["ph"] == "X" and e["name"] == "compute"]
+    assert {e["args"]["step"] for e in events} == {0, 1, 2, 3}
+    bars = plot_timeline(file, steps=2).figure.axes[0].containers
+    computed = next(bar for bar in bars if bar.get_label() == "compute")
+    assert len(computed) >= 2 * 4  # shards of two steps, and none of the two before
+    assert len(computed) < len(events)
+
+
+def test_what_is_no_timeline_is_refused(tmp_path):
+    assert "no such file" in refused(DataNotFoundError, lambda: plot_timeline(tmp_path / "none.json"))
+    for text in ("", "[]", '{"traceEvents": []}', '{"traceEvents": [{"ph": "X"}]}'):
+        (tmp_path / "other.json").write_text(text)
+        assert "expected the timeline of a run" in refused(DataError, lambda: plot_timeline(tmp_path / "other.json"))
+
+
+def test_the_serial_part_is_that_of_amdahls_law():
+    n = np.array([1, 2, 4, 8])
+    for s in (0.0, 0.1, 0.5, 1.0):
+        assert serial_part(n, 1 / (s + (1 - s) / n)) == pytest.approx(s, abs=1e-12)
+    assert serial_part(n, 2.0 * n) == 0 and serial_part(n[:1], np.array([1.0])) == 0  # nothing below 0
+
+
+def test_speedups_have_names_and_serial_parts(tmp_path):
+    picture = plot_speedup({"threads": {1: 1.0, 2: 0.6}, "workers": {4: 0.5, 1: 1.0}}, tmp_path / "a.svg")
+    assert all(word in words(picture) for word in ("ideal", "threads, serial part 20%", "workers, serial part 33%"))
+    assert "the seconds of 1" in refused(ConfigError, lambda: plot_speedup({"threads": {2: 1.0}}))
+    for seconds in ({}, {"threads": {}}, {"threads": {1: 0.0}}, {"threads": {0: 1.0, 1: 1.0}}, {"threads": {1.5: 1.0}}):
+        refused(ConfigError, lambda seconds=seconds: plot_speedup(seconds))
+
+
+def test_costs_are_measured_for_every_algorithm_and_drawn_beside_the_model():
+    costs = measure_costs(2, (256, 4096))
+    assert costs.seconds.keys() == ALGORITHMS.keys()
+    assert all(points.keys() == {1024, 16384} and min(points.values()) > 0 for points in costs.seconds.values())
+    assert costs.latency >= 0 and costs.bandwidth > 0
+    assert all(name in words(plot_costs(costs)) for name in ALGORITHMS)
+
+
+def test_the_model_is_steps_by_latency_and_bytes_by_bandwidth():
+    costs = Costs(4, {}, latency=1e-5, bandwidth=1e9)
+    assert costs.predict("ring", 4000) == pytest.approx(6 * 1e-5 + 6000 / 1e9)
+    assert "expected one of naive" in refused(ConfigError, lambda: costs.predict("star", 4))
+
+
+def test_the_fit_finds_the_model_that_made_the_numbers(monkeypatch):
+    made = Costs(4, {}, latency=2e-6, bandwidth=5e9)
+    messages = [name for name, known in ALGORITHMS.items() if known.run]
+    seconds = {name: {n: made.predict(name, n) for n in (1000, 100000)} for name in messages}
+    monkeypatch.setattr(sn.report, "run", lambda *args, **options: [seconds])
+    found = measure_costs(4)
+    assert (found.latency, found.bandwidth) == pytest.approx((2e-6, 5e9))

@@ -5,8 +5,10 @@ that a new name without a valid call is noticed.
 """
 
 import datetime
+import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ SPACES = {
     "testing": testing,
     "cuda": sn.cuda,
     "callbacks": sn.callbacks,
+    "report": sn.report,
 }
 
 
@@ -72,6 +75,15 @@ def logits() -> np.ndarray:
 
 def labels() -> np.ndarray:
     return np.array([0, 2])
+
+
+def timeline() -> str:
+    span = {"ph": "X", "name": "compute", "tid": 1, "ts": 5.0, "dur": 2.0, "args": {"step": 0}}
+    return path("t.json", lambda name: Path(name).write_text(json.dumps({"traceEvents": [span]})))
+
+
+def costs() -> sn.report.Costs:
+    return sn.report.Costs(2, {"ring": {8: 1e-5}}, 1e-6, 1e9)
 
 
 def tested_finder() -> Any:
@@ -874,6 +886,13 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "shape": (2, 3),
         "dtype": "float32",
     },
+    # --- report ---
+    "report.plot_curves": lambda: {"history": sn.History([{"epoch": 1, "train_loss": 1.0}]), "path": path("a.svg")},
+    "report.plot_confusion": lambda: {"counts": [[1, 2], [0, 3]], "path": path("b.svg"), "classes": ["a", "b"]},
+    "report.plot_timeline": lambda: {"timeline": timeline(), "path": path("c.svg"), "steps": 2},
+    "report.plot_speedup": lambda: {"seconds": {"threads": {1: 1.0, 2: 0.6}}, "path": path("d.svg")},
+    "report.plot_costs": lambda: {"costs": costs(), "path": path("e.svg")},
+    "report.Costs.predict": lambda: {"self": costs(), "algorithm": "ring", "nbytes": 8},
     # --- callbacks ---
     "callbacks.EarlyStopping": lambda: {"monitor": "val_loss", "patience": 2, "mode": "min", "min_delta": 0.0},
     "callbacks.BestCheckpoint": lambda: {
@@ -1041,6 +1060,8 @@ ANY_NUMBER = (
 # Public, and called by other tests or by the package alone.
 NOT_CALLED = {
     "parallel.run": "it starts processes",
+    "report.measure_costs": "it starts processes",
+    "report.Costs": "measure_costs makes it",
     "sn.Tensor.cuda": "it needs a GPU",
     "sn.device.type": "an attribute",
     "parallel.MpiCommunicator": "it is made in a job of MPI",
