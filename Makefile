@@ -22,8 +22,9 @@ test:  ## all tests
 bench:  ## steps and kernels beside the peers that are installed (extra `bench`)
 	$(PYTHON) scripts/bench/bench.py
 
-docs:  ## every example of README.md and of docs/
-	$(PYTHON) -m pytest -n 0 tests/test_readme.py tests/test_docs.py
+docs:  ## every example of README.md and of docs/; then the site in docs/_build/html, without a warning (extra `docs`)
+	$(PYTHON) -m pytest -n 0 tests/test_readme.py tests/test_docs.py tests/test_reference.py
+	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 mutants:  ## an hour: plants each fault of tests/mutants in a copy; a table says which of them the tests find
 	$(PYTHON) tests/programs/mutants.py

@@ -63,7 +63,7 @@ ONCE = {
     ),
     "tests": (
         "test_distribution", "test_docs", "test_main", "test_metrics", "test_notebooks", "test_predictor",
-        "test_readme", "test_report", "test_structure", "test_time_limit",
+        "test_readme", "test_reference", "test_report", "test_structure", "test_time_limit",
     ),
 }  # fmt: skip
 

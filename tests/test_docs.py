@@ -4,7 +4,7 @@ import pages
 import pytest
 
 
-@pytest.mark.parametrize("path", pages.PAGES, ids=[path.name for path in pages.PAGES])
+@pytest.mark.parametrize("path", pages.PAGES, ids=[str(path.relative_to(pages.ROOT)) for path in pages.PAGES])
 def test_a_page_tells_the_truth(path, tmp_path, monkeypatch):
     assert pages.missing_files(path) == []
     assert pages.wrong_commands(path) == []
@@ -13,11 +13,11 @@ def test_a_page_tells_the_truth(path, tmp_path, monkeypatch):
     pages.run_examples(path)
 
 
-def test_the_map_names_every_page():
-    text = (pages.ROOT / "docs" / "README.md").read_text()
-    assert [path.name for path in pages.PAGES if f"{path.name})" not in text and path.parent.name == "docs"] == [
-        "README.md"
-    ]
+@pytest.mark.parametrize("folder", ["docs", "docs/book"])
+def test_the_map_of_a_folder_names_every_page(folder):
+    text = (pages.ROOT / folder / "README.md").read_text()
+    names = [path.name for path in pages.PAGES if path.parent == pages.ROOT / folder and path.name != "README.md"]
+    assert [name for name in names if f"({name})" not in text] == []
 
 
 LIES = {

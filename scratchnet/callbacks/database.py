@@ -140,11 +140,13 @@ class Database(Sealed):
             warnings.warn(f"Database: {len(left)} rows were not taken and are in {path}: {why}", RuntimeWarning, 2)
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the number of the run, and rows that no database took yet."""
         unsent = [] if self._writer is None else self._writer.unsent()
         rates = [list(pair) for pair in self._rates]
         return {"run": self.run, "unsent": [[table, row] for table, row in unsent], "rates": rates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on as the run of that state."""
         self.run, self._unsent = state["run"], [(table, row) for table, row in state["unsent"]]
         self._rates = [(first, rate) for first, rate in state.get("rates", [])]
 

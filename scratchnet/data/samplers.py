@@ -41,7 +41,8 @@ class Sampler(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def indices(self, epoch: int) -> np.ndarray: ...
+    def indices(self, epoch: int) -> np.ndarray:
+        """The positions of the samples of an epoch, in order: int64 (samples,)."""
 
     def __iter__(self) -> Iterator[int]:
         epoch = self._next_epoch

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+BOOK = sorted((ROOT / "docs" / "book").glob("*.md"))
+COPIES = "contributing.md", "changelog.md"  # in the site, of pages that stand above docs/
+PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *BOOK]
+PAGES = [path for path in PAGES if path.name not in COPIES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FILE = re.compile(r"(?<![\w./~-])((?:scripts|scratchnet|tests|docs|\.ci)/[\w./-]*\w)")
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")

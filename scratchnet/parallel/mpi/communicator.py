@@ -148,9 +148,11 @@ class MpiCommunicator(Communicator):
     # --- messages: the Link of collectives.py ---
 
     def send(self, array, receiver):
+        """Sends a contiguous array to a rank; a `Link` of collectives.py."""
         self.group.Send(self._bytes(array), receiver)
 
     def receive(self, array, sender):
+        """Waits for the next array of a rank, and writes it to array."""
         self.group.Recv(self._bytes(array), sender)
 
     def exchange(self, outgoing, receiver, incoming, sender):
