@@ -57,6 +57,7 @@ ONCE = {
     "trainer": ("test_checks", "test_metrics_log", "test_moments", "test_trainer"),
     "callbacks": ("test_database", "test_finder", "test_monitors", "test_tensorboard"),
     "testing": ("test_bounds", "test_calls", "test_planted", "test_threads"),
+    "sklearn": ("test_estimators",),
     "scripts": (
         "test_doctor", "test_drill", "test_flags", "test_from_cpu_to_gpu", "test_jobs", "test_runs", "test_scripts",
         "test_train_images",
