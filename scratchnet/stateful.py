@@ -34,6 +34,10 @@ class Stateful:
         """
         tracing.current().effect(action, fills)
 
+    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The object's method `forward`; who records what models compute may take the call as one."""
+        return tracing.current().forward(self, args, kwargs)
+
     def _is_made(self) -> None:
         """The object is new; a step that makes one may do with it what it likes."""
         tracing.current().makes(self)

@@ -232,9 +232,7 @@ class Tensor(TensorBase):
         dtype = checked_dtype("astype", dtype)
         if dtype == self.dtype:
             return self
-        if dtype in FLOATS:
-            return ops.cast(self, dtype=dtype)
-        return Tensor._wrap(copied(self._data, dtype, self._device), self._device)
+        return ops.cast(self if dtype in FLOATS else self.detach(), dtype=dtype)
 
     def __repr__(self) -> str:
         tracing.current().refuse("repr")

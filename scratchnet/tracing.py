@@ -1,8 +1,9 @@
 """The hook under `jit`: what lower layers say while a step runs, so that somebody may make a program of it.
 
-jit hangs a recorder in (jit/trace.py, the only one) and runs the step once. Meanwhile ops call kernels through `on`,
-which runs and notes them; what a step reads and changes beside its kernels is said with the other verbs. Without a
-recorder, which is the usual case, a Tracing hangs here that lets all of it pass.
+jit hangs a recorder in (jit/trace.py) and runs the step once. Meanwhile ops call kernels through `on`, which runs and
+notes them; what a step reads and changes beside its kernels is said with the other verbs. Without a recorder, which is
+the usual case, a Tracing hangs here that lets all of it pass. The export of models has a recorder, too
+(formats/onnx/trace.py): it needs the rows of the op table that ran, and no kernels.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class Tracing:
     def run(self, op: Any, device: Device, inputs: tuple[Any, ...], params: dict[str, Any]) -> np.ndarray:
         """The forward of a row of the op table."""
         return op.forward(device, *[t._data for t in inputs], **params)
+
+    def forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a module computes."""
+        return module.forward(*args, **kwargs)
 
     def given(self, x: Any) -> Any:
         """The array behind an argument of the step; any other x as it is."""

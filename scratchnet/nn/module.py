@@ -93,11 +93,11 @@ class Module(Stateful):
         if self._hooks:
             return module_hooks.call(self, args, kwargs)
         try:
-            return self.forward(*args, **kwargs)
+            return self._forward(args, kwargs)
         except DtypeError:
             if (cast := _cast_for(self, args, kwargs)) is None:
                 raise
-        return self.forward(*cast[0], **cast[1])
+        return self._forward(*cast)
 
     # --- attributes ---------------------------------------------------------------------------------------------
 

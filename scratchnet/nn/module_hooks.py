@@ -18,7 +18,7 @@ def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if (changed := hook(module, args)) is not None:
             args = changed if isinstance(changed, tuple) else (changed,)
     watch = _Gradients(module, of["backward"]) if of["backward"] and is_recording() else None
-    output = module.forward(*(args if watch is None else watch.inputs(args)), **kwargs)
+    output = module._forward(args if watch is None else watch.inputs(args), kwargs)
     for hook in of["after"]:
         if (changed := hook(module, args, output)) is not None:
             output = changed
@@ -34,7 +34,7 @@ class _Gradients:
         self.wanted: list[int] = []  # positions of the inputs that want a gradient
         self.of_output: Any = None
 
-    def inputs(self, args: tuple[Any, ...]) -> list[Any]:
+    def inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, the one that wants a gradient as a tensor of its own, for this call's part of it alone."""
         self.given = args
         self.wanted = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
@@ -47,7 +47,7 @@ class _Gradients:
         for i in self.wanted:
             own[i] = args[i].reshape(args[i].shape)
             own[i].register_hook(self._of_input)
-        return own
+        return tuple(own)
 
     def output(self, y: Any) -> Any:
         """The output, watched."""

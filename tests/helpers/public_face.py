@@ -35,6 +35,7 @@ SPACES = {
     "cuda": sn.cuda,
     "callbacks": sn.callbacks,
     "report": sn.report,
+    "onnx": sn.onnx,
 }
 
 
@@ -136,6 +137,10 @@ def saved_model(dataset: Any = None) -> str:
     return path(f"model{dataset is None}", lambda name: sn.save_model(name, model, dataset))
 
 
+def onnx_file() -> str:
+    return path("model.onnx", lambda name: sn.onnx.export(nn.Linear(2, 3), name, rows()))
+
+
 def rows() -> np.ndarray:
     return np.ones((3, 2), np.float32)
 
@@ -189,6 +194,8 @@ def vector() -> sn.Tensor:
 
 # fmt: off
 EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
+    "onnx.export": lambda: {"model": nn.Linear(2, 3), "path": "a.onnx", "example": rows(), "batch": "n"},
+    "onnx.load": lambda: {"path": onnx_file()},
     **{f"sn.{name}": lambda: {"x": x()} for name in UNARY.split()},
     **{
         f"F.{name}": lambda: {"x": x()}
