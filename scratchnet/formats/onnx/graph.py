@@ -39,7 +39,7 @@ class Graph(Module):
         self._inputs, self._outputs, self._steps, self._opset = inputs, outputs, steps, opset
         self._numbers: dict[str, np.ndarray] = {}  # integers, and floats without axes
         self._places: dict[str, tuple[Module, str]] = {}  # where parameters and buffers are attributes
-        follows = {s.inputs[i] for s in steps for i in STATISTICS.get(s.key[1], ()) if i < len(s.inputs)}
+        follows = self._own_statistics(stored)
         for name, array in stored.items():
             if array.dtype.kind == "f" and array.ndim:
                 kind = Buffer if name in follows else Parameter
@@ -47,6 +47,22 @@ class Graph(Module):
             else:
                 self._numbers[name] = array
         self.training = False
+
+    def _own_statistics(self, stored: dict[str, np.ndarray]) -> set[str]:
+        """The names of running statistics. One that is stored once with an equal array gets memory of its own."""
+        uses = [name for step in self._steps for name in step.inputs]
+        found = set()
+        for n, step in enumerate(self._steps):
+            for i in STATISTICS.get(step.key[1], ()):
+                name = step.inputs[i] if i < len(step.inputs) else ""
+                if name in stored and uses.count(name) > 1:
+                    own = f"{name}.statistics{n}_{i}"
+                    stored[own] = stored[name]
+                    step = step._replace(inputs=(*step.inputs[:i], own, *step.inputs[i + 1 :]))
+                    name = own
+                found.add(name)
+            self._steps[n] = step
+        return found
 
     def _place(self, name: str, value: Tensor) -> tuple[Module, str]:
         """Makes a tensor the attribute with its dotted name, if that is free, in modules that are made for it."""

@@ -67,9 +67,34 @@ def _clip(w: Writer, m: Any, e: Entry, x: str) -> str:
     return w.node("Clip", x, w.number(e, low), w.number(e, high))
 
 
+def _embedding_bag(w: Writer, m: Any, e: Entry, index: str) -> str:
+    """Bags of one length, as rows."""
+    rows = w.node("Gather", w.weight(m.weight), index, axis=0)
+    reduced = {"sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax"}[m.mode]
+    one = w.integers([1])
+
+    def over(name: str, x: str) -> str:
+        return w.node(name, x, one, keepdims=0) if name == "ReduceSum" else w.node(name, x, axes=[1], keepdims=0)
+
+    if m.padding_idx is None:
+        return over(reduced, rows)
+    dtype = m.weight.dtype
+    counts = w.node("Not", w.node("Equal", index, w.constant(m.padding_idx, np.int64)))
+    counts = w.node("Unsqueeze", counts, w.integers([-1]))  # (bags, length, 1)
+    kept = w.node("Where", counts, rows, w.constant(-np.inf if m.mode == "max" else 0, dtype))
+    number = over("ReduceSum", w.node("Cast", counts, to=w.onnx.helper.np_dtype_to_tensor_dtype(dtype)))
+    if m.mode == "max":  # of no rows 0
+        return w.node(
+            "Where", w.node("Greater", number, w.constant(0, dtype)), over(reduced, kept), w.constant(0, dtype)
+        )
+    total = over("ReduceSum", kept)
+    return total if m.mode == "sum" else w.node("Div", total, w.node("Max", number, w.constant(1, dtype)))
+
+
 LAYERS: dict[type, Row] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv1d,
+    nn.EmbeddingBag: _embedding_bag,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.LayerNorm: _layer_norm,
@@ -88,6 +113,8 @@ LAYERS: dict[type, Row] = {
 
 def takes(module: Module, args: tuple) -> bool:
     """Is a call of this module one node?"""
+    if type(module) is nn.EmbeddingBag and np.ndim(args[0]) != 2:
+        return False
     return type(module) in LAYERS and "forward" not in vars(module) and len(args) == 1
 
 

@@ -293,7 +293,7 @@ def max_pool2d(w: Writer, e: Entry, x: str) -> str:
     options = {"kernel_shape": p["window"], "strides": p["stride"], "dilations": p["dilation"], "pads": pads}
     values, index = w.node("MaxPool", x, outputs=2, **options)
     y = w.node("Mod", index, w.integers([math.prod(e.inputs[0].shape[2:])]))
-    w.pooled[y] = values
+    w.pooled[y], w.shapes[values] = values, (*e.inputs[0].shape[:2], *p["size"])
     return y
 
 
@@ -328,6 +328,7 @@ REMEDIES = {
     "dropout": "call F.dropout(x, p, self.training), which leaves x alone in evaluation",
     "batch_norm": "a BatchNorm layer has running statistics, which evaluation uses",
     "cross_entropy": "export the model without its loss",
+    "add_rows": "the layer EmbeddingBag, of a matrix of numbers, can be written",
 }
 
 

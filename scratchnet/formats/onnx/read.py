@@ -104,7 +104,9 @@ def _step(node: Any, i: int, opsets: dict[str, int], external: _External) -> Ste
         if a.type not in FIELDS or a.ref_attr_name:
             raise CheckpointError(f"{where}: expected numbers, strings or tensors as attributes, found {a.name!r:.60}")
         value = getattr(a, FIELDS[a.type])
-        if a.type == 4:
+        if a.type == 1:
+            value = float(str(np.float32(value)))  # 0.1, of which the file has the nearest float32
+        elif a.type == 4:
             value = _array(value, external)
         elif a.type == 3:
             value = value.decode()

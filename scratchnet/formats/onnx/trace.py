@@ -84,17 +84,17 @@ class Recorder(Tracing):
     def forward(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.path.append(self.paths.get(id(module), self.path[-1]))
         try:
-            if self.within or not self.takes(module, args):
+            if self.within or kwargs or not self.takes(module, args):
                 return module.forward(*args, **kwargs)
             self.within = True
             try:
                 y = module.forward(*args, **kwargs)
             finally:
                 self.within = False
-            given = tuple(self.ref(x) for x in tensors_in((args, kwargs)))
+            given = tuple(self.ref(x) for x in tensors_in(args))
             if isinstance(y, Tensor) and id(y._data) in self.known:  # x itself, which is not the layer's output
                 y = Tensor._wrap(y._data.view(), y._device)
-            self._note(module, given, [t._data for t in tensors_in(y)], kwargs)
+            self._note(module, given, [t._data for t in tensors_in(y)], {})
             return y
         finally:
             self.path.pop()

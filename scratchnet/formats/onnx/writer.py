@@ -25,6 +25,8 @@ class Writer:
         self.weights: dict[str, np.ndarray] = {}
         self.values: dict[Any, str] = {}  # of what was traced
         self.pooled: dict[str, str] = {}  # where the largest elements of windows are: what they are
+        self.reshaped: dict[str, str] = {}  # what has the same elements in another shape
+        self.shapes: dict[str, tuple[Any, ...]] = {}  # of some values
         self.constants: dict[Any, str] = {}
         self.used = {*inputs, *names.values()}
         self.renamed: dict[str, str] = {}  # outputs of nodes that are outputs of the graph
@@ -123,11 +125,16 @@ class Writer:
 
     def reshape(self, x: str, shape: Any) -> str:
         """x in another shape; one length that depends on the batch is left to the runtime."""
-        shape = list(shape)
+        x = self.reshaped.get(x, x)
+        if self.shapes.get(x) == tuple(shape):
+            return x
+        source, shape = x, list(shape)
         sizes = [i for i, n in enumerate(shape) if isinstance(n, Size)]
         if len(sizes) == 1 and math.prod(n for n in shape if not isinstance(n, Size)) > 0:
             shape[sizes[0]] = -1
-        return self.node("Reshape", x, self.dims(shape))
+        y: str = self.node("Reshape", x, self.dims(shape))
+        self.reshaped[y] = source
+        return y
 
     def number(self, entry: Entry, value: float) -> str:
         """A number in the dtype of the first input."""
