@@ -19,8 +19,7 @@ from . import checks, hooks, ops, tracing
 from .errors import DeviceError, GradientError, ShapeError
 from .grad_mode import is_recording, recording
 from .kernels import Device
-from .ops.operands import ArrayLike, TensorBase, as_operand, copied
-from .ops.promotion import prepare, refusal
+from .ops.operands import ArrayLike, TensorBase, as_operand, copied, prepare, refusal
 from .ops.table import Op, Tensor
 
 # --- the record ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from .einsum import einsum
 from .elementwise import add, bounded_log, cast, dropout, where
 from .movement import add_rows, argmax_rows, cat, checked_index, index, permute_op, reshape_op, stack, take_rows
 from .products import cross_entropy, linear, matmul
+from .recurrent import recurrent
 from .reductions import standardize, sum
 from .table import METHODS, OPS, Op
 from .windows import avg_pool2d, batch_norm, channel_moments, conv2d, conv2d_input, max_pool2d, take_in_rows
@@ -40,6 +41,7 @@ __all__ = [
     "matmul",
     "max_pool2d",
     "permute_op",
+    "recurrent",
     "reshape_op",
     "stack",
     "standardize",

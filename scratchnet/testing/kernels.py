@@ -13,6 +13,7 @@ import numpy as np
 
 from . import oracles
 from .bounds import roundings_of
+from .oracles import cells
 from .strategies import SPECIAL
 
 Params = Mapping[str, Sequence[Any]]  # name -> the values to draw from
@@ -73,6 +74,8 @@ _MEAN: dict[str, Any] = {
     "params": {**_POOL, "counts_padding": (True, False)},
 }
 _BATCH: dict[str, Any] = {"special": (), "params": {"eps": (1e-5, 0.5)}}
+_ALIVE = "real", "real", "real", "real", "bool"  # domains of a cell's inputs, of which the last is alive
+_RELU: dict[str, Any] = {"special": (), "params": {"relu": (False, True)}}
 _ROWWISE: dict[str, Any] = {"terms": "N", "roundings": 6 * _ULP}
 
 
@@ -211,6 +214,19 @@ KERNEL_ROWS: dict[str, Row] = {
     ),
     "take_in_rows": Row("rn rm<n", oracles.take_in_rows),
     "scatter_in_rows": Row("rm rm<n", oracles.scatter_in_rows, terms="m", special=(), lengths="n"),
+    # recurrent cells
+    "rnn_cell": Row("n1h n1h 1nh n", cells.rnn_cell, roundings=8, domain=_ALIVE[1:], **_RELU),
+    "gru_cell": Row("n3h n3h 5nh n", cells.gru_cell, "", 32, cells.gru_cell_size, _ALIVE[1:], ()),
+    "lstm_cell": Row("n4h n4h 6nh n", cells.lstm_cell, "", 32, cells.lstm_cell_size, _ALIVE[1:], ()),
+    "rnn_cell_grad": Row(
+        "1nh 1nh nh 21nh n", cells.rnn_cell_grad, "", 8, cells.all_added(cells.rnn_cell_grad), _ALIVE, **_RELU
+    ),
+    "gru_cell_grad": Row(
+        "1nh 1nh nh 25nh n", cells.gru_cell_grad, "", 16, cells.all_added(cells.gru_cell_grad), _ALIVE, ()
+    ),
+    "lstm_cell_grad": Row(
+        "2nh 2nh nh 26nh n", cells.lstm_cell_grad, "", 32, cells.all_added(cells.lstm_cell_grad), _ALIVE, ()
+    ),
     # rows
     "softmax": Row("rN", oracles.softmax, **_ROWWISE, magnitude=oracles.softmax_size),
     "softmax_grad": Row("rN rN", oracles.softmax_grad, terms="N", **_GRAD, magnitude=oracles.softmax_grad_size),

@@ -131,6 +131,8 @@ IMAGES, FILTERS = (128, 64, 28, 28), (64, 64, 3, 3)
 CHANNELS = (128, 64, 784)
 PLANES, POOLED = (8192, 28, 28), (8192, 14, 14)
 BATCH_NORM = "batch_norm", "batch_norm_sums", "batch_norm_grad"
+CELLS = {"rnn": (1, 1, 1, 1), "gru": (3, 5, 1, 2), "lstm": (4, 6, 2, 1)}  # gates, slots, states, gradients of gates
+ROW = (512, N)
 LABELLED = [[x, x[:1]] for x in (LONG, SHORT)]
 
 SHAPES = {
@@ -161,6 +163,16 @@ SHAPES = {
     "avg_pool2d_grad": [[POOLED, PLANES]],
     "take_in_rows": [[(8192, 784), (8192, 196), (8192, 196)]],
     "scatter_in_rows": [[(8192, 196), (8192, 196), (8192, 784)]],
+    **{
+        f"{name}_cell": [[(512, gates, N), (512, gates, N), (slots, *ROW), ROW[:1], (slots, *ROW)]]
+        for name, (gates, slots, _, _) in CELLS.items()
+    },
+    **{
+        f"{name}_cell_grad": [
+            [(n, *ROW), (n, *ROW), ROW, (2, slots, *ROW), ROW[:1], *[(512, gates, N)] * written, (n, *ROW)]
+        ]
+        for name, (gates, slots, n, written) in CELLS.items()
+    },
     **{name: [[x] * 2 for x in (LONG, SHORT)] for name in ("softmax", "log_softmax", "argsort")},
     "softmax_grad": [[x] * 3 for x in (LONG, SHORT)],
     "logsumexp": LABELLED,
@@ -182,6 +194,7 @@ NUMBERS = {
     "adagrad": (np.array([1e-2, 1e-10, 0.0]),),
     "adadelta": (np.array([1.0, 0.9, 1e-6, 0.0]),),
     "clip": (-1, 1),
+    **dict.fromkeys(("rnn_cell", "rnn_cell_grad"), (False,)),
     "fill": (0,),
     **dict.fromkeys(("standardize", "standardize_grad", *BATCH_NORM), (1e-5,)),
     **dict.fromkeys(("conv2d", "conv2d_input", "conv2d_weight"), ((1, 1), (1, 1), (1, 1), 1)),

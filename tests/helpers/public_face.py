@@ -62,6 +62,16 @@ def sequences() -> sn.Tensor:
     return sn.Tensor(np.linspace(0.1, 0.9, 12, dtype=np.float32).reshape(1, 2, 6))
 
 
+def states() -> sn.Tensor:
+    return sn.Tensor(np.full((1, 2, 3), 0.5, np.float32))
+
+
+LAYERS_OF_STEPS = {
+    "input_size": 2, "hidden_size": 3, "num_layers": 2, "bias": False, "batch_first": True, "dropout": 0.5,
+    "bidirectional": True,
+}  # fmt: skip
+
+
 def filters(*shape: int) -> sn.Tensor:
     return sn.Tensor(np.full(shape, 0.5, np.float32))
 
@@ -489,6 +499,16 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "nn.ConvTranspose2d.forward": lambda: {"self": nn.ConvTranspose2d(2, 3, 2), "x": images()},
     "nn.MaxPool2d.forward": lambda: {"self": nn.MaxPool2d(2), "x": images()},
     "nn.AvgPool2d.forward": lambda: {"self": nn.AvgPool2d(2), "x": images()},
+    **{f"nn.{name}": lambda: LAYERS_OF_STEPS for name in ("GRU", "LSTM")},
+    "nn.RNN": lambda: LAYERS_OF_STEPS | {"nonlinearity": "relu"},
+    **{f"nn.{name}Cell": lambda: {"input_size": 2, "hidden_size": 3, "bias": False} for name in ("GRU", "LSTM")},
+    "nn.RNNCell": lambda: {"input_size": 2, "hidden_size": 3, "bias": False, "nonlinearity": "relu"},
+    "nn.GRU.forward": lambda: {"self": nn.GRU(6, 3), "x": sequences(), "hx": states(), "lengths": [1, 0]},
+    "nn.RNN.forward": lambda: {"self": nn.RNN(6, 3), "x": sequences(), "hx": states(), "lengths": [1, 0]},
+    "nn.LSTM.forward": lambda: {"self": nn.LSTM(6, 3), "x": sequences(), "hx": (states(), states()), "lengths": [1, 0]},
+    "nn.GRUCell.forward": lambda: {"self": nn.GRUCell(3, 3), "x": x(), "hx": states()[0]},
+    "nn.RNNCell.forward": lambda: {"self": nn.RNNCell(3, 3), "x": x(), "hx": states()[0]},
+    "nn.LSTMCell.forward": lambda: {"self": nn.LSTMCell(3, 3), "x": x(), "hx": (states()[0], states()[0])},
     "F.conv1d": lambda: {
         "x": sequences(), "weight": filters(4, 1, 2), "bias": filters(4), "stride": 2, "padding": 1, "dilation": 2,
         "groups": 2,

@@ -121,6 +121,30 @@ def normed_grad(g, x, w, eps):
     return bracket * w[:, None] / np.sqrt(x.var((0, 2), keepdims=True) + eps)
 
 
+def recurrent(x, weight, bias, state, alive, cell, reverse):
+    """The states after each step, one step after the other."""
+    kernel = cell.partition("_")[0] + "_cell"
+    numbers = {"relu": cell == "rnn_relu"} if "rnn" in cell else {}
+    slots = {"rnn_cell": 1, "gru_cell": 5, "lstm_cell": 6}[kernel]
+    known, results = state, np.empty((len(x), *state.shape), x.dtype)
+    for t in reversed(range(len(x))) if reverse else range(len(x)):
+        before = np.concatenate([known, np.zeros((slots - len(state), *state.shape[1:]), x.dtype)])
+        h = (known[0] @ weight.T + bias).reshape(x.shape[1:])
+        results[t] = known = KERNEL_ROWS[kernel].oracle(x[t], h, before, alive[t], **numbers)[: len(state)]
+    return results
+
+
+def recurrences() -> list[Case]:
+    alive = np.array([[True, True], [True, False], [True, False]])
+    cases = []
+    for cell, gates, states in (("rnn_tanh", 1, 1), ("rnn_relu", 1, 1), ("gru", 3, 1), ("lstm", 4, 2)):
+        for reverse in (False, True):
+            shapes = [(3, 2, gates, 2), (2 * gates, 2), (2 * gates,), (states, 2, 2)]
+            size = {"terms": 9, "roundings": 99, "magnitude": lambda *_, **__: np.float64(20)}
+            cases.append(Case([*shapes, alive], recurrent, {"cell": cell, "reverse": reverse}, **size))
+    return cases
+
+
 IN_ROWS = np.array([[3, 0, 3], [1, 1, 2]])
 GEOMETRIES = [((1, 1), (1, 2), (2, 1), 1), ((2, 3), (1, 2), (1, 1), 2), ((2, 1), (0, 0), (1, 1), 4)]
 POOLS = [((3, 2), (1, 2), (1, 1)), ((2, 2), (2, 2), (0, 0))]
@@ -323,6 +347,8 @@ CASES: dict[str, list[Case]] = {
     "batch_norm_grad": [Case([(2, 3, 4), (2, 3, 4), (3,)], normed_grad, EPS, **SIZED)],
     "take_in_rows": [Case([(2, 4), IN_ROWS], KERNEL_ROWS["take_in_rows"].oracle)],
     "scatter_in_rows": [Case([(2, 3), IN_ROWS], KERNEL_ROWS["scatter_in_rows"].oracle, {"n": 4}, terms=3)],
+    # recurrent layers
+    "recurrent": recurrences(),
     # rows
     "softmax": rows(softmax, (3, 4), (2, 3, 5), (7,), (0, 3), (2, 1)),
     "standardize": of_kernel("standardize", [[(2, 5, 3)], [(4, 6, 1)], [(1, 7, 2)]], eps=0.5),

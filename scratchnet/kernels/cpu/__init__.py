@@ -15,6 +15,7 @@ from ..dispatch import REFERENCE, entry
 from ..signatures import SIGNATURES, accepted, arrays_of
 from . import (
     batch_norm,
+    cells,
     conv,
     elementwise,
     first_run,
@@ -114,6 +115,7 @@ _COMPILED: dict[str, Any] = {
     **random.KERNELS,
     **optim.KERNELS,
     **batch_norm.KERNELS,
+    **cells.KERNELS,
     **conv.KERNELS,
     **pool.KERNELS,
     "matmul": gemm.matmul,

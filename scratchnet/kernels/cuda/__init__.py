@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import DeviceError, DtypeError
 from ..dispatch import entry
 from ..signatures import accepted, arrays_of
-from . import elementwise, gemm, memory, movement, norm, optim, order, random, reduce, rows, windows
+from . import cells, elementwise, gemm, memory, movement, norm, optim, order, random, reduce, rows, windows
 from .compile import captured
 from .memory import DeviceArray
 
@@ -101,6 +101,7 @@ _COMPILED: dict[str, Any] = {
     **optim.KERNELS,
     **gemm.KERNELS,
     **windows.KERNELS,
+    **cells.KERNELS,
 }
 
 KERNELS = {name: _guarded(name, kernel) for name, kernel in _COMPILED.items()}

@@ -35,6 +35,7 @@ NUMBERS = {
     "max_pool2d": ((2, 2), (2, 2), (0, 0), (1, 1)),
     **dict.fromkeys(("avg_pool2d", "avg_pool2d_grad"), ((2, 2), (2, 2), (0, 0), True)),
     **dict.fromkeys(("batch_norm", "batch_norm_sums", "batch_norm_grad"), (1e-5,)),
+    **dict.fromkeys(("rnn_cell", "rnn_cell_grad"), (False,)),
 }
 COMPILED = [name for name in SIGNATURES if name not in ANY_LAYOUT]
 needs_jit = pytest.mark.skipif(not JIT, reason="about compiled code")
@@ -53,7 +54,26 @@ def case(name, dtype=np.float32, rows=ROWS, columns=COLUMNS, seed=0):
     flat, like = [y.reshape(24, 30, 36) for y in images], [np.empty_like(y) for y in images]
     by_channel = [y.reshape(4, 6, -1) for y in images]
     columns_of_rows = rng.integers(0, columns, (rows, columns))
+    alive = index % 3 > 0
+
+    def cell(slots, gates, states=0, written=1):
+        """Of a cell, or with states of its backward pass."""
+        slab, gated, hidden = (
+            [np.resize(y, shape).astype(dtype) for y in x]
+            for shape in ((slots, rows, columns), (rows, gates, columns), (states, rows, columns))
+        )
+        if not states:
+            return [*gated[:2], slab[2], alive], [np.empty_like(slab[0])]
+        arrays = [*hidden[:2], x[2], np.stack(slab[3:]), alive]
+        return arrays, [*map(np.empty_like, gated[:written]), np.empty_like(hidden[0])]
+
     inputs, outputs = {
+        "rnn_cell": cell(1, 1),
+        "gru_cell": cell(5, 3),
+        "lstm_cell": cell(6, 4),
+        "rnn_cell_grad": cell(1, 1, 1),
+        "gru_cell_grad": cell(5, 3, 1, 2),
+        "lstm_cell_grad": cell(6, 4, 2),
         "conv2d": ([images[0], kernels, channels], like[:1]),
         "conv2d_input": ([images[0], kernels], like[:1]),
         "conv2d_weight": ([images[0], images[1]], [np.empty_like(kernels)]),
