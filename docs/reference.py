@@ -22,6 +22,7 @@ SPACES = {  # the module, and what its page is called
     "scratchnet.optim.lr_scheduler": "Schedules of the learning rate",
     "scratchnet.data": "Data",
     "scratchnet.metrics": "Metrics",
+    "scratchnet.networks": "Networks of the jobs",
     "scratchnet.random": "Random numbers",
     "scratchnet.parallel": "Strategies and collectives",
     "scratchnet.callbacks": "Callbacks",

@@ -10,6 +10,7 @@ COMMANDS = {  # the script, and what it does
     "train": ("train.py", "trains a network on images of 28x28 pixels"),
     "train-images": ("train_images.py", "trains a convolutional network on images, or folders of them"),
     "train-table": ("train_table.py", "trains a network on a table: classes or numbers of a CSV or Parquet file"),
+    "train-recommend": ("train_recommend.py", "trains a recommender on ratings: matrix factorisation, or two towers"),
     "predict": ("predict.py", "labels of images, rows or sentences, by a saved model"),
     "runs": ("runs.py", "lists, compares and plots the runs of a database"),
     "doctor": ("doctor.py", "tries all that a run needs on this machine, and says what is missing"),

@@ -1,4 +1,4 @@
-"""Metrics of classifiers, from logits and labels as tensors or arrays; plain NumPy, because nothing trains on them."""
+"""Metrics of classifiers, from logits and labels, and of rankings; plain NumPy, because nothing trains on them."""
 
 from typing import Any
 
@@ -58,6 +58,54 @@ def precision_recall_f1(logits: Any, labels: Any) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore"):
         shares = {"precision": hits / predicted, "recall": hits / support, "f1": 2 * hits / (predicted + support)}
     return shares | {"support": support}
+
+
+def recall_at_k(scores: Any, relevant: Any, k: int = 10) -> float:
+    """The share of a row's relevant items that are among its k largest scores, on average over rows that have any.
+
+    scores: (rows, items) real numbers, -inf for items that are out of the question, which may not be relevant;
+    relevant: (rows, items) bool. Equal scores rank by item number. Raises ShapeError, DtypeError, NonFiniteError, or
+    ConfigError for k outside [1, items].
+    """
+    found, relevant = _ranked("recall_at_k", scores, relevant, k)
+    return float((found.sum(axis=1) / relevant.sum(axis=1)).mean())
+
+
+def ndcg_at_k(scores: Any, relevant: Any, k: int = 10) -> float:
+    """Normalised discounted cumulative gain: a relevant item at rank r = 1, ..., k counts 1 / log2(r + 1); a row's sum
+    is divided by that of the best order (Jarvelin and Kekalainen 2002).
+
+    Arguments and errors as for `recall_at_k`.
+    """
+    found, relevant = _ranked("ndcg_at_k", scores, relevant, k)
+    gains = 1 / np.log2(np.arange(2, found.shape[1] + 2))
+    best = np.cumsum(gains)[np.minimum(relevant.sum(axis=1), found.shape[1]) - 1]
+    return float(((found * gains).sum(axis=1) / best).mean())
+
+
+def _ranked(name: str, scores: Any, relevant: Any, k: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(found (rows, k): is the item at each rank relevant?, relevant), of the rows with a relevant item."""
+    scores, relevant = (
+        x.detach().numpy() if isinstance(x, Tensor) else checks.array(name, x) for x in (scores, relevant)
+    )
+    if scores.ndim != 2 or not scores.size or relevant.shape != scores.shape:
+        raise ShapeError(
+            f"{name}: expected scores and relevant (rows, items), not empty, got {scores.shape} and {relevant.shape}"
+        )
+    if scores.dtype.kind not in "fiu" or relevant.dtype != bool:
+        raise DtypeError(f"{name}: expected real scores and relevant as bool, got {scores.dtype} and {relevant.dtype}")
+    k = checks.integer(f"{name}: k", k, 1, scores.shape[1])
+    if np.isnan(scores).any():
+        raise NonFiniteError(f"{name}: expected scores that can be ranked, got NaN")
+    scores = scores.astype(np.float64)
+    if (np.isneginf(scores) & relevant).any():
+        row, item = np.argwhere(np.isneginf(scores) & relevant)[0]
+        raise NonFiniteError(f"{name}: expected a score for each relevant item, got -inf for item {item} of row {row}")
+    some = relevant.any(axis=1)
+    if not some.any():
+        raise ShapeError(f"{name}: expected a row with a relevant item, got none")
+    best = np.argsort(-scores[some], axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(relevant[some], best, axis=1), relevant[some]
 
 
 class Mean:

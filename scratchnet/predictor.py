@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checks, nn
+from . import checks, networks, nn
 from .data import DataLoader, PiecewiseLinear, Standardize
 from .data.dataset import checked_samples, fields_of
 from .data.images import ImageInputs
@@ -91,12 +91,17 @@ def _layers(module: nn.Module) -> dict[str, Any]:
         raise ConfigError(f"a hook of {kind.__name__} cannot be saved")
     if kind.forward is nn.Sequential.forward:
         return {"sequential": {name: _layers(child) for name, child in module.named_children()}}
-    if getattr(nn, kind.__name__, None) is not kind:
+    if _known(kind.__name__) is not kind:
         raise ConfigError(f"{kind.__name__} is no module of scratchnet.nn")
     if module._arguments is None:
         raise ConfigError(f"the arguments of {kind.__name__} are no plain values")
     args, options = module._arguments
     return {"name": kind.__name__, "args": list(args), "options": dict(options)}
+
+
+def _known(name: str) -> Any:
+    """The class of that name that this package offers."""
+    return getattr(nn, name, None) or getattr(networks, name, None)
 
 
 def _dtype(model: nn.Module) -> np.dtype:
@@ -113,7 +118,7 @@ def _built(architecture: Mapping[str, Any]) -> nn.Module:
 def _module(layers: Mapping[str, Any]) -> nn.Module:
     if "sequential" in layers:
         return nn.Sequential({name: _module(child) for name, child in layers["sequential"].items()})
-    kind = getattr(nn, layers["name"], None)
+    kind = _known(layers["name"])
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise CheckpointError(f"expected modules of scratchnet.nn, found {layers['name']!r:.60}")
     return kind(*layers["args"], **layers["options"])

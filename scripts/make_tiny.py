@@ -37,6 +37,16 @@ def flowers(rng: np.random.Generator, n: int = 1500) -> None:
     write("flowers.csv", ["length", "width", "color", "garden", "species"], rows)
 
 
+def ratings(rng: np.random.Generator, users: int = 120, items: int = 60, n: int = 3000) -> None:
+    """From 1 to 5 by two tastes of each user, as far as an item has them; nobody rates an item twice."""
+    tastes, traits = rng.normal(size=(users, 2)), rng.normal(size=(items, 2))
+    wishes = 3.4 + 0.8 * (tastes @ traits.T) + rng.normal(0, 0.4, items) + rng.normal(0, 0.3, (users, items))
+    pairs = rng.choice(users * items, n, replace=False)
+    rows = [[k // items + 1, k % items + 1, int(np.clip(np.rint(wishes.flat[k]), 1, 5))] for k in pairs.tolist()]
+    write("ratings.csv", ["userId", "movieId", "rating"], rows)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     flowers(np.random.default_rng(0))
+    ratings(np.random.default_rng(1))

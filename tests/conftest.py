@@ -64,8 +64,8 @@ ONCE = {
         "test_train_images",
     ),
     "tests": (
-        "test_distribution", "test_docs", "test_main", "test_metrics", "test_notebooks", "test_predictor",
-        "test_readme", "test_reference", "test_report", "test_structure", "test_time_limit",
+        "test_distribution", "test_docs", "test_main", "test_metrics", "test_networks", "test_notebooks",
+        "test_predictor", "test_readme", "test_reference", "test_report", "test_structure", "test_time_limit",
     ),
 }  # fmt: skip
 

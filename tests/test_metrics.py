@@ -1,10 +1,19 @@
-"""Metrics of classifiers against counting by hand."""
+"""Metrics of classifiers and rankings against counting by hand."""
 
 import numpy as np
 import pytest
 
 import scratchnet as sn
-from scratchnet.metrics import Mean, accuracy, confusion_matrix, precision_recall_f1, top_k_accuracy
+from scratchnet.errors import ConfigError, DtypeError, NonFiniteError, ShapeError
+from scratchnet.metrics import (
+    Mean,
+    accuracy,
+    confusion_matrix,
+    ndcg_at_k,
+    precision_recall_f1,
+    recall_at_k,
+    top_k_accuracy,
+)
 
 LOGITS = np.array([[0.1, 0.9, 0.0], [2.0, 1.0, 0.5], [0.3, 0.2, 0.4], [1.0, 1.0, 0.0]], np.float32)
 LABELS = np.array([1, 2, 0, 0])  # right, last, second, first of two equal ones
@@ -84,3 +93,48 @@ def test_precision_recall_and_f1_are_the_counts_of_each_class():
     assert found["support"].tolist() == [3, 2, 3, 0]
     never = precision_recall_f1(np.eye(2)[[0, 0]], [0, 1])
     assert np.isnan(never["precision"][1]) and never["recall"][1] == never["f1"][1] == 0
+
+
+# --- rankings ---------------------------------------------------------------------------------------------------------
+
+SCORES = np.float32([[9, 5, 7, 1, -np.inf], [1, 2, 3, 4, 5], [3, 3, 3, 3, 3]])
+RELEVANT = np.array([[0, 1, 0, 1, 0], [0, 0, 0, 0, 0], [0, 0, 1, 1, 1]], bool)
+
+
+def test_recall_and_ndcg_are_their_formulas_by_hand():
+    # row 0 ranks 0 2 1 3 4, of which 1 and 3 are relevant; row 1 has none; row 2 ranks by number
+    assert recall_at_k(SCORES, RELEVANT, k=3) == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert recall_at_k(SCORES, RELEVANT, k=5) == 1.0
+    first = (1 / np.log2(4)) / (1 + 1 / np.log2(3))
+    second = (1 / np.log2(4)) / (1 + 1 / np.log2(3) + 1 / np.log2(4))
+    assert ndcg_at_k(SCORES, RELEVANT, k=3) == pytest.approx((first + second) / 2)
+    assert ndcg_at_k(RELEVANT.astype(np.float32), RELEVANT, k=2) == 1.0
+    assert ndcg_at_k(sn.Tensor(SCORES), RELEVANT, k=1) == 0.0
+
+
+def test_a_ranking_agrees_with_a_sum_over_ranks():
+    rng = np.random.default_rng(0)
+    scores, relevant = rng.normal(size=(20, 9)), rng.random((20, 9)) < 0.3
+    recalls, gains = [], []
+    for row, wanted in zip(scores, relevant, strict=True):
+        if wanted.any():
+            order = sorted(range(9), key=lambda i: -row[i])[:4]
+            recalls.append(sum(wanted[i] for i in order) / wanted.sum())
+            best = sum(1 / np.log2(r + 2) for r in range(min(4, wanted.sum())))
+            gains.append(sum(wanted[i] / np.log2(r + 2) for r, i in enumerate(order)) / best)
+    assert recall_at_k(scores, relevant, 4) == pytest.approx(np.mean(recalls))
+    assert ndcg_at_k(scores, relevant, 4) == pytest.approx(np.mean(gains))
+
+
+@pytest.mark.parametrize("metric", [recall_at_k, ndcg_at_k])
+def test_rankings_that_are_none_are_refused(metric):
+    for scores, relevant, k, kind in (
+        (SCORES, RELEVANT[:2], 1, ShapeError),
+        (SCORES, np.zeros_like(RELEVANT), 1, ShapeError),
+        (SCORES, RELEVANT.astype(int), 1, DtypeError),
+        (SCORES, RELEVANT, 6, ConfigError),
+        (SCORES * np.nan, RELEVANT, 1, NonFiniteError),
+        (np.where(RELEVANT, -np.inf, 0), RELEVANT, 1, NonFiniteError),
+    ):
+        with np.errstate(invalid="ignore"), pytest.raises(kind, match=metric.__name__):
+            metric(scores, relevant, k)

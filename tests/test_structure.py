@@ -31,6 +31,7 @@ LAYERS = (
     "tensor",
     "functions constructors custom nonfinite formats cuda metrics",
     "data nn optim flags",
+    "networks",
     "predictor utils formats/onnx formats/pytorch formats/caffe",
     "onnx pytorch caffe",
     "jit",

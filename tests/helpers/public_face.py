@@ -29,6 +29,7 @@ SPACES = {
     "lr_scheduler": schedules,
     "data": data,
     "metrics": sn.metrics,
+    "networks": sn.networks,
     "random": scratchnet.random,
     "parallel": parallel,
     "testing": testing,
@@ -862,12 +863,22 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "data.write_idx": lambda: {"path": path("new-idx"), "array": logits()},
     "sn.draw": lambda: {"y": parameter() * 2, "model": nn.Linear(2, 2)},
-    # --- metrics, random ---
+    # --- metrics, networks, random ---
+    "networks.Recommender.forward": lambda: {
+        "self": sn.networks.Recommender(3, 3, 2), "pairs": np.array([[0, 1], [2, 0]]),
+    },
+    "networks.Recommender": lambda: {
+        "users": 3, "items": 2, "factors": 2, "hidden": (4,), "mean": 3.5, "penalty": 0.1,
+    },
     **{
         f"metrics.{name}": lambda: {"logits": logits(), "labels": labels()}
         for name in ("accuracy", "confusion_matrix", "precision_recall_f1")
     },
     "metrics.top_k_accuracy": lambda: {"logits": logits(), "labels": labels(), "k": 2},
+    **{
+        f"metrics.{name}": lambda: {"scores": logits(), "relevant": logits() > 0.2, "k": 2}
+        for name in ("recall_at_k", "ndcg_at_k")
+    },
     "metrics.Mean": dict,
     "metrics.Mean.update": lambda: {"self": sn.metrics.Mean(), "value": 1.0, "n": 2},
     "random.Generator": lambda: {"seed": 1, "stream": 2},
@@ -1144,6 +1155,7 @@ NOT_CALLED |= {
 
 NOT_CALLED |= {
     "callbacks.Progress": "a run makes it",
+    "networks.Recommender.extra_repr": "its repr",
     **{f"callbacks.Database.{name}": "a run calls it" for name in ("state_dict", "load_state_dict")},
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import train_recommend
 import train_table
 
 import scratchnet as sn
@@ -17,6 +18,7 @@ SCRIPTS = Path(train_table.__file__).parent
 
 JOBS = {  # the script, settings that make it small, the least (or, of errors, the most) that it must reach
     "table": (train_table, {"hidden": (32,), "bins": 8, "batch_size": 64, "lr": 0.02}, lambda found: found > 0.75),
+    "recommend": (train_recommend, {"factors": 8, "batch_size": 128, "lr": 0.05}, lambda found: found < 0.75),
 }
 
 
@@ -89,3 +91,24 @@ def test_a_table_that_says_too_little_is_refused_in_one_line(run, houses):
         run("table", data=houses, target="price", missing="refuse")
     with pytest.raises(DataNotFoundError, match="expected a file, or one of flowers"):
         run("table", data="no-such-file")
+
+
+# --- ratings ----------------------------------------------------------------------------------------------------------
+
+
+def test_ratings_of_every_format_are_read_and_the_model_predicts_one_by_names(run, tmp_path, capsys):
+    (path,) = sn.data.data_files("ratings")
+    rows = [line.split(",") for line in Path(path).read_text().splitlines()[1:]]
+    (tmp_path / "u.data").write_text("".join(f"{user}\t{item}\t{rating}\t0\n" for user, item, rating in rows))
+    expected = run("recommend", epochs=2, first_rows=600)
+    assert "recall@10 0." in capsys.readouterr().out
+    assert run("recommend", "other", epochs=2, first_rows=600, data=str(tmp_path / "u.data")) == expected
+    model = sn.load_model(tmp_path / "run")
+    pairs = [[user, item] for user, item, _ in rows[:600]]
+    errors = model.predict(pairs).ravel() - [float(rating) for *_, rating in rows[:600]]
+    assert math.isclose(math.sqrt(np.mean(errors**2)), expected[0], rel_tol=1e-5)
+
+
+def test_two_towers_learn(run):
+    rmse, _ = run("recommend", hidden=(16,), epochs=15, lr=0.02)
+    assert rmse < 0.85

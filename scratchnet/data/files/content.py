@@ -37,6 +37,7 @@ CARRIED = {
 }
 TINY = {  # made up by scripts/make_tiny.py, part of this package
     "flowers": ("flowers.csv",),
+    "ratings": ("ratings.csv",),
 }
 TINY_FOLDER = Path(__file__).parents[1] / "tiny"
 
