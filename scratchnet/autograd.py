@@ -91,7 +91,7 @@ def backward(
         if leaf.grad is not None:
             with recording(create_graph):
                 leaf_gradient = ops.add(leaf.grad, leaf_gradient)
-        elif not create_graph and (isinstance(data.base, np.ndarray) or id(data) in taken):
+        elif not create_graph and (isinstance(data.base, type(data)) or id(data) in taken):  # on a GPU, too
             leaf_gradient = leaf._wrap(copied(data, data.dtype, leaf._device), leaf._device)  # memory of its own
         taken.add(id(leaf_gradient._data))
         leaf.grad = leaf_gradient

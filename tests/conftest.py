@@ -41,7 +41,7 @@ ONCE = {
         "test_tables", "test_text",
     ),
     "files": ("test_cells", "test_content", "test_idx"),
-    "cuda": ("test_compiled", "test_without_gpu"),
+    "cuda": ("test_compiled", "test_stub", "test_without_gpu"),
     "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm"),
     "comm": ("test_collectives", "test_job", "test_memory", "test_tree", "test_virtual"),
     "pool": ("test_launch", "test_pool"),
@@ -91,7 +91,7 @@ def computes_with_numpy_alone(item):
 TESTS = Path(__file__).parent
 START_PROCESSES = (
     "parallel", "scripts", "trainer", "test_docs.py", "test_time_limit.py",
-    "kernels/cuda/test_workers.py",
+    "kernels/cuda/test_workers.py", "kernels/cuda/test_stub.py",
 )  # fmt: skip
 LONG = (
     "kernels/cuda/test_compiled.py",

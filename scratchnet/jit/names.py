@@ -177,6 +177,8 @@ class _Walk:
         elif isinstance(value, np.ndarray):
             if value.nbytes <= LARGE:
                 self.arrays.append((value, content_of(value), name))
+        elif hasattr(type(value), "__cuda_array_interface__"):
+            return  # memory of a GPU, which the host cannot read; that it is this array was noted with its name
         elif isinstance(value, Module):
             self._items(self.of_modules, vars(value), name)
             self._methods(type(value), name)

@@ -58,18 +58,20 @@ def machine(simulated: bool) -> dict:
             found[name] = None
     if simulated:
         return found | {"gpu": "Numba's simulator", "bandwidth": None, "float32": None}
-    from numba import cuda
+    from scratchnet.kernels.cuda import driver
 
-    gpu = cuda.get_current_device()
-    clock, bus = getattr(gpu, "MEMORY_CLOCK_RATE", 0) * 1e3, getattr(gpu, "GLOBAL_MEMORY_BUS_WIDTH", 0) / 8
-    lanes = LANES.get(gpu.compute_capability, 128) * gpu.MULTIPROCESSOR_COUNT
+    gpu = driver.gpu()
+    attribute = partial(driver.attribute, number=gpu.number)
+    clock, bus = attribute("memory_clock_rate") * 1e3, attribute("global_memory_bus_width") / 8
+    lanes = LANES.get(gpu.capability, 128) * attribute("multiprocessor_count")
     return found | {
-        "gpu": gpu.name.decode() if isinstance(gpu.name, bytes) else gpu.name,
-        "compute_capability": gpu.compute_capability,
-        "multiprocessors": gpu.MULTIPROCESSOR_COUNT,
-        "memory": cuda.current_context().get_memory_info().total,
+        "gpu": driver.call("cuDeviceGetName", 256, gpu.number).rstrip(b"\0").decode(),
+        "driver": driver.call("cuDriverGetVersion"),
+        "compute_capability": gpu.capability,
+        "multiprocessors": attribute("multiprocessor_count"),
+        "memory": driver.call("cuMemGetInfo")[1],
         "bandwidth": 2 * clock * bus or None,
-        "float32": 2 * lanes * getattr(gpu, "CLOCK_RATE", 0) * 1e3 or None,
+        "float32": 2 * lanes * attribute("clock_rate") * 1e3 or None,
     }
 
 
@@ -91,10 +93,11 @@ def properties(config: Config, simulated: bool) -> dict[str, str | None]:
 
 
 def _for_examples(cases: Any, examples: int, check: Callable[[KernelCase], None]) -> None:
-    every = list(hypothesis.HealthCheck)
+    every, phases = list(hypothesis.HealthCheck), [hypothesis.Phase.generate]  # to shrink an example takes minutes
     options = hypothesis.settings(
-        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=every
-    )
+        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=every,
+        phases=phases, report_multiple_bugs=False,
+    )  # fmt: skip
     options(hypothesis.given(cases)(lambda case: check(case)))()
 
 
@@ -177,7 +180,7 @@ def _arrays(seed: int, name: str, shapes: list, dtypes: tuple) -> list[np.ndarra
 
 def median(calls: list[Callable[[], object]], config: Config, simulated: bool) -> float:
     """Seconds of a call of ours."""
-    from scratchnet.kernels.cuda.compile import event, stream
+    from scratchnet.kernels.cuda.compile import Event, stream
     from scratchnet.kernels.cuda.memory import synchronize
 
     if simulated:
@@ -186,7 +189,7 @@ def median(calls: list[Callable[[], object]], config: Config, simulated: bool) -
         synchronize()
         return time.perf_counter() - start
     record, elapsed = (lambda mark: mark.record(stream())), (lambda start, end: start.elapsed_time(end))
-    return _between_events(calls, config.rounds, partial(event, timing=True), record, elapsed)
+    return _between_events(calls, config.rounds, partial(Event, timing=True), record, elapsed)
 
 
 def _peer_time(peer: str, module: Any, name: str, sets: list, config: Config) -> float | None:

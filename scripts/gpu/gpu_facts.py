@@ -18,12 +18,11 @@ from functools import cache
 from pathlib import Path
 from unittest import mock
 
-import numba
 import numpy as np
 
 from scratchnet.flags import flag, run_script
 from scratchnet.kernels import cuda as table
-from scratchnet.kernels.cuda import compile, memory
+from scratchnet.kernels.cuda import compile, machine_code, memory
 from scratchnet.kernels.cuda.compile import Kernel
 from scratchnet.kernels.scalars import kernels_of
 from scratchnet.kernels.signatures import DTYPES, SIGNATURES, accepted
@@ -83,8 +82,9 @@ class Launch:
     arguments: tuple
 
     @property
-    def types(self) -> tuple:
-        return tuple(_type(x) for x in self.arguments)
+    def codes(self) -> tuple:
+        """Of the arguments, see kernels/cuda/machine_code.py."""
+        return compile.packed(self.arguments)[0]
 
     @property
     def dtypes(self) -> str:
@@ -97,14 +97,6 @@ class Launch:
     @property
     def is_float32(self) -> bool:
         return "f" in self.dtypes and "d" not in self.dtypes
-
-
-def _type(x) -> numba.types.Type:
-    if isinstance(x, memory.DeviceArray):
-        return numba.types.Array(numba.from_dtype(x.dtype), 1, "C")
-    if isinstance(x, tuple):
-        return numba.types.UniTuple(_type(x[0]), len(x))
-    return numba.typeof(x)
 
 
 @contextmanager
@@ -228,35 +220,10 @@ def _note(name: str, arrays: list, numbers: tuple, noted: list, found: dict) -> 
     for kernel, blocks, threads, arguments in noted:
         grid = blocks if isinstance(blocks, tuple) else (blocks, 1)
         launch = Launch(name, arrays, kernel, grid, int(np.prod(threads)), arguments)
-        found.setdefault((kernel.function, launch.types), launch)
+        found.setdefault((kernel.function, launch.codes), launch)
 
 
 # --- compilation ------------------------------------------------------------------------------------------------------
-
-
-def ptx_of(launch: Launch, architecture: str) -> str:
-    cc = (int(architecture[3:-1]), int(architecture[-1]))
-    ptx, _ = compile.numba_cuda.compile_ptx(
-        launch.kernel.function, launch.types, cc=cc, launch_bounds=launch.kernel.bounds
-    )
-    return ptx
-
-
-def linked(ptx: str, architecture: str) -> str:
-    """What the linker says of the machine code that it makes of PTX."""
-    from cuda.bindings import nvjitlink
-
-    handle = nvjitlink.create(3, [f"-arch={architecture}", "-Xptxas=-v", "-verbose"])
-    try:
-        code = ptx.encode()
-        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, code, len(code), "kernel")
-        nvjitlink.complete(handle)
-        size = nvjitlink.get_info_log_size(handle)
-        log = bytearray(size)
-        nvjitlink.get_info_log(handle, log)
-    finally:
-        nvjitlink.destroy(handle)
-    return log.decode()
 
 
 IN_LOG = {  # fact: patterns in the linker's report, whose numbers are added
@@ -277,8 +244,8 @@ IN_PTX = {  # fact: instructions that are counted
 
 def facts(launch: Launch, architecture: str) -> dict:
     """registers, spills, stack (bytes), shared (bytes), barriers, and counts of instructions in the PTX."""
-    ptx = ptx_of(launch, architecture)
-    log = linked(ptx, architecture)
+    ptx = machine_code.ptx_of(launch.kernel.function, launch.codes, launch.kernel.bounds, architecture)
+    _, log = machine_code.linked(ptx, architecture, "-Xptxas=-v", "-verbose")
     body = re.sub(r"//.*", "", ptx)
     found = {name: sum(int(n) for p in patterns for n in re.findall(p, log)[:1]) for name, patterns in IN_LOG.items()}
     found |= {name: len(re.findall(pattern, body)) for name, pattern in IN_PTX.items()}

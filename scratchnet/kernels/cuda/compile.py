@@ -9,7 +9,8 @@ import importlib.util
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cached_property
+from functools import cached_property, partial
+from struct import Struct
 from typing import Any
 
 import numba
@@ -17,6 +18,7 @@ import numpy as np
 from llvmlite import ir
 
 from ...errors import DeviceError
+from . import machine_code
 
 try:
     from numba import cuda as _numba_cuda
@@ -29,10 +31,11 @@ libdevice: Any = _libdevice  # the GPU's functions of one number
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
 
 
-if importlib.util.find_spec("numba_cuda") is not None and not SIMULATED:
-    from numba.cuda.core import config
-
-    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small arrays have small grids, and that is right
+machine: Any  # the GPU
+if SIMULATED:
+    from . import host as machine
+else:
+    from . import driver as machine
 
 
 class _Simulated:
@@ -52,17 +55,27 @@ cuda: Any = _Simulated() if SIMULATED else numba_cuda
 
 
 class Kernel:
-    """A kernel's source, compiled at its first launch.
+    """A kernel's source, compiled at its first launch on each kind of arguments, or found on disk.
 
     threads: most threads of a block. resident: fewest blocks that a multiprocessor must hold. Both limit the registers.
     """
 
     def __init__(self, function: Callable[..., None], threads: int, resident: int = 1):
         self.function, self.threads, self.bounds = function, threads, (threads, resident)
+        self._loaded: dict[tuple, tuple[Any, Struct]] = {}
 
     @cached_property
-    def compiled(self) -> Any:
-        return numba_cuda.jit(self.function, **({} if SIMULATED else {"launch_bounds": self.bounds}))
+    def simulated(self) -> Any:
+        return numba_cuda.jit(self.function)
+
+    def loaded(self, codes: tuple) -> tuple[Any, Struct]:
+        """The kernel for arguments of these codes (see machine_code.py), and how their bytes are packed."""
+        found = self._loaded.get(codes)
+        if found is None:
+            architecture = "sm_{}{}".format(*machine.gpu().capability)
+            name, code = machine_code.compiled(self.function, codes, self.bounds, architecture)
+            found = self._loaded[codes] = machine.loaded(code, name), Struct(machine_code.layout(codes))
+        return found
 
 
 def kernel(threads: int, resident: int = 1) -> Callable[[Callable[..., None]], Kernel]:
@@ -75,9 +88,40 @@ def device(function: Callable[..., Any]) -> Any:
     return function if SIMULATED else numba_cuda.jit(function, device=True, inline="always")
 
 
-def _run(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> None:
+def _prepared(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> Callable[[], None]:
+    """A launch that may be called again and again: its arguments are packed once."""
+    if SIMULATED:
+        return partial(_simulate, kernel, blocks, threads, arguments)
+    codes, values = packed(arguments)
+    handle, struct = kernel.loaded(codes)
+    grid, block = (x if isinstance(x, tuple) else (x, 1) for x in (blocks, threads))
+    return machine.Launch(handle, grid, block, struct.pack(*values), arguments)
+
+
+def packed(arguments: tuple) -> tuple[tuple, list]:
+    """The codes and the numbers of arguments."""
+    codes, values = [], []
+    for x in arguments:
+        if hasattr(x, "layout"):
+            code, words = x.flat
+            values += words
+        elif type(x) is tuple:
+            code, inner = packed(x)
+            values += inner
+        else:
+            code = machine_code.NUMBERS[type(x)]
+            values.append(x)
+        codes.append(code)
+    return tuple(codes), values
+
+
+def _simulate(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> None:
     with np.errstate(all="ignore"):
-        kernel.compiled[blocks, threads, stream()](*[x.flat if hasattr(x, "layout") else x for x in arguments])
+        kernel.simulated[blocks, threads](*[x.flat if hasattr(x, "layout") else x for x in arguments])
+
+
+def _run(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> None:
+    _prepared(kernel, blocks, threads, arguments)()
 
 
 launcher: ContextVar[Callable[..., None]] = ContextVar("launcher", default=_run)
@@ -90,13 +134,18 @@ def launch(kernel: Kernel, blocks: Any, threads: Any, *arguments: Any) -> None:
 
 def captured(call: Callable[[], None]) -> list[Callable[[], None]]:
     """The launches of a call in order, as functions that start them; the call itself starts none."""
+    is_real = launcher.get() is _run and not SIMULATED
     found: list[Callable[[], None]] = []
-    token = launcher.set(lambda *launched: found.append(lambda: launcher.get()(*launched)))
+    token = launcher.set(lambda *launched: found.append(_prepared(*launched) if is_real else _again(launched)))
     try:
         call()
     finally:
         launcher.reset(token)
     return found
+
+
+def _again(launched: tuple) -> Callable[[], None]:
+    return lambda: launcher.get()(*launched)
 
 
 # --- what Python and a GPU have under different names -----------------------------------------------------------------
@@ -141,40 +190,22 @@ ALIGNED = None if SIMULATED else 16  # bytes, of shared memory that is moved 16 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
 
-_streams: dict[str, Any] = {}
-
-
-def stream(name: str = "compute") -> Any:
-    """A stream by its use: "compute" for all kernels, "copy" for transfers that overlap with them."""
-    if name not in _streams:
-        _streams[name] = numba_cuda.stream()
-    return _streams[name]
-
-
-def event(timing: bool = False) -> Any:
-    """A mark in a stream, for which other streams can wait; with timing it also records when it was reached."""
-    return numba_cuda.event(**({} if SIMULATED else {"timing": timing}))
-
-
-SIMULATED_GPUS = 2  # in the simulator GPUs are names for one and the same thing
-
-
-def count_gpus() -> int:
-    """GPUs of this machine that this process may use."""
-    return SIMULATED_GPUS if SIMULATED else len(numba_cuda.gpus)
+stream, Event = machine.stream, machine.Event
+count_gpus = machine.count_gpus
 
 
 def check_gpu(number: int) -> None:
-    """Raises DeviceError if there is no GPU of this number."""
+    """Raises DeviceError if there is no GPU of this number, or one that kernels cannot run on."""
     if number >= count_gpus():
         raise DeviceError(f"cuda: expected a GPU from 'cuda:0' to 'cuda:{count_gpus() - 1}', got 'cuda:{number}'")
+    if (missing := machine.why_unavailable(number)) is not None:
+        raise DeviceError(f"cuda:{number}: {missing}")
 
 
 def use_gpu(number: int) -> None:
-    """Makes this thread compute on the GPU of this number; call it before the thread uses any other."""
+    """Makes this process compute on the GPU of this number; call it before it uses any other."""
     check_gpu(number)
-    if not SIMULATED:  # where the only GPU is number 0
-        numba_cuda.select_device(number)
+    machine.use_gpu(number)
 
 
 def is_available() -> bool:
@@ -183,20 +214,12 @@ def is_available() -> bool:
 
 
 def why_unavailable() -> str | None:
-    """What is missing, in a few words; None in the simulator, where nothing is."""
+    """What is missing, in a few words; None in the simulator, where nothing is. It puts no context on the GPU."""
     if SIMULATED:
         return None
     if importlib.util.find_spec("numba_cuda") is None:
         return "expected the package numba-cuda; pip install 'numba-cuda[cu13]', got none"
     try:
-        if not numba_cuda.is_available():
-            return "expected an NVIDIA GPU and its driver, got none"
-        driver = numba_cuda.cudadrv.driver.driver.get_version()
-        numba_cuda.current_context()
+        return machine.why_unavailable(0)
     except Exception as error:  # drivers fail in many ways, and all of them mean this
         return f"expected an NVIDIA GPU and its driver, got {(str(error).strip() or repr(error)).splitlines()[-1]}"
-    toolkit = numba_cuda.runtime.get_version()
-    if driver[0] < toolkit[0]:
-        found = ".".join(map(str, driver))
-        return f"expected a driver for CUDA {toolkit[0]}, got one for {found}; it needs pip install 'numba-cuda[cu12]'"
-    return None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DeviceError, DtypeError
-from .compile import SIMULATED, stream
+from .compile import SIMULATED, Event, machine, stream
 
 CPU, CUDA = 1, 2
 HERE = CPU if SIMULATED else CUDA
@@ -62,12 +62,36 @@ def _drop(capsule: int) -> None:
         _forget(_api.PyCapsule_GetPointer(capsule, _FRESH))
 
 
+def order_after_us(consumer: int | None) -> None:
+    """What a consumer puts into its stream from now on begins after our kernels. None: its default stream; -1: no."""
+    if SIMULATED or consumer == -1:
+        return
+    mark = Event()
+    mark.record(stream())
+    mark.wait(_theirs("__dlpack__", machine.LEGACY_STREAM if consumer is None else consumer))
+
+
+def order_before_us(producer: int) -> None:
+    """Our kernels begin after what a producer has put into its stream."""
+    if SIMULATED:
+        return
+    mark = Event()
+    mark.record(_theirs("__cuda_array_interface__", producer))
+    mark.wait(stream())
+
+
+def _theirs(what: str, handle: int) -> machine.Stream:
+    if isinstance(handle, bool) or not isinstance(handle, int) or handle < 1:  # 0 would be ambiguous, says the protocol
+        raise DeviceError(f"{what}: expected a stream as a positive integer, 1 for the default one, got {handle!r}")
+    return machine.Stream(handle)
+
+
 def export(x: Any) -> Any:
-    """A capsule with the memory of a DeviceArray, for when all kernels that write it are done."""
+    """A capsule with the memory of a DeviceArray."""
     lengths = ctypes.c_int64 * max(x.ndim, 1)
     shape, strides = lengths(*x.shape), lengths(*(s // x.itemsize for s in x.strides))
     code, bits = _CODES[x.dtype.kind], 8 * x.itemsize
-    tensor = _Tensor(x.address, HERE, 0, x.ndim, code, bits, 1, shape, strides, 0)
+    tensor = _Tensor(x.address, HERE, machine.gpu().number, x.ndim, code, bits, 1, shape, strides, 0)
     managed = _Managed(tensor, None, _forget)
     address = ctypes.addressof(managed)
     _shared[address] = managed, shape, strides, x
@@ -92,9 +116,13 @@ def take(source: Any) -> tuple[np.ndarray, Any]:
     """
     if not hasattr(source, "__dlpack__"):
         raise DeviceError(f"from_dlpack: expected an object with __dlpack__, got {type(source).__name__}")
-    if source.__dlpack_device__()[0] != HERE:
-        raise DeviceError(f"from_dlpack: expected memory of device type {HERE}, got {source.__dlpack_device__()[0]}")
-    capsule = source.__dlpack__(**({} if SIMULATED else {"stream": int(stream().handle)}))
+    kind, number = source.__dlpack_device__()
+    if kind != HERE:
+        raise DeviceError(f"from_dlpack: expected memory of device type {HERE}, got {kind}")
+    if number != machine.gpu().number:
+        own = machine.gpu().number
+        raise DeviceError(f"from_dlpack: expected memory of 'cuda:{own}', on which we compute, got 'cuda:{number}'")
+    capsule = source.__dlpack__(**({} if SIMULATED else {"stream": stream().handle}))
     managed = _Managed.from_address(_api.PyCapsule_GetPointer(id(capsule), _FRESH))
     _api.PyCapsule_SetName(id(capsule), _USED)
     owner, tensor = _Borrowed(managed, source), managed.tensor

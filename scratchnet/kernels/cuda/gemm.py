@@ -115,12 +115,10 @@ def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, h
         right = cuda.local.array(OWN_COLUMNS, kind)
         thread = cuda.threadIdx.x
         x, y = thread % ACROSS, thread // ACROSS
-        bands = (m + ROWS - 1) // ROWS
-        part, first_row, first_column = (
-            cuda.blockIdx.y // bands,
-            cuda.blockIdx.y % bands * ROWS,
-            cuda.blockIdx.x * COLUMNS,
-        )
+        # Blocks are numbered along one axis: of the other two a grid has 65,535 at most, and a long matrix more tiles.
+        bands, strips = (m + ROWS - 1) // ROWS, (n + COLUMNS - 1) // COLUMNS
+        band, first_column = cuda.blockIdx.x // strips, cuda.blockIdx.x % strips * COLUMNS
+        part, first_row = band // bands, band % bands * ROWS
         start, end = part * span, min(part * span + span, k)
         for i in range(OWN):
             sums[i] = ZERO
@@ -204,9 +202,9 @@ def _multiply(a, b, bias, out, transpose_a, transpose_b):
     edges = (m if transpose_a else k, k if transpose_b else n, n)
     wide = tuple(is_wide(x) and edge % width == 0 for x, edge in zip((a, b, target), edges, strict=True))
     loop = product(out.dtype, tile, transpose_a, transpose_b, bias is not None)
-    grid = (-(-n // tile.columns), -(-m // tile.rows) * parts)
+    blocks = -(-n // tile.columns) * -(-m // tile.rows) * parts
     a, b = (x if x.size else out for x in (a, b))  # k = 0: no element is read
-    launch(loop, grid, tile.threads, a, b, out if bias is None else bias, target, m, n, k, span, wide)
+    launch(loop, blocks, tile.threads, a, b, out if bias is None else bias, target, m, n, k, span, wide)
     if parts > 1:
         reduce.KERNELS["sum"](target, out.reshape(1, m * n))
 

@@ -6,8 +6,10 @@ slices, transposes and reshapes device memory. Only `from_host` and `to_host` mo
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 from ...errors import DeviceError, DtypeError
 from ..signatures import DTYPES
 from . import dlpack, movement
-from .compile import SIMULATED, numba_cuda, stream
+from .compile import SIMULATED, Event, machine, stream
 
 GRAIN = 512  # bytes; blocks are multiples of it, so arrays of nearly one size share them
 _BASIC = (int, np.integer, slice, type(None), type(Ellipsis))
@@ -27,8 +29,7 @@ class _Block:
     __slots__ = ("address", "memory", "nbytes", "pool")
 
     def __init__(self, pool: Pool, nbytes: int, memory: Any):
-        self.pool, self.nbytes, self.memory = pool, nbytes, memory
-        self.address = memory.ctypes.data if SIMULATED else memory.__cuda_array_interface__["data"][0]
+        self.pool, self.nbytes, self.memory, self.address = pool, nbytes, memory, memory.address
 
     def __del__(self) -> None:
         self.pool.give_back(self.nbytes, self.memory)
@@ -39,64 +40,83 @@ class Pool:
 
     All kernels run in one stream, in the order of their launches. So a block may be reused as soon as Python has freed
     it, even while an earlier kernel still reads it.
+
+    A block may come back at any line of Python, since the garbage collector may run there: in the middle of any of
+    these functions, too. So what `give_back` touches has no lock; each of its steps is one that Python does at once.
     """
 
     def __init__(self) -> None:
-        self.waiting: dict[int, list[Any]] = {}
+        self.waiting: dict[int, deque[Any]] = {}
         self.allocated = 0  # bytes, free blocks included
-        self.lock = threading.Lock()
+        self._counting = threading.Lock()  # of `allocated`, which give_back leaves alone
 
     def take(self, nbytes: int) -> _Block:
         """A block of at least so many bytes. Raises DeviceError if there are not as many."""
         size = max(-(-nbytes // GRAIN), 1) * GRAIN
-        with self.lock:
-            waiting = self.waiting.get(size)
-            memory = waiting.pop() if waiting else None
-        if memory is None:
+        try:
+            memory = self.waiting[size].pop()
+        except (KeyError, IndexError):
             memory = self._allocate(size)
-            self.allocated += size
+            self._count(size)
         return _Block(self, size, memory)
 
     def give_back(self, size: int, memory: Any) -> None:
-        with self.lock:
-            self.waiting.setdefault(size, []).append(memory)
+        self.waiting.setdefault(size, deque()).append(memory)
 
     def empty(self) -> None:
         """Returns all free blocks to the driver."""
-        with self.lock:
-            self.allocated -= sum(size * len(found) for size, found in self.waiting.items())
-            self.waiting.clear()
+        for size, found in list(self.waiting.items()):
+            with contextlib.suppress(IndexError):
+                while True:
+                    found.pop().free()
+                    self._count(-size)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self.allocated += change
 
     def _allocate(self, size: int) -> Any:
-        try:
+        with contextlib.suppress(MemoryError):
             return allocate(size)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
         self.empty()
-        try:
+        with contextlib.suppress(MemoryError):
             return allocate(size)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        raise DeviceError(f"cuda: expected {size:,} bytes of free device memory, got {free_bytes():,}") from None
+        raise DeviceError(f"cuda: expected {size:,} bytes of free device memory, got {machine.free_bytes():,}")
 
 
 def allocate(size: int) -> Any:
-    """New memory from the driver, as an array of bytes."""
-    return np.empty(size, np.uint8) if SIMULATED else numba_cuda.device_array(size, np.uint8, stream=stream())
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "OUT_OF_MEMORY" in str(error)
-
-
-def free_bytes() -> int:
-    """Bytes that the driver can still allocate."""
-    return 0 if SIMULATED else numba_cuda.current_context().get_memory_info().free
+    """New memory from the driver."""
+    return machine.Memory(size)
 
 
 pool = Pool()
+
+
+class _Lent:
+    """What keeps memory of another library, until the kernels that were launched meanwhile are done with it.
+
+    That library gives memory that it gets back to its own kernels, at once and in streams of its own, while ours may
+    still be waiting in theirs.
+    """
+
+    def __init__(self, source: Any):
+        self.source = source
+
+    def __del__(self) -> None:
+        mark = Event()
+        mark.record(stream())
+        _lent.append((mark, self.source))
+        let_go()
+
+
+_lent: deque[tuple[Any, Any]] = deque()  # the mark after the last kernel that may use it, and what keeps it
+
+
+def let_go() -> None:
+    """Forgets memory of other libraries that no kernel of ours uses any more."""
+    with contextlib.suppress(IndexError):
+        while _lent[0][0].is_done():
+            _lent.popleft()
 
 
 class _Address:
@@ -202,7 +222,7 @@ class DeviceArray:
         if self._flat is None:
             if not self.layout.flags.c_contiguous:
                 raise DeviceError(f"cuda: expected C-contiguous memory, got shape {self.shape}, strides {self.strides}")
-            self._flat = _argument(self.layout.reshape(-1), self.owner)  # not self: memory would wait for the gc
+            self._flat = _argument(self.layout.reshape(-1))
         return self._flat
 
     @property
@@ -224,15 +244,26 @@ class DeviceArray:
             "typestr": self.dtype.str,
             "data": (self.address, False),
             "version": 3,
-            "stream": None if SIMULATED else int(stream().handle),
+            "stream": None if SIMULATED else stream().handle,
         }
 
-    def __dlpack__(self, **options: Any) -> Any:
-        synchronize()
-        return dlpack.export(self)
+    def __dlpack__(
+        self, *, stream: int | None = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
+    ) -> Any:
+        """A capsule of DLPack with this memory, or with copy=True a copy of it, for kernels in the consumer's `stream`.
+
+        Raises DeviceError for another `dl_device`: .numpy() copies to the host.
+        """
+        if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
+            own = self.__dlpack_device__()
+            raise DeviceError(
+                f"__dlpack__: expected dl_device {own} or None, got {dl_device}; .numpy() copies to the host"
+            )
+        dlpack.order_after_us(stream)
+        return dlpack.export(self.copy() if copy else self)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return dlpack.HERE, 0
+        return dlpack.HERE, machine.gpu().number
 
     def __array_function__(self, function: Any, types: Any, args: tuple, kwargs: dict) -> Any:
         if function is np.broadcast_to:
@@ -248,14 +279,14 @@ class DeviceArray:
         return f"DeviceArray(shape={self.shape}, dtype={self.dtype})"
 
 
-def _argument(flat: np.ndarray, owner: Any) -> Any:
-    """A one-dimensional array at device addresses, as Numba's own type."""
+def _argument(flat: np.ndarray) -> Any:
+    """Its code and its words, see machine_code.py; in the simulator, Numba's own array."""
     if SIMULATED:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
         return FakeCUDAArray(flat)
-    interface = flat.__array_interface__ | {"strides": None, "stream": None}
-    return numba_cuda.from_cuda_array_interface(interface, owner=owner, sync=False)
+    n, size, address = flat.size, flat.itemsize, flat.__array_interface__["data"][0]
+    return f"[{flat.dtype.char}", (0, 0, n, size, address, n, size)
 
 
 def checked(dtype: Any) -> np.dtype:
@@ -291,7 +322,7 @@ def from_host(x: Any) -> DeviceArray:
 
 def send(out: DeviceArray, flat: np.ndarray, by: str = "compute") -> None:
     """Copies the elements of a NumPy array over those of a C-contiguous array, in the stream `by`."""
-    out.flat.copy_to_device(flat, stream=stream(by))
+    machine.send(out.address, flat, stream(by))
     out.set_limits((int(flat.min()), int(flat.max())) if flat.dtype.kind in "iu" else None)
 
 
@@ -307,8 +338,7 @@ def to_host(x: DeviceArray) -> np.ndarray:
 
 def receive(x: DeviceArray, flat: np.ndarray) -> None:
     """Copies the elements of a C-contiguous array over those of a NumPy array, and waits until they are there."""
-    x.flat.copy_to_host(flat, stream=stream())
-    synchronize()
+    machine.receive(flat, x.address, stream())
 
 
 def write(x: DeviceArray, value: np.ndarray) -> None:
@@ -318,27 +348,31 @@ def write(x: DeviceArray, value: np.ndarray) -> None:
 
 
 def adopt(x: Any) -> DeviceArray:
-    """The memory of another library's array, shared. Raises DeviceError or DtypeError if it has none to share."""
+    """The memory of another library's array, shared. Raises DeviceError or DtypeError if it has none to share here."""
     interface = getattr(x, "__cuda_array_interface__", None)
     if interface is None:
         raise DeviceError(f"cuda: expected an array with __cuda_array_interface__, got {type(x).__name__}")
     dtype = checked(interface["typestr"])
-    if not SIMULATED and interface.get("stream") not in (None, int(stream().handle)):
-        numba_cuda.external_stream(interface["stream"]).synchronize()  # its kernels may still be writing
-    strides = interface.get("strides")
-    described = _Address(interface["data"][0], 0)
+    if (producer := interface.get("stream")) is not None:
+        dlpack.order_before_us(producer)  # its kernels may still be writing
+    strides, address = interface.get("strides"), interface["data"][0]
+    described = _Address(address, 0)
     described.__array_interface__ |= {"shape": tuple(interface["shape"]), "typestr": dtype.str, "strides": strides}
-    return DeviceArray(np.asarray(described), x)
+    layout = np.asarray(described)
+    if layout.size and (there := machine.gpu_of(address)) != machine.gpu().number:
+        found = "memory of the host" if there is None else f"memory of 'cuda:{there}'"
+        raise DeviceError(f"cuda: expected memory of 'cuda:{machine.gpu().number}', on which we compute, got {found}")
+    return DeviceArray(layout, _Lent(x))
 
 
 def from_dlpack(x: Any) -> DeviceArray:
     """The memory of an object with __dlpack__, shared. Raises DeviceError or DtypeError if it cannot be."""
     layout, owner = dlpack.take(x)
     checked(layout.dtype)
-    return DeviceArray(layout, owner)
+    return DeviceArray(layout, _Lent(owner))
 
 
 def synchronize() -> None:
     """Waits for all kernels."""
-    if not SIMULATED:
-        stream().synchronize()
+    stream().synchronize()
+    let_go()

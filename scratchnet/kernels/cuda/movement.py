@@ -1,6 +1,6 @@
-"""Kernels that move elements: fill, copies between any strides and dtypes, gathering and adding up rows by number."""
+"""Kernels that move elements: fill, copies between any strides and dtypes, gathering rows by number."""
 
-from collections.abc import Callable
+import math
 from functools import cache
 from typing import Any
 
@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from . import tuning
-from .compile import Kernel, cuda, device, kernel, launch, load_wide, store_wide
+from .compile import Kernel, cuda, kernel, launch, load_wide, store_wide
 from .grids import in_plane, in_row, is_wide
 
 AXES = 4  # that a strided copy walks over in one launch
@@ -73,63 +73,35 @@ def taking(threads: int) -> Kernel:
     return loop
 
 
-# What a row that goes to a row of `out` changes there: step(total, i, column, inner, x, source, scale).
-
-
-@device
-def _plain(total, i, column, inner, x, source, scale):
-    return total + x[i * inner + column]
-
-
-@device
-def _weighted(total, i, column, inner, x, source, scale):
-    return total + scale[i] * x[source[i] * inner + column]
-
-
-@device
-def _largest(total, i, column, inner, x, source, scale):
-    if total < 0:
-        return source[i]
-    value, best = x[source[i] * inner + column], x[total * inner + column]
-    return source[i] if value > best or (value != value and best == best) else total
-
-
 @cache
-def scattering(step: Callable[..., Any], start: Any, threads: int) -> Kernel:
-    """Folds the rows that go to one row of out, by `step` from `start`, in the order of the index, without atomics.
+def transposing(dtype: np.dtype, edge: int, threads: int) -> Kernel:
+    """A copy whose elements are neighbours along one axis in x and along another one in out: tile by tile.
 
-    A block takes a position of the index. If an earlier position has the same row number, that block does the work;
-    else this block searches the rest of the index, `threads` numbers at a time, for its row number. Each thread folds
-    one column.
+    A warp reads a line of a tile as it lies in x, and after all are there, writes one as it lies in out.
     """
-    START = start
+    kind, STRIDE = numba.from_dtype(dtype), edge + 1  # a column of a tile is not in one bank of shared memory
+    WORDS, DOWN = edge * STRIDE, threads // edge
 
     @kernel(threads)
-    def loop(x, source, index, scale, out, inner):
-        hits = cuda.shared.array(threads, numba.uint8)
-        own = cuda.threadIdx.x
-        column = cuda.blockIdx.y * threads + own
-        for position in range(cuda.blockIdx.x, index.size, cuda.gridDim.x):
-            row, is_first, begin = index[position], True, 0
-            while is_first and begin < position:
-                at = begin + own
-                if cuda.syncthreads_or(np.int32(at < position and index[min(at, position)] == row)):
-                    is_first = False
-                begin += threads
-            total = START
-            if is_first:
-                for begin in range(position, index.size, threads):
-                    at = begin + own
-                    hit = at < index.size and index[min(at, index.size - 1)] == row
-                    if cuda.syncthreads_or(np.int32(hit)):
-                        hits[own] = hit
-                        cuda.syncthreads()
-                        if column < inner:
-                            for i in range(begin, min(begin + threads, index.size)):
-                                if hits[i - begin]:
-                                    total = step(total, i, column, inner, x, source, scale)
-                if column < inner:
-                    out[row * inner + column] = total
+    def loop(x, out, shape, steps):
+        """shape, steps: as for strided_copying. The third axis has stride 1 in x, the last one in out."""
+        tile = cuda.shared.array(WORDS, kind)
+        own, first = cuda.threadIdx.x % edge, cuda.threadIdx.x // edge
+        bands, strips = (shape[2] + edge - 1) // edge, (shape[3] + edge - 1) // edge
+        for item in range(cuda.blockIdx.x, shape[0] * shape[1] * bands * strips, cuda.gridDim.x):
+            rest, d = item // strips, item % strips * edge
+            rest, c = rest // bands, rest % bands * edge
+            a, b = rest // shape[1], rest % shape[1]
+            for line in range(first, edge, DOWN):
+                if c + own < shape[2] and d + line < shape[3]:
+                    at = steps[0] + a * steps[2] + b * steps[3] + (c + own) * steps[4] + (d + line) * steps[5]
+                    tile[line * STRIDE + own] = x[at]
+            cuda.syncthreads()
+            for line in range(first, edge, DOWN):
+                if c + line < shape[2] and d + own < shape[3]:
+                    at = steps[1] + a * steps[6] + b * steps[7] + (c + line) * steps[8] + (d + own) * steps[9]
+                    out[at] = tile[own * STRIDE + line]
+            cuda.syncthreads()
 
     return loop
 
@@ -164,12 +136,31 @@ def _copy_strided(x: Any, out: Any) -> None:
         return
     (source, x_start), (target, out_start) = x.span, out.span
     lead = AXES - len(shape)
-    steps = (x_start, out_start, *(0,) * lead, *x_steps, *(0,) * lead, *out_steps)
-    grid = in_row(out.size)
-    launch(strided_copying(grid[1]), *grid, source, target, out.size, (*(1,) * lead, *shape), steps)
+    shape, x_steps, out_steps = (1,) * lead + shape, (0,) * lead + x_steps, (0,) * lead + out_steps
+    order = _crossed(shape, x_steps, out_steps)
+    if order is not None:
+        shape, x_steps, out_steps = (tuple(y[i] for i in order) for y in (shape, x_steps, out_steps))
+    steps = (x_start, out_start, *x_steps, *out_steps)
+    if order is None:
+        grid = in_row(out.size)
+        launch(strided_copying(grid[1]), *grid, source, target, out.size, shape, steps)
+    else:
+        numbers = tuning.current()
+        tiles = math.prod(shape[:2]) * -(-shape[2] // numbers.warp) * -(-shape[3] // numbers.warp)
+        loop = transposing(x.dtype, numbers.warp, numbers.threads)
+        launch(loop, min(tiles, numbers.blocks), numbers.threads, source, target, shape, steps)
 
 
-def _joined(x: Any, out: Any) -> tuple[list[int], list[int], list[int]]:
+def _crossed(shape: tuple, x_steps: tuple, out_steps: tuple) -> tuple[int, ...] | None:
+    """The axes in an order that ends with x's own fastest axis and out's own; None if they are the same, or short."""
+    long = [i for i in range(AXES) if shape[i] >= tuning.current().warp // 4]
+    fast = [next((i for i in long if steps[i] == 1), None) for steps in (x_steps, out_steps)]
+    if None in fast or fast[0] == fast[1]:
+        return None
+    return *(i for i in range(AXES) if i not in fast), *fast  # type: ignore[arg-type]
+
+
+def _joined(x: Any, out: Any) -> tuple[tuple[int, ...], ...]:
     """Shape and strides (in elements) of both, with neighbouring axes made one where they can be."""
     axes: list[list[int]] = []
     for n, a, b in zip(out.shape, x.strides, out.strides, strict=True):
@@ -180,8 +171,7 @@ def _joined(x: Any, out: Any) -> tuple[list[int], list[int], list[int]]:
             axes[-1] = [axes[-1][0] * n, a, b]
         else:
             axes.append([n, a, b])
-    shape, x_steps, out_steps = ([axis[i] for axis in axes] for i in range(3))
-    return shape, x_steps, out_steps
+    return tuple(tuple(axis[i] for axis in axes) for i in range(3))
 
 
 def take_rows(x, index, out):
@@ -191,32 +181,4 @@ def take_rows(x, index, out):
         launch(taking(tuning.current().threads), *in_plane(index.size, inner), x, index, out, inner)
 
 
-def _scatter(step, start, x, source, index, scale, out):
-    fill(out, start)
-    if out.size and index.size:
-        inner, numbers = out.shape[1], tuning.current()
-        blocks = (min(index.size, numbers.blocks), -(-inner // numbers.threads))
-        loop = scattering(step, out.dtype.type(start), numbers.threads)
-        launch(loop, blocks, numbers.threads, x, source, index, scale, out, inner)
-
-
-def scatter_rows(g, index, out):
-    _scatter(_plain, 0, g, index, index, g, out)
-
-
-def add_rows(x, source, target, scale, out):
-    _scatter(_weighted, 0, x, source, target, scale, out)
-
-
-def argmax_rows(x, source, target, out):
-    _scatter(_largest, -1, x, source, target, x, out)
-
-
-KERNELS = {
-    "fill": fill,
-    "copy": copy,
-    "take_rows": take_rows,
-    "scatter_rows": scatter_rows,
-    "add_rows": add_rows,
-    "argmax_rows": argmax_rows,
-}
+KERNELS = {"fill": fill, "copy": copy, "take_rows": take_rows}

@@ -68,40 +68,43 @@ def folding_strips(name: str, dtype: np.dtype, strip: Strip, fold: Callable) -> 
 
 
 @cache
-def finding(dtype: np.dtype, threads: int) -> Kernel:
-    """argmax: a block a chunk of a result. The larger value wins, of equals the first; NaN is the largest."""
-    kind = numba.from_dtype(dtype)
+def finding(dtype: np.dtype, strip: Strip) -> Kernel:
+    """argmax: a block a chunk of a strip. The larger value wins, of equals the first; NaN is the largest."""
+    kind, (COLUMNS, THREADS), LAYERS = numba.from_dtype(dtype), strip, strip.threads // strip.columns
 
-    @kernel(threads)
+    @kernel(THREADS)
     def loop(x, indices, out, n, count, inner, chunk, is_first):
         """x: (outer, n, inner). out (outer, parts, inner): the index of the largest of each chunk of candidates.
 
         Candidates are all n elements if is_first, else those whose indices (outer, count, inner) the last pass found.
         """
-        values = cuda.shared.array(threads, kind)
-        found = cuda.shared.array(threads, numba.int64)
+        values = cuda.shared.array(THREADS, kind)
+        found = cuda.shared.array(THREADS, numba.int64)
         own = cuda.threadIdx.x
+        column, layer = own % COLUMNS, own // COLUMNS
         parts = (count + chunk - 1) // chunk
-        for item in range(cuda.blockIdx.x, out.size, cuda.gridDim.x):
-            column, row = item % inner, item // inner // parts
-            start, candidates = row * n * inner + column, row * count * inner + column
-            first = item // inner % parts * chunk
+        strips = (inner + COLUMNS - 1) // COLUMNS
+        for item in range(cuda.blockIdx.x, out.size // inner * strips, cuda.gridDim.x):
+            row, j = item // strips, item % strips * COLUMNS + column
+            inside = min(j, inner - 1)  # a thread beyond the last column looks at that one, and writes nothing
+            start, candidates = row // parts * n * inner + inside, row // parts * count * inner + inside
+            first = row % parts * chunk
             end = min(first + chunk, count)
-            index = min(first + own, end - 1)
+            index = min(first + layer, end - 1)
             if not is_first:
                 index = indices[candidates + index * inner]
             best = x[start + index * inner]
-            for i in range(first + own + threads, end, threads):
+            for i in range(first + layer + LAYERS, end, LAYERS):
                 other = i if is_first else indices[candidates + i * inner]
                 value = x[start + other * inner]
                 if (value > best) | ((value != value) & (best == best)):
                     best, index = value, other
             values[own], found[own] = best, index
             cuda.syncthreads()
-            step = threads // 2
+            step = LAYERS // 2
             while step > 0:
-                if own < step:
-                    value, other = values[own + step], found[own + step]
+                if layer < step:
+                    value, other = values[own + step * COLUMNS], found[own + step * COLUMNS]
                     best, index = values[own], found[own]
                     larger = (value > best) | ((value != value) & (best == best))
                     equal = (value == best) | ((value != value) & (best != best))
@@ -109,8 +112,8 @@ def finding(dtype: np.dtype, threads: int) -> Kernel:
                         values[own], found[own] = value, other
                 cuda.syncthreads()
                 step //= 2
-            if own == 0:
-                out[item] = found[0]  # a word that no other thread writes: no barrier is needed
+            if layer == 0 and j < inner:
+                out[row * inner + j] = found[own]  # a word that no other thread writes: no barrier is needed
 
     return loop
 
@@ -121,6 +124,12 @@ def row_threads(n: int) -> int:
     return numbers.warp if n <= numbers.small_rows else numbers.threads
 
 
+def chunk_of(inner: int) -> int:
+    """Elements of the middle axis that a block folds for one result."""
+    numbers = tuning.current()
+    return numbers.chunk if inner == 1 else max(numbers.chunk // numbers.columns, 1)
+
+
 def _reducing(name: str) -> Callable[..., None]:
     def run(x, out):
         if not out.size:
@@ -129,9 +138,8 @@ def _reducing(name: str) -> Callable[..., None]:
             wide = memory.empty(x.shape, out.dtype)
             copy(x, wide)
             x = wide
-        numbers = tuning.current()
         outer, n, inner = x.shape
-        chunk = numbers.chunk if inner == 1 else max(numbers.chunk // numbers.columns, 1)
+        chunk = chunk_of(inner)
         while True:
             parts = max(-(-n // chunk), 1)
             target = out if parts == 1 else memory.empty((outer, parts, inner), out.dtype)
@@ -148,15 +156,15 @@ def _reducing(name: str) -> Callable[..., None]:
 def argmax(x, out):
     if not out.size:
         return
-    numbers = tuning.current()
     outer, n, inner = x.shape
+    chunk = chunk_of(inner)
     indices, count, is_first = out, n, True  # the first pass does not read `indices`
     while True:
-        parts = -(-count // numbers.chunk)
+        parts = -(-count // chunk)
         target = out if parts == 1 else memory.empty((outer, parts, inner), out.dtype)
-        threads = row_threads(min(count, numbers.chunk))
-        arguments = x, indices, target, n, count, inner, numbers.chunk, is_first
-        launch(finding(x.dtype, threads), min(target.size, numbers.blocks), threads, *arguments)
+        strip = Strip.of(min(count, chunk), inner)
+        arguments = x, indices, target, n, count, inner, chunk, is_first
+        launch(finding(x.dtype, strip), strip.blocks(outer * parts, inner), strip.threads, *arguments)
         if parts == 1:
             return
         indices, count, is_first = target, parts, False

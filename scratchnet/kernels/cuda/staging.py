@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import memory, movement
-from .compile import event, numba_cuda, stream
+from .compile import Event, machine, stream
 from .memory import DeviceArray
 
 
@@ -20,7 +20,7 @@ class PinnedTransfer:
     """Transfers of at most `nbytes` bytes each, in the order of the kernels."""
 
     def __init__(self, nbytes: int):
-        self._pinned = numba_cuda.pinned_array(nbytes, np.uint8)
+        self._pinned = machine.pinned(nbytes)
 
     @staticmethod
     def memory(nbytes: int) -> DeviceArray:
@@ -69,15 +69,15 @@ class Staging:
     def send(self, batch: Sequence[np.ndarray]) -> Transfer:
         """Starts the transfer of a batch, after the last one has left the pinned memory."""
         if self._arrived is None:
-            self._arrived = event()
+            self._arrived = Event()
         else:
             self._arrived.synchronize()
         arrays = []
         for i, x in enumerate(batch):
             if i == len(self._pinned) or self._pinned[i].nbytes < x.nbytes:
-                self._pinned[i:] = [numba_cuda.pinned_array(max(x.nbytes, 1), np.uint8)]
+                self._pinned[i:] = [machine.pinned(max(x.nbytes, 1))]
             arrays.append(memory.empty(x.shape, x.dtype))
-        ready = event()
+        ready = Event()
         ready.record(stream())  # kernels launched until now may still use the memory that the pool gave us
         ready.wait(stream("copy"))
         for pinned, x, out in zip(self._pinned, batch, arrays, strict=False):

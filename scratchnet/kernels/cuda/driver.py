@@ -1,0 +1,280 @@
+"""The CUDA driver, as far as it is needed: GPUs, memory, copies, streams, events and launches, through cuda.bindings.
+
+numba-cuda compiles the kernels and does nothing else here: its own host side is deprecated, takes twenty times as long
+for a launch, and computes on GPU 0 in each thread that it does not know. In Numba's simulator host.py stands in for
+this file. tests/helpers/stub_driver.c is a driver without a GPU, under which all of this runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import DeviceError
+
+try:
+    from cuda.bindings import driver as _api
+    from cuda.bindings import nvjitlink as _linker
+except ImportError:  # compile.py says so where it matters
+    _api = _linker = None  # type: ignore[assignment]
+
+LEAST_CAPABILITY = 7, 5  # what the toolkit of CUDA 13 compiles for
+NOT_INITIALIZED, OUT_OF_MEMORY, NOT_READY = 3, 2, 600
+LEGACY_STREAM = 1  # of other libraries, where they name none
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """What a function of the driver returns. Raises DeviceError, or MemoryError if there is no more memory."""
+    code, *found = getattr(_api, name)(*arguments)
+    if code != 0:
+        _refuse(name, int(code), code)
+    return found[0] if len(found) == 1 else found
+
+
+def _refuse(name: str, code: int, shown: Any) -> None:
+    if code == OUT_OF_MEMORY:
+        raise MemoryError(f"{name}: CUDA_ERROR_OUT_OF_MEMORY")
+    remedy = "; a process that was forked after its parent used the GPU cannot use it: start it by spawn"
+    raise DeviceError(
+        f"cuda: expected {name} to work, got {getattr(shown, 'name', shown)}"
+        f"{remedy if code == NOT_INITIALIZED and _gpu is not None else ''}"
+    )
+
+
+# --- the GPU of this process ------------------------------------------------------------------------------------------
+
+
+class Gpu(NamedTuple):
+    """number: as in "cuda:1"."""
+
+    number: int
+    capability: tuple[int, int]
+    context: Any
+
+
+_gpu: Gpu | None = None
+_chosen = 0
+_starting = threading.Lock()
+_local = threading.local()  # is_current: does this thread compute on the GPU?
+
+
+def count_gpus() -> int:
+    """GPUs that this process may use."""
+    call("cuInit", 0)
+    return call("cuDeviceGetCount")
+
+
+def attribute(name: str, number: int) -> int:
+    """A property of a GPU, under the driver's name in lower case."""
+    return call("cuDeviceGetAttribute", getattr(_api.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name.upper()}"), number)
+
+
+def capability_of(number: int) -> tuple[int, int]:
+    """The compute capability of a GPU, for which its kernels are compiled."""
+    major, minor = (attribute(f"compute_capability_{part}", number) for part in ("major", "minor"))
+    return major, minor
+
+
+def why_unavailable(number: int) -> str | None:
+    """What stands against computing on this GPU, found without a context on it: others may use it meanwhile."""
+    none = "expected an NVIDIA GPU and its driver, got none"
+    try:
+        if number >= count_gpus():
+            return none
+    except (RuntimeError, OSError) as error:  # no library, no function in it, no GPU
+        is_missing = "NO_DEVICE" in str(error) or type(error).__name__ == "DynamicLibNotFoundError"
+        return none if is_missing else f"expected an NVIDIA GPU and its driver, got {str(error).splitlines()[-1]}"
+    found, toolkit = call("cuDriverGetVersion"), _linker.version()[0]
+    if found // 1000 < toolkit:
+        version = f"{found // 1000}.{found % 1000 // 10}"
+        return f"expected a driver for CUDA {toolkit}, got one for {version}; it needs pip install 'numba-cuda[cu12]'"
+    if (capability := capability_of(number)) < LEAST_CAPABILITY:
+        least, own = (".".join(map(str, x)) for x in (LEAST_CAPABILITY, capability))
+        return f"expected a GPU of compute capability {least} or more, got {own}"
+    return None
+
+
+def use_gpu(number: int) -> None:
+    """Lets this process compute on the GPU of this number. Raises DeviceError if it has used another one."""
+    global _chosen
+    if _gpu is not None and _gpu.number != number:
+        raise DeviceError(f"cuda: expected one GPU a process, 'cuda:{_gpu.number}', got 'cuda:{number}'")
+    _chosen = number
+
+
+def gpu() -> Gpu:
+    """The GPU of this process, on which this thread computes from now on."""
+    global _gpu
+    if not getattr(_local, "is_current", False):
+        with _starting:
+            if _gpu is None:
+                count_gpus()
+                _gpu = Gpu(_chosen, capability_of(_chosen), call("cuDevicePrimaryCtxRetain", _chosen))
+        call("cuCtxSetCurrent", _gpu.context)
+        _local.is_current = True
+    assert _gpu is not None
+    return _gpu
+
+
+# --- streams and events -----------------------------------------------------------------------------------------------
+
+
+class Stream:
+    """A queue of copies and launches, which happen in order."""
+
+    def __init__(self, handle: int | None = None):
+        gpu()
+        self.handle = int(call("cuStreamCreate", 0)) if handle is None else handle
+
+    def synchronize(self) -> None:
+        """Waits until all of it is done."""
+        gpu()
+        call("cuStreamSynchronize", self.handle)
+
+
+_streams: dict[str, Stream] = {}
+
+
+def stream(name: str = "compute") -> Stream:
+    """A stream by its use: "compute" for all kernels, "copy" for transfers that overlap with them."""
+    found = _streams.get(name)
+    if found is None:
+        gpu()
+        with _starting:
+            found = _streams[name] = _streams.get(name) or Stream()
+    return found
+
+
+class Event:
+    """A mark in a stream, for which other streams can wait; with timing it also records when it was reached."""
+
+    def __init__(self, timing: bool = False):
+        gpu()
+        self.handle = call("cuEventCreate", 0 if timing else 2)
+        weakref.finalize(self, _api.cuEventDestroy, self.handle).atexit = False
+
+    def record(self, stream: Stream) -> None:
+        gpu()
+        call("cuEventRecord", self.handle, stream.handle)
+
+    def wait(self, stream: Stream) -> None:
+        """What is put into the stream from now on begins after the mark was reached."""
+        gpu()
+        call("cuStreamWaitEvent", stream.handle, self.handle, 0)
+
+    def is_done(self) -> bool:
+        """Was it reached?"""
+        gpu()
+        (code,) = _api.cuEventQuery(self.handle)
+        if code not in (0, NOT_READY):
+            _refuse("cuEventQuery", int(code), code)
+        return code == 0
+
+    def synchronize(self) -> None:
+        gpu()
+        call("cuEventSynchronize", self.handle)
+
+    def elapsed_time(self, end: Event) -> float:
+        """Milliseconds until another mark, both with timing."""
+        return call("cuEventElapsedTime", self.handle, end.handle)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """Bytes on the GPU."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, nbytes: int):
+        gpu()
+        self.address = int(call("cuMemAlloc", nbytes))
+
+    def free(self) -> None:
+        """Gives them back to the driver, which waits for all kernels."""
+        gpu()
+        call("cuMemFree", self.address)
+
+
+def free_bytes() -> int:
+    """Bytes that the driver can still allocate."""
+    gpu()
+    return call("cuMemGetInfo")[0]
+
+
+def pinned(nbytes: int) -> np.ndarray:
+    """Bytes of the host that the GPU copies without help of the CPU."""
+    gpu()
+    address = int(call("cuMemHostAlloc", nbytes, 1))  # for all contexts
+    memory = (ctypes.c_uint8 * nbytes).from_address(address)
+    weakref.finalize(memory, _free_pinned, address).atexit = False
+    return np.frombuffer(memory, np.uint8)  # type: ignore[call-overload]
+
+
+def _free_pinned(address: int) -> None:
+    gpu()
+    _api.cuMemFreeHost(address)
+
+
+def gpu_of(address: int) -> int | None:
+    """The number of the GPU whose memory is at an address; None if it is memory of the host, or none."""
+    gpu()
+    kind, ordinal = _api.CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, 9
+    code, found = _api.cuPointerGetAttribute(kind, address)
+    if code != 0 or int(found) != 2:
+        return None
+    return int(call("cuPointerGetAttribute", _api.CUpointer_attribute(ordinal), address))
+
+
+def send(address: int, flat: np.ndarray, by: Stream) -> None:
+    """Copies an array in C order to the GPU. Pinned memory must stay as it is until that is done."""
+    gpu()
+    call("cuMemcpyHtoDAsync", address, flat.__array_interface__["data"][0], flat.nbytes, by.handle)
+
+
+def receive(flat: np.ndarray, address: int, by: Stream) -> None:
+    """Copies from the GPU over an array in C order, and waits until that is done."""
+    gpu()
+    call("cuMemcpyDtoHAsync", flat.__array_interface__["data"][0], address, flat.nbytes, by.handle)
+    by.synchronize()
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def loaded(code: bytes, name: str) -> Any:
+    """The kernel `name` of machine code, for `Launch`."""
+    gpu()
+    library = call("cuLibraryLoadData", code, [], [], 0, [], [], 0)
+    return _api.CUfunction(int(call("cuLibraryGetKernel", library, name.encode())))
+
+
+class Launch:
+    """One launch: a kernel, its grid, and its arguments as the bytes that the GPU reads. Calling it starts it."""
+
+    __slots__ = ("_buffer", "_call", "_extra", "_held", "_size")
+
+    def __init__(self, kernel: Any, blocks: Sequence[int], threads: Sequence[int], arguments: bytes, held: Any):
+        """held: what must stay alive as long as this may be called."""
+        self._buffer, self._held = ctypes.create_string_buffer(arguments, len(arguments)), held
+        self._size = ctypes.c_size_t(len(arguments))
+        begin, size, end = 1, 2, 0  # CU_LAUNCH_PARAM_BUFFER_POINTER, _SIZE, _END
+        self._extra = (ctypes.c_void_p * 5)(
+            begin, ctypes.addressof(self._buffer), size, ctypes.addressof(self._size), end
+        )
+        across, down = blocks
+        self._call = (
+            kernel, across, down, 1, *threads, 1, 0, stream().handle, 0, ctypes.addressof(self._extra)
+        )  # fmt: skip
+
+    def __call__(self) -> None:
+        gpu()
+        (code,) = _api.cuLaunchKernel(*self._call)
+        if code != 0:
+            _refuse(f"cuLaunchKernel with a grid of {self._call[1:3]} blocks of {self._call[4:6]}", int(code), code)

@@ -1,0 +1,147 @@
+"""The host side of the cuda table under a driver without a GPU (tests/helpers/stub_driver.c), in processes of its own.
+
+The stub is the laziest GPU that the rules allow, refuses what a driver refuses, and looks at the arguments of each
+launch. Its kernels compute nothing: what comes out of them is the simulators' matter.
+"""
+
+import importlib.util
+
+import pytest
+import stub_driver
+from sizes import SIMULATED, THOROUGH
+
+pytestmark = [
+    pytest.mark.skipif(SIMULATED, reason="the simulator has no driver"),
+    pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="needs numba-cuda"),
+    pytest.mark.skipif(stub_driver.why_none() is not None, reason=str(stub_driver.why_none())),
+]
+
+ONE_GPU = (
+    "start", "eager", "jit", "transfers", "foreign_memory_is_read_after_its_kernels",
+    "foreign_memory_is_kept_until_our_kernels_are_done", "dlpack_export", "out_of_memory", "threads", "large_grids",
+    "every_argument_lies_where_the_kernel_reads_it", "forked",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """What all scenes on one GPU saw, in one process."""
+    return stub_driver.facts_of("stub_facts.py", *ONE_GPU, *["--compile"] * THOROUGH, timeout=600)
+
+
+def refused(**settings):
+    return stub_driver.facts_of("stub_facts.py", "start", **settings)["start"]
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+
+def test_gpus_are_found_without_a_context_on_one(seen):
+    assert seen["start"] == {"why": None, "count": 1, "contexts": [0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"version": 12080},
+            "expected a driver for CUDA 13, got one for 12.8; it needs pip install 'numba-cuda[cu12]'",
+        ),
+        ({"capability": 70}, "expected a GPU of compute capability 7.5 or more, got 7.0"),
+        ({"devices": 0}, "expected an NVIDIA GPU and its driver, got none"),
+    ],
+)
+def test_a_machine_that_cannot_compute_is_refused_in_one_line(settings, words):
+    assert words in refused(**settings)
+
+
+def test_a_process_computes_on_the_gpu_that_it_chose_in_all_its_threads():
+    found = stub_driver.facts_of("stub_facts.py", "second_gpu", devices=2)["second_gpu"]
+    assert found["number"] == [2, 1] and found["contexts"] == [0, 1] and found["threads"] == []
+    assert found["another"] == "DeviceError: cuda: expected one GPU a process, 'cuda:1', got 'cuda:0'"
+    assert found["missing"] == "DeviceError: cuda: expected a GPU from 'cuda:0' to 'cuda:1', got 'cuda:7'"
+
+
+def test_threads_do_not_disturb_each_other(seen):
+    assert seen["threads"] == []
+
+
+def test_a_forked_process_is_told_to_start_by_spawn(seen):
+    assert "CUDA_ERROR_NOT_INITIALIZED" in seen["forked"] and seen["forked"].endswith("start it by spawn")
+
+
+# --- launches ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_launches_what_it_must_and_allocates_nothing_new(seen):
+    assert seen["eager"]["launches, allocations, loads"] == [21, 0, 0]
+    assert seen["jit"]["launches, allocations, loads"] == [24, 0, 0]  # two copies of its inputs, one of the loss
+
+
+def test_every_argument_lies_where_the_kernel_reads_it(seen):
+    assert seen["every_argument_lies_where_the_kernel_reads_it"] == {"wrong": [], "some": True}
+
+
+def test_the_bytes_of_arguments_are_laid_out_as_the_compiler_lays_them_out():
+    """A kernel that is compiled: its machine code says where it reads each number."""
+    facts = stub_driver.facts_of(
+        "stub_facts.py", "compiled_here", "every_argument_lies_where_the_kernel_reads_it", "--compile", "--numpy-2.5"
+    )
+    assert isinstance(facts["compiled_here"], list), facts
+    assert facts["every_argument_lies_where_the_kernel_reads_it"]["wrong"] == []
+
+
+def test_kernels_are_on_disk_for_the_next_process_and_numpy_2_5_is_enough(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCHNET_CACHE_DIR", str(tmp_path))
+    first, second = (stub_driver.facts_of("stub_facts.py", "compiled_here", "--compile", "--numpy-2.5") for _ in "12")
+    compiled, _ = first["compiled_here"]
+    assert compiled > 3 and second["compiled_here"] == [0, compiled]
+
+
+def test_a_grid_may_have_millions_of_rows_and_columns(seen):
+    assert seen["large_grids"] and not [name for name, error in seen["large_grids"].items() if error]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_transfers_are_right_on_a_gpu_that_puts_everything_off(seen):
+    assert seen["transfers"] == {"batches": [True] * 6, "pieces": [1, 2], "pageable": True}
+
+
+def test_memory_that_waits_is_given_up_before_a_tensor_is_refused(seen):
+    found = seen["out_of_memory"]
+    assert (
+        found["refused"].startswith("DeviceError: cuda: expected ")
+        and "bytes of free device memory" in found["refused"]
+    )
+    assert found["grown"] == 0
+
+
+def test_memory_of_other_libraries_is_read_after_their_kernels(seen):
+    assert seen["foreign_memory_is_read_after_its_kernels"] == [True, True]
+
+
+def test_memory_of_other_libraries_is_kept_until_our_kernels_are_done(seen):
+    for held, is_right, left in seen["foreign_memory_is_kept_until_our_kernels_are_done"]:
+        assert held and is_right and not left
+
+
+def test_dlpack_names_its_gpu_orders_by_an_event_and_does_what_it_is_asked(seen):
+    found = seen["dlpack_export"]
+    assert found["waits"] == [1, 0] and found["unordered"] == 0 and found["device"] == [2, 0]
+    assert found["shared"] and found["copied"]
+    assert found["to the host"] == (
+        "DeviceError: __dlpack__: expected dl_device (2, 0) or None, got (1, 0); .numpy() copies to the host"
+    )
+    assert "expected a stream as a positive integer" in found["stream 0"]
+    assert found["of the host"].endswith("expected memory of 'cuda:0', on which we compute, got memory of the host")
+    assert found["of GPU 1"].endswith("expected memory of 'cuda:0', on which we compute, got 'cuda:1'")
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def test_workers_train_on_two_gpus_and_the_parent_leaves_both_to_them():
+    found = stub_driver.facts_of("stub_facts.py", "parent_of_workers", devices=2)["parent_of_workers"]
+    assert sum(found["shards"]) == 4 and found["starts"] == [1, 1] and found["contexts"] == [0, 0]
