@@ -210,7 +210,8 @@ def launches() -> list[Launch]:
                             arrays[:2] = [x.T.copy() if t else x for x, t in zip(arrays, numbers, strict=False)]
                         _note(name, arrays, numbers, noted, found)
         for source, target in itertools.product(DTYPES, repeat=2):  # conversions, and copies between strides
-            _note("copy", [memory.empty((N, M), source).T, memory.empty((M, N), target)], (), noted, found)
+            for x in memory.empty((N, M), source).T, memory.empty((2 * M, N), source)[::2]:
+                _note("copy", [x, memory.empty((M, N), target)], (), noted, found)
     return list(found.values())
 
 
