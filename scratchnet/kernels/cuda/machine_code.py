@@ -72,10 +72,11 @@ def compiled(function: Callable, codes: tuple, bounds: tuple[int, int], architec
 def ptx_of(function: Callable, codes: tuple, bounds: tuple[int, int], architecture: str) -> str:
     """What numba-cuda makes of a kernel."""
     _complete_numpy()
-    from .compile import numba_cuda
+    from numba import cuda
 
+    compile_ptx: Any = cuda.compile_ptx
     cc = int(architecture[3:-1]), int(architecture[-1])
-    return numba_cuda.compile_ptx(function, types_of(codes), cc=cc, launch_bounds=bounds)[0]
+    return compile_ptx(function, types_of(codes), cc=cc, launch_bounds=bounds)[0]
 
 
 def linked(ptx: str, architecture: str, *options: str) -> tuple[bytes, str]:
