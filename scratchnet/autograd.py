@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from . import checks, hooks, ops, tracing
+from . import checks, hooks, tracing
 from .errors import DeviceError, GradientError, ShapeError
 from .grad_mode import is_recording, recording
 from .kernels import Device
 from .ops.operands import ArrayLike, TensorBase, as_operand, copied, prepare, refusal
 from .ops.table import Op, Tensor
+from .row_gradient import RowGradient, total
 
 # --- the record ------------------------------------------------------------------------------------------------------
 
@@ -90,7 +91,9 @@ def backward(
         data = leaf_gradient._data
         if leaf.grad is not None:
             with recording(create_graph):
-                leaf_gradient = ops.add(leaf.grad, leaf_gradient)
+                leaf_gradient = total(leaf.grad, leaf_gradient)
+        elif isinstance(leaf_gradient, RowGradient):
+            pass
         elif not create_graph and (isinstance(data.base, type(data)) or id(data) in taken):  # on a GPU, too
             leaf_gradient = leaf._wrap(copied(data, data.dtype, leaf._device), leaf._device)  # memory of its own
         taken.add(id(leaf_gradient._data))
@@ -139,7 +142,7 @@ def backpropagate(
         node = t._node
         key = id(node or t)
         known = gradients.get(key)
-        gradients[key] = g if known is None else known + g
+        gradients[key] = g if known is None else total(known, g)
         if key in wanted or (node is None and not targets):
             found[key] = wanted.get(key, t)
         elif known is None and node is not None and node.order > oldest:

@@ -17,6 +17,7 @@ from . import checks, ops
 from .autograd import backpropagate, history, initial_gradient
 from .errors import ConfigError, ShapeError
 from .grad_mode import is_recording, recording
+from .row_gradient import dense
 from .tensor import FLOATS, ArrayLike, Tensor, as_tensor
 from .words import in_both
 
@@ -148,7 +149,7 @@ def value_and_grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -
                     y, initial_gradient(y, None), variables, retain_graph=True, create_graph=create_graph
                 )
         keys = [id(v._node or v) for v in variables]
-        gradients = [found[k][1] if k in found else v.detach() * 0 for k, v in zip(keys, variables, strict=True)]
+        gradients = [dense(found[k][1]) if k in found else v.detach() * 0 for k, v in zip(keys, variables, strict=True)]
         for v in variables:
             v.requires_grad = not v.is_leaf  # nobody outside can ask for the gradient of a leaf made here
         y, *gradients = (t if create_graph and _is_wanted(t) else t.detach() for t in (y, *gradients))

@@ -12,6 +12,7 @@ from typing import Any
 from . import checks, tracing
 from .errors import GradientError, ShapeError
 from .ops.operands import TensorBase
+from .row_gradient import RowGradient
 from .stateful import count_change
 
 Hook = Callable[[Any], Any]
@@ -48,6 +49,8 @@ class Entry:
 
 def run(entries: tuple[Entry, ...], g: Any) -> Any:
     """The gradient after the hooks of a tensor, which may replace it."""
+    if entries and isinstance(g, RowGradient):
+        raise GradientError("register_hook: expected a dense gradient, got one by rows; use sparse=False, or no hook")
     for entry in entries:
         tracing.current().refuse("a hook on a gradient")
         result = entry.function(g)

@@ -22,6 +22,7 @@ from .kernels import TABLES, Device
 from .kernels import device as find_device
 from .ops.logic import of_booleans
 from .ops.operands import FLOATS, ArrayLike, TensorBase, array_on, as_operand, checked_dtype, copied, moved
+from .row_gradient import RowGradient
 from .stateful import count_change
 
 _default_device: ContextVar[str] = ContextVar("default_device", default="cpu")
@@ -301,8 +302,9 @@ class Tensor(TensorBase):
     # --- gradients ----------------------------------------------------------------------------------------------
 
     @property
-    def grad(self) -> Tensor | None:
-        """What `backward` added up for this leaf, of its shape; None before.
+    def grad(self) -> Any:
+        """What `backward` added up for this leaf, of its shape: a Tensor, or a RowGradient of a table that is used with
+        sparse=True; None before.
 
         Raises JitError if a recorded step used it up, and so did not keep it.
         """
@@ -315,10 +317,10 @@ class Tensor(TensorBase):
         return self._grad
 
     @grad.setter
-    def grad(self, value: Tensor | None) -> None:
+    def grad(self, value: Tensor | RowGradient | None) -> None:
         if value is None:
             tracing.current().zeroed(self)
-        elif not isinstance(value, Tensor):
+        elif not isinstance(value, Tensor | RowGradient):
             checks.refuse("grad", "a Tensor or None", value, GradientError, "write p.grad = sn.Tensor(...)")
         else:
             tracing.current().touch(self)
@@ -330,11 +332,13 @@ class Tensor(TensorBase):
         """Forgets the gradient, or with set_to_none=False fills it with 0, if there is one."""
         if checks.flag("zero_grad: set_to_none", set_to_none):
             self.grad = None
+        elif isinstance(self.grad, RowGradient):
+            self.grad = self.grad.cleared()
         elif self.grad is not None:
             with no_grad():
                 self.grad.zero_()
 
-    def _read_grad(self) -> Tensor | None:
+    def _read_grad(self) -> Any:
         """The gradient, for who computes with it: a step that is traced reads it here, too."""
         return self.grad
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from .. import checks, ops, random
-from ..errors import ConfigError, DtypeError, IndexOutOfRangeError, ShapeError
+from ..errors import ConfigError, DeviceError, DtypeError, GradientError, IndexOutOfRangeError, ShapeError
 from ..functions import log_softmax, one_hot, relu, sigmoid, silu, softmax, tanh
 from ..grad_mode import no_grad
 from ..ops.operands import assign
@@ -227,13 +227,17 @@ def _move(running: Tensor | None, target: Tensor, momentum: float) -> None:
     assign(running, moved)
 
 
-def embedding(indices: ArrayLike, weight: ArrayLike, padding_idx: int | None = None) -> Tensor:
+def embedding(indices: ArrayLike, weight: ArrayLike, padding_idx: int | None = None, sparse: bool = False) -> Tensor:
     """Rows of weight (n, dim) by number: indices (...) of integers in [0, n) -> (..., dim).
 
     padding_idx: a row that gets no gradient.
+    sparse: let `weight.grad` be a RowGradient, which holds the rows that occur; optimizers then update those alone.
+        Such a weight is a leaf on the host, and a recorded step refuses it.
     Raises DtypeError for indices that are not integers, IndexOutOfRangeError for one outside [0, n).
     """
     weight, numbers, padding = _of_table("embedding", indices, weight, padding_idx)
+    if _is_sparse("embedding", weight, sparse):
+        return ops.take_rows(weight, numbers, sparse=-1 if padding is None else padding)
     rows = ops.take_rows(weight, numbers)
     return rows if padding is None else ops.where((numbers == padding).unsqueeze(-1), rows.detach(), rows)
 
@@ -249,6 +253,7 @@ def embedding_bag(
     per_sample_weights: ArrayLike | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
+    sparse: bool = False,
 ) -> Tensor:
     """The sum, mean or largest (by column) of some rows of weight (n, dim), which are never put in memory: (bags, dim).
 
@@ -256,6 +261,7 @@ def embedding_bag(
         next one begins; with include_last_offset the last offset is the end of the last bag, and no bag of its own.
     per_sample_weights: factors of the rows, of the shape of indices; for mode "sum".
     padding_idx: a number that counts for nothing, and whose row gets no gradient.
+    sparse: as for embedding; not for mode "max".
 
     A bag without rows gives 0. Rows are added in the order of the indices.
     Raises DtypeError for indices that are not integers, IndexOutOfRangeError for one outside [0, n) or offsets that do
@@ -265,6 +271,8 @@ def embedding_bag(
     checks.one_of(f"{name}: mode", mode, BAGS)
     if per_sample_weights is not None and mode != "sum":
         raise ConfigError(f"{name}: expected mode 'sum' with per_sample_weights, got {mode!r}")
+    if checks.flag(f"{name}: sparse", sparse) and mode == "max":
+        raise ConfigError(f"{name}: expected mode 'sum' or 'mean' with sparse=True, got 'max'")
     weight, numbers, padding = _of_table(name, indices, weight, padding_idx)
     has_end = checks.flag(f"{name}: include_last_offset", include_last_offset)
     sizes = _bag_sizes(name, numbers.shape, offsets, has_end)
@@ -280,7 +288,8 @@ def embedding_bag(
         row = ops.argmax_rows(weight, numbers, bag, n=bags + 1)[:bags]
         element = row.maximum(0) * weight.shape[1] + as_tensor(np.arange(weight.shape[1]), weight)
         return ops.where(row >= 0, ops.take_rows(weight.reshape(weight.size), element), 0)
-    total = ops.add_rows(weight, numbers, bag, scale, n=bags + 1)[:bags]
+    by_rows = {"sparse": -1 if padding is None else padding} if _is_sparse(name, weight, sparse) else {}
+    total = ops.add_rows(weight, numbers, bag, scale, n=bags + 1, **by_rows)[:bags]
     if mode != "mean":
         return total
     one, first = as_tensor(np.ones((1, 1), weight.dtype), weight), as_tensor(np.zeros(numbers.size, np.int64), weight)
@@ -301,6 +310,17 @@ def _of_table(
         return weight, numbers, None
     padding = checks.integer(f"{name}: padding_idx", padding_idx)
     return weight, numbers, int(ops.checked_index(f"{name}: padding_idx", [padding], len(weight))[0])
+
+
+def _is_sparse(name: str, weight: Tensor, sparse: bool) -> bool:
+    """Is the gradient to be one by rows?"""
+    if not checks.flag(f"{name}: sparse", sparse):
+        return False
+    if not weight.is_leaf:
+        raise GradientError(f"{name}: expected a leaf as weight with sparse=True, got the result of an op")
+    if weight.device == "cuda":
+        raise DeviceError(f"{name}: expected weight on the host with sparse=True, got 'cuda'; use sparse=False there")
+    return True
 
 
 def _bag_sizes(name: str, shape: tuple[int, ...], offsets: ArrayLike | None, has_end: bool) -> np.ndarray:

@@ -135,9 +135,10 @@ class Embedding(Module):
     """Rows of weight (num_embeddings, embedding_dim) by number: integers (...) -> (..., embedding_dim).
 
     The rows start as N(0, 1). padding_idx: a row that starts as 0 and is not trained; -1 is the last one.
+    sparse: a gradient by rows, so that an optimizer updates those that occur alone; see functional.embedding.
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None):
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, sparse: bool = False):
         name = type(self).__name__
         self.num_embeddings, self.embedding_dim = _sizes(
             name, num_embeddings=num_embeddings, embedding_dim=embedding_dim
@@ -147,7 +148,7 @@ class Embedding(Module):
             if not -n <= checks.integer(f"{name}: padding_idx", padding_idx) < n:
                 raise IndexOutOfRangeError(f"{name}: expected padding_idx in [{-n}, {n}), got {padding_idx}")
             padding_idx %= n
-        self.padding_idx = padding_idx
+        self.padding_idx, self.sparse = padding_idx, checks.flag(f"{name}: sparse", sparse)
         self.weight = _empty(self.num_embeddings, self.embedding_dim)
         self.reset_parameters()
 
@@ -158,11 +159,14 @@ class Embedding(Module):
             self.weight._device.fill(self.weight._data[self.padding_idx], 0)
 
     def forward(self, indices: ArrayLike) -> Tensor:
-        return F.embedding(indices, self.weight, self.padding_idx)
+        return F.embedding(indices, self.weight, self.padding_idx, self.sparse)
 
     def extra_repr(self) -> str:
-        padding = f", padding_idx={self.padding_idx}" * (self.padding_idx is not None)
-        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{self._options(padding_idx=None, sparse=False)}"
+
+    def _options(self, **usual: Any) -> str:
+        """Those options that are not as usual."""
+        return "".join(f", {name}={own}" for name, value in usual.items() if (own := getattr(self, name)) != value)
 
 
 class EmbeddingBag(Embedding):
@@ -178,21 +182,23 @@ class EmbeddingBag(Embedding):
         mode: str = "mean",
         include_last_offset: bool = False,
         padding_idx: int | None = None,
+        sparse: bool = False,
     ):
         self.mode = checks.one_of("EmbeddingBag: mode", mode, F.BAGS)
         self.include_last_offset = checks.flag("EmbeddingBag: include_last_offset", include_last_offset)
-        super().__init__(num_embeddings, embedding_dim, padding_idx)
+        super().__init__(num_embeddings, embedding_dim, padding_idx, sparse)
+        if self.sparse and self.mode == "max":
+            raise ConfigError("EmbeddingBag: expected mode 'sum' or 'mean' with sparse=True, got 'max'")
 
     def forward(  # type: ignore[override]
         self, indices: ArrayLike, offsets: ArrayLike | None = None, per_sample_weights: ArrayLike | None = None
     ) -> Tensor:
-        options = self.mode, per_sample_weights, self.include_last_offset, self.padding_idx
+        options = self.mode, per_sample_weights, self.include_last_offset, self.padding_idx, self.sparse
         return F.embedding_bag(indices, self.weight, offsets, *options)
 
     def extra_repr(self) -> str:
-        options = {"include_last_offset": self.include_last_offset or None, "padding_idx": self.padding_idx}
-        shown = "".join(f", {name}={value}" for name, value in options.items() if value is not None)
-        return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}{shown}"
+        options = self._options(sparse=False, include_last_offset=False, padding_idx=None)
+        return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}{options}"
 
 
 class Flatten(Module):

@@ -18,6 +18,7 @@ from ..errors import CheckpointError, ConfigError, DtypeError, MissingMethodErro
 from ..hooks import RemovableHandle
 from ..kernels import Device
 from ..ops.operands import kept, overwrite
+from ..row_gradient import RowGradient
 from ..stateful import Stateful
 from ..tensor import FLOATS, ArrayLike, Tensor
 from . import module_hooks
@@ -313,6 +314,8 @@ class Module(Stateful):
             t._data, t._device = _converted(t, device, dtype)
             if isinstance(t._grad, Tensor):
                 t._grad = Tensor._wrap(*_converted(t._grad, device, dtype))
+            elif isinstance(t._grad, RowGradient):
+                t._grad = t._grad.map(lambda values: Tensor._wrap(*_converted(values, device, dtype)))
             t._version += 1
         return self
 

@@ -2,12 +2,13 @@
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from .. import checks
 from ..errors import ConfigError, NonFiniteError, ShapeError
 from ..functions import cat, maximum, minimum, sqrt
 from ..grad_mode import no_grad
+from ..row_gradient import RowGradient
 from ..tensor import Tensor
 from .module import Module, Parameter
 
@@ -30,12 +31,13 @@ def clip_grad_norm_(
     parameters = _parameters("clip_grad_norm_", parameters)
     gradients = [(p, g) for p in parameters if (g := p._read_grad()) is not None]
     with no_grad():
-        norm = _norm([g for _, g in gradients if g.size], norm_type)
+        values = [g.values if isinstance(g, RowGradient) else g for _, g in gradients]
+        norm = _norm([g for g in values if g.size], norm_type)
         if error_if_nonfinite and not math.isfinite(norm.item()):
             raise NonFiniteError(f"clip_grad_norm_: expected finite gradients, got norm {norm.item()}")
         factor = minimum(max_norm / (norm + 1e-6), 1.0)
         for p, gradient in gradients:
-            p.grad = gradient * factor.astype(gradient.dtype)
+            p.grad = _mapped(gradient, lambda values: values * factor.astype(values.dtype))
     return norm
 
 
@@ -55,7 +57,12 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     with no_grad():
         for p in _parameters("clip_grad_value_", parameters):
             if (gradient := p._read_grad()) is not None:
-                p.grad = gradient.clip(-clip_value, clip_value)
+                p.grad = _mapped(gradient, lambda values: values.clip(-clip_value, clip_value))
+
+
+def _mapped(gradient: Tensor | RowGradient, function: Callable[[Tensor], Tensor]) -> Tensor | RowGradient:
+    """function(gradient), of a function that leaves 0 as it is."""
+    return gradient.map(function) if isinstance(gradient, RowGradient) else function(gradient)
 
 
 def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:

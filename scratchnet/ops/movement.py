@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import checks, tracing
 from ..errors import DtypeError, IndexOutOfRangeError, ShapeError
+from ..grad_mode import is_recording
 from ..kernels import device as find_device
+from ..row_gradient import RowGradient
 from .operands import ArrayLike, TensorBase, array_of, as_operand, copied
 from .table import Tensor, broadcast_shape, contiguous, define, method
 
@@ -66,7 +69,7 @@ def _place(device, x, key, shape, value=0):
 place = define("place", _place, lambda g, y, x, key, shape, value=0: getitem(g, key=key))
 
 
-def _take_rows(device, x, index):
+def _take_rows(device, x, index, sparse=None):
     index = contiguous(device, index)
     out = device.empty(index.shape + x.shape[1:], x.dtype)
     inner = math.prod(x.shape[1:])
@@ -85,15 +88,22 @@ def _scatter_rows(device, g, index, n):
     return out
 
 
-# index: int64, already checked to lie in [0, n)
+# index: int64, already checked to lie in [0, n). sparse: None, or the number of a row that gets no gradient, -1 if all
+# do; then the gradient of x, a table (n, dim), is a RowGradient.
 take_rows = define(
-    "take_rows", _take_rows, lambda g, y, x, index: scatter_rows(g, index, n=x.shape[0]), None, promotes=(0,)
+    "take_rows",
+    _take_rows,
+    lambda g, y, x, index, sparse=None: (
+        scatter_rows(g, index, n=x.shape[0]) if sparse is None else _by_rows(x, index, sparse, partial(_sums_of, g))
+    ),
+    None,
+    promotes=(0,),
 )
 scatter_rows = define("scatter_rows", _scatter_rows, lambda g, y, x, index, n: take_rows(g, index), None, promotes=(0,))
 
 
 def _fold_rows(kernel: str):
-    def forward(device, x, *arrays, n):
+    def forward(device, x, *arrays, n, sparse=None):
         out = device.empty((n, x.shape[1]), x.dtype if kernel == "add_rows" else np.int64)
         getattr(device, kernel)(*(contiguous(device, a) for a in (x, *arrays)), out)
         return out
@@ -106,14 +116,39 @@ def _fold_rows(kernel: str):
 add_rows = define(
     "add_rows",
     _fold_rows("add_rows"),
-    lambda g, y, x, source, target, scale, n: add_rows(g, target, source, scale, n=len(x)),
+    lambda g, y, x, source, target, scale, n, sparse=None: (
+        add_rows(g, target, source, scale, n=len(x))
+        if sparse is None
+        else _by_rows(x, source, sparse, partial(_weighted_sums_of, g, target, scale))
+    ),
     None,
     None,
-    lambda g, y, x, source, target, scale, n: (take_rows(g, target) * take_rows(x, source)).sum(1),
+    lambda g, y, x, source, target, scale, n, sparse=None: (take_rows(g, target) * take_rows(x, source)).sum(1),
     promotes=(0, 3),
     floating=True,
 )
 argmax_rows = define("argmax_rows", _fold_rows("argmax_rows"), None, None, None, promotes=(0,))
+
+
+def _by_rows(x: Tensor, index: Tensor, left_out: int, fold: Callable[[np.ndarray, np.ndarray, int], Tensor]) -> Any:
+    """The gradient of a table x by rows. fold(kept, places, m): the sums (m, dim) of what positions `kept` of the index
+    give to `places`, in order. Where the pass is recorded, it is dense, as derivatives of a RowGradient are not.
+    """
+    tracing.current().refuse("a gradient by rows (sparse=True)")
+    numbers = index._data.reshape(-1)
+    kept = np.flatnonzero(numbers != left_out)
+    rows, places = np.unique(numbers[kept], return_inverse=True)
+    values = fold(kept, places, len(rows))
+    return scatter_rows(values, rows, n=len(x)) if is_recording() else RowGradient(rows, values, len(x))
+
+
+def _sums_of(g: Tensor, kept: np.ndarray, places: np.ndarray, m: int) -> Tensor:
+    g = reshape_op(g, shape=(math.prod(g.shape[:-1]), g.shape[-1]))
+    return scatter_rows(g if len(kept) == len(g) else take_rows(g, kept), places, n=m)
+
+
+def _weighted_sums_of(g: Tensor, target: Tensor, scale: Tensor, kept: np.ndarray, places: np.ndarray, m: int) -> Tensor:
+    return add_rows(g, take_rows(target, kept), places, take_rows(scale, kept), n=m)
 
 
 def _cat(device, *arrays, axis):

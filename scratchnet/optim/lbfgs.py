@@ -59,7 +59,7 @@ class LBFGS(Optimizer):
     Raises ConfigError for a step without closure, GradientError for a closure that computed no gradient.
     """
 
-    n_numbers, state_names, takes_closure = 0, (), True
+    n_numbers, state_names, takes_closure, takes_rows = 0, (), True, False
 
     def __init__(
         self,

@@ -8,18 +8,35 @@ Whoever updates parameters in memory of his own (a replica in a worker process) 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import checks
-from ..errors import CheckpointError, ConfigError, DtypeError, ShapeError
+from ..errors import CheckpointError, ConfigError, DtypeError, GradientError, ShapeError
 from ..grad_mode import recording
 from ..ops.table import contiguous
+from ..row_gradient import RowGradient
 from ..sealed import Sealed
 from ..stateful import Stateful
 from ..tensor import FLOATS, Tensor
+
+
+def update_rows(
+    kernel: Callable[..., None],
+    rows: np.ndarray,
+    gradient: np.ndarray,
+    old: Sequence[np.ndarray],
+    new: Sequence[np.ndarray],
+    numbers: np.ndarray,
+) -> None:
+    """An update of some rows alone. old, new: parameter and state before and after; gradient: of these rows."""
+    own = [x[rows] for x in old]
+    kernel(own[0], gradient, *own[1:], *own, numbers)
+    for x, changed in zip(new, own, strict=True):
+        x[rows] = changed
+
 
 # option: (lowest value, the first value that is too large)
 RANGES = {
@@ -123,6 +140,7 @@ class Optimizer(Sealed, Stateful):
     n_numbers: int  # that it takes
     state_names: tuple[str, ...]  # of the arrays, as large as the parameter, that the update keeps; they start at 0
 
+    takes_rows = True  # may a gradient be one by rows?
     takes_closure = False  # does a step evaluate the loss several times?
 
     def __init__(self, params: Parameters, maximize: bool = False, **defaults: Any):
@@ -160,6 +178,10 @@ class Optimizer(Sealed, Stateful):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates, in place, every parameter that has a gradient.
 
+        Of a table with a RowGradient (sparse=True) only the rows that occur are updated, by the same rule: in all other
+        rows nothing changes, neither by momentum nor by weight decay, and no average goes on. Steps are counted for the
+        table as a whole.
+
         closure: is called first; it computes the gradients, and returns the loss, which is returned here.
         Raises ShapeError or DtypeError if a gradient does not fit its parameter; then nothing was updated.
         """
@@ -174,9 +196,13 @@ class Optimizer(Sealed, Stateful):
         own = [numbers.setdefault((id(s.group), s.step), (s, np.empty(self.n_numbers)))[1] for s in states]
         leaders = list(numbers.values())
         self.advance(states, leaders)
-        for (state, gradient), array in zip(ready, own, strict=True):
-            data, arrays = state.param._data, state.arrays
-            getattr(state.param._kernels, self.kernel)(data, gradient, *arrays, data, *arrays, array)
+        rows = [getattr(grad, "rows", None) for _, grad in given if grad is not None]
+        for (state, gradient), chosen, array in zip(ready, rows, own, strict=True):
+            kernel, old = getattr(state.param._kernels, self.kernel), [state.param._data, *state.arrays]
+            if chosen is None:
+                kernel(old[0], gradient, *old[1:], *old, array)
+            else:
+                update_rows(kernel, chosen, gradient, old, old, array)
             state.param._updated()
         self._repeats(lambda: self.advance(states, leaders), tuple(own))
         return loss
@@ -208,11 +234,13 @@ class Optimizer(Sealed, Stateful):
             options |= {name: -options[name] for name in ("lr", "weight_decay") if name in options}
         return options
 
-    def _gradient(self, state: ParameterState, grad: Tensor) -> np.ndarray:
-        """The gradient as a contiguous array, checked against the state."""
+    def _gradient(self, state: ParameterState, grad: Any) -> np.ndarray:
+        """The gradient, or the rows of it that there are, as a contiguous array, checked against the state."""
         param, gradient = state.param, grad._data
-        if gradient.shape != state.shape:
-            raise ShapeError(f"{self._name}: expected a gradient of shape {state.shape}, got {gradient.shape}")
+        if isinstance(grad, RowGradient) and not self.takes_rows:
+            raise GradientError(f"{self._name}: expected dense gradients, got one by rows; use sparse=False")
+        if grad.shape != state.shape:
+            raise ShapeError(f"{self._name}: expected a gradient of shape {state.shape}, got {grad.shape}")
         if gradient.dtype != state.dtype or param._data.dtype != state.dtype:
             raise DtypeError(
                 f"{self._name}: expected parameter and gradient {state.dtype}, got {param.dtype} and {gradient.dtype}"

@@ -20,6 +20,7 @@ from ..errors import DeviceError, NonFiniteError
 from ..grad_mode import no_grad
 from ..kernels import device as find_device
 from ..random import Generator
+from ..row_gradient import total
 from ..tensor import Tensor, default_device
 from .comm.job import report_end, started_as
 from .comm.tree import tree_sum
@@ -200,7 +201,7 @@ class OneProgram:
 def _add(left: Sequence[Tensor | None], right: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sums of two shards' gradients; None where a parameter did not take part."""
     with no_grad():
-        return [b if a is None else a if b is None else a + b for a, b in zip(left, right, strict=True)]
+        return [b if a is None else a if b is None else total(a, b) for a, b in zip(left, right, strict=True)]
 
 
 def _copy(t: Tensor) -> Tensor:

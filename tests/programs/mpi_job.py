@@ -41,6 +41,9 @@ JOBS = {  # arguments of the trainer, and the optimizer
     "wide, seven shards": ({"shards": 7}, "adam"),
     "wide, two batches a step": ({"shards": 3, "accumulate": 2, "clip_norm": 0.5}, "momentum"),
     "wide, apart": ({"shards": 4, "strategy": sn.parallel.LocalSGD(every=2, warmup=3)}, "momentum"),
+    "by rows": ({"shards": 4}, "adam"),
+    "by rows, two batches a step": ({"shards": 3, "accumulate": 2, "clip_norm": 0.5}, "momentum"),
+    "by rows, local": ({"shards": 4, "strategy": sn.parallel.LocalSGD(every=2)}, "adam"),
     "low rank, skipped": ({"shards": 4, "strategy": AllReduce(sn.parallel.PowerSGD(1)), "nonfinite": "skip"}, "adam"),
 }
 
@@ -101,11 +104,26 @@ class Net(sn.nn.Module):
         return self.last(self.dropout(hidden.relu().reshape(len(x), 40))) + nan_for_large_inputs
 
 
-def train(config, arguments, rule, fault, is_wide):
+class ByRows(sn.nn.Module):
+    """A table of which each sample has some rows."""
+
+    def __init__(self):
+        self.rows = sn.nn.EmbeddingBag(40, 5, "sum", padding_idx=9, sparse=True)
+        self.last = sn.nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        return self.last(self.rows((x * 4.0).clip(-20.0, 19.0).astype("int64") + 20))
+
+
+def train(config, arguments, rule, fault, name):
     """The trainer after `fit`, the history and the data set. A wide network needs several messages for its parameters,
     and a traced step computes its gradients."""
     sn.manual_seed(1)
-    model = sn.nn.MLP(FEATURES, 300, 300, 300, CLASSES, dropout=0.1) if is_wide else Net()
+    is_wide = name.startswith("wide")
+    if name.startswith("by rows"):
+        model = ByRows()
+    else:
+        model = sn.nn.MLP(FEATURES, 300, 300, 300, CLASSES, dropout=0.1) if is_wide else Net()
     named = dict(model.named_parameters())
     groups = [
         {"params": [p for name, p in named.items() if "bias" not in name]},
@@ -134,7 +152,7 @@ def main(config):
         library().pickle.__init__(dumps=forbidden, loads=forbidden)
     for name in config.jobs:
         fault = "nan" if name.endswith("skipped") else config.fault
-        trainer, history, dataset = train(config, *JOBS[name], fault, name.startswith("wide"))
+        trainer, history, dataset = train(config, *JOBS[name], fault, name)
         state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
         digest = hashlib.sha256(checkpoint.dumps(state)).hexdigest()
         weights = [float(p.detach().numpy().sum(dtype=np.float64)) for p in trainer.model.parameters()]

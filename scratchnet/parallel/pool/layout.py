@@ -3,6 +3,10 @@
 A *page* is one version of all of them: parameters and buffers side by side, then each state of the optimizer, laid out
 like the parameters. A *slot* is laid out like the parameters and buffers of a page: it holds the gradient, and the new
 buffers, that one shard gave.
+
+A gradient by rows (row_gradient.py) has its place in a slot, too. What lies in no row that occurs is -0.0 there, the
+neutral element of IEEE addition: x + -0.0 has the bits of x, also of 0.0. Sums that begin at 0.0 are never -0.0, so a
+sum over shards, in any order and on any machine, is -0.0 just where no shard has the row.
 """
 
 from __future__ import annotations
@@ -37,33 +41,39 @@ class Extent(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Neighbouring parameters that take the same hyperparameters, as one array; the numbers of their states."""
+    """Neighbouring parameters that take the same hyperparameters, as one array; the numbers of their states.
+
+    by_rows: are their gradients by rows?
+    """
 
     extent: Extent
     states: tuple[int, ...]
+    by_rows: bool
 
 
 class PageLayout:
     """Extents of parameters and buffers in a page, for the sizes that a model and an optimizer have.
 
     trained: numbers of the optimizer's states whose parameters get gradients. The other parameters are constants.
+    by_rows: those of them that get gradients by rows.
     """
 
-    def __init__(self, model: Module, optimizer: Any, trained: Sequence[int]):
+    def __init__(self, model: Module, optimizer: Any, trained: Sequence[int], by_rows: Sequence[int] = ()):
+        self.by_rows = list(by_rows)
         self.parameters: dict[int, Extent] = {}  # by the number of the optimizer's state
         self.segments: list[Segment] = []
         offset, alike = 0, None
         for i in trained:
             state = optimizer.states[i]
-            kind = id(state.group), state.step, state.dtype
+            kind = id(state.group), state.step, state.dtype, i in by_rows
             if kind != alike:
-                self.segments.append(Segment(Extent(offset, (0,), state.dtype), ()))
+                self.segments.append(Segment(Extent(offset, (0,), state.dtype), (), i in by_rows))
                 alike = kind
             self.parameters[i] = Extent(offset, state.shape, state.dtype)
             offset += round_up(self.parameters[i].nbytes)
             begin = self.segments[-1].extent.offset
             extent = Extent(begin, ((offset - begin) // state.dtype.itemsize,), state.dtype)
-            self.segments[-1] = Segment(extent, (*self.segments[-1].states, i))
+            self.segments[-1] = Segment(extent, (*self.segments[-1].states, i), i in by_rows)
         self.parameter_bytes = offset
         self.buffers: list[Extent] = []
         for buffer in model.buffers():

@@ -26,6 +26,7 @@ from ...kernels import device as find_device
 from ...native.vectors import is_finite
 from ...nn import Module
 from ...random import Generator
+from ...row_gradient import RowGradient
 from ...tensor import Tensor, default_device
 from ..settings import Settings
 from ..shards import (
@@ -44,8 +45,8 @@ from .layout import Page, PageLayout
 class Replica:
     """A model, a loss, an optimizer and a data set that compute on pages and slots; their own arrays stay as they are.
 
-    trained: see PageLayout. device: of the model, where gradients are computed. host: where pages and slots are. In
-    another process, to which it travels, it arrives on the host.
+    trained, by_rows: see PageLayout. device: of the model, where gradients are computed. host: where pages and slots
+    are. In another process, to which it travels, it arrives on the host.
 
     on_final: called with (batch, shard, parameters) while a replayed gradient still runs, as soon as the gradients of
     these parameters are final. See `Outputs`.
@@ -55,14 +56,14 @@ class Replica:
     reading = 0.0  # seconds that the first shard took to be read
     streams_kept: Any = staticmethod(streams_kept)  # a worker process, in which nobody else draws, keeps none
 
-    def __init__(self, settings: Settings, dataset: Any, trained: Sequence[int]):
+    def __init__(self, settings: Settings, dataset: Any, trained: Sequence[int], by_rows: Sequence[int] = ()):
         self.settings, self.dataset = settings, dataset
         self.model, self.optimizer, self.loss = settings.model, settings.optimizer, settings.loss
         self.shards, self.strategy = settings.shards, settings.strategy
         self.device: Device = next(iter(self.model.parameters()))._device
         self.host = self.device if self.device.is_host else find_device("cpu")
         self.generator = Generator(settings.seed)
-        self.layout = PageLayout(self.model, self.optimizer, trained)
+        self.layout = PageLayout(self.model, self.optimizer, trained, by_rows)
         self.loss_of_batch = settings.recorded(self.compute)
         self.model.train()
 
@@ -81,7 +82,11 @@ class Replica:
                 batch = tensors_of(samples, replica.tensor)
                 shard_loss(settings.model, settings.loss, batch, Generator(settings.seed)).sum().backward()
             trained = [i for i, state in enumerate(states) if state.param.grad is not None]
-        replica.layout = PageLayout(settings.model, settings.optimizer, trained)
+            by_rows = [i for i in trained if isinstance(states[i].param.grad, RowGradient)]
+        replica.layout = PageLayout(settings.model, settings.optimizer, trained, by_rows)
+        if by_rows and settings.strategy.compression is not None:
+            name, came = replica.name_of(by_rows[0]), settings.strategy.compression
+            raise ConfigError(f"fit: expected no compression of {name!r}, which has sparse=True, got {came}")
         return replica
 
     def __reduce__(self):
@@ -93,7 +98,12 @@ class Replica:
                 state.arrays = [self.at(array).to_host(array) for array in state.arrays]
         own = dict(zip(("model", "optimizer", "loss"), parts, strict=True))
         nothing: dict[str, Any] = dict.fromkeys(("scheduler", "loader", "placement", "timeline"))  # workers need none
-        return Replica, (dataclasses.replace(self.settings, **own, **nothing), self.dataset, [*self.layout.parameters])
+        return Replica, (
+            dataclasses.replace(self.settings, **own, **nothing),
+            self.dataset,
+            [*self.layout.parameters],
+            self.layout.by_rows,
+        )
 
     def to(self, device: str) -> Replica:
         """Let gradients be computed on this device: the model and the loss move there."""
@@ -160,13 +170,25 @@ class Replica:
             missing = [i for i, p in zip(layout.parameters, parameters, strict=True) if p.grad is None]
             if missing:
                 raise ConfigError(f"fit: expected a gradient for every parameter in each shard, got none for {missing}")
-            for parameter, extent in zip(parameters, layout.parameters.values(), strict=True):
-                gradient, own = parameter.grad._data, extent.of(slot)  # type: ignore[union-attr]
-                if fresh:
+            for (i, extent), parameter in zip(layout.parameters.items(), parameters, strict=True):
+                gradient, own = parameter.grad._data, extent.of(slot)
+                if i in layout.by_rows or isinstance(parameter.grad, RowGradient):
+                    self._write_rows(i, parameter.grad, own, fresh)
+                elif fresh:
                     device.copy(gradient, own)
                 else:
                     device.add(own, gradient, own)
         return loss.detach()
+
+    def _write_rows(self, i: int, gradient: Any, own: np.ndarray, fresh: bool) -> None:
+        """A gradient by rows goes to a slot, as layout.py says; of one that is dense all rows occur."""
+        if i not in self.layout.by_rows:
+            name = self.name_of(i)
+            raise ConfigError(f"fit: expected a gradient of {name!r} by rows from the first batch on, or never")
+        if fresh:
+            own.fill(-0.0)
+        rows = gradient.rows if isinstance(gradient, RowGradient) else slice(None)
+        own[rows] = own[rows] + gradient._data + 0.0  # never -0.0
 
     def find_nonfinite(self, slot: np.ndarray) -> int:
         """The number of the first parameter whose gradient in the slot is NaN or infinite, or -1."""

@@ -14,6 +14,7 @@ import numpy as np
 from ... import tracing
 from ...kernels import Device
 from ...native import vectors
+from ...optim.optimizer import update_rows
 from ...tensor import Tensor
 from ..comm.tree import tree_sum
 from ..shards import weighted_mean
@@ -51,9 +52,10 @@ class Slice:
         self.device = replica.at(self.segments[0][0][0])  # local steps of a worker on a GPU are updates there
         self.numbers = np.empty((len(self.segments), replica.optimizer.n_numbers))
         clips = replica.settings.clip_norm is not None
+        self.by_rows = [segment.by_rows for segment in replica.layout.segments]
         self.factors = [np.ones((), old[0].dtype) for old, _, _ in self.segments] if clips else None
-        # Of arrays that stay where they are, so a replay looks nothing up.
-        self._step = replica.settings.recorded(self._merge)
+        # Of arrays that stay where they are, so a replay looks nothing up; but which rows occur is looked at.
+        self._step = self._merge if any(self.by_rows) else replica.settings.recorded(self._merge)
 
     def update(self, numbers: np.ndarray, weights: Sequence[float], factor: float = 1.0) -> None:
         """numbers: see `Replica.next_numbers`. weights: of each slot's buffers. factor: scales the gradient."""
@@ -79,11 +81,19 @@ class Slice:
         device = tracing.active(self.device)
         for i, (old, gradients, new) in enumerate(self.segments):
             gradient = _folded(device, gradients)
+            rows = _occurring(gradient) if self.by_rows[i] else None
             if self.factors is not None:
                 scaled = device.empty(gradient.shape, gradient.dtype)
                 device.mul(gradient, self.factors[i], scaled)
                 gradient = scaled
-            getattr(device, self.kernel)(old[0], gradient, *old[1:], *new, self.numbers[i])
+            kernel = getattr(device, self.kernel)
+            if rows is None:
+                kernel(old[0], gradient, *old[1:], *new, self.numbers[i])
+                continue
+            for before, after in zip(old, new, strict=True):
+                if before is not after:
+                    np.copyto(after, before)
+            update_rows(kernel, rows, gradient[rows], old, new, self.numbers[i])
         _merge_buffers(self.device, self.buffers, weights)
 
 
@@ -133,6 +143,12 @@ def sum_of_squares(layout: PageLayout, part: tuple[int, int], gradients: Leaves)
     for extent in layout.cut(part):
         total += vectors.sum_of_squares(tree_sum(gradients, _at(extent, gradients).__getitem__, np.add))
     return total
+
+
+def _occurring(gradient: np.ndarray) -> np.ndarray:
+    """The positions in a sum of gradients by rows that lie in rows that occur: what is not -0.0, see layout.py."""
+    bits = gradient.view(f"i{gradient.itemsize}")
+    return np.flatnonzero(bits != np.iinfo(bits.dtype).min)
 
 
 def _at(extent: Extent, memory: Leaves) -> Leaves:

@@ -18,6 +18,7 @@ from pathlib import Path
 import multiprocess
 import numpy as np
 import pytest
+from mpi_job import ByRows
 from residue import no_residue
 
 import scratchnet as sn
@@ -116,6 +117,24 @@ def test_bytes_do_not_depend_on_the_number_of_workers(job):
     for workers in numbers:
         with no_residue():
             assert trained(workers, *make_job()) == expected, workers
+
+
+BY_ROWS = {
+    "all_reduce": {},
+    "server": {"strategy": sn.parallel.ParameterServer(1), "nonfinite": "skip"},
+}
+
+
+@pytest.mark.parametrize("name", BY_ROWS)
+def test_gradients_by_rows_are_merged_to_the_bytes_of_one_process_though_a_worker_is_killed(name, monkeypatch):
+    sn.manual_seed(2)
+    options, models = BY_ROWS[name], [ByRows() for _ in range(3)]
+    for model in models:
+        model.load_state_dict(models[0].state_dict())
+    expected = trained(1, 4, "Adam", models[0], **options)
+    assert trained(1, 4, "Adam", models[1], jit=False, **options) == expected
+    monkeypatch.setenv(failpoints.VARIABLE, "slice.half_written:2:*:SIGKILL")
+    assert trained(2, 4, "Adam", models[2], **options) == expected
 
 
 @pytest.mark.parametrize("strategy", [sn.parallel.AllReduce(), sn.parallel.LocalSGD(2)], ids=lambda s: s.name)
