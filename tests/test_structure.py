@@ -23,7 +23,7 @@ LAYERS = (
     "native sealed",
     "kernels",
     "tracing",
-    "stateful grad_mode dtypes",
+    "stateful grad_mode dtypes row_gradient",
     "random ops",
     "hooks",
     "autograd",
