@@ -16,16 +16,17 @@ from . import tracing
 from .errors import DeviceError, UnknownAttributeError
 
 Tensor = Any  # the class stands above
+WHAT = "a gradient by rows (sparse=True)"  # that a recorded step is refused for
 
 
 class RowGradient:
     """A gradient (n, dim) that is 0 in all rows but some. It never changes; `to_dense` makes a Tensor of it.
 
-    rows: int64 (m,), the numbers of the rows that occur, ascending, each once. values: a Tensor (m, dim).
+    rows: int64 (m,), numbers of the rows that occur, ascending, each once. values: a Tensor (m, dim).
     Raises DeviceError for values on a GPU.
     """
 
-    __slots__ = ("n", "rows", "values")
+    __slots__ = ("_rows", "n", "values")
 
     def __init__(self, rows: np.ndarray, values: Tensor, n: int):
         if not values._device.is_host:
@@ -33,7 +34,14 @@ class RowGradient:
                 f"sparse=True: expected a table on the host, got one on {values.device!r}; use sparse=False there, and "
                 "zero_grad() before a table moves"
             )
-        self.rows, self.values, self.n = rows, values, n
+        tracing.current().refuse(WHAT)
+        self._rows, self.values, self.n = rows, values, n
+
+    @property
+    def rows(self) -> np.ndarray:
+        """A step that is recorded is refused, as a replay would not look at them."""
+        tracing.current().refuse(WHAT)
+        return self._rows
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,7 +95,6 @@ def total(a: Any, b: Any) -> Any:
     """a + b, gradients of one tensor: by rows if both are, else dense."""
     if not (isinstance(a, RowGradient) or isinstance(b, RowGradient)):
         return a + b
-    tracing.current().refuse("a gradient by rows (sparse=True)")
     return a._plus(b) if type(a) is type(b) else dense(a) + dense(b)
 
 

@@ -164,6 +164,7 @@ def test_a_model_keeps_its_gradient_by_rows_when_it_is_copied_or_converted():
     assert copy.deepcopy(model)[0].weight.grad.rows.tolist() == gradient.rows.tolist()
     model.double()
     assert model[0].weight.grad.dtype == np.float64 and model[0].weight.grad.rows.tolist() == [0, 2, 5, 7]
+    assert repr(model[0]) == "Embedding(9, 3, sparse=True)"
     assert repr(gradient) == "RowGradient(4 rows of shape (9, 3))"
 
 
@@ -188,6 +189,25 @@ def recorded():
     sn.jit(lambda words: F.embedding(words, table, sparse=True).sum().backward())(sn.Tensor(WORDS))
 
 
+def updated_in_a_recorded_step():
+    table = parameter()
+    optimizer = sn.optim.SGD([table], 0.1)
+    backward(table, True)
+    sn.jit(lambda x: optimizer.step())(sn.Tensor(1.0))
+
+
+def added_to_in_a_recorded_step():
+    table = parameter()
+    backward(table, True)
+    sn.jit(lambda x: (table * x).sum().backward())(sn.Tensor(1.0))
+
+
+def clipped_in_a_recorded_step():
+    table = parameter()
+    backward(table, True)
+    sn.jit(lambda x: nn.utils.clip_grad_norm_([table], 1.0))(sn.Tensor(1.0))
+
+
 def of_another_shape():
     table, other = parameter(), nn.Parameter(TABLE[:4])
     backward(table, True)
@@ -200,6 +220,9 @@ REFUSED = {
     hooked: (sn.GradientError, "register_hook: expected a dense gradient, got one by rows"),
     by_lbfgs: (sn.GradientError, "LBFGS: expected dense gradients, got one by rows"),
     recorded: (sn.JitError, "a gradient by rows (sparse=True): expected a step"),
+    updated_in_a_recorded_step: (sn.JitError, "a gradient by rows (sparse=True): expected a step"),
+    added_to_in_a_recorded_step: (sn.JitError, "a gradient by rows (sparse=True): expected a step"),
+    clipped_in_a_recorded_step: (sn.JitError, "a gradient by rows (sparse=True): expected a step"),
     of_another_shape: (sn.ShapeError, "SGD: expected a gradient of shape (4, 3), got (9, 3)"),
     lambda: backward(parameter(), True).norm(): (sn.UnknownAttributeError, "grad: expected rows, values"),
     lambda: F.embedding_bag(BAGS, TABLE, mode="max", sparse=True): (sn.ConfigError, "mode 'sum' or 'mean' with sparse"),

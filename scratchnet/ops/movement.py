@@ -13,7 +13,7 @@ from .. import checks, tracing
 from ..errors import DtypeError, IndexOutOfRangeError, ShapeError
 from ..grad_mode import is_recording
 from ..kernels import device as find_device
-from ..row_gradient import RowGradient
+from ..row_gradient import WHAT, RowGradient
 from .operands import ArrayLike, TensorBase, array_of, as_operand, copied
 from .table import Tensor, broadcast_shape, contiguous, define, method
 
@@ -134,7 +134,7 @@ def _by_rows(x: Tensor, index: Tensor, left_out: int, fold: Callable[[np.ndarray
     """The gradient of a table x by rows. fold(kept, places, m): the sums (m, dim) of what positions `kept` of the index
     give to `places`, in order. Where the pass is recorded, it is dense, as derivatives of a RowGradient are not.
     """
-    tracing.current().refuse("a gradient by rows (sparse=True)")
+    tracing.current().refuse(WHAT)
     numbers = index._data.reshape(-1)
     kept = np.flatnonzero(numbers != left_out)
     rows, places = np.unique(numbers[kept], return_inverse=True)

@@ -196,7 +196,7 @@ class Optimizer(Sealed, Stateful):
         own = [numbers.setdefault((id(s.group), s.step), (s, np.empty(self.n_numbers)))[1] for s in states]
         leaders = list(numbers.values())
         self.advance(states, leaders)
-        rows = [getattr(grad, "rows", None) for _, grad in given if grad is not None]
+        rows = [grad.rows if isinstance(grad, RowGradient) else None for _, grad in given if grad is not None]
         for (state, gradient), chosen, array in zip(ready, rows, own, strict=True):
             kernel, old = getattr(state.param._kernels, self.kernel), [state.param._data, *state.arrays]
             if chosen is None:

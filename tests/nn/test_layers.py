@@ -25,7 +25,6 @@ LAYERS = [
     (lambda: nn.BatchNorm1d(4, affine=False), "BatchNorm1d(4, eps=1e-05, momentum=0.1, affine=False)", X, (6, 4)),
     (lambda: nn.Embedding(9, 2), "Embedding(9, 2)", [[1, 8, 0]], (1, 3, 2)),
     (lambda: nn.Embedding(9, 2, padding_idx=-1), "Embedding(9, 2, padding_idx=8)", [[1, 8, 0]], (1, 3, 2)),
-    (lambda: nn.Embedding(9, 2, sparse=True), "Embedding(9, 2, sparse=True)", [[1, 8, 0]], (1, 3, 2)),
     (lambda: nn.EmbeddingBag(9, 2), "EmbeddingBag(9, 2, mode='mean')", [[1, 8, 0]], (1, 2)),
     (
         lambda: nn.EmbeddingBag(9, 2, "max", True, padding_idx=-1),
