@@ -46,7 +46,10 @@ from .losses import (
     SmoothL1Loss,
 )
 from .module import Buffer, Module, Parameter
+from .sequences.attention import MultiheadAttention, PositionalEncoding
+from .sequences.functions import generate_square_subsequent_mask
 from .sequences.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .sequences.transformer import TransformerEncoder, TransformerEncoderLayer
 from .utils import summary
 
 __all__ = [
@@ -93,10 +96,12 @@ __all__ = [
     "Module",
     "ModuleDict",
     "ModuleList",
+    "MultiheadAttention",
     "NLLLoss",
     "PReLU",
     "Parameter",
     "ParameterList",
+    "PositionalEncoding",
     "RNNCell",
     "ReLU",
     "ReLU6",
@@ -108,7 +113,10 @@ __all__ = [
     "Softplus",
     "Softsign",
     "Tanh",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "functional",
+    "generate_square_subsequent_mask",
     "init",
     "summary",
     "utils",

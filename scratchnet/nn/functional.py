@@ -37,6 +37,7 @@ from .losses import (
     nll_loss,
     smooth_l1_loss,
 )
+from .sequences.functions import attention_weights
 from .windows import (
     adaptive_avg_pool2d,
     avg_pool1d,
@@ -82,6 +83,7 @@ __all__ = [
     "prelu",
     "relu",
     "relu6",
+    "scaled_dot_product_attention",
     "selu",
     "sigmoid",
     "silu",
@@ -341,3 +343,35 @@ def _bag_sizes(name: str, shape: tuple[int, ...], offsets: ArrayLike | None, has
         to, came = "" if has_end else "at most ", checks.shown(begins.tolist())
         raise IndexOutOfRangeError(f"{name}: expected offsets that ascend from 0 to {to}{shape[0]}, got {came}")
     return sizes
+
+
+def scaled_dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(query @ key.T * scale + mask) @ value -> (..., steps, features) (Vaswani et al. 2017).
+
+    attn_mask, which broadcasts to (..., steps, keys): booleans say which keys a step sees, floats are added.
+    is_causal: step i sees the keys 0 to i. A step that sees no key, or of whose mask all floats are -inf, gives 0.
+    dropout_p: the probability that a weight is dropped; 0 outside of training. scale: 1 / sqrt(width) unless given.
+    Raises ShapeError, DtypeError, ConfigError.
+    """
+    name = "scaled_dot_product_attention"
+    query = as_tensor(query, key, value)
+    key, value = as_tensor(key, query), as_tensor(value, query)
+    is_causal = checks.flag(f"{name}: is_causal", is_causal)
+    dropout_p = checks.number(f"{name}: dropout_p", dropout_p, "[0, 1]")
+    if is_causal and attn_mask is not None:
+        checks.refuse(f"{name}: attn_mask", "None with is_causal=True", attn_mask, remedy="give one of them")
+    if scale is not None:
+        scale = checks.number(f"{name}: scale", scale)
+    if min(key.ndim, value.ndim) < 2 or value.shape[-2] != key.shape[-2]:
+        shapes = f"{key.shape} and {value.shape}"
+        raise ShapeError(f"{name}: expected key (..., keys, width), value (..., keys, features), got {shapes}")
+    weights = attention_weights(name, query, key, attn_mask, is_causal, scale)
+    return dropout(weights, dropout_p) @ value

@@ -511,6 +511,37 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "nn.GRUCell.forward": lambda: {"self": nn.GRUCell(3, 3), "x": x(), "hx": states()[0]},
     "nn.RNNCell.forward": lambda: {"self": nn.RNNCell(3, 3), "x": x(), "hx": states()[0]},
     "nn.LSTMCell.forward": lambda: {"self": nn.LSTMCell(3, 3), "x": x(), "hx": (states()[0], states()[0])},
+    "nn.MultiheadAttention": lambda: {
+        "embed_dim": 6, "num_heads": 2, "dropout": 0.5, "bias": False, "batch_first": True,
+    },
+    "nn.MultiheadAttention.forward": lambda: {
+        "self": nn.MultiheadAttention(6, 2), "query": sequences(), "key": sequences(), "value": sequences(),
+        "key_padding_mask": np.zeros((2, 1), bool), "need_weights": False, "attn_mask": np.zeros((1, 1), bool),
+        "average_attn_weights": False, "is_causal": True,
+    },
+    "nn.MultiheadAttention.reset_parameters": lambda: {"self": nn.MultiheadAttention(6, 2)},
+    "nn.PositionalEncoding": lambda: {"d_model": 6, "dropout": 0.5, "batch_first": True},
+    "nn.PositionalEncoding.forward": lambda: {"self": nn.PositionalEncoding(6), "x": sequences()},
+    "nn.TransformerEncoderLayer": lambda: {
+        "d_model": 6, "nhead": 2, "dim_feedforward": 4, "dropout": 0.5, "activation": "gelu", "layer_norm_eps": 1e-4,
+        "batch_first": True, "norm_first": True,
+    },
+    "nn.TransformerEncoderLayer.forward": lambda: {
+        "self": nn.TransformerEncoderLayer(6, 2, 4), "src": sequences(), "src_mask": np.zeros((1, 1), bool),
+        "src_key_padding_mask": np.zeros((2, 1), bool), "is_causal": True,
+    },
+    "nn.TransformerEncoder": lambda: {
+        "encoder_layer": nn.TransformerEncoderLayer(6, 2, 4), "num_layers": 2, "norm": nn.LayerNorm(6),
+    },
+    "nn.TransformerEncoder.forward": lambda: {
+        "self": nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 4), 2), "src": sequences(),
+        "mask": np.zeros((1, 1), bool), "src_key_padding_mask": np.zeros((2, 1), bool), "is_causal": True,
+    },
+    "nn.generate_square_subsequent_mask": lambda: {"sz": 3},
+    "F.scaled_dot_product_attention": lambda: {
+        "query": sequences(), "key": sequences(), "value": sequences(), "attn_mask": np.ones((2, 2), bool),
+        "dropout_p": 0.5, "is_causal": False, "scale": 0.5,
+    },
     "F.conv1d": lambda: {
         "x": sequences(), "weight": filters(4, 1, 2), "bias": filters(4), "stride": 2, "padding": 1, "dilation": 2,
         "groups": 2,
@@ -1150,6 +1181,8 @@ NOT_CALLED |= {
         "EmbeddingBag",
         "Flatten",
         "LayerNorm",
+        "MultiheadAttention",
+        "PositionalEncoding",
         "Linear",
         "PReLU",
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ... import ops
-from ...errors import ShapeError
+from ... import checks, ops
+from ...errors import DtypeError, ShapeError
 from ...tensor import ArrayLike, Tensor, as_tensor
 
 
@@ -40,3 +40,53 @@ def reached(name: str, lengths: ArrayLike | None, steps: int, like: Tensor, n: i
         raise ShapeError(f"{name}: lengths: expected shape {(n,)}, one number a sequence, got {lengths.shape}")
     numbers = ops.checked_index(f"{name}: lengths", lengths, steps + 1, from_end=False)
     return as_tensor(np.arange(steps)[:, None], like) < as_tensor(numbers, like)
+
+
+# --- attention: query (..., steps, width), key (..., keys, width) ----------------------------------------------------
+
+
+def attention_weights(
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    mask: ArrayLike | None,
+    is_causal: bool,
+    scale: float | None = None,
+) -> Tensor:
+    """How much of each value a step takes (..., steps, keys): see functional.scaled_dot_product_attention."""
+    if min(query.ndim, key.ndim) < 2 or query.shape[-1] != key.shape[-1]:
+        raise ShapeError(
+            f"{name}: expected query (..., steps, width) and key (..., keys, width), got {query.shape} and {key.shape}"
+        )
+    if not query.shape[-1] or not key.shape[-2]:
+        raise ShapeError(f"{name}: expected at least one key and a width, got key {key.shape}")
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)
+    seen = None
+    if mask is not None:
+        mask = as_tensor(mask, query)
+        try:
+            fits = np.broadcast_shapes(mask.shape, scores.shape) == scores.shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ShapeError(f"{name}: expected a mask that broadcasts to {scores.shape}, got {mask.shape}")
+        if mask.dtype not in (np.bool_, scores.dtype):
+            raise DtypeError(f"{name}: expected a mask of booleans or of {scores.dtype}, got {mask.dtype}")
+        seen = mask
+        if mask.dtype != np.bool_:
+            scores, seen = scores + mask, mask > -np.inf
+    if is_causal:
+        causal = as_tensor(np.tril(np.ones(scores.shape[-2:], bool)), query)
+        seen = causal if seen is None else seen * causal
+    if seen is not None:
+        scores = ops.where(seen, scores, float(np.finfo(scores.dtype).min))  # whose exp is 0 beside any other
+    weights = scores.softmax(-1)
+    if mask is not None:
+        weights = ops.where(seen, weights, 0.0)  # where no key is seen
+    return weights
+
+
+def generate_square_subsequent_mask(sz: int) -> Tensor:
+    """(sz, sz) of 0 on and below the diagonal and -inf above, to be added to scores: step i sees the steps 0 to i."""
+    size = checks.integer("generate_square_subsequent_mask: sz", sz, 0, 2**31 - 1)
+    return Tensor(np.triu(np.full((size, size), -np.inf, np.float32), 1))

@@ -227,7 +227,7 @@ def test_a_trainer_gives_the_same_bits_for_any_number_of_workers():
         model = LastOfGRU()
         optimizer = sn.optim.Adam(model.parameters(), lr=0.01)
         trainer = sn.Trainer(model, optimizer, nn.CrossEntropyLoss(), workers=workers, shards=4, progress=False)
-        trainer.fit(sn.data.DataLoader(data, batch_size=16), epochs=2)
+        trainer.fit(sn.data.DataLoader(data, batch_size=24), epochs=1)
         return [p.detach().numpy().tobytes() for p in model.parameters()]
 
     assert weights(1) == weights(2)
