@@ -17,6 +17,7 @@ from . import checks, networks, nn
 from .data import DataLoader, PiecewiseLinear, Standardize
 from .data.dataset import checked_samples, fields_of
 from .data.images import ImageInputs
+from .data.series import SeriesInputs
 from .data.tables import TableInputs
 from .data.text import TextInputs
 from .errors import CheckpointError, CheckpointNotFoundError, ConfigError, ScratchnetError, ShapeError
@@ -26,7 +27,9 @@ from .random import Generator, using
 from .tensor import Tensor
 
 PLAIN = (bool, int, float, str, type(None))
-INPUTS: dict[str, Callable[..., Any]] = {kind.kind: kind for kind in (TableInputs, ImageInputs, TextInputs)}
+INPUTS: dict[str, Callable[..., Any]] = {
+    kind.kind: kind for kind in (TableInputs, ImageInputs, TextInputs, SeriesInputs)
+}
 MAPPED: dict[str, Callable[..., Any]] = {"standardize": Standardize, "piecewise linear": PiecewiseLinear}
 STEPS: dict[str, Callable[..., Any]] = {**INPUTS, **MAPPED, "scale": lambda scale: _Scale(scale)}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from scratchnet.data.files.series import log_mel
+
 FOLDER = Path(__file__).parents[1] / "scratchnet" / "data" / "tiny"
 
 
@@ -46,7 +48,34 @@ def ratings(rng: np.random.Generator, users: int = 120, items: int = 60, n: int 
     write("ratings.csv", ["userId", "movieId", "rating"], rows)
 
 
+VOWELS = {
+    "a": (850, 1610, 2850),
+    "e": (530, 1840, 2480),
+    "i": (270, 2290, 3010),
+    "o": (500, 900, 2400),
+    "u": (300, 870, 2240),
+}
+
+
+def vowels(rng: np.random.Generator, part: str, n: int, rate: int = 8000) -> None:
+    """Synthetic vowels as log-mel features: harmonics of a pitch, each as loud as three formants make it."""
+    lines = []
+    for i in range(n):
+        name = list(VOWELS)[i % len(VOWELS)]
+        pitch, size = rng.uniform(90, 250), rng.uniform(0.85, 1.15)  # of the voice, and of its vocal tract
+        seconds = np.arange(int(rate * rng.uniform(0.08, 0.18))) / rate
+        tones = np.arange(1, int(rate / 2 / pitch) + 1)[:, None] * pitch
+        gains = sum(1 / (1 + ((tones - size * formant) / 80) ** 2) for formant in VOWELS[name])
+        wave = (gains * np.sin(2 * np.pi * tones * seconds + rng.uniform(0, 6, tones.shape))).sum(axis=0)
+        features = log_mel(wave + rng.normal(0, 0.3, len(wave)), rate, 8)
+        lines.append(":".join([*(",".join(f"{x:.1f}" for x in row) for row in features), name]))
+    head = ["@problemName vowels", "@timeStamps false", f"@classLabel true {' '.join(VOWELS)}", "@data"]
+    (FOLDER / f"vowels_{part}.ts").write_text("\n".join([*head, *lines, ""]), encoding="utf-8")
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     flowers(np.random.default_rng(0))
     ratings(np.random.default_rng(1))
+    vowels(np.random.default_rng(2), "TRAIN", 150)
+    vowels(np.random.default_rng(3), "TEST", 75)

@@ -37,10 +37,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # .ci/run repeats the others without the JIT and in simulators, `-m "not once"`.
 ONCE = {
     "data": (
-        "test_augment", "test_collate", "test_images", "test_loader", "test_samplers", "test_sources",
+        "test_augment", "test_collate", "test_images", "test_loader", "test_samplers", "test_series",
+        "test_sources",
         "test_tables", "test_text",
     ),
-    "files": ("test_cells", "test_content", "test_idx"),
+    "files": ("test_cells", "test_content", "test_idx", "test_series"),
     "cuda": ("test_compiled", "test_stub", "test_without_gpu"),
     "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm"),
     "comm": ("test_collectives", "test_job", "test_memory", "test_tree", "test_virtual"),

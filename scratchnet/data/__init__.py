@@ -18,6 +18,7 @@ from .samplers import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+from .series import SeriesInputs, audio_folder, from_ts
 from .sources import FASHION_MNIST_CLASSES, load
 from .standardize import PiecewiseLinear, Standardize
 from .tables import TableInputs, from_csv, from_npz, ratings_csv
@@ -38,6 +39,7 @@ __all__ = [
     "RandomSampler",
     "Sampler",
     "SequentialSampler",
+    "SeriesInputs",
     "Standardize",
     "Subset",
     "SubsetRandomSampler",
@@ -45,11 +47,13 @@ __all__ = [
     "TensorDataset",
     "TextInputs",
     "WeightedRandomSampler",
+    "audio_folder",
     "clean",
     "data_files",
     "default_collate",
     "from_csv",
     "from_npz",
+    "from_ts",
     "gather",
     "image_folder",
     "load",

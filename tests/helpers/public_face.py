@@ -139,6 +139,19 @@ def pictures() -> str:
     return path("pictures", write)
 
 
+def sounds() -> str:
+    def write(name: str) -> None:
+        import wave
+
+        for folder in "ab":
+            os.makedirs(f"{name}/{folder}")
+            with wave.open(f"{name}/{folder}/1.wav", "wb") as file:
+                file.setparams((1, 2, 8000, 0, "NONE", ""))
+                file.writeframes(np.arange(800, dtype="<i2").tobytes())
+
+    return path("sounds", write)
+
+
 def table_data() -> data.TensorDataset:
     return data.from_csv(table(), "y", features=["a"])
 
@@ -856,6 +869,11 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "path": table(), "user": "b", "item": "a", "rating": "y", "like": None, "delimiter": ",", "encoding": "utf-8",
         "names": None,
     },
+    "data.from_ts": lambda: {"path": data.data_files("vowels")[1], "length": 3, "like": None},
+    "data.audio_folder": lambda: {"path": sounds(), "mels": 4, "length": 3, "like": None},
+    "data.SeriesInputs": lambda: {"channels": 2, "length": 3, "mels": None},
+    "data.SeriesInputs.read": lambda: {"self": data.SeriesInputs(8, 3), "path": data.data_files("vowels")[1]},
+    "data.SeriesInputs.state_dict": lambda: {"self": data.SeriesInputs(8, 3)},
     "data.data_files": lambda: {"name": table()},
     "data.from_npz": lambda: {
         "path": path("npz", lambda name: np.savez(open(name, "wb"), x=logits(), y=labels())),  # noqa: SIM115

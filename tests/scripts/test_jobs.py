@@ -4,11 +4,13 @@ import hashlib
 import math
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 import train_recommend
+import train_speech
 import train_table
 
 import scratchnet as sn
@@ -19,6 +21,7 @@ SCRIPTS = Path(train_table.__file__).parent
 JOBS = {  # the script, settings that make it small, the least (or, of errors, the most) that it must reach
     "table": (train_table, {"hidden": (32,), "bins": 8, "batch_size": 64, "lr": 0.02}, lambda found: found > 0.75),
     "recommend": (train_recommend, {"factors": 8, "batch_size": 128, "lr": 0.05}, lambda found: found < 0.75),
+    "speech": (train_speech, {"channels": (8, 8), "batch_size": 16, "lr": 0.02}, lambda found: found > 0.75),
 }
 
 
@@ -112,3 +115,30 @@ def test_ratings_of_every_format_are_read_and_the_model_predicts_one_by_names(ru
 def test_two_towers_learn(run):
     rmse, _ = run("recommend", hidden=(16,), epochs=15, lr=0.02)
     assert rmse < 0.85
+
+
+# --- speech -----------------------------------------------------------------------------------------------------------
+
+
+def test_folders_of_sounds_are_told_apart_and_a_file_is_predicted(run, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, pitch in (("low", 200), ("high", 2000)):
+        for part, n in (("train", 12), ("test", 4)):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(n):
+                tone = np.sin(2 * np.pi * pitch * rng.uniform(0.8, 1.2) * np.arange(rng.integers(800, 1600)) / 8000)
+                with wave.open(str(tmp_path / part / name / f"{i}.wav"), "wb") as file:
+                    file.setparams((1, 2, 8000, 0, "NONE", ""))
+                    file.writeframes((8000 * tone).astype("<i2").tobytes())
+    folders = {"data": str(tmp_path / "train"), "test_data": str(tmp_path / "test")}
+    accuracy, _ = run("speech", **folders, mels=8, epochs=10, batch_size=8)
+    assert accuracy == 1.0
+    assert (tmp_path / "run" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    model = sn.load_model(tmp_path / "run")
+    features, names = model.read(tmp_path / "test" / "low" / "0.wav")
+    assert model.predict(features, prepared=True).tolist() == ["low"] and names[0].endswith("0.wav")
+
+
+def test_speech_needs_a_convolution(run):
+    with pytest.raises(ConfigError, match="--channels: expected at least one convolution, got none"):
+        run("speech", channels=())
