@@ -34,6 +34,7 @@ TREE = """
 :caption: The book
 :glob:
 book/README
+book/[0-9]*
 ```
 
 ```{toctree}

@@ -15,6 +15,7 @@ COMMANDS = {  # the script, and what it does
     "predict": ("predict.py", "labels of images, rows or sentences, by a saved model"),
     "runs": ("runs.py", "lists, compares and plots the runs of a database"),
     "doctor": ("doctor.py", "tries all that a run needs on this machine, and says what is missing"),
+    "exercises": ("exercises/exercises.py", "the exercises of the book: start one, check it, get a hint"),
     "bench": ("bench/bench.py", "measures steps and kernels beside what is installed"),
 }
 FOLDERS = Path(__file__).parent / "scripts", Path(__file__).parents[1] / "scripts"  # of a wheel, of a checkout
