@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SPACES = {  # the module, and what its page is called
+TITLES = {  # of pages; a public module that is not here has the first words of its docstring
     "scratchnet": "Tensors and functions",
     "scratchnet.nn": "Layers and losses",
     "scratchnet.nn.functional": "Layers as functions",
@@ -34,6 +34,16 @@ CALLED_BY_A_RUN = re.compile(r"on_(fit|step|epoch|exception)")  # methods that d
 ITEM = re.compile(r"^([\w*][\w*, .]{0,60}?): (?=\S)")
 
 
+def spaces() -> dict[str, str]:
+    """Each public module, and what its page is called."""
+    package = importlib.import_module("scratchnet")
+    found = [f"scratchnet.{n}" for n in package.__all__ if isinstance(getattr(package, n), types.ModuleType)]
+    others = {
+        name: re.split("[:.,;]", doc_of(importlib.import_module(name)))[0] for name in found if name not in TITLES
+    }
+    return TITLES | others
+
+
 def public(module: str) -> Iterator[tuple[str, Any]]:
     """(name, value) of all that is public in a module."""
     space = importlib.import_module(module)
@@ -53,7 +63,7 @@ def methods(value: Any) -> Iterator[tuple[str, Any]]:
 def undocumented() -> list[str]:
     """What has no docstring, of its own or of what it is based on."""
     missing = []
-    for module in SPACES:
+    for module in spaces():
         for name, value in public(module):
             entries = [(name, value), *((f"{name}.{method}", f) for method, f in methods(value))]
             missing += [f"{module}.{called}" for called, thing in entries if callable(thing) and not doc_of(thing)]
@@ -124,20 +134,21 @@ def entry(called: str, value: Any, fence: str = "::::::") -> str:
     return f"{fence}{{py:{kind}}} {head}\n" + "\n\n".join(inside) + f"\n{fence}\n"
 
 
-def page(module: str) -> str:
+def page(module: str, title: str = "") -> str:
     """The Markdown of a module."""
     space = importlib.import_module(module)
     intro = markdown(inspect.getdoc(space) or "")
     entries = "\n".join(entry(f"{module}.{name}", value) for name, value in public(module))
-    return f"# {SPACES[module]}: `{module}`\n\n{intro}\n\n{entries}"
+    return f"# {title}: `{module}`\n\n{intro}\n\n{entries}"
 
 
 def write(folder: Path) -> None:
     """Writes all pages, and the page that lists them. Pages that are as before stay, so a second build is short."""
     folder.mkdir(exist_ok=True)
-    pages = {f"{module}.md": page(module) for module in SPACES}
-    rows = "\n".join(f"| [`{module}`]({module}.md) | {title} |" for module, title in SPACES.items())
-    tree = "\n".join(SPACES)
+    titles = spaces()
+    pages = {f"{module}.md": page(module, title) for module, title in titles.items()}
+    rows = "\n".join(f"| [`{module}`]({module}.md) | {title} |" for module, title in titles.items())
+    tree = "\n".join(titles)
     pages["index.md"] = (
         "# Reference\n\nEvery public name, with its arguments, from the docstrings of the code.\n\n"
         f"| module | what is there |\n|---|---|\n{rows}\n\n```{{toctree}}\n:hidden:\n{tree}\n```\n"
