@@ -53,7 +53,7 @@ ONCE = {
     "parallel": (
         "test_compression", "test_modules", "test_objects", "test_planner", "test_shards", "test_strategies",
     ),
-    "formats": ("test_atomic", "test_checkpoint", "test_checkpoint_folder"),
+    "formats": ("test_atomic", "test_checkpoint", "test_checkpoint_folder", "test_pytorch"),
     "onnx": ("test_operators", "test_read", "test_write"),
     "optim": ("test_lr_scheduler",),
     "trainer": ("test_checks", "test_metrics_log", "test_moments", "test_trainer"),

@@ -28,7 +28,7 @@ def read(what: str, path: Any, largest: int = LARGEST) -> bytes:
                 raise CheckpointError(f"{name}: expected a regular file, found a pipe or a device")
             if status.st_size > largest:
                 raise CheckpointError(f"{name}: expected at most {largest} bytes, found {status.st_size}")
-            return file.read(largest + 1)[:largest]
+            return file.read(status.st_size)
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"{name}: expected a model, found no such file") from error
     except OSError as error:

@@ -253,7 +253,7 @@ class Module(Stateful):
         if any(type(value).__module__.partition(".")[0] == "torch" for value in state.values()):
             raise CheckpointError(
                 f"{type(self).__name__}: expected arrays, a weight of Linear as (in, out), got PyTorch tensors, where "
-                "it is (out, in); give weight.detach().numpy().T, and the others by .detach().numpy()"
+                "it is (out, in); scratchnet.pytorch.load_state_dict(model, state) converts them"
             )
         own: dict[str, Tensor] = dict(self._named(Parameter, Buffer))
         new = {}

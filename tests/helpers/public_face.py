@@ -37,6 +37,7 @@ SPACES = {
     "callbacks": sn.callbacks,
     "report": sn.report,
     "onnx": sn.onnx,
+    "pytorch": sn.pytorch,
 }
 
 
@@ -218,6 +219,10 @@ def vector() -> sn.Tensor:
 
 # fmt: off
 EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
+    "pytorch.state_dict": lambda: {"model": nn.Linear(2, 3)},
+    "pytorch.load_state_dict": lambda: {
+        "model": nn.Linear(2, 3), "source": sn.pytorch.state_dict(nn.Linear(2, 3)), "strict": True,
+    },
     "onnx.export": lambda: {"model": nn.Linear(2, 3), "path": "a.onnx", "example": rows(), "batch": "n"},
     "onnx.load": lambda: {"path": onnx_file()},
     **{f"sn.{name}": lambda: {"x": x()} for name in UNARY.split()},

@@ -2,13 +2,16 @@
 
 import copy
 import os
+import pickle
 
+import cloudpickle
 import numpy as np
 import pytest
 
 import scratchnet as sn
 from scratchnet import nn
 from scratchnet.errors import CheckpointError, CheckpointNotFoundError, ScratchnetError
+from scratchnet.formats.onnx import operators
 from scratchnet.formats.onnx.read import graph_of
 
 onnx = pytest.importorskip("onnx", reason="pip install 'scratchnet-engine[onnx]'")
@@ -64,19 +67,11 @@ def test_a_loaded_model_trains_as_the_one_that_was_written(step, tmp_path):
     assert trained(loaded.train(), step) == trained(model.train())
 
 
-def test_a_loaded_model_is_copied_saved_and_trained_by_workers(tmp_path):
+def test_a_loaded_model_can_be_copied_and_sent_to_workers(tmp_path):
     sn.onnx.export(network(), tmp_path / "model.onnx", X)
-    weights = []
-    for workers in (1, 2):
-        model = copy.deepcopy(sn.onnx.load(tmp_path / "model.onnx"))
-        data = sn.data.TensorDataset(np.tile(X, (4, 1)), np.arange(16) % 2)
-        trainer = sn.Trainer(
-            model, sn.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), workers=workers, shards=4,
-            progress=False,
-        )  # fmt: skip
-        trainer.fit(sn.data.DataLoader(data, batch_size=8), epochs=1)
-        weights.append(b"".join(a.tobytes() for a in model.state_dict().values()))
-    assert weights[0] == weights[1]
+    model = sn.onnx.load(tmp_path / "model.onnx")
+    for other in (copy.deepcopy(model), pickle.loads(cloudpickle.dumps(model))):
+        assert trained(other.train()) == trained(copy.deepcopy(model).train())
 
 
 def test_a_loaded_model_is_written_again(tmp_path):
@@ -271,14 +266,15 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_small_file_of_huge_values_is_refused_before_they_are_made(bomb):
+def test_a_small_file_of_huge_values_is_refused_before_they_are_made(bomb, monkeypatch):
+    monkeypatch.setattr(operators, "LARGEST", 10**5)
     i = lambda *n: np.array(n, np.int64)  # noqa: E731
     stored = {
         "column": i(-1, 1),
         "row": i(1, -1),
         "flat": i(-1),
         "thousand": i(1000),
-        "much": i(0, 10**8),
+        "much": i(0, 10**4),
         "zero": i(0),
     }
     stored |= {"grid": i(1000, 1000), "depth": i(1000), "values": np.float32([0, 1])}
@@ -289,7 +285,7 @@ def test_a_small_file_of_huge_values_is_refused_before_they_are_made(bomb):
             nodes.append((op, [names.get(name, name) for name in inputs], [f"n{repeat}_{k}"], attributes))
         value = nodes[-1][2][0]
     model = graph_of(file_of(nodes, stored, outputs=(value,)).SerializeToString())
-    with pytest.raises(ScratchnetError, match="at most 268435456 elements"):
+    with pytest.raises(ScratchnetError, match="at most 100000 elements"):
         model(np.ones(4, np.float32))
 
 
