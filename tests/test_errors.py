@@ -159,7 +159,7 @@ FIRST_ERRORS = {  # a beginner's mistake: the call, and the remedy that its line
     "a gradient of NumPy": (lambda: setattr(nn.Parameter([1.0]), "grad", np.ones(1)), "sn.Tensor(...)"),
     "a state of PyTorch": (
         lambda: nn.Linear(2, 2, bias=False).load_state_dict({"weight": np.eye(2, dtype="float32").view(FromPyTorch)}),
-        "numpy().T",
+        "scratchnet.pytorch.load_state_dict",
     ),
     "PyTorch's SGD(lr, momentum, dampening)": (lambda: sn.optim.SGD([nn.Parameter([1.0])], 0.1, 0.9, 0.01), "nesterov"),
 }

@@ -141,7 +141,7 @@ def _called(step: Step, given: list[Any], beside: dict[str, Any]) -> Any:
     if "outputs" in wanted:
         options["outputs"] = sum(map(bool, step.outputs))
     for name, value in step.attributes.items():
-        is_input = wanted[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        is_input = name in wanted and wanted[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         options[name] = np.asarray(value) if is_input else value
     if any(isinstance(x, Tensor) for x in given):
         return function(*given, **options)
@@ -164,8 +164,9 @@ def checked(graph: Graph) -> Graph:
             )
         known |= {*step.outputs}
         attributes = dict.fromkeys(step.attributes)
+        checks_itself = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         unknown = [name for name in attributes if name not in signature.parameters or name in GIVEN]
-        if unknown:
+        if unknown and not checks_itself:
             raise CheckpointError(f"{step.where}: expected attributes that this version knows, found {unknown!r:.80}")
         try:
             signature.bind(*step.inputs, **attributes, **{n: None for n in GIVEN if n in signature.parameters})

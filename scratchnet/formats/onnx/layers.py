@@ -13,7 +13,8 @@ import numpy as np
 
 from ... import nn
 from ...nn import Module
-from .trace import Entry
+from ...tensor import Tensor
+from .trace import Entry, tensors_in
 from .writer import Writer
 
 Row = Callable[..., str]
@@ -91,6 +92,61 @@ def _embedding_bag(w: Writer, m: Any, e: Entry, index: str) -> str:
     return total if m.mode == "sum" else w.node("Div", total, w.node("Max", number, w.constant(1, dtype)))
 
 
+# The op of ONNX, and where in PyTorch's order of gates those of ONNX stand.
+RECURRENT: dict[type, tuple[str, tuple[int, ...]]] = {
+    nn.GRU: ("GRU", (1, 0, 2)),  # r z n there, z r h here
+    nn.LSTM: ("LSTM", (0, 3, 1, 2)),  # i f g o there, i o f c here
+    nn.RNN: ("RNN", (0,)),
+}
+
+
+def _recurrent(w: Writer, m: Any, e: Entry) -> tuple[str, ...]:
+    """One node a layer; the gates of its weights are reordered by nodes, so that parameters keep names and values."""
+    op, order = RECURRENT[type(m)]
+    width, directions = m.hidden_size, 2 if m.bidirectional else 1
+    given = iter(map(w.name, e.inputs))
+    x = next(given)
+    begin = [next(given) for _ in ("hc" if op == "LSTM" else "h")] if "hx" in e.params else []
+    lengths = w.node("Cast", next(given), to=w.onnx.TensorProto.INT32) if "lengths" in e.params else ""
+    x = w.node("Transpose", x, perm=[1, 0, 2]) if m.batch_first else x
+
+    def gates(name: str) -> str:
+        parts = [
+            w.node("Slice", name, w.integers([k * width]), w.integers([k * width + width]), w.integers([0]))
+            for k in order
+        ]
+        return w.node("Concat", *parts, axis=0) if len(parts) > 1 else name
+
+    def weights(layer: int, *parts: str) -> str:
+        """(directions, ...): the parameters of these kinds, one behind the other."""
+        found = []
+        for suffix in m._suffixes(layer):
+            own = [gates(w.weight(getattr(m, part + suffix))) for part in parts]
+            found.append(
+                w.node("Unsqueeze", w.node("Concat", *own, axis=0) if len(own) > 1 else own[0], w.integers([0]))
+            )
+        return w.node("Concat", *found, axis=0) if directions > 1 else found[0]
+
+    options = {"hidden_size": width, "direction": "bidirectional" if m.bidirectional else "forward"}
+    options |= {"linear_before_reset": 1} if op == "GRU" else {}
+    options |= {"activations": [m._cell[4:].capitalize()] * directions} if op == "RNN" else {}
+    ends: list[list[str]] = [[] for _ in ("hc" if op == "LSTM" else "h")]
+    for layer in range(m.num_layers):
+        first = [w.integers([layer * directions]), w.integers([(layer + 1) * directions]), w.integers([0])]
+        start = [w.node("Slice", state, *first) for state in begin]
+        bias = weights(layer, "bias_ih", "bias_hh") if m.bias else ""
+        y, *last = w.node(
+            op, x, weights(layer, "weight_ih"), weights(layer, "weight_hh"), bias, lengths, *start,
+            outputs=1 + len(ends), **options,
+        )  # fmt: skip
+        for end, state in zip(ends, last, strict=True):
+            end.append(state)
+        # (steps, directions, n, width) -> (steps, n, directions * width)
+        x = w.node("Reshape", w.node("Transpose", y, perm=[0, 2, 1, 3]), w.integers([0, 0, directions * width]))
+    x = w.node("Transpose", x, perm=[1, 0, 2]) if m.batch_first else x
+    return x, *[w.node("Concat", *end, axis=0) if len(end) > 1 else end[0] for end in ends]
+
+
 LAYERS: dict[type, Row] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv1d,
@@ -111,13 +167,25 @@ LAYERS: dict[type, Row] = {
 }
 
 
-def takes(module: Module, args: tuple) -> bool:
-    """Is a call of this module one node?"""
-    if type(module) is nn.EmbeddingBag and np.ndim(args[0]) != 2:
-        return False
-    return type(module) in LAYERS and "forward" not in vars(module) and len(args) == 1
+def _all_tensors(given: dict[str, Any]) -> bool:
+    """Is the one argument a tensor? What else it may be, the trace sees as ops."""
+    first = next(iter(given.values()), None)
+    return len(given) == 1 and isinstance(first[0] if isinstance(first, tuple) else first, Tensor)
+
+
+TAKEN: dict[type, Callable[[dict[str, Any]], bool]] = {
+    **dict.fromkeys(LAYERS, _all_tensors),
+    nn.EmbeddingBag: lambda given: _all_tensors(given) and given["indices"].ndim == 2,
+    **dict.fromkeys(
+        RECURRENT, lambda given: all(len(tensors_in([x])) in (1, 2) for x in given.values() if x is not None)
+    ),
+}
 
 
 def write(w: Writer, e: Entry) -> None:
     """Adds the nodes of one layer."""
-    w.values[e.outputs[0].name] = LAYERS[type(e.what)](w, e.what, e, *map(w.name, e.inputs))
+    if type(e.what) in RECURRENT:
+        names = _recurrent(w, e.what, e)
+    else:
+        names = (LAYERS[type(e.what)](w, e.what, e, *map(w.name, e.inputs)),)
+    w.values.update(zip((ref.name for ref in e.outputs), names, strict=True))

@@ -328,6 +328,7 @@ REMEDIES = {
     "dropout": "call F.dropout(x, p, self.training), which leaves x alone in evaluation",
     "batch_norm": "a BatchNorm layer has running statistics, which evaluation uses",
     "cross_entropy": "export the model without its loss",
+    "recurrent": "the layers GRU, LSTM and RNN can be written, cells cannot",
     "add_rows": "the layer EmbeddingBag, of a matrix of numbers, can be written",
 }
 

@@ -7,7 +7,8 @@ depends on the batch: a length n becomes Size(a, b), which is a * batch + b.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,12 +56,12 @@ class Entry(NamedTuple):
 class Recorder(Tracing):
     """Hangs in tracing.py while a model runs, and notes what it computes.
 
-    takes(module, args): is a module noted as a whole, and not by its ops?
+    layers: the classes whose calls are noted as a whole, and not by their ops, if a function of the arguments says so.
     """
 
-    def __init__(self, model: Module, inputs: list[Tensor], takes: Callable[[Module, tuple], bool]):
+    def __init__(self, model: Module, inputs: list[Tensor], layers: Mapping[type, Callable[[dict[str, Any]], bool]]):
         self.entries: list[Entry] = []
-        self.takes = takes
+        self.layers = layers
         self.known: dict[int, Ref] = {}  # by the id of an array, which the entry keeps alive
         self.paths = {id(module): name for name, module in model.named_modules()}
         self.path: list[str] = [""]
@@ -84,17 +85,20 @@ class Recorder(Tracing):
     def forward(self, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.path.append(self.paths.get(id(module), self.path[-1]))
         try:
-            if self.within or kwargs or not self.takes(module, args):
+            if self.within or type(module) not in self.layers or "forward" in vars(module):
+                return module.forward(*args, **kwargs)
+            bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            if not self.layers[type(module)](bound):
                 return module.forward(*args, **kwargs)
             self.within = True
             try:
                 y = module.forward(*args, **kwargs)
             finally:
                 self.within = False
-            given = tuple(self.ref(x) for x in tensors_in(args))
+            given = tuple(self.ref(x) for x in tensors_in(bound))
             if isinstance(y, Tensor) and id(y._data) in self.known:  # x itself, which is not the layer's output
                 y = Tensor._wrap(y._data.view(), y._device)
-            self._note(module, given, [t._data for t in tensors_in(y)], {})
+            self._note(module, given, [t._data for t in tensors_in(y)], [k for k in bound if bound[k] is not None])
             return y
         finally:
             self.path.pop()

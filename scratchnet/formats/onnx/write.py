@@ -86,19 +86,26 @@ def _rows(array: np.ndarray, n: int, changed: bool) -> np.ndarray:
 def _called(model: Module, arrays: Mapping[str, np.ndarray], by_name: bool, recorder: Any = None) -> tuple[Any, Any]:
     """(the recorder, the outputs by name) of one call."""
     inputs = {name: Tensor(x.copy(), device="cpu") for name, x in arrays.items()}
-    trace = None if recorder is None else recorder(model, [*inputs.values()], layers.takes)
+    trace = None if recorder is None else recorder(model, [*inputs.values()], layers.TAKEN)
     with tracing.into(trace or tracing.current()):
         y = model(**inputs) if by_name else model(*inputs.values())
     if isinstance(y, Tensor):
         return trace, {"output": y}
-    found = (
-        y if isinstance(y, dict) else {f"output{i}": t for i, t in enumerate(y if isinstance(y, tuple | list) else [])}
-    )
+    found = y if isinstance(y, dict) else {f"output{i}": t for i, t in enumerate(_leaves(y))}
     for t in found.values():
         checks.instance("onnx.export: an output of the model", t, Tensor, "a tensor")
     if not found:
         checks.refuse("onnx.export: what the model returns", "a tensor, or a tuple or dict of them", y)
     return trace, found
+
+
+def _leaves(y: Any) -> list[Any]:
+    """What stands in tuples and lists, also in those within others."""
+    return (
+        [leaf for item in y for leaf in ([item] if isinstance(item, Tensor) else _leaves(item) or [item])]
+        if isinstance(y, tuple | list)
+        else []
+    )
 
 
 def _exported(model: Module, arrays: dict[str, np.ndarray], by_name: bool, batch: str | None) -> bytes:

@@ -6,6 +6,7 @@ import pytest
 import scratchnet as sn
 from scratchnet.errors import CheckpointError
 from scratchnet.formats.onnx.operators import OPERATORS
+from scratchnet.formats.onnx.operators_recurrent import CELLS
 from scratchnet.formats.onnx.read import graph_of
 
 onnx = pytest.importorskip("onnx", reason="pip install 'scratchnet-engine[onnx]'")
@@ -229,9 +230,9 @@ def test_an_operator_computes_what_onnxruntime_does(op, inputs, attributes, opse
 
 
 def test_every_operator_is_tried():
-    """Those of shapes alone are tried in whole models, see test_read.py."""
+    """Those of shapes alone are tried in whole models, see test_read.py, the recurrent ones in test_write.py."""
     tried = {op for op, *_ in CASES + BEYOND_REFERENCE}
-    assert {name for _, name in OPERATORS} - tried == {"Constant", "ConstantOfShape", "Range"}
+    assert {name for _, name in OPERATORS} - tried == {"Constant", "ConstantOfShape", "Range", *CELLS}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import scratchnet as sn
 from scratchnet import nn
 from scratchnet.errors import CheckpointError, ConfigError, DtypeError
 from scratchnet.formats.onnx import layers, ops
+from scratchnet.formats.onnx.trace import tensors_in
 from scratchnet.nn import functional as F
 
 onnx = pytest.importorskip("onnx", reason="pip install 'scratchnet-engine[onnx]'")
@@ -38,6 +39,12 @@ LAYERS = {
     "BatchNorm1d": (lambda: nn.BatchNorm1d(6), X, "BatchNormalization"),
     "BatchNorm1d, plain, of sequences": (lambda: nn.BatchNorm1d(6, affine=False), S, "BatchNormalization"),
     "BatchNorm2d": (lambda: nn.BatchNorm2d(6), I, "BatchNormalization"),
+    **{
+        f"{kind.__name__} {options}": (partial(kind, 9, 4, **options), S, None)
+        for kind in (nn.GRU, nn.LSTM, nn.RNN)
+        for options in ({}, {"num_layers": 2, "bidirectional": True}, {"bias": False})
+    },
+    "RNN, relu": (lambda: nn.RNN(9, 4, nonlinearity="relu"), S, None),
     "Conv1d": (lambda: nn.Conv1d(6, 4, 3, stride=2, padding=1), S, "Conv"),
     "Conv1d, same": (lambda: nn.Conv1d(6, 4, 4, padding="same", bias=False), S, "Conv"),
     "Conv2d": (lambda: nn.Conv2d(6, 4, 3, stride=2, padding=1, groups=2), I, "Conv"),
@@ -105,8 +112,7 @@ class Calls(nn.Module):
 
 
 def outputs(y):
-    y = [*y.values()] if isinstance(y, dict) else y
-    return [t.detach().numpy() for t in (y if isinstance(y, tuple | list) else (y,))]
+    return [t.detach().numpy() for t in tensors_in(y)]
 
 
 def runtime(path):
@@ -116,7 +122,8 @@ def runtime(path):
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {session.get_inputs()[0].name: x})
+    names = [i.name for i in session.get_inputs()]
+    return lambda *x: session.run(None, dict(zip(names, x, strict=True)))
 
 
 def exported(model, x, path, bound=2e-6):
@@ -156,12 +163,32 @@ def test_a_forward_computes_the_same_in_a_file(name, tmp_path):
     exported(Calls(function).eval(), x, str(tmp_path / "model.onnx"))
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_recurrent_layers_begin_with_a_state_and_know_lengths(kind, tmp_path):
+    class Sequences(nn.Module):
+        def __init__(self):
+            self.layer = kind(9, 4, 2, bidirectional=True, batch_first=True)
+
+        def forward(self, x, h, lengths):
+            h = h.transpose(0, 1)
+            return self.layer(x, (h, h * 0.5) if kind is nn.LSTM else h, lengths=lengths)
+
+    model, h, lengths = Sequences().eval(), rng.normal(size=(4, 4, 4)).astype(np.float32), np.array([1, 6, 3, 2])
+    sn.onnx.export(model, tmp_path / "model.onnx", (S, h, lengths))
+    inputs = sn.Tensor(S), sn.Tensor(h), sn.Tensor(lengths)
+    expected, found = outputs(model(*inputs)), outputs(sn.onnx.load(tmp_path / "model.onnx")(*inputs))
+    run = runtime(str(tmp_path / "model.onnx"))
+    for others in [found] + ([] if run is None else [run(S, h, lengths)]):
+        for y, z in zip(expected, others, strict=True):
+            np.testing.assert_allclose(z, y, rtol=1e-5, atol=1e-6)
+
+
 def test_the_tables_hold_every_op_but_gradients_and_losses():
     """A new op needs a row, or a reason here."""
     training = {
         "dropout", "cross_entropy", "channel_moments", "batch_norm", "batch_norm_sums", "scatter_rows",
         "scatter_in_rows", "conv2d_weight",
-        "add_rows", "argmax_rows",  # of EmbeddingBag, which is a layer of the table
+        "add_rows", "argmax_rows", "recurrent",  # of EmbeddingBag, GRU, LSTM, RNN, which are layers of the table
     }  # fmt: skip
     asked = {name for name in sn.ops.OPS if not name.endswith("_grad")} - training
     assert asked - ops.OPS.keys() == set()
@@ -170,7 +197,7 @@ def test_the_tables_hold_every_op_but_gradients_and_losses():
 
 def test_every_layer_is_in_the_table_of_this_test_or_made_of_others():
     tried = {type(m) for make, _, _ in LAYERS.values() for m in make().modules()}
-    assert layers.LAYERS.keys() <= tried
+    assert layers.TAKEN.keys() <= tried
 
 
 def test_files_are_conservative_and_name_their_parts(tmp_path):
