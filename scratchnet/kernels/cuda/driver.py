@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -278,3 +278,30 @@ class Launch:
         (code,) = _api.cuLaunchKernel(*self._call)
         if code != 0:
             _refuse(f"cuLaunchKernel with a grid of {self._call[1:3]} blocks of {self._call[4:6]}", int(code), code)
+
+
+class Graph:
+    """Launches that were made once before, as one graph, which the GPU starts without the host. Calling it starts it.
+
+    Raises DeviceError where one of them cannot be captured, such as an allocation.
+    """
+
+    def __init__(self, calls: Sequence[Callable[[], None]]):
+        gpu()
+        own = stream()
+        call("cuStreamBeginCapture", own.handle, _api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        try:
+            for launch in calls:
+                launch()
+        except BaseException:
+            _api.cuStreamEndCapture(own.handle)
+            raise
+        self._calls = tuple(calls)  # they hold the arrays
+        graph = call("cuStreamEndCapture", own.handle)
+        self._graph = call("cuGraphInstantiate", graph, 0)
+        call("cuGraphDestroy", graph)
+        weakref.finalize(self, _api.cuGraphExecDestroy, self._graph).atexit = False
+
+    def __call__(self) -> None:
+        gpu()
+        call("cuGraphLaunch", self._graph, stream().handle)

@@ -24,19 +24,23 @@ def test_it_runs_to_the_end_and_leaves_both_reports(tmp_path):
     assert "ALL WELL" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["simulated"] and report["wrong"] == []
-    assert set(report["properties"]) == set(KERNEL_ROWS) == {row["kernel"] for row in report["times"]}
-    assert report["training"]["largest_relative_difference"] < 1e-5
-    assert "simulated: times mean nothing" in (tmp_path / "report.txt").read_text()
+    assert set(KERNEL_ROWS) == {x["kernel"] for x in report["properties"] if "kernel" in x}
+    assert set(KERNEL_ROWS) == {x["kernel"] for x in report["kernels"] if "kernel" in x}
+    assert report["training"][0]["largest_relative_difference"] < 1e-5
+    assert len(report["large"]) == 5 and [x["step"] for x in report["steps"][:2]] == ["scratchnet", "scratchnet jit"]
+    assert "simulated: times mean nothing" in (tmp_path / "report.html").read_text()
 
 
-def test_a_wrong_kernel_is_named(capsys):
+def test_a_wrong_kernel_is_named():
     import gpu_check
+    import gpu_phases
 
-    kernels = device("cuda").kernels
-    with mock.patch.dict(kernels, {"exp": kernels["tanh"]}), mock.patch.object(gpu_check, "KERNEL_ROWS", _two()):
-        found = gpu_check.properties(gpu_check.Config(examples=20), simulated=True)
-    assert found["neg"] is None
-    assert found["exp"].startswith("ContractError: tanh") and "expected" in found["exp"]
+    kernels, found = device("cuda").kernels, []
+    wrong = mock.patch.dict(kernels, {"exp": kernels["tanh"]})
+    with wrong, mock.patch.object(gpu_phases, "KERNEL_ROWS", _two()):
+        gpu_phases.properties(gpu_check.Config(examples=20), lambda **row: found.append(row))
+    assert found[0] == {"kernel": "neg", "wrong": None}
+    assert found[1]["wrong"].startswith("ContractError: tanh") and "expected" in found[1]["wrong"]
 
 
 def _two():
@@ -49,6 +53,18 @@ def test_without_a_gpu_it_says_what_is_missing(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and done.stderr.startswith("gpu_check.py: cuda: expected ")
     assert done.stderr.count("\n") == 1 and not (tmp_path / "report").exists()
+
+
+def test_what_was_found_until_something_breaks_off_is_in_the_report(tmp_path):
+    import gpu_check
+
+    config = gpu_check.Config(folder=str(tmp_path))
+    gpu_check.note(config, "kernels")(kernel="exp", shapes=[[3]], seconds=2.0, floor=1.0)
+    gpu_check.note(config, "kernels")(seconds_of_phase=9.0, wrong="no end within 9 s")
+    report = gpu_check.write_report(tmp_path)
+    assert report["wrong"] == ["kernels: no end within 9 s"] and report["kernels"][0]["kernel"] == "exp"
+    page = (tmp_path / "report.html").read_text()
+    assert "50%, 2000000.0 us" in page and "no end within 9 s" in page
 
 
 @pytest.mark.parametrize("name", KERNEL_ROWS)

@@ -5,6 +5,9 @@ launch. Its kernels compute nothing: what comes out of them is the simulators' m
 """
 
 import importlib.util
+import json
+import subprocess
+import sys
 
 import pytest
 import stub_driver
@@ -142,3 +145,15 @@ def test_dlpack_names_its_gpu_orders_by_an_event_and_does_what_it_is_asked(seen)
 def test_workers_train_on_two_gpus_and_the_parent_leaves_both_to_them():
     found = stub_driver.facts_of("stub_facts.py", "parent_of_workers", devices=2)["parent_of_workers"]
     assert sum(found["shards"]) == 4 and found["starts"] == [1, 1] and found["contexts"] == [0, 0]
+
+
+# --- the command for a machine with a GPU -----------------------------------------------------------------------------
+
+
+def test_the_check_runs_its_phases_in_processes_of_their_own_and_leaves_a_report(tmp_path):
+    command = [stub_driver.ROOT / "scripts" / "gpu" / "check", "--folder", tmp_path, "--only", "machine"]
+    environment = stub_driver.environment() | {"PYTHON": sys.executable}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0 and "ALL WELL" in done.stdout, done.stdout + done.stderr
+    (row, phase) = json.loads((tmp_path / "report.json").read_text())["machine"]
+    assert row["gpu"] == "Stub 0" and row["compute_capability"] == [9, 0] and phase["seconds_of_phase"] < 120
