@@ -5,7 +5,6 @@ their peers; the reference network on CPU and GPU; the same launches under NVIDI
 """
 
 import importlib
-import itertools
 import multiprocessing
 import os
 import platform
@@ -219,7 +218,7 @@ def _time(config: Any, name: str, shapes: list, facts: dict, peers: dict, row: d
     from scratchnet.kernels.cuda import memory
 
     dtypes = next(iter(accepted(name, "cuda")))
-    shapes = smaller(shapes, 3, 3) if is_simulated() else shapes
+    shapes = smaller(shapes, 3) if is_simulated() else shapes
     sets = [arrays_for(config.seed + i, name, shapes, dtypes) for i in range(1 if is_simulated() else _copies(shapes))]
     there = [[memory.from_host(x) for x in arrays] for arrays in sets]
     row["seconds"] = seconds_of(name, there, config.rounds)
@@ -230,13 +229,9 @@ def _time(config: Any, name: str, shapes: list, facts: dict, peers: dict, row: d
         row[peer] = _peer_time(peer, module, name, sets, config)
 
 
-def smaller(shapes: list, *most: int) -> list[tuple[int, ...]]:
-    """Shapes of the same call whose lengths are at most `most` in turn, and multiples where they were (3 h of h)."""
-    small: dict[int, int] = {}
-    for i, n in enumerate(sorted(set(itertools.chain(*shapes)))):
-        whole = next((m for m in small if m >= 10 and n % m == 0 and n // m <= 6), None)
-        small[n] = n // whole * small[whole] if whole else min(n, most[i % len(most)])
-    return [tuple(small[n] for n in shape) for shape in shapes]
+def smaller(shapes: list, most: int) -> list[tuple[int, ...]]:
+    """Shapes with lengths of at most `most`; those under ten stay, since they count gates, statistics or a window."""
+    return [tuple(n if n < 10 else min(n, most) for n in shape) for shape in shapes]
 
 
 def _copies(shapes: list) -> int:
@@ -391,7 +386,7 @@ def launch_all(config: Any, note: Note) -> None:
     for name, shapes_of in gpu_facts.SHAPES.items():
         for shapes in shapes_of:
             dtypes = next(iter(accepted(name, "cuda")))
-            arrays = arrays_for(1, name, smaller(shapes, 333, 259), dtypes)
+            arrays = arrays_for(1, name, smaller(shapes, 333), dtypes)
             error = failure(partial(KERNELS[name], *map(memory.from_host, arrays), *gpu_facts.NUMBERS.get(name, ())))
             if error:
                 note(kernel=name, wrong=error)

@@ -2,7 +2,7 @@
 
 `KERNELS` is the table. Each file holds the kernels of one family. Their front door (dispatch.py) turns numbers into
 device memory, widens small integers, and refuses all other calls. The README says what of this was proven without a
-GPU, and how; scripts/gpu/gpu_check.py is the proof with one.
+GPU, and how; scripts/gpu/check is the proof with one.
 """
 
 import inspect
