@@ -91,7 +91,9 @@ def run_phase(config: Config, phase: str) -> None:
 def _in_process(config: Config, phase: str, limit: float) -> str | None:
     """One phase in a process of its own; what is wrong with how it ended, or None."""
     given = [f"--{name}={getattr(config, name)}" for name in ("folder", "examples", "rounds", "epochs", "seed")]
-    process = subprocess.Popen([sys.executable, __file__, "--phase", phase, *given], start_new_session=True)
+    command = [sys.executable, __file__, "--phase", phase, *given]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(command, start_new_session=True, env=environment)
     try:
         status = process.wait(limit)
     except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
