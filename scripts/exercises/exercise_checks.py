@@ -194,6 +194,45 @@ def local_round(function: Callable) -> None:
         raise Wrong(f"expected {expected(4).round(4).tolist()}, got {came.round(4).tolist()}")
 
 
+def take(function: Callable) -> None:
+    """Pieces that are each sealed once, whoever dies at which point."""
+    for deaths in ({}, {(1, 0): "claimed"}, {(1, 0): "sealed"}, {(1, 0): "claimed", (2, 1): "claimed"}):
+        claims, seals, alive = [-1] * 6, [False] * 6, {0, 1, 2}
+        taken = dict.fromkeys(alive, 0)
+        names = {0: "first", 1: "second"}
+        story = " and ".join(f"worker {r} dies with its {names[k]} piece {how}" for (r, k), how in deaths.items())
+        story = story or "nobody dies"
+        working: dict[int, int] = {}  # the piece that a worker has in hand
+        for turn in range(60):
+            rank = turn % 3
+            if rank not in alive:
+                continue
+            if rank in working:  # its piece is done, unless it died first
+                seals[working.pop(rank)] = True
+                continue
+            before = list(claims)
+            piece = function(claims, list(seals), rank, set(alive))
+            if piece is None:
+                continue
+            if piece not in range(6):
+                raise Wrong(f"expected the number of a piece, 0 to 5, or None, got {piece!r}")
+            if seals[piece]:
+                raise Wrong(f"{story}: worker {rank} takes piece {piece}, which is sealed; that is done for ever")
+            if before[piece] in alive:
+                raise Wrong(f"{story}: worker {rank} takes piece {piece} from worker {before[piece]}, which is alive")
+            if claims[piece] != rank:
+                raise Wrong(f"{story}: worker {rank} takes piece {piece} without setting claims[{piece}]")
+            working[rank] = piece
+            how = deaths.get((rank, taken[rank]))
+            taken[rank] += 1
+            if how:
+                seals[piece] = how == "sealed"
+                alive.discard(rank)
+                del working[rank]
+        if not all(seals):
+            raise Wrong(f"{story}: piece {seals.index(False)} is never done; what a dead worker left is free again")
+
+
 EXERCISES = {
     1: Exercise(
         1, "the derivative of an op (a VJP)", "softsign_vjp", softsign_vjp,
@@ -224,5 +263,9 @@ EXERCISES = {
     7: Exercise(
         5, "a round of local SGD", "local_round", local_round,
         "A loop over shards, in it a copy of theta, and in it a loop of `every` steps. The mean comes last.",
+    ),
+    8: Exercise(
+        6, "a claim protocol that survives a death", "take", take,
+        "Two questions about each piece: is it sealed? And does somebody who is alive have it?",
     ),
 }  # fmt: skip

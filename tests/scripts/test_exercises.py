@@ -40,6 +40,14 @@ MISTAKES = {  # (number of the exercise, a typical mistake as the body of its fu
         "    return theta"): "which is all-reduce",
     (7, "return sum(theta - lr * gradient(theta, k) for k in range(shards)) / shards"): "takes one step",
     (7, "return theta"): "expected [",
+    (8, "for p in range(6):\n        if claims[p] == -1:\n            claims[p] = rank\n            return p"):
+        "what a dead worker left is free again",
+    (8, "for p in range(6):\n        if claims[p] not in alive:\n            claims[p] = rank\n            return p"):
+        "which is sealed",
+    (8, "for p in range(6):\n        if not seals[p]:\n            claims[p] = rank\n            return p"):
+        "from worker 0, which is alive",
+    (8, "for p in range(6):\n        if not seals[p] and claims[p] not in alive: return p"): "without setting claims",
+    (8, "return 9"): "0 to 5",
 }  # fmt: skip
 
 
