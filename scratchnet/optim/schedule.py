@@ -12,10 +12,16 @@ from ..sealed import Sealed
 from ..stateful import Stateful
 from .optimizer import Group, Optimizer
 
-ANNEALING = {  # from start to end, as the fraction goes from 0 to 1
-    "cos": lambda start, end, fraction: end + (start - end) / 2 * (1 + math.cos(math.pi * fraction)),
-    "linear": lambda start, end, fraction: start + (end - start) * fraction,
-}
+
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
+
+
+def _linear(start: float, end: float, fraction: float) -> float:
+    return start + (end - start) * fraction
+
+
+ANNEALING = {"cos": _cosine, "linear": _linear}  # from start to end, as the fraction goes from 0 to 1
 
 
 class LRScheduler(Sealed, Stateful):

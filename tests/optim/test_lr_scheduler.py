@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -264,6 +265,19 @@ def test_a_schedule_goes_on_bit_for_bit_from_its_state(make):
     other.load_state_dict(state)
     assert optimizer.param_groups[0]["lr"] == whole[5]
     assert run(other, 7) == whole[5:]
+
+
+@pytest.mark.parametrize("make", [make for make in SCHEDULES if not isinstance(make(sgd()), LambdaLR)])
+def test_a_pickled_schedule_goes_on_with_its_own_optimizer(make):
+    schedule = make(sgd(momentum=0.9))
+    schedule.step()
+    other = pickle.loads(pickle.dumps(schedule))
+    rates = [schedule.get_last_lr(), other.get_last_lr()]
+    for made in (schedule, other):
+        made.step()
+        rates.append(made.get_last_lr())
+    assert rates[0] == rates[1] and rates[2] == rates[3]
+    assert other.optimizer is not schedule.optimizer
 
 
 @pytest.mark.parametrize("make", SCHEDULES)

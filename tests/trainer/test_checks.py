@@ -1,6 +1,7 @@
 """A Trainer's model, optimizer and schedule belong together; what is set on a Trainer takes effect or is refused."""
 
 import copy
+import io
 import pickle
 import warnings
 
@@ -125,13 +126,29 @@ def test_a_setting_that_is_changed_later_takes_effect(tmp_path):
 CLONES = {"deepcopy": copy.deepcopy, "pickle": lambda thing: pickle.loads(pickle.dumps(thing))}
 
 
+def by_joblib(thing):
+    joblib = pytest.importorskip("joblib", reason="joblib, which comes with scikit-learn, is not installed")
+    file = io.BytesIO()
+    joblib.dump(thing, file)
+    file.seek(0)
+    return joblib.load(file)
+
+
+CLONES["joblib"] = by_joblib
+SCHEDULES = {
+    "StepLR": lambda optimizer: sn.optim.lr_scheduler.StepLR(optimizer, 2, 0.5),
+    "OneCycleLR": lambda optimizer: sn.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 20),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("clone", CLONES.values(), ids=CLONES)
-def test_a_copy_of_a_fitted_trainer_goes_on_with_the_same_bits_and_alone(clone):
+def test_a_copy_of_a_fitted_trainer_goes_on_with_the_same_bits_and_alone(clone, schedule):
     sn.manual_seed(0)
     model = sn.nn.MLP(4, 8, 3)
     model.linear1.tied = model.linear1.weight
     optimizer = sn.optim.Adam(model.parameters(), lr=0.01)
-    trainer = make(model, optimizer, sn.optim.lr_scheduler.StepLR(optimizer, 2, 0.5))
+    trainer = make(model, optimizer, schedule(optimizer))
     trainer.fit(LOADER, epochs=1)
     other = clone(trainer)
     before = state(model)
