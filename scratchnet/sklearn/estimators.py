@@ -27,6 +27,7 @@ from sklearn.utils.validation import validate_data
 
 from .. import checks
 from ..errors import ConfigError
+from ..grad_mode import recording
 from ..kernels import get_num_threads, set_num_threads
 from ..native.compile import MAX_THREADS
 from ..nn import Identity, Linear, Module, ReLU, Sequential, Sigmoid, Tanh
@@ -101,7 +102,7 @@ class _Engine(BaseMultilayerPerceptron):
             )
         if hasattr(self, "_learner") and self._learner.is_read_only:
             self._learner = copy.deepcopy(self._learner)
-        with _threads(self.n_jobs):
+        with _threads(self.n_jobs), recording(True):
             return super()._fit(X, y, sample_weight=sample_weight, incremental=incremental)
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> np.ndarray:
@@ -197,7 +198,7 @@ class _Engine(BaseMultilayerPerceptron):
             return rules, EpsilonHat(groups, rate, (self.beta_1, self.beta_2), self.epsilon)
         momentum, nesterov = float(self.momentum), bool(self.nesterovs_momentum and self.momentum > 0)
         rules = SGDOptimizer([], rate, self.learning_rate, momentum, nesterov, self.power_t)
-        return rules, SGD(groups, rate, momentum, nesterov)
+        return rules, SGD(groups, 1.0, momentum, nesterov)  # the gradients that it gets contain the rate
 
     def _split(self, X: Any, y: np.ndarray, sample_weight: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """(X, y, weights) to train on, and to score on, where y has labels."""
@@ -222,13 +223,13 @@ class _Engine(BaseMultilayerPerceptron):
         """One pass over the rows in an order; their mean loss."""
         n, accumulated = X.shape[0], 0.0
         learner.module.train()
-        learner.set_rate(self._optimizer.learning_rate)
+        rate = np.asarray(self._optimizer.learning_rate if self.solver == "sgd" else 1.0, learner.dtype)
         for batch in gen_batches(n, self._rows_of_batch(n)):
             chosen = order[batch] if self.shuffle else batch  # a slice copies no rows
             weight = None if sample_weight is None else sample_weight[chosen]
             total = _total(batch.stop - batch.start, weight)
-            learner.set_decay(self.alpha / total)
-            loss, squares = learner.step(*learner.batch(X[chosen], target[chosen], weight))
+            learner.set_decay(float(rate) * self.alpha / total)
+            loss, squares = learner.step(rate, *learner.batch(X[chosen], target[chosen], weight))
             accumulated += self._value(loss, squares, total) * (batch.stop - batch.start)
         return accumulated / n
 

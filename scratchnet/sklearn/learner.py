@@ -93,7 +93,7 @@ class Learner:
         self.module, self.kind, self.width, self.generator = module, kind, width, generator
         self.weights = [p for p in parameters if p.ndim > 1]
         self.biases = [p for p in parameters if p.ndim < 2]
-        self.dtype = parameters[0].dtype
+        self.dtype, self.device = parameters[0].dtype, parameters[0].device
         self.gradient = Step(self._gradient, relies_on=(module,), tolerant=True)
 
     def train_with(self, optimizer: Any) -> None:
@@ -120,8 +120,11 @@ class Learner:
                 if not np.array_equal(parameter.detach().numpy(), array):
                     parameter.copy_(np.asarray(array, self.dtype))
 
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return Tensor(array, device=self.device)
+
     def _output(self, x: np.ndarray) -> Tensor:
-        output = self.module(Tensor(x))
+        output = self.module(self._tensor(x))
         if output.shape != (len(x), self.width):
             raise ShapeError(f"module: expected outputs of shape {(len(x), self.width)}, got {output.shape}")
         return output
@@ -134,8 +137,8 @@ class Learner:
     def _losses(self, x: np.ndarray, target: np.ndarray, sample_weight: np.ndarray | None) -> tuple[Tensor, ...]:
         """The loss to differentiate, the loss to report, and the sum of the squares of all weights."""
         outputs = OUTPUTS[self.kind]
-        losses = outputs.losses(self._output(x), Tensor(target))
-        weight = None if sample_weight is None else Tensor(sample_weight)
+        losses = outputs.losses(self._output(x), self._tensor(target))
+        weight = None if sample_weight is None else self._tensor(sample_weight)
         loss = _mean(losses.sum(axis=1), weight)
         with no_grad():
             reported = loss.detach()
@@ -144,21 +147,24 @@ class Learner:
                 reported = _mean(losses.detach().clip(-math.log1p(-eps), -math.log(eps)).sum(axis=1), weight)
             if outputs.is_averaged:
                 reported = reported / self.width
-            squares = sum(((w * w).sum() for w in self.weights), start=Tensor(np.zeros((), self.dtype)))
+            squares = sum(((w * w).sum() for w in self.weights), start=self._tensor(np.zeros((), self.dtype)))
         return loss, reported, squares
 
-    def _step(self, x: np.ndarray, target: np.ndarray, sample_weight: np.ndarray | None) -> tuple[Tensor, ...]:
-        """Takes one step; the loss to report and the sum of squares before it."""
+    def _step(self, rate: np.ndarray, *batch: Any) -> tuple[Tensor, ...]:
+        """Takes one step; the loss to report and the sum of squares before it.
+
+        rate: multiplies the gradient. scikit-learn's velocities contain the learning rates of their steps.
+        """
         self.optimizer.zero_grad()
-        loss, *reported = self._losses(x, target, sample_weight)
-        loss.backward()
+        loss, *reported = self._losses(*batch)
+        (loss * self._tensor(rate)).backward()
         self.optimizer.step()
         return tuple(reported)
 
-    def _gradient(self, x: np.ndarray, target: np.ndarray, sample_weight: np.ndarray | None) -> tuple[Tensor, ...]:
+    def _gradient(self, *batch: Any) -> tuple[Tensor, ...]:
         """The loss to report, the sum of squares, and the gradients of weights and biases."""
         self.module.zero_grad()
-        loss, *reported = self._losses(x, target, sample_weight)
+        loss, *reported = self._losses(*batch)
         loss.backward()
         return *reported, *(p * 0.0 if p.grad is None else p.grad for p in (*self.weights, *self.biases))
 
@@ -175,18 +181,6 @@ class Learner:
         """What the next step adds to the gradient of the weights: so many times the weights."""
         if self.weights:
             self.optimizer.param_groups[0].take({"weight_decay": decay})
-
-    def set_rate(self, rate: float) -> None:
-        """Changes the learning rate. scikit-learn's velocity contains the rates of its steps; ours is without them."""
-        (before, *_) = [group["lr"] for group in self.optimizer.param_groups]
-        if rate == before:
-            return
-        state = self.optimizer.state_dict()
-        for kept in state["state"]:
-            kept["velocity"] *= before / rate
-        for group in state["param_groups"]:
-            group["lr"] = rate
-        self.optimizer.load_state_dict(state)
 
 
 def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:

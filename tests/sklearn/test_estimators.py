@@ -59,6 +59,7 @@ SOLVERS = {
     "adam": {"solver": "adam", "learning_rate_init": 0.01, "beta_1": 0.8, "beta_2": 0.99, "epsilon": 1e-3},
     "sgd": {"solver": "sgd", "learning_rate_init": 0.05},
     "invscaling": {"solver": "sgd", "learning_rate_init": 0.1, "learning_rate": "invscaling", "power_t": 0.3},
+    "vanishing": {"solver": "sgd", "learning_rate_init": 0.1, "learning_rate": "invscaling", "power_t": 80.0},
     "adaptive": {"solver": "sgd", "learning_rate_init": 0.1, "learning_rate": "adaptive", "tol": 0.1, "shuffle": False},
     "no momentum": {"solver": "sgd", "learning_rate_init": 0.05, "momentum": 0.0},
     "not nesterov": {"solver": "sgd", "learning_rate_init": 0.05, "nesterovs_momentum": False, "early_stopping": True},
@@ -212,6 +213,33 @@ def test_a_copy_predicts_and_goes_on_with_the_same_bits(made, solver, tmp_path):
     for estimator in (first, second):
         estimator.partial_fit(DIGITS, LABELS).partial_fit(DIGITS[:9], LABELS[:9])
     assert second.predict_proba(DIGITS).tobytes() == first.predict_proba(DIGITS).tobytes()
+
+
+def test_the_mode_and_the_device_around_a_fit_do_not_matter():
+    with sn.default_device("numpy"):
+        found = fitted(ours, "MLPClassifier", (DIGITS, LABELS), hidden_layer_sizes=8, max_iter=2)
+    expected = fitted(theirs, "MLPClassifier", (DIGITS, LABELS), hidden_layer_sizes=8, max_iter=2)
+    np.testing.assert_allclose(found.predict_proba(DIGITS), expected.predict_proba(DIGITS), rtol=1e-9)
+    for solver in ("adam", "lbfgs"):
+        with sn.no_grad():
+            found = fitted(ours, "MLPClassifier", (DIGITS, LABELS), solver=solver, max_iter=2)
+        again = fitted(ours, "MLPClassifier", (DIGITS, LABELS), solver=solver, max_iter=2)
+        assert found.predict_proba(DIGITS).tobytes() == again.predict_proba(DIGITS).tobytes()
+
+
+def test_a_flag_of_the_module_that_changes_between_parts_takes_effect():
+    class Scaled(nn.Module):
+        def __init__(self):
+            self.linear, self.scale = nn.Linear(64, 4), 1.0
+
+        def forward(self, x):
+            return self.linear(x) * self.scale
+
+    found = ours.MLPClassifier(module=Scaled, random_state=0)
+    for _ in range(4):
+        found.partial_fit(DIGITS, LABELS, classes=range(4))
+    found.module_.scale = 0.0
+    assert found.partial_fit(DIGITS, LABELS).loss_ == pytest.approx(np.log(4), abs=1e-3)
 
 
 def test_parts_that_come_one_by_one_are_recorded_once():
