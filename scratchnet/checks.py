@@ -141,7 +141,14 @@ def _is_axis(value: Any, ndim: int) -> bool:
 def lengths(what: str, values: Iterable[Any], least: int = 0) -> tuple[int, ...]:
     """The lengths of a shape."""
     given = items(what, values, "lengths as integers")
-    return tuple([integer(what, n, least, 2**48, error=ShapeError) for n in given])
+    return elements(what, tuple([integer(what, n, least, 2**48, error=ShapeError) for n in given]))
+
+
+def elements(what: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an array, whose elements can be counted."""
+    if math.prod(shape) > 2**48:
+        raise ShapeError(f"{what}: expected an array of at most {2**48} elements, got shape {shape}")
+    return shape
 
 
 # --- names, objects, functions ----------------------------------------------------------------------------------------

@@ -62,6 +62,17 @@ class Strip(NamedTuple):
     add: bool
 
 
+class Sums(NamedTuple):
+    """What `tile_in_place` computes; as in a Strip. lists_rows: see there."""
+
+    tiles: int
+    k: int
+    rows: int
+    vectors: int
+    last: int
+    lists_rows: bool
+
+
 # --- the twins --------------------------------------------------------------------------------------------------------
 
 
@@ -92,6 +103,22 @@ def _tile(
             speed += total
             total = old - lr * (total + momentum * speed if nesterov else speed)
         old[:] = old + total if strip.add else total
+
+
+def _tile_in_place(a: Operand, b: Operand, out: Operand, places: Operand, sums: Sums):
+    """out[i, j] += sum over k of a[i, k] * b[k, j], each sum one chain: a tile of which an operand is no matrix.
+
+    places: int64. Row i of a begins places[i] elements after a if `lists_rows`, else row k of b places[k] after b.
+    """
+    width, at = _width(sums.vectors, sums.last, out), places.array.reshape(-1)[places.at :]
+    for t, i in itertools.product(range(sums.tiles), range(sums.rows)):
+        row = at[t * sums.rows + i] if sums.lists_rows else t * a.next + i * a.row
+        factors = a.array.reshape(-1)[a.at + row :]
+        total = _row(out, t, i, width) * 0
+        for k in range(sums.k):
+            begin = b.at + (k * b.row if sums.lists_rows else at[k])
+            total = total + factors[k] * b.array.reshape(-1)[begin : begin + width]
+        _row(out, t, i, width)[:] += total
 
 
 def _copy_rows(source: Operand, target: Operand, count: int, vectors: int, last: int):
@@ -204,6 +231,46 @@ def _write_tile(module, dtype, lanes, rows, vectors, transposed, pack, update):
     return f.llvm
 
 
+def _write_tile_in_place(module, dtype, lanes, rows, vectors, lists_rows):
+    f = Function(module, f"tile_in_place_{dtype}_{rows}x{vectors}_{lists_rows}", _tile_in_place, dtype, lanes)
+    columns, mask = f.columns(vectors)
+    outs = [f.times(i, f["out_row"]) for i in range(rows)]
+    place = f.builder.bitcast(f["places"], i64.as_pointer())
+
+    def one(pointers):
+        a, out, places = pointers
+        if lists_rows:
+            a_rows = [f.at(a, f.builder.load(f.at(places, i))) for i in range(rows)]
+        else:
+            a_rows = [f.at(a, f.times(i, f["a_row"])) for i in range(rows)]
+
+        def step(values):
+            k, b, *sums = values
+            row = f["b"] if not lists_rows else b
+            if not lists_rows:
+                row = f.at(row, f.builder.load(f.at(place, k)))
+            factor = functools.cache(lambda i: f.splat(f.builder.load(f.at(a_rows[i], k))))
+            right = functools.cache(lambda j: f.load(f.at(row, columns[j]), mask))
+            pairs = [(i, j) for i in range(rows) for j in range(len(columns))]
+            pairs.sort(key=lambda ij: ij if rows > len(columns) else ij[::-1])
+            for i, j in pairs:
+                at = i * len(columns) + j
+                sums[at] = f.multiply_add(factor(i), right(j), sums[at])
+            return [f.builder.add(k, i64(1)), f.at(b, f["b_row"]), *sums]
+
+        zeros = [f.vector(None)] * (rows * len(columns))
+        _, _, *sums = f.loop(f["k"], [i64(0), f["b"], *zeros], step)
+        places_at = [f.at(out, row, column) for row in outs for column in columns]
+        totals = [f.builder.fadd(f.load(at, mask), total) for total, at in zip(sums, places_at, strict=True)]
+        for total, at in zip(totals, places_at, strict=True):
+            f.store(total, at, mask)
+        return [f.at(a, f["a_next"]), f.at(out, f["out_next"]), f.at(places, rows)]
+
+    f.loop(f["tiles"], [f["a"], f["out"], place], one)
+    f.builder.ret_void()
+    return f.llvm
+
+
 def _write_copy_rows(module, dtype, lanes, vectors):
     f = Function(module, f"copy_rows_{dtype}_{vectors}", _copy_rows, dtype, lanes)
     columns, mask = f.columns(vectors)
@@ -263,8 +330,26 @@ def llvm_module(dtype, tile=TILE) -> str:
     return str(module)
 
 
+def in_place_module(dtype, tile=TILE) -> str:
+    """The source of `tile_in_place`."""
+    module = ir.Module("scratchnet")
+    lanes = tile.vector_bytes // (int(dtype[-2:]) // 8)
+    keys = [
+        (rows, vectors, listed)
+        for rows in range(1, tile.rows + 1)
+        for vectors in sorted({0, 1, 2, *tile.vectors[rows : rows + 2]})
+        for listed in (0, 1)
+    ]
+    tiles = {key: _write_tile_in_place(module, dtype, lanes, *key) for key in keys}
+    write_choice(module, _tile_in_place, dtype, tiles, rows=1, vectors=16, lists_rows=2)
+    return str(module)
+
+
 tile, copy_rows, transpose = _TWINS = _tile, _copy_rows, _transpose
+tile_in_place = _tile_in_place
 if JIT_ENABLED:
     for _dtype in DTYPES:
         provide(f"simd-{_dtype}", functools.partial(llvm_module, _dtype), [symbol(twin, _dtype) for twin in _TWINS])
+        provide(f"windows-{_dtype}", functools.partial(in_place_module, _dtype), [symbol(_tile_in_place, _dtype)])
     tile, copy_rows, transpose = map(external, _TWINS)
+    tile_in_place = external(_tile_in_place)

@@ -47,6 +47,8 @@ from .windows import (
     conv_transpose2d,
     max_pool1d,
     max_pool2d,
+    pad,
+    planes,
 )
 
 __all__ = [
@@ -61,6 +63,8 @@ __all__ = [
     "conv_transpose2d",
     "cross_entropy",
     "dropout",
+    "dropout1d",
+    "dropout2d",
     "elu",
     "embedding",
     "embedding_bag",
@@ -80,6 +84,7 @@ __all__ = [
     "mse_loss",
     "nll_loss",
     "one_hot",
+    "pad",
     "prelu",
     "relu",
     "relu6",
@@ -114,6 +119,29 @@ def dropout(x: ArrayLike, p: float = 0.5, training: bool = True) -> Tensor:
     if p == 1:  # 1 / (1 - p) does not exist
         return ops.where(as_tensor(np.zeros(x.shape, bool), x), x, 0.0)
     return ops.dropout(x, p=p, key=random.current().key())
+
+
+def dropout1d(x: ArrayLike, p: float = 0.5, training: bool = True) -> Tensor:
+    """dropout of whole channels of x (n, c, length); see dropout2d."""
+    return _channel_dropout("dropout1d", 1, x, p, training)
+
+
+def dropout2d(x: ArrayLike, p: float = 0.5, training: bool = True) -> Tensor:
+    """x (n, c, h, w) with each channel of each image set to 0 with probability p, and the others times 1 / (1 - p).
+
+    Neighbouring pixels know each other, so that dropping one hides nothing (Tompson et al. 2015).
+    Raises ShapeError, and ConfigError for p outside [0, 1].
+    """
+    return _channel_dropout("dropout2d", 2, x, p, training)
+
+
+def _channel_dropout(name: str, axes: int, x: ArrayLike, p: float, training: bool) -> Tensor:
+    x, p = planes(name, axes, x), checks.number(f"{name}: p", p, "[0, 1]")
+    if not checks.flag(f"{name}: training", training) or p == 0:
+        return x
+    ones = as_tensor(np.ones((*x.shape[:2], *[1] * axes), x.dtype), x)
+    kept = dropout(ones, p)
+    return ops.where(kept > 0, x * kept, 0.0)  # 0 also where x is infinite
 
 
 def layer_norm(
@@ -172,11 +200,14 @@ def batch_norm(
     n = x.size // max(x.shape[1], 1)
     if training and n < 2:
         raise ShapeError(f"batch_norm: expected more than one value a channel in training, got x {x.shape}")
+    x = x if x.dtype.kind == "f" else x.astype(np.float32)
     if not training and running_mean is not None and running_var is not None:
+        if x.ndim == 3 and n:
+            weight, bias = _of_channels("batch_norm", x, weight, 1), _of_channels("batch_norm", x, bias, 0)
+            return ops.channel_affine(x, ops.stack([running_mean, running_var]), weight, bias, eps=eps)
         y = (x - running_mean.reshape(column)) / (running_var.reshape(column) + eps).sqrt()
         return _affine("batch_norm", y, weight, bias, channels, column)
     if x.ndim == 3 and n:
-        x = x if x.dtype.kind == "f" else x.astype(np.float32)
         weight, bias = _of_channels("batch_norm", x, weight, 1), _of_channels("batch_norm", x, bias, 0)
         with no_grad():
             moments = ops.channel_moments(x)

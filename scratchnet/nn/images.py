@@ -12,9 +12,9 @@ from ..errors import ConfigError, ShapeError
 from ..tensor import ArrayLike, Tensor, as_tensor
 from . import functional as F
 from . import init
-from .layers import BatchNorm1d
+from .layers import BatchNorm1d, Dropout
 from .module import Module, Parameter
-from .windows import LONGEST, adaptive_size, along_axes, padding_option
+from .windows import LONGEST, adaptive_size, along_axes, padding_option, planes
 
 
 class _Convolution(Module):
@@ -40,7 +40,8 @@ class _Convolution(Module):
 
     def _make(self, first: int, second: int, bias: Any) -> None:
         has_bias = checks.flag(f"{type(self).__name__}: bias", bias)
-        self.weight = Parameter(np.empty((first, second // self.groups, *self.kernel_size), np.float32))
+        shape = checks.elements(f"{type(self).__name__}: weight", (first, second // self.groups, *self.kernel_size))
+        self.weight = Parameter(np.empty(shape, np.float32))
         self.bias = Parameter(np.empty(self.out_channels, np.float32)) if has_bias else None
         self.reset_parameters()
 
@@ -211,6 +212,45 @@ class AdaptiveAvgPool2d(Module):
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}"
+
+
+class ZeroPad2d(Module):
+    """x (N, C, H, W) with zeros around it. padding: one number, or (left, right, top, bottom); see functional.pad."""
+
+    _mode = "constant"
+
+    def __init__(self, padding: Any):
+        self.padding = along_axes(f"{type(self).__name__}: padding", padding, 4, 0)
+
+    def forward(self, x: ArrayLike) -> Tensor:
+        return F.pad(planes(type(self).__name__, 2, x), self.padding, self._mode)
+
+    def extra_repr(self) -> str:
+        return f"{self.padding}"
+
+
+class ReflectionPad2d(ZeroPad2d):
+    """The same with what lies on the other side of the border, which is not repeated."""
+
+    _mode = "reflect"
+
+
+class ReplicationPad2d(ZeroPad2d):
+    """The same with the element at the border."""
+
+    _mode = "replicate"
+
+
+class Dropout2d(Dropout):
+    """In training, drops whole channels of x (N, C, H, W) with probability p; see functional.dropout2d."""
+
+    _function = staticmethod(F.dropout2d)
+
+
+class Dropout1d(Dropout):
+    """In training, drops whole channels of x (N, C, L) with probability p."""
+
+    _function = staticmethod(F.dropout1d)
 
 
 class BatchNorm2d(BatchNorm1d):

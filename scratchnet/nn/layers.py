@@ -25,7 +25,7 @@ def _sizes(name: str, **sizes: Any) -> tuple[int, ...]:
 
 
 def _empty(*shape: int) -> Parameter:
-    return Parameter(np.empty(shape, np.float32))
+    return Parameter(np.empty(checks.elements("a parameter", shape), np.float32))
 
 
 class Linear(Module):
@@ -67,11 +67,13 @@ class Identity(Module):
 class Dropout(Module):
     """In training, sets each element to 0 with probability p and scales the others by 1 / (1 - p)."""
 
+    _function = staticmethod(F.dropout)
+
     def __init__(self, p: float = 0.5):
-        self.p = checks.number("Dropout: p", p, "[0, 1]")
+        self.p = checks.number(f"{type(self).__name__}: p", p, "[0, 1]")
 
     def forward(self, x: ArrayLike) -> Tensor:
-        return F.dropout(x, self.p, self.training)
+        return self._function(x, self.p, self.training)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -111,6 +111,7 @@ def conv_transpose2d(
     )
     if min(size) < 1:
         raise ShapeError(f"{name}: expected less padding, so that an output is left, got {padding} for x {x.shape}")
+    checks.elements(name, (len(x), groups * weight.shape[1], *size))
     y = ops.conv2d_input(x, weight, size=size, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return y if bias is None else y + bias.reshape(-1, 1, 1)
 
@@ -160,12 +161,45 @@ def _convolved(name: str, axes: int, x, weight, bias, stride, padding, dilation,
     if min(size) < 1:
         window = tuple(far + 1 for far in reach)
         raise ShapeError(f"{name}: expected x with its padding to hold a window of {window}, got {x.shape}")
+    checks.elements(name, (len(x), len(weight), *size))
     if axes == 1:
         x, weight = x.unsqueeze(2), weight.unsqueeze(2)
         size, stride, before, dilation = (1, *size), (1, *stride), (0, *before), (1, *dilation)
     inputs = (x, weight) if bias is None else (x, weight, bias)
     y = ops.conv2d(*inputs, size=size, stride=stride, padding=before, dilation=dilation, groups=groups)
     return y.squeeze(2) if axes == 1 else y
+
+
+# --- padding ---------------------------------------------------------------------------------------------------------
+
+PADDINGS: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # as NumPy calls them
+
+
+def pad(x: ArrayLike, pad: Any, mode: str = "constant", value: float = 0.0) -> Tensor:
+    """x with elements around it: pad = (before, after) of the last axis, then of the axis before it, and so on.
+
+    mode: "constant" puts `value` there; "reflect" mirrors x at its first and last element, which are not repeated;
+    "replicate" repeats them; "circular" goes on with the other end. Raises ShapeError, ConfigError, DtypeError.
+    """
+    x = as_tensor(x)
+    checks.one_of("pad: mode", mode, ("constant", *PADDINGS))
+    given = checks.items("pad: pad", pad, "a list of lengths")
+    if len(given) % 2 or len(given) > 2 * x.ndim:
+        checks.refuse("pad: pad", f"(before, after) of at most {x.ndim} axes, the last one first", pad, ShapeError)
+    given = [checks.integer("pad: pad", n, 0, LONGEST, remedy="to cut, write x[...]") for n in given]
+    pairs = [(0, 0)] * (x.ndim - len(given) // 2) + list(zip(given[::2], given[1::2], strict=True))[::-1]
+    if mode == "constant":
+        return x.pad(pairs, value)
+    if value != 0:
+        checks.refuse("pad: value", f"none with mode {mode!r}", value)
+    checks.elements("pad", tuple(n + sum(pair) for n, pair in zip(x.shape, pairs, strict=True)))
+    for axis, (n, pair) in enumerate(zip(x.shape, pairs, strict=True)):
+        most = max(0, {"reflect": n - 1, "replicate": LONGEST if n else 0, "circular": n}[mode])
+        if max(pair) > most:
+            raise ShapeError(f"pad: expected at most {most} on a side of axis {axis} ({mode}), got {pair}")
+        if max(pair):
+            x = x.index_select(axis, np.pad(np.arange(n), pair, PADDINGS[mode]))
+    return x
 
 
 # --- pooling ---------------------------------------------------------------------------------------------------------
@@ -234,9 +268,10 @@ def adaptive_avg_pool2d(x: ArrayLike, output_size: Any) -> Tensor:
     output_size: an integer, or two; None keeps that axis. Raises ShapeError, ConfigError.
     """
     name = "adaptive_avg_pool2d"
-    x = _planes(name, 2, x)
+    x = planes(name, 2, x)
     wanted = adaptive_size(name, output_size)
     size = tuple(n if k is None else k for n, k in zip(x.shape[2:], wanted, strict=True))
+    checks.elements(name, (*x.shape[:2], *size))
     window = tuple(n // k for n, k in zip(x.shape[2:], size, strict=True))
     if all(k * n == length for k, n, length in zip(size, window, x.shape[2:], strict=True)):
         return ops.avg_pool2d(x, size=size, window=window, stride=window, padding=(0, 0), counts_padding=False)
@@ -264,7 +299,8 @@ def _means(rows: Tensor, outputs: int) -> Tensor:
     return ops.where(inside, windows, 0).sum(-1) / as_tensor((stops - starts).astype(rows.dtype), rows)
 
 
-def _planes(name: str, axes: int, x: Any) -> Tensor:
+def planes(name: str, axes: int, x: Any) -> Tensor:
+    """x as (n, c, length) or (n, c, h, w), floats."""
     x = as_tensor(x)
     if x.ndim != axes + 2 or 0 in x.shape[1:]:
         remedy = "; of a single one take x.unsqueeze(0)" if x.ndim == axes + 1 else ""
@@ -292,23 +328,23 @@ def _pooling(name: str, x: Tensor, kernel_size, stride, padding, dilation, ceil_
         if any(-(start // apart) >= k or start % apart >= n for start in before):
             raise ShapeError(f"{name}: expected an element of x in each window, got {x.shape} and dilation {dilation}")
         size.append(outputs - 1 if (outputs - 1) * step >= n + zeros else outputs)  # a window begins inside
+    checks.elements(name, (*x.shape[:2], *size))
     found = {"size": tuple(size), "window": window, "stride": stride, "padding": padding, "dilation": dilation}
     one = {"padding": (0,)}
     return {key: (*one.get(key, (1,)), *value) if axes == 1 else value for key, value in found.items()}
 
 
 def _max_pooled(name: str, axes: int, x, kernel_size, stride, padding, dilation, ceil_mode) -> Tensor:
-    x = _planes(name, axes, x)
+    x = planes(name, axes, x)
     at = _pooling(name, x, kernel_size, stride, padding, dilation, ceil_mode)
-    planes = x.unsqueeze(2) if axes == 1 else x
-    index = ops.max_pool2d(planes, **at)
+    index = ops.max_pool2d(x.unsqueeze(2) if axes == 1 else x, **at)
     rows = math.prod(x.shape[:2])
     values = ops.take_in_rows(x.reshape(rows, math.prod(x.shape[2:])), index.reshape(rows, math.prod(at["size"])))
     return values.reshape(*x.shape[:2], *at["size"][2 - axes :])
 
 
 def _avg_pooled(name: str, axes: int, x, kernel_size, stride, padding, ceil_mode, count_include_pad) -> Tensor:
-    x = _planes(name, axes, x)
+    x = planes(name, axes, x)
     at = _pooling(name, x, kernel_size, stride, padding, 1, ceil_mode)
     del at["dilation"]
     counts = checks.flag(f"{name}: count_include_pad", count_include_pad)

@@ -13,7 +13,16 @@ from .products import cross_entropy, linear, matmul
 from .recurrent import recurrent
 from .reductions import standardize, sum
 from .table import METHODS, OPS, Op
-from .windows import avg_pool2d, batch_norm, channel_moments, conv2d, conv2d_input, max_pool2d, take_in_rows
+from .windows import (
+    avg_pool2d,
+    batch_norm,
+    channel_affine,
+    channel_moments,
+    conv2d,
+    conv2d_input,
+    max_pool2d,
+    take_in_rows,
+)
 
 METHODS |= {name: words.in_both(function) for name, function in METHODS.items()}
 
@@ -29,6 +38,7 @@ __all__ = [
     "bounded_log",
     "cast",
     "cat",
+    "channel_affine",
     "channel_moments",
     "checked_index",
     "conv2d",

@@ -274,7 +274,7 @@ def pad(x: Tensor, widths: Any, value: float = 0) -> Tensor:
         checks.refuse("pad", expected, widths, ShapeError)
     pairs = [(int(before), int(after)) for before, after in before_after]
     value = element("pad: value", value, x)
-    shape = tuple(n + before + after for n, (before, after) in zip(x.shape, pairs, strict=True))
+    shape = checks.elements("pad", tuple(n + sum(pair) for n, pair in zip(x.shape, pairs, strict=True)))
     key = tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, pairs, strict=True))
     return place(x, key=(*key, Ellipsis), shape=shape, value=value)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .movement import permute_op, reshape_op
+from .movement import permute_op, reshape_op, stack
 from .reductions import standardize_grad_vjp_x, sum
 from .table import Tensor, contiguous, define
 
@@ -170,6 +170,33 @@ batch_norm_sums = define(
     _forward("batch_norm_sums", lambda x: (2, x.shape[1])),
     lambda h, z, g, x, **at: batch_norm(x, h[0], h[1], **at),
     lambda h, z, g, x, **at: batch_norm_grad(g, x, h[0], **at),
+    floating=True,
+)
+
+
+def _by_moments(device, *arrays, eps):
+    out = device.empty(arrays[0].shape, arrays[0].dtype)
+    device.batch_norm(*[contiguous(device, a) for a in arrays], out, eps)
+    return out
+
+
+def _root(moments, eps):
+    return (moments[1] + eps).sqrt()
+
+
+def _affine_vjp_moments(g, y, x, moments, weight, bias, eps):
+    scale = weight / _root(moments, eps)
+    apart = sum(g * (x - _column(moments[0])), (0, 2)) / (moments[1] + eps)
+    return stack([-scale * sum(g, (0, 2)), -0.5 * scale * apart])
+
+
+channel_affine = define(
+    "channel_affine",  # batch norm of x (n, c, l) by moments (2, c) that are not its own, weight (c,), bias (c,)
+    _by_moments,
+    lambda g, y, x, moments, weight, bias, eps: g * _column(weight / _root(moments, eps)),
+    _affine_vjp_moments,
+    lambda g, y, x, moments, weight, bias, eps: sum(g * (x - _column(moments[0])), (0, 2)) / _root(moments, eps),
+    lambda g, y, x, moments, weight, bias, eps: sum(g, (0, 2)),
     floating=True,
 )
 

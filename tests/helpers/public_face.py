@@ -512,6 +512,14 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     **{f"nn.MaxPool{n}d": lambda: POOLING | {"dilation": 1} for n in (1, 2)},
     **{f"nn.AvgPool{n}d": lambda: POOLING | {"count_include_pad": False} for n in (1, 2)},
     "nn.AdaptiveAvgPool2d": lambda: {"output_size": 2},
+    **{f"nn.{name}Pad2d": lambda: {"padding": (1, 0, 1, 1)} for name in ("Zero", "Reflection", "Replication")},
+    "nn.ZeroPad2d.forward": lambda: {"self": nn.ZeroPad2d(1), "x": images()},
+    **{f"nn.Dropout{n}d": lambda: {"p": 0.5} for n in (1, 2)},
+    **{
+        f"F.dropout{n}d": lambda make=make: {"x": make(), "p": 0.5, "training": True}
+        for n, make in ((1, sequences), (2, images))
+    },
+    "F.pad": lambda: {"x": images(), "pad": (1, 0), "mode": "constant", "value": 2.0},
     "nn.BatchNorm2d": lambda: {"num_features": 3, "eps": 1e-5, "momentum": 0.1, "affine": True},
     "nn.BatchNorm2d.forward": lambda: {"self": nn.BatchNorm2d(2), "x": images()},
     "nn.AdaptiveAvgPool2d.forward": lambda: {"self": nn.AdaptiveAvgPool2d(2), "x": images()},
@@ -1198,6 +1206,7 @@ NOT_CALLED |= {
     f"nn.{name}.extra_repr": "its repr"
     for name in (
         "AdaptiveAvgPool2d",
+        "ZeroPad2d",
         "BatchNorm1d",
         "Dropout",
         "Embedding",

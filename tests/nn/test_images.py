@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.signal
-from messages import error_line
+from messages import error_line, refused
 
 import scratchnet as sn
 from scratchnet import nn
@@ -40,6 +40,11 @@ LAYERS = [
     ),
     (lambda: nn.AvgPool1d(3, 2, 1), "AvgPool1d(kernel_size=(3,), stride=(2,), padding=(1,))", LINE, (3, 4, 5)),
     (lambda: nn.AdaptiveAvgPool2d((2, None)), "AdaptiveAvgPool2d(output_size=(2, None))", X, (3, 4, 2, 8)),
+    (lambda: nn.ZeroPad2d(1), "ZeroPad2d((1, 1, 1, 1))", X, (3, 4, 11, 10)),
+    (lambda: nn.ReflectionPad2d((1, 2, 3, 4)), "ReflectionPad2d((1, 2, 3, 4))", X, (3, 4, 16, 11)),
+    (lambda: nn.ReplicationPad2d((9, 0, 0, 9)), "ReplicationPad2d((9, 0, 0, 9))", X, (3, 4, 18, 17)),
+    (lambda: nn.Dropout2d(0.3), "Dropout2d(p=0.3)", X, X.shape),
+    (lambda: nn.Dropout1d(0.3), "Dropout1d(p=0.3)", LINE, LINE.shape),
     (lambda: nn.BatchNorm2d(4), "BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True)", X, (3, 4, 9, 8)),
 ]
 
@@ -101,6 +106,97 @@ def test_convolution_is_scipys_correlation_at_all_sizes(size, dtype):
     ):
         bound = 4 * count**0.5 * np.finfo(dtype).eps * max(1, np.abs(wanted).max()) * 4
         np.testing.assert_allclose(leaf.grad.numpy(), wanted, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("pairs", [((1, 2), (3, 0)), ((0, 0), (4, 4)), ((2, 0),)], ids=str)
+@pytest.mark.parametrize(("mode", "numpys"), [("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap")])
+def test_padding_is_numpys_with_the_last_axis_first(mode, numpys, pairs, device):
+    x, given = RNG.standard_normal((2, 5, 6)), [n for pair in pairs for n in pair]
+    widths = [(0, 0)] * (x.ndim - len(pairs)) + list(pairs)[::-1]
+    np.testing.assert_array_equal(F.pad(x, given, mode).numpy(), np.pad(x, widths, numpys))
+    np.testing.assert_array_equal(F.pad(x, given, value=2.5).numpy(), np.pad(x, widths, constant_values=2.5))
+    sn.testing.gradcheck(lambda t: F.pad(t, given, mode) ** 2, [sn.Tensor(x, requires_grad=True)])
+
+
+@pytest.mark.parametrize(
+    ("pad", "options"),
+    [
+        ((1, 2, 3), {}),
+        ((1, 1) * 5, {}),
+        ((-1, 1), {}),
+        ((8, 0), {"mode": "reflect"}),
+        ((0, 9), {"mode": "circular"}),
+        ((1, 1), {"mode": "reflect", "value": 1.0}),
+        ((1, 1), {"mode": "mirror"}),
+        (3, {}),
+    ],
+    ids=str,
+)
+def test_padding_that_has_no_meaning_is_refused(pad, options):
+    refused(sn.ScratchnetError, lambda: F.pad(X, pad, **options))
+
+
+@pytest.mark.parametrize(("function", "x"), [(F.dropout2d, X), (F.dropout1d, LINE)])
+def test_channels_are_dropped_as_a_whole_also_infinite_ones(function, x, device):
+    sn.manual_seed(0)
+    x = np.where(RNG.random(x.shape) < 0.1, np.inf, x) + 0.0
+    leaf = sn.Tensor(np.concatenate([x] * 8), requires_grad=True)
+    y = function(leaf, 0.25)
+    y.backward(np.ones(y.shape, y.dtype))
+    kept = leaf.grad.numpy()
+    channels = kept.reshape(*kept.shape[:2], -1)
+    assert (channels == channels[..., :1]).all() and set(np.unique(kept)) == {0.0, kept.dtype.type(1 / 0.75)}
+    np.testing.assert_array_equal(y.detach().numpy(), np.where(kept > 0, leaf.detach().numpy() * kept, 0))
+    assert 0.6 < (kept > 0).mean() < 0.9
+    assert function(leaf, 0.5, training=False) is leaf and not function(x, 1.0).numpy().any()
+
+
+def test_a_recorded_step_drops_other_channels_each_time_as_the_plain_one():
+    def step(x):
+        return F.dropout2d(x, 0.5)
+
+    seen = []
+    for function in (step, sn.jit(step)):
+        sn.manual_seed(0)
+        seen.append(np.stack([function(sn.Tensor(X)).numpy() for _ in range(4)]))
+    np.testing.assert_array_equal(*seen)
+    assert len({part.tobytes() for part in seen[1]}) == 4
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 2), (3, 4, 7), (1, 4, 1, 1)], ids=str)
+def test_batch_norm_in_evaluation_uses_the_running_moments(shape, device):
+    x, (mean, variance, weight, bias) = RNG.standard_normal(shape), RNG.random((4, 4)) + 0.5
+    column = (4,) + (1,) * (len(shape) - 2)
+    expected = (x - mean.reshape(column)) / np.sqrt(variance.reshape(column) + 1e-3) * weight.reshape(column)
+
+    layer = nn.BatchNorm1d(4, eps=1e-3) if len(shape) < 4 else nn.BatchNorm2d(4, eps=1e-3)
+    values = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
+    layer.load_state_dict(values)
+    layer.double().eval()
+    leaf = sn.Tensor(x, requires_grad=True)
+    y = layer(leaf)
+    np.testing.assert_allclose(y.detach().numpy(), expected + bias.reshape(column), rtol=1e-12, atol=1e-12)
+    y.sum().backward()
+    slope = (weight / np.sqrt(variance + 1e-3)).reshape(column)
+    np.testing.assert_allclose(leaf.grad.numpy(), np.broadcast_to(slope, shape), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: F.conv2d(X, np.ones((1, 4, 3, 3), np.float32), padding=2**30),
+        lambda: F.conv_transpose2d(X, np.ones((4, 1, 3, 3), np.float32), stride=2**28),
+        lambda: F.adaptive_avg_pool2d(X, 2**31 - 1),
+        lambda: F.max_pool2d(X, 2**31 - 1, 1, padding=2**30 - 1),
+        lambda: F.pad(X, [2**30] * 4),
+        lambda: F.pad(X, [2**30] * 4, "replicate"),
+        lambda: sn.zeros(2**31, 2**31),
+        lambda: nn.Linear(2**31 - 1, 2**31 - 1),
+        lambda: nn.Conv2d(2**31 - 1, 2**31 - 1, 3),
+    ],
+)
+def test_a_result_that_has_too_many_elements_to_count_is_refused(make):
+    assert f"at most {2**48} elements" in refused(sn.ShapeError, make)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

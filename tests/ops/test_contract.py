@@ -339,6 +339,15 @@ CASES: dict[str, list[Case]] = {
     "batch_norm": [
         Case([(2, 3, 4), (3,), (3,)], lambda x, w, b, eps: normed(x, eps) * w[:, None] + b[:, None], EPS, **SIZED)
     ],
+    "channel_affine": [
+        Case(
+            [(2, 3, 4), (2, 3), (3,), (3,)],
+            lambda x, m, w, b, eps: (x - m[0][:, None]) / np.sqrt(m[1] + eps)[:, None] * w[:, None] + b[:, None],
+            {"eps": 0.5},
+            domain="positive",
+            **SIZED,
+        )
+    ],
     "batch_norm_sums": [
         Case(
             [(2, 3, 4)] * 2, lambda g, x, eps: np.stack([(g * normed(x, eps)).sum((0, 2)), g.sum((0, 2))]), EPS, **SIZED

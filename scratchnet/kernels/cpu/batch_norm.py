@@ -1,29 +1,42 @@
 """Batch norm of (n, c, l): what is known of a channel is two numbers, so each pass reads a batch once.
 
 The row of a channel in one image stays in L1 while its mean and its variance are computed; rows are merged as Chan,
-Golub and LeVeque (1979) merge samples, in float64 and in the order of the batch. Of sums an item is a channel, of
-results an image.
+Golub and LeVeque (1979) merge samples, in float64 and in the order of the batch. An item is an image, so that in a
+recorded step its moments are those of what a convolution has just written; where images are merged, it is a channel.
 """
 
 import numpy as np
 
 from ...native.compile import jit
-from ...native.loops import ranged
+from ...native.loops import ranged, workspace
 from .folds import total
 from .norm import sum_of_products, sum_of_squares
 
+FLOAT64 = np.dtype(np.float64)
+
 
 @jit
-def _moments(lo, hi, x, out, n, channels, length):
+def _image_moments(lo, hi, x, partial, length):
+    """Of each image: the means of its channels, then the sums of squares around these."""
+    channels = partial.shape[1] // 2
+    for image in range(lo, hi):
+        for c in range(channels):
+            start = (image * channels + c) * length
+            row = x[start : start + length]
+            mean = total(row) / length
+            partial[image, c], partial[image, channels + c] = mean, sum_of_squares(row, mean)
+
+
+@jit
+def _merge_moments(lo, hi, partial, out, length):
+    n, channels = partial.shape[0], partial.shape[1] // 2
     for c in range(lo, hi):
         mean, squares = 0.0, 0.0
         for image in range(n):
-            start, before = (image * channels + c) * length, image * length
-            row = x[start : start + length]
-            own = total(row) / length
-            apart, part = own - mean, length / (before + length)
+            before = image * length
+            apart, part = partial[image, c] - mean, length / (before + length)
             mean += apart * part
-            squares += sum_of_squares(row, own) + apart * apart * before * part
+            squares += partial[image, channels + c] + apart * apart * before * part
         out[c], out[channels + c] = mean, squares / (n * length)
 
 
@@ -40,14 +53,25 @@ def _normalise(lo, hi, x, moments, weight, bias, out, length, eps):
 
 
 @jit
-def _sums(lo, hi, g, x, moments, out, n, channels, length, eps):
-    for c in range(lo, hi):
-        products, plain, mean = 0.0, 0.0, np.float64(moments[c])
-        for image in range(n):
+def _image_sums(lo, hi, g, x, moments, partial, length):
+    """Of each image and channel: the sum of g times x less its mean, then that of g."""
+    channels = partial.shape[1] // 2
+    for image in range(lo, hi):
+        for c in range(channels):
             start = (image * channels + c) * length
             g_row = g[start : start + length]
-            plain += total(g_row)
-            products += sum_of_products(g_row, x[start : start + length], mean)
+            products = sum_of_products(g_row, x[start : start + length], np.float64(moments[c]))
+            partial[image, c], partial[image, channels + c] = products, total(g_row)
+
+
+@jit
+def _merge_sums(lo, hi, partial, moments, out, eps):
+    channels = partial.shape[1] // 2
+    for c in range(lo, hi):
+        products, plain = 0.0, 0.0
+        for row in partial:
+            products += row[c]
+            plain += row[channels + c]
         out[c], out[channels + c] = products / np.sqrt(moments[channels + c] + eps), plain
 
 
@@ -65,15 +89,19 @@ def _gradient(lo, hi, g, x, moments, weight, sums, out, length, eps):
                 result[j] = (g_row[j] - shift - (row[j] - mean) * slope) * scale
 
 
-_run_moments = ranged(_moments, "channel_moments", writes=(1,), whole=(0, 1), weight=4)
+_run_moments = ranged(_image_moments, "channel_moments", writes=(1,), weight=4)
+_run_merge_moments = ranged(_merge_moments, "channel_moments_merge", writes=(1,), whole=(0, 1), weight=4)
 _run_normalise = ranged(_normalise, "batch_norm", writes=(4,), whole=(1, 2, 3))
-_run_sums = ranged(_sums, "batch_norm_sums", writes=(3,), whole=(0, 1, 2, 3), weight=4)
+_run_sums = ranged(_image_sums, "batch_norm_sums", writes=(3,), whole=(2,), weight=4)
+_run_merge_sums = ranged(_merge_sums, "batch_norm_sums_merge", writes=(2,), whole=(0, 1, 2), weight=4)
 _run_gradient = ranged(_gradient, "batch_norm_grad", writes=(5,), whole=(2, 3, 4), weight=2)
 
 
 def channel_moments(x, out):
     n, c, length = x.shape
-    _run_moments(c, n * length, x.ravel(), out.ravel(), n, c, length)
+    partial = workspace((n, 2 * c), FLOAT64)
+    _run_moments(n, c * length, x.ravel(), partial, length)
+    _run_merge_moments(c, n, partial, out.ravel(), length)
 
 
 def batch_norm(x, moments, weight, bias, out, eps):
@@ -84,7 +112,9 @@ def batch_norm(x, moments, weight, bias, out, eps):
 
 def batch_norm_sums(g, x, moments, out, eps):
     n, c, length = x.shape
-    _run_sums(c, n * length, g.ravel(), x.ravel(), moments.ravel(), out.ravel(), n, c, length, float(eps))
+    partial = workspace((n, 2 * c), FLOAT64)
+    _run_sums(n, c * length, g.ravel(), x.ravel(), moments.ravel(), partial, length)
+    _run_merge_sums(c, n, partial, moments.ravel(), out.ravel(), float(eps))
 
 
 def batch_norm_grad(g, x, moments, weight, sums, out, eps):

@@ -15,8 +15,10 @@ import numpy as np
 from ...native.compile import jit
 from ...native.llvm import Operand
 from ...native.loops import constant, ranged, scratch, workspace
+from .conv_in_place import SCRATCH as IN_PLACE
+from .conv_in_place import correlate_in_place, places, reads_in_place, weight_chunks_in_place
 from .conv_patches import PANEL_COLUMNS, PANEL_ROWS, Block, Geometry, add_patches, pack_patches
-from .conv_planes import correlate_planes, is_by_planes, plane_gradients
+from .conv_planes import correlate_planes, is_by_planes, is_finite, mend_gradients, plane_gradients
 from .gemm import ZEROS, own_scratch
 from .gemm_blocks import Left, Right, multiply_block
 from .gemm_cuts import ADD, PACKED_AS_READ, START, Region, Sums, even
@@ -64,6 +66,9 @@ def _pack_images(x, first, last, shape, group, block, k0, depth, panel, at):
 @jit
 def _correlate(lo, hi, x, weight, bias, out, shape, zeros, work):
     """Images lo to hi of out (n, groups * filters, rows, columns), flat; weight (groups * filters, k)."""
+    if not is_finite(weight.ravel()):
+        correlate_planes(lo, hi, x, weight.ravel(), bias, out, shape)
+        return
     own = own_scratch(work)
     flat, k = work.ravel(), weight.shape[1]
     panel_at = own.at + PACKED_AS_READ
@@ -214,10 +219,15 @@ def _turn_filters(lo, hi, weight, out, channels, filters, area):
 
 
 _run_correlate = ranged(_correlate, "conv2d", writes=(3,), whole=(1, 2), private=(6,), weight=1 / 8)
+_run_in_place = ranged(correlate_in_place, "conv2d_in_place", writes=(3,), whole=(1, 2, 5), private=(6,), weight=1 / 8)
 _run_scatter = ranged(_scatter, "conv2d_scatter", writes=(2,), whole=(1,), private=(6,), weight=1 / 8)
 _run_planes = ranged(correlate_planes, "conv2d_planes", writes=(3,), whole=(1, 2))
 _run_chunks = ranged(_weight_chunks, "conv2d_weight", writes=(2,), whole=(0, 1), private=(6,), weight=1 / 8)
+_run_chunks_in_place = ranged(
+    weight_chunks_in_place, "conv2d_weight_in_place", writes=(2,), whole=(0, 1, 5), private=(6,), weight=1 / 8
+)
 _run_plane_gradients = ranged(plane_gradients, "conv2d_weight_planes", writes=(2,), whole=(0, 1))
+_run_mend = ranged(mend_gradients, "conv2d_weight_mend", writes=(2,), whole=(0, 1), weight=1 / 8)
 _run_fold = ranged(_fold_chunks, "conv2d_fold", writes=(0, 1), whole=(0, 1))
 _run_turn = ranged(_turn_filters, "conv2d_turn", writes=(1,), whole=(0,))
 
@@ -228,6 +238,10 @@ def _run(x, weight, bias, out, shape):
     cost = out.size // n * weight.shape[1]
     if is_by_planes(shape):
         _run_planes(n, cost, x.ravel(), weight.ravel(), bias, out.ravel(), shape)
+        return
+    if reads_in_place(shape):
+        arrays = x.ravel(), weight, bias, out.ravel(), shape, places(shape), scratch(IN_PLACE, out.dtype)
+        _run_in_place(n, cost, *arrays, block=_images(n))
         return
     work = scratch(_SCRATCH, out.dtype)
     _run_correlate(n, cost, x.ravel(), weight, bias, out.ravel(), shape, ZEROS[out.dtype], work, block=_images(n))
@@ -283,10 +297,15 @@ def conv2d_weight(g, x, out, stride, padding, dilation, groups):
     n, k = len(x), shape.channels * shape.kh * shape.kw
     images = -(-n // CHUNKS)
     chunks = -(-n // images)
-    partial, work = workspace((chunks * groups * k, shape.filters), out.dtype), scratch(_SCRATCH, out.dtype)
-    cost, zeros = g.size // chunks * k, ZEROS[out.dtype]
-    _run_chunks(chunks, cost, g.ravel(), x.ravel(), partial, shape, images, zeros, work, block=1)
+    partial, cost = workspace((chunks * groups * k, shape.filters), out.dtype), g.size // chunks * k
+    arrays = g.ravel(), x.ravel(), partial, shape, images
+    if reads_in_place(shape):
+        _run_chunks_in_place(chunks, cost, *arrays, places(shape), scratch(IN_PLACE, out.dtype), block=1)
+    else:
+        _run_chunks(chunks, cost, *arrays, ZEROS[out.dtype], scratch(_SCRATCH, out.dtype), block=1)
     _run_fold(groups * k, shape.filters * chunks, partial, out.reshape(len(out), k), groups, chunks)
+    if max(padding) or reads_in_place(shape):  # zeros took part
+        _run_mend(groups, out.size // groups, g.ravel(), x.ravel(), out.ravel(), shape)
 
 
 KERNELS = {"conv2d": conv2d, "conv2d_input": conv2d_input, "conv2d_weight": conv2d_weight}

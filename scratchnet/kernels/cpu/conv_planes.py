@@ -1,4 +1,8 @@
-"""Depthwise convolution: a plane of x makes a plane of out, so there is no matrix to multiply, and no patch to copy."""
+"""Depthwise convolution: a plane of x makes a plane of out, so there is no matrix to multiply, and no patch to copy.
+
+What lies outside of x takes no part in a sum. To a matrix product it is zeros, and zero times infinity is NaN: these
+loops stand in for them where a weight, or a gradient, is not finite.
+"""
 
 from ...native.compile import jit
 from .conv_patches import inside
@@ -29,6 +33,24 @@ def correlate_planes(lo, hi, x, weight, bias, out, shape):
                         x0, x1 = inside(0, shape.columns, right, shape.stride_w, shape.width)
                         first = planes + k // area * size + at * shape.width + x0 * shape.stride_w + right
                         _add_row(line[x0:x1], x[first : first + (x1 - x0 - 1) * shape.stride_w + 1], factor, shape)
+
+
+@jit(reduction=True)
+def is_finite(x):
+    """Is every element of x (n,) finite?"""
+    total = x.dtype.type(0)
+    for i in range(x.size):
+        total += x[i] * x.dtype.type(0)
+    return total == 0
+
+
+@jit
+def mend_gradients(lo, hi, g, x, out, shape):
+    """Groups lo to hi, computed anew where one is NaN: it may be that of an infinite g times a zero outside of x."""
+    size = shape.filters * shape.channels * shape.kh * shape.kw
+    for group in range(lo, hi):
+        if not is_finite(out[group * size : (group + 1) * size]):
+            plane_gradients(group, group + 1, g, x, out, shape)
 
 
 @jit(inline=True)

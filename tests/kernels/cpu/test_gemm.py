@@ -371,7 +371,8 @@ def test_tiles_stay_in_registers(kind):
     tile = simd.TILES[kind]
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
     dtypes = simd.DTYPES if THOROUGH or tile == simd.TILE else ("float32",)
-    modules = [llvm.parse_assembly(simd.llvm_module(dtype, tile)) for dtype in dtypes]
+    sources = simd.llvm_module, simd.in_place_module
+    modules = [llvm.parse_assembly(source(dtype, tile)) for dtype in dtypes for source in sources]
     assembly = "\n".join(map(machine.emit_assembly, modules))
     functions = re.split(r"\.Lfunc_end\d+:", assembly)
     if kind == "avx2":  # 16 registers: an update, which follows the loop over k, has too few
