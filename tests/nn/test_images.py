@@ -171,8 +171,7 @@ def test_batch_norm_in_evaluation_uses_the_running_moments(shape, device):
 
     layer = nn.BatchNorm1d(4, eps=1e-3) if len(shape) < 4 else nn.BatchNorm2d(4, eps=1e-3)
     values = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
-    layer.load_state_dict(values)
-    layer.double().eval()
+    layer.double().eval().load_state_dict(values)
     leaf = sn.Tensor(x, requires_grad=True)
     y = layer(leaf)
     np.testing.assert_allclose(y.detach().numpy(), expected + bias.reshape(column), rtol=1e-12, atol=1e-12)
