@@ -3,6 +3,7 @@
     python scripts/bench/bench.py                                    # steps, epochs, time to 88 %; some minutes
     python scripts/bench/bench.py --sections kernels --threads 1     # products against every BLAS, bandwidth of others
     python scripts/bench/bench.py --sections inference               # latency of one sample, throughput of 512
+    python scripts/bench/bench.py --sections convolution             # steps of LeNet-5 and of six convolutions
     python scripts/bench/bench.py --sections collectives             # all-reduces of two processes
     python scripts/bench/bench.py --sections pool                    # steps that processes share, and what a pool costs
     pip install torch jax scikit-learn onnx onnxruntime              # the peers
@@ -37,7 +38,7 @@ from scratchnet.data import load
 from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
 
-SECTIONS = ("kernels", "steps", "epochs", "accuracy", "inference", "collectives", "pool")
+SECTIONS = ("kernels", "steps", "epochs", "accuracy", "inference", "convolution", "collectives", "pool")
 PEERS = tuple(name for name in ENGINES if name != "registers")
 
 

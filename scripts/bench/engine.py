@@ -9,6 +9,7 @@ import os
 import time
 
 import numpy as np
+from convolution import NETWORKS, peak_memory, samples
 
 LR, MOMENTUM, BATCH = 0.05, 0.9, 64
 BATCHES = 8  # batches of data that take turns
@@ -163,6 +164,10 @@ class Engine:
     def network(self, widths, seed):
         raise NotImplementedError
 
+    def images(self, network):
+        """The same for one of convolution.py."""
+        raise NotImplementedError
+
     def place(self, array):
         """A NumPy array in the library's own form."""
         return array
@@ -208,6 +213,13 @@ class Engine:
         batches = itertools.cycle([(place(x[cut].copy()), place(labels[cut].copy())) for cut in cuts])
         losses = [float(self.step(*next(batches))) for _ in range(warm)]
         return Timed(lambda: self.step(*next(batches)), self.wait, {"loss": losses[-1]})
+
+    def convolution(self, network):
+        """A step of a convolutional network on one batch. Memory: of the process, when the network is warm."""
+        self.images(NETWORKS[network])
+        batch = [self.place(array) for array in samples(NETWORKS[network])]
+        losses = [float(self.step(*batch)) for _ in range(16)]
+        return Timed(lambda: self.step(*batch), self.wait, {"loss": losses[-1], "MB": peak_memory()})
 
     def inference(self, widths, batch_size):
         """From samples as a NumPy array to logits as one. Their loss shows that all engines do the same work."""

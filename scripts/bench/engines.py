@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 TRAINS = ("steps", "epochs", "accuracy")
 INFERS = (*TRAINS, "inference")
+IMAGES = (*INFERS, "convolution")
 
 
 class Peer(NamedTuple):
@@ -33,9 +34,9 @@ def pool(workers, without=()):
 
 
 ENGINES = {
-    "scratchnet": Peer("scratchnet_engine.Scratchnet", "scratchnet", ("kernels", *INFERS, "collectives", "pool")),
-    "scratchnet-eager": Peer("scratchnet_engine.Eager", "scratchnet", INFERS),
-    "torch": Peer("peers.torch_engine.Torch", "torch", ("kernels", *INFERS)),
+    "scratchnet": Peer("scratchnet_engine.Scratchnet", "scratchnet", ("kernels", *IMAGES, "collectives", "pool")),
+    "scratchnet-eager": Peer("scratchnet_engine.Eager", "scratchnet", IMAGES),
+    "torch": Peer("peers.torch_engine.Torch", "torch", ("kernels", *IMAGES)),
     "torch-compile": Peer("peers.torch_engine.Compile", "torch", TRAINS),
     "torch-loader": Peer("peers.torch_engine.Loader", "torch", ("epochs",)),
     "onnxruntime": Peer("peers.onnx_engine.OnnxRuntime", "onnxruntime", ("inference",)),

@@ -43,8 +43,8 @@ def print_work(work: Work, roof: Roof) -> None:
     for name in sorted(work.seconds, key=work.best):
         best, median = work.best(name), statistics.median(work.seconds[name])
         ratio = ", ".join(f"{r:.2f}x" for r in work.ratios(name)) if work.ours else ""
-        facts = ", ".join(f"{k} {v:.4g}" for k, v in work.facts[name].items())
-        note = roof.share(work, best) if work.flops or work.bytes else facts
+        facts = [f"{k} {v:.4g}" for k, v in work.facts[name].items()]
+        note = ", ".join([roof.share(work, best), *facts[1:]] if work.flops or work.bytes else facts)  # 0: the loss
         print(f"  {name:<18}{scaled(best):>10}{scaled(median):>10}   {ratio:<20} {note}")
     print_errors(work)
     when = "of these samples" if work.section == "inference" else "after 16 steps"

@@ -6,6 +6,7 @@ from functools import partial
 import engine
 import numpy as np
 from collectives import Ranks, Reducing, arena_rank
+from convolution import built, values
 from engine import Engine, aligned, initial_layers, operands, product, training_step
 
 import scratchnet as sn
@@ -27,6 +28,13 @@ class Scratchnet(Engine):
         self.loss = lambda x, y: cross_entropy(self.model(x), y)
         self.step = self.transform(training_step(self.loss, self.optimizer))
         self.forward = self.transform(self.model.forward)
+
+    def images(self, network):
+        model, cross_entropy = built(network, sn.nn), sn.nn.CrossEntropyLoss()
+        for parameter, value in zip(model.parameters(), values(network), strict=True):
+            parameter.copy_(sn.Tensor(value.T if value.ndim == 2 else value))
+        optimizer = sn.optim.SGD(model.parameters(), lr=engine.LR, momentum=engine.MOMENTUM)
+        self.step = self.transform(training_step(lambda x, y: cross_entropy(model(x), y), optimizer))
 
     def place(self, array):
         return sn.Tensor(array)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from convolution import NETWORKS, operations
 from engine import ARRAYS, BATCH, ELEMENTS
 from engines import ENGINES
 
@@ -115,6 +116,14 @@ def inference() -> list[Work]:
     return works
 
 
+def convolution() -> list[Work]:
+    """Training steps of convolutional networks."""
+    return [
+        Work("convolution", f"{name}, batch {network.batch}", "convolution", {"network": name}, operations(network))
+        for name, network in NETWORKS.items()
+    ]
+
+
 def collectives() -> list[Work]:
     kinds = {"private": False, "rewritten before each call, ours in the arena": True}
     return [
@@ -154,6 +163,7 @@ def works_of(section: str, steps: Sequence[str], goal: float) -> list[Work]:
             )
         ],
         "inference": inference,
+        "convolution": convolution,
         "collectives": collectives,
         "pool": pool,
     }

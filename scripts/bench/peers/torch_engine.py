@@ -8,6 +8,7 @@ import engine
 import torch
 import torch.distributed as dist
 from collectives import Ranks
+from convolution import built, values
 from engine import Engine, Turns, bind, initial_layers, operands, product, scaled, training_step
 from torch.nn import functional
 
@@ -37,6 +38,14 @@ class Torch(Engine):
         self.model, cross_entropy = model_of(initial_layers(widths, seed)), torch.nn.CrossEntropyLoss()
         loss_of = self.transform(lambda x, y: cross_entropy(self.model(x), y))
         self.step = training_step(loss_of, optimizer_of(self.model))
+
+    def images(self, network):
+        model, cross_entropy = built(network, torch.nn), torch.nn.CrossEntropyLoss()
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), values(network), strict=True):
+                parameter.copy_(torch.from_numpy(value))
+        loss_of = self.transform(lambda x, y: cross_entropy(model(x), y))
+        self.step = training_step(loss_of, optimizer_of(model))
 
     def place(self, array):
         return torch.from_numpy(array)
