@@ -73,7 +73,7 @@ ONCE = {
 # Of the others, those that start parallel loops, which .ci/run repeats on each threading layer, `-m threads`.
 THREADS = {
     "kernels": ("test_contract", "test_stages"),
-    "cpu": ("test_cpu_specific", "test_gemm"),
+    "cpu": ("test_conv_in_place", "test_cpu_specific", "test_gemm"),
     "jit": ("test_aliases", "test_guards", "test_names", "test_programs", "test_step"),
     "nn": ("test_images",),
 }
