@@ -320,7 +320,8 @@ def test_mistakes_are_refused_in_one_line(call, part):
     assert part in error_line(error)
 
 
-def test_a_recorded_step_has_the_bits_of_the_plain_one():
+@pytest.mark.parametrize("x", [X, RNG.standard_normal((3, 4, 14, 16)).astype(np.float32)], ids=["packed", "in place"])
+def test_a_recorded_step_has_the_bits_of_the_plain_one_and_a_convolution_runs_with_its_moments(x):
     results = []
     for record in (lambda step: step, sn.jit):
         sn.manual_seed(0)
@@ -338,6 +339,8 @@ def test_a_recorded_step_has_the_bits_of_the_plain_one():
             optimizer.step()
             return loss
 
-        losses = [step(X, np.array([0, 1, 3])).item() for _ in range(3)]
+        losses = [step(x, np.array([0, 1, 3])).item() for _ in range(3)]
         results.append((losses, [np.asarray(v).tobytes() for v in model.state_dict().values()]))
     assert results[0] == results[1]
+    explained = step.explain()
+    assert ", 0 calls by Python" in explained and "conv2d > channel_moments" in explained

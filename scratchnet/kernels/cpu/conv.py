@@ -15,8 +15,7 @@ import numpy as np
 from ...native.compile import jit
 from ...native.llvm import Operand
 from ...native.loops import constant, ranged, scratch, workspace
-from .conv_in_place import SCRATCH as IN_PLACE
-from .conv_in_place import correlate_in_place, places, reads_in_place, weight_chunks_in_place
+from .conv_in_place import correlate_in_place, memory, reads_in_place, weight_chunks_in_place
 from .conv_patches import PANEL_COLUMNS, PANEL_ROWS, Block, Geometry, add_patches, pack_patches
 from .conv_planes import correlate_planes, is_by_planes, is_finite, mend_gradients, plane_gradients
 from .gemm import ZEROS, own_scratch
@@ -219,12 +218,12 @@ def _turn_filters(lo, hi, weight, out, channels, filters, area):
 
 
 _run_correlate = ranged(_correlate, "conv2d", writes=(3,), whole=(1, 2), private=(6,), weight=1 / 8)
-_run_in_place = ranged(correlate_in_place, "conv2d_in_place", writes=(3,), whole=(1, 2, 5), private=(6,), weight=1 / 8)
+_run_in_place = ranged(correlate_in_place, "conv2d_in_place", writes=(3,), whole=(1, 2), private=(5, 6), weight=1 / 8)
 _run_scatter = ranged(_scatter, "conv2d_scatter", writes=(2,), whole=(1,), private=(6,), weight=1 / 8)
 _run_planes = ranged(correlate_planes, "conv2d_planes", writes=(3,), whole=(1, 2))
 _run_chunks = ranged(_weight_chunks, "conv2d_weight", writes=(2,), whole=(0, 1), private=(6,), weight=1 / 8)
 _run_chunks_in_place = ranged(
-    weight_chunks_in_place, "conv2d_weight_in_place", writes=(2,), whole=(0, 1, 5), private=(6,), weight=1 / 8
+    weight_chunks_in_place, "conv2d_weight_in_place", writes=(2,), whole=(0, 1), private=(5, 6), weight=1 / 8
 )
 _run_plane_gradients = ranged(plane_gradients, "conv2d_weight_planes", writes=(2,), whole=(0, 1))
 _run_mend = ranged(mend_gradients, "conv2d_weight_mend", writes=(2,), whole=(0, 1), weight=1 / 8)
@@ -240,8 +239,8 @@ def _run(x, weight, bias, out, shape):
         _run_planes(n, cost, x.ravel(), weight.ravel(), bias, out.ravel(), shape)
         return
     if reads_in_place(shape):
-        arrays = x.ravel(), weight, bias, out.ravel(), shape, places(shape), scratch(IN_PLACE, out.dtype)
-        _run_in_place(n, cost, *arrays, block=_images(n))
+        arrays = x.ravel(), weight, bias, out.ravel(), shape
+        _run_in_place(n, cost, *arrays, *memory(out.dtype), block=_images(n))
         return
     work = scratch(_SCRATCH, out.dtype)
     _run_correlate(n, cost, x.ravel(), weight, bias, out.ravel(), shape, ZEROS[out.dtype], work, block=_images(n))
@@ -300,7 +299,7 @@ def conv2d_weight(g, x, out, stride, padding, dilation, groups):
     partial, cost = workspace((chunks * groups * k, shape.filters), out.dtype), g.size // chunks * k
     arrays = g.ravel(), x.ravel(), partial, shape, images
     if reads_in_place(shape):
-        _run_chunks_in_place(chunks, cost, *arrays, places(shape), scratch(IN_PLACE, out.dtype), block=1)
+        _run_chunks_in_place(chunks, cost, *arrays, *memory(out.dtype), block=1)
     else:
         _run_chunks(chunks, cost, *arrays, ZEROS[out.dtype], scratch(_SCRATCH, out.dtype), block=1)
     _run_fold(groups * k, shape.filters * chunks, partial, out.reshape(len(out), k), groups, chunks)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...native.compile import jit
 from ...native.llvm import Operand
-from ...native.loops import uncounted
+from ...native.loops import scratch, uncounted
 from ...native.simd import TILE, Sums, copy_rows, tile_in_place
 from .conv_patches import PANEL_COLUMNS, PANEL_ROWS
 from .conv_planes import correlate_planes, is_finite
@@ -23,6 +23,8 @@ from .gemm_pack import transpose_block
 MOST_FILTERS = 256  # whose sums, or the gradients of whose outputs, are in L2 beside the image
 IMAGE = 1 << 18  # elements of a group of an image with its zeros, at most: 1 MiB of float32 stays in L2
 LEAST_COLUMNS = 12  # of a row of outputs: of shorter ones, too much is computed in vain
+MOST_PLACES = 1 << 14  # elements of a filter
+INT64 = np.dtype(np.int64)
 SCRATCH = IMAGE + MOST_FILTERS * PANEL_COLUMNS  # elements
 
 
@@ -51,16 +53,24 @@ def reads_in_place(shape) -> bool:
         and min(top, left, bottom, right) >= 0
         and LEAST_COLUMNS <= shape.columns <= pitch <= min(PANEL_COLUMNS, shape.columns * 9 // 8)
         and shape.channels * plane_of(shape) + pitch <= IMAGE
+        and shape.channels * shape.kh * shape.kw <= MOST_PLACES
     )
 
 
-@functools.lru_cache(maxsize=256)
-def places(shape) -> np.ndarray:
-    """(k,) int64: where each element of a filter meets the first output."""
-    pitch = sides_of(shape)[-1]
-    c = np.arange(shape.channels)[:, None, None] * plane_of(shape)
-    r = np.arange(shape.kh)[:, None] * shape.dilation_h * pitch
-    return (c + r + np.arange(shape.kw) * shape.dilation_w).ravel().astype(np.int64)
+def memory(dtype):
+    """For each thread: the places, and an image with its zeros beside the sums or gradients of a block."""
+    return scratch(MOST_PLACES, INT64), scratch(SCRATCH, dtype)
+
+
+@jit
+def _list_places(shape, places, at):
+    """places[at:] = where each element of a filter meets the first output."""
+    plane, pitch = _plane(shape), _sides(shape)[-1]
+    for c in range(shape.channels):
+        for r in range(shape.kh):
+            for s in range(shape.kw):
+                places[at] = c * plane + r * shape.dilation_h * pitch + s * shape.dilation_w
+                at += 1
 
 
 @jit
@@ -96,7 +106,9 @@ def correlate_in_place(lo, hi, x, weight, bias, out, shape, places, work):
         return
     own = own_scratch(work).at
     x, weight_flat, out, flat = uncounted(x), uncounted(weight.ravel()), uncounted(out), uncounted(work.ravel())
-    places, k, pitch, lanes = uncounted(places), weight.shape[1], _sides(shape)[-1], TILE.vector_bytes // out.itemsize
+    k, pitch, lanes = weight.shape[1], _sides(shape)[-1], TILE.vector_bytes // out.itemsize
+    places_at, places = own_scratch(places).at, uncounted(places.ravel())
+    _list_places(shape, places, places_at)
     flat[own : own + shape.channels * _plane(shape) + pitch] = 0
     sums_at, k_block = own + IMAGE, even(k, PANEL_ROWS, 16)
     size, outputs = shape.channels * shape.height * shape.width, shape.rows * shape.columns
@@ -118,7 +130,7 @@ def correlate_in_place(lo, hi, x, weight, bias, out, shape, places, work):
                     for k0 in range(0, k, k_block):
                         _add_products(
                             Operand(weight_flat, filter_0 * k + k0, k, 0), Operand(source, begin + y * pitch, 0, 0),
-                            Operand(flat, sums_at, columns, 0), Operand(places, k0, 0, 0),
+                            Operand(flat, sums_at, columns, 0), Operand(places, places_at + k0, 0, 0),
                             count, columns, min(k_block, k - k0), False, lanes,
                         )  # fmt: skip
                     for i in range(count):
@@ -158,8 +170,10 @@ def _add_products(a, b, out, places, rows, columns, k, lists_rows, lanes):
 def weight_chunks_in_place(lo, hi, g, x, partial, shape, images, places, work):
     """Chunks lo to hi of the gradient: partial (chunks * groups * k, filters) is written; `images` of a chunk."""
     own = own_scratch(work).at
-    g, x, flat, places = uncounted(g), uncounted(x), uncounted(work.ravel()), uncounted(places)
-    sums, lanes, pitch, k = uncounted(partial.ravel()), TILE.vector_bytes // g.itemsize, _sides(shape)[-1], places.size
+    g, x, flat, sums = uncounted(g), uncounted(x), uncounted(work.ravel()), uncounted(partial.ravel())
+    k, pitch, lanes = shape.channels * shape.kh * shape.kw, _sides(shape)[-1], TILE.vector_bytes // g.itemsize
+    places_at, places = own_scratch(places).at, uncounted(places.ravel())
+    _list_places(shape, places, places_at)
     flat[own : own + shape.channels * _plane(shape) + pitch] = 0
     g_at, outputs = own + IMAGE, shape.rows * shape.columns
     size, n = shape.channels * shape.height * shape.width, g.size // (shape.groups * shape.filters * outputs)
@@ -185,5 +199,5 @@ def weight_chunks_in_place(lo, hi, g, x, partial, shape, images, places, work):
                         _add_products(
                             Operand(source, begin + y * pitch, 0, 0), Operand(flat, g_at, count, 0),
                             Operand(sums, first + group * k * shape.filters + f, shape.filters, 0),
-                            Operand(places, 0, 0, 0), k, count, (rows - 1) * pitch + shape.columns, True, lanes,
+                            Operand(places, places_at, 0, 0), k, count, (rows - 1) * pitch + shape.columns, True, lanes,
                         )  # fmt: skip
