@@ -219,7 +219,7 @@ def _turn_filters(lo, hi, weight, out, channels, filters, area):
 
 _run_correlate = ranged(_correlate, "conv2d", writes=(3,), whole=(1, 2), private=(6,), weight=1 / 8)
 _run_in_place = ranged(correlate_in_place, "conv2d_in_place", writes=(3,), whole=(1, 2), private=(5, 6), weight=1 / 8)
-_run_scatter = ranged(_scatter, "conv2d_scatter", writes=(2,), whole=(1,), private=(6,), weight=1 / 8)
+_run_scatter = ranged(_scatter, "conv2d_scatter", writes=(2,), whole=(1,), private=(5,), weight=1 / 8)
 _run_planes = ranged(correlate_planes, "conv2d_planes", writes=(3,), whole=(1, 2))
 _run_chunks = ranged(_weight_chunks, "conv2d_weight", writes=(2,), whole=(0, 1), private=(6,), weight=1 / 8)
 _run_chunks_in_place = ranged(
