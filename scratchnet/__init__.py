@@ -4,6 +4,7 @@ from math import e, inf, nan, pi
 from typing import TYPE_CHECKING
 
 from . import (
+    caffe,
     callbacks,
     constructors,
     cuda,
@@ -55,6 +56,7 @@ __all__ = [
     "Predictor",
     "Tensor",
     "Trainer",
+    "caffe",
     "callbacks",
     "cuda",
     "data",

@@ -54,6 +54,7 @@ ONCE = {
         "test_compression", "test_modules", "test_objects", "test_planner", "test_shards", "test_strategies",
     ),
     "formats": ("test_atomic", "test_checkpoint", "test_checkpoint_folder", "test_pytorch"),
+    "caffe": ("test_net",),
     "onnx": ("test_operators", "test_read", "test_write"),
     "optim": ("test_lr_scheduler",),
     "trainer": ("test_checks", "test_metrics_log", "test_moments", "test_trainer"),

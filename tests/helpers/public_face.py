@@ -37,6 +37,7 @@ SPACES = {
     "callbacks": sn.callbacks,
     "report": sn.report,
     "onnx": sn.onnx,
+    "caffe": sn.caffe,
     "pytorch": sn.pytorch,
 }
 
@@ -162,6 +163,25 @@ def saved_model(dataset: Any = None) -> str:
     return path(f"model{dataset is None}", lambda name: sn.save_model(name, model, dataset))
 
 
+def caffe_net() -> tuple[str, str]:
+    text = 'input: "x" input_shape { dim: 1 dim: 2 } layer { name: "a" type: "InnerProduct" bottom: "x" top: "y" %s}'
+
+    def write(name: str, inside: str, binary: bool) -> None:
+        from google.protobuf import text_format
+
+        from scratchnet.formats.caffe.messages import net_parameter
+
+        net = text_format.Parse(text % inside, net_parameter()())
+        with open(name, "wb") as file:
+            file.write(net.SerializeToString() if binary else (text % inside).encode())
+
+    options = "inner_product_param { num_output: 1 bias_term: false }"
+    blobs = "blobs { shape { dim: 1 dim: 2 } data: 1 data: 2 }"
+    return path("net.prototxt", lambda n: write(n, options, False)), path(
+        "net.caffemodel", lambda n: write(n, blobs, True)
+    )
+
+
 def onnx_file() -> str:
     return path("model.onnx", lambda name: sn.onnx.export(nn.Linear(2, 3), name, rows()))
 
@@ -223,6 +243,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "pytorch.load_state_dict": lambda: {
         "model": nn.Linear(2, 3), "source": sn.pytorch.state_dict(nn.Linear(2, 3)), "strict": True,
     },
+    "caffe.load": lambda: {"prototxt": caffe_net()[0], "caffemodel": caffe_net()[1]},
     "onnx.export": lambda: {"model": nn.Linear(2, 3), "path": "a.onnx", "example": rows(), "batch": "n"},
     "onnx.load": lambda: {"path": onnx_file()},
     **{f"sn.{name}": lambda: {"x": x()} for name in UNARY.split()},

@@ -51,11 +51,14 @@ class Graph(Module):
     def _own_statistics(self, stored: dict[str, np.ndarray]) -> set[str]:
         """The names of running statistics. One that is stored once with an equal array gets memory of its own."""
         uses = [name for step in self._steps for name in step.inputs]
+        same = {s.outputs[0]: s.inputs[0] for s in self._steps if s.key[1] == "Identity" and s.inputs and s.outputs}
         found = set()
         for n, step in enumerate(self._steps):
             for i in STATISTICS.get(step.key[1], ()):
-                name = step.inputs[i] if i < len(step.inputs) else ""
-                if name in stored and uses.count(name) > 1:
+                given = name = step.inputs[i] if i < len(step.inputs) else ""
+                for _ in same:
+                    name = same.get(name, name)
+                if name in stored and (uses.count(name) > 1 or name != given):
                     own = f"{name}.statistics{n}_{i}"
                     stored[own] = stored[name]
                     step = step._replace(inputs=(*step.inputs[:i], own, *step.inputs[i + 1 :]))
