@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -51,10 +52,10 @@ def flops(call: Call) -> int:
     if call.kernel in CONVOLUTIONS:
         outputs, weight = (arrays[i] for i in CONVOLUTIONS[call.kernel])
         return 2 * outputs.size * (weight.size // (len(weight) or 1))
-    if call.kernel in ("matmul", "linear", "matmul_sgd"):
+    if call.kernel in ("matmul", "batched_matmul", "linear", "matmul_sgd"):
         out = arrays[-1]
         update = out.size if call.kernel == "matmul_sgd" else 0
-        return 2 * arrays[0].size // (out.shape[0] or 1) * out.size + update
+        return 2 * arrays[0].size // (math.prod(out.shape[:-1]) or 1) * out.size + update
     return 0 if call.kernel in ("copy", "fill", "take_rows") else max((x.size for x in arrays), default=0)
 
 

@@ -268,6 +268,12 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False):
         out += a[:, k : k + SPAN] @ b[k : k + SPAN]
 
 
+def batched_matmul(a, b, out, transpose_a=False, transpose_b=False):
+    """The product of each two matrices of a (count, ...) and b (count, ...)."""
+    for i in range(len(out)):
+        matmul(a[i], b[i], out[i], transpose_a, transpose_b)
+
+
 def linear(x, weight, bias, out):
     """out (m, n) = x (m, k) @ weight (k, n) + bias (n,)."""
     matmul(x, weight, out)

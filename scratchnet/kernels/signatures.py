@@ -30,7 +30,7 @@ SIGNATURES: dict[str, str] = {
     "scatter_rows": "fl->f | ll->l",
     "add_rows": "fllf->f",
     "argmax_rows": "fll->l",
-    "matmul": "ff->f | ll->l",
+    **dict.fromkeys(("matmul", "batched_matmul"), "ff->f | ll->l"),
     "linear": "fff->f | lll->l",
     "conv2d": "fff->f",
     **dict.fromkeys(("conv2d_input", "conv2d_weight"), "ff->f"),

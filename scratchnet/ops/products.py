@@ -26,6 +26,14 @@ def _product(device, a, b, out):
     device.matmul(a, b, out, transpose_a, transpose_b)
 
 
+def _stacked(device, x: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The same of many matrices, as (count, rows, columns)."""
+    turned = x.swapaxes(-1, -2)
+    transposed = turned.flags.c_contiguous and not x.flags.c_contiguous
+    rows = turned if transposed else contiguous(device, x)
+    return rows.reshape(math.prod(x.shape[:-2]), *rows.shape[-2:]), transposed
+
+
 def _matmul(device, a, b, transpose_a=False, transpose_b=False):  # (..., m, k) @ (..., k, n), after transposing
     a, b = a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b
     if a.ndim == b.ndim == 2:
@@ -37,6 +45,10 @@ def _matmul(device, a, b, transpose_a=False, transpose_b=False):  # (..., m, k) 
     except ValueError:
         raise ShapeError(f"matmul: expected leading axes that broadcast, got {a.shape} @ {b.shape}") from None
     out = device.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
+    if a.shape[:-2] == b.shape[:-2]:
+        (a, transpose_a), (b, transpose_b) = _stacked(device, a), _stacked(device, b)
+        device.batched_matmul(a, b, out.reshape(len(a), *out.shape[-2:]), transpose_a, transpose_b)
+        return out
     a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
     for i in np.ndindex(*batch):
         _product(device, a[i], b[i], out[i])

@@ -170,6 +170,15 @@ KERNEL_ROWS: dict[str, Row] = {
         params={"transpose_a": (False, True), "transpose_b": (False, True)},
         **_PRODUCT,
     ),
+    "batched_matmul": Row(
+        lambda **flags: " ".join(f"b{word}" for word in oracles.product_shapes(**flags).split()),
+        lambda a, b, transpose_a, transpose_b: np.einsum(
+            f"{'bkm' if transpose_a else 'bmk'},{'bnk' if transpose_b else 'bkn'}->bmn", a, b
+        ),
+        roundings=1,
+        params={"transpose_a": (False, True), "transpose_b": (False, True)},
+        **_PRODUCT,
+    ),
     "linear": Row("mk kn n", oracles.linear, roundings=2, **_PRODUCT),
     # windows
     "conv2d": Row(oracles.conv2d_shapes("nci odk o"), oracles.conv2d, oracles.conv2d_shapes("dk"), 2, **_CONV),

@@ -143,6 +143,7 @@ SHAPES = {
     "add_rows": [[(50_000, 256), (8192,), (8192,), (8192,), (512, 256)]],
     "argmax_rows": [[(50_000, 256), (8192,), (8192,), (512, 256)]],
     "matmul": [[(m, k), (k, n), (m, n)] for m, k, n in PRODUCTS],
+    "batched_matmul": [[(256, 64, 32), (256, 32, 64), (256, 64, 64)]],
     "linear": [[(m, k), (k, n), (n,), (m, n)] for m, k, n in PRODUCTS],
     "conv2d": [[IMAGES, FILTERS, FILTERS[:1], IMAGES]],
     "conv2d_input": [[IMAGES, FILTERS, IMAGES]],
@@ -155,10 +156,7 @@ SHAPES = {
     "avg_pool2d_grad": [[POOLED, PLANES]],
     "take_in_rows": [[(8192, 784), (8192, 196), (8192, 196)]],
     "scatter_in_rows": [[(8192, 196), (8192, 196), (8192, 784)]],
-    **{
-        f"{name}_cell": [[(512, gates, N), (512, gates, N), (slots, *ROW), ROW[:1], (slots, *ROW)]]
-        for name, (gates, slots, _, _) in CELLS.items()
-    },
+    **{f"{x}_cell": [[(512, g, N), (512, g, N), (s, *ROW), ROW[:1], (s, *ROW)]] for x, (g, s, _, _) in CELLS.items()},
     **{
         f"{name}_cell_grad": [
             [(n, *ROW), (n, *ROW), ROW, (2, slots, *ROW), ROW[:1], *[(512, gates, N)] * written, (n, *ROW)]

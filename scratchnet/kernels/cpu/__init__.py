@@ -119,6 +119,7 @@ _COMPILED: dict[str, Any] = {
     **conv.KERNELS,
     **pool.KERNELS,
     "matmul": gemm.matmul,
+    "batched_matmul": gemm.batched_matmul,
     "linear": _linear,
 }
 

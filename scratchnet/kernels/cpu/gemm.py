@@ -109,6 +109,15 @@ def _product_and_update_by_columns(lo, hi, a, b, zeros, parameter, velocity, pac
     _update(a, b, zeros, parameter, velocity, packed, numbers, work, region)
 
 
+@jit
+def _products(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
+    """The products lo to hi of as many matrices; start: see Sums."""
+    scratch, region = own_scratch(work), Region(0, out.shape[1], 0, out.shape[2])
+    for i in range(lo, hi):
+        factors, sums = Factors(a[i], b[i], transpose_a, transpose_b, False, 0), whole_sums(start, out[i])
+        multiply(factors, sums, region, scratch)
+
+
 # --- the public function ----------------------------------------------------------------------------------------------
 
 LANES = {np.dtype(t): TILE.vector_bytes // np.dtype(t).itemsize for t in (np.float32, np.float64)}
@@ -121,6 +130,7 @@ _SCRATCH = {  # elements of b packed as it is read, of packed a, and the numbers
 _WEIGHT = 1 / 8  # of one multiplication and addition (native/loops.py)
 _pack = ranged(pack_b, "pack", writes=(3,), whole=(0, 3))
 _by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(6,), weight=_WEIGHT)
+_one_by_one = ranged(_products, "batched_matmul", writes=(3,), whole=(2,), private=(6,), weight=_WEIGHT)
 _packed_by_rows = ranged(_product_packed, "matmul_packed", writes=(3,), whole=(1, 2), private=(7,), weight=_WEIGHT)
 _by_rows_transposed = _by_rows.reading_whole(0, 1, 2)  # a row of a transposed `a` lies all over it
 _packed_by_rows_transposed = _packed_by_rows.reading_whole(0, 1, 2)
@@ -192,6 +202,15 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
         block = _even_rows(m, threads)
         run = _packed_by_rows_transposed if transpose_a else _packed_by_rows
         run(m, (j_end - j) * k, a, packed, start, out, transpose_a, j, j_end, work, block=block)
+
+
+def batched_matmul(a, b, out, transpose_a=False, transpose_b=False):
+    """The product of each two matrices of a (count, ...) and b (count, ...); an item is a product. See matmul."""
+    count, m, n = out.shape
+    k = a.shape[1 if transpose_a else 2]
+    if out.size:
+        work, cost = scratch(_SCRATCH[out.dtype], out.dtype), max(m, MEMORY_BOUND) * n * max(k, MEMORY_BOUND)
+        _one_by_one(count, cost, a, b, ZEROS[out.dtype], out, bool(transpose_a), bool(transpose_b), work)
 
 
 def _shares_columns(m, k, n, threads, itemsize):

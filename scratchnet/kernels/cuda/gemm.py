@@ -24,7 +24,7 @@ import numpy as np
 from ..reference import SPAN
 from . import memory, reduce, tuning
 from .compile import ALIGNED, Kernel, cuda, device, kernel, launch, load_wide, store_wide
-from .grids import is_wide
+from .grids import in_row, is_wide
 from .tuning import Tile
 
 SHORTEST, PARTS = 2, 4
@@ -217,4 +217,32 @@ def linear(x, weight, bias, out):
     _multiply(x, weight, bias, out, False, False)
 
 
-KERNELS = {"matmul": matmul, "linear": linear}
+@cache
+def products(dtype: np.dtype, threads: int, transpose_a: bool, transpose_b: bool) -> Kernel:
+    """Of many small matrices: a thread has an element of a product, which is one chain of k terms."""
+    ZERO = dtype.type(0)
+
+    @kernel(threads)
+    def loop(a, b, out, m, n, k):
+        for at in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            item, row, column = at // (m * n), at // n % m, at % n
+            total = ZERO
+            for step in range(k):
+                left = a[(item * k + step) * m + row] if transpose_a else a[(item * m + row) * k + step]
+                right = b[(item * n + column) * k + step] if transpose_b else b[(item * k + step) * n + column]
+                total += left * right
+            out[at] = total
+
+    return loop
+
+
+def batched_matmul(a, b, out, transpose_a=False, transpose_b=False):
+    if out.size:
+        (_, m, n), k = out.shape, a.shape[1 if transpose_a else 2]
+        blocks, threads = in_row(out.size)
+        loop = products(out.dtype, threads, bool(transpose_a), bool(transpose_b))
+        a, b = (x if x.size else out for x in (a, b))  # k = 0: no element is read
+        launch(loop, blocks, threads, a, b, out, m, n, k)
+
+
+KERNELS = {"matmul": matmul, "linear": linear, "batched_matmul": batched_matmul}
