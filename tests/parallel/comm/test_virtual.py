@@ -33,6 +33,17 @@ def test_an_algorithm_of_ones_own_is_run_and_counted():
     assert all((x == 6).all() for x in given)
 
 
+def test_a_message_arrives_no_earlier_than_it_was_sent():
+    def relay(link, x, combine):  # 0 -> 1 -> 2 -> 0: three steps, though no rank has more than two things to do
+        if link.rank:
+            link.receive(x, link.rank - 1)
+        link.send(x, (link.rank + 1) % 3)
+        if link.rank == 0:
+            link.receive(x, 2)
+
+    assert simulate_all_reduce(relay, arrays()).steps == 3
+
+
 @pytest.mark.parametrize(("op", "result"), [("sum", 6), ("mean", 2), ("max", 3), ("min", 1)])
 def test_each_op_has_its_result(op, result):
     given = arrays()
