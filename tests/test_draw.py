@@ -73,6 +73,10 @@ def test_a_program_has_each_kernel_call_and_reads_what_was_written_before(device
     assert all("stage" in v.lines[-1] or v.lines[-1] == "by Python" for v in drawing.vertices if v.kind == "op")
     assert all(a < b for a, b in drawing.edges)
     assert step._repr_html_() == sn.draw(step).svg
+    updates = [k for k, name in enumerate(names) if "sgd" in name]
+    assert len(updates) == 4 and not {a for a, _ in drawing.edges} & {*updates}  # nothing reads what an update wrote
+    shapes = {drawing.vertices[k].lines[1] for k in updates}
+    assert shapes == {"4 x 8", "8", "8 x 3", "3"}
 
 
 def test_both_texts_parse_and_boxes_do_not_lie_on_each_other():

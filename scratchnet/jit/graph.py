@@ -22,7 +22,7 @@ def draw(step: Any, names: dict[int, str]) -> Drawing:
     for instruction in program.instructions:
         call = instruction.call
         touched = call.touched() if isinstance(call, Call) else [call.array]
-        written = call.written() if isinstance(call, Call) else []
+        written = _written(instruction)
         for x in touched:
             key = id(memory_of(x))
             if key not in last and not any(x is y for y in written):
@@ -31,12 +31,22 @@ def draw(step: Any, names: dict[int, str]) -> Drawing:
                 last[key] = len(vertices)
                 vertices.append(Vertex((name, shape_of(x)), kind))
         edges += [(last[key], len(vertices)) for x in touched if (key := id(memory_of(x))) in last]
-        results = [] if isinstance(call, Guard) else written or touched[-1:]
-        last |= {id(memory_of(x)): len(vertices) for x in results}
+        last |= {id(memory_of(x)): len(vertices) for x in written}
         stage = f"stage {stages[id(call)]}" if id(call) in stages else "by Python"
         name = f"check {call.kind}" if isinstance(call, Guard) else call.kernel
-        vertices.append(Vertex((name, *[shape_of(x) for x in results[:1]], stage), "op"))
+        vertices.append(Vertex((name, *[shape_of(x) for x in written[:1]], stage), "op"))
     return Drawing(f"draw: the program of {getattr(step, '__qualname__', 'a step')}", vertices, edges)
+
+
+def _written(instruction: Any) -> list[Any]:
+    """The arrays that hold what a call computes. Its loops know it; else it is what the kernel's signature says."""
+    call = instruction.call
+    if isinstance(call, Guard):
+        return []
+    if not instruction.loops:
+        return call.written() or call.touched()[-1:]
+    memory = {id(memory_of(x)) for x in instruction.writes}
+    return [x for x in call.touched() if id(memory_of(x)) in memory]
 
 
 def shape_of(x: Any) -> str:
