@@ -57,13 +57,32 @@ def _in_int64(kernel: Callable, arrays: list[DeviceArray], inputs: int, numbers:
 def launches(name: str, arguments: tuple) -> list[Callable[[], None]]:
     """A call that will be repeated, as functions to call in order: its launches, whose memory is then allocated once.
 
-    Or the kernel itself, where a launch depends on values that it reads on the host.
+    Or the kernel itself, where a launch leaves behind what is known of its result.
     """
     count = arrays_of(name)[1]
     arrays = _on_device(name, arguments[:count])
     call = partial(KERNELS[name], *arrays, *arguments[count:])
-    reads_host = not READ.isdisjoint(inspect.signature(KERNELS[name]).parameters)
-    return [call] if reads_host or (name in LIMITED and arrays[-1].dtype.kind in "iu") else captured(call)
+    if name in LIMITED and arrays[-1].dtype.kind in "iu":
+        return [call]
+    if READ.isdisjoint(inspect.signature(KERNELS[name]).parameters):
+        return captured(call)
+    return [_Again(call, [x for x in arguments[count:] if isinstance(x, np.ndarray)])]
+
+
+class _Again:
+    """A call whose launches hold numbers that it reads on the host: they are made anew when a number has changed."""
+
+    def __init__(self, call: Callable[[], None], read: list[np.ndarray]):
+        self._call, self._read = call, read
+        self._were: list[bytes] | None = None
+        self._parts: list[Callable[[], None]] = []
+
+    def __call__(self) -> None:
+        numbers = [x.tobytes() for x in self._read]
+        if numbers != self._were:
+            self._parts, self._were = captured(self._call), numbers
+        for part in self._parts:
+            part()
 
 
 def _on_device(name: str, arrays: Iterable[Any]) -> list[DeviceArray]:

@@ -9,7 +9,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cached_property, partial
+from functools import cached_property
 from struct import Struct
 from typing import Any
 
@@ -88,14 +88,12 @@ def device(function: Callable[..., Any]) -> Any:
     return function if SIMULATED else numba_cuda.jit(function, device=True, inline="always")
 
 
-def _prepared(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> Callable[[], None]:
-    """A launch that may be called again and again: its arguments are packed once."""
-    if SIMULATED:
-        return partial(_simulate, kernel, blocks, threads, arguments)
+def _ready(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> tuple:
+    """A launch as the driver takes it: the compiled kernel, its grid, and how its numbers are packed."""
     codes, values = packed(arguments)
     handle, struct = kernel.loaded(codes)
-    grid, block = (x if isinstance(x, tuple) else (x, 1) for x in (blocks, threads))
-    return machine.Launch(handle, grid, block, struct.pack(*values), arguments)
+    grid, block = (x if type(x) is tuple else (x, 1) for x in (blocks, threads))
+    return handle, grid, block, struct, values
 
 
 def packed(arguments: tuple) -> tuple[tuple, list]:
@@ -121,7 +119,11 @@ def _simulate(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> No
 
 
 def _run(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> None:
-    _prepared(kernel, blocks, threads, arguments)()
+    machine.launch(*_ready(kernel, blocks, threads, arguments))
+
+
+if SIMULATED:
+    _run = _simulate
 
 
 launcher: ContextVar[Callable[..., None]] = ContextVar("launcher", default=_run)
@@ -134,14 +136,18 @@ def launch(kernel: Kernel, blocks: Any, threads: Any, *arguments: Any) -> None:
 
 def captured(call: Callable[[], None]) -> list[Callable[[], None]]:
     """The launches of a call in order, as functions that start them; the call itself starts none."""
-    is_real = launcher.get() is _run and not SIMULATED
+    make = _packed_once if launcher.get() is _run and not SIMULATED else _again
     found: list[Callable[[], None]] = []
-    token = launcher.set(lambda *launched: found.append(_prepared(*launched) if is_real else _again(launched)))
+    token = launcher.set(lambda *launched: found.append(make(launched)))
     try:
         call()
     finally:
         launcher.reset(token)
     return found
+
+
+def _packed_once(launched: tuple) -> Callable[[], None]:
+    return machine.Launch(*_ready(*launched), held=launched)
 
 
 def _again(launched: tuple) -> Callable[[], None]:

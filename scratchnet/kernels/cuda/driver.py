@@ -11,6 +11,7 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -255,29 +256,61 @@ def loaded(code: bytes, name: str) -> Any:
     return _api.CUfunction(int(call("cuLibraryGetKernel", library, name.encode())))
 
 
-class Launch:
-    """One launch: a kernel, its grid, and its arguments as the bytes that the GPU reads. Calling it starts it."""
+MOST_BYTES = 4096  # of the arguments of a launch
 
-    __slots__ = ("_buffer", "_call", "_extra", "_held", "_size")
 
-    def __init__(self, kernel: Any, blocks: Sequence[int], threads: Sequence[int], arguments: bytes, held: Any):
-        """held: what must stay alive as long as this may be called."""
-        self._buffer, self._held = ctypes.create_string_buffer(arguments, len(arguments)), held
-        self._size = ctypes.c_size_t(len(arguments))
+class _Arguments:
+    """Where the bytes of arguments lie while a launch reads them."""
+
+    def __init__(self, nbytes: int):
+        self.buffer, self.size = ctypes.create_string_buffer(nbytes), ctypes.c_size_t(nbytes)
         begin, size, end = 1, 2, 0  # CU_LAUNCH_PARAM_BUFFER_POINTER, _SIZE, _END
         self._extra = (ctypes.c_void_p * 5)(
-            begin, ctypes.addressof(self._buffer), size, ctypes.addressof(self._size), end
+            begin, ctypes.addressof(self.buffer), size, ctypes.addressof(self.size), end
         )
-        across, down = blocks
-        self._call = (
-            kernel, across, down, 1, *threads, 1, 0, stream().handle, 0, ctypes.addressof(self._extra)
-        )  # fmt: skip
+        self.address = ctypes.addressof(self._extra)
+
+
+class _Scratch(threading.local):
+    """For launches that are made once: one for each thread, since a launch lets other threads run."""
+
+    def __init__(self) -> None:
+        self.arguments = _Arguments(MOST_BYTES)
+
+
+_scratch = _Scratch()
+
+
+def launch(kernel: Any, blocks: Sequence[int], threads: Sequence[int], struct: Struct, values: Sequence[Any]) -> None:
+    """Starts a kernel on a grid."""
+    arguments = _scratch.arguments
+    struct.pack_into(arguments.buffer, 0, *values)
+    arguments.size.value = struct.size
+    _start((kernel, *blocks, 1, *threads, 1, 0, stream().handle, 0, arguments.address))
+
+
+def _start(call: tuple) -> None:
+    gpu()
+    (code,) = _api.cuLaunchKernel(*call)
+    if code != 0:
+        _refuse(f"cuLaunchKernel with a grid of {call[1:3]} blocks of {call[4:6]}", int(code), code)
+
+
+class Launch:
+    """The same as a call that may be repeated: its arguments are packed once."""
+
+    __slots__ = ("_arguments", "_call", "_held")
+
+    def __init__(
+        self, kernel: Any, blocks: Sequence[int], threads: Sequence[int], struct: Struct, values: Sequence, held: Any
+    ):
+        """held: what must stay alive as long as this may be called."""
+        self._arguments, self._held = _Arguments(struct.size), held
+        struct.pack_into(self._arguments.buffer, 0, *values)
+        self._call = kernel, *blocks, 1, *threads, 1, 0, stream().handle, 0, self._arguments.address
 
     def __call__(self) -> None:
-        gpu()
-        (code,) = _api.cuLaunchKernel(*self._call)
-        if code != 0:
-            _refuse(f"cuLaunchKernel with a grid of {self._call[1:3]} blocks of {self._call[4:6]}", int(code), code)
+        _start(self._call)
 
 
 class Graph:

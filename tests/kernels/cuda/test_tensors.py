@@ -21,9 +21,11 @@ from scratchnet.jit.trace import Guard
 
 NEEDS = "simulated"
 if SIMULATED:
+    import scratchnet.kernels.cuda as table
     from scratchnet.kernels.cuda import compile, memory
 
 ROOT = Path(__file__).parents[3]
+EPS = np.finfo(np.float32).eps
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------
@@ -377,6 +379,22 @@ def test_a_replay_is_a_list_of_launches_over_memory_that_is_there():
     launches = replayed["launches"] - 3  # of copies of x, y and the loss
     checks = sum(isinstance(instruction.call, Guard) for instruction in program.instructions)
     assert launches + checks == len(program.parts) < recorded["launches"] + checks
+
+
+def test_a_repeated_call_reads_the_numbers_of_the_host_anew_where_they_changed():
+    param, grad, velocity = (on_gpu(floats(9))._data for _ in range(3))
+    new, new_velocity = (on_gpu(floats(9))._data for _ in range(2))
+    numbers = np.array([0.1, 0.0, 0.0, 0.0])  # of SGD: rate, momentum, nesterov, weight decay
+    (again,) = table.launches("sgd", (param, grad, velocity, new, new_velocity, numbers))
+    seen = []
+    with mock.patch.object(table, "captured", side_effect=compile.captured) as captured:
+        for rate in (0.1, 0.1, 0.5):
+            numbers[0] = rate
+            again()
+            expected = memory.to_host(param) - np.float32(rate) * memory.to_host(grad)
+            np.testing.assert_allclose(memory.to_host(new), expected, rtol=4 * EPS)
+            seen.append(captured.call_count)
+    assert seen == [1, 1, 2]
 
 
 @contextlib.contextmanager
