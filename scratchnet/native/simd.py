@@ -260,10 +260,11 @@ def _write_tile_in_place(module, dtype, lanes, rows, vectors, lists_rows):
 
         zeros = [f.vector(None)] * (rows * len(columns))
         _, _, *sums = f.loop(f["k"], [i64(0), f["b"], *zeros], step)
-        places_at = [f.at(out, row, column) for row in outs for column in columns]
-        totals = [f.builder.fadd(f.load(at, mask), total) for total, at in zip(sums, places_at, strict=True)]
-        for total, at in zip(totals, places_at, strict=True):
-            f.store(total, at, mask)
+        for i, row in enumerate(outs):  # a row is read before it is written: its vectors may overlap
+            at = [f.at(out, row, column) for column in columns]
+            old, own = [f.load(p, mask) for p in at], sums[i * len(columns) : (i + 1) * len(columns)]
+            for p, before, total in zip(at, old, own, strict=True):
+                f.store(f.builder.fadd(before, total), p, mask)
         return [f.at(a, f["a_next"]), f.at(out, f["out_next"]), f.at(places, rows)]
 
     f.loop(f["tiles"], [f["a"], f["out"], place], one)
