@@ -59,6 +59,7 @@ ONCE = {
     "optim": ("test_lr_scheduler",),
     "trainer": ("test_checks", "test_metrics_log", "test_moments", "test_trainer"),
     "callbacks": ("test_database", "test_finder", "test_monitors", "test_tensorboard"),
+    "sequences": ("test_workers",),
     "testing": ("test_bounds", "test_calls", "test_planted", "test_threads"),
     "sklearn": ("test_estimators",),
     "scripts": (
@@ -93,7 +94,7 @@ def computes_with_numpy_alone(item):
 TESTS = Path(__file__).parent
 START_PROCESSES = (
     "parallel", "scripts", "trainer", "test_docs.py", "test_time_limit.py",
-    "kernels/cuda/test_workers.py", "kernels/cuda/test_stub.py",
+    "kernels/cuda/test_workers.py", "kernels/cuda/test_stub.py", "nn/sequences/test_workers.py",
 )  # fmt: skip
 LONG = (
     "kernels/cuda/test_compiled.py",

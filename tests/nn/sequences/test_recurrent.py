@@ -210,29 +210,6 @@ def test_a_recorded_step_reads_the_lengths_of_each_call(kind):
     assert losses(sn.jit) == losses(lambda step: step)
 
 
-class LastOfGRU(nn.Module):
-    def __init__(self):
-        self.gru, self.head = nn.GRU(3, 8, batch_first=True, bidirectional=True), nn.Linear(16, 2)
-
-    def forward(self, x):
-        return self.head(self.gru(x)[0].mean(1))
-
-
-def test_a_trainer_gives_the_same_bits_for_any_number_of_workers():
-    x = np.random.default_rng(0).standard_normal((48, 6, 3)).astype(np.float32)
-    data = sn.data.TensorDataset(x, (x.mean((1, 2)) > 0).astype(np.int64))
-
-    def weights(workers):
-        sn.manual_seed(0)
-        model = LastOfGRU()
-        optimizer = sn.optim.Adam(model.parameters(), lr=0.01)
-        trainer = sn.Trainer(model, optimizer, nn.CrossEntropyLoss(), workers=workers, shards=4, progress=False)
-        trainer.fit(sn.data.DataLoader(data, batch_size=24), epochs=1)
-        return [p.detach().numpy().tobytes() for p in model.parameters()]
-
-    assert weights(1) == weights(2)
-
-
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [

@@ -136,20 +136,6 @@ def test_a_recorded_step_has_the_bits_of_the_plain_one():
     assert losses(sn.jit) == losses(lambda step: step)
 
 
-def test_a_trainer_gives_the_same_bits_for_any_number_of_workers():
-    data = sn.data.TensorDataset(WORDS, WORDS[:, 1] % 2)
-
-    def weights(workers):
-        sn.manual_seed(0)
-        model = Classifier()
-        optimizer = sn.optim.Adam(model.parameters(), lr=0.01)
-        trainer = sn.Trainer(model, optimizer, nn.CrossEntropyLoss(), workers=workers, shards=4, progress=False)
-        trainer.fit(sn.data.DataLoader(data, batch_size=24), epochs=1)
-        return [p.detach().numpy().tobytes() for p in model.parameters()]
-
-    assert weights(1) == weights(2)
-
-
 @pytest.mark.parametrize(
     ("call", "words"),
     [
