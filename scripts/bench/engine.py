@@ -12,6 +12,7 @@ import numpy as np
 from convolution import NETWORKS, peak_memory, samples
 
 LR, MOMENTUM, BATCH = 0.05, 0.9, 64
+IMAGE_LR = 1e-4  # of convolutional networks: at a larger one their losses part by rounding alone within 16 steps
 BATCHES = 8  # batches of data that take turns
 RANKS = 2  # processes of collectives, and of a pool that is compared
 ELEMENTS = (512, 1024)  # shape of the arrays that kernels other than products work on: 2 MiB each

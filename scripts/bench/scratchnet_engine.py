@@ -34,7 +34,7 @@ class Scratchnet(Engine):
         with sn.no_grad():
             for parameter, value in zip(model.parameters(), values(network), strict=True):
                 parameter.copy_(sn.Tensor(value.T if value.ndim == 2 else value))
-        optimizer = sn.optim.SGD(model.parameters(), lr=engine.LR, momentum=engine.MOMENTUM)
+        optimizer = sn.optim.SGD(model.parameters(), lr=engine.IMAGE_LR, momentum=engine.MOMENTUM)
         self.step = self.transform(training_step(lambda x, y: cross_entropy(model(x), y), optimizer))
 
     def place(self, array):

@@ -22,8 +22,8 @@ def model_of(layers):
     return torch.nn.Sequential(*modules[:-1])
 
 
-def optimizer_of(model):
-    return torch.optim.SGD(model.parameters(), lr=engine.LR, momentum=engine.MOMENTUM, fused=True)  # its fastest
+def optimizer_of(model, lr=engine.LR):
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=engine.MOMENTUM, fused=True)  # its fastest
 
 
 class Torch(Engine):
@@ -45,7 +45,7 @@ class Torch(Engine):
             for parameter, value in zip(model.parameters(), values(network), strict=True):
                 parameter.copy_(torch.from_numpy(value))
         loss_of = self.transform(lambda x, y: cross_entropy(model(x), y))
-        self.step = training_step(loss_of, optimizer_of(model))
+        self.step = training_step(loss_of, optimizer_of(model, engine.IMAGE_LR))
 
     def place(self, array):
         return torch.from_numpy(array)
