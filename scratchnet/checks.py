@@ -221,9 +221,13 @@ def array(what: str, value: Any, kinds: str = "biuf") -> np.ndarray:
         made = np.asarray(value)
     except ValueError as error:  # ragged lists
         raise ShapeError(f"{what}: expected a rectangular array of numbers, got {str(error).splitlines()[0]}") from None
+    except (TypeError, RuntimeError) as error:  # PyTorch's that require grad or are bfloat16, CuPy's on a GPU
+        first = (str(error).splitlines() or [""])[0]
+        remedy = "; .float() makes float32 of it" if "bfloat16" in str(getattr(value, "dtype", "")) else ""
+        raise DtypeError(f"{what}: expected what NumPy can read, got {shown(value)} ({first:.100}){remedy}") from None
     if made.dtype.kind in kinds:
         return made
     if made.dtype == object and not made.ndim:  # NumPy makes one of anything
         refuse(what, "numbers", value, DtypeError)
-    remedy = "; convert them, as with .astype('float32')" if made.dtype.kind in "OUS" else ""
+    remedy = "; convert them, as with .astype('float32')" if made.dtype.kind in "OUSV" else ""
     raise DtypeError(f"{what}: expected numbers, got dtype {made.dtype}{remedy}")

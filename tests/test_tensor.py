@@ -387,3 +387,54 @@ def test_broadcasting_is_numpys_and_its_gradient_has_the_shape_of_each_input(dat
     y = sn.Tensor(a) * sn.Tensor(b) + sn.Tensor(c)
     np.testing.assert_allclose(y.numpy(), a * b + c, rtol=1e-14)
     gradcheck(lambda a, b, c: a * b + c, [a, b, c], order=2)
+
+
+# --- arrays of others ------------------------------------------------------------------------------------------------
+
+
+class Refusing:
+    """An array that NumPy may not read, as PyTorch's of bfloat16 and CuPy's."""
+
+    def __init__(self, error, dtype="float32"):
+        self.error, self.dtype, self.shape = error, dtype, (2,)
+
+    def __array__(self, dtype=None, copy=None):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (
+            Refusing(RuntimeError("Use tensor.detach().numpy() instead.")),
+            r"\(Use tensor.detach\(\).numpy\(\) instead.\)$",
+        ),
+        (Refusing(TypeError("Got unsupported ScalarType"), "torch.bfloat16"), r"; .float\(\) makes float32 of it$"),
+        (Refusing(TypeError("Please use `.get()`\nor so")), r"Refusing of float32 \(2,\) \(Please use `.get\(\)`\)$"),
+    ],
+)
+def test_arrays_that_numpy_cannot_read_are_one_line_with_the_remedy(array, message):
+    with pytest.raises(DtypeError, match=message):
+        sn.Tensor(array)
+
+
+OTHERS = {
+    "pandas": lambda m: m.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}),
+    "polars": lambda m: m.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}),
+    "pyarrow": lambda m: m.table({"a": [1.0, 2.0], "b": [3.0, 4.0]}),
+    "torch": lambda m: m.tensor([[1.0, 3.0], [2.0, 4.0]], dtype=m.float64),
+    "jax.numpy": lambda m: m.array([[1.0, 3.0], [2.0, 4.0]]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_arrays_of_other_libraries_are_taken(name):
+    x = OTHERS[name](pytest.importorskip(name))
+    assert sn.Tensor(x).tolist() == [[1.0, 3.0], [2.0, 4.0]]
+
+
+def test_memory_of_others_is_shared():
+    memory = np.arange(3, dtype=np.float32)
+    for view in (memoryview(memory), memory):
+        t = sn.Tensor(view)
+        assert np.shares_memory(t.numpy(), memory)

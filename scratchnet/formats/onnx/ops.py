@@ -241,6 +241,14 @@ def standardize(w: Writer, e: Entry, x: str) -> str:
     return w.node("Div", d, w.node("Sqrt", w.node("Add", variance, w.number(e, e.params["eps"]))))
 
 
+@op("channel_affine")
+def channel_affine(w: Writer, e: Entry, x: str, moments: str, weight: str, bias: str) -> str:
+    """Batch norm by given moments, (2, channels)."""
+    mean, variance = w.node("Split", moments, outputs=2, axis=0)
+    statistics = [w.node("Squeeze", t, w.integers([0])) for t in (mean, variance)]
+    return w.node("BatchNormalization", x, weight, bias, *statistics, epsilon=e.params["eps"])
+
+
 # --- products and windows ---------------------------------------------------------------------------------------------
 
 
@@ -328,6 +336,7 @@ REMEDIES = {
     "dropout": "call F.dropout(x, p, self.training), which leaves x alone in evaluation",
     "batch_norm": "a BatchNorm layer has running statistics, which evaluation uses",
     "cross_entropy": "export the model without its loss",
+    "recurrent_run": "the layers GRU, LSTM and RNN can be written, cells cannot",
     "recurrent": "the layers GRU, LSTM and RNN can be written, cells cannot",
     "add_rows": "the layer EmbeddingBag, of a matrix of numbers, can be written",
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import CheckpointError
 from .. import files
-from . import operators_recurrent, operators_shapes, operators_windows  # noqa: F401 - they add to OPERATORS
+from . import operators_learn, operators_recurrent, operators_shapes, operators_windows  # noqa: F401 - they add to OPERATORS
 from .graph import Graph, Step, checked
 from .operators import OPERATORS, dtype_of
 

@@ -140,6 +140,23 @@ CASES = [
     ("InstanceNormalization", [I, C4[0], C4[1]], {}),
     ("GroupNormalization", [I, C4[0], C4[1]], {"num_groups": 2}),
     ("ArrayFeatureExtractor", [X, ints(2, 0)], {}),
+    ("Scaler", [X], {"offset": [0.5, 1.0, 0.0, 2.0], "scale": [2.0, 1.0, 0.5, 3.0]}),
+    *[("Normalizer", [P], {"norm": norm}) for norm in ("L1", "L2", "MAX")],
+    ("LinearRegressor", [X], {"coefficients": [*map(float, range(8))], "intercepts": [0.5, 1.0], "targets": 2}),
+    *[
+        (
+            "LinearClassifier",
+            [X],
+            {
+                "coefficients": [0.1 * (k % 5 - 2) for k in range(12)],
+                "intercepts": [0.5, 1.0, 0.2],
+                "classlabels_ints": [7, 3, 5],
+                "multi_class": 1,
+                "post_transform": t,
+            },
+        )
+        for t in ("NONE", "LOGISTIC", "SOFTMAX")
+    ],
 ]
 
 # What older versions wrote as attributes: (op, inputs, attributes, opset)
@@ -179,8 +196,8 @@ def file_of(op, inputs, attributes, opset=21):
     """A model of one node: its first input, and floats beside it, are inputs of the graph."""
     names = [f"i{i}" if isinstance(x, np.ndarray | np.generic) else "" for i, x in enumerate(inputs)]
     stored = [numpy_helper.from_array(np.asarray(x), n) for n, x in list(zip(names, inputs, strict=True))[1:] if n]
-    domain = "ai.onnx.ml" if op == "ArrayFeatureExtractor" else ""
-    count = 2 if op in ("TopK", "Split") else 1
+    domain = "" if ("", op) in OPERATORS else "ai.onnx.ml"
+    count = 2 if op in ("TopK", "Split", "LinearClassifier") else 1
     node = helper.make_node(op, names, [f"o{i}" for i in range(count)], domain=domain, **attributes)
     first = helper.make_tensor_value_info("i0", helper.np_dtype_to_tensor_dtype(inputs[0].dtype), None)
     outputs = [helper.make_empty_tensor_value_info(o) for o in node.output]
