@@ -414,7 +414,7 @@ class Refusing:
     ],
 )
 def test_arrays_that_numpy_cannot_read_are_one_line_with_the_remedy(array, message):
-    with pytest.raises(DtypeError, match=message):
+    with pytest.raises(sn.DtypeError, match=message):
         sn.Tensor(array)
 
 

@@ -95,6 +95,11 @@ def test_arrays_that_a_file_stores_once_are_apart_where_one_follows_the_batches(
     model.train()(X).sum().backward()
     assert len([*model.buffers()]) == 2
     assert (model.state_dict()["one"] == 1).all()
+    norm = ("BatchNormalization", ["x", "one", "zero", "mean", "var"], ["y"], {})
+    stored = {"one": ones, "zero": zeros, "var": ones}
+    model = graph_of(file_of([("Identity", ["zero"], ["mean"], {}), norm], stored).SerializeToString())
+    model.train()(X).sum().backward()
+    assert len([*model.buffers()]) == 2 and (model.state_dict()["zero"] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["forward", "a..b", "training", ".a", "_steps.x", "state_dict", "a b", "x::y/z"])

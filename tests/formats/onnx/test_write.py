@@ -44,6 +44,7 @@ LAYERS = {
         for kind in (nn.GRU, nn.LSTM, nn.RNN)
         for options in ({}, {"num_layers": 2, "bidirectional": True}, {"bias": False})
     },
+    "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(9, 3, 16, batch_first=True), S, None),
     "RNN, relu": (lambda: nn.RNN(9, 4, nonlinearity="relu"), S, None),
     "Conv1d": (lambda: nn.Conv1d(6, 4, 3, stride=2, padding=1), S, "Conv"),
     "Conv1d, same": (lambda: nn.Conv1d(6, 4, 4, padding="same", bias=False), S, "Conv"),
