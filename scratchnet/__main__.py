@@ -12,6 +12,7 @@ COMMANDS = {  # the script, and what it does
     "train-table": ("train_table.py", "trains a network on a table: classes or numbers of a CSV or Parquet file"),
     "train-recommend": ("train_recommend.py", "trains a recommender on ratings: matrix factorisation, or two towers"),
     "train-speech": ("train_speech.py", "trains a network on speech: series in .ts files, folders of WAV files"),
+    "train-text": ("train_text.py", "trains a network on sentences: an embedding bag, or a small transformer"),
     "predict": ("predict.py", "labels of images, rows or sentences, by a saved model"),
     "runs": ("runs.py", "lists, compares and plots the runs of a database"),
     "doctor": ("doctor.py", "tries all that a run needs on this machine, and says what is missing"),

@@ -48,6 +48,21 @@ def ratings(rng: np.random.Generator, users: int = 120, items: int = 60, n: int 
     write("ratings.csv", ["userId", "movieId", "rating"], rows)
 
 
+def sentences(rng: np.random.Generator, n: int = 800) -> None:
+    """Opinions of films, food and weather; "not" turns a word into its opposite, so that the order of words counts."""
+    things = ["film", "story", "actor", "soup", "bread", "dinner", "morning", "summer", "rain"]
+    words = {1: ["good", "great", "lovely", "fine", "superb"], 0: ["bad", "awful", "dull", "poor", "boring"]}
+    rows = []
+    for _ in range(n):
+        label, denied = int(rng.integers(2)), rng.random() < 0.25
+        word = str(rng.choice(words[label ^ int(denied)]))
+        start = rng.choice(["the", "this", "that", "our"])
+        middle = rng.choice(["was", "is", "seemed", "felt"])
+        rest = rng.choice(["", " today", " i think", " to me", " as always", " they say"])
+        rows.append([f"{start} {rng.choice(things)} {middle} {'not ' * denied}{word}{rest}", ["no", "yes"][label]])
+    write("sentences.csv", ["text", "label"], rows)
+
+
 VOWELS = {
     "a": (850, 1610, 2850),
     "e": (530, 1840, 2480),
@@ -79,3 +94,4 @@ if __name__ == "__main__":
     ratings(np.random.default_rng(1))
     vowels(np.random.default_rng(2), "TRAIN", 150)
     vowels(np.random.default_rng(3), "TEST", 75)
+    sentences(np.random.default_rng(4))

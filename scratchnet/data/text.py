@@ -95,16 +95,18 @@ def text_csv(
     length: int | None = None,
     max_words: int = 20_000,
     min_count: int = 1,
+    missing: str = "refuse",
     like: Any = None,
     delimiter: str = ",",
     encoding: str = "utf-8",
 ) -> TensorDataset:
-    """A CSV file with a column of sentences as a data set of numbers of words (n, length) int64, and labels int64.
+    """A CSV or Parquet file with a column of sentences as numbers of words (n, length) int64, and labels int64.
 
     text, label: names of columns; label=None reads sentences alone. `dataset.classes` names the labels, sorted.
     length: words of a sentence that count, the most that one has unless given. max_words, min_count: the vocabulary
     has at most so many words, each of which occurs at least so often. `dataset.inputs` has it, and makes features of
-    other sentences. like: the data set of the training, whose vocabulary, length and classes are taken.
+    other sentences. missing: "refuse" names the first row without a sentence or a class, "drop" leaves out such rows.
+    like: the data set of the training, whose vocabulary, length and classes are taken.
     Raises DataError naming file and line for a sentence without a word, a class that the training does not know, and
     what read errors there are (see from_csv).
     """
@@ -114,20 +116,25 @@ def text_csv(
     length = None if length is None else checks.integer("text_csv: length", length, 1, LONGEST)
     max_words = checks.integer("text_csv: max_words", max_words, 1)
     min_count = checks.integer("text_csv: min_count", min_count, 1)
+    checks.one_of("text_csv: missing", missing, ("refuse", "drop"))
     inputs = _inputs_of("text_csv", like, TextInputs)
     table = read_table(path, delimiter, encoding)
     require_columns(table, [text] if label is None else [text, label])
+    there = [WORD.search(sentence) is not None for sentence in table.columns[text]]
+    known = [bool(cell) for cell in table.columns[label]] if label is not None else there
+    if missing == "drop" and not (all(there) and all(known)):
+        table = table.kept(np.logical_and(there, known))
+        if not table.lines:
+            raise DataError(f"{table.path}: expected rows with a sentence and a class, found none")
+    elif not all(there):
+        raise table.refuse(there.index(False), text, "a sentence", "missing='drop' leaves out such rows")
+    elif not all(known):
+        raise table.refuse(known.index(False), label, "a class", "missing='drop' leaves out such rows")
     sentences = table.columns[text]
-    for row, sentence in enumerate(sentences):
-        if not WORD.search(sentence):
-            raise table.refuse(row, text, "a sentence")
     if inputs is None:
         vocabulary = vocabulary_of(sentences, max_words, min_count)
         inputs = TextInputs(vocabulary, length or max(len(words_of(sentence)) for sentence in sentences))
     if label is None:
         return described(TensorDataset(inputs(sentences)), inputs)
-    for row, cell in enumerate(table.columns[label]):
-        if not cell.strip():
-            raise table.refuse(row, label, "a class")
     labels, classes = label_numbers(table, label, like)
     return described(TensorDataset(inputs(sentences), labels), inputs, classes)

@@ -914,7 +914,8 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "features": "x", "target": "y", "scale": 1.0, "max_bytes": 10**6,
     },
     "data.text_csv": lambda: {
-        "path": table(), "text": "b", "label": "y", "length": 3, "max_words": 5, "min_count": 1, "like": None,
+        "path": table(), "text": "b", "label": "y", "length": 3, "max_words": 5, "min_count": 1, "missing": "drop",
+        "like": None,
         "delimiter": ",", "encoding": "utf-8",
     },
     "data.image_folder": lambda: {

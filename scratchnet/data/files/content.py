@@ -38,6 +38,7 @@ CARRIED = {
 TINY = {  # made up by scripts/make_tiny.py, part of this package
     "flowers": ("flowers.csv",),
     "ratings": ("ratings.csv",),
+    "sentences": ("sentences.csv",),
     "vowels": ("vowels_TRAIN.ts", "vowels_TEST.ts"),
 }
 TINY_FOLDER = Path(__file__).parents[1] / "tiny"
