@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from . import checks, nn
 from .errors import ShapeError
-from .functions import cat
+from .functions import cat, where
 from .tensor import ArrayLike, Tensor, as_tensor
 
 
@@ -60,3 +60,45 @@ class Recommender(nn.Module):
 
     def extra_repr(self) -> str:
         return f"mean={self.mean}, penalty={self.penalty}"
+
+
+class TextTransformer(nn.Module):
+    """Numbers of words (b, steps) -> logits (b, classes): the mean over words of what an encoder makes of them.
+
+    Vectors of words, with sines for their positions, pass through `layers` encoder layers that normalise first (Vaswani
+    et al. 2017, "Attention is all you need"). The number 0 is no word: nothing looks at it, and no mean counts it.
+    words: how many numbers there are. width: of a word's vector, divisible by `heads`.
+    """
+
+    def __init__(
+        self,
+        words: int,
+        classes: int,
+        width: int = 64,
+        heads: int = 4,
+        layers: int = 2,
+        dropout: float = 0.1,
+    ):
+        given = {"words": words, "classes": classes, "width": width, "heads": heads, "layers": layers}
+        sizes = {name: checks.integer(f"TextTransformer: {name}", n, 1) for name, n in given.items()}
+        dropout = checks.number("TextTransformer: dropout", dropout, "[0, 1]")
+        self.embedding = nn.Embedding(sizes["words"], width, padding_idx=0)
+        self.positions = nn.PositionalEncoding(width, batch_first=True)
+        self.layers = nn.ModuleList(
+            [
+                nn.TransformerEncoderLayer(width, heads, 2 * width, dropout, batch_first=True, norm_first=True)
+                for _ in range(sizes["layers"])
+            ]
+        )
+        self.norm, self.dropout, self.head = nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, classes)
+
+    def forward(self, words: ArrayLike) -> Tensor:
+        numbers = as_tensor(words)
+        if numbers.ndim != 2:
+            raise ShapeError(f"TextTransformer: expected numbers of words (b, steps), got {numbers.shape}")
+        x, nothing = self.positions(self.embedding(numbers)), numbers == 0
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=nothing)
+        counts = where(nothing, 0.0, 1.0).unsqueeze(-1)  # (b, steps, 1)
+        mean = (self.norm(x) * counts).sum(axis=1) / counts.sum(axis=1).maximum(1.0)
+        return self.head(self.dropout(mean))

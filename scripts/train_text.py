@@ -49,11 +49,11 @@ class Config(AdamFlags):
         return [*self.parts(train, self.validation), test]
 
 
-def model_of(config: Config, words: int, length: int, classes: int) -> nn.Module:
+def model_of(config: Config, words: int, classes: int) -> nn.Module:
     """The mean of the vectors of a text's words, or what a transformer makes of their order; then a linear layer."""
     if config.network == "transformer":
-        sizes = words, classes, length, config.width
-        return sn.networks.TextTransformer(*sizes, config.heads, config.layers, config.dropout)
+        sizes = config.width, config.heads, config.layers
+        return sn.networks.TextTransformer(words, classes, *sizes, config.dropout)
     bag = nn.EmbeddingBag(words, config.width, mode="mean", padding_idx=0)
     nn.init.normal_(bag.weight, std=0.1)
     return nn.Sequential(bag, nn.Dropout(config.dropout), nn.Linear(config.width, classes))
@@ -64,10 +64,9 @@ def main(config: Config) -> float | None:
 
     # 1. Prepare: read, number words by a vocabulary of the training; hold texts back to validate and to test on.
     train, val, test = config.datasets()
-    (length,) = train[0][0].shape
 
     # 2. Split texts into batches, and batches into shards, 3. compute their gradients, 4. merge them into steps.
-    model, folder = model_of(config, train.inputs.numbers, length, len(train.classes)), config.run_folder()
+    model, folder = model_of(config, train.inputs.numbers, len(train.classes)), config.run_folder()
     trainer, history = config.fit(model, nn.CrossEntropyLoss(), train, val, folder)
 
     if not sn.parallel.is_first_rank():  # under mpirun one rank reports

@@ -5,7 +5,7 @@ import pytest
 
 import scratchnet as sn
 from scratchnet.errors import ConfigError, ShapeError
-from scratchnet.networks import Recommender
+from scratchnet.networks import Recommender, TextTransformer
 
 PAIRS = np.array([[0, 1], [2, 0], [2, 1]])
 
@@ -51,3 +51,36 @@ def test_sizes_that_cannot_be_are_refused():
         Recommender(0, 2, 4)
     with pytest.raises(ShapeError, match=r"expected pairs .b, 2., got .3,."):
         Recommender(3, 2, 4)(PAIRS[:, 0])
+
+
+# --- TextTransformer --------------------------------------------------------------------------------------------------
+
+WORDS = np.array([[5, 2, 3, 0, 0], [1, 1, 4, 2, 3], [2, 5, 3, 0, 0]])
+
+
+def test_nothing_looks_at_what_fills_a_text_up_and_the_order_of_words_counts():
+    model = TextTransformer(6, 3, width=8, heads=2).eval()
+    logits = model(WORDS).detach().numpy()
+    np.testing.assert_allclose(model(WORDS[:1, :3]).detach().numpy(), logits[:1], rtol=1e-4, atol=1e-5)
+    assert abs(logits[0] - logits[2]).max() > 1e-3
+    assert np.isfinite(model(np.zeros((1, 4), np.int64)).detach().numpy()).all()
+
+
+def test_a_transformer_learns_what_no_mean_of_words_can(tmp_path):
+    rng = np.random.default_rng(0)
+    words = rng.permuted(np.tile([1, 2, 3, 3], (256, 1)), axis=1)
+    labels = (words.argmin(axis=1) < (words == 2).argmax(axis=1)).astype(np.int64)  # is 1 before 2?
+    model = TextTransformer(4, 2, width=16, heads=2, layers=1, dropout=0.0)
+    trainer = sn.Trainer(model, sn.optim.Adam(model.parameters(), 0.01), sn.nn.CrossEntropyLoss(), progress=False)
+    loader = sn.data.DataLoader(sn.data.TensorDataset(words, labels), 32, shuffle=True)
+    trainer.fit(loader, epochs=12)
+    assert trainer.evaluate(loader)["accuracy"] > 0.95
+    sn.save_model(tmp_path / "model", model)
+    assert sn.load_model(tmp_path / "model").outputs(words).tobytes() == trainer.predict(words).tobytes()
+
+
+def test_sizes_of_a_transformer_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match="TextTransformer: classes: expected"):
+        TextTransformer(6, 0)
+    with pytest.raises(ShapeError, match=r"expected numbers of words .b, steps., got .5,."):
+        TextTransformer(6, 2)(WORDS[0])

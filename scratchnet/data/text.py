@@ -103,9 +103,10 @@ def text_csv(
     """A CSV or Parquet file with a column of sentences as numbers of words (n, length) int64, and labels int64.
 
     text, label: names of columns; label=None reads sentences alone. `dataset.classes` names the labels, sorted.
-    length: words of a sentence that count, the most that one has unless given. max_words, min_count: the vocabulary
-    has at most so many words, each of which occurs at least so often. `dataset.inputs` has it, and makes features of
-    other sentences. missing: "refuse" names the first row without a sentence or a class, "drop" leaves out such rows.
+    length: words of a sentence that count, at most; features are no longer than the longest sentence.
+    max_words, min_count: the vocabulary has at most so many words, each of which occurs at least so often;
+    `dataset.inputs` has it, and makes features of other sentences.
+    missing: "refuse" names the first row without a sentence or a class, "drop" leaves out such rows.
     like: the data set of the training, whose vocabulary, length and classes are taken.
     Raises DataError naming file and line for a sentence without a word, a class that the training does not know, and
     what read errors there are (see from_csv).
@@ -128,12 +129,13 @@ def text_csv(
             raise DataError(f"{table.path}: expected rows with a sentence and a class, found none")
     elif not all(there):
         raise table.refuse(there.index(False), text, "a sentence", "missing='drop' leaves out such rows")
-    elif not all(known):
+    elif label is not None and not all(known):
         raise table.refuse(known.index(False), label, "a class", "missing='drop' leaves out such rows")
     sentences = table.columns[text]
     if inputs is None:
         vocabulary = vocabulary_of(sentences, max_words, min_count)
-        inputs = TextInputs(vocabulary, length or max(len(words_of(sentence)) for sentence in sentences))
+        longest = max(len(words_of(sentence)) for sentence in sentences)
+        inputs = TextInputs(vocabulary, min(length or longest, longest))
     if label is None:
         return described(TensorDataset(inputs(sentences)), inputs)
     labels, classes = label_numbers(table, label, like)

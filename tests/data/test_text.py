@@ -84,3 +84,12 @@ def test_what_are_no_sentences_is_refused(tmp_path):
     assert "expected text in UTF-8" in refused(DataError, lambda: inputs.read(tmp_path / "x.txt"))
     (tmp_path / "x.txt").write_text("\n")
     assert "a sentence a line" in refused(DataError, lambda: inputs.read(tmp_path / "x.txt"))
+
+
+def test_rows_without_a_sentence_or_a_class_are_dropped_if_asked(tmp_path):
+    (tmp_path / "x.csv").write_text("text,label\na,yes\n ,no\nb,\nc,no\n")
+    dataset = text_csv(tmp_path / "x.csv", missing="drop")
+    assert dataset.inputs.vocabulary == ("a", "c") and dataset[:][1].tolist() == [1, 0]
+    (tmp_path / "x.csv").write_text("text,label\n,yes\n")
+    with pytest.raises(DataError, match="expected rows with a sentence and a class, found none"):
+        text_csv(tmp_path / "x.csv", missing="drop")

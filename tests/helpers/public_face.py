@@ -953,6 +953,12 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "networks.Recommender.forward": lambda: {
         "self": sn.networks.Recommender(3, 3, 2), "pairs": np.array([[0, 1], [2, 0]]),
     },
+    "networks.TextTransformer": lambda: {
+        "words": 5, "classes": 2, "width": 4, "heads": 2, "layers": 1, "dropout": 0.1,
+    },
+    "networks.TextTransformer.forward": lambda: {
+        "self": sn.networks.TextTransformer(5, 2, 4, 2, 1), "words": np.array([[0, 1], [2, 0]]),
+    },
     "networks.Recommender": lambda: {
         "users": 3, "items": 2, "factors": 2, "hidden": (4,), "mean": 3.5, "penalty": 0.1,
     },

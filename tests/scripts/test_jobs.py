@@ -12,6 +12,7 @@ import pytest
 import train_recommend
 import train_speech
 import train_table
+import train_text
 
 import scratchnet as sn
 from scratchnet.errors import ConfigError, DataError, DataNotFoundError
@@ -22,6 +23,7 @@ JOBS = {  # the script, settings that make it small, the least (or, of errors, t
     "table": (train_table, {"hidden": (32,), "bins": 8, "batch_size": 64, "lr": 0.02}, lambda found: found > 0.75),
     "recommend": (train_recommend, {"factors": 8, "batch_size": 128, "lr": 0.05}, lambda found: found < 0.75),
     "speech": (train_speech, {"channels": (8, 8), "batch_size": 16, "lr": 0.02}, lambda found: found > 0.75),
+    "text": (train_text, {"width": 16, "lr": 0.05}, lambda found: found > 0.65),
 }
 
 
@@ -142,3 +144,23 @@ def test_folders_of_sounds_are_told_apart_and_a_file_is_predicted(run, tmp_path)
 def test_speech_needs_a_convolution(run):
     with pytest.raises(ConfigError, match="--channels: expected at least one convolution, got none"):
         run("speech", channels=())
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_transformer_reads_the_order_of_words_and_predicts_a_sentence(run, tmp_path):
+    small = {"network": "transformer", "width": 16, "layers": 1, "heads": 2, "dropout": 0.0, "lr": 0.01}
+    accuracy, _ = run("text", epochs=8, **small)
+    assert accuracy > 0.9
+    command = [sys.executable, SCRIPTS / "predict.py", tmp_path / "run", "--input", "the film was not bad"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.stdout.startswith("the film was not bad: yes"), shown.stderr
+
+
+def test_a_file_of_texts_may_say_what_to_test_on(run, tmp_path):
+    (path,) = sn.data.data_files("sentences")
+    text = Path(path).read_text().replace("text,label", "opinion,kind")
+    (tmp_path / "mine.csv").write_text(text + ",no\n")
+    options = {"text": "opinion", "label": "kind", "epochs": 2, "validation": 0.0}
+    assert run("text", data=str(tmp_path / "mine.csv"), test_data=str(tmp_path / "mine.csv"), **options)[0] > 0.5
