@@ -362,6 +362,11 @@ def dropout(x, out, p, key):
 # float64 in an array, because they change from step to step.
 
 
+def _flushed(state):
+    """A state as it is stored: subnormal numbers are zero, as arithmetic on them is slow and they may never go away."""
+    return np.where(np.abs(state) < np.finfo(state.dtype).tiny, state.dtype.type(0), state)
+
+
 def sgd(param, grad, velocity, new_param, new_velocity, numbers):
     """g += weight_decay * p;  v = momentum * v + g;  p -= lr * (g + momentum * v if nesterov else v).
 
@@ -374,7 +379,7 @@ def sgd(param, grad, velocity, new_param, new_velocity, numbers):
     v = f(momentum) * velocity + g
     step = g + f(momentum) * v if nesterov else v
     new_param[...] = param - f(lr) * step
-    new_velocity[...] = v
+    new_velocity[...] = _flushed(v)
 
 
 def adam(param, grad, m, v, new_param, new_m, new_v, numbers):
@@ -398,9 +403,9 @@ def amsgrad(param, grad, m, v, top, new_param, new_m, new_v, new_top, numbers):
     largest = second if top is None else np.maximum(top, second)
     rate, scale = f(lr / (1 - beta1**step)), f(1 / math.sqrt(1 - beta2**step))
     new_param[...] = p - rate * first / (np.sqrt(largest) * scale + f(eps))
-    new_m[...], new_v[...] = first, second
+    new_m[...], new_v[...] = _flushed(first), _flushed(second)
     if top is not None:
-        new_top[...] = largest
+        new_top[...] = _flushed(largest)
 
 
 def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
@@ -415,7 +420,7 @@ def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
     square = f(alpha) * v + f(1 - alpha) * g * g
     u = f(momentum) * velocity + g / (np.sqrt(square) + f(eps))
     new_param[...] = param - f(lr) * u
-    new_v[...], new_velocity[...] = square, u
+    new_v[...], new_velocity[...] = _flushed(square), _flushed(u)
 
 
 def adagrad(param, grad, total, new_param, new_total, numbers):
@@ -428,7 +433,7 @@ def adagrad(param, grad, total, new_param, new_total, numbers):
     g = grad + f(weight_decay) * param
     squares = total + g * g
     new_param[...] = param - f(rate) * g / (np.sqrt(squares) + f(eps))
-    new_total[...] = squares
+    new_total[...] = _flushed(squares)
 
 
 def adadelta(param, grad, v, u, new_param, new_v, new_u, numbers):
@@ -443,4 +448,4 @@ def adadelta(param, grad, v, u, new_param, new_v, new_u, numbers):
     square = f(rho) * v + f(1 - rho) * g * g
     step = np.sqrt(u + f(eps)) / np.sqrt(square + f(eps)) * g
     new_param[...] = param - f(lr) * step
-    new_v[...], new_u[...] = square, f(rho) * u + f(1 - rho) * step * step
+    new_v[...], new_u[...] = _flushed(square), _flushed(f(rho) * u + f(1 - rho) * step * step)

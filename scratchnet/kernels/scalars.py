@@ -185,6 +185,12 @@ def gelu(x):
     return x * normal(x)[0]
 
 
+@elementwise()
+def flushed(x):
+    """x, or 0 where it is subnormal."""
+    return type(x)(0) if abs(x) < np.finfo(type(x)).tiny else x
+
+
 # --- gradients of the activations -------------------------------------------------------------------------------------
 
 

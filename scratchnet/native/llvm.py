@@ -110,6 +110,12 @@ class Function:
     def multiply_add(self, a, b, c):
         return self.intrinsic(f"llvm.fmuladd.{self.suffix}", self.vector, a, b, c)
 
+    def flushed(self, x):
+        """x, with 0 where it is subnormal, as in scalars.py."""
+        smallest = self.vector([float(np.finfo(f"float{8 * self.size}").tiny)] * self.lanes)
+        magnitude = self.intrinsic(f"llvm.fabs.{self.suffix}", self.vector, x)
+        return self.builder.select(self.builder.fcmp_ordered("<", magnitude, smallest), self.vector(None), x)
+
     def columns(self, vectors):
         """Offsets of the vectors of a row, and the mask of a row that is shorter than one vector."""
         if vectors:

@@ -9,6 +9,7 @@ import itertools
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 
 from .compile import JIT_ENABLED
@@ -102,6 +103,7 @@ def _tile(
             speed *= momentum
             speed += total
             total = old - lr * (total + momentum * speed if nesterov else speed)
+            speed[np.abs(speed) < np.finfo(speed.dtype).tiny] = 0
         old[:] = old + total if strip.add else total
 
 
@@ -195,7 +197,7 @@ def _write_tile(module, dtype, lanes, rows, vectors, transposed, pack, update):
             v = f.multiply_add(momentum, v, g)
             speed = f.builder.select(nesterov, f.multiply_add(momentum, v, g), v)
             f.store(f.multiply_add(rate, speed, p), p_at, mask)
-            f.store(v, v_at, mask)
+            f.store(f.flushed(v), v_at, mask)
 
     def one(pointers):
         a, b, start, out, packed, velocity = pointers

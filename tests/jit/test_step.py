@@ -473,6 +473,29 @@ def test_a_weight_gradient_that_only_sgd_reads_is_never_written(options, fused):
     same([64, 64, 64], width=40, **options)
 
 
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_update_in_a_product_keeps_no_velocity_that_is_subnormal(dtype):
+    layer = sn.nn.Linear(40, 40).to(dtype=dtype)
+    optimizer = sn.optim.SGD(layer.parameters(), 0.1, 0.5)
+    tiny = np.finfo(dtype).tiny
+
+    @sn.jit
+    def step(x):
+        optimizer.zero_grad()
+        loss = layer(x).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    seen = []
+    for scale in (tiny * 8, 0, 0, 0, 0):
+        step(sn.Tensor(np.full((64, 40), scale / 64, dtype)))
+        seen.append(optimizer.state_dict()["state"][0]["velocity"][3].copy())
+    assert "matmul_sgd" in step.explain()
+    np.testing.assert_array_equal(seen, [np.full(40, v, dtype) for v in (8 * tiny, 4 * tiny, 2 * tiny, tiny, 0)])
+
+
 @pytest.mark.skipif(not JIT or sn.get_num_threads() < 2, reason="one thread has all columns")
 def test_threads_that_share_out_the_columns_of_a_weight_keep_the_bits():
     training = Training(width=128)

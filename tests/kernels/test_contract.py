@@ -221,6 +221,31 @@ def test_an_optimizer_gives_the_same_bits_in_place(name, device, data):
     assert [x.tobytes() for x in (param, *state)] == [x.tobytes() for x in apart]
 
 
+NUMBERS = {  # of a step with little memory, so that states at the border cross it
+    "sgd": (1, [0.1, 0.5, 0, 0]),
+    "adam": (2, [0.1, 0.5, 0.5, 1e-8, 0, 0, 1]),
+    "amsgrad": (3, [0.1, 0.5, 0.5, 1e-8, 0, 0, 1]),
+    "rmsprop": (2, [0.1, 0.5, 1e-8, 0.5, 0]),
+    "adagrad": (1, [0.1, 1e-8, 0]),
+    "adadelta": (2, [0.1, 0.5, 1e-6, 0]),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_an_optimizer_keeps_no_state_that_is_subnormal(name, dtype, device):
+    states, numbers = NUMBERS[name]
+    tiny = np.finfo(dtype).tiny
+    old = np.array([8 * tiny, tiny, tiny / 4, np.finfo(dtype).smallest_subnormal, 0, 1, np.nan] * 9, dtype)
+    param, grad = np.ones_like(old), np.zeros_like(old)
+    new = [np.empty_like(old) for _ in range(1 + states)]
+    kernel(device, name)(param, grad, *[old.copy() for _ in range(states)], *new, np.array(numbers))
+    for state in new[1:]:
+        assert not ((state != 0) & (abs(state) < tiny)).any()
+        assert (np.isnan(state) == np.isnan(old)).all() and (state[old == 1] > 0.4).all() and (state[::7] >= tiny).all()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_scatter_adds_in_the_order_of_the_index(device):
     g = np.array([[1e8], [1.0], [-1e8], [1.0]], np.float32)  # 1 in this order, 2 or 0 in others

@@ -7,10 +7,13 @@ import numpy as np
 
 from .compile import Kernel, cuda, kernel, launch, sqrt
 from .grids import in_row
+from .scalars import scalars
 
 
 @cache
 def sgd_step(dtype: np.dtype, threads: int) -> Kernel:
+    flushed = scalars(dtype)["flushed"]
+
     @kernel(threads)
     def loop(param, grad, velocity, new_param, new_velocity, numbers, nesterov):
         lr, momentum, weight_decay = numbers
@@ -19,13 +22,15 @@ def sgd_step(dtype: np.dtype, threads: int) -> Kernel:
             v = momentum * velocity[i] + g
             step = g + momentum * v if nesterov else v
             new_param[i] = param[i] - lr * step
-            new_velocity[i] = v
+            new_velocity[i] = flushed(v)
 
     return loop
 
 
 @cache
 def adam_step(dtype: np.dtype, threads: int) -> Kernel:
+    flushed = scalars(dtype)["flushed"]
+
     @kernel(threads)
     def loop(param, grad, m, v, new_param, new_m, new_v, numbers):
         keep, decay, beta1, rest1, beta2, rest2, rate, scale, eps = numbers
@@ -34,14 +39,16 @@ def adam_step(dtype: np.dtype, threads: int) -> Kernel:
             first = beta1 * m[i] + rest1 * g
             second = beta2 * v[i] + rest2 * g * g
             new_param[i] = keep * param[i] - rate * first / (sqrt(second) * scale + eps)
-            new_m[i] = first
-            new_v[i] = second
+            new_m[i] = flushed(first)
+            new_v[i] = flushed(second)
 
     return loop
 
 
 @cache
 def amsgrad_step(dtype: np.dtype, threads: int) -> Kernel:
+    flushed = scalars(dtype)["flushed"]
+
     @kernel(threads)
     def loop(param, grad, m, v, top, new_param, new_m, new_v, new_top, numbers):
         keep, decay, beta1, rest1, beta2, rest2, rate, scale, eps = numbers
@@ -51,15 +58,17 @@ def amsgrad_step(dtype: np.dtype, threads: int) -> Kernel:
             second = beta2 * v[i] + rest2 * g * g
             largest = second if second > top[i] or second != second else top[i]
             new_param[i] = keep * param[i] - rate * first / (sqrt(largest) * scale + eps)
-            new_m[i] = first
-            new_v[i] = second
-            new_top[i] = largest
+            new_m[i] = flushed(first)
+            new_v[i] = flushed(second)
+            new_top[i] = flushed(largest)
 
     return loop
 
 
 @cache
 def adagrad_step(dtype: np.dtype, threads: int) -> Kernel:
+    flushed = scalars(dtype)["flushed"]
+
     @kernel(threads)
     def loop(param, grad, total, new_param, new_total, numbers):
         rate, eps, weight_decay = numbers
@@ -67,13 +76,15 @@ def adagrad_step(dtype: np.dtype, threads: int) -> Kernel:
             g = grad[i] + weight_decay * param[i]
             squares = total[i] + g * g
             new_param[i] = param[i] - rate * g / (sqrt(squares) + eps)
-            new_total[i] = squares
+            new_total[i] = flushed(squares)
 
     return loop
 
 
 @cache
 def adadelta_step(dtype: np.dtype, threads: int) -> Kernel:
+    flushed = scalars(dtype)["flushed"]
+
     @kernel(threads)
     def loop(param, grad, v, u, new_param, new_v, new_u, numbers):
         lr, rho, rest, eps, weight_decay = numbers
@@ -82,14 +93,16 @@ def adadelta_step(dtype: np.dtype, threads: int) -> Kernel:
             square = rho * v[i] + rest * g * g
             step = sqrt(u[i] + eps) / sqrt(square + eps) * g
             new_param[i] = param[i] - lr * step
-            new_v[i] = square
-            new_u[i] = rho * u[i] + rest * step * step
+            new_v[i] = flushed(square)
+            new_u[i] = flushed(rho * u[i] + rest * step * step)
 
     return loop
 
 
 @cache
 def rmsprop_step(dtype: np.dtype, threads: int) -> Kernel:
+    flushed = scalars(dtype)["flushed"]
+
     @kernel(threads)
     def loop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
         lr, alpha, rest, eps, momentum, weight_decay = numbers
@@ -98,8 +111,8 @@ def rmsprop_step(dtype: np.dtype, threads: int) -> Kernel:
             square = alpha * v[i] + rest * g * g
             u = momentum * velocity[i] + g / (sqrt(square) + eps)
             new_param[i] = param[i] - lr * u
-            new_v[i] = square
-            new_velocity[i] = u
+            new_v[i] = flushed(square)
+            new_velocity[i] = flushed(u)
 
     return loop
 

@@ -19,4 +19,16 @@ OWN = {} if SIMULATED else {name: getattr(math, name) for name in OF_LIBRARY.spl
 def scalars(dtype: np.dtype) -> dict[str, Callable]:
     """name -> function."""
     own = OWN if SIMULATED else OWN | {"round": libdevice.rintf if dtype == np.float32 else libdevice.rint}
+    own |= {"flushed": _flushing(dtype)} if dtype.kind == "f" else {}
     return shared.lifted(device, dtype.type, own)
+
+
+def _flushing(dtype: np.dtype) -> Callable:
+    """The table's function asks NumPy for a limit, which Numba looks up by the machine's driver."""
+    smallest, zero = np.finfo(dtype).tiny, dtype.type(0)
+
+    @device
+    def flushed(x: float) -> float:
+        return zero if abs(x) < smallest else x
+
+    return flushed
