@@ -377,8 +377,7 @@ def sgd(param, grad, velocity, new_param, new_velocity, numbers):
     f = param.dtype.type
     g = grad + f(weight_decay) * param
     v = f(momentum) * velocity + g
-    step = g + f(momentum) * v if nesterov else v
-    new_param[...] = param - f(lr) * step
+    new_param[...] = param - f(lr) * (g + f(momentum) * v if nesterov else v)
     new_velocity[...] = _flushed(v)
 
 
