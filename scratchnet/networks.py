@@ -80,7 +80,8 @@ class TextTransformer(nn.Module):
         dropout: float = 0.1,
     ):
         given = {"words": words, "classes": classes, "width": width, "heads": heads, "layers": layers}
-        sizes = {name: checks.integer(f"TextTransformer: {name}", n, 1) for name, n in given.items()}
+        most = {"layers": 1000}
+        sizes = {n: checks.integer(f"TextTransformer: {n}", v, 1, most.get(n)) for n, v in given.items()}
         dropout = checks.number("TextTransformer: dropout", dropout, "[0, 1]")
         self.embedding = nn.Embedding(sizes["words"], width, padding_idx=0)
         self.positions = nn.PositionalEncoding(width, batch_first=True)
