@@ -26,7 +26,7 @@ from sklearn.utils import gen_batches, shuffle
 from sklearn.utils.validation import validate_data
 
 from .. import checks
-from ..errors import ConfigError
+from ..errors import ConfigError, DtypeError, ShapeError
 from ..grad_mode import recording
 from ..kernels import get_num_threads, set_num_threads
 from ..native.compile import MAX_THREADS
@@ -58,11 +58,13 @@ class _Engine(BaseMultilayerPerceptron):
     """What takes the place of scikit-learn's arithmetic, in front of one of its estimators."""
 
     _no_improvement_count: int
+    _made_of: Any = None  # the `module` that training began with
 
     def _initialize(self, y: np.ndarray, layer_units: list[int], dtype: Any) -> None:
         super()._initialize(y, layer_units, dtype)
         self.__dict__.pop("_learner", None)
         self._best_buffers: dict[str, np.ndarray] = {}
+        self._made_of = self.module
         if self.module is not None:
             generator = Generator(int(self._random_state.randint(2**31 - 1)))
             with using(generator):
@@ -78,6 +80,11 @@ class _Engine(BaseMultilayerPerceptron):
         """The learner, with the parameters that `coefs_` and `intercepts_` hold, whoever set them."""
         if not hasattr(self, "_learner"):
             self._learner = Learner(self._perceptron(), self.out_activation_, self.n_outputs_, Generator())
+        if self._made_of is None:  # another activation counts from here on, as in scikit-learn
+            layers = self._learner.module
+            for i in range(1, len(layers), 2):
+                if type(layers[i]) is not ACTIVATIONS[self.activation]:
+                    layers[i] = ACTIVATIONS[self.activation]()
         self._learner.write(self.coefs_, self.intercepts_)
         return self._learner
 
@@ -100,10 +107,26 @@ class _Engine(BaseMultilayerPerceptron):
                 "module: expected hidden_layer_sizes and activation to be left out, as the module has its own, got "
                 f"{self.hidden_layer_sizes!r} and {self.activation!r}"
             )
+        if hasattr(self, "coefs_") and (incremental or self.warm_start):
+            self._check_that_it_can_go_on()
         if hasattr(self, "_learner") and self._learner.is_read_only:
             self._learner = copy.deepcopy(self._learner)
         with _threads(self.n_jobs), recording(True):
             return super()._fit(X, y, sample_weight=sample_weight, incremental=incremental)
+
+    def _check_that_it_can_go_on(self) -> None:
+        """Raises ConfigError for a parameter that describes another network than the one that was trained so far."""
+        sizes = [weight.shape[1] for weight in self.coefs_[:-1]]
+        changed = {
+            "module": self.module is not self._made_of,
+            "hidden_layer_sizes": self._made_of is None and list(np.ravel(self.hidden_layer_sizes)) != sizes,
+            "loss": not is_classifier(self) and (self.loss == "poisson") != (self.out_activation_ == "exp"),
+        }
+        for name in [name for name, is_so in changed.items() if is_so]:
+            raise ConfigError(
+                f"{name}: expected the one that training began with, got {getattr(self, name)!r}; take a new "
+                "estimator, or fit with warm_start=False"
+            )
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> np.ndarray:
         """Probabilities or predictions: (rows, n_outputs_)."""
@@ -142,7 +165,15 @@ class _Engine(BaseMultilayerPerceptron):
         return self._value(loss, squares, total), coefs, gradients[weights:]
 
     def _target(self, y: np.ndarray) -> np.ndarray:
-        """Targets as the loss takes them: class numbers, or numbers for each output."""
+        """Targets as the loss takes them: class numbers, or numbers for each output. Raises DtypeError, ShapeError or
+        ConfigError for targets that it would take for something else.
+        """
+        if y.dtype.kind not in "biufO":
+            raise DtypeError(f"y: expected numbers, got {y.dtype}; convert them first")
+        if y.shape[1] != self._learner.width:
+            raise ShapeError(f"y: expected {self._learner.width} columns, as training began with, got {y.shape[1]}")
+        if self.loss == "poisson" and (y < 0).any():
+            raise ConfigError(f"y: expected no negative numbers with loss='poisson', got {y.min()}")
         return y.argmax(axis=1) if self.out_activation_ == "softmax" else y
 
     def _value(self, loss: Tensor, squares: Tensor, total: float) -> float:
@@ -221,9 +252,10 @@ class _Engine(BaseMultilayerPerceptron):
 
     def _epoch(self, learner: Learner, X: Any, target: np.ndarray, sample_weight: Any, order: np.ndarray) -> float:
         """One pass over the rows in an order; their mean loss."""
-        n, accumulated = X.shape[0], 0.0
+        n, accumulated = X.shape[0], np.float64(0.0)
         learner.module.train()
-        rate = np.asarray(self._optimizer.learning_rate if self.solver == "sgd" else 1.0, learner.dtype)
+        is_sgd = isinstance(self._optimizer, SGDOptimizer)  # partial_fit goes on with it, whatever `solver` says by now
+        rate = np.asarray(self._optimizer.learning_rate if is_sgd else 1.0, learner.dtype)
         for batch in gen_batches(n, self._rows_of_batch(n)):
             chosen = order[batch] if self.shuffle else batch  # a slice copies no rows
             weight = None if sample_weight is None else sample_weight[chosen]

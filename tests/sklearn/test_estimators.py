@@ -120,6 +120,25 @@ def test_warm_start_and_partial_fit_go_on_like_scikit_learn():
         np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-10)
 
 
+CHANGED = [{"activation": "tanh"}, {"solver": "sgd"}, {"alpha": 9.0, "learning_rate_init": 1.0}]
+
+
+@pytest.mark.parametrize("changed", CHANGED, ids=str)
+def test_a_parameter_that_changes_between_parts_counts_as_in_scikit_learn(changed):
+    runs = []
+    for module in (theirs, ours):
+        a = module.MLPClassifier(5, random_state=0).partial_fit(DIGITS, LABELS, classes=range(4))
+        before = a.set_params(**changed).predict_proba(DIGITS)
+        a.partial_fit(DIGITS, LABELS)
+        runs.append([before, a.predict_proba(DIGITS), *a.coefs_])
+    for x, y in zip(*runs, strict=True):
+        np.testing.assert_allclose(y, x, rtol=1e-7, atol=1e-9)
+
+
+def test_a_loss_is_a_number_of_numpy_as_in_scikit_learn():
+    assert type(fitted(ours, "MLPClassifier", (DIGITS, LABELS), max_iter=1).loss_) is np.float64
+
+
 # --- scikit-learn's checks and tests ----------------------------------------------------------------------------------
 
 SMALL = (
@@ -378,6 +397,41 @@ def test_a_wrong_parameter_is_refused_in_one_line(case, solver):
     with pytest.raises(ValueError, match=message) as caught:
         ours.MLPClassifier(solver=solver, **parameters).fit(DIGITS, LABELS)
     assert "\n" not in str(caught.value)
+
+
+POSITIVE = np.abs(TARGETS)
+OTHER_NETWORKS = {
+    "hidden_layer_sizes": {"hidden_layer_sizes": (4, 3)},
+    "module": {"module": lambda: nn.Linear(6, 3)},
+    "loss": {"loss": "poisson"},
+}
+OTHER_TARGETS = {
+    "columns": (POSITIVE[:, :2], "y: expected 3 columns, as training began with, got 2"),
+    "words": (POSITIVE.astype(str), "y: expected numbers, got <U"),
+    "dates": (np.arange(270).reshape(90, 3).astype("M8[D]"), "y: expected numbers, got datetime64"),
+    "negative": (POSITIVE - 9.0, "y: expected no negative numbers with loss='poisson', got -"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NETWORKS)
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_training_goes_on_with_no_other_network(name, solver):
+    found = fitted(ours, "MLPRegressor", (INPUTS, POSITIVE), warm_start=True, max_iter=2, solver=solver)
+    found.set_params(**OTHER_NETWORKS[name])
+    with pytest.raises(sn.ConfigError, match=f"{name}: expected the one that training began with"):
+        found.fit(INPUTS, POSITIVE)
+    expected = clone(found).fit(INPUTS, POSITIVE)
+    found.set_params(warm_start=False).fit(INPUTS, POSITIVE)
+    assert (found.predict(INPUTS) == expected.predict(INPUTS)).all()
+
+
+@pytest.mark.parametrize("case", OTHER_TARGETS)
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_targets_that_would_be_taken_for_something_else_are_refused(case, solver):
+    y, message = OTHER_TARGETS[case]
+    found = fitted(ours, "MLPRegressor", (INPUTS, POSITIVE), warm_start=True, loss="poisson", max_iter=2, solver=solver)
+    with pytest.raises(sn.errors.ScratchnetError, match=message):
+        found.fit(INPUTS, y)
 
 
 def test_a_batch_without_weight_is_refused():
