@@ -81,7 +81,7 @@ class _Engine(BaseMultilayerPerceptron):
         if not hasattr(self, "_learner"):
             self._learner = Learner(self._perceptron(), self.out_activation_, self.n_outputs_, Generator())
         if self._made_of is None:  # another activation counts from here on, as in scikit-learn
-            layers = self._learner.module
+            layers: Any = self._learner.module
             for i in range(1, len(layers), 2):
                 if type(layers[i]) is not ACTIVATIONS[self.activation]:
                     layers[i] = ACTIVATIONS[self.activation]()
