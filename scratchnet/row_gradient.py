@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import tracing
-from .errors import DeviceError, UnknownAttributeError
+from .errors import DeviceError, IndexOutOfRangeError, ShapeError, UnknownAttributeError
 
 Tensor = Any  # the class stands above
 WHAT = "a gradient by rows (sparse=True)"  # that a recorded step is refused for
@@ -23,10 +23,11 @@ class RowGradient:
     """A gradient (n, dim) that is 0 in all rows but some. It never changes; `to_dense` makes a Tensor of it.
 
     rows: int64 (m,), numbers of the rows that occur, ascending, each once. values: a Tensor (m, dim).
-    Raises DeviceError for values on a GPU.
+    Raises DeviceError for values on a GPU, IndexOutOfRangeError for rows that do not ascend in [0, n), ShapeError for
+    values of another number of rows.
     """
 
-    __slots__ = ("_rows", "n", "values")
+    __slots__ = ("_rows", "_values", "n")
 
     def __init__(self, rows: np.ndarray, values: Tensor, n: int):
         if not values._device.is_host:
@@ -35,13 +36,22 @@ class RowGradient:
                 "zero_grad() before a table moves"
             )
         tracing.current().refuse(WHAT)
-        self._rows, self.values, self.n = rows, values, n
+        if len(rows) and (rows[0] < 0 or rows[-1] >= n or (rows[1:] <= rows[:-1]).any()):  # an update would lose one
+            raise IndexOutOfRangeError(f"RowGradient: expected rows that ascend in [0, {n}), each once, got {rows}")
+        if values.shape[:1] != rows.shape:
+            raise ShapeError(f"RowGradient: expected {rows.shape} rows of values, got {values.shape[:1]}")
+        self._rows, self._values, self.n = rows.view(), values, n
+        self._rows.flags.writeable = False
 
     @property
     def rows(self) -> np.ndarray:
         """A step that is recorded is refused, as a replay would not look at them."""
         tracing.current().refuse(WHAT)
         return self._rows
+
+    @property
+    def values(self) -> Tensor:
+        return self._values
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,6 +72,9 @@ class RowGradient:
     def numpy(self) -> np.ndarray:
         """An array of the whole shape."""
         return self.to_dense().numpy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> RowGradient:
         """The same rows with function(values); of a function that leaves 0 as it is."""

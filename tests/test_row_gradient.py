@@ -9,6 +9,7 @@ from sizes import SIMULATED
 import scratchnet as sn
 from scratchnet import nn
 from scratchnet.nn import functional as F
+from scratchnet.row_gradient import RowGradient
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="of tables on the host")
 
@@ -215,6 +216,19 @@ def of_another_shape():
     sn.optim.SGD([other], 0.1).step()
 
 
+def made(rows):
+    return RowGradient(np.array(rows), sn.Tensor(np.ones((2, DIM), np.float32)), N)
+
+
+def test_a_gradient_by_rows_never_changes_and_is_an_array_of_the_whole_shape():
+    gradient = backward(parameter(), True)
+    with pytest.raises(ValueError, match="read-only"):
+        gradient.rows[0] = 1
+    with pytest.raises(AttributeError):
+        gradient.values = None
+    assert (np.asarray(gradient) == gradient.numpy()).all() and np.asarray(gradient).shape == (N, DIM)
+
+
 REFUSED = {
     tanh_of_the_table: (sn.GradientError, "embedding: expected a leaf as weight with sparse=True"),
     hooked: (sn.GradientError, "register_hook: expected a dense gradient, got one by rows"),
@@ -228,6 +242,11 @@ REFUSED = {
     lambda: F.embedding_bag(BAGS, TABLE, mode="max", sparse=True): (sn.ConfigError, "mode 'sum' or 'mean' with sparse"),
     lambda: nn.EmbeddingBag(N, DIM, "max", sparse=True): (sn.ConfigError, "mode 'sum' or 'mean' with sparse"),
     lambda: nn.Embedding(N, DIM, sparse=1): (sn.ConfigError, "Embedding: sparse"),
+    lambda: made([3, 3]): (sn.IndexOutOfRangeError, "RowGradient: expected rows that ascend in [0, 9), each once, got"),
+    lambda: made([5, 3]): (sn.IndexOutOfRangeError, "RowGradient: expected rows that ascend in [0, 9)"),
+    lambda: made([-1, 3]): (sn.IndexOutOfRangeError, "RowGradient: expected rows that ascend in [0, 9)"),
+    lambda: made([3, 9]): (sn.IndexOutOfRangeError, "RowGradient: expected rows that ascend in [0, 9)"),
+    lambda: made([1, 2, 3]): (sn.ShapeError, "RowGradient: expected (3,) rows of values, got (2,)"),
 }
 
 
