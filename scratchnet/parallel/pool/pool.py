@@ -178,7 +178,7 @@ class Pool(Steps):
             with contextlib.suppress(NonFiniteError):  # the step itself raises it
                 Gradient(there, len(positions), old, slot).compute(positions, 1.0, 0, 0)
         replica.find_nonfinite(slot)
-        numbers = np.zeros((len(replica.layout.segments), replica.optimizer.n_numbers))
+        numbers = np.full((len(replica.layout.segments), replica.optimizer.n_numbers), 0.5)  # no rule divides by 0
         Slice(replica, (0, 1), old, new, {0: slot, 1: slot}).update(numbers, [0.5, 0.5])
         if self.strategy.has_local_steps:
             Average(replica, (0, 1), {0: old, 1: old}, new).update([0.5, 0.5])

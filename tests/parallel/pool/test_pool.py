@@ -263,10 +263,10 @@ PROGRAM = (Path(__file__).parents[2] / "programs" / "unguarded_main.py").read_te
 EXPECTED = "main program runs\nTrue\n"
 
 
-def python(*arguments, text=None, cwd=None):
+def python(*arguments, text=None, cwd=None, **variables):
     done = subprocess.run(
         [sys.executable, *arguments], input=text, capture_output=True, text=True, cwd=cwd, timeout=60,
-        env=os.environ | {"SCRATCHNET_QUIET": "1"},
+        env=os.environ | {"SCRATCHNET_QUIET": "1"} | variables,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done
@@ -284,6 +284,20 @@ def test_a_program_from_stdin_trains():
 
 def test_an_interactive_prompt_trains():
     assert python("-i", "-q", text=PROGRAM).stdout == EXPECTED
+
+
+WITHOUT_JIT = """
+import scratchnet as sn
+
+model = sn.nn.Linear(1, 1)
+trainer = sn.Trainer(model, sn.optim.Adam(model.parameters()), sn.nn.MSELoss(), workers=2, shards=2)
+trainer.fit(sn.data.DataLoader(sn.data.TensorDataset([[0.0], [1.0]], [[1.0], [0.0]]), 2), epochs=1)
+print("trained")
+"""
+
+
+def test_a_pool_with_adam_trains_without_the_jit():
+    assert python("-c", WITHOUT_JIT, NUMBA_DISABLE_JIT="1").stdout.endswith("trained\n")
 
 
 ENDLESS = """
