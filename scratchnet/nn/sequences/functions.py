@@ -74,7 +74,7 @@ def attention_weights(
             raise DtypeError(f"{name}: expected a mask of booleans or of {scores.dtype}, got {mask.dtype}")
         seen = mask
         if mask.dtype != np.bool_:
-            scores, seen = scores + mask, mask > -np.inf
+            scores, seen = scores + mask, mask != -np.inf  # NaN counts, and is seen in the result
     if is_causal:
         causal = as_tensor(np.tril(np.ones(scores.shape[-2:], bool)), query)
         seen = causal if seen is None else seen * causal

@@ -62,6 +62,13 @@ def test_a_learned_mask_gets_a_gradient_and_what_is_not_seen_none():
     assert np.isfinite(g).all() and not g[np.isneginf(ADDED)].any() and np.count_nonzero(g) > 50
 
 
+def test_a_mask_of_nan_is_seen_in_the_result():
+    x = np.ones((3, 4), np.float32)
+    mask = np.float32([[0, np.nan, 0], [0, 0, 0], [-np.inf] * 3])
+    y = F.scaled_dot_product_attention(x, x, x, attn_mask=mask).numpy()
+    np.testing.assert_allclose(y, np.float32([[np.nan] * 4, [1] * 4, [0] * 4]))
+
+
 def test_what_no_step_sees_may_be_nan_in_its_key_alone():
     key = K.copy()
     key[:, :, 3] = np.nan
