@@ -1179,6 +1179,7 @@ WRONG_FOR = {
 ANY_NUMBER = (
     "lr_scheduler.ReduceLROnPlateau.step",
     "sn.Tensor.fill_",
+    "F.pad",
     "sn.pad",
     "sn.full",
     "sn.full_like",
