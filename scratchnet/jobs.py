@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import nn
+from . import checks, nn
 from .callbacks import BestCheckpoint, Database, EarlyStopping, LearningRateFinder, TensorBoard
 from .data import DataLoader, Dataset, random_split
+from .errors import ConfigError
 from .flags import flag, stored
 from .formats.checkpoint_folder import new_folder
 from .kernels import set_num_threads
@@ -102,9 +103,17 @@ class AdamFlags(JobFlags):
     validation: float = flag(0.1, "fraction of the training data kept for validation")
     test: float = flag(0.2, "fraction of the data held back to test on, where no file says which")
 
-    def parts(self, data: Dataset, fraction: float) -> list[Dataset]:
-        """The data set, and a random fraction of it that is held back."""
-        return list(random_split(data, [1 - fraction, fraction], seed=self.seed))
+    def parts(self, data: Dataset, name: str) -> list[Dataset]:
+        """The data set, and a random part of it that is held back: the fraction that the flag `name` says.
+
+        Raises ConfigError where nothing is left to train on or, after the training, to test on.
+        """
+        fraction = checks.number(f"--{name}", getattr(self, name), "[0, 1)")
+        kept, held = random_split(data, [1 - fraction, fraction], seed=self.seed)
+        if not len(kept) or (name == "test" and not len(held)):
+            what, got = f"rows to train on and to {name.removesuffix('ion')}", f"{fraction} of {len(data)} rows"
+            raise ConfigError(f"--{name}: expected a fraction that leaves {what}, got {got}")
+        return [kept, held]
 
     def fit(
         self, model: nn.Module, loss: nn.Module, train: Dataset, val: Dataset, folder: Path

@@ -51,10 +51,11 @@ class Config(AdamFlags):
         (path,) = sn.data.data_files(self.data)
         full = sn.data.ratings_csv(path, **FORMATS.get(self.data, FORMATS.get(Path(path).name, {})))
         if self.first_rows is None:
-            train, test = self.parts(full, self.test)
+            train, test = self.parts(full, "test")
         else:
-            test, train = (sn.data.Subset(full, part) for part in np.split(np.arange(len(full)), [self.first_rows]))
-        return [*self.parts(train, self.validation), test]
+            first = sn.checks.integer("--first-rows", self.first_rows, 1, len(full) - 1)
+            test, train = (sn.data.Subset(full, part) for part in np.split(np.arange(len(full)), [first]))
+        return [*self.parts(train, "validation"), test]
 
 
 def ranking(trainer: sn.Trainer, seen: np.ndarray, wanted: np.ndarray, k: int) -> tuple[float, float]:
@@ -72,12 +73,15 @@ def main(config: Config) -> float | None:
     # 1. Prepare: read, number users and items; hold ratings back to validate and to test on.
     train, val, test = config.datasets()
     sizes = tuple(map(len, train.inputs.categories.values()))
-    pairs, ratings = train[:]
+    (pairs, ratings), (tested, values) = train[:], test[:]
+    seen, wanted = np.zeros((2, *sizes), bool)
+    seen[tuple(pairs.T)] = True
+    wanted[tuple(tested[values[:, 0] >= config.likes].T)] = True
+    sn.metrics.recall_at_k(wanted.astype(np.float32), wanted & ~seen, config.k)  # what nobody can rank is refused now
 
     # 2. Split ratings into batches, and batches into shards, 3. compute their gradients, 4. merge them into steps.
-    hidden = tuple(filter(None, config.hidden))
+    hidden, folder = tuple(filter(None, config.hidden)), config.run_folder()
     model = sn.networks.Recommender(*sizes, config.factors, hidden, float(ratings.mean()), config.penalty)
-    folder = config.run_folder()
     trainer, history = config.fit(model, loss, train, val, folder)
 
     if not sn.parallel.is_first_rank():  # under mpirun one rank reports
@@ -86,10 +90,6 @@ def main(config: Config) -> float | None:
     # 5. Report: measure on ratings that nothing above has seen; write the curves.
     rmse = math.sqrt(trainer.evaluate(sn.data.DataLoader(test, 1024))["loss"])
     plot_curves(history, folder / "curves.png")
-    seen, wanted = np.zeros((2, *sizes), bool)
-    seen[tuple(pairs.T)] = True
-    tested, values = test[:]
-    wanted[tuple(tested[values[:, 0] >= config.likes].T)] = True
     recall, ndcg = ranking(trainer, seen, wanted & ~seen, config.k)
     ranks = f"recall@{config.k} {recall:.4f}  NDCG@{config.k} {ndcg:.4f}"
     print(f"test RMSE {rmse:.4f}  {ranks}  results in {folder}")

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import scratchnet as sn
-from scratchnet.errors import ConfigError
+from scratchnet.errors import ConfigError, DataError
 from scratchnet.flags import flag, run_script
 from scratchnet.jobs import AdamFlags
 from scratchnet.report import plot_curves
@@ -49,8 +49,8 @@ class Config(AdamFlags):
         if self.test_data:
             train, test = full, sn.data.from_csv(self.test_data, target, like=full, **options)
         else:
-            train, test = self.parts(full, self.test)
-        return [*self.parts(train, self.validation), test]
+            train, test = self.parts(full, "test")
+        return [*self.parts(train, "validation"), test]
 
 
 def model_of(config: Config, train: sn.data.Dataset) -> sn.nn.Module:
@@ -71,6 +71,8 @@ def main(config: Config) -> float | None:
 
     # 1. Prepare: read, fill or drop what is missing, scale; hold rows back to validate and to test on.
     train, val, test = config.datasets()
+    if not (spread := float(test[:][1].var())) and not train.classes:
+        raise DataError(f"--target: expected different values to test on, got {test[0][1].item():.6g} in all rows")
     bins = sn.data.PiecewiseLinear.fit(train, config.bins)
     scale = sn.data.Standardize.fit(train.map(bins), comm=sn.parallel.world())
     train, val, test = (part.map(bins).map(scale) for part in (train, val, test))
@@ -89,7 +91,7 @@ def main(config: Config) -> float | None:
     if train.classes:
         print(f"test accuracy {result['accuracy']:.2%}  results in {folder}")
         return result["accuracy"]
-    explained = 1 - result["loss"] / float(test[:][1].var())
+    explained = 1 - result["loss"] / spread
     print(f"test RMSE {math.sqrt(result['loss']):.4g}  R2 {explained:.4f}  results in {folder}")
     return explained
 

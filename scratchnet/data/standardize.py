@@ -114,7 +114,7 @@ class PiecewiseLinear:
         if len(dataset) == 0:
             raise DataError("PiecewiseLinear.fit: expected at least one row, got none")
         rows = np.asarray(features_of(gather(dataset, np.arange(len(dataset)))), np.float32)
-        if rows.ndim != 2:
+        if rows.ndim != 2 or not rows.shape[1]:
             raise ShapeError(f"PiecewiseLinear.fit: expected features (n, columns), got {rows.shape}")
         shares, found = np.linspace(0, 1, bins + 1), []
         for column, values in enumerate(rows.T):

@@ -170,6 +170,8 @@ def from_csv(
     if "" in columns:
         remedy = "features=[...] names the columns to take"
         raise DataError(f"{table.path}: expected a name for each column, found one without (pandas' index?); {remedy}")
+    if not columns:
+        raise DataError(f"{table.path}: expected a column to learn from beside {target!r:.60}, found none")
     used = [*columns, *([target] if target is not None else ())]
     empty = np.zeros(len(table.lines), bool)
     for name in used:

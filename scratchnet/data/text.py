@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import checks
-from ..errors import DataError, DataNotFoundError
+from ..errors import ConfigError, DataError, DataNotFoundError
 from .dataset import TensorDataset
 from .files.cells import names_of, read_table
 from .tables import _inputs_of, described, label_numbers, require_columns
@@ -114,6 +114,8 @@ def text_csv(
     for what, value in {"text": text, "label": label}.items():
         if not (isinstance(value, str) or (what == "label" and value is None)):
             checks.refuse(f"text_csv: {what}", "the name of a column", value)
+    if text == label:
+        raise ConfigError(f"text_csv: expected sentences and classes in different columns, got {text!r:.60} as both")
     length = None if length is None else checks.integer("text_csv: length", length, 1, LONGEST)
     max_words = checks.integer("text_csv: max_words", max_words, 1)
     min_count = checks.integer("text_csv: min_count", min_count, 1)
@@ -134,6 +136,8 @@ def text_csv(
     sentences = table.columns[text]
     if inputs is None:
         vocabulary = vocabulary_of(sentences, max_words, min_count)
+        if not vocabulary:
+            raise DataError(f"{table.path}: expected a word that occurs {min_count} times (`min_count`), found none")
         longest = max(len(words_of(sentence)) for sentence in sentences)
         inputs = TextInputs(vocabulary, min(length or longest, longest))
     if label is None:

@@ -148,3 +148,5 @@ def test_bins_keep_their_state_and_refuse_another():
         PiecewiseLinear.fit(X[:, 0])
     with pytest.raises(DataError, match="at least one row, got none"):
         PiecewiseLinear.fit(X[:0])
+    with pytest.raises(ShapeError, match=r"columns\), got \(\d+, 0\)"):
+        PiecewiseLinear.fit(X[:, :0])

@@ -106,6 +106,8 @@ BAD = {  # content, options, what the line says
         "a,y\n1,caf\u00e9\n".encode("latin-1"), {},
         "line 2: expected text in utf-8, found byte e9; encoding='cp1252'",
     ),
+    "utf-16": ("a,y\n1,0\n".encode("utf-16"), {}, "line 1: expected text in utf-8, found byte ff; encoding='utf-16'"),
+    "target alone": ("y\n1\n0\n", {}, "expected a column to learn from beside 'y', found none"),
     "no column": ("a,y\n1,0\n", {"features": ["b"]}, "expected a column 'b', found 'a', 'y'"),
     "no target": ("a,z\n1,0\n", {}, "expected a column 'y', found 'a', 'z'"),
     "delimiter": ("a;y\n1;0\n", {}, "expected a column 'y', found 'a;y'; delimiter=';'?"),

@@ -86,6 +86,13 @@ def test_what_are_no_sentences_is_refused(tmp_path):
     assert "a sentence a line" in refused(DataError, lambda: inputs.read(tmp_path / "x.txt"))
 
 
+def test_a_vocabulary_without_words_and_classes_that_are_the_sentences_are_refused(reviews):
+    with pytest.raises(DataError, match=r"expected a word that occurs 9 times \(`min_count`\), found none"):
+        text_csv(reviews, min_count=9)
+    with pytest.raises(ConfigError, match="expected sentences and classes in different columns, got 'text' as both"):
+        text_csv(reviews, label="text")
+
+
 def test_rows_without_a_sentence_or_a_class_are_dropped_if_asked(tmp_path):
     (tmp_path / "x.csv").write_text("text,label\na,yes\n ,no\nb,\nc,no\n")
     dataset = text_csv(tmp_path / "x.csv", missing="drop")

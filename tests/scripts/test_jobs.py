@@ -15,7 +15,7 @@ import train_table
 import train_text
 
 import scratchnet as sn
-from scratchnet.errors import ConfigError, DataError, DataNotFoundError
+from scratchnet.errors import ConfigError, DataError, DataNotFoundError, ShapeError
 
 SCRIPTS = Path(train_table.__file__).parent
 
@@ -48,6 +48,15 @@ def test_a_job_learns_and_workers_and_a_resume_give_the_same_bits(run, job, tmp_
     for checkpoint in sorted((tmp_path / "run").glob("checkpoint-*"))[1:]:
         checkpoint.unlink()
     assert run(job, epochs=4, resume="auto") == expected
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("name, value", [("test", 0.0), ("test", 1.0), ("validation", 1.0)])
+def test_parts_with_no_rows_are_refused_before_the_training(run, job, name, value, tmp_path):
+    alone = {"data": sn.data.data_files("vowels")[0]} if job == "speech" else {}  # the name has a file to test on
+    with pytest.raises(ConfigError, match=f"^--{name}: expected .*, got {value}"):
+        run(job, **alone, **{name: value})
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -98,6 +107,13 @@ def test_a_table_that_says_too_little_is_refused_in_one_line(run, houses):
         run("table", data="no-such-file")
 
 
+def test_values_that_never_differ_are_refused_before_the_training(run, tmp_path):
+    (tmp_path / "same.csv").write_text("area,price\n" + "".join(f"{i},3.5\n" for i in range(40)))
+    with pytest.raises(DataError, match=r"^--target: expected different values to test on, got 3\.5 in all rows$"):
+        run("table", data=str(tmp_path / "same.csv"), target="price")
+    assert not (tmp_path / "run").exists()
+
+
 # --- ratings ----------------------------------------------------------------------------------------------------------
 
 
@@ -112,6 +128,23 @@ def test_ratings_of_every_format_are_read_and_the_model_predicts_one_by_names(ru
     pairs = [[user, item] for user, item, _ in rows[:600]]
     errors = model.predict(pairs).ravel() - [float(rating) for *_, rating in rows[:600]]
     assert math.isclose(math.sqrt(np.mean(errors**2)), expected[0], rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values, line",
+    [
+        ({"first_rows": 0}, "--first-rows: expected an integer from 1 to"),
+        ({"first_rows": -1}, "--first-rows: expected an integer from 1 to"),
+        ({"first_rows": 10**6}, "--first-rows: expected an integer from 1 to"),
+        ({"k": 0}, "k: expected an integer from 1 to"),
+        ({"k": 10**6}, "k: expected an integer from 1 to"),
+        ({"likes": 99.0}, "expected a row with a relevant item, got none"),
+    ],
+)
+def test_a_ranking_that_cannot_be_is_refused_before_the_training(run, values, line, tmp_path):
+    with pytest.raises((ConfigError, ShapeError), match=line):
+        run("recommend", **values)
+    assert not list(tmp_path.glob("run/checkpoint-*"))
 
 
 def test_two_towers_learn(run):

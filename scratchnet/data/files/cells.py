@@ -93,7 +93,8 @@ def _decoded(path: str, content: bytes, encoding: str) -> str:
         raise ConfigError(f"read_csv: encoding: expected one that Python knows, got {encoding!r:.60}") from None
     except UnicodeDecodeError as error:
         line, found = content[: error.start].count(b"\n") + 1, content[error.start : error.start + 1].hex()
-        remedy = "encoding='cp1252' reads what older programs of Windows wrote"
+        is_wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # the mark that begins a file of UTF-16
+        remedy = "encoding='utf-16'" if is_wide else "encoding='cp1252' reads what older programs of Windows wrote"
         raise DataError(f"{path}: line {line}: expected text in {encoding}, found byte {found}; {remedy}") from None
     except UnicodeError as error:
         raise DataError(f"{path}: expected text in {encoding} ({error})") from None

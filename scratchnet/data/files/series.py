@@ -80,7 +80,7 @@ def read_wav(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     except (wave.Error, EOFError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: expected a WAV file of PCM ({error})") from None
+        raise DataError(f"{path}: expected a WAV file of PCM ({str(error) or 'it ends too early'})") from None
     if width != 2:
         raise DataError(f"{path}: expected 16 bits a sample, found {8 * width}")
     samples = np.frombuffer(content[: len(content) // (2 * channels) * 2 * channels], "<i2").reshape(-1, channels)

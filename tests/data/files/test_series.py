@@ -61,6 +61,9 @@ def test_other_sounds_are_refused(tmp_path):
     (tmp_path / "x.wav").write_bytes(b"RIFFxxxxOggS")
     with pytest.raises(DataError, match="expected a WAV file of PCM"):
         read_wav(tmp_path / "x.wav")
+    (tmp_path / "x.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataError, match=r"expected a WAV file of PCM \(it ends too early\)"):
+        read_wav(tmp_path / "x.wav")
     with pytest.raises(DataNotFoundError, match="no such file"):
         read_wav(tmp_path / "y.wav")
 
