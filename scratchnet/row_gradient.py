@@ -37,7 +37,8 @@ class RowGradient:
             )
         tracing.current().refuse(WHAT)
         if len(rows) and (rows[0] < 0 or rows[-1] >= n or (rows[1:] <= rows[:-1]).any()):  # an update would lose one
-            raise IndexOutOfRangeError(f"RowGradient: expected rows that ascend in [0, {n}), each once, got {rows}")
+            got = f"{len(rows)} from {rows.min()} to {rows.max()}"
+            raise IndexOutOfRangeError(f"RowGradient: expected rows that ascend in [0, {n}), each once, got {got}")
         if values.shape[:1] != rows.shape:
             raise ShapeError(f"RowGradient: expected {rows.shape} rows of values, got {values.shape[:1]}")
         self._rows, self._values, self.n = rows.view(), values, n

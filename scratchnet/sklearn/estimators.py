@@ -123,10 +123,8 @@ class _Engine(BaseMultilayerPerceptron):
             "loss": not is_classifier(self) and (self.loss == "poisson") != (self.out_activation_ == "exp"),
         }
         for name in [name for name, is_so in changed.items() if is_so]:
-            raise ConfigError(
-                f"{name}: expected the one that training began with, got {getattr(self, name)!r}; take a new "
-                "estimator, or fit with warm_start=False"
-            )
+            remedy = "take a new estimator, or fit with warm_start=False"
+            checks.refuse(name, "the one that training began with", getattr(self, name), ConfigError, remedy)
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> np.ndarray:
         """Probabilities or predictions: (rows, n_outputs_)."""
