@@ -74,8 +74,8 @@ def main(config: Config) -> np.ndarray:
         predicted = np.concatenate([model.predict(features, prepared=True) for features, _ in parts])
     else:
         own = sn.load(newest_checkpoint(config.run)).get("config", {}).get("data")
-        if not (config.data or own):
-            raise ConfigError("predict.py: expected files, --input or --data to predict, got none")
+        if not (config.data or (own and isinstance(model.inputs, sn.data.ImageInputs))):
+            raise ConfigError("expected files, --input or --data to predict, got none")
         pixels, labels = images_of(config.data or own)
         predicted = model.predict(pixels)
         print(f"{model.name}: classes of {len(predicted)} images: {', '.join(map(str, predicted[:10]))}, ...")

@@ -8,6 +8,7 @@ import wave
 from pathlib import Path
 
 import numpy as np
+import predict
 import pytest
 import train_recommend
 import train_speech
@@ -28,10 +29,12 @@ JOBS = {  # the script, settings that make it small, the least (or, of errors, t
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
     def go(job, folder="run", **values):
         """What a job measured, and a digest of the weights that it ended with."""
         script, small, _ = JOBS[job]
+        if (tmp_path / "run" / "curves.png").exists():  # one picture is enough: each takes 0.4 s
+            monkeypatch.setattr(script, "plot_curves", lambda *_: None)
         found = script.main(script.Config(folder=str(tmp_path / folder), shards=2, **small | values))
         state = sn.load(sorted((tmp_path / folder).glob("checkpoint-*"))[-1])["model"]
         return found, hashlib.sha256(b"".join(state[name].tobytes() for name in sorted(state))).hexdigest()
@@ -88,6 +91,8 @@ def test_values_are_learned_in_their_unit_and_predicted_from_files(run, houses, 
     command = [sys.executable, SCRIPTS / "predict.py", tmp_path / "run", "--input", ",village"]
     shown = subprocess.run(command, capture_output=True, text=True)
     assert shown.returncode == 0 and shown.stdout.startswith(",village: "), shown.stderr
+    with pytest.raises(ConfigError, match="expected files, --input or --data to predict, got none"):
+        predict.main(predict.Config(run=str(tmp_path / "run")))
 
 
 def test_classes_are_predicted_by_name_and_a_file_may_say_what_to_test_on(run, tmp_path):
