@@ -1,6 +1,6 @@
 """Nets of Caffe: `load(prototxt, caffemodel)` makes a module of one that trains.
 
-Needs the package protobuf, `pip install 'scratchnet-engine[caffe]'`; it is imported when a net is read.
+Needs the package protobuf, `pip install protobuf`; it is imported when a net is read.
 """
 
 from .formats.caffe import load

@@ -219,6 +219,8 @@ def array(what: str, value: Any, kinds: str = "biuf") -> np.ndarray:
     """What NumPy makes of value, if its dtype is of these kinds."""
     try:
         made = np.asarray(value)
+    except ScratchnetError:  # what is recorded by jit says itself why it is no array
+        raise
     except ValueError as error:  # ragged lists
         raise ShapeError(f"{what}: expected a rectangular array of numbers, got {str(error).splitlines()[0]}") from None
     except (TypeError, RuntimeError) as error:  # PyTorch's that require grad or are bfloat16, CuPy's on a GPU

@@ -48,9 +48,6 @@ def named(path: Any) -> Iterator[None]:
         raise CheckpointError(f"{name}: expected a model, found {first:.160} ({type(error).__name__})") from error
 
 
-def missing(package: str, extra: str) -> ConfigError:
-    """What to raise where an optional package is not there."""
-    return ConfigError(
-        f"scratchnet.{extra}: expected the package {package}, found none; "
-        f"pip install 'scratchnet-engine[{extra}]' brings it"
-    )
+def missing(package: str, user: str) -> ConfigError:
+    """What to raise where an optional package that scratchnet.{user} needs is not there."""
+    return ConfigError(f"scratchnet.{user}: expected the package {package}, found none; pip install {package}")

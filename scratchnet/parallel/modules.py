@@ -59,7 +59,7 @@ class Modules:
             elif search is not None and file is None:  # a folder without __init__.py
                 if not all(folder.startswith(folders) for folder in search):
                     self.own[name] = Module(_EMPTY, None, search)
-            elif file is not None and (code := _code_of(name, module, file)) is not None:
+            elif file is not None and (code := _code_of(name, module, file, began)) is not None:
                 _require_unedited(name, module, file, code, began)
                 self.own[name] = Module(marshal.dumps(code), file, search)
             elif file is not None:
@@ -134,11 +134,16 @@ def _search_of(module: types.ModuleType) -> tuple[str, ...] | None:
     return None
 
 
-def _code_of(name: str, module: types.ModuleType, file: str) -> types.CodeType | None:
-    """The code in the module's file; None for an extension module, or a file that is gone."""
-    loader = getattr(module, "__loader__", None)
-    with contextlib.suppress(ImportError, OSError, SyntaxError, AttributeError, ValueError, UnicodeDecodeError):
-        return loader.get_code(name)  # type: ignore[union-attr]
+def _code_of(name: str, module: types.ModuleType, file: str, began: float) -> types.CodeType | None:
+    """The code in the module's file; None for an extension module, or a file that is gone.
+
+    Python keeps compiled code, by second and size of the file. An edit may leave both as they are, so a file that was
+    written since this process began is compiled anew.
+    """
+    loader, stamp = getattr(module, "__loader__", None), _stamp(file)
+    if type(loader) is not importlib.machinery.SourceFileLoader or (stamp is not None and stamp[0] < began * 1e9):
+        with contextlib.suppress(ImportError, OSError, SyntaxError, AttributeError, ValueError, UnicodeDecodeError):
+            return loader.get_code(name)  # type: ignore[union-attr]
     with contextlib.suppress(OSError, SyntaxError, ValueError, UnicodeDecodeError):
         if file.endswith(".py"):
             return compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)

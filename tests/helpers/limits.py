@@ -19,7 +19,7 @@ from residue import alive, descendants
 from sizes import THOROUGH
 
 SECONDS = float(os.environ.get("SCRATCHNET_TEST_SECONDS", 3600 if THOROUGH else 300))  # on an idle machine
-GRACE = 5.0  # for processes to print and end
+GRACE = 5.0  # for processes to print and end, on an idle machine, too
 
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 
@@ -42,8 +42,7 @@ class Watch:
     def _run(self):
         while True:
             time.sleep(min(5.0, SECONDS / 4))
-            limit = SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-            if self.name and time.monotonic() - self.started > limit:
+            if self.name and time.monotonic() - self.started > SECONDS * others():
                 self._stop(self.name)
 
     def _stop(self, name):
@@ -62,8 +61,13 @@ class Watch:
         print(text, file=self.file, flush=True)
 
 
+def others():
+    """How many times as long all takes because other programs keep the cores busy."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def wait_until(condition):
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + GRACE * others()
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
 

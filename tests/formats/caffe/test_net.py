@@ -8,7 +8,7 @@ import pytest
 import scratchnet as sn
 from scratchnet.errors import CheckpointError, CheckpointNotFoundError, ScratchnetError
 
-pytest.importorskip("google.protobuf", reason="pip install 'scratchnet-engine[caffe]'")
+pytest.importorskip("google.protobuf", reason="pip install protobuf")
 from google.protobuf import text_format
 
 from scratchnet.formats.caffe.messages import net_parameter

@@ -9,7 +9,7 @@ from scratchnet.formats.onnx.operators import OPERATORS
 from scratchnet.formats.onnx.operators_recurrent import CELLS
 from scratchnet.formats.onnx.read import graph_of
 
-onnx = pytest.importorskip("onnx", reason="pip install 'scratchnet-engine[onnx]'")
+onnx = pytest.importorskip("onnx", reason="pip install onnx")
 from onnx import helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 

@@ -14,7 +14,7 @@ from scratchnet.errors import CheckpointError, CheckpointNotFoundError, Scratchn
 from scratchnet.formats.onnx import operators
 from scratchnet.formats.onnx.read import graph_of
 
-onnx = pytest.importorskip("onnx", reason="pip install 'scratchnet-engine[onnx]'")
+onnx = pytest.importorskip("onnx", reason="pip install onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 rng = np.random.default_rng(0)
