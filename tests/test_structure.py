@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests import conftest
 
 PACKAGE = Path(scratchnet.__file__).parent
 PROJECT = PACKAGE.parent
+MUTANTS = PROJECT / "tests" / "mutants"
 
 # From the lowest to the highest: a file imports what stands below it, and, within its own file or folder, whatever
 # makes no cycle. The package's own __init__.py gathers the public names and stands above all.
@@ -296,6 +298,13 @@ def test_what_is_taken_from_inside_is_found(tmp_path):
     assert structure.taken_from("scratchnet.testing", tmp_path) == [
         ("a.py:1", "arrays"), ("a.py:2", "oracles"), ("a.py:3", "calls"), ("a.py:5", "calls"),
     ]  # fmt: skip
+
+
+def test_the_text_of_each_planted_fault_stands_in_its_file_once():
+    faults = [fault for table in MUTANTS.glob("*.toml") for fault in tomllib.loads(table.read_text())["mutant"]]
+    assert len(faults) > 250
+    moved = [fault for fault in faults if (PROJECT / fault["file"]).read_text().count(fault["old"]) != 1]
+    assert not moved, "see tests/programs/mutants.py"
 
 
 def test_public_names_are_all_there():

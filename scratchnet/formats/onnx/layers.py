@@ -93,58 +93,71 @@ def _embedding_bag(w: Writer, m: Any, e: Entry, index: str) -> str:
 
 
 # The op of ONNX, and where in PyTorch's order of gates those of ONNX stand.
-RECURRENT: dict[type, tuple[str, tuple[int, ...]]] = {
-    nn.GRU: ("GRU", (1, 0, 2)),  # r z n there, z r h here
-    nn.LSTM: ("LSTM", (0, 3, 1, 2)),  # i f g o there, i o f c here
-    nn.RNN: ("RNN", (0,)),
-}
+GRU, LSTM, RNN = ("GRU", (1, 0, 2)), ("LSTM", (0, 3, 1, 2)), ("RNN", (0,))  # r z n as z r h; i f g o as i o f c
+RECURRENT: dict[type, tuple[str, tuple[int, ...]]] = {nn.GRU: GRU, nn.LSTM: LSTM, nn.RNN: RNN}
+CELLS: dict[type, tuple[str, tuple[int, ...]]] = {nn.GRUCell: GRU, nn.LSTMCell: LSTM, nn.RNNCell: RNN}
 
 
-def _recurrent(w: Writer, m: Any, e: Entry) -> tuple[str, ...]:
-    """One node a layer; the gates of its weights are reordered by nodes, so that parameters keep names and values."""
-    op, order = RECURRENT[type(m)]
-    width, directions = m.hidden_size, 2 if m.bidirectional else 1
-    given = iter(map(w.name, e.inputs))
-    x = next(given)
-    begin = [next(given) for _ in ("hc" if op == "LSTM" else "h")] if "hx" in e.params else []
-    lengths = w.node("Cast", next(given), to=w.onnx.TensorProto.INT32) if "lengths" in e.params else ""
-    x = w.node("Transpose", x, perm=[1, 0, 2]) if m.batch_first else x
+def _parameters(w: Writer, m: Any, suffixes: list[str]) -> list[str]:
+    """Weights and biases, one row a direction; nodes reorder the gates, so that parameters keep names and values."""
+    width, (_, order) = m.hidden_size, (RECURRENT | CELLS)[type(m)]
 
     def gates(name: str) -> str:
         parts = [
             w.node("Slice", name, w.integers([k * width]), w.integers([k * width + width]), w.integers([0]))
             for k in order
         ]
-        return w.node("Concat", *parts, axis=0) if len(parts) > 1 else name
+        return _joined(w, parts)
 
-    def weights(layer: int, *parts: str) -> str:
-        """(directions, ...): the parameters of these kinds, one behind the other."""
-        found = []
-        for suffix in m._suffixes(layer):
-            own = [gates(w.weight(getattr(m, part + suffix))) for part in parts]
-            found.append(
-                w.node("Unsqueeze", w.node("Concat", *own, axis=0) if len(own) > 1 else own[0], w.integers([0]))
-            )
-        return w.node("Concat", *found, axis=0) if directions > 1 else found[0]
+    def rows(*parts: str) -> str:
+        every = [_joined(w, [gates(w.weight(getattr(m, part + suffix))) for part in parts]) for suffix in suffixes]
+        return _joined(w, [w.node("Unsqueeze", own, w.integers([0])) for own in every])
 
-    options = {"hidden_size": width, "direction": "bidirectional" if m.bidirectional else "forward"}
+    return [rows("weight_ih"), rows("weight_hh"), rows("bias_ih", "bias_hh") if m.bias else ""]
+
+
+def _joined(w: Writer, parts: list[str]) -> str:
+    return w.node("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
+
+
+def _options(m: Any, op: str, directions: int) -> dict[str, Any]:
+    options = {"hidden_size": m.hidden_size, "direction": "bidirectional" if directions > 1 else "forward"}
     options |= {"linear_before_reset": 1} if op == "GRU" else {}
-    options |= {"activations": [m._cell[4:].capitalize()] * directions} if op == "RNN" else {}
+    return options | ({"activations": [m._cell[4:].capitalize()] * directions} if op == "RNN" else {})
+
+
+def _cell(w: Writer, m: Any, e: Entry) -> tuple[str, ...]:
+    """A layer over a sequence of one step."""
+    op, _ = CELLS[type(m)]
+    x, *begin = [w.node("Unsqueeze", name, w.integers([0])) for name in map(w.name, e.inputs)]
+    outputs = 3 if op == "LSTM" else 2
+    _, *ends = w.node(op, x, *_parameters(w, m, [""]), "", *begin, outputs=outputs, **_options(m, op, 1))
+    return tuple([w.node("Squeeze", end, w.integers([0])) for end in ends])
+
+
+def _recurrent(w: Writer, m: Any, e: Entry) -> tuple[str, ...]:
+    """One node a layer."""
+    op, _ = RECURRENT[type(m)]
+    width, directions = m.hidden_size, 2 if m.bidirectional else 1
+    given = iter(map(w.name, e.inputs))
+    x = next(given)
+    begin = [next(given) for _ in ("hc" if op == "LSTM" else "h")] if "hx" in e.params else []
+    lengths = w.node("Cast", next(given), to=w.onnx.TensorProto.INT32) if "lengths" in e.params else ""
+    x = w.node("Transpose", x, perm=[1, 0, 2]) if m.batch_first else x
     ends: list[list[str]] = [[] for _ in ("hc" if op == "LSTM" else "h")]
     for layer in range(m.num_layers):
         first = [w.integers([layer * directions]), w.integers([(layer + 1) * directions]), w.integers([0])]
         start = [w.node("Slice", state, *first) for state in begin]
-        bias = weights(layer, "bias_ih", "bias_hh") if m.bias else ""
         y, *last = w.node(
-            op, x, weights(layer, "weight_ih"), weights(layer, "weight_hh"), bias, lengths, *start,
-            outputs=1 + len(ends), **options,
+            op, x, *_parameters(w, m, m._suffixes(layer)), lengths, *start,
+            outputs=1 + len(ends), **_options(m, op, directions),
         )  # fmt: skip
         for end, state in zip(ends, last, strict=True):
             end.append(state)
         # (steps, directions, n, width) -> (steps, n, directions * width)
         x = w.node("Reshape", w.node("Transpose", y, perm=[0, 2, 1, 3]), w.integers([0, 0, directions * width]))
     x = w.node("Transpose", x, perm=[1, 0, 2]) if m.batch_first else x
-    return x, *[w.node("Concat", *end, axis=0) if len(end) > 1 else end[0] for end in ends]
+    return x, *[_joined(w, end) for end in ends]
 
 
 LAYERS: dict[type, Row] = {
@@ -177,15 +190,15 @@ TAKEN: dict[type, Callable[[dict[str, Any]], bool]] = {
     **dict.fromkeys(LAYERS, _all_tensors),
     nn.EmbeddingBag: lambda given: _all_tensors(given) and given["indices"].ndim == 2,
     **dict.fromkeys(
-        RECURRENT, lambda given: all(len(tensors_in([x])) in (1, 2) for x in given.values() if x is not None)
+        RECURRENT | CELLS, lambda given: all(len(tensors_in([x])) in (1, 2) for x in given.values() if x is not None)
     ),
 }
 
 
 def write(w: Writer, e: Entry) -> None:
     """Adds the nodes of one layer."""
-    if type(e.what) in RECURRENT:
-        names = _recurrent(w, e.what, e)
+    if type(e.what) in RECURRENT | CELLS:
+        names = (_recurrent if type(e.what) in RECURRENT else _cell)(w, e.what, e)
     else:
         names = (LAYERS[type(e.what)](w, e.what, e, *map(w.name, e.inputs)),)
     w.values.update(zip((ref.name for ref in e.outputs), names, strict=True))

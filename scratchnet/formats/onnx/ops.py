@@ -336,8 +336,8 @@ REMEDIES = {
     "dropout": "call F.dropout(x, p, self.training), which leaves x alone in evaluation",
     "batch_norm": "a BatchNorm layer has running statistics, which evaluation uses",
     "cross_entropy": "export the model without its loss",
-    "recurrent_run": "the layers GRU, LSTM and RNN can be written, cells and what onnx.load made of a file cannot",
-    "recurrent": "the layers GRU, LSTM and RNN can be written, cells and what onnx.load made of a file cannot",
+    "recurrent_run": "the layers GRU, LSTM, RNN and their cells can be written, what onnx.load made of a file cannot",
+    "recurrent": "the layers GRU, LSTM, RNN and their cells can be written, what onnx.load made of a file cannot",
     "add_rows": "the layer EmbeddingBag, of a matrix of numbers, can be written",
 }
 

@@ -44,6 +44,10 @@ LAYERS = {
         for kind in (nn.GRU, nn.LSTM, nn.RNN)
         for options in ({}, {"num_layers": 2, "bidirectional": True}, {"bias": False})
     },
+    **{
+        f"{kind.__name__} {options}": (partial(kind, 6, 4, **options), X, None)
+        for kind, options in ((nn.GRUCell, {}), (nn.LSTMCell, {"bias": False}), (nn.RNNCell, {"nonlinearity": "relu"}))
+    },
     "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(9, 3, 16, batch_first=True), S, None),
     "RNN, relu": (lambda: nn.RNN(9, 4, nonlinearity="relu"), S, None),
     "Conv1d": (lambda: nn.Conv1d(6, 4, 3, stride=2, padding=1), S, "Conv"),
@@ -180,6 +184,28 @@ def test_recurrent_layers_begin_with_a_state_and_know_lengths(kind, tmp_path):
     expected, found = outputs(model(*inputs)), outputs(sn.onnx.load(tmp_path / "model.onnx")(*inputs))
     run = runtime(str(tmp_path / "model.onnx"))
     for others in [found] + ([] if run is None else [run(S, h, lengths)]):
+        for y, z in zip(expected, others, strict=True):
+            np.testing.assert_allclose(z, y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nn.GRUCell, nn.LSTMCell])
+def test_cells_go_from_state_to_state(kind, tmp_path):
+    class Steps(nn.Module):
+        def __init__(self):
+            self.cell = kind(9, 4)
+
+        def forward(self, x, h):
+            state = (h, h * 0.5) if kind is nn.LSTMCell else h
+            for step in range(3):
+                state = self.cell(x[:, step], state)
+            return state
+
+    model, h = Steps().eval(), rng.normal(size=(4, 4)).astype(np.float32)
+    sn.onnx.export(model, tmp_path / "model.onnx", (S, h))
+    inputs = sn.Tensor(S), sn.Tensor(h)
+    expected, found = outputs(model(*inputs)), outputs(sn.onnx.load(tmp_path / "model.onnx")(*inputs))
+    run = runtime(str(tmp_path / "model.onnx"))
+    for others in [found] + ([] if run is None else [run(S, h)]):
         for y, z in zip(expected, others, strict=True):
             np.testing.assert_allclose(z, y, rtol=1e-5, atol=1e-6)
 
