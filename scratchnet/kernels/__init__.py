@@ -93,14 +93,6 @@ _devices: dict[str, Device] = {}
 _making = threading.RLock()
 
 
-def _device(name: str) -> Device:
-    """One of each in a process, also if two threads are the first to ask for it."""
-    if (known := _devices.get(name)) is not None:
-        return known
-    with _making:
-        return _devices.get(name) or _devices.setdefault(name, Device(name))
-
-
 def device(name: str) -> Device:
     """The device called `name`. Raises DeviceError for an unknown name, or for "cuda" where there is none."""
     if isinstance(name, str) and (known := _devices.get(name)) is not None:
@@ -110,7 +102,9 @@ def device(name: str) -> Device:
         checks.refuse("device", f"one of {', '.join(map(repr, TABLES))}", name, DeviceError, remedy)
     if name == "cuda":
         _check_cuda()
-    return _device(str(name))  # the names of dtypes.py are strings with attributes
+    with _making:  # one of each in a process, also if two threads are the first to ask for it
+        plain = str(name)  # the names of dtypes.py are strings with attributes
+        return _devices.get(plain) or _devices.setdefault(plain, Device(plain))
 
 
 @cache

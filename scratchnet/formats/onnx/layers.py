@@ -94,13 +94,15 @@ def _embedding_bag(w: Writer, m: Any, e: Entry, index: str) -> str:
 
 # The op of ONNX, and where in PyTorch's order of gates those of ONNX stand.
 GRU, LSTM, RNN = ("GRU", (1, 0, 2)), ("LSTM", (0, 3, 1, 2)), ("RNN", (0,))  # r z n as z r h; i f g o as i o f c
-RECURRENT: dict[type, tuple[str, tuple[int, ...]]] = {nn.GRU: GRU, nn.LSTM: LSTM, nn.RNN: RNN}
-CELLS: dict[type, tuple[str, tuple[int, ...]]] = {nn.GRUCell: GRU, nn.LSTMCell: LSTM, nn.RNNCell: RNN}
+RECURRENT: dict[type, tuple[str, tuple[int, ...]]] = {
+    **{nn.GRU: GRU, nn.LSTM: LSTM, nn.RNN: RNN},
+    **{nn.GRUCell: GRU, nn.LSTMCell: LSTM, nn.RNNCell: RNN},
+}
 
 
 def _parameters(w: Writer, m: Any, suffixes: list[str]) -> list[str]:
     """Weights and biases, one row a direction; nodes reorder the gates, so that parameters keep names and values."""
-    width, (_, order) = m.hidden_size, (RECURRENT | CELLS)[type(m)]
+    width, (_, order) = m.hidden_size, RECURRENT[type(m)]
 
     def gates(name: str) -> str:
         parts = [
@@ -128,7 +130,7 @@ def _options(m: Any, op: str, directions: int) -> dict[str, Any]:
 
 def _cell(w: Writer, m: Any, e: Entry) -> tuple[str, ...]:
     """A layer over a sequence of one step."""
-    op, _ = CELLS[type(m)]
+    op, _ = RECURRENT[type(m)]
     x, *begin = [w.node("Unsqueeze", name, w.integers([0])) for name in map(w.name, e.inputs)]
     outputs = 3 if op == "LSTM" else 2
     _, *ends = w.node(op, x, *_parameters(w, m, [""]), "", *begin, outputs=outputs, **_options(m, op, 1))
@@ -160,6 +162,10 @@ def _recurrent(w: Writer, m: Any, e: Entry) -> tuple[str, ...]:
     return x, *[_joined(w, end) for end in ends]
 
 
+OF_STATES: dict[type, Callable[..., tuple[str, ...]]] = {
+    **dict.fromkeys((nn.GRU, nn.LSTM, nn.RNN), _recurrent),
+    **dict.fromkeys((nn.GRUCell, nn.LSTMCell, nn.RNNCell), _cell),
+}
 LAYERS: dict[type, Row] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv1d,
@@ -190,15 +196,15 @@ TAKEN: dict[type, Callable[[dict[str, Any]], bool]] = {
     **dict.fromkeys(LAYERS, _all_tensors),
     nn.EmbeddingBag: lambda given: _all_tensors(given) and given["indices"].ndim == 2,
     **dict.fromkeys(
-        RECURRENT | CELLS, lambda given: all(len(tensors_in([x])) in (1, 2) for x in given.values() if x is not None)
+        RECURRENT, lambda given: all(len(tensors_in([x])) in (1, 2) for x in given.values() if x is not None)
     ),
 }
 
 
 def write(w: Writer, e: Entry) -> None:
     """Adds the nodes of one layer."""
-    if type(e.what) in RECURRENT | CELLS:
-        names = (_recurrent if type(e.what) in RECURRENT else _cell)(w, e.what, e)
+    if (of_states := OF_STATES.get(type(e.what))) is not None:
+        names = of_states(w, e.what, e)
     else:
         names = (LAYERS[type(e.what)](w, e.what, e, *map(w.name, e.inputs)),)
     w.values.update(zip((ref.name for ref in e.outputs), names, strict=True))
