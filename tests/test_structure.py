@@ -48,6 +48,8 @@ LAYERS = (
     "parallel/shards",
     "parallel/pool",
     "parallel/mpi",
+    "parallel/groups",
+    "parallel/clusters",
     "parallel",
     "trainer",
     "report testing",

@@ -1,0 +1,104 @@
+"""The launcher, on plain processes: tasks become ranks of one MPI job, whatever happens to them."""
+
+import os
+import signal
+import threading
+
+import pytest
+import ranks
+from residue import no_residue
+
+from scratchnet.errors import ConfigError, WorkerError
+from scratchnet.parallel.clusters import hydra, launcher, processes
+
+pytestmark = ranks.needs_hydra
+
+
+def test_results_come_in_rank_order_and_what_ranks_print_comes_here(capfd, monkeypatch):
+    monkeypatch.setenv("OF_THE_DRIVER", "1")
+    local = 7
+
+    def talk(comm, text):
+        print(f"{text} of rank {comm.rank}")
+        shared = os.environ["MPI_LOCALNRANKS"]
+        return local + comm.rank, comm.size, type(comm).__name__, shared
+
+    with no_residue():
+        found = processes.run(talk, "words", ranks=3, machines=2)
+    # The tasks of a machine follow each other: 0 and 2 on the first, whose ranks share memory, 1 on the other.
+    assert found == [(7 + rank, 3, "MpiCommunicator", "2" if rank < 2 else "1") for rank in range(3)]
+    lines = capfd.readouterr().out.splitlines()
+    assert sorted(lines) == [f"words of rank {rank}" for rank in range(3)]
+
+
+def test_a_killed_rank_ends_the_job_and_a_restart_has_the_bytes_of_one_process(tmp_path, capsys):
+    fail = "shard.written:7:1:SIGKILL"
+    with no_residue():
+        found = processes.run(ranks.trained, str(tmp_path), fail, ranks=2, machines=2, restarts=1)
+    assert found == ranks.expected(2)
+    assert "processes.run: rank 1 was killed by SIGKILL; restart 1 of 1" in capsys.readouterr().err
+
+
+def test_an_exception_of_a_rank_comes_with_its_traceback_and_is_not_tried_again():
+    def unlucky(comm):
+        if comm.rank == 1:
+            raise ValueError("no such luck")
+        comm.barrier()
+
+    with (
+        no_residue(),
+        pytest.raises(WorkerError, match=r"^processes.run: rank 1 raised ValueError: no such luck") as e,
+    ):
+        processes.run(unlucky, ranks=2, restarts=3)
+    assert e.value.rank == 1 and 'raise ValueError("no such luck")' in e.value.traceback
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_task_ends_all_ranks(tmp_path, number):
+    """Of the second of two machines: the task, two generations above its rank."""
+
+    def kill():
+        pids = ranks.processes_in(tmp_path, 2)
+        started.extend(pids)
+        os.kill(ranks.parent(ranks.parent(pids[0])), number)
+
+    started = []
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with no_residue(), pytest.raises(WorkerError, match=r"rank [01] was lost: "):
+        processes.run(ranks.wait_long, str(tmp_path), ranks=2, machines=2)
+    killer.join()
+    assert ranks.gone(started)
+
+
+def few(free):
+    return launcher.Scheduler("processes", "127.0.0.1", lambda: free, lambda do, n: [], lambda: None)
+
+
+def test_what_cannot_start_is_refused_in_one_line(monkeypatch):
+    with pytest.raises(
+        ConfigError, match=r"processes.run: expected 3 free slots, one for each rank, found 2; ask for fewer"
+    ):
+        launcher.run(few(2), print, (), 3)
+    with pytest.raises(
+        ConfigError,
+        match=r"can be sent, got .*<lambda>: TypeError: cannot pickle .generator. object, in .*stream; make it in",
+    ):
+        stream = (line for line in "text")
+        launcher.run(few(2), lambda comm: stream, (), 2)
+    with pytest.raises(WorkerError, match=r"expected 2 tasks to call this process before the others ended, got 0"):
+        launcher.run(few(2), print, (), 2)
+    here = {"host": "there", "python": launcher.PYTHON, "scratchnet": launcher.__version__, "mpich": hydra.version()}
+    launcher._check_versions("spark", [here])
+    with pytest.raises(ConfigError, match=r"spark.run: expected python .* on there, as here, got 2.7"):
+        launcher._check_versions("spark", [here, here | {"python": "2.7"}])
+    with pytest.raises(ConfigError, match=r"spark.run: expected mpich .* on there, as here, got none"):
+        launcher._check_versions("spark", [here, here | {"mpich": ""}])
+
+
+def test_another_mpi_than_hydras_is_named(monkeypatch):
+    monkeypatch.setenv("MPI4PY_MPIABI", "openmpi")  # mpi4py takes Open MPI's library, if there is one
+    with pytest.raises(
+        WorkerError, match=r"rank \d raised ConfigError: MPI: (expected 2 ranks|needs mpi4py and an MPI)"
+    ):
+        processes.run(ranks.kill_self, 0, ".", ranks=2)
