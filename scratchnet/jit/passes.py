@@ -27,10 +27,15 @@ WORTH = 1 << 18  # bytes of outputs that are reported at a time, and of those th
 
 @dataclass(frozen=True, eq=False)
 class Instruction:
-    """A kernel call or a guard, and the loops that it consists of: native.loops.Task. None: Python has to call it."""
+    """A kernel call or a guard, and the loops that it consists of on the CPU: native.loops.Task."""
 
     call: Call | Guard
     loops: tuple[Any, ...] = ()
+
+    @cached_property
+    def by(self) -> str:
+        """Who runs it: "CPU" as compiled loops, "GPU" as launches, or "Python"."""
+        return "CPU" if self.loops else "GPU" if self.call.is_launched else "Python"
 
     @cached_property
     def writes(self) -> list[np.ndarray]:
@@ -185,14 +190,24 @@ def _only_use(memory: np.ndarray, instruction: Instruction, instructions: Instru
 
 
 def guards_first(instructions: Instructions, inputs: Sequence[np.ndarray]) -> Instructions:
-    """Guards of the arguments come before all others."""
+    """Guards of the arguments come before all others. Python asks each question once."""
     given = {id(memory_of(x)) for x in inputs}
+    asked: set[tuple] = set()
+
+    def is_new(instruction: Instruction) -> bool:
+        guard = instruction.call
+        if instruction.loops or not isinstance(guard, Guard) or comes_later(instruction):
+            return True
+        question = guard.kind, guard.numbers, id(guard.array)
+        is_known = question in asked
+        asked.add(question)
+        return not is_known
 
     def comes_later(instruction: Instruction) -> bool:
         call = instruction.call
         return not (isinstance(call, Guard) and id(memory_of(call.array)) in given)
 
-    return sorted(instructions, key=comes_later)
+    return sorted(filter(is_new, instructions), key=comes_later)
 
 
 def outputs_early(instructions: Instructions, outputs: Sequence[np.ndarray]) -> Instructions:

@@ -1,4 +1,4 @@
-"""A program: what a trace becomes. Its parts run in order: compiled stages, and kernels that only Python can call."""
+"""A program: what a trace becomes. Its parts run in order: compiled stages, launches, and what only Python can call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from ..kernels import device as find_device
 from ..tracing import Undo
 from . import passes
+from .passes import Instruction
 from .trace import Call, Guard, Trace, memory_of
 
 
@@ -85,24 +86,27 @@ class Program:
         self.threads = threads
         self.parts: list[Callable[[], Any]] = []
         self.executables: list[Any] = []
-        loops: list[Any] = []
+        together: list[Instruction] = []  # loops of one compiled call, or launches on a GPU
         final = passes.final_after(self.instructions, self.outputs.arrays) if self.outputs else {}
         for number, instruction in enumerate(self.instructions):
-            loops += instruction.loops
-            if not instruction.loops:
-                loops = self._add_executable(loops)
-                self.parts += self._parts_of(instruction.call)
+            if together and together[-1].by != instruction.by:
+                together = self._add(together)
+            if instruction.by == "Python":
+                self.parts.append(self._by_python(instruction.call))
+            else:
+                together.append(instruction)
             if self.outputs and number in final:
-                loops = self._add_executable(loops)
+                together = self._add(together)
                 self.parts.append(functools.partial(self.outputs.on_final, final[number]))
-        self._add_executable(loops)
+        self._add(together)
         self._find_inputs()
 
-    def _parts_of(self, call: Call | Guard) -> list[Callable[[], Any]]:
+    def _by_python(self, call: Call | Guard) -> Callable[[], Any]:
         """What Python calls for it. Guards of arguments come before all else, so the step may still be done without."""
-        given = {id(memory_of(x)) for x in self.inputs}
-        if not isinstance(call, Guard) or id(memory_of(call.array)) not in given:
-            return call.parts()
+        if not isinstance(call, Guard):
+            return call.run
+        if id(memory_of(call.array)) not in {id(memory_of(x)) for x in self.inputs}:
+            return call.check
 
         def check() -> None:
             try:
@@ -110,17 +114,21 @@ class Program:
             except Exception as error:
                 raise Stopped from error
 
-        return [check]
+        return check
 
-    def _add_executable(self, loops: list[Any]) -> list[Any]:
-        """Makes one compiled call of the loops; returns the empty list that collects the next ones."""
-        if loops:
+    def _add(self, together: list[Instruction]) -> list[Instruction]:
+        """Makes one part of instructions; returns the empty list that collects the next ones."""
+        if together and together[0].loops:
             from ..native.execute import Executable
             from .fuse import arrange
 
+            loops = [loop for instruction in together for loop in instruction.loops]
             stages = arrange([(loop, self._accesses(loop)) for loop in loops], self.threads)
             self.executables.append(Executable(stages, self.threads, self.stop))
             self.parts.append(self.executables[-1].run)
+        elif together:
+            calls: list[Any] = [instruction.call for instruction in together]
+            self.parts += calls[0].device.replayed([(call.kernel, call.arguments) for call in calls])
         return []
 
     def _accesses(self, loop: Any) -> list[Any]:
@@ -156,7 +164,7 @@ class Program:
             if x is self.sources[i]:
                 continue
             if not isinstance(x, np.ndarray):
-                find_device("cuda").copy(x, own)
+                find_device("cuda").write(own, x)
                 continue
             if addresses is None or not x.flags.carray:
                 np.copyto(own, x)

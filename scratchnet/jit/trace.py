@@ -59,11 +59,10 @@ class Call(NamedTuple):
     def run(self) -> None:
         (self.function or self.device.kernels[self.kernel])(*self.arguments)
 
-    def parts(self) -> list[Callable[[], None]]:
-        """What a program calls one after the other: on a GPU launches, with the memory between them."""
-        if self.device.is_host or self.function:
-            return [self.run]
-        return self.device.launches(self.kernel, self.arguments)
+    @property
+    def is_launched(self) -> bool:
+        """Is it a kernel on a GPU?"""
+        return not self.device.is_host and self.function is None
 
 
 class Guard(NamedTuple):
@@ -81,8 +80,9 @@ class Guard(NamedTuple):
     def arrays(self) -> list[np.ndarray]:
         return [self.array]
 
-    def parts(self) -> list[Callable[[], None]]:
-        return [self.check]
+    @property
+    def is_launched(self) -> bool:
+        return False
 
 
 class Outside(NamedTuple):

@@ -58,9 +58,9 @@ class Device:
         memory: Any = _Host
         self.prefetch: Callable[[Iterable[Any]], Iterable[Any]] = _Host.from_host
         if not self.is_host:
-            from .cuda import launches, memory, staging
+            from .cuda import memory, replayed, staging
 
-            self.launches, self.prefetch = launches, staging.prefetch
+            self.replayed, self.prefetch = replayed, staging.prefetch
         self.empty, self.write = memory.empty, memory.write
         self.aligned = aligned if self.is_host else memory.empty  # for what is kept
         self.from_host, self.to_host = memory.from_host, memory.to_host

@@ -263,7 +263,7 @@ def arrays_for(seed: int, name: str, shapes: list, dtypes: tuple) -> list[np.nda
 
 def seconds_of(name: str, sets: list, rounds: int) -> float:
     """Seconds of a call of ours: all sets in one graph, so that the host has no part in it."""
-    from scratchnet.kernels.cuda.compile import Event, machine, stream
+    from scratchnet.kernels.cuda.compile import Event, stream
     from scratchnet.kernels.cuda.memory import synchronize
 
     calls = [partial(device("cuda").kernels[name], *x, *gpu_facts.NUMBERS.get(name, ())) for x in sets]
@@ -273,8 +273,8 @@ def seconds_of(name: str, sets: list, rounds: int) -> float:
         start = time.perf_counter()
         calls[0]()
         return time.perf_counter() - start
-    parts = [x for arrays in sets for x in device("cuda").launches(name, (*arrays, *gpu_facts.NUMBERS.get(name, ())))]
-    graph, new = machine.Graph(parts), partial(Event, timing=True)
+    numbers, new = gpu_facts.NUMBERS.get(name, ()), partial(Event, timing=True)
+    (graph,) = device("cuda").replayed([(name, (*arrays, *numbers)) for arrays in sets])
     record, elapsed = (lambda mark: mark.record(stream())), (lambda start, end: start.elapsed_time(end))
     return _between_events([graph], rounds, new, record, elapsed) / len(sets)
 

@@ -12,7 +12,7 @@
  *   context may read, reach beyond their memory, or are not aligned.
  *
  * Environment: STUB_DEVICES (1), STUB_CAPABILITY (90), STUB_MEMORY (bytes of each device), STUB_VERSION (13000),
- * STUB_TRACE (a file for one line a call). Functions called stub_... are for tests.
+ * STUB_NO_GRAPHS (1: captures are refused), STUB_TRACE (a file for one line a call). Functions called stub_... are for tests.
  */
 #define _GNU_SOURCE
 #include <elf.h>
@@ -62,6 +62,7 @@ static Memory *memory; static int memories, room;
 static FILE *trace;
 static struct { const char *name; long count; } counts[256];
 static long most_grid;  /* blocks of the largest grid */
+static long performed;  /* kernels that ran */
 
 static long setting(const char *name, long otherwise) { const char *s = getenv(name); return s ? atol(s) : otherwise; }
 
@@ -168,6 +169,7 @@ static void perform(Op *op) {
     } else if (op->kind == WAIT) {
         if (op->to) run_to(op->to, op->from_number);
     } else if (op->kind == LAUNCH) {
+        performed++;
         int found = check_arguments(op->kernel, op->arguments, device);
         if (found && !sticky) { sticky = found; note("stub: a kernel failed", "%d %s", found, op->kernel->name); }
     }
@@ -644,7 +646,7 @@ API cuLaunchKernelEx(struct Config *c, Kernel *k, void **parameters, void **extr
 API cuStreamBeginCapture(void *handle, int mode) {
     BEGIN_IN_CONTEXT("cuStreamBeginCapture", "%d", mode);
     STREAM(s, handle);
-    if (s == s->context->null || s->capture) BACK(CAPTURE_UNSUPPORTED);
+    if (s == s->context->null || s->capture || setting("STUB_NO_GRAPHS", 0)) BACK(CAPTURE_UNSUPPORTED);
     s->capture = calloc(1, sizeof(Graph)); s->broken = 0; s->capturer = pthread_self();
     BACK(OK);
 }
@@ -707,6 +709,7 @@ __attribute__((visibility("default"))) long stub_count(const char *name) {
     return 0;
 }
 __attribute__((visibility("default"))) long stub_most_grid(void) { long most = most_grid; most_grid = 0; return most; }
+__attribute__((visibility("default"))) long stub_performed(void) { return performed; }
 __attribute__((visibility("default"))) long stub_used(int device) { return (long)used[device]; }
 __attribute__((visibility("default"))) long stub_memories(void) { return memories; }
 __attribute__((visibility("default"))) int stub_is_active(int device) { return primary[device] != NULL; }

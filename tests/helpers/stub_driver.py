@@ -37,7 +37,7 @@ def _folder() -> tempfile.TemporaryDirectory:
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Of a process under the stub. settings: devices, capability, memory, version, trace; see stub_driver.c."""
+    """Of a process under the stub. settings: devices, capability, memory, version, no_graphs, trace (stub_driver.c)."""
     kept = {k: v for k, v in os.environ.items() if k not in ("NUMBA_ENABLE_CUDASIM", "CUDA_VISIBLE_DEVICES")}
     return kept | {
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [_folder().name, os.environ.get("LD_LIBRARY_PATH")])),
@@ -65,7 +65,7 @@ def stub():
     import ctypes
 
     library = ctypes.CDLL("libcuda.so.1")
-    for name in ("count", "most_grid", "used", "memories"):
+    for name in ("count", "most_grid", "performed", "used", "memories"):
         getattr(library, f"stub_{name}").restype = ctypes.c_long
     return library
 

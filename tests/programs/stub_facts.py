@@ -60,29 +60,96 @@ def training_step():
     return step
 
 
-COUNTED = "cuLaunchKernel", "cuMemAlloc", "cuLibraryLoadData"
+def calls_of(action, *names):
+    """How often an action calls functions of the driver."""
+    before = [counted(name) for name in names]
+    action()
+    return [counted(name) - n for name, n in zip(names, before, strict=True)]
 
 
 def launches_of(action):
-    before = [counted(name) for name in COUNTED]
-    action()
-    return [
-        counted(name) - n for name, n in zip(("cuLaunchKernel", "cuMemAlloc", "cuLibraryLoadData"), before, strict=True)
-    ]
+    return calls_of(action, "cuLaunchKernel", "cuMemAlloc", "cuLibraryLoadData")
 
 
 def eager():
-    step, x, y = training_step(), on_gpu(np.ones((64, 20), np.float32)), on_gpu(np.zeros(64, np.int64))
-    step(x, y)
-    return {"launches, allocations, loads": launches_of(lambda: step(x, y)), "loss": step(x, y).item()}
+    step, x = training_step(), batch(64)
+    step(*x)
+    return {"launches, allocations, loads": launches_of(lambda: step(*x)), "loss": step(*x).item()}
+
+
+def batch(n):
+    return on_gpu(np.ones((n, 20), np.float32)), on_gpu(np.zeros(n, np.int64))
+
+
+STARTS = "cuLaunchKernel", "cuGraphLaunch", "cuMemcpyDtoDAsync", "cuMemcpyHtoDAsync", "cuStreamEndCapture"
 
 
 def jit():
-    step = sn.jit(training_step())
-    batches = [(on_gpu(np.ones((64, 20), np.float32)), on_gpu(np.zeros(64, np.int64))) for _ in range(2)]
-    for _ in range(3):
-        step(*batches[0])
-    return {"launches, allocations, loads": launches_of(lambda: step(*batches[1])), "loss": step(*batches[0]).item()}
+    """Calls that are recorded, replayed one by one and captured, and replayed as a graph; then with other shapes."""
+    step, batches = sn.jit(training_step()), [batch(64) for _ in range(2)]
+    calls = [calls_of(lambda i=i: step(*batches[i % 2]), *STARTS) for i in range(5)]
+    other = batch(32)
+    return {
+        "calls": calls, "others": [calls_of(lambda: step(*other), *STARTS) for _ in range(4)],
+        "allocations, loads": calls_of(lambda: step(*batches[1]), "cuMemAlloc", "cuLibraryLoadData"),
+        "loss": step(*batches[0]).item(),
+    }  # fmt: skip
+
+
+def numbers_of_a_graph():
+    """The learning rate and the keys of random numbers that a graph reads, of some steps with changing rates."""
+    sn.manual_seed(0)
+    model = sn.nn.Sequential(sn.nn.Linear(20, 5), sn.nn.Dropout(0.5)).to("cuda")
+    optimizer = sn.optim.SGD(model.parameters(), 0.5)
+    schedule = sn.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+
+    @sn.jit
+    def step(x):
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+        schedule.step()
+
+    x, found = batch(8)[0], []
+    for number in range(5):
+        step(x)
+        for part in step.programs[0].parts if number > 1 else ():
+            (page, _), *_ = part.numbers._pages
+            there = memory.to_host(page)
+            (kept,) = [y for (dtype, _, _), y in part.numbers._made.items() if dtype == np.float32]
+            found.append([memory.to_host(kept).tolist()[0], there.tobytes().hex()[:64]])
+    return found
+
+
+def others_launch_while_a_graph_is_made():
+    """Launches of another thread are no part of the graph, and do not break it."""
+    step, x = sn.jit(training_step()), batch(64)
+    for _ in range(2):
+        step(*x)
+    begin, seen = driver._api.cuStreamEndCapture, []
+
+    def ends(*arguments):
+        thread = threading.Thread(target=lambda: seen.append(launches_of(lambda: x[0] + x[0])[0]))
+        thread.start()
+        thread.join()
+        return begin(*arguments)
+
+    driver._api.cuStreamEndCapture = ends
+    try:
+        step(*x)
+    finally:
+        driver._api.cuStreamEndCapture = begin
+    (replay,) = [part for part in step.programs[0].parts if hasattr(part, "launches")]
+    sn.cuda.synchronize()
+    before = stub().stub_performed()
+    step(*x)
+    sn.cuda.synchronize()
+    return {"seen": seen, "performed": stub().stub_performed() - before, "launches": len(replay.launches)}
+
+
+def without_graphs():
+    step, x = sn.jit(training_step()), batch(64)
+    return [calls_of(lambda: step(*x), *STARTS[:2]) for _ in range(4)]
 
 
 def every_argument_lies_where_the_kernel_reads_it():

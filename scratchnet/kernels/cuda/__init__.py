@@ -5,7 +5,7 @@ device memory, widens small integers, and refuses all other calls. The README sa
 GPU, and how; scripts/gpu/check is the proof with one.
 """
 
-import inspect
+import itertools
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -16,11 +16,10 @@ from ...errors import DeviceError, DtypeError
 from ..dispatch import entry
 from ..signatures import accepted, arrays_of
 from . import cells, elementwise, gemm, memory, movement, norm, optim, order, random, reduce, rows, windows
-from .compile import captured
 from .memory import DeviceArray
+from .replay import Replay
 
 INT64, SMALL = np.dtype(np.int64), {np.dtype(np.int32), np.dtype(np.uint8)}
-READ = {"numbers", "key"}  # parameters that kernels read on the host: their launches differ from step to step
 LIMITED = {"copy", "take_rows"}  # kernels whose results know the limits of their integers, see DeviceArray.limits
 
 
@@ -54,35 +53,26 @@ def _in_int64(kernel: Callable, arrays: list[DeviceArray], inputs: int, numbers:
             movement.copy(copy, x)
 
 
-def launches(name: str, arguments: tuple) -> list[Callable[[], None]]:
-    """A call that will be repeated, as functions to call in order: its launches, whose memory is then allocated once.
+def replayed(calls: Iterable[tuple[str, tuple]]) -> list[Callable[[], None]]:
+    """Calls (kernel, arguments) that will be repeated, as functions to call in order: their memory is allocated once.
 
-    Or the kernel itself, where a launch leaves behind what is known of its result.
+    All launches between two calls that only Python can make, as they leave behind what is known of their results, are
+    one function.
     """
+    parts: list[Callable[[], None]] = []
+    for by_python, group in itertools.groupby(calls, lambda call: _leaves_limits(*call)):
+        ready = [_call(name, arguments) for name, arguments in group]
+        parts += ready if by_python else [Replay(ready)]
+    return parts
+
+
+def _leaves_limits(name: str, arguments: tuple) -> bool:
+    return name in LIMITED and arguments[arrays_of(name)[1] - 1].dtype.kind in "iu"
+
+
+def _call(name: str, arguments: tuple) -> Callable[[], None]:
     count = arrays_of(name)[1]
-    arrays = _on_device(name, arguments[:count])
-    call = partial(KERNELS[name], *arrays, *arguments[count:])
-    if name in LIMITED and arrays[-1].dtype.kind in "iu":
-        return [call]
-    if READ.isdisjoint(inspect.signature(KERNELS[name]).parameters):
-        return captured(call)
-    return [_Again(call, [x for x in arguments[count:] if isinstance(x, np.ndarray)])]
-
-
-class _Again:
-    """A call whose launches hold numbers that it reads on the host: they are made anew when a number has changed."""
-
-    def __init__(self, call: Callable[[], None], read: list[np.ndarray]):
-        self._call, self._read = call, read
-        self._were: list[bytes] | None = None
-        self._parts: list[Callable[[], None]] = []
-
-    def __call__(self) -> None:
-        numbers = [x.tobytes() for x in self._read]
-        if numbers != self._were:
-            self._parts, self._were = captured(self._call), numbers
-        for part in self._parts:
-            part()
+    return partial(KERNELS[name], *_on_device(name, arguments[:count]), *arguments[count:])
 
 
 def _on_device(name: str, arrays: Iterable[Any]) -> list[DeviceArray]:

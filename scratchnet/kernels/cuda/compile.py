@@ -92,23 +92,24 @@ def _ready(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> tuple
     """A launch as the driver takes it: the compiled kernel, its grid, and how its numbers are packed."""
     codes, values = packed(arguments)
     handle, struct = kernel.loaded(codes)
-    grid, block = (x if type(x) is tuple else (x, 1) for x in (blocks, threads))
-    return handle, grid, block, struct, values
+    return handle, _dimensions(blocks), _dimensions(threads), struct, values
+
+
+def _dimensions(n: Any) -> tuple[int, int]:
+    return n if type(n) is tuple else (n, 1)
 
 
 def packed(arguments: tuple) -> tuple[tuple, list]:
     """The codes and the numbers of arguments."""
-    codes, values = [], []
+    codes: list[Any] = []
+    values: list[Any] = []
     for x in arguments:
-        if hasattr(x, "layout"):
-            code, words = x.flat
-            values += words
-        elif type(x) is tuple:
-            code, inner = packed(x)
-            values += inner
-        else:
-            code = machine_code.NUMBERS[type(x)]
+        code: Any = machine_code.NUMBERS.get(type(x))
+        if code is not None:
             values.append(x)
+        else:
+            code, inner = packed(x) if type(x) is tuple else x._flat or x.flat
+            values += inner
         codes.append(code)
     return tuple(codes), values
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -142,7 +142,7 @@ _streams: dict[str, Stream] = {}
 
 
 def stream(name: str = "compute") -> Stream:
-    """A stream by its use: "compute" for all kernels, "copy" for transfers that overlap with them."""
+    """A stream by its use: "compute" for all kernels, "copy" for transfers beside them, "capture" to make graphs."""
     found = _streams.get(name)
     if found is None:
         gpu()
@@ -189,12 +189,13 @@ class Event:
 
 
 class Memory:
-    """Bytes on the GPU."""
+    """Bytes on the GPU. last: shape and dtype of the array that lay there last; layout, flat: that array's."""
 
-    __slots__ = ("address",)
+    __slots__ = ("address", "flat", "last", "layout")
 
     def __init__(self, nbytes: int):
         gpu()
+        self.last: tuple | None = None
         self.address = int(call("cuMemAlloc", nbytes))
 
     def free(self) -> None:
@@ -237,6 +238,14 @@ def send(address: int, flat: np.ndarray, by: Stream) -> None:
     """Copies an array in C order to the GPU. Pinned memory must stay as it is until that is done."""
     gpu()
     call("cuMemcpyHtoDAsync", address, flat.__array_interface__["data"][0], flat.nbytes, by.handle)
+
+
+def copy(address: int, source: int, nbytes: int, by: Stream) -> None:
+    """Copies memory of the GPU."""
+    gpu()
+    (code,) = _api.cuMemcpyDtoDAsync(address, source, nbytes, by.handle)
+    if code != 0:
+        _refuse("cuMemcpyDtoDAsync", int(code), code)
 
 
 def receive(flat: np.ndarray, address: int, by: Stream) -> None:
@@ -312,29 +321,42 @@ class Launch:
     def __call__(self) -> None:
         _start(self._call)
 
+    def into(self, stream: Stream) -> None:
+        """Puts it into another stream than that of kernels."""
+        *front, _, nothing, arguments = self._call
+        _start((*front, stream.handle, nothing, arguments))
+
+
+_capturing = threading.Lock()
+
 
 class Graph:
     """Launches that were made once before, as one graph, which the GPU starts without the host. Calling it starts it.
 
-    Raises DeviceError where one of them cannot be captured, such as an allocation.
+    They are captured in a stream of their own: what other threads launch meanwhile stays out. Raises DeviceError where
+    one of them cannot be captured.
     """
 
-    def __init__(self, calls: Sequence[Callable[[], None]]):
+    def __init__(self, launches: Sequence[Launch]):
         gpu()
-        own = stream()
-        call("cuStreamBeginCapture", own.handle, _api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-        try:
-            for launch in calls:
-                launch()
-        except BaseException:
-            _api.cuStreamEndCapture(own.handle)
-            raise
-        self._calls = tuple(calls)  # they hold the arrays
-        graph = call("cuStreamEndCapture", own.handle)
+        own = stream("capture")
+        with _capturing:
+            call("cuStreamBeginCapture", own.handle, _api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            try:
+                for launch in launches:
+                    launch.into(own)
+            except BaseException:
+                _api.cuStreamEndCapture(own.handle)
+                raise
+            graph = call("cuStreamEndCapture", own.handle)
+        self._launches = tuple(launches)  # they hold the arrays
         self._graph = call("cuGraphInstantiate", graph, 0)
         call("cuGraphDestroy", graph)
+        self._call = self._graph, stream().handle
         weakref.finalize(self, _api.cuGraphExecDestroy, self._graph).atexit = False
 
     def __call__(self) -> None:
         gpu()
-        call("cuGraphLaunch", self._graph, stream().handle)
+        (code,) = _api.cuGraphLaunch(*self._call)
+        if code != 0:
+            _refuse("cuGraphLaunch", int(code), code)

@@ -15,7 +15,7 @@ all that transposition changes.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numba
@@ -25,7 +25,7 @@ from ..reference import SPAN
 from . import memory, reduce, tuning
 from .compile import ALIGNED, Kernel, cuda, device, kernel, launch, load_wide, store_wide
 from .grids import in_row, is_wide
-from .tuning import Tile
+from .tuning import Tile, Tuning
 
 SHORTEST, PARTS = 2, 4
 PARTIAL_SUMS = 1 << 26  # elements, at most, of the parts of a sum that is long: beyond, a part has more than SPAN terms
@@ -169,13 +169,18 @@ def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, h
 
 
 def chosen_cut(dtype: np.dtype, m: int, n: int, k: int) -> tuple[Tile, int]:
+    """`cut` with the numbers for the next launch."""
+    return cut(tuning.current(), dtype, m, n, k)
+
+
+@lru_cache(1024)
+def cut(numbers: Tuning, dtype: np.dtype, m: int, n: int, k: int) -> tuple[Tile, int]:
     """The largest tile that leaves no multiprocessor without a block, or else the smallest; and the span of a block.
 
     With the smallest, whose blocks are small too, the sum is cut into parts of at least SHORTEST tiles where that gives
     a multiprocessor up to PARTS blocks. All this depends on the shapes and on a number of multiprocessors that is the
     same for every GPU, and so do the bits.
     """
-    numbers = tuning.current()
     tiles = numbers.tiles if dtype.itemsize == 4 else numbers.tiles_of_8_bytes
     counts = [-(-m // tile.rows) * -(-n // tile.columns) for tile in tiles]
     for tile, count in zip(tiles[:-1], counts, strict=False):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ...errors import DeviceError
 
 SIMULATED_GPUS = 2  # names for one and the same thing
 LEGACY_STREAM = 1
@@ -65,9 +67,10 @@ class Event:
 
 
 class Memory:
-    __slots__ = ("_bytes", "address")
+    __slots__ = ("_bytes", "address", "flat", "last", "layout")
 
     def __init__(self, nbytes: int):
+        self.last: tuple | None = None
         self._bytes = np.empty(nbytes, np.uint8)
         self.address = self._bytes.__array_interface__["data"][0]
 
@@ -98,3 +101,12 @@ def send(address: int, flat: np.ndarray, by: Stream) -> None:
 
 def receive(flat: np.ndarray, address: int, by: Stream) -> None:
     flat.view(np.uint8)[...] = np.asarray(_Address(address, flat.nbytes))
+
+
+def copy(address: int, source: int, nbytes: int, by: Stream) -> None:
+    np.asarray(_Address(address, nbytes))[...] = np.asarray(_Address(source, nbytes))
+
+
+class Graph:
+    def __init__(self, launches: Any):
+        raise DeviceError("cuda: expected a GPU, got the simulator, which has no graphs")

@@ -132,24 +132,29 @@ class DeviceArray:
     layout: the NumPy array with the same shape and strides at the same address. owner: keeps the memory alive.
     """
 
-    __slots__ = ("__weakref__", "_flat", "_limits", "base", "layout", "owner")
+    __slots__ = ("__weakref__", "_address", "_flat", "_limits", "base", "dtype", "layout", "owner", "shape")
     __array_ufunc__ = None
 
     def __init__(self, layout: np.ndarray, owner: Any, base: DeviceArray | None = None):
         self.layout, self.owner, self.base = layout, owner, base
+        self.shape, self.dtype = layout.shape, layout.dtype
         self._flat: Any = None
+        self._address: int | None = None
         self._limits: tuple[int, int] | None = None
 
-    shape = property(lambda self: self.layout.shape)
     strides = property(lambda self: self.layout.strides)
-    dtype = property(lambda self: self.layout.dtype)
     ndim = property(lambda self: self.layout.ndim)
     size = property(lambda self: self.layout.size)
     nbytes = property(lambda self: self.layout.nbytes)
     itemsize = property(lambda self: self.layout.itemsize)
     flags = property(lambda self: self.layout.flags)
-    address = property(lambda self: self.layout.__array_interface__["data"][0])
     T = property(lambda self: self.transpose())
+
+    @property
+    def address(self) -> int:
+        if self._address is None:
+            self._address = self.layout.__array_interface__["data"][0]
+        return self._address
 
     def _view(self, layout: np.ndarray) -> DeviceArray:
         return DeviceArray(layout, self.owner, self if self.base is None else self.base)
@@ -180,7 +185,9 @@ class DeviceArray:
 
     def copy(self) -> DeviceArray:
         """A copy in C order."""
-        return self.astype(self.dtype)
+        out = empty(self.shape, self.dtype)
+        write(out, self)
+        return out
 
     def __reduce__(self) -> tuple:  # for pickle and copy.deepcopy
         return from_host, (to_host(self),)
@@ -303,8 +310,14 @@ def empty(shape: Any, dtype: Any) -> DeviceArray:
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     nbytes = math.prod(shape) * dtype.itemsize
     block = pool.take(nbytes)
-    layout = np.asarray(_Address(block.address, nbytes)).view(dtype).reshape(shape)
-    return DeviceArray(layout, block)
+    memory = block.memory
+    if memory.last != (shape, dtype):
+        memory.last = shape, dtype
+        memory.layout = np.asarray(_Address(block.address, nbytes)).view(dtype).reshape(shape)
+        memory.flat = _argument(memory.layout.reshape(-1))
+    out = DeviceArray(memory.layout, block)
+    out._address, out._flat = block.address, memory.flat
+    return out
 
 
 def from_host(x: Any) -> DeviceArray:
@@ -341,10 +354,22 @@ def receive(x: DeviceArray, flat: np.ndarray) -> None:
     machine.receive(flat, x.address, stream())
 
 
-def write(x: DeviceArray, value: np.ndarray) -> None:
-    """Overwrites a C-contiguous array with the elements of a NumPy array of its shape and dtype."""
-    if x.size:
+def write(x: DeviceArray, value: np.ndarray | DeviceArray) -> None:
+    """Overwrites a C-contiguous array with the elements of another one, here or there, of its shape and dtype."""
+    if isinstance(value, DeviceArray):
+        _write(x, value)
+    elif x.size:
         send(x, np.require(value, x.dtype, "C").reshape(-1))
+
+
+def _write(x: DeviceArray, value: DeviceArray) -> None:
+    layout = value.layout
+    if layout.flags.c_contiguous and layout.shape == x.layout.shape and layout.dtype == x.layout.dtype:
+        x.set_limits(value.known_limits if layout.dtype.kind in "iu" else None)
+        if layout.size:
+            machine.copy(x.address, value.address, layout.nbytes, stream())
+    else:
+        movement.copy(value, x)
 
 
 def adopt(x: Any) -> DeviceArray:

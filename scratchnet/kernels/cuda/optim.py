@@ -1,4 +1,4 @@
-"""Optimizers: one pass over a flat parameter and its state. The numbers of a step are arguments of the launch."""
+"""Optimizers: one pass over a flat parameter and its state. The numbers of a step are constants of its formula."""
 
 import math
 from functools import cache
@@ -7,20 +7,21 @@ import numpy as np
 
 from .compile import Kernel, cuda, kernel, launch, sqrt
 from .grids import in_row
+from .replay import numbers as numbers_of
 from .scalars import scalars
 
 
 @cache
 def sgd_step(dtype: np.dtype, threads: int) -> Kernel:
-    flushed = scalars(dtype)["flushed"]
+    flushed, ZERO = scalars(dtype)["flushed"], dtype.type(0)
 
     @kernel(threads)
-    def loop(param, grad, velocity, new_param, new_velocity, numbers, nesterov):
-        lr, momentum, weight_decay = numbers
+    def loop(param, grad, velocity, new_param, new_velocity, numbers):
+        lr, momentum, nesterov, weight_decay = numbers[0], numbers[1], numbers[2], numbers[3]
         for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
             g = grad[i] + weight_decay * param[i]
             v = momentum * velocity[i] + g
-            step = g + momentum * v if nesterov else v
+            step = g + momentum * v if nesterov != ZERO else v
             new_param[i] = param[i] - lr * step
             new_velocity[i] = flushed(v)
 
@@ -33,7 +34,8 @@ def adam_step(dtype: np.dtype, threads: int) -> Kernel:
 
     @kernel(threads)
     def loop(param, grad, m, v, new_param, new_m, new_v, numbers):
-        keep, decay, beta1, rest1, beta2, rest2, rate, scale, eps = numbers
+        keep, decay, beta1, rest1 = numbers[0], numbers[1], numbers[2], numbers[3]
+        beta2, rest2, rate, scale, eps = numbers[4], numbers[5], numbers[6], numbers[7], numbers[8]
         for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
             g = grad[i] + decay * param[i]
             first = beta1 * m[i] + rest1 * g
@@ -51,7 +53,8 @@ def amsgrad_step(dtype: np.dtype, threads: int) -> Kernel:
 
     @kernel(threads)
     def loop(param, grad, m, v, top, new_param, new_m, new_v, new_top, numbers):
-        keep, decay, beta1, rest1, beta2, rest2, rate, scale, eps = numbers
+        keep, decay, beta1, rest1 = numbers[0], numbers[1], numbers[2], numbers[3]
+        beta2, rest2, rate, scale, eps = numbers[4], numbers[5], numbers[6], numbers[7], numbers[8]
         for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
             g = grad[i] + decay * param[i]
             first = beta1 * m[i] + rest1 * g
@@ -71,7 +74,7 @@ def adagrad_step(dtype: np.dtype, threads: int) -> Kernel:
 
     @kernel(threads)
     def loop(param, grad, total, new_param, new_total, numbers):
-        rate, eps, weight_decay = numbers
+        rate, eps, weight_decay = numbers[0], numbers[1], numbers[2]
         for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
             g = grad[i] + weight_decay * param[i]
             squares = total[i] + g * g
@@ -87,7 +90,7 @@ def adadelta_step(dtype: np.dtype, threads: int) -> Kernel:
 
     @kernel(threads)
     def loop(param, grad, v, u, new_param, new_v, new_u, numbers):
-        lr, rho, rest, eps, weight_decay = numbers
+        lr, rho, rest, eps, weight_decay = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
         for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
             g = grad[i] + weight_decay * param[i]
             square = rho * v[i] + rest * g * g
@@ -105,7 +108,8 @@ def rmsprop_step(dtype: np.dtype, threads: int) -> Kernel:
 
     @kernel(threads)
     def loop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
-        lr, alpha, rest, eps, momentum, weight_decay = numbers
+        lr, alpha, rest = numbers[0], numbers[1], numbers[2]
+        eps, momentum, weight_decay = numbers[3], numbers[4], numbers[5]
         for i in range(cuda.grid(1), param.size, cuda.gridsize(1)):
             g = grad[i] + weight_decay * param[i]
             square = alpha * v[i] + rest * g * g
@@ -117,55 +121,41 @@ def rmsprop_step(dtype: np.dtype, threads: int) -> Kernel:
     return loop
 
 
-def sgd(param, grad, velocity, new_param, new_velocity, numbers):
-    lr, momentum, nesterov, weight_decay = numbers
-    _launch(sgd_step, (param, grad, velocity, new_param, new_velocity), (lr, momentum, weight_decay), bool(nesterov))
-
-
-def _constants_of_adam(numbers):
+def _of_adam(numbers):
     lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
     keep, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
     rate, scale = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
     return keep, decay, beta1, 1 - beta1, beta2, 1 - beta2, rate, scale, eps
 
 
-def adam(param, grad, m, v, new_param, new_m, new_v, numbers):
-    _launch(adam_step, (param, grad, m, v, new_param, new_m, new_v), _constants_of_adam(numbers))
-
-
-def amsgrad(param, grad, m, v, top, new_param, new_m, new_v, new_top, numbers):
-    arrays = param, grad, m, v, top, new_param, new_m, new_v, new_top
-    _launch(amsgrad_step, arrays, _constants_of_adam(numbers))
-
-
-def adagrad(param, grad, total, new_param, new_total, numbers):
-    _launch(adagrad_step, (param, grad, total, new_param, new_total), tuple(numbers))
-
-
-def adadelta(param, grad, v, u, new_param, new_v, new_u, numbers):
+def _of_adadelta(numbers):
     lr, rho, eps, weight_decay = numbers
-    _launch(adadelta_step, (param, grad, v, u, new_param, new_v, new_u), (lr, rho, 1 - rho, eps, weight_decay))
+    return lr, rho, 1 - rho, eps, weight_decay
 
 
-def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
+def _of_rmsprop(numbers):
     lr, alpha, eps, momentum, weight_decay = numbers
-    constants = lr, alpha, 1 - alpha, eps, momentum, weight_decay
-    _launch(rmsprop_step, (param, grad, v, velocity, new_param, new_v, new_velocity), constants)
+    return lr, alpha, 1 - alpha, eps, momentum, weight_decay
 
 
-def _launch(make, arrays, constants, *flags):
-    """The constants become numbers of the arrays' dtype."""
-    dtype, size = arrays[0].dtype, arrays[0].size
-    if size:
-        grid = in_row(size)
-        launch(make(dtype, grid[1]), *grid, *arrays, tuple(map(dtype.type, constants)), *flags)
-
-
-KERNELS = {
-    "sgd": sgd,
-    "adam": adam,
-    "amsgrad": amsgrad,
-    "rmsprop": rmsprop,
-    "adagrad": adagrad,
-    "adadelta": adadelta,
+OPTIMIZERS = {  # the kernel, and its constants made of the numbers of a step
+    "sgd": (sgd_step, tuple),
+    "adam": (adam_step, _of_adam),
+    "amsgrad": (amsgrad_step, _of_adam),
+    "rmsprop": (rmsprop_step, _of_rmsprop),
+    "adagrad": (adagrad_step, tuple),
+    "adadelta": (adadelta_step, _of_adadelta),
 }
+
+
+def _updating(make, constants):
+    def run(param, *arrays_and_numbers):
+        *arrays, numbers = arrays_and_numbers
+        if param.size:
+            grid = in_row(param.size)
+            launch(make(param.dtype, grid[1]), *grid, param, *arrays, numbers_of(param.dtype, constants, numbers))
+
+    return run
+
+
+KERNELS = {name: _updating(*row) for name, row in OPTIMIZERS.items()}

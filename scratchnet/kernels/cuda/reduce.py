@@ -7,7 +7,7 @@ second pass of the same kernel folds the partial results. The chunks depend on n
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numba
@@ -18,6 +18,7 @@ from .compile import Kernel, cuda, kernel, launch
 from .folds import OPERATIONS, folding, neutral
 from .movement import copy
 from .scalars import scalars
+from .tuning import Tuning
 
 
 class Strip(NamedTuple):
@@ -130,6 +131,14 @@ def chunk_of(inner: int) -> int:
     return numbers.chunk if inner == 1 else max(numbers.chunk // numbers.columns, 1)
 
 
+@lru_cache(1024)
+def _strips(numbers: Tuning, name: str, dtype: np.dtype, n: int, are_rows: bool) -> tuple[Kernel, Strip]:
+    """The kernel for folds of n elements in a block, and its strip."""
+    with tuning.use(numbers):
+        strip = Strip.of(n, 1 if are_rows else 2)
+        return folding_strips(name, dtype, strip, strip.folding(name, dtype)), strip
+
+
 def _reducing(name: str) -> Callable[..., None]:
     def run(x, out):
         if not out.size:
@@ -139,12 +148,11 @@ def _reducing(name: str) -> Callable[..., None]:
             copy(x, wide)
             x = wide
         outer, n, inner = x.shape
-        chunk = chunk_of(inner)
+        chunk, numbers = chunk_of(inner), tuning.current()
         while True:
             parts = max(-(-n // chunk), 1)
             target = out if parts == 1 else memory.empty((outer, parts, inner), out.dtype)
-            strip = Strip.of(min(n, chunk), inner)
-            loop = folding_strips(name, x.dtype, strip, strip.folding(name, x.dtype))
+            loop, strip = _strips(numbers, name, x.dtype, min(n, chunk), inner == 1)
             launch(loop, strip.blocks(outer * parts, inner), strip.threads, x, target, n, inner, chunk)
             if parts == 1:
                 return

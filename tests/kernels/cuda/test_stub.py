@@ -22,7 +22,8 @@ pytestmark = [
 ONE_GPU = (
     "start", "eager", "jit", "transfers", "foreign_memory_is_read_after_its_kernels",
     "foreign_memory_is_kept_until_our_kernels_are_done", "dlpack_export", "out_of_memory", "threads", "large_grids",
-    "every_argument_lies_where_the_kernel_reads_it", "forked",
+    "every_argument_lies_where_the_kernel_reads_it", "numbers_of_a_graph", "others_launch_while_a_graph_is_made",
+    "forked",
 )  # fmt: skip
 
 
@@ -78,7 +79,33 @@ def test_a_forked_process_is_told_to_start_by_spawn(seen):
 
 def test_a_step_launches_what_it_must_and_allocates_nothing_new(seen):
     assert seen["eager"]["launches, allocations, loads"] == [21, 0, 0]
-    assert seen["jit"]["launches, allocations, loads"] == [24, 0, 0]  # two copies of its inputs, one of the loss
+
+
+def test_a_replay_is_one_graph_and_copies_of_inputs_and_results(seen):
+    """launches, graphs, copies there, copies to there, captures."""
+    found = seen["jit"]
+    recorded, again, first, *replays = found["calls"]
+    assert recorded[0] > 15 and recorded[1] == again[1] == 0
+    assert first[0] == 2 * again[0] and first[1:] == [0, 3, 1, 1]  # one by one, then captured; copies of x, y, the loss
+    assert replays == [[0, 1, 3, 1, 0]] * 2  # numbers are sent: the key of dropout is new in each step
+    assert found["allocations, loads"] == [0, 0]
+    assert [calls[4] for calls in found["others"]] == [0, 0, 1, 0]  # other shapes have a graph of their own
+
+
+def test_a_graph_reads_rates_and_keys_that_are_new_in_each_step(seen):
+    found = seen["numbers_of_a_graph"]
+    assert [rate for rate, _ in found] == [0.125, 0.0625, 0.03125]
+    assert len({page for _, page in found}) == 3
+
+
+def test_launches_of_other_threads_stay_out_of_a_graph(seen):
+    found = seen["others_launch_while_a_graph_is_made"]
+    assert found["seen"] == [1] and found["performed"] == found["launches"]
+
+
+def test_where_a_driver_makes_no_graph_launches_are_started_one_by_one():
+    found = stub_driver.facts_of("stub_facts.py", "without_graphs", no_graphs=1)["without_graphs"]
+    assert found[3][0] > 15 and found[3][1] == 0
 
 
 def test_every_argument_lies_where_the_kernel_reads_it(seen):
