@@ -3,16 +3,19 @@
 python scripts/book_pictures.py
 """
 
+import itertools
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import scratchnet as sn
-from scratchnet.drawing import Drawing, Vertex
+from scratchnet.drawing import FILLS, Drawing, Vertex
 from scratchnet.flags import flag, run_script
+from scratchnet.report import new_figure, save_figure
 
 
 @dataclass
@@ -20,6 +23,7 @@ class Config:
     """Draw the pictures of the book."""
 
     folder: str = flag("docs/pictures", "where they go")
+    only: tuple[str, ...] = flag((), "names of pictures; all unless given")
 
 
 def five_steps(path: Path) -> None:
@@ -29,6 +33,42 @@ def five_steps(path: Path) -> None:
     vertices += [Vertex(("merge", "in a fixed order"), "op"), Vertex(("report", "loss, accuracy, time"), "result")]
     edges = [(0, 1), *((1, 2 + k) for k in shards), *((2 + k, 6) for k in shards), (6, 7)]
     Drawing("prepare, split, compute, merge, report", vertices, edges).save(path)
+
+
+HOUSE = (  # floors, from the top: what a box is called, and the files that it is
+    {"scripts, a page each": "../scripts/*.py"},
+    {"Trainer": "trainer/*", "callbacks": "callbacks/*", "scikit-learn": "sklearn/*"},
+    {"machines (MPI)": "parallel/mpi/*", "processes (pool)": "parallel/pool/*", "strategies": "parallel/*.py",
+     "collectives": "parallel/comm/*"},
+    {"recorded steps (jit)": "jit/*"},
+    {"layers (nn)": "nn/**/*", "optimizers": "optim/*", "data": "data/**/*", "files (formats)": "formats/**/*"},
+    {"tensors": "tensor.py", "functions": "[cfw]*.py", "autograd": "autograd.py"},
+    {"ops: each function beside its derivative": "ops/*"},
+    {"kernels: NumPy decides": "kernels/*.py", "kernels: cpu": "kernels/cpu/*", "kernels: cuda": "kernels/cuda/*"},
+    {"native: Python becomes machine code": "native/*"},
+)  # fmt: skip
+LEAST = 0.18  # of the picture, the width of a box
+
+
+def house(path: Path) -> None:
+    """A row for each floor; a box is as wide as its part of the floor's lines, but wide enough for its name."""
+    root, figure = Path(sn.__file__).parent, new_figure("house", 9, 5)
+    axes = figure.subplots()
+    for (y, floor), fill in zip(enumerate(HOUSE), itertools.cycle(FILLS.values()), strict=False):
+        left, count = 0.0, {name: lines_of(root.glob(files)) for name, files in floor.items()}
+        for name, lines in count.items():
+            wide = LEAST + (1 - LEAST * len(floor)) * lines / sum(count.values())
+            axes.barh(y, wide, 0.86, left, color=fill, edgecolor="#555555")
+            axes.text(left + wide / 2, y, f"{name}\n{lines:,} lines", ha="center", va="center", fontsize=9)
+            left += wide
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), title="a file imports what stands below it")
+    axes.axis("off")
+    save_figure(figure, path)
+
+
+def lines_of(files: Iterable[Path]) -> int:
+    return sum(file.read_text().count("\n") for file in files if file.suffix == ".py")
 
 
 def record(path: Path) -> None:
@@ -96,11 +136,13 @@ def timeline(path: Path) -> None:
         sn.report.plot_timeline(file, path)
 
 
-PICTURES = five_steps, record, program, speedup, costs, timeline
+PICTURES = five_steps, house, record, program, speedup, costs, timeline
 
 
 def main(config: Config) -> None:
     for draw in PICTURES:
+        if config.only and draw.__name__ not in config.only:
+            continue
         draw(Path(config.folder, f"{draw.__name__}.svg"))
         print(f"{config.folder}/{draw.__name__}.svg")
 
