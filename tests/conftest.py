@@ -50,7 +50,7 @@ ONCE = {
         "test_communicator", "test_faults", "test_hosts", "test_machines", "test_mpi_train", "test_run", "test_slurm",
         "test_training",
     ),
-    "clusters": ("test_hydra", "test_launcher", "test_rendezvous"),
+    "clusters": ("test_dask", "test_hydra", "test_launcher", "test_ray", "test_rendezvous", "test_spark"),
     "parallel": (
         "test_compression", "test_modules", "test_objects", "test_planner", "test_shards", "test_strategies",
     ),

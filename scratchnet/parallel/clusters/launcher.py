@@ -36,6 +36,8 @@ from .task import PYTHON, work
 
 RANK = "scratchnet.parallel.clusters.rank"
 START = 60.0  # seconds that a scheduler may take to start all tasks
+SETTLE = 3.0  # seconds in which the slots of a job that has just ended become free
+RECOVER = 20.0  # and those of a part that has died come back, before a restart goes on with fewer
 END = 20.0  # seconds in which tasks have to end
 POLL = 0.05
 BAD_END = re.compile(r"PID (\d+) RUNNING AT machine(\d+)\s+=\s+EXIT CODE: (\d+)")  # what Hydra reports of one rank
@@ -95,7 +97,7 @@ def run(
         timeout = None if timeout > YEARS else timeout
     payload = _payload(what, (fn, args, timeout))
     for attempt in range(restarts + 1):
-        count = _slots(scheduler, ranks, at_least if attempt else ranks, END if attempt else 0.0)
+        count = _slots(scheduler, ranks, at_least if attempt else ranks, RECOVER if attempt else SETTLE)
         try:
             return _Attempt(scheduler, count, payload, attempt).results()
         except Lost as error:

@@ -69,8 +69,8 @@ def _session(spark: Any) -> Any:
     if found < OLDEST:
         raise ConfigError(f"spark.run: expected Spark {OLDEST[0]}.{OLDEST[1]} or newer, found {pyspark.__version__}")
     if spark is None:
-        java = shutil.which("java", path=f"{os.environ.get('JAVA_HOME', '')}/bin") or shutil.which("java")
-        if java is None:
+        home = os.environ.get("JAVA_HOME")
+        if shutil.which("java", path=os.path.join(home, "bin") if home else None) is None:
             raise ConfigError(
                 "spark.run: expected Java (JAVA_HOME, or java on the PATH), which Spark needs, found none"
             )

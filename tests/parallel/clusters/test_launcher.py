@@ -1,7 +1,10 @@
 """The launcher, on plain processes: tasks become ranks of one MPI job, whatever happens to them."""
 
+import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -31,12 +34,25 @@ def test_results_come_in_rank_order_and_what_ranks_print_comes_here(capfd, monke
     assert sorted(lines) == [f"words of rank {rank}" for rank in range(3)]
 
 
-def test_a_killed_rank_ends_the_job_and_a_restart_has_the_bytes_of_one_process(tmp_path, capsys):
-    fail = "shard.written:7:1:SIGKILL"
+def test_a_restart_after_a_death_has_the_bytes_of_one_process_on_the_slots_that_are_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launcher, "RECOVER", 0.0)
+    slots = iter([2, 1])
+    shrinking = dataclasses.replace(processes.scheduler(machines=2), free=lambda: next(slots))
+    job = ranks.trained, (str(tmp_path), "shard.written:7:1:SIGKILL")
     with no_residue():
-        found = processes.run(ranks.trained, str(tmp_path), fail, ranks=2, machines=2, restarts=1)
-    assert found == ranks.expected(2)
+        found = launcher.run(shrinking, *job, ranks=2, restarts=1, at_least=1)
+    assert found == ranks.expected(1)
     assert "processes.run: rank 1 was killed by SIGKILL; restart 1 of 1" in capsys.readouterr().err
+
+
+def test_ranks_end_with_their_driver(tmp_path):
+    code = "import sys, ranks; from scratchnet.parallel.clusters import processes; "
+    code += "processes.run(ranks.wait_long, sys.argv[1], ranks=2)"
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=path) as driver:
+        started = ranks.processes_in(tmp_path, 2)
+        driver.kill()
+    assert ranks.gone(started)
 
 
 def test_an_exception_of_a_rank_comes_with_its_traceback_and_is_not_tried_again():
@@ -76,6 +92,7 @@ def few(free):
 
 
 def test_what_cannot_start_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(launcher, "SETTLE", 0.0)
     with pytest.raises(
         ConfigError, match=r"processes.run: expected 3 free slots, one for each rank, found 2; ask for fewer"
     ):

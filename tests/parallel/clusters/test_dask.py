@@ -1,0 +1,31 @@
+"""Ranks as tasks of Dask."""
+
+import functools
+import sys
+
+import pytest
+import ranks
+import schedulers
+
+from scratchnet.errors import ConfigError
+from scratchnet.parallel.clusters import dask
+
+
+@ranks.needs("distributed")
+def test_a_cluster_of_two_workers(tmp_path, capsys):
+    from distributed import Client, LocalCluster
+
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
+        run = functools.partial(dask.run, client=client)
+        schedulers.check_contract(run, tmp_path, capsys)
+        (tmp_path / "loss").mkdir()
+        schedulers.check_loss(run, tmp_path / "loss", schedulers.lose_task)
+        client.wait_for_workers(2, timeout=schedulers.START)  # its nanny has started another
+        assert run(ranks.trained, ranks=2) == ranks.expected(2)
+
+
+def test_without_dask_there_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ConfigError, match=r"dask.run: needs Dask \(pip install distributed\), got: "):
+        dask.run(print, ranks=2)

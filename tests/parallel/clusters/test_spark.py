@@ -1,0 +1,95 @@
+"""Ranks as tasks of Spark: in a local session, and on a master with two executors."""
+
+import functools
+import os
+import signal
+import sys
+import time
+import types
+
+import pytest
+import ranks
+import schedulers
+
+from scratchnet.errors import ConfigError
+from scratchnet.parallel.clusters import spark
+
+needs_spark = ranks.needs("pyspark")
+
+
+@needs_spark
+def test_a_local_session(tmp_path, capsys):
+    with schedulers.spark() as session:
+        run = functools.partial(spark.run, spark=session)
+        schedulers.check_contract(run, tmp_path, capsys)
+        for number, lose in enumerate((schedulers.lose_task, lambda pids: session.sparkContext.cancelAllJobs())):
+            (tmp_path / f"loss{number}").mkdir()
+            schedulers.check_loss(run, tmp_path / f"loss{number}", lose)
+        assert run(ranks.trained, ranks=2) == ranks.expected(2)  # nothing holds a slot
+
+
+@needs_spark
+def test_a_cluster_of_two_executors(tmp_path, capsys):
+    with schedulers.spark_cluster(tmp_path) as master, schedulers.spark(master) as session:
+        run = functools.partial(spark.run, spark=session)
+        wait_for_slots(session)
+        schedulers.check_contract(run, tmp_path, capsys)
+        (tmp_path / "loss").mkdir()
+        schedulers.check_loss(run, tmp_path / "loss", lambda pids: kill(schedulers.ancestor(pids[0], "CoarseGrained")))
+        wait_for_slots(session)
+        assert run(ranks.trained, ranks=2) == ranks.expected(2)  # the worker has started another executor
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+def wait_for_slots(session):
+    deadline = time.monotonic() + schedulers.START
+    while spark.scheduler(session).free() < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def fake_spark(monkeypatch, version="4.3.0"):
+    """A package that looks like Spark, with a session that is nothing."""
+    module, sql = types.ModuleType("pyspark"), types.ModuleType("pyspark.sql")
+    module.__version__, sql.SparkSession = version, type("SparkSession", (), {})
+    monkeypatch.setitem(sys.modules, "pyspark", module)
+    monkeypatch.setitem(sys.modules, "pyspark.sql", sql)
+
+
+class Session:
+    _jsparkSession = None
+
+    def __init__(self, **options):
+        self.sparkContext = types.SimpleNamespace(getConf=lambda: options)
+
+
+def test_what_spark_cannot_do_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    with pytest.raises(ConfigError, match=r"spark.run: needs Spark \(pip install pyspark\), got: "):
+        spark.run(print, ranks=2)
+    fake_spark(monkeypatch, "3.3.1")
+    with pytest.raises(ConfigError, match=r"spark.run: expected Spark 3.4 or newer, found 3.3.1"):
+        spark.run(print, ranks=2)
+    fake_spark(monkeypatch)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"spark.run: expected Java \(JAVA_HOME, or java on the PATH\), .* found none"
+    ):
+        spark.run(print, ranks=2)
+    with pytest.raises(ConfigError, match=r"spark.run: spark: expected a SparkSession .*, got 3"):
+        spark.run(print, ranks=2, spark=3)
+    with pytest.raises(ConfigError, match=r"expected spark.dynamicAllocation.enabled=false, got true: a barrier stage"):
+        spark.run(print, ranks=2, spark=Session(**{"spark.dynamicAllocation.enabled": "true"}))
+    with pytest.warns(UserWarning, match=r"spark.speculation is on; Spark starts no second copy of a rank"):
+        spark._session(Session(**{"spark.speculation": "true"}))
+
+
+def test_an_error_of_spark_is_the_last_line_of_python():
+    stack = "An error\n: org.apache.spark.SparkException: Job aborted: x\n  File\nModuleNotFoundError: No y\n SQL"
+    assert spark.explain(Exception(stack)) == "ModuleNotFoundError: No y"
+    assert spark.explain(Exception("a\n: org.SparkException: Job aborted: b\n")).endswith("Job aborted: b")
+    assert spark.explain(ValueError("c\nd")) == "ValueError: c"
