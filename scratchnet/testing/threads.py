@@ -266,6 +266,8 @@ class Interpreter:
                 self._run_block(body, count, given)
 
     def _argument(self, x: Any) -> Any:
+        if type(x) is tuple:
+            return tuple(map(self._argument, x))
         if isinstance(x, np.ndarray):
             return _Words(self, x, "global", x.ctypes.data, None)
         return _Words(self, x.layout.reshape(-1), "global", x.address, None) if hasattr(x, "layout") else x

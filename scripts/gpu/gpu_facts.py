@@ -62,7 +62,11 @@ class _Paper:
     """A pool whose memory is addresses alone."""
 
     def __init__(self) -> None:
-        self.address = 1 << 40
+        self.address, self.last = 1 << 40, None
+
+    @property
+    def memory(self) -> "_Paper":
+        return self
 
     def take(self, nbytes: int) -> "_Paper":
         block = _Paper()

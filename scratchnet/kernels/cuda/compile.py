@@ -116,7 +116,11 @@ def packed(arguments: tuple) -> tuple[tuple, list]:
 
 def _simulate(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> None:
     with np.errstate(all="ignore"):
-        kernel.simulated[blocks, threads](*[x.flat if hasattr(x, "layout") else x for x in arguments])
+        kernel.simulated[blocks, threads](*map(_flat, arguments))
+
+
+def _flat(x: Any) -> Any:
+    return tuple(map(_flat, x)) if type(x) is tuple else x.flat if hasattr(x, "layout") else x
 
 
 def _run(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> None:
