@@ -41,6 +41,7 @@ ONCE = {
         "test_sources",
         "test_tables", "test_text",
     ),
+    "large": ("test_folder", "test_spark", "test_stored"),
     "files": ("test_cells", "test_content", "test_idx", "test_series"),
     "cuda": ("test_compiled", "test_stub", "test_without_gpu"),
     "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm"),

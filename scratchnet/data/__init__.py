@@ -9,6 +9,9 @@ from .dataset import Dataset, Mapped, Subset, TensorDataset, clean, gather, rand
 from .files.content import data_files
 from .files.idx import read_idx, write_idx
 from .images import ImageInputs, image_folder, read_image
+from .large.folder import from_folder
+from .large.spark import from_spark
+from .large.stored import StoredRows
 from .loader import DataLoader
 from .samplers import (
     BucketSampler,
@@ -41,6 +44,7 @@ __all__ = [
     "SequentialSampler",
     "SeriesInputs",
     "Standardize",
+    "StoredRows",
     "Subset",
     "SubsetRandomSampler",
     "TableInputs",
@@ -52,7 +56,9 @@ __all__ = [
     "data_files",
     "default_collate",
     "from_csv",
+    "from_folder",
     "from_npz",
+    "from_spark",
     "from_ts",
     "gather",
     "image_folder",

@@ -15,6 +15,7 @@ import numpy as np
 
 import scratchnet as sn
 import scratchnet.random
+from scratchnet.data.large import stored
 
 nn, F, init, optim, data = sn.nn, sn.nn.functional, sn.nn.init, sn.optim, sn.data
 schedules, parallel, testing = optim.lr_scheduler, sn.parallel, sn.testing
@@ -156,6 +157,18 @@ def sounds() -> str:
 
 def table_data() -> data.TensorDataset:
     return data.from_csv(table(), "y", features=["a"])
+
+
+def stored_rows() -> str:
+    def write(name: str) -> None:
+        folder = Path(name)
+        with stored.filling(folder):
+            stored.begin(folder)
+            with stored.Writer(folder, ["a", "b"], None) as writer:
+                writer.write([np.arange(3.0), np.ones(3)], np.arange(3.0))
+            stored.finish(folder, 3, ["a", "b"], None, None)
+
+    return path("stored", write)
 
 
 def saved_model(dataset: Any = None) -> str:
@@ -881,6 +894,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         for method, positions in {"gather": [0, 1]}.items()
     },
     "data.TensorDataset": lambda: {"arrays": (logits(), labels()), "scale": 2.0},
+    "data.StoredRows": lambda: {"folder": stored_rows()},
     "data.Standardize": lambda: {"mean": 0.0, "std": 1.0},
     "data.Standardize.fit": lambda: {"data": logits(), "per_feature": True, "comm": None},
     "data.Standardize.load_state_dict": lambda: {"self": data.Standardize(), "state": data.Standardize().state_dict()},
@@ -1197,6 +1211,8 @@ NOT_CALLED = {
     "sn.device.type": "an attribute",
     "parallel.MpiCommunicator": "it is made in a job of MPI",
     "data.Dataset": "abstract",
+    "data.from_folder": "it needs pyarrow: tests/data/large calls it",
+    "data.from_spark": "it needs Spark: tests/data/large calls it",
     "data.Sampler": "abstract",
     "sn.Predictor": "load_model makes it",
     "data.Sampler.indices": "abstract",

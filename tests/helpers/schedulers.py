@@ -85,6 +85,7 @@ def spark(master="local[2]"):
     builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.ui.showConsoleProgress", "false")
     builder = builder.config("spark.executor.cores", "1").config("spark.executor.memory", "512m")
     builder = builder.config("spark.executorEnv.PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    builder = builder.config("spark.sql.shuffle.partitions", "4")
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("FATAL")
     try:

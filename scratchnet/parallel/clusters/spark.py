@@ -1,7 +1,6 @@
 """Ranks as the tasks of one barrier stage of Spark, which starts all of them at once or none."""
 
 import os
-import re
 import shutil
 import sys
 import uuid
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ... import checks
+from ...data.large.spark import reason_of
 from ...errors import ConfigError
 from . import launcher
 
@@ -54,7 +54,7 @@ def scheduler(session: Any) -> launcher.Scheduler:
         free,
         collect,
         lambda: context.cancelJobGroup(group),
-        explain,
+        reason_of,
     )
 
 
@@ -78,7 +78,7 @@ def _session(spark: Any) -> Any:
         try:
             spark = SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
         except Exception as error:
-            raise ConfigError(f"spark.run: expected a session of Spark, got {explain(error)}") from None
+            raise ConfigError(f"spark.run: expected a session of Spark, got {reason_of(error)}") from None
     if not hasattr(spark, "_jsparkSession"):
         checks.refuse(
             "spark.run: spark", "a SparkSession (not one of Spark Connect, which has no barrier tasks)", spark
@@ -92,13 +92,3 @@ def _session(spark: Any) -> Any:
     if conf.get("spark.speculation", "false") == "true":
         warnings.warn("spark.run: spark.speculation is on; Spark starts no second copy of a rank", stacklevel=3)
     return spark
-
-
-def explain(error: BaseException) -> str:
-    """Spark's errors hold stacks of Java and Python: the last line of Python's says what happened, if there is one."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    raised = [
-        line for line in lines if re.match(r"(?!org\.|java\.|py4j\.)[\w.]*(Error|Exception|Mismatch)\b.*: ", line)
-    ]
-    aborted = [line for line in lines if "Job aborted" in line or "cancelled" in line]
-    return [f"{type(error).__name__}: {next(iter(lines), '')}", *aborted[:1], *raised[-1:]][-1][:500]

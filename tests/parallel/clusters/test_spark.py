@@ -86,10 +86,3 @@ def test_what_spark_cannot_do_is_one_line(monkeypatch):
         spark.run(print, ranks=2, spark=Session(**{"spark.dynamicAllocation.enabled": "true"}))
     with pytest.warns(UserWarning, match=r"spark.speculation is on; Spark starts no second copy of a rank"):
         spark._session(Session(**{"spark.speculation": "true"}))
-
-
-def test_an_error_of_spark_is_the_last_line_of_python():
-    stack = "An error\n: org.apache.spark.SparkException: Job aborted: x\n  File\nModuleNotFoundError: No y\n SQL"
-    assert spark.explain(Exception(stack)) == "ModuleNotFoundError: No y"
-    assert spark.explain(Exception("a\n: org.SparkException: Job aborted: b\n")).endswith("Job aborted: b")
-    assert spark.explain(ValueError("c\nd")) == "ValueError: c"

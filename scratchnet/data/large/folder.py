@@ -1,0 +1,185 @@
+"""Folders of Parquet or CSV files as stored rows, read a part at a time: memory holds one part at any time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import checks
+from ...errors import ConfigError, DataError, DataNotFoundError
+from ..files.cells import checked_dialect, names_of
+from ..tables import MOST, _ranked
+from .stored import StoredRows, Writer, begin, filling, finish, read_about
+
+PART = 1 << 16  # rows
+ENDINGS = {".parquet": "parquet", ".csv": "csv"}
+
+
+def from_folder(
+    path: str | os.PathLike,
+    target: str,
+    *,
+    store: str | os.PathLike,
+    features: Iterable[str] | None = None,
+    classes: bool | None = None,
+    delimiter: str = ",",
+) -> StoredRows:
+    """A folder of Parquet or CSV files, however large, as a data set of features float32 and of labels or values.
+
+    path: the folder, below which all .parquet or .csv files are read, in the order of their names; or one such file.
+    store: a folder that is filled once with the rows as numbers (about 4 bytes a number), and found again while the
+    files stay as they are. target: the column of labels; texts and whole numbers become classes, other numbers values,
+    (n, 1); classes=True or False says which. features: names of columns of numbers; all others than the target, if
+    None. Ranks and workers of one machine fill a store once; those of several need one that all reach.
+
+    Needs pyarrow. Raises DataNotFoundError, or DataError that names the file, row and column that has no finite number.
+    """
+    path = Path(checks.path("from_folder", path))
+    target = checks.instance("from_folder: target", target, str, "the name of a column")
+    store = Path(checks.path("from_folder: store", store))
+    chosen = None if features is None else list(names_of("from_folder: features", features))
+    classes = None if classes is None else checks.flag("from_folder: classes", classes)
+    delimiter, _ = checked_dialect("from_folder", delimiter, "utf-8")
+    files = _files(path)
+    stamps = [[os.fspath(f.relative_to(path.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    source = {"files": stamps, "target": target, "features": chosen, "classes": classes, "delimiter": delimiter}
+    with filling(store):
+        if (read_about(store) or {}).get("source") != source:
+            _fill(store, files, target, chosen, classes, delimiter, source)
+    return StoredRows(store)
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise DataNotFoundError(f"{path}: no such file or folder")
+    found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in ENDINGS)
+    kinds = {file.suffix for file in found}
+    if len(kinds) != 1 or not kinds <= set(ENDINGS):
+        there = " and ".join(sorted(kinds)) or "none"
+        raise DataError(f"{path}: expected files that end in {' or in '.join(ENDINGS)}, of one kind, found {there}")
+    return found
+
+
+def _fill(
+    store: Path,
+    files: list[Path],
+    target: str,
+    chosen: list[str] | None,
+    classes: bool | None,
+    delimiter: str,
+    source: Any,
+) -> None:
+    try:
+        from pyarrow import types
+    except ImportError:
+        raise ConfigError(f"{files[0]}: expected pyarrow, found none; pip install pyarrow") from None
+    begin(store)
+    tables = [_Table(file, delimiter) for file in files]
+    names = chosen or [name for name in tables[0].types if name != target]
+    if target in names:
+        raise ConfigError(f"from_folder: expected features other than the target, got {target!r} as both")
+    for table in tables:
+        table.require([*names, target])
+    kind = tables[0].types[target]
+    if classes is None:
+        classes = not types.is_floating(kind)
+    texts = _vocabulary(tables, target) if classes else None
+    with Writer(store, names, texts) as writer:
+        for table in tables:
+            row = 1
+            for part in table.parts([*names, target], {target: "string" if classes else "double"}):
+                columns = [_numbers(table, part, name) for name in names]
+                labels = part[target].to_pylist() if classes else _numbers(table, part, target)
+                if wrong := writer.write(columns, labels):
+                    at, name, expected = wrong
+                    name = name or target
+                    found = part[name][at].as_py()
+                    raise DataError(
+                        f"{table.path}: row {row + at}: column {name!r}: expected {expected}, found {found!r:.60}"
+                    )
+                row += part.num_rows
+        if not writer.rows:
+            raise DataError(f"{files[0].parent}: expected at least one row, found none")
+    finish(store, writer.rows, names, texts, source)
+
+
+class _Table:
+    """A file, and the types of its columns."""
+
+    def __init__(self, path: Path, delimiter: str):
+        self.path, self._delimiter = path, delimiter
+        self.types = self._ask(lambda: {field.name: field.type for field in self._opened({}).schema})
+
+    def _opened(self, forced: dict[str, str]) -> Any:
+        import pyarrow
+        from pyarrow import csv, dataset
+
+        if self.path.suffix == ".parquet":
+            return dataset.dataset(self.path, format="parquet")
+        kinds = {name: getattr(pyarrow, "float64" if kind == "double" else kind)() for name, kind in forced.items()}
+        options = csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
+        parsing = csv.ParseOptions(delimiter=self._delimiter)
+        return dataset.dataset(self.path, format=dataset.CsvFileFormat(parsing, convert_options=options))
+
+    def parts(self, names: Sequence[str], forced: dict[str, str]) -> Iterator[Any]:
+        """Parts of at most PART rows of these columns, of which some have the type that `forced` says."""
+        import pyarrow
+
+        all_forced = dict.fromkeys(names, "double") | forced
+        bounds = {"batch_size": PART, "batch_readahead": 1, "fragment_readahead": 1}
+        parts = self._ask(lambda: iter(self._opened(all_forced).to_batches(columns=list(names), **bounds)))
+        while (part := self._ask(lambda: next(parts, None))) is not None:
+            if "string" in forced.values():
+                [target] = forced
+                at = part.schema.get_field_index(target)
+                part = part.set_column(at, target, part[target].cast(pyarrow.string()))
+            yield part
+
+    def require(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.types:
+                there = ", ".join(map(repr, self.types))
+                raise DataError(f"{self.path}: expected a column {name!r:.60}, found {there:.200}")
+
+    def _ask(self, question: Any) -> Any:
+        import pyarrow
+
+        try:
+            return question()
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            text = str(error).splitlines()[0]
+            why = text[max(0, text.find("In CSV column")) :]  # of a long line, in which Arrow says what it was doing
+            raise DataError(f"{self.path}: cannot be read ({why:.200})") from None
+
+
+def _numbers(table: _Table, part: Any, name: str) -> np.ndarray:
+    """A column as float64, NaN where a value is missing."""
+    import pyarrow
+
+    try:
+        return part[name].cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
+    except pyarrow.ArrowException:
+        kind = table.types[name]
+        raise DataError(
+            f"{table.path}: column {name!r}: expected numbers, found {kind}; features=[...] names columns"
+        ) from None
+
+
+def _vocabulary(tables: list[_Table], target: str) -> list[str]:
+    """The different texts of a column, as `from_csv` orders them."""
+    found: set[str] = set()
+    for table in tables:
+        for part in table.parts([target], {target: "string"}):
+            found |= set(part[target].unique().to_pylist()) - {None}
+            if len(found) > MOST:
+                raise DataError(
+                    f"{table.path}: column {target!r}: expected at most {MOST} classes, found more; "
+                    "classes=False makes values of them"
+                )
+    if len(found) < 2:
+        raise DataError(f"{tables[0].path}: column {target!r}: expected at least two classes, found {sorted(found)}")
+    return _ranked(found)

@@ -1,0 +1,55 @@
+"""DataFrames of Spark as stored rows: no row lost or twice, and an order that no partition changes."""
+
+import numpy as np
+import pytest
+import ranks
+import schedulers
+
+from scratchnet.data import from_spark
+from scratchnet.data.large.spark import reason_of
+from scratchnet.errors import ConfigError, DataError
+
+
+def test_what_is_no_dataframe_is_refused():
+    with pytest.raises(ConfigError, match="from_spark: expected a DataFrame of Spark, got"):
+        from_spark([1], features=["a"], label="y", order_by="a", store="store")
+
+
+@ranks.needs("pyspark", "pyarrow")
+def test_the_rows_are_those_of_the_frame_in_order_whatever_its_partitions(tmp_path):
+    from pyspark.sql import functions as F
+
+    with schedulers.spark() as session:
+        n = 1000
+        frame = session.range(n).select(
+            (F.col("id") % 7).alias("key"), (F.col("id") * 0.5).alias("a"), (F.col("id") % 13).cast("int").alias("b"),
+            F.when(F.col("id") % 3 == 0, "no").otherwise("yes").alias("y"),
+        )  # fmt: skip
+        ids = np.array(sorted(range(n), key=lambda i: (i % 7, i * 0.5)))
+        x = np.stack([ids * 0.5, ids % 13], axis=1).astype(np.float32)
+        for partitions in (1, 3, 8):
+            cut = frame.orderBy(F.rand(partitions)).repartition(partitions)
+            arguments = {"features": ["a", "b"], "label": "y", "order_by": ["key"], "store": tmp_path / f"{partitions}"}
+            features, labels = from_spark(cut, **arguments)[:]
+            assert np.array_equal(features, x) and np.array_equal(labels, (ids % 3 != 0).astype(int))
+        values = from_spark(frame, features=["b"], label="a", order_by="a", store=tmp_path / "values")
+        assert values.classes is None and np.array_equal(values[:][1][:, 0], np.arange(n, dtype=np.float32) * 0.5)
+
+        holes = frame.withColumn("a", F.when(F.col("a") != 1.5, F.col("a")))
+        store = tmp_path / "holes"
+        words = r"column 'a': row 0 in the order of order_by: expected a finite number of float32, found None"
+        with pytest.raises(DataError, match=words):
+            from_spark(holes, features=["a"], label="y", order_by="a", store=store)
+        with pytest.raises(DataError, match=r"from_spark: expected a column 'c', found key, a, b, y"):
+            from_spark(frame, features=["c"], label="y", order_by="a", store=store)
+        with pytest.raises(DataError, match=r"column 'a': expected 2 to 100 classes, found 102; classes=False makes"):
+            from_spark(frame, features=["b"], label="a", order_by="a", store=store, classes=True)
+        with pytest.raises(DataError, match=r"column 'y': expected 2 to 100 classes, found 0|at least one row"):
+            from_spark(frame.filter("a < 0"), features=["a"], label="y", order_by="a", store=store)
+
+
+def test_an_error_of_spark_is_the_last_line_of_python():
+    stack = "An error\n: org.apache.spark.SparkException: Job aborted: x\n  File\nModuleNotFoundError: No y\n SQL"
+    assert reason_of(Exception(stack)) == "ModuleNotFoundError: No y"
+    assert reason_of(Exception("a\n: org.SparkException: Job aborted: b\n")).endswith("Job aborted: b")
+    assert reason_of(ValueError("c\nd")) == "ValueError: c"
