@@ -17,7 +17,7 @@ from .optim import AdamW
 from .optim.lr_scheduler import OneCycleLR
 from .parallel.comm.job import is_first_rank
 from .parallel.compression import COMPRESSIONS
-from .parallel.strategies import STRATEGIES, strategy_of
+from .parallel.strategies import STRATEGIES, Strategy, strategy_of
 from .random import manual_seed
 from .tensor import default_device
 from .trainer import History, Trainer
@@ -35,6 +35,7 @@ class JobFlags:
     strategy: str = flag("all_reduce", "how gradients become new parameters", list(STRATEGIES))
     staleness: int | None = flag(None, "updates that gradients are behind: parameter_server; 0 unless given")
     every: int | None = flag(None, "batches between averages: local_sgd; 8 unless given")
+    parts: int | None = flag(None, "parts of a layer, which change bits: tensor_parallel; 2 unless given")
     compression: str = flag("none", "what is left out of gradients: all_reduce", list(COMPRESSIONS))
     accumulate: int = flag(1, "batches an optimizer step")
     clip_norm: float | None = flag(None, "largest norm of the merged gradient")
@@ -70,16 +71,19 @@ class JobFlags:
 
     def options(self) -> dict[str, Any]:
         """Of a Trainer: `sn.Trainer(model, optimizer, loss, schedule, folder=folder, **config.options())`."""
-        compression = COMPRESSIONS[self.compression]
         named = {name: getattr(self, name) for name in ("workers", "shards", "seed", "accumulate", "clip_norm")}
         return named | {
-            "strategy": strategy_of(self.strategy, staleness=self.staleness, every=self.every, compression=compression),
+            "strategy": self._strategy(),
             "devices": self.devices or None,
             "save_every": self.save_every,
             "timeline": self.timeline,
             "config": stored(self),
             "callbacks": self.callbacks(),
         }
+
+    def _strategy(self) -> Strategy:
+        options = {"staleness": self.staleness, "every": self.every, "parts": self.parts}
+        return strategy_of(self.strategy, **options, compression=COMPRESSIONS[self.compression])
 
     def callbacks(self) -> list[Any]:
         """What watches the run."""
@@ -103,7 +107,7 @@ class AdamFlags(JobFlags):
     validation: float = flag(0.1, "fraction of the training data kept for validation")
     test: float = flag(0.2, "fraction of the data held back to test on, where no file says which")
 
-    def parts(self, data: Dataset, name: str) -> list[Dataset]:
+    def held_back(self, data: Dataset, name: str) -> list[Dataset]:
         """The data set, and a random part of it that is held back: the fraction that the flag `name` says.
 
         Raises ConfigError where nothing is left to train on or, after the training, to test on.

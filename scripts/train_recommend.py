@@ -51,11 +51,11 @@ class Config(AdamFlags):
         (path,) = sn.data.data_files(self.data)
         full = sn.data.ratings_csv(path, **FORMATS.get(self.data, FORMATS.get(Path(path).name, {})))
         if self.first_rows is None:
-            train, test = self.parts(full, "test")
+            train, test = self.held_back(full, "test")
         else:
             first = sn.checks.integer("--first-rows", self.first_rows, 1, len(full) - 1)
             test, train = (sn.data.Subset(full, part) for part in np.split(np.arange(len(full)), [first]))
-        return [*self.parts(train, "validation"), test]
+        return [*self.held_back(train, "validation"), test]
 
 
 def ranking(trainer: sn.Trainer, seen: np.ndarray, wanted: np.ndarray, k: int) -> tuple[float, float]:

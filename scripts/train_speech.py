@@ -43,9 +43,9 @@ class Config(AdamFlags):
         path, *known = sn.data.data_files(self.data)
         full = self.read(path, length=self.length)
         for test in [self.test_data] if self.test_data else known:
-            return [*self.parts(full, "validation"), self.read(test, like=full)]
-        train, test = self.parts(full, "test")
-        return [*self.parts(train, "validation"), test]
+            return [*self.held_back(full, "validation"), self.read(test, like=full)]
+        train, test = self.held_back(full, "test")
+        return [*self.held_back(train, "validation"), test]
 
 
 def model_of(config: Config, channels: int, length: int, classes: int) -> nn.Module:

@@ -49,8 +49,8 @@ class Config(AdamFlags):
         if self.test_data:
             train, test = full, sn.data.from_csv(self.test_data, target, like=full, **options)
         else:
-            train, test = self.parts(full, "test")
-        return [*self.parts(train, "validation"), test]
+            train, test = self.held_back(full, "test")
+        return [*self.held_back(train, "validation"), test]
 
 
 def model_of(config: Config, train: sn.data.Dataset) -> sn.nn.Module:

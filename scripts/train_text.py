@@ -44,9 +44,9 @@ class Config(AdamFlags):
         options = {"length": self.length, "max_words": self.max_words, "min_count": self.min_count}
         full = sn.data.text_csv(path, *columns, missing="drop", **options)
         for file in [self.test_data] if self.test_data else known:
-            return [*self.parts(full, "validation"), sn.data.text_csv(file, *columns, missing="drop", like=full)]
-        train, test = self.parts(full, "test")
-        return [*self.parts(train, "validation"), test]
+            return [*self.held_back(full, "validation"), sn.data.text_csv(file, *columns, missing="drop", like=full)]
+        train, test = self.held_back(full, "test")
+        return [*self.held_back(train, "validation"), test]
 
 
 def model_of(config: Config, words: int, classes: int) -> nn.Module:

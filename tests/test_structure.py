@@ -46,6 +46,7 @@ LAYERS = (
     "parallel/strategies",
     "parallel/settings",
     "parallel/shards",
+    "parallel/model",
     "parallel/pool",
     "parallel/mpi",
     "parallel/groups",

@@ -12,7 +12,7 @@ from .comm.virtual import simulate_all_reduce
 from .compression import Float16, PowerSGD, TopK
 from .groups import run, world
 from .mpi.communicator import MpiCommunicator
-from .strategies import AllReduce, Hogwild, LocalSGD, ParameterServer
+from .strategies import AllReduce, Hogwild, LocalSGD, ParameterServer, TensorParallel
 
 __all__ = [
     "AllReduce",
@@ -24,6 +24,7 @@ __all__ = [
     "ParameterServer",
     "PowerSGD",
     "SerialCommunicator",
+    "TensorParallel",
     "TopK",
     "all_reduce_cost",
     "collectives",

@@ -8,6 +8,7 @@ mpi.engine.Ranks  the ranks of an MPI job
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from ..row_gradient import total
 from ..tensor import Tensor, default_device
 from .comm.job import report_end, started_as
 from .comm.tree import tree_sum
+from .model.parts import network
 from .settings import Settings, Start
 from .shards import (
     StepResult,
@@ -227,6 +229,8 @@ def is_distributed() -> bool:
 
 def engine_of(settings: Settings, start: Start, stop: Any = None) -> Engine:
     """The engine for these settings. stop: `stop.requested` is the signal that the run is to obey, or None."""
+    strategy = settings.strategy
+    settings = dataclasses.replace(settings, model=network(settings.model, strategy.parts, strategy.plan))
     if is_distributed():
         if "cuda" in settings.placement.kinds:
             raise DeviceError("Trainer: expected a model on 'cpu' and no GPU among devices under MPI, got 'cuda'")

@@ -10,6 +10,7 @@ shard k of a batch of n, so sum_k n_k/n g_k is the gradient of the batch.
     ParameterServer(0)              yes, those of AllReduce()                         never: it shows the cost
     ParameterServer(staleness=s)    yes: the delay is s, not "up to s"                shards take unequal time
     LocalSGD(every=H)               yes                                               merging is slow: slow networks
+    TensorParallel(P)               yes, those of P                                   layers are very wide
     ParameterServer(None)           no                                                workers differ much in speed
     Hogwild()                       no                                                updates are sparse
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,6 +49,7 @@ class Strategy:
     has_local_steps: a shard may take steps of its own, in a slot that holds a whole page.
     compression: what is left out of a gradient. order: see AllReduce.
     lag: how many updates old the parameters are that a gradient is computed at.
+    parts, plan: see TensorParallel.
     """
 
     name: ClassVar[str]
@@ -58,6 +60,13 @@ class Strategy:
     compression: Compression | None = None
     order: str = "exact"
     lag: int = 0
+    parts: int = 1
+    plan: Mapping[str, str] | None = None
+
+    @property
+    def arithmetic(self) -> Strategy:
+        """The strategy whose bits these are, for checkpoints: those of a model that is divided are whole."""
+        return self
 
     # --- the batches of a step ---
 
@@ -256,12 +265,51 @@ class Hogwild(Strategy):
         return [Phase("live", shards, slack=1, paired=True)]
 
 
+@dataclass(frozen=True)
+class TensorParallel(Strategy):
+    """AllReduce of a model whose layers are computed in P parts, each with a block of the weights.
+
+        columns  y_p = x @ W[:, p] + b[p], side by side;  rows  y = (x_0 @ W[0, :] + ... + x_P-1 @ W[P-1, :]) + b
+
+    Shoeybi et al., "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism" (2019).
+    Between columns and rows each part computes activations and dropout of its block, so two layers need one exchange.
+    Sums over parts are folded along the tree of comm/tree.py: the bits depend on P as they do on K, the shards, and on
+    nothing else; for P = 1 they are those of AllReduce. Blocks may be of uneven sizes. See docs/model-parallel.md.
+
+    plan: how layers are cut, by their names: {"0": "columns", "2": "rows"}. "columns" and "rows" of Linear, Conv1d and
+        Conv2d (output and input channels), "rows" of Embedding, "heads" of MultiheadAttention; layers that it does not
+        name are computed whole. None finds one: pairs of columns and rows along each Sequential, and heads.
+
+    Raises ConfigError here or, for what does not fit the model, in Trainer.
+    """
+
+    parts: int = 2
+    plan: Mapping[str, str] | None = None
+    name = "tensor_parallel"
+    is_plain = True
+
+    def __post_init__(self):
+        checks.integer("TensorParallel: parts", self.parts, 1)
+        if self.plan is not None:
+            remedy = "plan={'0': 'columns', '2': 'rows'}, say"
+            checks.instance("TensorParallel: plan", self.plan, Mapping, "a dict of names and kinds, or None", remedy)
+            for name, kind in self.plan.items():
+                checks.instance("TensorParallel: plan: a name", name, str, "a text", remedy)
+                checks.instance(f"TensorParallel: plan: {name!r}", kind, str, "a text", remedy)
+            object.__setattr__(self, "plan", dict(self.plan))  # what the caller does with it later changes nothing
+
+    @property
+    def arithmetic(self):
+        return AllReduce()
+
+
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "all_reduce": AllReduce,
     "parameter_server": ParameterServer,
     "asynchronous": functools.partial(ParameterServer, staleness=None),
     "local_sgd": LocalSGD,
     "hogwild": Hogwild,
+    "tensor_parallel": TensorParallel,
 }
 
 
@@ -284,6 +332,7 @@ def strategy_of(value: Any, **options: Any) -> Strategy:
 
 def options_of(strategy: Strategy) -> dict[str, Any]:
     """What a checkpoint keeps of a strategy: all that its arithmetic depends on."""
+    strategy = strategy.arithmetic
     found: dict[str, Any] = {"strategy": strategy.name}
     for field in dataclasses.fields(strategy):  # type: ignore[arg-type]
         value = getattr(strategy, field.name)

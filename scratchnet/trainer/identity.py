@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data.dataset import gather, selects
 from ..nn import Module
+from ..parallel.model.parts_plan import plan_of
 from ..parallel.settings import Settings
 from ..parallel.strategies import options_of
 
@@ -20,6 +21,7 @@ OF_A_PHASE = {
     "batch_size", "samples", "shuffle", "sampler", "loader_seed", "drop_last", "first samples", "accumulate",
     "clip_norm", "nonfinite", "options", "scheduler", "base_lrs", "schedule",
 }  # fmt: skip
+PARTS = "parts"  # another number of them changes bits, but no checkpoint depends on it
 SCHEDULED = "lr", "momentum", "betas"  # what the schedule of somebody else may set
 
 
@@ -48,13 +50,27 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "base_lrs": getattr(scheduler, "base_lrs", None),
         "schedule": getattr(scheduler, "options", None),
         **options_of(settings.strategy),
+        PARTS: _parts_of(settings),
     }
+
+
+def _parts_of(settings: Settings) -> dict[str, Any]:
+    """How the layers of the model are computed by parts."""
+    strategy = settings.strategy
+    plan = plan_of(settings.model, strategy.parts, strategy.plan)
+    return {"parts": strategy.parts, **plan} if strategy.parts > 1 else {}
+
+
+def parts_line(parts: Mapping[str, Any]) -> str:
+    """The parts of an identity, in words."""
+    layers = ", ".join(f"{name} by {kind}" for name, kind in parts.items() if name != "parts")
+    return f"{parts['parts']} parts ({layers})" if parts else "1 part"
 
 
 def difference(saved: Mapping[str, Any], mine: Mapping[str, Any], may_change: Container[str] = ()) -> str | None:
     """The first thing in which this run is not the saved one, as "expected name=..., as saved, got ..."."""
     for key, name, was, value in _differences(saved, mine):
-        if key not in may_change:
+        if key not in may_change and key != PARTS:
             remedy = (
                 "; new_phase=True (--new-phase) goes on from there with the new settings" if key in OF_A_PHASE else ""
             )

@@ -22,7 +22,7 @@ from ..parallel.settings import Settings, Start
 from ..parallel.shards import StepResult, split
 from ..predictor import describe, newest_checkpoint, outputs_of
 from ..version import __version__
-from .identity import OF_A_PHASE, changes, difference, identity_of
+from .identity import OF_A_PHASE, PARTS, changes, difference, identity_of, parts_line
 from .metrics_log import trim_jsonl
 
 LOG = "metrics.jsonl"  # in the folder of a run
@@ -168,6 +168,9 @@ class Run:
             )
         if "version" not in state and self.settings.shards > 2:
             log.warning("resume: version 0.1, which saved this, added shards up in another order: bits will differ")
+        was, now = (identity.get(PARTS, {}) for identity in (state["identity"], self.identity))
+        if was != now:
+            log.warning("resume: saved with %s; from here on the bits follow %s", parts_line(was), parts_line(now))
         for name, value in position.items():
             setattr(self, name, value)
         if self.new_phase:

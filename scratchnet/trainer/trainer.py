@@ -25,6 +25,7 @@ from ..kernels import get_num_threads, set_num_threads
 from ..nn import Module
 from ..parallel.comm.job import is_first_rank, started_as
 from ..parallel.engines import begin, engine_of, is_distributed, share_record
+from ..parallel.model.parts_plan import plan_of, table
 from ..parallel.placement import Placement
 from ..parallel.settings import Settings
 from ..parallel.shards import SHARDS, output_and_target, tensors_of
@@ -153,6 +154,7 @@ class Trainer(Sealed):
                 f"got {self.strategy}"
             )
         check_parts(self.model, self.optimizer, self.scheduler)
+        plan_of(self.model, self.strategy.parts, self.strategy.plan)
         check_loss(self.loss, self.shards * self.accumulate)
         if self.workers != 1 or self.devices is not None or is_distributed():
             check_hooks(self.model)
@@ -242,6 +244,8 @@ class Trainer(Sealed):
             stack.push(lambda kind, error, trace: run.engine.close(error))
             if self.progress and self._is_first:
                 say(self._first_line(run.settings.shards))
+                for line in table(self.model, self.strategy.parts, self.strategy.plan):
+                    say(line)
                 if run.what_changes:
                     say(run.what_changes)
                 if train_loader.num_workers:

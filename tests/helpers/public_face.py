@@ -1007,6 +1007,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "parallel.AllReduce": lambda: {"compression": None, "order": "exact"},
     "parallel.ParameterServer": lambda: {"staleness": 0, "compression": None},
     "parallel.LocalSGD": lambda: {"every": 2, "warmup": 1},
+    "parallel.TensorParallel": lambda: {"parts": 2, "plan": {"0": "columns"}},
     "parallel.PowerSGD": lambda: {"rank": 2},
     "parallel.TopK": lambda: {"ratio": 0.1},
     **{f"parallel.{name}": dict for name in ("Float16", "Hogwild", "SerialCommunicator", "is_first_rank", "world")},

@@ -203,7 +203,7 @@ def test_each_field_of_the_identity_of_a_run_has_a_test(tmp_path):
         "schedule",
         "sampler",
     }
-    assert set(identity) == {*ANOTHER, *of_parts, "devices"}  # of several kinds: tests/parallel/pool
+    assert set(identity) == {*ANOTHER, *of_parts, "devices", "parts"}  # tests/parallel/pool, tests/parallel/model
 
 
 def test_resuming_another_model_names_the_difference(tmp_path):

@@ -82,29 +82,41 @@ class MultiheadAttention(Module):
         if given[1].shape[:2] != (n, keys) or given[2].shape[:2] != (n, keys):
             got = " and ".join(str(x.shape) for x in given)
             raise ShapeError(f"{name}: expected one batch, and as many values as keys, got {got}")
-        heads = [self._heads(x, i * self.embed_dim) for i, x in enumerate(given)]
-        attn_mask = None if attn_mask is None else as_tensor(attn_mask, heads[0])
+        like = given[0]
+        attn_mask = None if attn_mask is None else as_tensor(attn_mask, like)
         shapes: tuple[tuple[int, ...], tuple[int, ...]] = (steps, keys), (1, 1, steps, keys)
         if attn_mask is not None and attn_mask.ndim == 3:
             shapes = (n * self.num_heads, steps, keys), (n, self.num_heads, steps, keys)
         mask = _merged(
-            self._mask("key_padding_mask", key_padding_mask, (n, keys), (n, 1, 1, keys), heads[0]),
-            self._mask("attn_mask", attn_mask, *shapes, heads[0]),
+            self._mask("key_padding_mask", key_padding_mask, (n, keys), (n, 1, 1, keys), like),
+            self._mask("attn_mask", attn_mask, *shapes, like),
         )
-        weights = F.dropout(attention_weights(name, heads[0], heads[1], mask, is_causal), self.dropout, self.training)
-        y = self.out_proj((weights @ heads[2]).transpose(1, 2).reshape(n, steps, self.embed_dim))
+        y, weights = self._attend(given, mask, is_causal, need_weights)
         y = y if self.batch_first else y.transpose(0, 1)
-        if not need_weights:
-            return y, None
-        return y, weights.mean(1) if average else weights
+        return y, weights.mean(1) if weights is not None and average else weights
 
-    def _heads(self, x: Tensor, first: int) -> Tensor:
-        """(n, steps, embed_dim) -> (n, num_heads, steps, width), by the rows of the projection from `first` on."""
-        rows = slice(first, first + self.embed_dim)
+    def _attend(
+        self, given: list[Tensor], mask: Tensor | None, is_causal: bool, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of query, key and value: (n, steps, embed_dim), and the weights (n, num_heads, steps, keys) or None."""
+        query, key, value = (self._heads(x, i, 0, self.num_heads) for i, x in enumerate(given))
+        weights = attention_weights("MultiheadAttention", query, key, mask, is_causal)
+        weights = F.dropout(weights, self.dropout, self.training)
+        return self.out_proj(self._side_by_side(weights @ value)), weights if need_weights else None
+
+    def _heads(self, x: Tensor, i: int, first: int, end: int) -> Tensor:
+        """(n, steps, embed_dim) -> (n, heads, steps, width): query, key or value (i) of heads first to end."""
+        width = self.embed_dim // self.num_heads
+        rows = slice(i * self.embed_dim + first * width, i * self.embed_dim + end * width)
         bias = None if self.in_proj_bias is None else self.in_proj_bias[rows]
         y = F.linear(x, self.in_proj_weight[rows].T, bias)
-        width = self.embed_dim // self.num_heads
-        return y.reshape(*x.shape[:2], self.num_heads, width).transpose(1, 2).contiguous()
+        return y.reshape(*x.shape[:2], end - first, width).transpose(1, 2).contiguous()
+
+    @staticmethod
+    def _side_by_side(heads: Tensor) -> Tensor:
+        """(n, heads, steps, width) -> (n, steps, heads * width)."""
+        n, count, steps, width = heads.shape
+        return heads.transpose(1, 2).reshape(n, steps, count * width)
 
     def _mask(self, what: str, mask: Any, shape: tuple[int, ...], as_shape: tuple[int, ...], like: Tensor) -> Any:
         """A mask of booleans or floats, as it broadcasts to the scores."""

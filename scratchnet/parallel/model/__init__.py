@@ -1,0 +1,1 @@
+"""A model that is divided among workers: by parts of its layers."""
