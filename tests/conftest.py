@@ -52,7 +52,10 @@ ONCE = {
         "test_communicator", "test_faults", "test_hosts", "test_machines", "test_mpi_train", "test_run", "test_slurm",
         "test_training",
     ),
-    "clusters": ("test_dask", "test_hydra", "test_launcher", "test_ray", "test_rendezvous", "test_spark"),
+    "clusters": (
+        "test_dask", "test_hydra", "test_kubernetes", "test_launcher", "test_pod", "test_ray", "test_rendezvous",
+        "test_spark",
+    ),
     "parallel": (
         "test_compression", "test_modules", "test_objects", "test_planner", "test_shards", "test_strategies",
     ),

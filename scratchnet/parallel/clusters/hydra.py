@@ -76,15 +76,16 @@ def end(process: subprocess.Popen) -> None:
 class Job:
     """mpiexec for ranks on machines: `commands[i]` is the command line of the i-th machine's proxy.
 
-    address: of this machine, as the others reach it. ranks: how many each machine has. hear: called with "stdout" or
+    address: of this machine, as the others reach it. ranks: how many each machine has. words: the module that each rank
+    runs, and its arguments. hear: called with "stdout" or
     "stderr" and each line that ranks print there. Ranks get the environment of the process that runs their proxy, and
     nothing of this one's.
     """
 
-    def __init__(self, address: str, ranks: list[int], module: str, hear: Callable[[str, str], Any]):
+    def __init__(self, address: str, ranks: list[int], words: list[str], hear: Callable[[str, str], Any]):
         hosts = ",".join(f"machine{i}:{count}" for i, count in enumerate(ranks))
         line = [program(MPIEXEC), "-launcher", "manual", "-genvnone", "-localhost", address, "-hosts", hosts]
-        line += ["-n", str(sum(ranks)), "/bin/sh", "-c", f'exec "${PYTHON}" -m {module}']
+        line += ["-n", str(sum(ranks)), "/bin/sh", "-c", f'exec "${PYTHON}" -m {shlex.join(words)}']
         pipe = subprocess.PIPE
         self.process = start_mortal(line, stdout=pipe, stderr=pipe, text=True, errors="replace", cwd="/")
         self.commands: list[list[str]] = []
@@ -116,6 +117,12 @@ class Job:
         for reader in self._readers:
             reader.join(GRACE)  # not for ever: a process that a rank has started may still hold the pipe
         return self.process.returncode
+
+
+def ranks_of(proxy: int) -> list[int]:
+    """The processes that a proxy has started."""
+    found = Path(f"/proc/{proxy}/task/{proxy}/children")
+    return [int(child) for child in found.read_text().split()] if found.exists() else []
 
 
 def _read(stream: IO[str], hear: Callable[[str], Any]) -> None:

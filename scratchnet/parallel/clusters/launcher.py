@@ -182,7 +182,7 @@ class _Attempt:
         for task in sorted(meeting.peers):
             machines.setdefault(meeting.peers[task][1]["machine"], []).append(task)
         self.machines = list(machines.values())
-        job = hydra.Job(self.scheduler.address, list(map(len, self.machines)), RANK, self._print)
+        job = hydra.Job(self.scheduler.address, list(map(len, self.machines)), [RANK], self._print)
         try:
             for tasks, command in zip(self.machines, job.commands, strict=True):
                 meeting.peers[tasks[0]][0].send(command=command)

@@ -65,7 +65,10 @@ class Rendezvous:
         self.port, self.peers = self.server.getsockname()[1], dict[int, tuple[Peer, dict[str, Any]]]()
 
     def gather(self, count: int, seconds: float, is_lost: Callable[[], bool]) -> bool:
-        """Returns when `count` tasks have come, True, or after so many seconds, or when the job is lost."""
+        """Returns when `count` tasks have come, True, or after so many seconds, or when the job is lost.
+
+        Then nobody else is let in: who calls later is refused, and may call the next start of the job.
+        """
         deadline = time.monotonic() + seconds
         while len(self.peers) < count and time.monotonic() < deadline and not is_lost():
             try:
@@ -81,6 +84,7 @@ class Rendezvous:
                 self.peers[hello["task"]] = peer, hello
             else:
                 peer.close()
+        self.server.close()
         return len(self.peers) >= count
 
     def close(self) -> None:

@@ -23,13 +23,13 @@ def test_without_mpich_there_is_one_line(monkeypatch):
 
 @ranks.needs_hydra
 def test_there_is_a_command_for_each_machine():
-    job = hydra.Job("127.0.0.1", [2, 1], "nothing", print)
+    job = hydra.Job("127.0.0.1", [2, 1], ["nothing"], print)
     try:
         assert [command[-2:] for command in job.commands] == [["--proxy-id", "0"], ["--proxy-id", "1"]]
     finally:
         assert job.close() != 0
     with pytest.raises(ConfigError, match=r"expected 1 commands of mpiexec.hydra -launcher manual, got: "):
-        hydra.Job("127.0.0.1", [0], "nothing", print)
+        hydra.Job("127.0.0.1", [0], ["nothing"], print)
 
 
 def test_a_program_ends_with_the_process_that_started_it():
