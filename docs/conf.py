@@ -34,7 +34,8 @@ TREE = """
 :caption: The book
 :glob:
 book/README
-book/[0-9]*
+book/[0-9]-*
+book/[0-9][0-9]-*
 ```
 
 ```{toctree}

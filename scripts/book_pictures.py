@@ -4,18 +4,22 @@ python scripts/book_pictures.py
 """
 
 import itertools
+import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import scratchnet as sn
 from scratchnet.drawing import FILLS, Drawing, Vertex
 from scratchnet.flags import flag, run_script
-from scratchnet.report import new_figure, save_figure
+from scratchnet.report import COLOURS, MARKERS, new_figure, save_figure
 
 
 @dataclass
@@ -136,7 +140,199 @@ def timeline(path: Path) -> None:
         sn.report.plot_timeline(file, path)
 
 
-PICTURES = five_steps, house, record, program, speedup, costs, timeline
+A100 = "NVIDIA A100, data sheet", 19.5e12, 1555e9  # float32 operations and bytes a second
+SHAPES = (64, 784, 128), (64, 784, 10), (512, 512, 512)  # of products
+
+
+def roofline(path: Path) -> None:
+    """One core, measured: its roof, and kernels below it. A GPU by its data sheet: a roof without points."""
+    most = sn.get_num_threads()
+    sn.set_num_threads(1)
+    points = {}
+    for m, k, n in SHAPES:
+        a, b = sn.Tensor(np.ones((m, k), np.float32)), sn.Tensor(np.ones((k, n), np.float32))
+        flop, nbytes = 2 * m * k * n, 4 * (m * k + k * n + m * n)
+        points[f"product {m} x {k} x {n}"] = flop / nbytes, flop / best(lambda a=a, b=b: a @ b)
+    large = np.ones(2**24, np.float32)
+    x, copy = sn.Tensor(large), np.empty_like(large)
+    points["ReLU, 16 million"] = 1 / 8, large.size / best(lambda: x.relu())
+    bandwidth = 2 * large.nbytes / best(lambda: np.copyto(copy, large))
+    sn.set_num_threads(most)
+    figure = new_figure("roofline", 7, 4.4)
+    axes = figure.subplots()
+    intensity = np.geomspace(0.05, 500, 200)
+    machines = ("one core, measured", max(rate for _, rate in points.values()), bandwidth), A100
+    for (name, peak, rate), colour in zip(machines, COLOURS, strict=False):
+        label = f"{name}: {peak / 1e9:,.0f} GFLOP/s, {rate / 1e9:,.0f} GB/s"
+        axes.plot(intensity, np.minimum(peak, intensity * rate) / 1e9, color=colour, linewidth=2, label=label)
+    for (name, (where, rate)), marker in zip(points.items(), MARKERS, strict=False):
+        axes.plot(where, rate / 1e9, marker, color=COLOURS[0], label=name, markersize=7)
+    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def best(f: Callable[[], object], rounds: int = 20) -> float:
+    """Seconds: other programs can only make a round longer."""
+    f()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def bubbles(path: Path, stages: int = 4, microbatches: int = 8) -> None:
+    """Two schedules of a pipeline: who works when, if each forward pass takes a unit of time and each backward two."""
+    figure = new_figure("bubbles", 9, 4)
+    names = {"forward": COLOURS[5], "backward": COLOURS[3]}
+    for axes, (title, ahead) in zip(
+        figure.subplots(2, 1, sharex=True), {"GPipe": microbatches, "1F1B": 0}.items(), strict=True
+    ):
+        done: dict[tuple[str, int, int], float] = {}
+        plans = [order(min(ahead or stages - s, microbatches), microbatches) for s in range(stages)]
+        free, waiting = [0.0] * stages, [iter(plan) for plan in plans]
+        heads = [next(plan) for plan in waiting]
+        while any(heads):
+            for s, head in enumerate(heads):
+                if not head:
+                    continue
+                kind, m = head
+                needs = [("F", s - 1, m)] * (kind == "F" and s > 0) + [("F", s, m)] * (kind == "B")
+                needs += [("B", s + 1, m)] * (kind == "B" and s + 1 < stages)
+                if all(need in done for need in needs):
+                    start, units = max([free[s], *(done[need] for need in needs)]), 1 if kind == "F" else 2
+                    free[s] = done[kind, s, m] = start + units
+                    axes.barh(s, units, 0.9, start, color=[*names.values()][kind == "B"], edgecolor="white")
+                    axes.text(start + units / 2, s, m, ha="center", va="center", fontsize=8)
+                    heads[s] = next(waiting[s], None)
+        idle = 1 - 3 * microbatches / max(free)
+        kept = max(min(ahead or stages, microbatches) for s in range(stages))
+        axes.set(title=f"{title}: idle {idle:.0%}, the first stage keeps {kept} micro-batches", ylabel="stage")
+        axes.set_yticks(range(stages))
+        axes.invert_yaxis()
+    axes.set_xlabel("time, in forward passes of a stage")
+    figure.legend([axes.patches[0], axes.patches[-1]], names, frameon=False, fontsize=9, loc="outside upper right")
+    save_figure(figure, path)
+
+
+def order(ahead: int, microbatches: int) -> list[tuple[str, int]]:
+    """The work of a stage that does so many forward passes ahead, then one backward and one forward pass in turn."""
+    plan = [("F", m) for m in range(ahead)]
+    for m in range(microbatches):
+        plan += [("B", m), *[("F", ahead + m)] * (ahead + m < microbatches)]
+    return plan
+
+
+class Killer:
+    """Kills one of the workers after some steps."""
+
+    every, step = 1, 60
+
+    def on_step_end(self, run: Any) -> None:
+        if run.step == self.step:
+            children = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split()
+            os.kill(int(children[-1]), signal.SIGKILL)
+
+
+def kill(path: Path) -> None:
+    """One of two workers is killed while it trains; the other goes on, and another takes its place."""
+    model, optimizer, x, y = network(1024)
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/run.json"
+        options = {"workers": 2, "shards": 8, "progress": False, "timeline": file, "callbacks": [Killer()]}
+        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), **options)
+        trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x.numpy(), y.numpy()), batch_size=256), epochs=90)
+        sn.report.plot_timeline(file, path, steps=36)
+
+
+# --- many machines: a step of 256 samples is measured here, what links add is computed -------------------------------
+
+PARAMETERS = 4 * 1_863_690  # bytes of 784-1024-1024-10 in float32
+LATENCY, EVERY = 20e-6, 16
+
+
+def measured_step() -> float:
+    """Seconds of the gradients of 256 samples in 784-1024-1024-10, on one core."""
+    most = sn.get_num_threads()
+    sn.set_num_threads(1)
+    sn.manual_seed(0)
+    model, rng = sn.nn.MLP(784, 1024, 1024, 10), np.random.default_rng(0)
+    x, y = sn.Tensor(rng.random((256, 784), np.float32)), sn.Tensor(rng.integers(0, 10, 256))
+    seconds = best(lambda: sn.nn.functional.cross_entropy(model(x), y).backward())
+    sn.set_num_threads(most)
+    return seconds
+
+
+def merging(name: str, machines: int, bandwidth: float) -> float:
+    """Seconds a step that Hockney's model gives for one way to merge, on links of so many bytes a second."""
+    algorithm, share, every = WAYS[name]
+    cost = sn.parallel.all_reduce_cost(algorithm, machines, int(PARAMETERS * share))
+    return (cost.steps * LATENCY + cost.bytes / bandwidth) / every
+
+
+WAYS = {  # algorithm, part of the bytes that is sent, steps between two merges
+    "all-reduce (Rabenseifner)": ("rabenseifner", 1.0, 1),
+    "the same in float16": ("rabenseifner", 0.5, 1),
+    f"local SGD, every {EVERY} steps": ("rabenseifner", 1.0, EVERY),
+    "ring": ("ring", 1.0, 1),
+    "one server": ("naive", 1.0, 1),
+}
+
+
+def links(path: Path, machines: int = 8) -> None:
+    """The time of a step by the speed of the links."""
+    alone, figure = measured_step(), new_figure("links", 7, 4.2)
+    axes, rates = figure.subplots(), np.geomspace(1e8, 1e11, 60)
+    for name, colour, style in zip(WAYS, COLOURS, LINES, strict=False):
+        times = [1e3 * (alone + merging(name, machines, rate / 8)) for rate in rates]
+        axes.plot(rates / 1e9, times, linestyle=style, color=colour, label=name)
+    axes.axhline(1e3 * alone, color="#999999", linewidth=1)
+    axes.text(rates[0] / 1e9, 1e3 * alone, "computing alone, measured", va="bottom", fontsize=9)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="Gbit/s",
+        ylabel="milliseconds a step",
+        title=f"{machines} machines, by the model",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
+def scaling(path: Path, deviation: float = 0.05) -> None:
+    """Efficiency by the number of machines, if each has a deviation of its own in each step and the slowest decides."""
+    alone, figure = measured_step(), new_figure("scaling", 7, 4.2)
+    axes, rng = figure.subplots(), np.random.default_rng(0)
+    numbers = [2**k for k in range(11)]
+    times = {w: alone * (1 + deviation * abs(rng.standard_normal((200, EVERY, w)))) for w in numbers}
+    for name, colour, style in zip(WAYS, COLOURS, LINES, strict=False):
+        every, found = WAYS[name][2], []
+        for w in numbers:
+            rounds = times[w].reshape(-1, every, w).sum(axis=1).max(axis=1).mean() / every
+            found.append(alone / (rounds + (merging(name, w, 1.25e9) if w > 1 else 0)))
+        axes.plot(numbers, found, linestyle=style, color=colour, label=name)
+    axes.set(
+        xscale="log",
+        ylim=(0, 1),
+        xlabel="machines, 256 samples each",
+        ylabel="efficiency",
+        title="links of 10 Gbit/s, by the model",
+    )
+    axes.set_xticks(numbers, map(str, numbers))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
+LINES = "-", "--", "-.", ":", (0, (5, 1))
+PICTURES = (
+    five_steps, house, record, program, speedup, costs, timeline, roofline, bubbles, kill, links, scaling,
+)  # fmt: skip
 
 
 def main(config: Config) -> None:

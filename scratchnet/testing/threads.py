@@ -335,11 +335,11 @@ class Interpreter:
             word = words.address + int(i) * words.dtype.itemsize
             other = getattr(self.by_block, what)(word, self.block)
             if other is not None:
-                self.fail(f"{_ACCESS[what]} of word {i} of a global array that block {_name(other)} touches too")
+                self.fail(f"{_ACCESS[what]} of word {i} of a global array that {_other('block', other)} touches too")
         other = getattr(self.by_thread, what)(word, self.thread)
         if other is not None:
             self.fail(
-                f"{_ACCESS[what]} of word {i} of a {words.kind} array that thread {_name(other)} touches too, "
+                f"{_ACCESS[what]} of word {i} of a {words.kind} array that {_other('thread', other)} touches too, "
                 "without a barrier between"
             )
 
@@ -374,8 +374,8 @@ def _dim(n: Any) -> _Dim:
     return _Dim(*n) if isinstance(n, tuple) else _Dim(n, 1)
 
 
-def _name(who: int) -> str:
-    return "another" if who == MANY else str(who)
+def _other(what: str, who: int) -> str:
+    return f"another {what}" if who == MANY else f"{what} {who}"
 
 
 def _load_wide(source: _Words, i: int, target: _Words, j: int) -> None:

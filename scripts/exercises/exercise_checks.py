@@ -233,6 +233,153 @@ def take(function: Callable) -> None:
             raise Wrong(f"{story}: piece {seals.index(False)} is never done; what a dead worker left is free again")
 
 
+def serve(function: Callable) -> None:
+    """Gradients that are exactly so many updates old."""
+    start, curvature = np.array([4.0, -2.0, 1.0]), np.array([1.0, 0.5, 3.0])
+
+    def gradient(theta: np.ndarray) -> np.ndarray:
+        return curvature * theta
+
+    def expected(updates: int, staleness: int) -> np.ndarray:
+        versions = [start]
+        for t in range(updates):
+            versions.append(versions[t] - 0.1 * gradient(versions[max(t - staleness, 0)]))
+        return versions[-1]
+
+    for updates, staleness in ((5, 0), (1, 3), (3, 3), (12, 3), (12, 1)):
+        given, case = start.copy(), f"{updates} updates with a staleness of {staleness}"
+        came = np.asarray(function(given, gradient, updates, staleness, 0.1))
+        if not np.array_equal(given, start):
+            raise Wrong(f"{case}: the parameters that were given are changed; an update needs an array of its own")
+        if close(came, expected(updates, staleness)):
+            continue
+        if staleness and close(came, expected(updates, 0)):
+            raise Wrong(f"{case}: these gradients are fresh; an old version that is changed in place is no old version")
+        for other in (staleness - 1, staleness + 1):
+            if other >= 0 and close(came, expected(updates, other)):
+                raise Wrong(f"{case}: these gradients are {other} updates old")
+        raise Wrong(f"{case}: expected {expected(updates, staleness).round(4).tolist()}, got {came.round(4).tolist()}")
+
+
+def schedule(function: Callable) -> None:
+    """Plans of all stages that fit together, in the shortest time and with the least memory."""
+    for stages, microbatches in ((1, 2), (2, 4), (4, 8), (3, 2), (4, 4)):
+        plans, case = function(stages, microbatches), f"{stages} stages, {microbatches} micro-batches"
+        work = {(kind, m) for kind in "FB" for m in range(microbatches)}
+        if len(plans) != stages:
+            raise Wrong(f"{case}: expected a list for each of the {stages} stages, got {len(plans)}")
+        plans = [[tuple(piece) for piece in plan] for plan in plans]
+        for k, plan in enumerate(plans):
+            wrong = sorted(work.symmetric_difference(plan)) or sorted(
+                {piece for piece in plan if plan.count(piece) > 1}
+            )
+            if wrong:
+                raise Wrong(f"{case}: stage {k} has to do {wrong[0]} once, and does it {plan.count(wrong[0])} times")
+        took = run_pipeline(plans, case)
+        for k, plan in enumerate(plans):
+            kept = list(np.cumsum([1 if kind == "F" else -1 for kind, _ in plan]))
+            if max(kept) > min(stages - k, microbatches):
+                raise Wrong(
+                    f"{case}: stage {k} keeps {max(kept)} micro-batches at a time, and {min(stages - k, microbatches)} "
+                    "are enough; a backward pass that can be done comes before the next forward pass"
+                )
+        if took > 2 * (microbatches + stages - 1):
+            raise Wrong(
+                f"{case}: it takes {took} units of time, and {2 * (microbatches + stages - 1)} are enough; stages wait "
+                "where they could do the forward pass of the next micro-batch"
+            )
+
+
+def run_pipeline(plans: list[list[tuple[str, int]]], case: str) -> int:
+    """The units of time that stages need, each piece of work one; raises Wrong if they wait for each other."""
+    done: dict[tuple[int, str, int], int] = {}  # when each piece is done
+    waiting, free = [list(plan) for plan in plans], [0] * len(plans)
+    while any(waiting):
+        before = len(done)
+        for k, plan in enumerate(waiting):
+            while plan:
+                kind, m = plan[0]
+                needs = [(k, "F", m)] if kind == "B" else []
+                needs += [(k + 1, "B", m)] if kind == "B" and k + 1 < len(plans) else []
+                needs += [(k - 1, "F", m)] if kind == "F" and k else []
+                if any(need not in done for need in needs):
+                    break
+                done[k, kind, m] = free[k] = max([free[k], *(done[need] for need in needs)]) + 1
+                plan.pop(0)
+        if len(done) == before:
+            k = next(k for k, plan in enumerate(waiting) if plan)
+            raise Wrong(f"{case}: all stages wait for ever; stage {k} waits to do {waiting[k][0]}")
+    return max(free)
+
+
+REASONS = {  # what the interpreter says: what that means here
+    "without a barrier": "one thread reads what another writes; let all threads meet in between: cuda.syncthreads()",
+    "before it is written": "each thread writes its word of `shared`, beyond the end of x a 0, and all threads meet "
+    "before another one reads it: cuda.syncthreads()",
+    "of a global array of": "the last block has more threads than there are numbers left; compare with x.size",
+    "at different places": "some threads come to a barrier and others do not; a barrier belongs outside of an `if`",
+    "touches too": "several blocks touch one word of `out`; block b writes out[b] alone",
+}
+
+
+def block_sums(kernel: Callable) -> None:
+    """A sum by the threads of a block, with no race, and the same bits in whichever order threads come."""
+    rng = np.random.default_rng(0)
+    for size in (64, 50, 1, 96):
+        x, blocks, sums = rng.normal(size=size).astype(np.float32), -(-size // 32), {}
+        expected = np.add.reduceat(x.astype(np.float64), range(0, size, 32))
+        for order in ("ascending", "descending"):
+            sums[order] = np.full(blocks, np.nan, np.float32)
+            try:
+                sn.testing.find_races(kernel, (blocks, 32), x, sums[order], order=order)
+            except sn.ContractError as error:
+                meaning = next((f" ({why})" for what, why in REASONS.items() if what in str(error)), "")
+                raise Wrong(f"{size} numbers: {error}{meaning}") from error
+            if np.isnan(sums[order]).any():
+                raise Wrong(f"{size} numbers: out[{np.isnan(sums[order]).argmax()}] is not written, or only added to")
+            if not np.allclose(sums[order], expected, atol=1e-4):
+                raise Wrong(f"{size} numbers: expected sums {expected.round(4).tolist()}, got {sums[order].tolist()}")
+        if sums["ascending"].tobytes() != sums["descending"].tobytes():
+            raise Wrong(
+                f"{size} numbers: the bits depend on the order in which threads come; fix the order of additions"
+            )
+
+
+def compress(function: Callable) -> None:
+    """The largest elements are sent, the others stay in the residual."""
+    rng = np.random.default_rng(0)
+    residual, sent = np.array([0.0, 0, 0, 0, 3, 0, 0, 0]), np.zeros(8)
+    gradients = [np.array([0.0, -5, 1, 2, 0, 0, 0, 0.1])]  # first one for which the sign and the residual matter
+    total = residual.copy()
+    for step, gradient in enumerate(gradients + [rng.normal(size=8) for _ in range(20)]):
+        given, total = (gradient.copy(), residual.copy()), total + gradient
+        both, case = gradient + residual, f"step {step + 1}"
+        indices, values, after = function(*given, 2)
+        indices, values, after = np.asarray(indices), np.asarray(values), np.asarray(after)
+        if not (np.array_equal(given[0], gradient) and np.array_equal(given[1], residual)):
+            raise Wrong(f"{case}: the arrays that were given are changed")
+        if len(indices) != 2 or len(values) != 2 or len(after) != 8:
+            raise Wrong(f"{case}: expected 2 elements and a residual of 8, got {len(indices)} and {len(after)}")
+        if set(indices) == set(np.argsort(-both)[:2]) != set(np.argsort(-abs(both))[:2]):
+            raise Wrong(f"{case}: these are the largest elements; -5 is larger in absolute value than 3")
+        if set(indices) == set(np.argsort(-abs(gradient))[:2]) != set(np.argsort(-abs(both))[:2]):
+            raise Wrong(f"{case}: add the residual before you choose, or an element that is always small is never sent")
+        if set(indices) != set(np.argsort(-abs(both))[:2]):
+            raise Wrong(
+                f"{case}: {sorted(indices.tolist())} are not the two elements that are largest in absolute value"
+            )
+        if close(values, abs(both[indices])) and not close(values, both[indices]):
+            raise Wrong(f"{case}: the signs are lost; only the choice is by absolute value")
+        sent[indices] += values
+        residual = after
+        if not close(sent + residual, total):
+            lost = abs(total - sent - residual).argmax()
+            raise Wrong(
+                f"{case}: of element {lost} {total[lost]:.3f} came, and {sent[lost]:.3f} were sent or "
+                f"{residual[lost]:.3f} are kept; what is sent and what stays must add up to what came"
+            )
+
+
 EXERCISES = {
     1: Exercise(
         1, "the derivative of an op (a VJP)", "softsign_vjp", softsign_vjp,
@@ -267,5 +414,25 @@ EXERCISES = {
     8: Exercise(
         6, "a claim protocol that survives a death", "take", take,
         "Two questions about each piece: is it sealed? And does somebody who is alive have it?",
+    ),
+    9: Exercise(
+        5, "a parameter server with stale gradients", "serve", serve,
+        "Keep a list of versions. The gradient belongs to the oldest that is kept, the update to the newest. `-=` "
+        "would change a version that somebody still computes with.",
+    ),
+    10: Exercise(
+        7, "the schedule of a pipeline", "schedule", schedule,
+        "The last stage does F0 B0 F1 B1 ...; the one before it F0 F1 B0 F2 B1 ...: it runs one forward pass further "
+        "ahead. How far ahead is stage k?",
+    ),
+    11: Exercise(
+        9, "a sum on a GPU, in the interpreter", "block_sums", block_sums,
+        "Write to `shared`, meet, then: step = 16; while step > 0: threads below step add shared[own + step] to "
+        "theirs; all meet; step //= 2. In the end thread 0 has the sum.",
+    ),
+    12: Exercise(
+        8, "compression that forgets nothing", "compress", compress,
+        "total = gradient + residual is a new array. Send its largest elements, set them to 0 there, and what is left "
+        "is the new residual.",
     ),
 }  # fmt: skip
