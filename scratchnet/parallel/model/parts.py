@@ -46,16 +46,12 @@ class _Twins:
             return module
         if not is_chain(module):
             return _twin(module, type(module), **twins)
-        return _twin(module, PartedSequential, **twins, _steps=self._steps(children, twins))
-
-    def _steps(self, children: Mapping[str, Module], twins: Mapping[str, Module]) -> tuple[Any, ...]:
-        """Of a Sequential: units in place of runs of layers that a part computes without exchange."""
-        steps: dict[str, Any] = dict(twins)
+        called = list(children)
         for run in runs(children, lambda layer, kind: self.kinds.get(id(layer)) == kind):
-            steps[run[0]] = self._unit([children[name] for name in run])
-            for name in run[1:]:
-                del steps[name]
-        return tuple(steps.values())
+            layers = [children[name] for name in run]
+            twins[run[0]] = _twin(layers[0], Parted, _unit=self._unit(layers))
+            called = [name for name in called if name not in run[1:]]
+        return _twin(module, PartedSequential, **twins, _called=tuple(called))
 
     def _unit(self, layers: list[Module]) -> Unit:
         kinds = [KINDS[type(layer)][self.kinds[id(layer)]] if id(layer) in self.kinds else None for layer in layers]

@@ -118,35 +118,34 @@ def _same(x: Tensor) -> Tensor:
     return ops.reshape_op(x, shape=x.shape)
 
 
+def folded(found: Sequence[Tensor]) -> Tensor:
+    """The sum of what the parts gave, along the tree."""
+    return tree_sum(range(len(found)), found.__getitem__, operator.add)
+
+
 def block_of(x: Tensor, axis: int, lo: int, hi: int) -> Tensor:
     return x[(slice(None),) * (axis % x.ndim) + (slice(lo, hi),)]
 
 
-class Mask:
-    """The numbers by which dropout scales the elements of a whole array, of which each part takes its block.
+class Mask(NamedTuple):
+    """Dropout of a whole array, of which each part takes its block: the stream of random numbers is the layer's."""
 
-    It takes the stream of random numbers that the layer would take.
-    """
+    p: float
+    key: np.ndarray | None  # None: all is dropped
 
-    def __init__(self, p: float):
-        self.p = p
-        self.key = None if p == 1 else random.current().key()
-        self.whole: Tensor | None = None
+    @classmethod
+    def of(cls, p: float, training: bool) -> Mask | None:
+        """Of a layer with this probability, for one call; None where it drops nothing."""
+        return cls(p, None if p == 1 else random.current().key()) if training and p else None
 
-    def of(self, x: Tensor, axis: int, width: int, lo: int, hi: int) -> Tensor:
-        """The block x, dropped; width: of the whole along the axis."""
+    def on(self, x: Tensor, axis: int, width: int, lo: int, hi: int) -> Tensor:
+        """The block x, dropped; width: of the whole along the axis. Each part draws the whole, and needs no other."""
         if self.key is None:
             return F.dropout(x, 1.0)
         axis %= x.ndim
-        if self.whole is None:
-            ones = np.ones((*x.shape[:axis], width, *x.shape[axis + 1 :]), x.dtype)
-            self.whole = ops.dropout(as_tensor(ones, x), p=self.p, key=self.key)
-        mask = block_of(self.whole, axis, lo, hi)
+        ones = np.ones((*x.shape[:axis], width, *x.shape[axis + 1 :]), x.dtype)
+        mask = block_of(ops.dropout(as_tensor(ones, x), p=self.p, key=self.key), axis, lo, hi)
         return ops.where(mask > 0, x * mask, 0.0)  # 0 also where x is infinite
-
-
-def mask_of(p: float, training: bool) -> Mask | None:
-    return Mask(p) if training and p else None
 
 
 # --- a run of layers --------------------------------------------------------------------------------------------------
@@ -166,9 +165,7 @@ class Unit:
 
     def masks(self) -> list[Mask | None]:
         """Of each layer, for one call."""
-        return [
-            mask_of(layer.p, layer.training) if type(layer) is nn.Dropout else None for layer, _ in self.layers
-        ]  # fmt: skip
+        return [Mask.of(layer.p, layer.training) if type(layer) is nn.Dropout else None for layer, _ in self.layers]
 
     def part(self, p: int, x: Tensor, masks: Sequence[Mask | None]) -> Tensor:
         """What part p gives, of x or its block of x."""
@@ -177,17 +174,16 @@ class Unit:
             if kind is not None and kind.block is not None:
                 x = kind.block(layer, x, lo, hi)
             elif mask is not None:
-                x = mask.of(x, self.first.axis, self.width, lo, hi)
+                x = mask.on(x, self.first.axis, self.width, lo, hi)
             elif type(layer) is not nn.Dropout:
                 x = layer(x)
         return x
 
-    def merged(self, part: Callable[[int], Tensor]) -> Tensor:
+    def merged(self, found: Sequence[Tensor]) -> Tensor:
         """The result, from those of the parts."""
         if not self.last.adds:
-            found = [part(p) for p in range(self.parts)]
             return ops.cat(found, self.last.axis % found[0].ndim)
-        y, bias = tree_sum(range(self.parts), part, operator.add), getattr(self.layers[-1][0], "bias", None)
+        y, bias = folded(found), getattr(self.layers[-1][0], "bias", None)
         return y if bias is None else y + (bias if self.last.axis < 0 else bias.reshape(-1, *[1] * (y.ndim - 2)))
 
     def __call__(self, x: Any) -> Tensor:
@@ -196,11 +192,11 @@ class Unit:
             own = [block_of(x, self.first.axis, *self.starts[p : p + 2]) for p in range(self.parts)]
         else:
             own = copies(x, self.parts)
-        return self.merged(lambda p: self.part(p, own[p], masks))
+        return self.merged([self.part(p, own[p], masks) for p in range(self.parts)])
 
 
 class Parted(nn.Module):
-    """Stands for one layer that is computed by parts; it has the layer's attributes."""
+    """Stands for a layer, and for those after it that belong to its unit; it has the layer's attributes."""
 
     _unit: Unit
 
@@ -209,13 +205,14 @@ class Parted(nn.Module):
 
 
 class PartedSequential(nn.Sequential):
-    """Stands for a Sequential some of whose layers are computed by parts: modules and units, in order."""
+    """Stands for a Sequential some of whose layers are computed by parts. _called: names of those that are called."""
 
-    _steps: tuple[Any, ...]
+    _called: tuple[str, ...]
 
     def forward(self, x: Any) -> Tensor:
-        for step in self._steps:
-            x = step(x)
+        items = vars(self)
+        for name in self._called:
+            x = items[name](x)
         return as_tensor(x)
 
 
@@ -227,19 +224,20 @@ class PartedAttention(nn.MultiheadAttention):
     def _attend(
         self, given: list[Tensor], mask: Tensor | None, is_causal: bool, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        starts, width, found = starts_of(self.num_heads, self._parts), self.embed_dim // self.num_heads, []
-        dropped = mask_of(self.dropout, self.training)
+        starts, width = starts_of(self.num_heads, self._parts), self.embed_dim // self.num_heads
+        dropped = Mask.of(self.dropout, self.training)
         own = {id(x): copies(x, self._parts) for x in given}
 
-        def part(p: int) -> Tensor:
+        def part(p: int) -> tuple[Tensor, Tensor]:
             lo, hi = starts[p : p + 2]
             query, key, value = (self._heads(own[id(x)][p], i, lo, hi) for i, x in enumerate(given))
             seen = mask if mask is None or mask.shape[1] == 1 else mask[:, lo:hi]
             weights = attention_weights("MultiheadAttention", query, key, seen, is_causal)
             if dropped is not None:
-                weights = dropped.of(weights, 1, self.num_heads, lo, hi)
-            found.append(weights)
-            return F.linear(self._side_by_side(weights @ value), self.out_proj.weight[lo * width : hi * width])
+                weights = dropped.on(weights, 1, self.num_heads, lo, hi)
+            y = F.linear(self._side_by_side(weights @ value), self.out_proj.weight[lo * width : hi * width])
+            return y, weights
 
-        y, bias = tree_sum(range(self._parts), part, operator.add), self.out_proj.bias
-        return y if bias is None else y + bias, ops.cat(found, 1) if need_weights else None
+        results, weights = zip(*map(part, range(self._parts)), strict=True)
+        y, bias = folded(results), self.out_proj.bias
+        return y if bias is None else y + bias, ops.cat(weights, 1) if need_weights else None

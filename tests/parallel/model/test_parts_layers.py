@@ -111,10 +111,25 @@ def test_parts_give_the_values_of_the_whole_layer(case, parts):
 def test_where_no_sum_crosses_parts_the_bits_are_those_of_the_whole_layer(case):
     make, plan, x = CASES[case]
     model, x = make(), x.astype(np.float32) if x.dtype.kind == "f" else x
+    model[0].load_state_dict({k: np.where(v > 1, np.float32(-0.0), v) for k, v in model[0].state_dict().items()})
     whole, by_parts = (results(m, x)[1] for m in (model, network(model, 3, plan)))
     crossing = {1} if case == "columns" else set()  # the gradient of x
     same = [a.tobytes() == b.tobytes() for a, b in zip(whole, by_parts, strict=True)]
     assert all(is_same for i, is_same in enumerate(same) if i not in crossing)
+
+
+@pytest.mark.parametrize("k", [1, 7, 33, 129])
+@pytest.mark.parametrize("m", [1, 3, 33])
+def test_products_give_a_block_the_bits_of_the_whole(m, k):
+    """Forward, of the weights, and of the inputs: on the cpu no element depends on how wide the block is."""
+    x, w, g = (RNG.normal(size=shape).astype(np.float32) for shape in ((m, k), (k, 67), (m, 67)))
+    whole = [sn.Tensor(a) @ sn.Tensor(b) for a, b in ((x, w), (x.T, g), (g, w.T))]
+    for parts in (2, 5):
+        columns, rows = blocks(67, parts), blocks(k, parts)
+        found = [sn.cat([sn.Tensor(x) @ sn.Tensor(w[:, p]) for p in columns], 1)]
+        found += [sn.cat([sn.Tensor(x.T) @ sn.Tensor(g[:, p]) for p in columns], 1)]
+        found += [sn.cat([sn.Tensor(g) @ sn.Tensor(w[p]).T for p in rows if p.start < p.stop], 1)]
+        assert [a.numpy().tobytes() for a in found] == [a.numpy().tobytes() for a in whole]
 
 
 def drawn(n, m, parts):
