@@ -25,6 +25,13 @@ SWEEPS = 8
 FILLS = {"parameter": "#f7d9a8", "input": "#bfe3f7", "op": "#f2f2f2", "result": "#b5e3d3"}
 
 
+def html_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table for notebooks."""
+    lines = [("th", head), *(("td", row) for row in rows)]
+    cells = ["".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) for tag, texts in lines]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
+
+
 class Vertex(NamedTuple):
     """A box: its lines of text, and its kind, a key of FILLS."""
 

@@ -22,6 +22,7 @@ from ..row_gradient import RowGradient
 from ..stateful import Stateful
 from ..tensor import FLOATS, ArrayLike, Tensor
 from . import module_hooks
+from .table import table_of
 
 T = TypeVar("T")
 
@@ -374,6 +375,9 @@ class Module(Stateful):
             return f"{type(self).__name__}({self.extra_repr()})"
         inside = "\n".join([self.extra_repr()] * bool(self.extra_repr()) + lines)
         return f"{type(self).__name__}(\n  " + inside.replace("\n", "\n  ") + "\n)"
+
+    def _repr_html_(self) -> str:
+        return table_of(self)
 
 
 def _cast_for(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:

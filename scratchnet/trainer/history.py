@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import checks
+from ..drawing import html_table
 
 
 class History:
@@ -60,9 +61,7 @@ class History:
     def _repr_html_(self) -> str:
         """What a notebook shows: the table, and the losses as curves."""
         head, *rows = self._table()
-        cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(x)}</td>" for x in row) + "</tr>" for row in rows)
-        return f"<table><tr>{cells}</tr>{body}</table>{self._curves()}"
+        return html_table(head, rows) + self._curves()
 
     def _curves(self) -> str:
         """The losses over the epochs as a picture (SVG); none of fewer than two epochs."""
