@@ -47,6 +47,11 @@ class Instruction:
         """All that it reads or writes."""
         return self.call.arrays + [x for x, _, _ in self.data()]
 
+    @property
+    def touched(self) -> list[Any]:
+        """All arrays of its call, on a GPU too."""
+        return self.call.touched() if isinstance(self.call, Call) else [self.call.array]
+
     def data(self) -> Iterator[tuple[np.ndarray, bool, bool]]:
         """What its loops do with memory; see Task.arrays."""
         return (data for loop in self.loops for data in loop.arrays())

@@ -41,7 +41,7 @@ class Program:
     def __init__(self, trace: Trace, inputs: list[np.ndarray], kept: list[np.ndarray], outputs: Outputs | None = None):
         from ..native.compile import get_num_threads  # here, not above: importing scratchnet does not load Numba
 
-        self.trace, self.inputs, self.outputs = trace, inputs, outputs
+        self.trace, self.inputs, self.outputs, self.kept = trace, inputs, outputs, kept
         self.effects = trace.effects
         self.stop = np.zeros(1, np.int64)
         self.instructions = passes.compiled(trace, inputs, kept, self.stop)
@@ -128,7 +128,9 @@ class Program:
             self.parts.append(self.executables[-1].run)
         elif together:
             calls: list[Any] = [instruction.call for instruction in together]
-            self.parts += calls[0].device.replayed([(call.kernel, call.arguments) for call in calls])
+            elsewhere = [x for other in self.instructions if other not in together for x in other.touched]
+            is_private = passes.Scope(self.trace, {id(memory_of(x)) for x in [*self.kept, *elsewhere]}).is_private
+            self.parts += calls[0].device.replayed([(call.kernel, call.arguments) for call in calls], is_private)
         return []
 
     def _accesses(self, loop: Any) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import DeviceError, DtypeError
 from ..dispatch import entry
 from ..signatures import accepted, arrays_of
-from . import cells, elementwise, gemm, memory, movement, norm, optim, order, random, reduce, rows, windows
+from . import cells, elementwise, fusion, gemm, memory, movement, norm, optim, order, random, reduce, rows, windows
 from .memory import DeviceArray
 from .replay import Replay
 
@@ -53,26 +53,39 @@ def _in_int64(kernel: Callable, arrays: list[DeviceArray], inputs: int, numbers:
             movement.copy(copy, x)
 
 
-def replayed(calls: Iterable[tuple[str, tuple]]) -> list[Callable[[], None]]:
+def replayed(
+    calls: Iterable[tuple[str, tuple]], is_private: Callable[[DeviceArray], bool] = lambda x: False
+) -> list[Callable[[], None]]:
     """Calls (kernel, arguments) that will be repeated, as functions to call in order: their memory is allocated once.
 
     All launches between two calls that only Python can make, as they leave behind what is known of their results, are
-    one function.
+    one function. is_private: does nobody but these calls see the memory of an array?
     """
     parts: list[Callable[[], None]] = []
-    for by_python, group in itertools.groupby(calls, lambda call: _leaves_limits(*call)):
-        ready = [_call(name, arguments) for name, arguments in group]
-        parts += ready if by_python else [Replay(ready)]
+    groups = [(key, [_item(*call) for call in group]) for key, group in itertools.groupby(calls, _leaves_limits)]
+    for by_python, group in groups:
+        others = {memory for _, other in groups if other is not group for x in other for memory in x.touched}
+        if by_python:
+            parts += [x.run for x in group]
+        else:
+            private = partial(_is_within, is_private, others)
+            parts.append(Replay(x.run for x in fusion.fused(group, private)))
     return parts
 
 
-def _leaves_limits(name: str, arguments: tuple) -> bool:
+def _is_within(is_private: Callable[[DeviceArray], bool], others: set[int], x: DeviceArray) -> bool:
+    return is_private(x) and fusion.memory_of(x) not in others
+
+
+def _leaves_limits(call: tuple[str, tuple]) -> bool:
+    name, arguments = call
     return name in LIMITED and arguments[arrays_of(name)[1] - 1].dtype.kind in "iu"
 
 
-def _call(name: str, arguments: tuple) -> Callable[[], None]:
+def _item(name: str, arguments: tuple) -> fusion.Item:
     count = arrays_of(name)[1]
-    return partial(KERNELS[name], *_on_device(name, arguments[:count]), *arguments[count:])
+    arguments = *_on_device(name, arguments[:count]), *arguments[count:]
+    return fusion.item(name, partial(KERNELS[name], *arguments), arguments)
 
 
 def _on_device(name: str, arrays: Iterable[Any]) -> list[DeviceArray]:

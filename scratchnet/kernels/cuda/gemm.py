@@ -7,86 +7,28 @@ so a thread computes own_rows x own_columns elements, which it holds in register
 own_rows + own_columns numbers, 16 bytes at a time, for own_rows * own_columns multiplications. While it computes with
 one pair of tiles, the next is on its way to registers and then to the other half of shared memory: one barrier a tile.
 Outside the matrices tiles are filled with zeros, so that the inner loop asks nothing. Of a small result there are too
-few tiles for a GPU: then the sum is cut into parts, which are added up in order by a second kernel. So is a sum of more
-than SPAN terms, whose error would grow with its length.
+few tiles for a GPU: gemm_few.py computes it, or where sums are long, they are cut into parts, which are added up in
+order by a second kernel. So is a sum of more than SPAN terms, whose error would grow with its length.
 
 A factor lies in memory along the tile's edge (b as it is, a transposed) or across it (the others); those two cases are
 all that transposition changes.
 """
 
-from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import NamedTuple
 
 import numba
 import numpy as np
 
 from ..reference import SPAN
-from . import memory, reduce, tuning
-from .compile import ALIGNED, Kernel, cuda, device, kernel, launch, load_wide, store_wide
+from . import gemm_few, memory, reduce, tuning
+from .compile import ALIGNED, Kernel, cuda, kernel, launch, load_wide, store_wide
+from .ends import PLAIN
+from .gemm_tiles import factor
 from .grids import in_row, is_wide
 from .tuning import Tile, Tuning
 
 SHORTEST, PARTS = 2, 4
 PARTIAL_SUMS = 1 << 26  # elements, at most, of the parts of a sum that is long: beyond, a part has more than SPAN terms
-
-
-class _Factor(NamedTuple):
-    """How a block brings the tiles of one factor to shared memory. words: of one tile; stride: of one term in it.
-
-    load(x, edge, k, first, term, thread, own, wide): what the thread brings, from memory to its own registers.
-    put(own, tile, start, thread): from there to shared memory.
-    """
-
-    words: int
-    stride: int
-    groups: int
-    load: Callable
-    put: Callable
-
-
-@cache
-def _factor(dtype: np.dtype, edge: int, depth: int, threads: int, across: bool) -> _Factor:
-    """edge: how many rows of op(a), or columns of op(b), a tile has. across: memory runs along the sum."""
-    WIDTH, ZERO = 16 // dtype.itemsize, dtype.type(0)
-    STRIDE = edge + WIDTH if across else edge  # what comes across is put a word here, a word there: not in one bank
-    TOTAL = edge * depth // WIDTH  # groups of 16 bytes
-    GROUPS, LINE = -(-TOTAL // threads), (depth if across else edge) // WIDTH
-    WHOLE = TOTAL % threads == 0
-
-    @device
-    def load(x, length, k, first, term, thread, own, wide):
-        """length: of the edge in the whole matrix."""
-        for g in range(GROUPS):
-            group = thread + g * threads
-            if across:
-                line, at = first + group // LINE, term + group % LINE * WIDTH  # x[line, at], rows of k
-                inside, room, start = line < length, k - at, line * k + at
-            else:
-                line, at = term + group // LINE, first + group % LINE * WIDTH  # x[line, at], rows of `length`
-                inside, room, start = line < k, length - at, line * length + at
-            if not WHOLE:
-                inside = inside and group < TOTAL
-            if wide and inside and room >= WIDTH:
-                load_wide(x, start, own, g * WIDTH)
-            else:
-                for v in range(WIDTH):
-                    own[g * WIDTH + v] = ZERO
-                    if inside and v < room:
-                        own[g * WIDTH + v] = x[start + v]
-
-    @device
-    def put(own, tile, start, thread):
-        for g in range(GROUPS):
-            group = thread + g * threads
-            if WHOLE or group < TOTAL:
-                if across:
-                    for v in range(WIDTH):
-                        tile[start + (group % LINE * WIDTH + v) * STRIDE + group // LINE] = own[g * WIDTH + v]
-                else:
-                    store_wide(own, g * WIDTH, tile, start + group // LINE * STRIDE + group % LINE * WIDTH)
-
-    return _Factor(STRIDE * depth, STRIDE, GROUPS, load, put)
 
 
 @cache
@@ -100,8 +42,8 @@ def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, h
     ROWS, COLUMNS, DEPTH, OWN_ROWS, OWN_COLUMNS = tile.rows, tile.columns, tile.depth, tile.own_rows, tile.own_columns
     ACROSS, THREADS, OWN = COLUMNS // OWN_COLUMNS, tile.threads, OWN_ROWS * OWN_COLUMNS
     DOWN, ROW_GROUPS, COLUMN_GROUPS = ROWS // OWN_ROWS, OWN_ROWS // WIDTH, OWN_COLUMNS // WIDTH
-    A_WORDS, A_STRIDE, A_GROUPS, load_a, put_a = _factor(dtype, ROWS, DEPTH, THREADS, not transpose_a)
-    B_WORDS, B_STRIDE, B_GROUPS, load_b, put_b = _factor(dtype, COLUMNS, DEPTH, THREADS, transpose_b)
+    A_WORDS, A_STRIDE, A_GROUPS, load_a, put_a = factor(dtype, ROWS, DEPTH, THREADS, not transpose_a)
+    B_WORDS, B_STRIDE, B_GROUPS, load_b, put_b = factor(dtype, COLUMNS, DEPTH, THREADS, transpose_b)
     A_SHARED, B_SHARED, A_STAGED, B_STAGED = 2 * A_WORDS, 2 * B_WORDS, A_GROUPS * WIDTH, B_GROUPS * WIDTH
 
     @kernel(THREADS, resident=2)
@@ -197,9 +139,20 @@ def _span(tile: Tile, m: int, n: int, k: int, parts: int) -> int:
     return max(-(-k // (parts * tile.depth)) * tile.depth, 1)
 
 
-def _multiply(a, b, bias, out, transpose_a, transpose_b):
+def is_few(dtype: np.dtype, m: int, n: int, k: int) -> bool:
+    """Are there fewer of the smallest tiles than multiprocessors, for a sum that a block may add up alone?"""
+    numbers = tuning.current()
+    tile = (numbers.tiles if dtype.itemsize == 4 else numbers.tiles_of_8_bytes)[-1]
+    return k <= numbers.few_terms and -(-m // tile.rows) * -(-n // tile.columns) < numbers.multiprocessors
+
+
+def multiply(a, b, bias, out, transpose_a=False, transpose_b=False, end=PLAIN):
+    """op(a) @ op(b) + bias, and of it what `end` says; that has to be PLAIN unless `is_few`."""
     (m, n), k = out.shape, a.shape[0] if transpose_a else a.shape[1]
     if not out.size:
+        return
+    if is_few(out.dtype, m, n, k):
+        gemm_few.multiply(a, b, bias, out, (transpose_a, transpose_b), m, n, k, end)
         return
     (tile, span), width = chosen_cut(out.dtype, m, n, k), 16 // out.itemsize
     parts = max(-(-k // span), 1)
@@ -215,11 +168,11 @@ def _multiply(a, b, bias, out, transpose_a, transpose_b):
 
 
 def matmul(a, b, out, transpose_a=False, transpose_b=False):
-    _multiply(a, b, None, out, bool(transpose_a), bool(transpose_b))
+    multiply(a, b, None, out, bool(transpose_a), bool(transpose_b))
 
 
 def linear(x, weight, bias, out):
-    _multiply(x, weight, bias, out, False, False)
+    multiply(x, weight, bias, out)
 
 
 @cache

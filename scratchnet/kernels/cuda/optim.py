@@ -11,7 +11,7 @@ from .grids import in_row
 from .replay import numbers as numbers_of
 from .scalars import scalars
 
-# --- updates of element i, whose gradient is g. arrays: the parameter and its state, then the new ones ------------------
+# --- updates of element i, whose gradient is g. arrays: the parameter and its state, then the new ones -----------
 
 
 @cache
@@ -96,7 +96,7 @@ def updating(name: str, dtype: np.dtype, threads: int) -> Kernel:
     return loop
 
 
-# --- the numbers of a step become constants of the formula --------------------------------------------------------------
+# --- the numbers of a step become constants of the formula -----------------------------------------------------------
 
 
 def _of_adam(numbers):

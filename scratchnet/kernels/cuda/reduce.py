@@ -7,7 +7,7 @@ second pass of the same kernel folds the partial results. The chunks depend on n
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import NamedTuple
 
 import numba
@@ -15,6 +15,7 @@ import numpy as np
 
 from . import memory, tuning
 from .compile import Kernel, cuda, kernel, launch
+from .ends import PLAIN, End, ending
 from .folds import OPERATIONS, folding, neutral
 from .movement import copy
 from .scalars import scalars
@@ -42,19 +43,20 @@ class Strip(NamedTuple):
 
 
 @cache
-def folding_strips(name: str, dtype: np.dtype, strip: Strip, fold: Callable) -> Kernel:
-    """out (outer, parts, inner): folds of x (outer, n, inner), of each chunk of n in turn."""
+def folding_strips(name: str, dtype: np.dtype, strip: Strip, fold: Callable, end_name: str | None) -> Kernel:
+    """out (outer, parts, inner): folds of x (outer, n, inner), of each chunk of n in turn, and their ends (ends.py)."""
     function, START = scalars(dtype)[OPERATIONS[name]], neutral(name, dtype)
     kind, (COLUMNS, THREADS), LAYERS = numba.from_dtype(dtype), strip, strip.threads // strip.columns
+    finish = ending(end_name, dtype)
 
     @kernel(THREADS)
-    def loop(x, out, n, inner, chunk):
+    def loop(x, out, more, numbers, n, inner, chunk, results):
         shared = cuda.shared.array(THREADS, kind)
         own = cuda.threadIdx.x
         column, layer = own % COLUMNS, own // COLUMNS
         parts = max((n + chunk - 1) // chunk, 1)
         strips = (inner + COLUMNS - 1) // COLUMNS
-        for item in range(cuda.blockIdx.x, out.size // inner * strips, cuda.gridDim.x):
+        for item in range(cuda.blockIdx.x, results // inner * strips, cuda.gridDim.x):
             row, j = item // strips, item % strips * COLUMNS + column
             start, first = row // parts * n * inner + j, row % parts * chunk
             end = min(first + chunk, n) if j < inner else first
@@ -63,7 +65,7 @@ def folding_strips(name: str, dtype: np.dtype, strip: Strip, fold: Callable) -> 
                 value = function(value, x[start + i * inner])
             value = fold(value, own, shared)
             if layer == 0 and j < inner:
-                out[row * inner + j] = value
+                finish(value, row * inner + j, out, more, numbers)
 
     return loop
 
@@ -132,33 +134,39 @@ def chunk_of(inner: int) -> int:
 
 
 @lru_cache(1024)
-def _strips(numbers: Tuning, name: str, dtype: np.dtype, n: int, are_rows: bool) -> tuple[Kernel, Strip]:
+def _strips(
+    numbers: Tuning, name: str, dtype: np.dtype, n: int, are_rows: bool, end: str | None
+) -> tuple[Kernel, Strip]:
     """The kernel for folds of n elements in a block, and its strip."""
     with tuning.use(numbers):
         strip = Strip.of(n, 1 if are_rows else 2)
-        return folding_strips(name, dtype, strip, strip.folding(name, dtype)), strip
+        return folding_strips(name, dtype, strip, strip.folding(name, dtype), end), strip
 
 
-def _reducing(name: str) -> Callable[..., None]:
-    def run(x, out):
-        if not out.size:
+def is_single(x: memory.DeviceArray) -> bool:
+    """Is it folded in one launch, which may have an end?"""
+    return x.shape[1] <= chunk_of(x.shape[2])
+
+
+def folded(name: str, x: memory.DeviceArray, out: memory.DeviceArray, end: End = PLAIN) -> None:
+    """out (outer, inner) of x (outer, n, inner), and of each fold what `end` says, which is PLAIN unless is_single."""
+    if not out.size:
+        return
+    if x.dtype != out.dtype:  # booleans and small integers are summed as int64
+        wide = memory.empty(x.shape, out.dtype)
+        copy(x, wide)
+        x = wide
+    outer, n, inner = x.shape
+    chunk, numbers = chunk_of(inner), tuning.current()
+    while True:
+        parts = max(-(-n // chunk), 1)
+        target = out if parts == 1 else memory.empty((outer, parts, inner), out.dtype)
+        loop, strip = _strips(numbers, name, x.dtype, min(n, chunk), inner == 1, end.name)
+        blocks, results = strip.blocks(outer * parts, inner), outer * parts * inner
+        launch(loop, blocks, strip.threads, x, target, *end.arguments(target), n, inner, chunk, results)
+        if parts == 1:
             return
-        if x.dtype != out.dtype:  # booleans and small integers are summed as int64
-            wide = memory.empty(x.shape, out.dtype)
-            copy(x, wide)
-            x = wide
-        outer, n, inner = x.shape
-        chunk, numbers = chunk_of(inner), tuning.current()
-        while True:
-            parts = max(-(-n // chunk), 1)
-            target = out if parts == 1 else memory.empty((outer, parts, inner), out.dtype)
-            loop, strip = _strips(numbers, name, x.dtype, min(n, chunk), inner == 1)
-            launch(loop, strip.blocks(outer * parts, inner), strip.threads, x, target, n, inner, chunk)
-            if parts == 1:
-                return
-            x, n = target, parts
-
-    return run
+        x, n = target, parts
 
 
 def argmax(x, out):
@@ -178,4 +186,4 @@ def argmax(x, out):
         indices, count, is_first = target, parts, False
 
 
-KERNELS = {**{name: _reducing(name) for name in OPERATIONS}, "argmax": argmax}
+KERNELS: dict[str, Callable[..., None]] = {**{name: partial(folded, name) for name in OPERATIONS}, "argmax": argmax}

@@ -47,7 +47,25 @@ def _ends(dtype: np.dtype, threads: int) -> dict[str, Callable]:
             one = ONE if i == label else ZERO
             out[row * n + i] = (exp(x[row * n + i] - top) / total - one) * scale
 
-    ends = softmax, log_softmax, logsumexp, cross_entropy, cross_entropy_grad
+    def loss_and_grad(g, x, labels, out, row, n, own, top, total):
+        """g: the losses, which it writes, and the gradient of each of them."""
+        label, scale = labels[row], g[1][row]
+        if own == 0:
+            g[0][row] = log(total) - (x[row * n + label] - top)
+        for i in range(own, n, threads):
+            one = ONE if i == label else ZERO
+            out[row * n + i] = (exp(x[row * n + i] - top) / total - one) * scale
+
+    def loss_and_mean_grad(g, x, labels, out, row, n, own, top, total):
+        """g: the losses, and two numbers whose quotient is the gradient of each of them."""
+        label, scale = labels[row], g[1][0] / g[2][0]
+        if own == 0:
+            g[0][row] = log(total) - (x[row * n + label] - top)
+        for i in range(own, n, threads):
+            one = ONE if i == label else ZERO
+            out[row * n + i] = (exp(x[row * n + i] - top) / total - one) * scale
+
+    ends = softmax, log_softmax, logsumexp, cross_entropy, cross_entropy_grad, loss_and_grad, loss_and_mean_grad
     return {end.__name__: device(end) for end in ends}
 
 
@@ -107,6 +125,12 @@ def _by_rows(make: Callable[..., Kernel], x, *arrays) -> None:
 
 def _exponential(name: str, g, x, labels, out) -> None:
     _by_rows(partial(exponential_rows, name), x, g, x, labels, out)
+
+
+def loss_and_grad(losses, gradient, x, labels, out):
+    """cross_entropy and cross_entropy_grad. gradient: an array of them, or two whose quotient is each of them."""
+    name = "loss_and_grad" if len(gradient) == 1 else "loss_and_mean_grad"
+    _exponential(name, (losses, *gradient), x, labels, out)
 
 
 KERNELS = {
