@@ -1,4 +1,5 @@
-"""Measures one job under each scheduler of this machine: seconds until its ranks compute, seconds of a step, its bits.
+"""Measures one job under each scheduler of this machine: seconds until its ranks compute, seconds of a step, seconds
+from the death of a rank until all compute again, and its bits.
 
     python scripts/bench/bench_clusters.py                   # plain, the pool, mpiexec, and what schedulers are there
     python scripts/bench/bench_clusters.py --only large      # as root: a table of 2 GB, and 512 MB of memory for a rank
@@ -12,6 +13,7 @@ import itertools
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ NET, BATCH, SAMPLES, EPOCHS = (784, 512, 512, 10), 256, 8192, 4
 GROUP = Path("/sys/fs/cgroup/memory")  # of cgroup v1
 NAMES = ("plain", "pool", "mpiexec", "processes", "spark", "ray", "dask")
 FEATURES, PART = 64, 1 << 18  # of the large table, and its rows a file
+BLOCK = 4096  # rows that a batch takes from one place: a row of its own place each would cost a page of the disk
 LIMIT = 512 << 20  # bytes of memory for each rank of it
 
 
@@ -76,6 +79,20 @@ def job(comm: Any, workers: int = 1) -> dict[str, Any]:
     state = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
     step = min(after - before for before, after in itertools.pairwise(loader.begins)) / (SAMPLES // BATCH)
     return {"began": began, "step": step, "digest": hashlib.sha256(state).hexdigest()[:16]}
+
+
+def die_once(comm: Any, note: str) -> float:
+    """The last rank kills itself at the first start; at the second: the seconds since then."""
+    now, noted = time.time(), Path(note)
+    comm.barrier()
+    if noted.exists():
+        return now - float(noted.read_text())
+    comm.barrier()
+    if comm.rank == comm.size - 1:
+        noted.write_text(str(time.time()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.barrier()
+    raise AssertionError("unreachable")
 
 
 def ranks_of_mpiexec(ranks: int) -> dict[str, Any]:
@@ -153,12 +170,19 @@ def compare(config: Config) -> None:
         for _ in range(config.rounds):
             for name, run in runs.items():
                 found[name].append(once(name, config.ranks, run))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        lost = {
+            name: max(run(die_once, f"{folder}/{name}", ranks=config.ranks, restarts=1))
+            for name, run in runs.items()
+            if run
+        }
     base = min(each["step"] for each in found.get("mpiexec", [{"step": float("nan")}]))
-    print(f"{'':<10} {'start s':>8} {'step ms':>8} {'of mpiexec':>10}  sha256")
+    print(f"{'':<10} {'start s':>8} {'step ms':>8} {'of mpiexec':>10} {'restart s':>9}  sha256")
     for name, each in found.items():
         step, start = min(e["step"] for e in each), min(e["start"] for e in each)
         digests = ", ".join(sorted({e["digest"] for e in each}))
-        print(f"{name:<10} {start:8.2f} {1e3 * step:8.2f} {step / base:10.3f}  {digests}")
+        again = lost.get(name, float("nan"))
+        print(f"{name:<10} {start:8.2f} {1e3 * step:8.2f} {step / base:10.3f} {again:9.2f}  {digests}")
 
 
 # --- a table larger than the memory of a rank -------------------------------------------------------------------------
@@ -201,7 +225,9 @@ def large(comm: Any, source: str, store: str, groups: str) -> dict[str, Any]:
     trainer = sn.Trainer(
         model, sn.optim.SGD(model.parameters(), 0.05, momentum=0.9), sn.nn.CrossEntropyLoss(), shards=8, progress=False
     )
-    trainer.fit(sn.data.DataLoader(data.map(scale), 4096, shuffle=True), epochs=1)
+    blocks = np.random.default_rng(0).permutation(-(-len(data) // BLOCK))  # in random order; rows within stay in theirs
+    order = (blocks[:, None] * BLOCK + np.arange(BLOCK)).ravel()
+    trainer.fit(sn.data.DataLoader(data.map(scale), BLOCK, sampler=order[order < len(data)]), epochs=1)
     status = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines() if line[:3] == "Rss")
     return {
         "seconds to fill": round(filled, 1),

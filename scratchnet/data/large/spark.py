@@ -118,7 +118,8 @@ def reason_of(error: BaseException) -> str:
         line for line in lines if re.match(r"(?!org\.|java\.|py4j\.)[\w.]*(Error|Exception|Mismatch)\b.*: ", line)
     ]
     aborted = [line for line in lines if "Job aborted" in line or "cancelled" in line]
-    return [f"{type(error).__name__}: {next(iter(lines), '')}", *aborted[:1], *raised[-1:]][-1][:500]
+    unfit = [line for line in lines if "Cannot run program" in line]  # the Python of executors is not there
+    return [f"{type(error).__name__}: {next(iter(lines), '')}", *aborted[:1], *unfit[:1], *raised[-1:]][-1][:500]
 
 
 # --- what tasks do ---------------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ class _Attempt:
         job = hydra.Job(self.scheduler.address, list(map(len, self.machines)), [RANK], self._print)
         try:
             for tasks, command in zip(self.machines, job.commands, strict=True):
-                meeting.peers[tasks[0]][0].send(command=command)
+                meeting.peers[tasks[0]][0].send(command=command, ranks=len(tasks))
             lost = self._wait(job, meeting)
         finally:
             status = job.close()

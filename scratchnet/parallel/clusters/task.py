@@ -11,8 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ...native.limits import cores
 from ...version import __version__
 from ..comm.job import LAUNCHERS, LAUNCHES, RANK, RESTARTS
+from ..pool.launch import _variables
 from . import hydra
 from .rank import FOLDER, WORK
 from .rendezvous import Peer, connect
@@ -37,7 +39,8 @@ def work(task: int, address: str, port: int, token: str, payload: bytes, attempt
         with tempfile.TemporaryDirectory(prefix="scratchnet-") as folder:
             Path(folder, WORK).write_bytes(payload)
             own = {n: v for n, v in os.environ.items() if n not in _OF_A_RANK}
-            own |= hydra.variables() | {FOLDER: folder, RESTARTS: str(attempt)}
+            threads = max(1, cores() // order["ranks"])  # of each rank's libraries, as of a worker's
+            own |= _variables(threads) | hydra.variables() | {FOLDER: folder, RESTARTS: str(attempt)}
             _run([hydra.program(hydra.PROXY), *order["command"][1:]], own, Path(folder), peer)
             return {int(p.name): p.read_bytes() for p in Path(folder).iterdir() if p.name.isdigit()}
     finally:

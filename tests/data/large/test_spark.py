@@ -52,4 +52,5 @@ def test_an_error_of_spark_is_the_last_line_of_python():
     stack = "An error\n: org.apache.spark.SparkException: Job aborted: x\n  File\nModuleNotFoundError: No y\n SQL"
     assert reason_of(Exception(stack)) == "ModuleNotFoundError: No y"
     assert reason_of(Exception("a\n: org.SparkException: Job aborted: b\n")).endswith("Job aborted: b")
+    assert reason_of(Exception("a\nJob aborted\njava.io.IOException: Cannot run program x\n")).endswith("run program x")
     assert reason_of(ValueError("c\nd")) == "ValueError: c"
