@@ -153,7 +153,7 @@ def backpropagate(
         while heap:
             _, node = heapq.heappop(heap)
             g = hooks.run(node.hooks, gradients.pop(id(node)))
-            for t, input_gradient in _vjps(node, g):
+            for t, input_gradient in vjps(node, g):
                 send(t, input_gradient)
             if not retain_graph:
                 node.inputs = node.out = None  # type: ignore[assignment]  # what only this record held is freed now
@@ -163,7 +163,7 @@ def backpropagate(
         }
 
 
-def _vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The gradients that a node passes on to those of its inputs that want one."""
     inputs, op = node.inputs, node.op
     if inputs is None:

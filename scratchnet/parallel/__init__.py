@@ -12,7 +12,7 @@ from .comm.virtual import simulate_all_reduce
 from .compression import Float16, PowerSGD, TopK
 from .groups import run, world
 from .mpi.communicator import MpiCommunicator
-from .strategies import AllReduce, Hogwild, LocalSGD, ParameterServer, TensorParallel
+from .strategies import AllReduce, Hogwild, LocalSGD, ParameterServer, Pipeline, TensorParallel
 
 __all__ = [
     "AllReduce",
@@ -22,6 +22,7 @@ __all__ = [
     "LocalSGD",
     "MpiCommunicator",
     "ParameterServer",
+    "Pipeline",
     "PowerSGD",
     "SerialCommunicator",
     "TensorParallel",

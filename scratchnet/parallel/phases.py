@@ -2,7 +2,21 @@
 
 from typing import NamedTuple
 
+SCHEDULES = ("1f1b", "gpipe")
 NORMS = 8  # pieces of the norm of a gradient: part of the arithmetic, so their number does not depend on the workers
+
+
+class Need(NamedTuple):
+    """What a piece waits for: `back` phases before its own (negative: behind it), all pieces of that phase.
+
+    paired: piece i waits for piece i - lag of it alone, and for none if there is no such piece.
+    slack: by how many steps the piece may be ahead of them.
+    """
+
+    back: int = 1
+    paired: bool = False
+    slack: int = 0
+    lag: int = 0
 
 
 class Phase(NamedTuple):
@@ -13,6 +27,10 @@ class Phase(NamedTuple):
     paired: piece i waits for piece i of the phase before alone, not for all of them.
     exclusive: one worker at a time; the piece that was done least often is next, and all seals together count what was
     done: then each piece is an update of its own.
+    stage: the stage of the model that it computes, or None: all of it. See model/.
+    needs: what its pieces wait for, if that is not the phase before it alone.
+    urgency: of the pieces that it could do, a worker takes one of a phase with the highest urgency, and of the latest
+    phase among equals: others wait for it.
     """
 
     name: str
@@ -20,3 +38,27 @@ class Phase(NamedTuple):
     slack: int = 0
     paired: bool = False
     exclusive: bool = False
+    stage: int | None = None
+    needs: tuple[Need, ...] = ()
+    urgency: int = 0
+
+    def waits(self) -> tuple[Need, ...]:
+        """What its pieces wait for."""
+        return self.needs or (Need(1, self.paired, self.slack),)
+
+
+def pipeline(stages: int, shards: int, slices: int, clips: bool, schedule: str) -> list[Phase]:
+    """The phases of a step of a pipeline; those of each stage have a piece for each shard.
+
+    The schedule is what a worker prefers, and how many shards a stage may have under way.
+    """
+    limited, last = schedule != "gpipe", stages - 1
+    found = []
+    for s in range(stages):  # phase s
+        needs = [Need(1, paired=True)] if s else [Need(1 + j, slack=1) for j in range(stages)]  # all slices
+        if limited:  # as many shards under way as there are stages from here on; the stage's backward comes later
+            needs.append(Need(s - (2 * stages - 1 - s), paired=True, lag=stages - s))
+        found.append(Phase("forward", shards, stage=s, needs=tuple(needs), urgency=0 if limited else 1))
+    found += [Phase("backward", shards, stage=s, paired=True) for s in range(last, -1, -1)]
+    found += [Phase("norm", NORMS)] * clips
+    return found + [Phase("slice", slices, stage=s, needs=(Need(1 + s),)) for s in range(stages)]

@@ -10,6 +10,7 @@ shard k of a batch of n, so sum_k n_k/n g_k is the gradient of the batch.
     ParameterServer(0)              yes, those of AllReduce()                         never: it shows the cost
     ParameterServer(staleness=s)    yes: the delay is s, not "up to s"                shards take unequal time
     LocalSGD(every=H)               yes                                               merging is slow: slow networks
+    Pipeline(stages=S)              yes, those of AllReduce()                         a model is too large for a worker
     TensorParallel(P)               yes, those of P                                   layers are very wide
     ParameterServer(None)           no                                                workers differ much in speed
     Hogwild()                       no                                                updates are sparse
@@ -27,7 +28,7 @@ from typing import Any, ClassVar
 from .. import checks
 from ..errors import ConfigError
 from .compression import Compression
-from .phases import NORMS, Phase
+from .phases import NORMS, SCHEDULES, Phase, pipeline
 
 
 def _check_compression(strategy: Any) -> None:
@@ -36,6 +37,18 @@ def _check_compression(strategy: Any) -> None:
             f"{type(strategy).__name__}: expected compression to be Float16(), TopK(), PowerSGD() or None, "
             f"got {checks.shown(strategy.compression)}"
         )
+
+
+def _check_parts(strategy: Any) -> None:
+    name, plan = type(strategy).__name__, strategy.plan
+    checks.integer(f"{name}: parts", strategy.parts, 1)
+    if plan is not None:
+        remedy = "plan={'0': 'columns', '2': 'rows'}, say"
+        checks.instance(f"{name}: plan", plan, Mapping, "a dict of names and kinds, or None", remedy)
+        for layer, kind in plan.items():
+            checks.instance(f"{name}: plan: a name", layer, str, "a text", remedy)
+            checks.instance(f"{name}: plan: {layer!r}", kind, str, "a text", remedy)
+        object.__setattr__(strategy, "plan", dict(plan))  # what the caller does with it later changes nothing
 
 
 class Strategy:
@@ -49,7 +62,7 @@ class Strategy:
     has_local_steps: a shard may take steps of its own, in a slot that holds a whole page.
     compression: what is left out of a gradient. order: see AllReduce.
     lag: how many updates old the parameters are that a gradient is computed at.
-    parts, plan: see TensorParallel.
+    parts, plan: see TensorParallel. stages, cut, recompute: see Pipeline.
     """
 
     name: ClassVar[str]
@@ -62,6 +75,9 @@ class Strategy:
     lag: int = 0
     parts: int = 1
     plan: Mapping[str, str] | None = None
+    stages: int = 1
+    cut: Any = "auto"
+    recompute: bool = False
 
     @property
     def arithmetic(self) -> Strategy:
@@ -94,6 +110,13 @@ class Strategy:
     def slices(self, workers: int) -> int:
         """In how many pieces the merge and update is done: it changes the speed, not the bits."""
         return workers
+
+    def check_workers(self, workers: int) -> None:
+        """Raises ConfigError for a number of workers that cannot share the work."""
+
+    def owner(self, stage: int, piece: int, workers: int) -> int:
+        """The worker that does a piece of a stage, while it lives."""
+        raise NotImplementedError
 
     # --- memory, see pool/training_arena.py ---
 
@@ -289,18 +312,89 @@ class TensorParallel(Strategy):
     is_plain = True
 
     def __post_init__(self):
-        checks.integer("TensorParallel: parts", self.parts, 1)
-        if self.plan is not None:
-            remedy = "plan={'0': 'columns', '2': 'rows'}, say"
-            checks.instance("TensorParallel: plan", self.plan, Mapping, "a dict of names and kinds, or None", remedy)
-            for name, kind in self.plan.items():
-                checks.instance("TensorParallel: plan: a name", name, str, "a text", remedy)
-                checks.instance(f"TensorParallel: plan: {name!r}", kind, str, "a text", remedy)
-            object.__setattr__(self, "plan", dict(self.plan))  # what the caller does with it later changes nothing
+        _check_parts(self)
 
     @property
     def arithmetic(self):
         return AllReduce()
+
+
+@dataclass(frozen=True)
+class Pipeline(Strategy):
+    """The model is cut into `stages`, each in a worker of its own, which works on one shard while others have the next.
+
+        forward   stage s of shard k, once stage s - 1 has sent its activations of shard k
+        backward  stage s of shard k, once stage s + 1 has sent their gradients
+        update    of the parameters of stage s, from the sum over shards along the tree: the step of AllReduce()
+
+    The shards are the micro-batches, so K decides how long workers wait while the pipeline fills and drains: a part
+    (S - 1) / (K + S - 1) of the step with "gpipe" and "1f1b", if all stages take equal time. The bits are those of
+    AllReduce() with the same K, for any S, cut, schedule and number of workers. Each worker touches the parameters and
+    the optimizer's state of its own stages only.
+
+    cut: "auto" cuts into stages of equal measured time, "parameters" into ones of equal size, and names of S - 1
+        modules say before which modules to cut. Tensors that skip stages are sent along.
+    schedule: "gpipe" does all forwards, then all backwards (Huang et al. 2019). "1f1b" lets stage s have at most S - s
+        shards under way, so it keeps fewer activations (Narayanan et al., PipeDream, 2019; Fan et al., DAPPLE, 2021).
+    recompute: run the forward again before each backward instead of keeping what it computed (Chen et al. 2016).
+    parts, plan: of layers, as TensorParallel has them; then the bits are those of TensorParallel(parts, plan).
+
+    Workers: up to S of them share the stages; beyond, their number is a multiple of S, and those of a stage share its
+    shards. A forward must read no values of tensors, nor change activations in place; it runs op by op, without jit.
+    """
+
+    stages: int = 2
+    cut: Any = "auto"
+    schedule: str = "1f1b"
+    recompute: bool = False
+    parts: int = 1
+    plan: Mapping[str, str] | None = None
+    name = "pipeline"
+
+    def __post_init__(self):
+        _check_parts(self)
+        checks.integer("Pipeline: stages", self.stages, 1, 1024)
+        checks.one_of("Pipeline: schedule", self.schedule, SCHEDULES)
+        checks.flag("Pipeline: recompute", self.recompute)
+        if isinstance(self.cut, str):
+            checks.one_of("Pipeline: cut", self.cut, ("auto", "parameters"))
+            return
+        names = self.cut if isinstance(self.cut, list | tuple) else [None]
+        if not all(isinstance(name, str | int) and not isinstance(name, bool) for name in names):
+            checks.refuse("Pipeline", "cut to be 'auto', 'parameters' or names of modules", self.cut)
+        if len(names) != self.stages - 1:
+            raise ConfigError(
+                f"Pipeline: expected {self.stages - 1} names in cut for {self.stages} stages, got {len(names)}"
+            )
+        object.__setattr__(self, "cut", tuple(map(str, names)))
+
+    @property
+    def is_plain(self):  # type: ignore[override]
+        return self.stages == 1
+
+    @property
+    def arithmetic(self):
+        return AllReduce()
+
+    def phases(self, shards, slices, clips):
+        if self.stages == 1:
+            return super().phases(shards, slices, clips)
+        return pipeline(self.stages, shards, slices, clips, self.schedule)
+
+    def slices(self, workers):
+        return max(1, workers // self.stages)
+
+    def check_workers(self, workers):
+        if workers > self.stages and workers % self.stages:
+            raise ConfigError(
+                f"Pipeline: expected at most {self.stages} workers, one for each stage, or a multiple, got {workers}"
+            )
+
+    def owner(self, stage, piece, workers):
+        if workers <= self.stages:
+            return stage * workers // self.stages
+        replicas = workers // self.stages
+        return stage * replicas + piece % replicas
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
@@ -308,6 +402,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "parameter_server": ParameterServer,
     "asynchronous": functools.partial(ParameterServer, staleness=None),
     "local_sgd": LocalSGD,
+    "pipeline": Pipeline,
     "hogwild": Hogwild,
     "tensor_parallel": TensorParallel,
 }

@@ -162,6 +162,7 @@ class Trainer(Sealed):
         self._placement = Placement(self.devices, self._device)
         if isinstance(self.workers, int):
             self._placement.check(self.workers)
+            self.strategy.check_workers(self.workers)
         elif self._placement.names is not None:
             raise ConfigError("Trainer: expected a number of workers with devices, or a model on 'cuda', got 'auto'")
         self.folder = None if self.folder is None else Path(checks.path("Trainer: folder", self.folder))
@@ -188,6 +189,7 @@ class Trainer(Sealed):
         """
         _require_workers(workers)
         self._placement.check(workers)
+        self.strategy.check_workers(workers)
         if self._is_running and self._shards_of(workers) != self.shards:
             found = f"{self.workers} -> {workers} workers, whose default is not the same"
             raise ConfigError(f"resize: expected a Trainer with shards=K, so that the arithmetic stays, got {found}")

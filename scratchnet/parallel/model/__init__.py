@@ -1,1 +1,1 @@
-"""A model that is divided among workers: by parts of its layers."""
+"""A model that is divided among workers: into stages of a pipeline, and by parts of its layers."""

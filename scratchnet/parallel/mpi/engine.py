@@ -61,6 +61,10 @@ def begin(settings: Settings, run: Any) -> None:
             "expected a strategy that is exact under MPI, got "
             f"{settings.strategy}: its workers read and write one set of parameters at any time, in shared memory"
         )
+    if settings.strategy.stages > 1:
+        raise _refused(
+            f"expected a strategy of one stage under MPI, got {settings.strategy}; workers of one machine take stages"
+        )
     comm, machine = world(), machine_of(world())
     if cores() == os.cpu_count():  # nobody bound this rank to fewer cores: ranks of a machine take an equal part each
         set_num_threads(min(get_num_threads(), max(1, cores() // machine.neighbours)))

@@ -8,7 +8,7 @@ pieces back to step * OWNERS: they are free again. So there is no lock that a de
 comes late takes nothing of an old step.
 
 One rule says when a piece may be taken: *its phase may do step t once the phase before has done it*. The phase before
-the first one is the last one, `slack` steps behind.
+the first one is the last one, `slack` steps behind. A phase may need others instead: those of a pipeline do.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,10 @@ STOPPED, NOTHING = -1, -2
 GO, STOP = 0, LINE  # words: steps that may be begun; whether to leave
 FIRST = 2 * LINE  # the first word of the pieces
 UNBOUNDED = 1 << 40  # more steps than there are
-# Columns of the table that `take` reads; from MAY on: may the worker take piece 0, 1, ... of the phase?
-CLAIMS, SEALS, COUNT, SLACK, PAIRED, EXCLUSIVE, MAY = range(7)
+# Columns of the table that `take` reads. BY_RANK: does its search begin at the worker's rank? TURN: of row i, the phase
+# to look at after i others. NEEDS: how many, (phase, paired, slack, lag) each in the columns from NEEDS_AT on. From MAY
+# on: may the worker take piece 0, 1, ...?
+CLAIMS, SEALS, COUNT, EXCLUSIVE, BY_RANK, TURN, NEEDS, NEEDS_AT, MAY = range(9)
 
 
 class Pieces:
@@ -64,17 +66,37 @@ def lay_out(phases: Sequence[Phase]) -> list[Pieces]:
     return pieces
 
 
-def table_of(pieces: Sequence[Pieces], first: np.ndarray | None = None) -> np.ndarray:
-    """What `take` looks up: (phases, MAY + most pieces of a phase) int64.
+def table_of(pieces: Sequence[Pieces], may: Sequence[np.ndarray | None] = ()) -> np.ndarray:
+    """What `take` looks up: (phases, columns) int64.
 
-    first: bools, the pieces of the first phase that the worker may take; None: all. It may take all of other phases.
+    may: of each phase, from the first one on, bools: the pieces that the worker may take; None, or no entry: all.
     """
-    table = np.ones((len(pieces), MAY + max(p.count for p in pieces)), np.int64)
-    for columns, p in zip(table, pieces, strict=True):
-        columns[:MAY] = p.claims, p.seals, p.count, p.phase.slack, p.phase.paired, p.phase.exclusive
-    if first is not None:
-        table[0, MAY : MAY + pieces[0].count] = first
+    needs = [p.phase.waits() for p in pieces]
+    end = MAY + max(p.count for p in pieces)
+    table = np.ones((len(pieces), end + 4 * max(map(len, needs))), np.int64)
+    turns = sorted(range(len(pieces)), key=lambda i: (-pieces[i].phase.urgency, -i))
+    for i, (columns, p) in enumerate(zip(table, pieces, strict=True)):
+        columns[:MAY] = (
+            p.claims,
+            p.seals,
+            p.count,
+            p.phase.exclusive,
+            p.phase.stage is None,
+            turns[i],
+            len(needs[i]),
+            end,
+        )
+        own = [((i - need.back) % len(pieces), need.paired, need.slack, need.lag) for need in needs[i]]
+        columns[end : end + 4 * len(own)] = np.ravel(own)
+    allow_pieces(table, pieces, may)
     return table
+
+
+def allow_pieces(table: np.ndarray, pieces: Sequence[Pieces], may: Sequence[np.ndarray | None]) -> None:
+    """Change which pieces a worker may take; see `table_of`."""
+    for columns, p, own in zip(table, pieces, may, strict=False):
+        if own is not None:
+            columns[MAY : MAY + p.count] = own
 
 
 def allow(words: np.ndarray, steps: int) -> None:
@@ -104,23 +126,39 @@ def _total(words, seals, count):
 
 
 @jit
+def _paired_limit(words, phases, p, piece):
+    """How many steps of a piece may be done, for all that single pieces of other phases say."""
+    limit, at = UNBOUNDED, phases[p, NEEDS_AT]
+    for need in range(at, at + 4 * phases[p, NEEDS], 4):
+        other = piece - phases[p, need + 3]
+        if phases[p, need + 1] and other >= 0:
+            done = load_acquire(words, phases[phases[p, need], SEALS] + other * LINE)
+            limit = min(limit, done + phases[p, need + 2])
+    return limit
+
+
+@jit
 def _most_behind(words, phases, p, rank):
     """Of the pieces of phase p that may be done, the one that was done in the fewest steps, and that number; or -1.
 
-    Among equals the search begins at the worker's rank, so that a worker tends to get the same pieces in each step.
+    Among equals the search begins at the worker's rank, so that a worker tends to get the same pieces in each step; in
+    a stage of a pipeline at the first shard, whose result the next stage waits for.
     """
-    before = p - 1 if p else len(phases) - 1
-    seals, count, paired = phases[p, SEALS], phases[p, COUNT], phases[p, PAIRED]
-    limit = UNBOUNDED
-    if not paired:
-        limit = _fewest(words, phases[before, SEALS], phases[before, COUNT]) + phases[p, SLACK]
+    seals, count, at = phases[p, SEALS], phases[p, COUNT], phases[p, NEEDS_AT]
+    all_limit, paired = UNBOUNDED, False
+    for need in range(at, at + 4 * phases[p, NEEDS], 4):
+        if phases[p, need + 1]:
+            paired = True
+        else:
+            before = phases[p, need]
+            done = _fewest(words, phases[before, SEALS], phases[before, COUNT])
+            all_limit = min(all_limit, done + phases[p, need + 2])
     go = load_acquire(words, GO) if p == 0 else UNBOUNDED
     best, fewest = -1, UNBOUNDED
     for i in range(count):
-        piece = (rank + i) % count
+        piece = (rank + i) % count if phases[p, BY_RANK] else i
         done = load_acquire(words, seals + piece * LINE)
-        if paired:
-            limit = load_acquire(words, phases[before, SEALS] + piece * LINE) + phases[p, SLACK]
+        limit = min(all_limit, _paired_limit(words, phases, p, piece)) if paired else all_limit
         if done < min(limit, go, fewest) and phases[p, MAY + piece]:
             claim = load_acquire(words, phases[p, CLAIMS] + (0 if phases[p, EXCLUSIVE] else piece * LINE))
             if phases[p, EXCLUSIVE] or claim <= done * OWNERS:
@@ -130,9 +168,9 @@ def _most_behind(words, phases, p, rank):
 
 @jit
 def _take_one(words, phases, rank):
-    """Later phases come first, because other workers wait for them."""
-    for back in range(len(phases)):
-        p = len(phases) - 1 - back
+    """Urgent phases come first, and later ones, because other workers wait for them."""
+    for turn in range(len(phases)):
+        p = phases[turn, TURN]
         piece, done = _most_behind(words, phases, p, rank)
         if piece < 0:
             continue

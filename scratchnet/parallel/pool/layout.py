@@ -11,6 +11,7 @@ sum over shards, in any order and on any machine, is -0.0 just where no shard ha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,6 +59,8 @@ class PageLayout:
     by_rows: those of them that get gradients by rows.
     """
 
+    stages: Sequence[tuple[set[int], list[int]]] = ()  # of each stage of a pipeline its states, and buffers
+
     def __init__(self, model: Module, optimizer: Any, trained: Sequence[int], by_rows: Sequence[int] = ()):
         self.by_rows = list(by_rows)
         self.parameters: dict[int, Extent] = {}  # by the number of the optimizer's state
@@ -103,10 +106,30 @@ class PageLayout:
 
     def cut(self, part: tuple[int, int]) -> list[Extent]:
         """Slice s of n, (s, n) = part, of each segment: it begins on a multiple of UNIT."""
-        s, n = part
-        extents = []
-        for segment in self.segments:
-            offset, (size,), dtype = segment.extent
-            lo, hi = (size * i // n // UNIT * UNIT if i < n else size for i in (s, s + 1))
-            extents.append(Extent(offset + lo * dtype.itemsize, (hi - lo,), dtype))
-        return extents
+        return [_slice_of(segment.extent, part) for segment in self.segments]
+
+    def cut_stage(self, part: tuple[int, int], stage: int | None) -> list[tuple[int, Extent]]:
+        """Slice s of n of what belongs to a stage, or of all: (number of the segment, where)."""
+        if stage is None:
+            return list(enumerate(self.cut(part)))
+        own, found = self.stages[stage][0], []
+        for number, segment in enumerate(self.segments):
+            for mine, run in itertools.groupby(segment.states, own.__contains__):
+                if mine:
+                    states = list(run)
+                    begin, (last_offset, last, dtype) = self.parameters[states[0]].offset, self.parameters[states[-1]]
+                    end = last_offset + round_up(Extent(0, last, dtype).nbytes)
+                    whole = Extent(begin, ((end - begin) // dtype.itemsize,), dtype)
+                    found.append((number, _slice_of(whole, part)))
+        return found
+
+    def buffers_of(self, stage: int | None) -> list[Extent]:
+        """The buffers of a stage, or all."""
+        return self.buffers if stage is None else [self.buffers[i] for i in self.stages[stage][1]]
+
+
+def _slice_of(extent: Extent, part: tuple[int, int]) -> Extent:
+    s, n = part
+    offset, (size,), dtype = extent
+    lo, hi = (size * i // n // UNIT * UNIT if i < n else size for i in (s, s + 1))
+    return Extent(offset + lo * dtype.itemsize, (hi - lo,), dtype)

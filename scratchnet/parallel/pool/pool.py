@@ -25,7 +25,7 @@ from ..objects import SharedObject, generator_in, loads
 from ..phases import Phase
 from ..settings import Settings, Start
 from ..shards import first_full, split
-from .claims import NOTHING, allow, lay_out, stop, table_of, take
+from .claims import NOTHING, allow, allow_pieces, lay_out, stop, table_of, take
 from .launch import Workers, how_it_ended, threads_of
 from .replica import Gradient, Replica
 from .slices import Average, Slice, sum_of_squares
@@ -140,6 +140,8 @@ class Pool(Steps):
         if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= MOST_WORKERS:
             raise ConfigError(f"workers: expected an integer from 1 to {MOST_WORKERS}, got {workers!r}")
         self.placement.check(workers)
+        self.strategy.check_workers(workers)
+        self._share_stages(workers)
         for rank in range(len(self._processes.processes), workers):
             self._count_start(rank)
             self._processes.start(rank)
@@ -150,6 +152,16 @@ class Pool(Steps):
         self._processes.drop(workers)
         self._missing -= set(range(workers, MOST_WORKERS))
         return True
+
+    def _share_stages(self, workers: int) -> None:
+        """Say which pieces of a pipeline each worker may take: its own, and those of workers that are missing."""
+        for rank, table in enumerate(self.arena.tables[:workers]):
+            may = []
+            for pieces in self.arena.pieces:
+                stage, numbers = pieces.phase.stage, range(pieces.count)
+                owners = [rank if stage is None else self.strategy.owner(stage, i, workers) for i in numbers]
+                may.append(np.array([owner == rank or owner in self._missing for owner in owners]))
+            allow_pieces(table, self.arena.pieces, may)
 
     def _count_start(self, rank: int) -> None:
         if self._processes.started and (file := self._modules.changed()):
@@ -173,7 +185,7 @@ class Pool(Steps):
         old, new = map(replica.layout.page, pages)
         batch = np.arange(min(len(replica.dataset), self.arena.positions.shape[1]))
         positions = first_full(batch, replica.shards)
-        if "cpu" in self.placement.kinds:
+        if "cpu" in self.placement.kinds and replica.plan is None:  # a plan was checked: that compiled its kernels
             there = replica if replica.device.is_host else job.open()
             with contextlib.suppress(NonFiniteError):  # the step itself raises it
                 Gradient(there, len(positions), old, slot).compute(positions, 1.0, 0, 0)
@@ -252,6 +264,7 @@ class Pool(Steps):
             self._processes.restart(rank)
         except WorkerError as error:  # no room for a new process: the others go on
             self._missing.add(rank)
+            self._share_stages(self.workers)
             log.warning("worker %d could not be started again; %d are left", rank, self.workers - len(self._missing))
             left = {self.placement.kind(rank) for rank in range(self.workers) if rank not in self._missing}
             if left != set(self.placement.kinds):
@@ -316,7 +329,7 @@ class Pool(Steps):
         """Warn once of a worker whose shards take much longer than those of others. (It takes fewer of them.)"""
         times = self.arena.times[: self.workers]
         done = times[:, SHARDS]
-        if self.workers < 2 or done.min() < SLOW_AFTER or self.placement.are_mixed:
+        if self.workers < 2 or done.min() < SLOW_AFTER or self.placement.are_mixed or self.replica.plan:
             return
         seconds = times[:, COMPUTE] / done
         for rank in set(range(self.workers)) - self._slow:

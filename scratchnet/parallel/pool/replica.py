@@ -12,7 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from ...nn import Module
 from ...random import Generator
 from ...row_gradient import RowGradient
 from ...tensor import Tensor, default_device
+from ..model.check import checked_plan
+from ..model.plan import Plan
 from ..settings import Settings
 from ..shards import (
     first_full,
@@ -56,7 +58,16 @@ class Replica:
     reading = 0.0  # seconds that the first shard took to be read
     streams_kept: Any = staticmethod(streams_kept)  # a worker process, in which nobody else draws, keeps none
 
-    def __init__(self, settings: Settings, dataset: Any, trained: Sequence[int], by_rows: Sequence[int] = ()):
+    plan: Plan | None = None  # of a pipeline
+
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: Any,
+        trained: Sequence[int],
+        by_rows: Sequence[int] = (),
+        plan: Plan | None = None,
+    ):
         self.settings, self.dataset = settings, dataset
         self.model, self.optimizer, self.loss = settings.model, settings.optimizer, settings.loss
         self.shards, self.strategy = settings.shards, settings.strategy
@@ -64,6 +75,8 @@ class Replica:
         self.host = self.device if self.device.is_host else find_device("cpu")
         self.generator = Generator(settings.seed)
         self.layout = PageLayout(self.model, self.optimizer, trained, by_rows)
+        if plan is not None:
+            self.follow(plan)
         self.loss_of_batch = settings.recorded(self.compute)
         self.model.train()
 
@@ -87,7 +100,14 @@ class Replica:
         if by_rows and settings.strategy.compression is not None:
             name, came = replica.name_of(by_rows[0]), settings.strategy.compression
             raise ConfigError(f"fit: expected no compression of {name!r}, which has sparse=True, got {came}")
+        if settings.strategy.stages > 1:
+            checked_plan(replica)
         return replica
+
+    def follow(self, plan: Plan) -> None:
+        """Let the model be computed in stages."""
+        self.plan, states = plan, list(self.layout.parameters)
+        self.layout.stages = [({states[i] for i in stage.parameters}, list(stage.buffers)) for stage in plan.stages]
 
     def __reduce__(self):
         parts: Any = self.model, self.optimizer, self.loss
@@ -103,6 +123,7 @@ class Replica:
             self.dataset,
             [*self.layout.parameters],
             self.layout.by_rows,
+            self.plan,
         )
 
     def to(self, device: str) -> Replica:
@@ -162,23 +183,33 @@ class Replica:
         parameters = [self.optimizer.states[i].param for i in layout.parameters]
         arrays = [extent.of(theta) for extent in layout.parameters.values()]
         arrays += [extent.of(slot) for extent in layout.buffers]
-        with _bound([*parameters, *self.model.buffers()], arrays):
+        with self.bound(arrays):
             with self.streams_kept(), others_seeded(self.generator, self.settings.jit):
                 loss = shard_loss(self.model, self.loss, batch, self.generator)
                 require_finite(loss)
                 loss.backward(Tensor._wrap(scale._data.reshape(loss.shape), self.device))
-            missing = [i for i, p in zip(layout.parameters, parameters, strict=True) if p.grad is None]
-            if missing:
-                raise ConfigError(f"fit: expected a gradient for every parameter in each shard, got none for {missing}")
-            for (i, extent), parameter in zip(layout.parameters.items(), parameters, strict=True):
-                gradient, own = parameter.grad._data, extent.of(slot)
-                if i in layout.by_rows or isinstance(parameter.grad, RowGradient):
-                    self._write_rows(i, parameter.grad, own, fresh)
-                elif fresh:
-                    device.copy(gradient, own)
-                else:
-                    device.add(own, gradient, own)
+            gradients = {i: p.grad for i, p in zip(layout.parameters, parameters, strict=True)}
+            self.write_gradients(gradients, slot, fresh)
         return loss.detach()
+
+    def bound(self, arrays: Sequence[np.ndarray]) -> Any:
+        """A context in which the parameters that are trained, and the buffers, are these arrays."""
+        parameters = [self.optimizer.states[i].param for i in self.layout.parameters]
+        return _bound([*parameters, *self.model.buffers()], arrays)
+
+    def write_gradients(self, gradients: Mapping[int, Any], slot: np.ndarray, fresh: bool) -> None:
+        """Gradients, by the number of the optimizer's state, go to a slot, or are added to what is there."""
+        if missing := [i for i, gradient in gradients.items() if gradient is None]:
+            raise ConfigError(f"fit: expected a gradient for every parameter in each shard, got none for {missing}")
+        device, layout = tracing.active(self.device), self.layout
+        for i, gradient in gradients.items():
+            own = layout.parameters[i].of(slot)
+            if i in layout.by_rows or isinstance(gradient, RowGradient):
+                self._write_rows(i, gradient, own, fresh)
+            elif fresh:
+                device.copy(gradient._data, own)
+            else:
+                device.add(own, gradient._data, own)
 
     def _write_rows(self, i: int, gradient: Any, own: np.ndarray, fresh: bool) -> None:
         """A gradient by rows goes to a slot, as layout.py says; of one that is dense all rows occur."""

@@ -30,7 +30,7 @@ class Slice:
 
     gradients: what is folded, laid out like slots; under the number of a shard may stand the sum of a subtree that has
     this shard. slots: those of the shards that are not empty, if they differ from `gradients`; the buffers in them
-    belong to the last slice.
+    belong to the last slice. stage: of a pipeline, if the slice is one of what belongs to this stage.
     """
 
     def __init__(
@@ -41,25 +41,28 @@ class Slice:
         new: Page,
         gradients: Leaves,
         slots: Leaves | None = None,
+        stage: int | None = None,
     ):
+        cut = replica.layout.cut_stage(part, stage)
         self.segments = [
-            ([extent.of(x) for x in old], _at(extent, gradients), [extent.of(x) for x in new])
-            for extent in replica.layout.cut(part)
+            ([extent.of(x) for x in old], _at(extent, gradients), [extent.of(x) for x in new]) for _, extent in cut
         ]
-        self.buffers = _buffers(replica.layout, part, gradients if slots is None else slots, new)
-        self.before = [buffer for _, buffer in _buffers(replica.layout, part, {}, old)]
+        self.numbers_of = [number for number, _ in cut]
+        buffers = replica.layout.buffers_of(stage)
+        self.buffers = _buffers(buffers, part, gradients if slots is None else slots, new)
+        self.before = [buffer for _, buffer in _buffers(buffers, part, {}, old)]
         self.kernel = replica.optimizer.kernel
-        self.device = replica.at(self.segments[0][0][0])  # local steps of a worker on a GPU are updates there
+        self.device = replica.at(old[0])  # local steps of a worker on a GPU are updates there
         self.numbers = np.empty((len(self.segments), replica.optimizer.n_numbers))
         clips = replica.settings.clip_norm is not None
-        self.by_rows = [segment.by_rows for segment in replica.layout.segments]
+        self.by_rows = [replica.layout.segments[number].by_rows for number in self.numbers_of]
         self.factors = [np.ones((), old[0].dtype) for old, _, _ in self.segments] if clips else None
         # Of arrays that stay where they are, so a replay looks nothing up; but which rows occur is looked at.
         self._step = self._merge if any(self.by_rows) else replica.settings.recorded(self._merge)
 
     def update(self, numbers: np.ndarray, weights: Sequence[float], factor: float = 1.0) -> None:
         """numbers: see `Replica.next_numbers`. weights: of each slot's buffers. factor: scales the gradient."""
-        self.numbers[...] = numbers
+        self.numbers[...] = numbers[self.numbers_of]
         for own in self.factors or []:
             own[...] = factor
         self._step(tuple(weights) if self.buffers else ())
@@ -118,7 +121,11 @@ class Average:
             for extent in replica.layout.cut(part)
             for j in range(len(new))
         ]
-        self.device, self.count, self.buffers = replica.host, len(slots), _buffers(replica.layout, part, slots, new)
+        self.device, self.count, self.buffers = (
+            replica.host,
+            len(slots),
+            _buffers(replica.layout.buffers, part, slots, new),
+        )
         self._step = replica.settings.recorded(self._merge)
 
     def update(self, weights: Sequence[float]) -> None:
@@ -155,9 +162,8 @@ def _at(extent: Extent, memory: Leaves) -> Leaves:
     return {k: extent.of(own) for k, own in memory.items()}
 
 
-def _buffers(layout: PageLayout, part: tuple[int, int], slots: Leaves, new: Page) -> list[_Fold]:
-    extents = layout.buffers if part[0] == part[1] - 1 else []
-    return [(_at(extent, slots), extent.of(new[0])) for extent in extents]
+def _buffers(buffers: Sequence[Extent], part: tuple[int, int], slots: Leaves, new: Page) -> list[_Fold]:
+    return [(_at(extent, slots), extent.of(new[0])) for extent in buffers] if part[0] == part[1] - 1 else []
 
 
 def _folded(device: Device, arrays: Leaves) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from ...native.atomics import LINE
 from ..comm.memory import Layout, SharedMemory
 from ..phases import NORMS
-from .claims import lay_out
+from .claims import lay_out, table_of
 from .layout import Extent
 from .replica import Replica
 
@@ -59,6 +59,9 @@ class TrainingArena:
     pages: np.ndarray  # (pages, bytes)
     slots: np.ndarray  # (rings, shards, bytes)
     squares: np.ndarray  # (rings, NORMS) parts of the squared norm
+    tables: np.ndarray  # (MOST_WORKERS, phases, columns) what each worker may take, if that may change: see claims.py
+    activations: np.ndarray  # (shards, span, bytes) that stages of a pipeline send to later ones, and
+    gradients: np.ndarray  # (shards, span, bytes) to earlier ones
     residuals: np.ndarray  # (2, shards, bytes) that compression left out
     sent: np.ndarray  # (shards, bytes) and
     factors: np.ndarray  # (shards + 1, 2, bytes) of low-rank compression
@@ -69,6 +72,9 @@ class TrainingArena:
     def __init__(self, replica: Replica, slices: int, memory: Callable[[int], SharedMemory] = SharedMemory):
         layout, shards, settings, strategy = replica.layout, replica.shards, replica.settings, replica.strategy
         self.pieces = lay_out(strategy.phases(shards, slices, settings.clip_norm is not None))
+        needs = self.pieces[0].phase.waits()  # a step is committed when the next one may begin
+        self.commits = [-need.back % len(self.pieces) for need in needs if need.slack]
+        plan, tables = replica.plan, table_of(self.pieces)
         span = strategy.span(settings.accumulate)
         self.window = max(4, WINDOW // span)
         self.counts_pushes = any(pieces.phase.exclusive for pieces in self.pieces)  # a version is a push, not a step
@@ -90,6 +96,9 @@ class TrainingArena:
             "times": ((MOST_WORKERS, LINE), np.float64),
             "starts": ((MOST_WORKERS,), np.int64),
             "events": ((EVENT_RANKS if settings.timeline else 0, EVENTS, len(Event._fields)), np.float64),
+            "tables": ((MOST_WORKERS if plan else 0, *tables.shape), np.int64),
+            "activations": ((shards, span, plan.activation_bytes if plan else 0), np.uint8),
+            "gradients": ((shards, span, plan.gradient_bytes if plan else 0), np.uint8),
             "pages": ((strategy.pages, layout.page_bytes), np.uint8),
             "slots": ((rings, shards, strategy.slot_bytes(layout)), np.uint8),
             "residuals": ((2, compressed, layout.nbytes), np.uint8),
@@ -103,13 +112,16 @@ class TrainingArena:
         }
         self.memory = memory(memory_layout.size)
         self._map()
+        self.tables[...] = tables
 
     def _map(self) -> None:
         for name, extent in self.extents.items():
             setattr(self, name, self.memory.array(*extent))
 
     def __getstate__(self):
-        return {name: getattr(self, name) for name in ("pieces", "window", "counts_pushes", "extents", "memory")}
+        return {
+            name: getattr(self, name) for name in ("pieces", "commits", "window", "counts_pushes", "extents", "memory")
+        }
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -117,7 +129,7 @@ class TrainingArena:
 
     def committed(self) -> int:
         """How many steps are done: the result of each is in a page."""
-        return int(self.pieces[-1].sealed(self.words).min())
+        return int(min(self.pieces[i].sealed(self.words).min() for i in self.commits))
 
     def updates(self) -> int:
         """How many updates are done, where each shard is an update of its own."""

@@ -20,6 +20,7 @@ from ...errors import NonFiniteError
 from ...native.atomics import LINE, publish
 from ...tensor import default_device
 from .. import failpoints
+from ..model.pieces import Memory, Part, Stages
 from ..objects import SharedObject, dumps
 from ..phases import NORMS
 from ..placement import Placement, go_to
@@ -94,7 +95,9 @@ class Worker:
         self.pages = self.gradients.pages
         self.doing: tuple[int, int] | None = None  # step and piece
         self.last = time.perf_counter()  # end of the last piece
-        self.table = table_of(arena.pieces, may)
+        self.table = arena.tables[rank] if len(arena.tables) else table_of(arena.pieces, [may])
+        self.stages = Stages(replica, replica.plan) if replica.plan else None
+        self.stage: int | None = None  # of a pipeline, that of the piece in hand
         self.times, self.events = arena.times[rank], arena.events[rank] if rank < len(arena.events) else None
         self.kept: dict[Any, Any] = {}  # gradients and slices, recorded at their first use
         self.shares: dict[tuple[int, ...], Shares] = {}
@@ -115,7 +118,7 @@ class Worker:
         begin, words, pieces = time.perf_counter(), self.arena.words, self.arena.pieces[number]
         name, at = pieces.phase.name, pieces.seals + piece * LINE
         step = int(words[at])
-        self.doing = step, piece
+        self.doing, self.stage = (step, piece), pieces.phase.stage
         self.fail(f"{name}.claimed", step)
         getattr(self, name)(piece, step)
         self.fail(f"{name}.written", step)
@@ -168,9 +171,13 @@ class Worker:
                 bad = 1 + replica.find_nonfinite(arena.slots[ring, k])
         except NonFiniteError:
             bad, arena.losses[entry, :, k] = LOSS_IS_BAD, math.nan
-        arena.bad[entry, k] = bad
-        if bad and not replica.settings.skip_nonfinite:
-            what = "loss" if bad == LOSS_IS_BAD else f"gradient of {replica.name_of(bad - 1)!r}"
+        self._mark(k, step, bad)
+
+    def _mark(self, k: int, step: int, bad: int) -> None:
+        """Note what is not finite in a shard, if anything; see `bad` of the arena."""
+        self.arena.bad[step % self.arena.window, k] = bad
+        if bad and not self.replica.settings.skip_nonfinite:
+            what = "loss" if bad == LOSS_IS_BAD else f"gradient of {self.replica.name_of(bad - 1)!r}"
             raise NonFiniteError(f"expected a finite {what}, got one that is not")
 
     def _take_local_steps(self, k: int, step: int) -> None:
@@ -190,6 +197,47 @@ class Worker:
         self.gradients.flush(0, k)
         arena.bad[entry, k] = 0
 
+    # --- phases: stages of a pipeline -------------------------------------------------------------------------------
+
+    def forward(self, k: int, step: int) -> None:
+        """The stage of shard k: its activations, and the losses, go to the arena."""
+        stages, s, parts, memory = self._stage_of(k, step)
+        if s == 0:
+            self.arena.bad[step % self.arena.window, k] = 0
+        losses = self.arena.losses[step % self.arena.window]
+        try:
+            if s + 1 < len(stages.plan.stages):
+                stages.forward(s, k, step, parts, memory)
+            else:
+                losses[:, k] = math.nan
+                losses[[part.a for part in parts], k] = stages.forward(s, k, step, parts, memory)
+        except NonFiniteError:
+            losses[:, k] = math.nan
+            self._mark(k, step, LOSS_IS_BAD)
+        self.fail("forward.half_written", step, lambda: stages.written_forward(s, parts, memory))
+
+    def backward(self, k: int, step: int) -> None:
+        """The gradients of the stage, for shard k: of its parameters to the slot, of activations to the arena."""
+        stages, s, parts, memory = self._stage_of(k, step)
+        bad = self.arena.bad[step % self.arena.window, k]
+        if parts and bad != LOSS_IS_BAD:
+            stages.backward(s, k, step, parts, memory)
+            if (i := stages.find_nonfinite(s, memory)) >= 0:
+                self._mark(k, step, min(bad, 1 + i) if bad else 1 + i)
+        self.times[SHARDS] += 1
+        self.fail("backward.half_written", step, lambda: stages.written_backward(s, memory))
+
+    def _stage_of(self, k: int, step: int) -> tuple[Stages, int, list[Part], Memory]:
+        """For a piece of a stage: who runs it, the stage, the samples, and where all is."""
+        arena, shares, entry = self.arena, self.shares_of(step), step % self.arena.window
+        first, positions = int(arena.first[entry]), arena.positions[entry]
+        parts = [
+            Part(a, first + a, positions[lo:hi], (hi - lo) / shares.samples) for a, lo, hi in shares.parts[k] if hi > lo
+        ]
+        theta, slot = self.gradients.page(self._version(step))[0], self.gradients.slot(step % len(arena.slots), k)
+        assert self.stages is not None and self.stage is not None
+        return self.stages, self.stage, parts, Memory(theta, slot, arena.activations[k], arena.gradients[k])
+
     # --- phases: merges ---------------------------------------------------------------------------------------------
 
     def norm(self, i: int, step: int) -> None:
@@ -200,7 +248,7 @@ class Worker:
     def slice(self, s: int, step: int) -> None:
         """Slice s of the page after the step, from the page before it and all slots."""
         arena, replica, entry, ring = self.arena, self.replica, step % self.arena.window, step % len(self.arena.slots)
-        part, shares = (s, arena.pieces[-1].count), self.shares_of(step)
+        part, shares, stage = (s, arena.pieces[-1].count), self.shares_of(step), self.stage
         old, new = (t % len(self.pages) for t in (step, step + 1))
         fold, slots = self._to_fold(step), {k: arena.slots[ring, k] for k in shares.full}
         if arena.local[entry]:
@@ -208,8 +256,8 @@ class Worker:
             merge = self._kept(("mean", s, new, shares.full), Average, replica, part, pages, self.pages[new], slots)
             merge.update(shares.weights)
         else:
-            kind = "slice", s, old, ring, shares.full
-            merge = self._kept(kind, Slice, replica, part, self.pages[old], self.pages[new], fold, slots)
+            kind = "slice", s, stage, old, ring, shares.full
+            merge = self._kept(kind, Slice, replica, part, self.pages[old], self.pages[new], fold, slots, stage)
             if self._is_skipped(step):
                 merge.skip()
                 if self.compressor:

@@ -75,7 +75,7 @@ def test_a_worker_takes_those_pieces_of_the_first_phase_that_it_may(name):
     pieces = lay_out(CASES[name])
     words, scratch = np.zeros(pieces[-1].end, np.int64), np.zeros(2, np.int64)
     allow(words, 1)
-    tables = [table_of(pieces, np.array(may)) for may in ([False, True, False], [True, False, True])]
+    tables = [table_of(pieces, [np.array(may)]) for may in ([False, True, False], [True, False, True])]
     done = []
     while (taken := [int(take(words, table, rank, -1, scratch)) for rank, table in enumerate(tables)]) != [NOTHING] * 2:
         for rank, (p, piece) in ((rank, divmod(t, OWNERS)) for rank, t in enumerate(taken) if t != NOTHING):

@@ -1,0 +1,161 @@
+"""The plan of a pipeline: which ops, parameters and buffers each stage has, and what crosses between stages.
+
+The parent makes it before the first step, from one traced forward pass for each size that a shard may have, and checks
+it: the stages, one after the other, must give the bytes that one process gives. It travels to the workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ... import tracing
+from ...errors import ConfigError
+from ...random import Generator
+from ...tensor import Tensor
+from ..comm.memory import round_up
+from ..shards import gathered, seed_others, shard_loss, split, streams_kept, tensors_of
+from .cut import cut_into, shared
+from .trace import WHO, Made, Trace
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. ops: range of op numbers. takes: earlier ops whose outputs it reads; leaves: its ops that later stages
+    read. parameters, buffers: positions in the page's lists. reads_batch: does it read a field of the batch?
+    """
+
+    ops: range
+    takes: tuple[int, ...]
+    leaves: tuple[int, ...]
+    parameters: tuple[int, ...]
+    buffers: tuple[int, ...]
+    reads_batch: bool
+
+
+@dataclass
+class Plan:
+    """All stages. made, fields: of a shard of each size, what its ops give and what a batch is like.
+
+    activation_at, gradient_at: where in a shard's memory lies what an op sent, and the gradient of that which stage s
+    passes on, by (op, s): the sum over stage s and all later ones. has_gradient: those that there are.
+    names: of the modules with which stages begin.
+    """
+
+    stages: list[Stage]
+    names: list[str]
+    made: dict[int, list[Made]]
+    fields: dict[int, Any]
+    activation_at: dict[int, int] = field(default_factory=dict)
+    gradient_at: dict[tuple[int, int], int] = field(default_factory=dict)
+    has_gradient: set[tuple[int, int]] = field(default_factory=set)
+    activation_bytes: int = 0
+    gradient_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = [max(made[op].nbytes for made in self.made.values()) for op in range(len(self._any_made))]
+        for s, stage in enumerate(self.stages):
+            for op in stage.leaves:
+                self.activation_at[op] = self.activation_bytes
+                self.activation_bytes += round_up(sizes[op])
+            for op in stage.takes:
+                self.gradient_at[op, s] = self.gradient_bytes
+                self.gradient_bytes += round_up(sizes[op])
+
+    @property
+    def _any_made(self) -> list[Made]:
+        return next(iter(self.made.values()))
+
+    def made_of(self, n: int) -> list[Made]:
+        """Of a shard of n samples."""
+        if n not in self.made:
+            raise ConfigError(f"{WHO}: expected shards of {sorted(self.made)} samples, as in the first epoch, got {n}")
+        return self.made[n]
+
+    def later(self, op: int, s: int) -> tuple[int, int] | None:
+        """(op, the first stage after s that passes on a gradient of its output), if there is one."""
+        found = [reader for o, reader in self.has_gradient if o == op and reader > s]
+        return (op, min(found)) if found else None
+
+    def stand_ins(self, n: int) -> Any:
+        """A batch of n samples that nobody may read."""
+        return _mapped(self.fields[n], lambda like: Tensor(like.stand_in()))
+
+
+def plan_of(replica: Any) -> tuple[Plan, list[np.ndarray]]:
+    """The plan for a replica, without has_gradient; positions of a shard of each size. Raises ConfigError where there
+    is none.
+    """
+    settings, strategy = replica.settings, replica.strategy
+    batches = list(settings.loader.batch_indices(0))
+    sizes: dict[int, np.ndarray] = {}
+    for positions in sorted(batches, key=len, reverse=True):
+        for k in range(replica.shards):
+            own = split((positions,), k, replica.shards)[0]
+            if len(own):
+                sizes.setdefault(len(own), own)
+    traces, fields, first = {}, {}, next(iter(sizes))
+    for n in [first, *sizes]:  # the first one twice: it compiles kernels, and is measured then
+        traces[n], fields[n] = _traced(replica, sizes[n])
+    trace = traces[first]
+    starts = cut_into(trace, settings.model, strategy.stages, strategy.cut)
+    names = {id(module): name for name, module in settings.model.named_modules()}
+    kinds = [made.op for made in trace.made]
+    for n, other in traces.items():
+        if [made.op for made in other.made] != kinds:
+            raise ConfigError(
+                f"{WHO}: expected the same ops for shards of {first} and {n} samples, got {len(kinds)} and "
+                f"{len(other.made)}, or others; drop_last=True and a batch that shards divide give one size"
+            )
+    bounds = [0, *(trace.calls[start][1] for start in starts), len(trace.made)]
+    assert shared(trace, bounds) is None
+    begins = ["", *(names[id(trace.calls[start][0])] for start in starts)]
+    made = {n: found.made for n, found in traces.items()}
+    return Plan(_stages(trace, bounds), begins, made, fields), list(sizes.values())
+
+
+def _traced(replica: Any, positions: np.ndarray) -> tuple[Trace, Any]:
+    settings = replica.settings
+    parameters = [replica.optimizer.states[i].param for i in replica.layout.parameters]
+    buffers = list(settings.model.buffers())
+    copies = [t._data.copy() for t in (*parameters, *buffers)]
+    with replica.bound(copies), streams_kept():
+        batch = tensors_of(gathered(replica.dataset, positions, settings.seed, 0), replica.tensor)
+        fields: list[Tensor] = []
+        _mapped(batch, fields.append)
+        trace = Trace(parameters, buffers, fields)
+        seed_others(settings.seed, 0, 1)
+        with tracing.into(trace):
+            shard_loss(settings.model, settings.loss, batch, Generator(settings.seed))
+    trace.check_no_change()
+    trace.tensors, trace._kept = [], []
+    like = _mapped(batch, lambda t: Made("", t.shape, t.dtype, tuple(range(t.ndim))))
+    return trace, like
+
+
+def _mapped(batch: Any, function: Any) -> Any:
+    if isinstance(batch, dict):
+        return {name: function(value) for name, value in batch.items()}
+    return [function(value) for value in batch]
+
+
+def _stages(trace: Trace, bounds: Sequence[int]) -> list[Stage]:
+    found = []
+    for lo, hi in itertools.pairwise(bounds):
+        later = set().union(*trace.reads[hi:])
+        own = trace.uses[lo:hi]
+        found.append(
+            Stage(
+                range(lo, hi),
+                tuple(sorted({op for reads in trace.reads[lo:hi] for op in reads if op < lo})),
+                tuple(op for op in range(lo, hi) if op in later),
+                tuple(sorted({i for uses in own for i in uses["parameters"]})),
+                tuple(sorted({i for uses in own for i in uses["buffers"]})),
+                any(uses["fields"] for uses in own),
+            )
+        )
+    return found

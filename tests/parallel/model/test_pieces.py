@@ -1,0 +1,193 @@
+"""Training in stages, from outside: the bytes of one process with as many shards, whatever the cut and the schedule."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from residue import no_residue
+
+import scratchnet as sn
+from scratchnet import nn
+from scratchnet.formats import checkpoint
+from scratchnet.parallel import Pipeline
+from scratchnet.parallel.failpoints import LOG, VARIABLE
+from scratchnet.parallel.model import pieces
+from scratchnet.parallel.model.backward import backward
+from scratchnet.row_gradient import total
+
+FEATURES, CLASSES, BATCH = 6, 3, 12
+SCHEDULES = ("gpipe", "1f1b")
+
+
+class Skips(nn.Module):
+    """Tensors that cross several stages, once and twice; a product of transposed activations; a reshape."""
+
+    def __init__(self):
+        self.first, self.second = nn.Linear(FEATURES, 8), nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+        self.third, self.drop, self.head = nn.Linear(8, 8), nn.Dropout(0.3), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        a = self.first(x).tanh()
+        b = self.drop(self.second(a) + a)
+        c = self.third(b.reshape(-1, 2, 4).transpose(1, 2).reshape(-1, 8)) * b + a
+        return self.head(self.drop(c) - b)
+
+
+def make(strategy="all_reduce", workers=1, shards=4, model=Skips, samples=29, **options):
+    """A trainer and its loader; of the default samples, the last batch has 5, for shards of 1 and 2."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, CLASSES, samples)
+    x = (rng.standard_normal((samples, FEATURES)) + y[:, None]).astype(np.float32)
+    sn.manual_seed(1)
+    network = model()
+    rule = sn.optim.Adam(network.parameters(), 0.01)
+    loader = sn.data.DataLoader(sn.data.TensorDataset(x, y), BATCH, shuffle=True, seed=3, drop_last=samples == 29)
+    loss = sn.nn.CrossEntropyLoss()
+    options = {"workers": workers, "shards": shards, "strategy": strategy, "progress": False, "jit": False, **options}
+    return sn.Trainer(network, rule, loss, **options), loader
+
+
+def digest(trainer, history):
+    state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
+    return hashlib.sha256(checkpoint.dumps(state)).hexdigest()
+
+
+def trained(strategy="all_reduce", workers=1, **options):
+    trainer, loader = make(strategy, workers, **options)
+    return digest(trainer, trainer.fit(loader, epochs=2))
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return trained()
+
+
+# --- the promise ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_stages_give_the_bytes_of_one_process(expected, stages, schedule):
+    assert trained(Pipeline(stages, schedule=schedule)) == expected
+
+
+@pytest.mark.parametrize("cut", [["second"], ["second.1"], ["drop"], ["head"]])
+def test_no_cut_changes_a_byte(expected, cut):
+    assert trained(Pipeline(2, cut)) == expected
+
+
+def test_recomputing_activations_changes_no_byte(expected):
+    assert trained(Pipeline(3, recompute=True)) == expected
+
+
+@pytest.mark.parametrize(
+    "options", [{"accumulate": 2, "clip_norm": 0.3}, {"shards": 3}, {"nonfinite": "skip"}], ids=str
+)
+def test_options_of_a_step_keep_their_bytes(options):
+    assert trained(Pipeline(3), **options) == trained(**options)
+
+
+def test_shards_of_several_sizes_and_empty_ones_keep_their_bytes():
+    options = {"samples": 27, "shards": 4, "model": lambda: nn.MLP(FEATURES, 8, CLASSES, dropout=0.3)}
+    assert trained(Pipeline(2), **options) == trained(**options)
+
+
+@pytest.mark.parametrize(("stages", "workers"), [(2, 2), (3, 2), (2, 4)])
+def test_no_number_of_workers_changes_a_byte(expected, stages, workers):
+    with no_residue():
+        assert trained(Pipeline(stages), workers) == expected
+
+
+@pytest.mark.parametrize("point", ["forward.half_written", "backward.half_written", "backward.claimed"])
+def test_a_kill_in_a_stage_changes_no_byte(expected, point, monkeypatch, tmp_path):
+    monkeypatch.setenv(VARIABLE, f"{point}:1:1:SIGKILL")
+    monkeypatch.setenv(LOG, str(tmp_path / "fired"))
+    with no_residue():
+        assert trained(Pipeline(2), 2) == expected
+    assert (tmp_path / "fired").read_text().startswith(point)
+
+
+def test_a_run_resumes_in_other_stages(expected, tmp_path):
+    trainer, loader = make(Pipeline(3), folder=tmp_path)
+    trainer.fit(loader, epochs=1)
+    trainer, loader = make("all_reduce", folder=tmp_path)
+    trainer.fit(loader, epochs=1, resume="auto")
+    trainer, loader = make(Pipeline(2, ["head"]), folder=tmp_path)
+    assert digest(trainer, trainer.fit(loader, epochs=2, resume="auto")) == expected
+
+
+def test_terms_of_a_gradient_that_come_in_another_order_are_found(monkeypatch):
+    """`a` is read twice in stage 1 and once later: what stage 2 gives must come before both, not after their sum."""
+
+    def late(roots, targets):
+        places = {id(t): i for i, t in enumerate(targets)}
+        found = backward([root for root in roots if id(root[0]) not in places], targets)
+        for t, g in roots:
+            if id(t) in places:
+                found[places[id(t)]] = total(found[places[id(t)]], g)
+        return found
+
+    monkeypatch.setattr(pieces, "backward", late)
+    with pytest.raises(sn.errors.ConfigError, match="expected stages that give the bytes of one process"):
+        trained(Pipeline(3, ["second", "third"]))
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+class Looks(nn.Module):
+    def __init__(self):
+        self.first, self.second = nn.Linear(FEATURES, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(x * (1.0 if x.sum().item() > 0 else 2.0))
+
+
+class Ties(nn.Module):
+    def __init__(self):
+        self.first, self.middle, self.last = (nn.Linear(FEATURES, FEATURES) for _ in range(3))
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.middle(self.first(x)))
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        self.first, self.second = nn.Linear(FEATURES, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        x = self.first(x) * 2
+        x += 1
+        return self.second(x)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "model", "message"),
+    [
+        (Pipeline(9), Skips, "at most . stages, one for each layer that can be cut off, got 9"),
+        (Pipeline(2, ["nowhere"]), Skips, "cut to name modules that the model calls .*first.*, got 'nowhere'"),
+        (Pipeline(3, ["head", "second"]), Skips, "in the order in which modules are called"),
+        (Pipeline(2, ["first"]), Skips, "nothing is left for the stage before 'first'"),
+        (Pipeline(2, ["middle"]), Ties, "'first.weight' in stages 0, 1"),
+        (Pipeline(2), Ties, "at most 1 stages"),
+        (Pipeline(2), Looks, "looks at no values, as another stage may have them, got item"),
+        (Pipeline(2), InPlace, "changes no activation in place"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_cut_is_refused_in_a_line(strategy, model, message):
+    with pytest.raises(sn.errors.ConfigError, match=message) as error:
+        trained(strategy, model=model)
+    assert "\n" not in str(error.value)
+
+
+def test_more_workers_than_stages_must_be_a_multiple():
+    with pytest.raises(sn.errors.ConfigError, match="at most 2 workers, one for each stage, or a multiple, got 3"):
+        make(Pipeline(2), 3)
+
+
+def test_a_cut_has_a_name_for_each_stage_but_the_first():
+    with pytest.raises(sn.errors.ConfigError, match="expected 2 names in cut for 3 stages, got 1"):
+        Pipeline(3, ["head"])
