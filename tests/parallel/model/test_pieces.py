@@ -9,7 +9,7 @@ from residue import no_residue
 import scratchnet as sn
 from scratchnet import nn
 from scratchnet.formats import checkpoint
-from scratchnet.parallel import Pipeline
+from scratchnet.parallel import Pipeline, TensorParallel
 from scratchnet.parallel.failpoints import LOG, VARIABLE
 from scratchnet.parallel.model import pieces
 from scratchnet.parallel.model.backward import backward
@@ -85,6 +85,16 @@ def test_recomputing_activations_changes_no_byte(expected):
 )
 def test_options_of_a_step_keep_their_bytes(options):
     assert trained(Pipeline(3), **options) == trained(**options)
+
+
+def test_stages_of_layers_in_parts_have_the_bytes_of_the_parts():
+    options = {
+        "model": lambda: nn.Sequential(nn.Linear(FEATURES, 9), nn.Tanh(), nn.Linear(9, 8), nn.Linear(8, CLASSES))
+    }
+    parts = {"parts": 2, "plan": {"0": "columns", "2": "rows"}}
+    expected = trained(TensorParallel(**parts), **options)
+    assert trained(Pipeline(2, ["3"], **parts), **options) == expected
+    assert expected != trained(**options)
 
 
 def test_shards_of_several_sizes_and_empty_ones_keep_their_bytes():
