@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 from ...nn import Module
 from .parts_layers import KINDS, Parted, PartedAttention, PartedSequential, Unit
@@ -11,15 +11,52 @@ from .parts_plan import children_of, is_chain, plan_of, runs
 
 
 def network(model: Module, parts: int, plan: Mapping[str, str] | None) -> Module:
-    """What computes `model` in so many parts: see parts_layers.py; for one part the model itself.
-
-    Layers are shared with the model. The modules around those that are cut are copies, as their `forward` calls others.
-    """
-    cut = plan_of(model, parts, plan)
-    if parts == 1 or not cut:
+    """What computes `model` in so many parts: see parts_layers.py; for one part the model itself."""
+    if parts == 1 or not plan_of(model, parts, plan):
         return model
-    named = dict(model.named_modules())
-    return _Twins({id(named[name]): kind for name, kind in cut.items()}, parts).of(model).train()
+    return Network(model, parts, plan)
+
+
+class Network(Module):
+    """A model that is computed by parts. Its modules are the model's, and copies of those around layers that are cut,
+    as their `forward` calls others; they are copied anew when an attribute of the model was set since.
+    """
+
+    def __init__(self, model: Module, parts: int, plan: Mapping[str, str] | None):
+        self.model, self.parts, self.plan = model, parts, plan
+        self._seen: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "parts": self.parts, "plan": self.plan, "_seen": None}
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self._current()(*inputs, **named)
+
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        return self._current().named_modules()
+
+    def train(self, mode: bool = True) -> Self:
+        self.model.train(mode)
+        return self
+
+    def _current(self) -> Module:
+        modules = list(self.model.modules())
+        seen = [(module, list(vars(module).values())) for module in modules]
+        if not _are_same(seen, self._seen):
+            cut, names = plan_of(self.model, self.parts, self.plan), dict(self.model.named_modules())
+            kinds = {id(names[name]): kind for name, kind in cut.items()}
+            vars(self).update(_seen=seen, _copy=_Twins(kinds, self.parts).of(self.model))
+        return vars(self)["_copy"]
+
+
+def _are_same(seen: Sequence[tuple[Module, list[Any]]], before: Sequence[tuple[Module, list[Any]]] | None) -> bool:
+    """The same modules, with the same objects as attributes?"""
+    if before is None or len(seen) != len(before):
+        return False
+    return all(
+        a is b and len(own) == len(old) and all(x is y for x, y in zip(own, old, strict=True))
+        for (a, own), (b, old) in zip(seen, before, strict=True)
+    )
 
 
 class _Twins:

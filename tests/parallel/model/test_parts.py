@@ -110,6 +110,27 @@ def test_a_checkpoint_is_whole_and_by_name(tmp_path, caplog):
     assert caplog.records[-1].message.endswith("from here on the bits follow 3 parts (0 by rows)")
 
 
+CHANGES = {  # what a callback may do to the chain in the middle of a run
+    "another probability": lambda model: setattr(model[2], "p", 0.8),
+    "another weight": lambda model: setattr(model[0], "weight", nn.Parameter(np.zeros((6, 5), np.float32))),
+    "no bias": lambda model: setattr(model[3], "bias", None),
+    "another layer": lambda model: model.__setitem__(1, nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_during_a_run_is_seen(change):
+    """With recorded steps and without."""
+
+    class Change:
+        def on_epoch_end(self, run):
+            if len(run.history) == 2:
+                CHANGES[change](run.model)
+
+    recorded, plain = (trained(TensorParallel(2), epochs=4, jit=jit, callbacks=[Change()]) for jit in (True, False))
+    assert recorded == plain != trained(TensorParallel(2), epochs=4)
+
+
 def test_a_run_says_who_has_what(capsys):
     trained(TensorParallel(2), progress=True, epochs=1)
     said = capsys.readouterr().out
