@@ -35,6 +35,7 @@ from .grad_mode import no_grad
 from .grad_mode import no_grad as inference_mode
 from .jit import jit
 from .kernels import get_num_threads, set_num_threads
+from .precisions import precision
 from .predictor import Predictor, load_model, save_model
 from .random import Generator, manual_seed
 from .tensor import Tensor, default_device, tensor
@@ -76,6 +77,7 @@ __all__ = [
     "op",
     "optim",
     "parallel",
+    "precision",
     "pytorch",
     "report",
     "save",

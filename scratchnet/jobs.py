@@ -18,6 +18,7 @@ from .optim.lr_scheduler import OneCycleLR
 from .parallel.comm.job import is_first_rank
 from .parallel.compression import COMPRESSIONS
 from .parallel.strategies import STRATEGIES, Strategy, strategy_of
+from .precisions import PRECISIONS
 from .random import manual_seed
 from .tensor import default_device
 from .trainer import History, Trainer
@@ -39,6 +40,7 @@ class JobFlags:
     compression: str = flag("none", "what is left out of gradients: all_reduce", list(COMPRESSIONS))
     accumulate: int = flag(1, "batches an optimizer step")
     clip_norm: float | None = flag(None, "largest norm of the merged gradient")
+    precision: str = flag("float32", "type in which matrix products read their operands", list(PRECISIONS))
     threads: int | None = flag(None, "CPU threads of the kernels; all cores unless given", stored=False)
     device: str = flag("cpu", "table of kernels; with workers and cuda, a GPU for each", ["cpu", "numpy", "cuda"])
     devices: tuple[str, ...] = flag((), "where each worker computes instead, such as cuda:0 cuda:1 or cuda:0 cpu")
@@ -78,6 +80,7 @@ class JobFlags:
             "save_every": self.save_every,
             "timeline": self.timeline,
             "config": stored(self),
+            "precision": self.precision,
             "callbacks": self.callbacks(),
         }
 

@@ -44,7 +44,7 @@ ONCE = {
     "large": ("test_folder", "test_spark", "test_stored"),
     "files": ("test_cells", "test_content", "test_idx", "test_series"),
     "cuda": ("test_compiled", "test_stub", "test_without_gpu"),
-    "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm"),
+    "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm", "test_tiles"),
     "model": ("test_parts", "test_pieces"),
     "comm": ("test_collectives", "test_job", "test_memory", "test_tree", "test_virtual"),
     "pool": ("test_launch", "test_pool"),
@@ -63,7 +63,7 @@ ONCE = {
     "caffe": ("test_net",),
     "onnx": ("test_operators", "test_read", "test_write"),
     "optim": ("test_lr_scheduler",),
-    "trainer": ("test_checks", "test_metrics_log", "test_moments", "test_trainer"),
+    "trainer": ("test_checks", "test_metrics_log", "test_moments", "test_precision", "test_trainer"),
     "callbacks": ("test_database", "test_finder", "test_monitors", "test_tensorboard"),
     "sequences": ("test_workers",),
     "testing": ("test_bounds", "test_calls", "test_planted", "test_threads"),
@@ -81,7 +81,7 @@ ONCE = {
 # Of the others, those that start parallel loops, which .ci/run repeats on each threading layer, `-m threads`.
 THREADS = {
     "kernels": ("test_contract", "test_stages"),
-    "cpu": ("test_conv_in_place", "test_cpu_specific", "test_gemm"),
+    "cpu": ("test_conv_in_place", "test_cpu_specific", "test_gemm", "test_gemm_bfloat16"),
     "jit": ("test_aliases", "test_guards", "test_names", "test_programs", "test_step"),
     "nn": ("test_images",),
 }

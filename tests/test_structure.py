@@ -25,7 +25,7 @@ LAYERS = (
     "native sealed",
     "kernels",
     "tracing",
-    "stateful grad_mode dtypes row_gradient",
+    "stateful grad_mode precisions dtypes row_gradient",
     "random ops",
     "hooks",
     "autograd",

@@ -62,7 +62,7 @@ class LearningRateFinder(Sealed):
             for group in optimizer.param_groups:
                 group["lr"] = rate
             tensors = tensors_of(next(batches), lambda array: Tensor(array, device=device))
-            loss = shard_loss(model, run.trainer.loss, tensors, generator)
+            loss = shard_loss(model, run.trainer.loss, tensors, generator, run.trainer.precision)
             value = loss.item()
             smooth = SMOOTHING * smooth + (1 - SMOOTHING) * value
             mean = smooth / (1 - SMOOTHING ** (i + 1))

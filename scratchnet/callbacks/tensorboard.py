@@ -115,7 +115,7 @@ def _gradients(run: Progress) -> dict[str, np.ndarray]:
     device = next(iter(model.parameters())).device
     batch = gather(run.loader.source, next(iter(run.loader.batch_indices(0)))[:SAMPLES])
     tensors = tensors_of(batch, lambda array: Tensor(array, device=device))
-    shard_loss(model, run.trainer.loss, tensors, Generator(0)).backward()
+    shard_loss(model, run.trainer.loss, tensors, Generator(0), run.trainer.precision).backward()
     return {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
 
 

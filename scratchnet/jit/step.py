@@ -16,6 +16,7 @@ import numpy as np
 from .. import random, tracing
 from ..errors import JitError
 from ..grad_mode import is_recording
+from ..precisions import current_precision
 from ..tensor import USED_UP, Tensor, current_device
 from . import graph
 from .agreement import Account
@@ -64,7 +65,7 @@ class Step:
             return self.function(*args, **kwargs)
         arrays: list[np.ndarray] = []
         key = (*[key_of(value, arrays) for value in args], key_of(kwargs, arrays) if kwargs else None)
-        key = (*key, is_recording(), current_device())
+        key = (*key, is_recording(), current_device(), current_precision())
         with self._lock:
             known = self._recorded.get(key, ())
             for recorded in known:

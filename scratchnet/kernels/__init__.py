@@ -115,6 +115,13 @@ def _check_cuda() -> None:
         raise DeviceError(f"cuda: {missing}")
 
 
+def order_of_bfloat16() -> str:
+    """How the cpu device adds up products of bfloat16 here: its name in kernels/cpu/gemm_bfloat16.py, WAYS."""
+    from .cpu.gemm_bfloat16 import way
+
+    return way()
+
+
 def set_num_threads(n: int) -> None:
     """Let the kernels of the cpu device use n threads; results keep their bits. Raises ConfigError outside 1..cores."""
     from ..native.compile import set_num_threads  # here, not above: a program that never computes never loads Numba

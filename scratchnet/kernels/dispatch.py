@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from . import reference, reference_cells, reference_windows
+from . import reference, reference_cells, reference_half, reference_windows
 from .signatures import accepted, arrays_of
 
 # log(0) and 1/0 have IEEE answers; a NumPy warning would be one that no other device gives.
 REFERENCE: dict[str, Callable[..., None]] = {
     name: np.errstate(all="ignore")(function)
-    for name, function in (vars(reference) | vars(reference_windows) | vars(reference_cells)).items()
+    for name, function in (
+        vars(reference) | vars(reference_windows) | vars(reference_cells) | vars(reference_half)
+    ).items()
     if isinstance(function, FunctionType) and name[0] != "_"
 }
 

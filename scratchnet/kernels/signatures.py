@@ -1,7 +1,8 @@
 """The dtypes for which every kernel is compiled: inputs -> outputs, a letter an array.
 
-f is float32 or float64, the same for all f of one call; ? is bool, B uint8, l int64 as in NumPy; * is any of DTYPES.
-What stands behind the bar is compiled for cuda alone: the cpu device leaves it to the reference, which is NumPy.
+f is float32 or float64, the same for all f of one call; s is float32; ? is bool, B uint8, l int64 as in NumPy; * is
+any of DTYPES. What stands behind the bar is compiled for cuda alone: the cpu device leaves it to the reference, which
+is NumPy.
 """
 
 import itertools
@@ -32,6 +33,7 @@ SIGNATURES: dict[str, str] = {
     "argmax_rows": "fll->l",
     **dict.fromkeys(("matmul", "batched_matmul"), "ff->f | ll->l"),
     "linear": "fff->f | lll->l",
+    "matmul_bfloat16": "ss->s",
     "conv2d": "fff->f",
     **dict.fromkeys(("conv2d_input", "conv2d_weight"), "ff->f"),
     "channel_moments": "f->f",
@@ -71,7 +73,7 @@ def accepted(name: str, device: str) -> dict[tuple[np.dtype, ...], None]:
     found: dict[tuple[np.dtype, ...], None] = {}
     for case in on_all.split() + (on_cuda.split() if device == "cuda" else []):
         for f in FLOATS:
-            meaning: dict[str, Sequence[np.dtype]] = {"f": (f,), "*": DTYPES}
+            meaning: dict[str, Sequence[np.dtype]] = {"f": (f,), "s": FLOATS[:1], "*": DTYPES}
             choices = [meaning.get(letter) or [np.dtype(letter)] for letter in case.replace("->", "")]
             found |= dict.fromkeys(itertools.product(*choices))
     return found

@@ -264,6 +264,19 @@ def object_code(name, compile_object):
         return code
 
 
+def kept_text(name, make):
+    """A text that `make()` finds out about this machine, once for all processes; None where nothing can be kept."""
+    if (folder := writable_folder()) is None:
+        return None
+    with global_compiler_lock, session:
+        file = folder / f"{name}.text"
+        found = session.fetch(name, file)
+        if found is None:
+            found = make().encode()
+            session.keep(file, found)
+        return found.decode()
+
+
 def _code_key(code):
     constants = [_code_key(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
     return code.co_firstlineno, code.co_code, code.co_names, code.co_varnames, constants

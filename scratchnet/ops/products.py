@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import checks, tracing
 from ..errors import DtypeError, ShapeError
+from ..precisions import options_of
 from .movement import checked_index, reshape_op
 from .operands import ArrayLike, TensorBase, as_operand
 from .reductions import softmax_grad, softmax_op, sum
@@ -21,9 +22,12 @@ def _stored(device, x: np.ndarray) -> tuple[np.ndarray, bool]:
     return contiguous(device, x), False
 
 
-def _product(device, a, b, out):
+def _product(device, a, b, out, kernel):
     (a, transpose_a), (b, transpose_b) = _stored(device, a), _stored(device, b)
-    device.matmul(a, b, out, transpose_a, transpose_b)
+    if kernel == "matmul":
+        device.matmul(a, b, out, transpose_a, transpose_b)
+    else:  # one kernel for one product and for many
+        getattr(device, kernel)(*(x.reshape(1, *x.shape) for x in (a, b, out)), transpose_a, transpose_b)
 
 
 def _stacked(device, x: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -34,11 +38,22 @@ def _stacked(device, x: np.ndarray) -> tuple[np.ndarray, bool]:
     return rows.reshape(math.prod(x.shape[:-2]), *rows.shape[-2:]), transposed
 
 
-def _matmul(device, a, b, transpose_a=False, transpose_b=False):  # (..., m, k) @ (..., k, n), after transposing
+def _kernels(dtype, precision):
+    """The names of the kernels of one product and of many."""
+    if precision is None or dtype.kind != "f":
+        return "matmul", "batched_matmul"
+    if dtype != np.float32:
+        raise DtypeError(f"matmul: expected float32 with precision {precision!r}, got {dtype}; use .astype('float32')")
+    return (f"matmul_{precision}",) * 2
+
+
+# (..., m, k) @ (..., k, n), after transposing
+def _matmul(device, a, b, transpose_a=False, transpose_b=False, precision=None):
+    one, many = _kernels(a.dtype, precision)
     a, b = a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b
     if a.ndim == b.ndim == 2:
         out = device.empty((a.shape[0], b.shape[1]), a.dtype)
-        _product(device, a, b, out)
+        _product(device, a, b, out, one)
         return out
     try:
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -47,27 +62,33 @@ def _matmul(device, a, b, transpose_a=False, transpose_b=False):  # (..., m, k) 
     out = device.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
     if a.shape[:-2] == b.shape[:-2]:
         (a, transpose_a), (b, transpose_b) = _stacked(device, a), _stacked(device, b)
-        device.batched_matmul(a, b, out.reshape(len(a), *out.shape[-2:]), transpose_a, transpose_b)
+        getattr(device, many)(a, b, out.reshape(len(a), *out.shape[-2:]), transpose_a, transpose_b)
         return out
     a, b = np.broadcast_to(a, batch + a.shape[-2:]), np.broadcast_to(b, batch + b.shape[-2:])
     for i in np.ndindex(*batch):
-        _product(device, a[i], b[i], out[i])
+        _product(device, a[i], b[i], out[i], one)
     return out
 
 
-def _matmul_vjp_a(g, y, a, b, transpose_a=False, transpose_b=False):  # y = a @ b: g @ b.T; y = a.T @ b: b @ g.T
-    return _times(b, g, transpose_b, True) if transpose_a else _times(g, b, False, not transpose_b)
+# y = a @ b: g @ b.T; y = a.T @ b: b @ g.T
+def _matmul_vjp_a(g, y, a, b, transpose_a=False, transpose_b=False, **precision):
+    if transpose_a:
+        return _times(b, g, transpose_b, True, **precision)
+    return _times(g, b, False, not transpose_b, **precision)
 
 
-def _matmul_vjp_b(g, y, a, b, transpose_a=False, transpose_b=False):  # y = a @ b: a.T @ g; y = a @ b.T: g.T @ a
-    return _times(g, a, True, transpose_a) if transpose_b else _times(a, g, not transpose_a, False)
+# y = a @ b: a.T @ g; y = a @ b.T: g.T @ a
+def _matmul_vjp_b(g, y, a, b, transpose_a=False, transpose_b=False, **precision):
+    if transpose_b:
+        return _times(g, a, True, transpose_a, **precision)
+    return _times(a, g, not transpose_a, False, **precision)
 
 
 matmul_op = define("matmul", _matmul, _matmul_vjp_a, _matmul_vjp_b)
 
 
-def _times(a, b, transpose_a=False, transpose_b=False):
-    return matmul_op(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+def _times(a, b, transpose_a=False, transpose_b=False, **precision):
+    return matmul_op(a, b, transpose_a=transpose_a, transpose_b=transpose_b, **precision)
 
 
 @method
@@ -80,7 +101,7 @@ def matmul(x: Tensor, other: ArrayLike) -> Tensor:
     right = reshape_op(b, shape=(b.shape[0], 1)) if b.ndim == 1 else b
     if left.shape[-1] != right.shape[-2]:
         raise ShapeError(f"matmul: expected (..., m, k) @ (..., k, n), got {a.shape} @ {b.shape}")
-    y = matmul_op(left, right)
+    y = matmul_op(left, right, **options_of("matmul"))
     if a.ndim == 1:
         y = reshape_op(y, shape=y.shape[:-2] + y.shape[-1:])
     return reshape_op(y, shape=y.shape[:-1]) if b.ndim == 1 else y
@@ -107,8 +128,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ShapeError(f"linear: expected x (..., in) and weight (in, out), got {x.shape} and {weight.shape}")
     if bias is not None and bias.shape != weight.shape[1:]:
         raise ShapeError(f"linear: expected bias {weight.shape[1:]}, got {bias.shape}")
+    precision = options_of("matmul")
     rows = x if x.ndim == 2 else reshape_op(x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
-    y = matmul_op(rows, weight) if bias is None else linear_op(rows, weight, bias)
+    if bias is None or precision:
+        y = matmul_op(rows, weight, **precision)
+        y = y if bias is None else y + bias
+    else:
+        y = linear_op(rows, weight, bias)
     return y if x.ndim == 2 else reshape_op(y, shape=(*x.shape[:-1], weight.shape[1]))
 
 

@@ -162,7 +162,9 @@ class OneProgram:
         def gradients(k: int) -> list[Tensor | None]:
             settings.optimizer.zero_grad()
             with others_seeded(self._generators[k], settings.jit):
-                losses[k] = loss = shard_loss(settings.model, settings.loss, parts[k], self._generators[k])
+                losses[k] = loss = shard_loss(
+                    settings.model, settings.loss, parts[k], self._generators[k], settings.precision
+                )
                 require_finite(loss)
                 loss.backward(np.full(loss.shape, weights[k], loss.dtype))
             ends[k] = [_copy(buffer) for buffer in buffers]

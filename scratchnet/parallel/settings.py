@@ -25,6 +25,7 @@ class Settings:
     skip_nonfinite: pass over a step with a gradient that is not finite, instead of raising NonFiniteError.
     keeps_checkpoints: somebody will ask engines for their state.
     patience: seconds without progress after which a worker process counts as stuck, at least.
+    precision: in which type the model and the loss compute products, see precisions.py.
     """
 
     model: Module
@@ -44,6 +45,7 @@ class Settings:
     timeline: Path | None
     keeps_checkpoints: bool
     patience: float = 30.0
+    precision: str = "float32"
 
     @property
     def batch_size(self) -> int:

@@ -18,6 +18,7 @@ from ..errors import NonFiniteError, ShapeError
 from ..grad_mode import no_grad
 from ..nn import Module
 from ..nonfinite import first_nonfinite
+from ..precisions import precision
 from ..random import Generator, using
 from ..tensor import Tensor
 from .comm.tree import tree_sum
@@ -165,9 +166,9 @@ def output_and_target(model: Module, batch: Any) -> tuple[Any, Any]:
     return model(*others), target
 
 
-def shard_loss(model: Module, loss: Callable[..., Tensor], shard: Any, generator: Generator) -> Tensor:
-    """The mean loss over the samples of a shard; random numbers come from `generator`."""
-    with using(generator):
+def shard_loss(model: Module, loss: Callable[..., Tensor], shard: Any, generator: Generator, products: str) -> Tensor:
+    """The mean loss over the samples of a shard; random numbers come from `generator`. products: their precision."""
+    with using(generator), precision(products):
         value = loss(*output_and_target(model, shard))
     if value.size != 1:
         raise ShapeError(f"fit: expected a loss of one element, the mean over the batch, got shape {value.shape}")
@@ -209,7 +210,7 @@ def nonfinite_loss(settings: Settings, positions: np.ndarray, batch: int, step: 
             arrays = gathered(settings.dataset, own, settings.seed, generator.stream)
             seed_others(settings.seed, generator.stream, COMPUTING)
             shard = tensors_of(arrays, lambda array: Tensor(array, device=device))
-            loss = shard_loss(settings.model, settings.loss, shard, generator)
+            loss = shard_loss(settings.model, settings.loss, shard, generator, settings.precision)
         if not math.isfinite(value := loss.item()):
             origin = first_nonfinite(loss)
             return NonFiniteError(f"fit: expected a finite loss, got {value} at step {step}, shard {k}, from {origin}")

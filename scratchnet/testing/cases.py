@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from .. import checks
-from ..tensor import FLOATS
 from .contract import assert_matches_reference
 from .kernels import KERNEL_ROWS
 from .strategies import EDGES, Content, choice, draw_arrays, draw_lengths, hypothesis_strategies
@@ -52,13 +51,14 @@ class KernelCase:
 def kernel_cases(
     name: str,
     *,
-    dtypes: Sequence[Any] = FLOATS,
+    dtypes: Sequence[Any] | None = None,
     sizes: Sequence[int] = EDGES,
     max_elements: int = 2**14,
 ) -> Any:
     """A Hypothesis strategy for calls of the kernel called `name`, as `KernelCase`.
 
-    dtypes: of the inputs; rows with `integers` take np.int64 as well. sizes, max_elements: as in `arrays`.
+    dtypes: of the inputs; None: the floats that the kernel takes. Rows with `integers` take np.int64 as well. sizes,
+    max_elements: as in `arrays`.
     Raises ConfigError for a name that is not in KERNEL_ROWS.
     """
     checks.instance("kernel_cases", name, str, "the name of a kernel")
@@ -66,7 +66,9 @@ def kernel_cases(
         checks.refuse("kernel_cases", "the name of a kernel", name)
     st = hypothesis_strategies()
     row = KERNEL_ROWS[name]
-    content = Content(dtypes, row.domain, row.special, sizes=sizes, max_elements=max_elements)
+    content = Content(
+        row.dtypes if dtypes is None else dtypes, row.domain, row.special, sizes=sizes, max_elements=max_elements
+    )
 
     @st.composite
     def cases(draw):

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..tensor import FLOATS
 from . import oracles
 from .bounds import roundings_of
-from .oracles import cells
+from .oracles import cells, half
 from .strategies import SPECIAL
 
 Params = Mapping[str, Sequence[Any]]  # name -> the values to draw from
@@ -27,7 +28,7 @@ class Row:
     oracle: `oracle(*inputs, **params)` -> the result, or a tuple of them, in the precision of its inputs.
     terms: the letters of the lengths that are summed over, or a function of the parameters. roundings, magnitude: as in
         `assert_matches_reference`.
-    domain, special: as in `arrays`. integers: the kernel takes int64 too.
+    domain, special: as in `arrays`. dtypes: floats that the kernel takes. integers: it takes int64 too.
     lengths: letters that `oracle` is given beside the inputs, as they are not to be read off from those.
     """
 
@@ -39,6 +40,7 @@ class Row:
     domain: str | Sequence[str] = "real"
     special: Sequence[float] = SPECIAL
     integers: bool = False
+    dtypes: Sequence[Any] = FLOATS
     lengths: str = ""
     params: Params = field(default_factory=dict)
 
@@ -172,12 +174,18 @@ KERNEL_ROWS: dict[str, Row] = {
     ),
     "batched_matmul": Row(
         lambda **flags: " ".join(f"b{word}" for word in oracles.product_shapes(**flags).split()),
-        lambda a, b, transpose_a, transpose_b: np.einsum(
-            f"{'bkm' if transpose_a else 'bmk'},{'bnk' if transpose_b else 'bkn'}->bmn", a, b
-        ),
+        half.products,
         roundings=1,
         params={"transpose_a": (False, True), "transpose_b": (False, True)},
         **_PRODUCT,
+    ),
+    "matmul_bfloat16": Row(
+        lambda **flags: " ".join(f"b{word}" for word in oracles.product_shapes(**flags).split()),
+        half.products_of_bfloat16,
+        roundings=1,
+        params={"transpose_a": (False, True), "transpose_b": (False, True)},
+        dtypes=FLOATS[:1],
+        **_PRODUCT | {"integers": False},
     ),
     "linear": Row("mk kn n", oracles.linear, roundings=2, **_PRODUCT),
     # windows

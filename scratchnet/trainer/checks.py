@@ -6,6 +6,8 @@ import sys
 import warnings
 from typing import Any
 
+import numpy as np
+
 from .. import checks
 from ..errors import ConfigError
 from ..nn import Module
@@ -43,6 +45,16 @@ def check_parts(model: Module, optimizer: Any, scheduler: Any) -> None:
             f"{', '.join(idle[:3])}{', ...' if len(idle) > 3 else ''}; requires_grad_(False) says that this is meant",
             stacklevel=_level_of_the_caller(),
         )
+
+
+def check_dtype(model: Module, precision: str) -> None:
+    """Raises ConfigError for a precision that the model's parameters cannot have."""
+    for name, parameter in model.named_parameters():
+        if precision != "float32" and parameter.dtype != np.float32:
+            raise ConfigError(
+                f"Trainer: expected parameters of float32 with precision={precision!r}, got {parameter.dtype} in "
+                f"{name!r}; model.to(dtype='float32') makes them"
+            )
 
 
 def check_schedule(scheduler: Any, is_validated: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data.dataset import gather, selects
+from ..kernels import order_of_bfloat16
 from ..nn import Module
 from ..parallel.model.parts_plan import plan_of
 from ..parallel.settings import Settings
@@ -19,7 +20,7 @@ from ..parallel.strategies import options_of
 # What a new phase of a run may change: how it goes on. What it is stays: model, optimizer, loss, shards, seed.
 OF_A_PHASE = {
     "batch_size", "samples", "shuffle", "sampler", "loader_seed", "drop_last", "first samples", "accumulate",
-    "clip_norm", "nonfinite", "options", "scheduler", "base_lrs", "schedule",
+    "clip_norm", "nonfinite", "options", "precision", "products", "scheduler", "base_lrs", "schedule",
 }  # fmt: skip
 PARTS = "parts"  # another number of them changes bits, but no checkpoint depends on it
 SCHEDULED = "lr", "momentum", "betas"  # what the schedule of somebody else may set
@@ -40,6 +41,8 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "first samples": _digest(settings),
         "accumulate": settings.accumulate,
         "clip_norm": settings.clip_norm,
+        "precision": settings.precision,
+        "products": _order_of_products(settings),
         "nonfinite": "skip" if settings.skip_nonfinite else "raise",
         "devices": list(settings.placement.kinds) if settings.placement.are_mixed else None,
         "model": _words(repr(settings.model)).split("\n"),
@@ -65,6 +68,11 @@ def parts_line(parts: Mapping[str, Any]) -> str:
     """The parts of an identity, in words."""
     layers = ", ".join(f"{name} by {kind}" for name, kind in parts.items() if name != "parts")
     return f"{parts['parts']} parts ({layers})" if parts else "1 part"
+
+
+def _order_of_products(settings: Settings) -> str | None:
+    """In which order products of bfloat16 are added up, which depends on the CPU; None where it does not."""
+    return order_of_bfloat16() if settings.precision == "bfloat16" and "cpu" in settings.placement.kinds else None
 
 
 def difference(saved: Mapping[str, Any], mine: Mapping[str, Any], may_change: Container[str] = ()) -> str | None:

@@ -30,6 +30,20 @@ def first_line(count: int, what: str, shards: int, is_default: bool, is_exact: b
     return f"{each}: any other number gives the same bits, one with shards={shards}"
 
 
+ORDERS = {  # what precision_lines says of kernels/cpu/gemm_bfloat16.py, WAYS
+    "widened": "rounded as they are read, and multiplied as float32: no faster here, but the same on every CPU",
+    "tiles": "multiplied by this CPU's matrix units (AMX); a CPU without them gets other last bits",
+}
+
+
+def precision_lines(precision: str, products: str | None) -> list[str]:
+    """In which type products are computed, how this machine does it, and what that brings; nothing for float32."""
+    if precision == "float32":
+        return []
+    how = ORDERS.get(products or "", "rounded as they are read, and multiplied as float32")
+    return [f"{precision} products, added up in float32: {how}"]
+
+
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
     """An epoch in one line."""
     names = {"train_loss": "train loss", "val_loss": "val loss", "val_accuracy": "val accuracy"}

@@ -30,13 +30,14 @@ from ..parallel.placement import Placement
 from ..parallel.settings import Settings
 from ..parallel.shards import SHARDS, output_and_target, tensors_of
 from ..parallel.strategies import Strategy, strategy_of
+from ..precisions import checked_precision
 from ..sealed import Sealed
 from ..tensor import Tensor
-from .checks import check_hooks, check_loss, check_parts, check_schedule, step_schedule
+from .checks import check_dtype, check_hooks, check_loss, check_parts, check_schedule, step_schedule
 from .history import History
 from .metrics_log import append_jsonl
 from .moments import Callbacks, checked_callbacks
-from .progress import epoch_line, first_line, progress_bar, say
+from .progress import epoch_line, first_line, precision_lines, progress_bar, say
 from .run import LOG, Run, Stop, stop_on_signal
 
 LOADER = "DataLoader(data, batch_size=32) makes one"
@@ -76,6 +77,8 @@ class Trainer(Sealed):
     progress: show a progress bar (if tqdm is installed) and print a line an epoch.
     callbacks: objects that a run calls after each epoch, or after some steps: EarlyStopping(), BestCheckpoint(), ... of
         `scratchnet.callbacks`, or your own; see `scratchnet.trainer.moments`.
+    precision: in which type matrix products read their operands, see `scratchnet.precision`. Weights, gradients and
+        updates stay float32, and `evaluate` and `predict` compute in float32, as a saved model does.
     patience: seconds without progress after which a worker counts as stuck, is killed, and replaced; at least 20 times
         the longest time that a piece of work, or reading the first shard, has taken so far.
     timeline: file that shows what each worker did when, for https://ui.perfetto.dev; None writes none.
@@ -110,6 +113,7 @@ class Trainer(Sealed):
         timeline: str | Path | None = None,
         patience: float = 30.0,
         callbacks: Sequence[Any] = (),
+        precision: str = "float32",
     ):
         self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
         self.strategy: Any = strategy
@@ -120,7 +124,7 @@ class Trainer(Sealed):
         self.config = {} if config is None else config
         self.folder: Any = folder
         self.timeline: Any = timeline
-        self.jit, self.patience, self.callbacks = jit, patience, callbacks
+        self.jit, self.patience, self.callbacks, self.precision = jit, patience, callbacks, precision
         self._is_first, self._is_running, self._has_cast = is_first_rank(), False, False
         self._device, self._placement = "", Placement(None, "cpu")
         self._check()
@@ -143,6 +147,7 @@ class Trainer(Sealed):
         checks.function("Trainer: loss", self.loss)
         checks.integer("Trainer: seed", self.seed)
         checks.flag("Trainer: jit", self.jit)
+        checked_precision("Trainer: precision", self.precision)
         checks.flag("Trainer: progress", self.progress)
         checks.instance("Trainer: config", self.config, dict, "a dict or None")
         self.callbacks = checked_callbacks("Trainer: callbacks", self.callbacks)
@@ -155,6 +160,7 @@ class Trainer(Sealed):
             )
         check_parts(self.model, self.optimizer, self.scheduler)
         plan_of(self.model, self.strategy.parts, self.strategy.plan)
+        check_dtype(self.model, self.precision)
         check_loss(self.loss, self.shards * self.accumulate)
         if self.workers != 1 or self.devices is not None or is_distributed():
             check_hooks(self.model)
@@ -246,7 +252,8 @@ class Trainer(Sealed):
             stack.push(lambda kind, error, trace: run.engine.close(error))
             if self.progress and self._is_first:
                 say(self._first_line(run.settings.shards))
-                for line in table(self.model, self.strategy.parts, self.strategy.plan):
+                lines = precision_lines(self.precision, run.identity["products"])
+                for line in [*lines, *table(self.model, self.strategy.parts, self.strategy.plan)]:
                     say(line)
                 if run.what_changes:
                     say(run.what_changes)
@@ -297,6 +304,7 @@ class Trainer(Sealed):
             timeline=self.timeline,
             keeps_checkpoints=self.folder is not None,
             patience=self.patience,
+            precision=self.precision,
         )
 
     def _typed(self, loader: DataLoader) -> DataLoader:

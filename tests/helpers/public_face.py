@@ -358,6 +358,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "sn.value_and_grad": lambda: {"f": loss_of, "argnums": 0},
     "sn.jit": lambda: {"step": loss_of},
     "sn.no_grad": lambda: {"function": loss_of},
+    "sn.precision": lambda: {"name": "bfloat16"},
     "sn.default_device": lambda: {"name": "cpu"},
     "sn.get_num_threads": dict,
     "sn.set_num_threads": lambda: {"n": 1},

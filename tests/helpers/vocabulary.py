@@ -238,6 +238,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "device default_device": ('also "numpy", the reference; one GPU', "none"),
     "float32 float64 int64 int32 int16 int8 uint8": ("no float16, bfloat16 or complex tensors", ""),
     "no_grad inference_mode": ("`inference_mode` is `no_grad`", "none"),
+    "precision": ("in place of `torch.autocast`: products alone, with one table of ops", "none"),
     "grad value_and_grad": ("as `torch.func.grad`; arguments may be lists and dictionaries", "none"),
     "op": ("in place of `torch.autograd.Function`", "none"),
 }  # fmt: skip

@@ -86,6 +86,7 @@ def test_an_attribute_that_nothing_reads_is_refused(name):
 BAD = [
     ("nonfinite", "ignore"),
     ("accumulate", 0),
+    ("precision", "float16"),
     ("clip_norm", -1.0),
     ("shards", 0),
     ("save_every", True),

@@ -173,6 +173,7 @@ ANOTHER = {  # name in the message: what differs
     "accumulate": {"accumulate": 2},
     "clip_norm": {"clip_norm": 0.5},
     "nonfinite": {"nonfinite": "skip"},
+    "precision": {"precision": "bfloat16"},
     "strategy": {"strategy": sn.parallel.ParameterServer()},
     "order": {"strategy": sn.parallel.AllReduce(order="fast")},
     "compression": {"strategy": sn.parallel.AllReduce(sn.parallel.TopK(0.5))},
@@ -202,6 +203,7 @@ def test_each_field_of_the_identity_of_a_run_has_a_test(tmp_path):
         "base_lrs",
         "schedule",
         "sampler",
+        "products",  # tests/trainer/test_precision.py
     }
     assert set(identity) == {*ANOTHER, *of_parts, "devices", "parts"}  # tests/parallel/pool, tests/parallel/model
 

@@ -20,6 +20,7 @@ from . import (
     elementwise,
     first_run,
     gemm,
+    gemm_bfloat16,
     guards,
     movement,
     norm,
@@ -121,6 +122,7 @@ _COMPILED: dict[str, Any] = {
     "matmul": gemm.matmul,
     "batched_matmul": gemm.batched_matmul,
     "linear": _linear,
+    "matmul_bfloat16": gemm_bfloat16.matmul_bfloat16,
 }
 
 KERNELS = {name: kernel if name in ANY_LAYOUT else _guarded(name, kernel) for name, kernel in _COMPILED.items()}

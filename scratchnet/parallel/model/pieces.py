@@ -139,7 +139,7 @@ class Stages:
                 batch = plan.stand_ins(n)
             loss = None
             with contextlib.suppress(Left), others_seeded(replica.generator, False), tracing.into(run):
-                loss = shard_loss(replica.model, replica.loss, batch, replica.generator)
+                loss = shard_loss(replica.model, replica.loss, batch, replica.generator, replica.settings.precision)
         if missing := set(stage.leaves) - run.outputs.keys():
             raise ConfigError(f"{WHO}: expected a forward that reads what op {min(missing)} gives, as before")
         if s + 1 < len(plan.stages):

@@ -130,7 +130,7 @@ def _traced(replica: Any, positions: np.ndarray) -> tuple[Trace, Any]:
         trace = Trace(parameters, buffers, fields)
         seed_others(settings.seed, 0, 1)
         with tracing.into(trace):
-            shard_loss(settings.model, settings.loss, batch, Generator(settings.seed))
+            shard_loss(settings.model, settings.loss, batch, Generator(settings.seed), settings.precision)
     trace.check_no_change()
     trace.tensors, trace._kept = [], []
     like = _mapped(batch, lambda t: Made("", t.shape, t.dtype, tuple(range(t.ndim))))

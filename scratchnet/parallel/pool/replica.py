@@ -93,7 +93,8 @@ class Replica:
                 samples = gathered(replica.dataset, positions, settings.seed, 0)
                 replica.reading = time.monotonic() - began
                 batch = tensors_of(samples, replica.tensor)
-                shard_loss(settings.model, settings.loss, batch, Generator(settings.seed)).sum().backward()
+                generator = Generator(settings.seed)
+                shard_loss(settings.model, settings.loss, batch, generator, settings.precision).sum().backward()
             trained = [i for i, state in enumerate(states) if state.param.grad is not None]
             by_rows = [i for i in trained if isinstance(states[i].param.grad, RowGradient)]
         replica.layout = PageLayout(settings.model, settings.optimizer, trained, by_rows)
@@ -185,7 +186,7 @@ class Replica:
         arrays += [extent.of(slot) for extent in layout.buffers]
         with self.bound(arrays):
             with self.streams_kept(), others_seeded(self.generator, self.settings.jit):
-                loss = shard_loss(self.model, self.loss, batch, self.generator)
+                loss = shard_loss(self.model, self.loss, batch, self.generator, self.settings.precision)
                 require_finite(loss)
                 loss.backward(Tensor._wrap(scale._data.reshape(loss.shape), self.device))
             gradients = {i: p.grad for i, p in zip(layout.parameters, parameters, strict=True)}

@@ -1,0 +1,17 @@
+"""The reference kernels of half precision: operands are rounded, products are added up in float32."""
+
+import numpy as np
+
+from . import reference
+
+
+def _bfloat16(x):
+    """float32 x rounded to the nearest bfloat16, ties to even: bfloat16 is the upper half of a float32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), bits | np.uint32(0x400000), rounded).view(np.float32).astype(x.dtype)
+
+
+def matmul_bfloat16(a, b, out, transpose_a=False, transpose_b=False):
+    """batched_matmul of a and b, float32, rounded to the nearest bfloat16, ties to even; sums are float32."""
+    reference.batched_matmul(_bfloat16(a), _bfloat16(b), out, transpose_a, transpose_b)

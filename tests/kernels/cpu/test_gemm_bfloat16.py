@@ -1,0 +1,85 @@
+"""Products of bfloat16 on the CPU: the bits of both ways, and which one is taken."""
+
+import numpy as np
+import pytest
+from messages import error_line
+from sizes import JIT
+
+from scratchnet import errors
+from scratchnet.kernels import device
+from scratchnet.kernels.cpu import gemm, gemm_bfloat16
+from scratchnet.native import tiles
+
+needs_units = pytest.mark.skipif(not (JIT and tiles.are_there()), reason="a CPU without matrix units")
+
+SHAPES = [(1, 1, 1, 1), (1, 16, 32, 16), (1, 33, 65, 17), (3, 20, 40, 50), (1, 5, 0, 3)]
+SHAPES += [(1, 33, 1056, 520)] * JIT  # more than one part of op(b)
+
+
+def operands(count, m, k, n, transpose_a, transpose_b):
+    rng = np.random.default_rng(m + k + n)
+    a = rng.standard_normal((count, k, m) if transpose_a else (count, m, k)).astype(np.float32)
+    b = rng.standard_normal((count, n, k) if transpose_b else (count, k, n)).astype(np.float32)
+    return a, b, np.full((count, m, n), np.nan, np.float32)
+
+
+@pytest.mark.parametrize("flags", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_widened_factors_have_the_bits_of_their_float32_product(shape, flags):
+    a, b, out = operands(*shape, *flags)
+    expected = np.empty_like(out)
+    gemm_bfloat16.WAYS["widened"](a, b, out, *flags)
+    for i in range(len(out)):
+        gemm.matmul(tiles.bfloat16(a[i]), tiles.bfloat16(b[i]), expected[i], *flags)
+    assert out.tobytes() == expected.tobytes()
+
+
+@needs_units
+@pytest.mark.parametrize("flags", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tiles_have_the_bits_of_the_definition(shape, flags):
+    a, b, out = operands(*shape, *flags)
+    gemm_bfloat16.WAYS["tiles"](a, b, out, *flags)
+    left, right = (tiles.bfloat16(x.swapaxes(1, 2) if turned else x) for x, turned in zip((a, b), flags, strict=True))
+    k = shape[2]
+    left, right = np.pad(left, ((0, 0), (0, 0), (0, -k % 32))), np.pad(right, ((0, 0), (0, -k % 32), (0, 0)))
+    expected = np.zeros_like(out)
+    for i in range(len(out)):
+        for t in range(0, left.shape[2], 32):
+            expected[i] = tiles.add_tiles(expected[i], left[i, :, t : t + 32], right[i, t : t + 32])
+    assert out.tobytes() == expected.tobytes()
+
+
+def test_the_way_of_the_environment_is_taken_or_refused(monkeypatch):
+    monkeypatch.setenv(gemm_bfloat16.VARIABLE, "widened")
+    assert gemm_bfloat16.way.__wrapped__() == "widened"
+    monkeypatch.setenv(gemm_bfloat16.VARIABLE, "fast")
+    with pytest.raises(errors.ConfigError, match=r"SCRATCHNET_BFLOAT16.*got 'fast'") as error:
+        gemm_bfloat16.way.__wrapped__()
+    error_line(error)
+
+
+def test_another_way_is_taken_only_where_it_is_clearly_faster(monkeypatch):
+    for seconds, expected in (({"widened": 1.2, "tiles": 0.9}, "tiles"), ({"widened": 1.0, "tiles": 0.9}, "widened")):
+        monkeypatch.setattr(gemm_bfloat16, "measured", lambda ways, seconds=seconds: seconds)
+        assert gemm_bfloat16._fastest(["widened", "tiles"]) == expected
+
+
+def test_the_way_is_measured_once_for_all_processes(monkeypatch, tmp_path):
+    from scratchnet.native import cache
+
+    monkeypatch.setattr(cache, "writable_folder", lambda: tmp_path)
+    asked = []
+    for _ in range(2):
+        assert cache.kept_text("answer", lambda: asked.append(1) or "tiles") == "tiles"
+    assert asked == [1]
+    monkeypatch.setattr(cache, "writable_folder", lambda: None)
+    assert cache.kept_text("answer", lambda: "tiles") is None
+
+
+def test_operands_of_other_layouts_and_empty_ones_are_taken():
+    kernel = device("cpu").matmul_bfloat16
+    a, b, out = operands(2, 3, 4, 5, False, False)
+    kernel(np.asfortranarray(a), b[:, ::-1][:, ::-1], out)
+    np.testing.assert_allclose(out, tiles.bfloat16(a) @ tiles.bfloat16(b), rtol=1e-5, atol=1e-5)
+    kernel(a[:0], b[:0], out[:0])

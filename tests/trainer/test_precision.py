@@ -1,0 +1,79 @@
+"""Training in bfloat16: the same bits for any workers, deaths and recordings; what the run says and remembers."""
+
+import numpy as np
+import pytest
+from messages import error_line
+
+import scratchnet as sn
+from scratchnet.trainer import identity
+
+X = np.random.default_rng(0).standard_normal((48, 20)).astype(np.float32)
+DATA = sn.data.TensorDataset(X, (X[:, 0] > 0).astype(np.int64))
+
+
+def trained(epochs=2, dtype="float32", resume=None, **options):
+    sn.manual_seed(0)
+    model = sn.nn.MLP(20, 24, 2).to(dtype=dtype)
+    options = {"precision": "bfloat16", "progress": False, "shards": 4} | options
+    trainer = sn.Trainer(model, sn.optim.SGD(model.parameters(), 0.1, 0.9), sn.nn.CrossEntropyLoss(), **options)
+    trainer.fit(sn.data.DataLoader(DATA, 16, shuffle=True), epochs=epochs, resume=resume)
+    return b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return trained()
+
+
+@pytest.mark.parametrize(
+    "options", [{"jit": False}, {"workers": 2}, {"clip_norm": 1e9}, {"device": "numpy"}], ids=lambda o: next(iter(o))
+)
+def test_bits_do_not_depend_on_who_computes(options, alone):
+    if "device" in options:  # another table, with other bits, but as close as float32 is
+        with sn.default_device("numpy"):
+            found = np.frombuffer(trained(), np.float32)
+        np.testing.assert_allclose(found, np.frombuffer(alone, np.float32), atol=2e-3)
+    else:
+        assert trained(**options) == alone
+    assert alone != trained(precision="float32")
+
+
+def test_a_run_goes_on_with_the_same_bits(alone, tmp_path):
+    trained(epochs=1, folder=tmp_path)
+    assert trained(folder=tmp_path, resume="auto") == alone
+
+
+def test_a_run_whose_products_were_added_up_in_another_order_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(identity, "order_of_bfloat16", lambda: "elsewhere")
+    trained(epochs=1, folder=tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(sn.CheckpointError, match="expected products=elsewhere, as saved, got ") as error:
+        trained(folder=tmp_path, resume="auto")
+    error_line(error)
+
+
+def test_a_model_of_float64_is_refused():
+    with pytest.raises(sn.ConfigError, match=r"parameters of float32 .*got float64 in 'linear1\.weight'") as error:
+        trained(dtype="float64")
+    error_line(error)
+
+
+def test_a_run_says_how_its_products_are_computed(capsys):
+    trained(epochs=1, progress=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("bfloat16 products, added up in float32: ") for line in lines) == 1
+    trained(epochs=1, progress=True, precision="float32")
+    assert "bfloat16" not in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_is_found():
+    model = sn.nn.MLP(20, 24, 2)
+    with sn.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1e30
+    trainer = sn.Trainer(
+        model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss(), progress=False, precision="bfloat16"
+    )
+    with pytest.raises(sn.NonFiniteError, match=r"step 0, shard 0, from ") as error:
+        trainer.fit(sn.data.DataLoader(DATA, 16))
+    error_line(error)
