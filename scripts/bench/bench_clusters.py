@@ -235,7 +235,7 @@ def large(comm: Any, source: str, store: str, groups: str) -> dict[str, Any]:
         "private MB": int(status["RssAnon"].split()[0]) >> 10,
         "most resident MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
         "most in its group MB": int((own / "memory.max_usage_in_bytes").read_text()) >> 20 if groups else None,
-        "failures of its group": (own / "memory.oom_control").read_text().split()[-1] if groups else None,
+        "killed for memory": (own / "memory.oom_control").read_text().split()[-1] if groups else None,
         "digest": hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()[:16],
     }
 

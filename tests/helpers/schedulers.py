@@ -45,19 +45,23 @@ def talk(comm):
     return comm.rank
 
 
-def check_loss(run, tmp_path, lose, restarts=0):
-    """`lose(pids)` takes a part of the cluster while ranks run: the job ends, and no rank is left."""
+def check_loss(run, tmp_path, lose, comes_back=True):
+    """`lose(pids)` takes a part of the cluster while ranks run: they all end, and start again where it comes back."""
     seen = []
 
     def watch():
         seen.extend(ranks.processes_in(tmp_path, 2, START))
+        (tmp_path / ranks.AGAIN).touch()
         lose(seen)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     begin = time.monotonic()
-    with pytest.raises(WorkerError, match=r"\.run: rank [01] (was lost|ended|was killed)"):
-        run(ranks.wait_long, str(tmp_path), ranks=2)
+    if comes_back:
+        assert run(ranks.wait_long, str(tmp_path), ranks=2, restarts=1) == ranks.expected(2)
+    else:
+        with pytest.raises(WorkerError, match=r"\.run: rank [01] was lost: "):
+            run(ranks.wait_long, str(tmp_path), ranks=2, restarts=1)
     watcher.join()
     assert time.monotonic() - begin < START and len(seen) == 2 and ranks.gone(seen)
 

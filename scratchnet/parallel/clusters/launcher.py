@@ -251,7 +251,8 @@ class _Attempt:
             how = f"was lost: {self.trouble or 'its task ended, or the scheduler ended it'}"
         elif errors:
             rank, how = min((n, f"raised {error['message']}") for n, error in errors.items())
-        raise Lost(f"{name}.run: rank {rank} {how}", rank, number)
+        kind = WorkerError if "cancel" in self.trouble.lower() else Lost  # who cancels a job wants no restart
+        raise kind(f"{name}.run: rank {rank} {how}", rank, number)
 
 
 def _check_versions(name: str, found: list[dict[str, Any]]) -> None:
