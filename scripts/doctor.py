@@ -6,6 +6,7 @@ mpirun -n 4 python scripts/doctor.py    # every pair of ranks exchanges; a bad l
 """
 
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ import numpy as np
 
 import scratchnet as sn
 from scratchnet.flags import flag, run_script
+from scratchnet.kernels import order_of_bfloat16
 from scratchnet.native import cache
 from scratchnet.native.limits import available_bytes, cores
 from scratchnet.parallel.comm.job import started_as
@@ -113,6 +115,19 @@ def kernels() -> str:
         best = min(best, time.perf_counter() - start)
     speed, count = 2 * 512**3 / best / 1e9, sn.get_num_threads()
     return f"512x512x512 as NumPy computes it, at {speed:.0f} GFLOP/s with {count} threads"
+
+
+def half_precision() -> str:
+    """How the same product is computed in bfloat16, and what that brings."""
+    x, y = (sn.rand(512, 512) for _ in range(2))
+    seconds = dict.fromkeys(("float32", "bfloat16"), float("inf"))
+    for _, name in itertools.product(range(5), seconds):
+        with sn.precision(name):
+            start = time.perf_counter()
+            x @ y
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    ratio = seconds["float32"] / seconds["bfloat16"]
+    return f"bfloat16 takes the way {order_of_bfloat16()!r}, at {ratio:.1f} times the speed of float32"
 
 
 def threads() -> str:
@@ -236,7 +251,8 @@ def extras() -> str:
 
 
 CHECKS: list[Callable[[], str]] = [
-    packages, processor, memory, shared_memory, kernel_cache, kernels, threads, workers, mpi, gpu, data_sets, extras,
+    packages, processor, memory, shared_memory, kernel_cache, kernels, half_precision, threads, workers, mpi, gpu,
+    data_sets, extras,
 ]  # fmt: skip
 
 
