@@ -119,7 +119,7 @@ def on_paper() -> Iterator[list]:
 # training on a GPU: 4096 rows of 1024 features, a softmax over 4096 classes, products from large to small.
 M, K, N = 4096, 1024, 1024
 LONG, SHORT = (8192, 4096), (65536, 10)
-PRODUCTS = (M, K, N), (1024, 1024, 1024), (256, 784, 512)
+PRODUCTS = (M, K, N), (1024, 1024, 1024), (256, 784, 512), (64, 784, 128)
 FLAT, BROADCAST = [(M, N)] * 3, [(M, N), (N,), (M, N)]
 REDUCED = [(*LONG, 1), (1, M * N, 1), (1, *LONG), (*SHORT, 1)]
 STANDARDIZED = [(*LONG, 1), (1, M, N), (M, 128, 1)]

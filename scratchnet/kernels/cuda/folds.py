@@ -74,3 +74,36 @@ def folding(name: str, dtype: np.dtype, threads: int, columns: int, warp: int, s
         return value
 
     return fold
+
+
+@cache
+def folding_lanes(name: str, dtype: np.dtype, lanes: int, shuffles: bool) -> Callable:
+    """fold(value, own, shared) -> the fold over the `lanes` neighbours, a power of two up to a warp, of a thread."""
+    function = scalars(dtype)[OPERATIONS[name]]
+    if shuffles:
+
+        @device
+        def fold_lanes(value, own, shared):
+            step = lanes // 2
+            while step > 0:
+                value = function(value, cuda.shfl_xor_sync(ALL_LANES, value, step))
+                step //= 2
+            return value
+
+        return fold_lanes
+
+    @device
+    def fold_lanes_in_memory(value, own, shared):
+        shared[own] = value
+        cuda.syncthreads()
+        step = lanes // 2
+        while step > 0:
+            if own % lanes < step:
+                shared[own] = function(shared[own], shared[own + step])
+            cuda.syncthreads()
+            step //= 2
+        result = shared[own - own % lanes]
+        cuda.syncthreads()
+        return result
+
+    return fold_lanes_in_memory

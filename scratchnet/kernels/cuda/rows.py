@@ -1,4 +1,4 @@
-"""Softmax and cross-entropy: each block takes a row, and reads it from memory once and then from the cache.
+"""Softmax and cross-entropy: a block takes a long row, or many short ones, and reads them once, then from the cache.
 
 It computes the row's maximum, then the sum of exp(x - maximum), then the result: only this last pass differs between
 kernels. Neighbouring threads read neighbouring elements.
@@ -12,8 +12,7 @@ import numpy as np
 
 from . import tuning
 from .compile import Kernel, cuda, device, exp, kernel, launch, log
-from .folds import folding, neutral
-from .reduce import row_threads
+from .folds import folding, folding_lanes, neutral
 
 
 @cache
@@ -69,58 +68,75 @@ def _ends(dtype: np.dtype, threads: int) -> dict[str, Callable]:
     return {end.__name__: device(end) for end in ends}
 
 
+def _folding(name: str, dtype: np.dtype, lanes: int, threads: int, warp: int, shuffles: bool) -> Callable:
+    """The fold over the threads of a row."""
+    if lanes < threads:
+        return folding_lanes(name, dtype, lanes, shuffles)
+    return folding(name, dtype, threads, 1, warp, shuffles)
+
+
 @cache
-def exponential_rows(name: str, dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Kernel:
-    fold_max, fold_sum = (folding(fold, dtype, threads, 1, warp, shuffles) for fold in ("max", "sum"))
-    end, kind, LOWEST, ZERO = _ends(dtype, threads)[name], numba.from_dtype(dtype), neutral("max", dtype), dtype.type(0)
-    HAS_LIMIT = name == "logsumexp"  # a row of -inf gives -inf, not NaN
+def exponential_rows(name: str, dtype: np.dtype, lanes: int, threads: int, warp: int, shuffles: bool) -> Kernel:
+    """lanes: threads of a row. All threads of a block take part in all folds, also those beyond the last row."""
+    fold_max, fold_sum = (_folding(fold, dtype, lanes, threads, warp, shuffles) for fold in ("max", "sum"))
+    end, kind, LOWEST, ZERO = _ends(dtype, lanes)[name], numba.from_dtype(dtype), neutral("max", dtype), dtype.type(0)
+    HAS_LIMIT, ROWS = name == "logsumexp", threads // lanes  # a row of -inf gives -inf, not NaN
 
     @kernel(threads)
     def loop(g, x, labels, out, n):
         shared = cuda.shared.array(threads, kind)
-        own = cuda.threadIdx.x
-        for row in range(cuda.blockIdx.x, x.size // n, cuda.gridDim.x):
+        own, lane, rows = cuda.threadIdx.x, cuda.threadIdx.x % lanes, x.size // n
+        for first in range(cuda.blockIdx.x * ROWS, rows, cuda.gridDim.x * ROWS):
+            row = first + own // lanes
+            end_of_row = row * n + n if row < rows else 0
             top = LOWEST
-            for i in range(row * n + own, row * n + n, threads):
+            for i in range(row * n + lane, end_of_row, lanes):
                 top = top if (top >= x[i]) | (top != top) else x[i]
             top = fold_max(top, own, shared)
             if HAS_LIMIT:
                 top = top if top - top == ZERO else ZERO
             total = ZERO
-            for i in range(row * n + own, row * n + n, threads):
+            for i in range(row * n + lane, end_of_row, lanes):
                 total += exp(x[i] - top)
-            end(g, x, labels, out, row, n, own, top, fold_sum(total, own, shared))
+            total = fold_sum(total, own, shared)
+            if row < rows:
+                end(g, x, labels, out, row, n, lane, top, total)
 
     return loop
 
 
 @cache
-def softmax_grad_rows(dtype: np.dtype, threads: int, warp: int, shuffles: bool) -> Kernel:
-    fold_sum = folding("sum", dtype, threads, 1, warp, shuffles)
-    kind, ZERO = numba.from_dtype(dtype), dtype.type(0)
+def softmax_grad_rows(dtype: np.dtype, lanes: int, threads: int, warp: int, shuffles: bool) -> Kernel:
+    fold_sum = _folding("sum", dtype, lanes, threads, warp, shuffles)
+    kind, ZERO, ROWS = numba.from_dtype(dtype), dtype.type(0), threads // lanes
 
     @kernel(threads)
     def loop(g, y, out, n):
         shared = cuda.shared.array(threads, kind)
-        own = cuda.threadIdx.x
-        for row in range(cuda.blockIdx.x, out.size // n, cuda.gridDim.x):
+        own, lane, rows = cuda.threadIdx.x, cuda.threadIdx.x % lanes, out.size // n
+        for first in range(cuda.blockIdx.x * ROWS, rows, cuda.gridDim.x * ROWS):
+            row = first + own // lanes
+            end_of_row = row * n + n if row < rows else 0
             total = ZERO
-            for i in range(row * n + own, row * n + n, threads):
+            for i in range(row * n + lane, end_of_row, lanes):
                 total += g[i] * y[i]
             total = fold_sum(total, own, shared)
-            for i in range(row * n + own, row * n + n, threads):
+            for i in range(row * n + lane, end_of_row, lanes):
                 out[i] = y[i] * (g[i] - total)
 
     return loop
 
 
 def _by_rows(make: Callable[..., Kernel], x, *arrays) -> None:
-    """Launches a kernel with one block for each row of x."""
+    """Launches a kernel whose blocks take rows of x: one of many elements, or as many short ones as they have room."""
     rows, n = x.shape
     if rows and n:
-        numbers, threads = tuning.current(), row_threads(n)
-        loop = make(x.dtype, threads, numbers.warp, numbers.shuffles)
-        launch(loop, min(rows, numbers.blocks), threads, *arrays, n)
+        numbers = tuning.current()
+        threads = lanes = numbers.threads
+        if n <= numbers.small_rows:
+            lanes = min(1 << (n - 1).bit_length(), numbers.warp)
+        loop = make(x.dtype, lanes, threads, numbers.warp, numbers.shuffles)
+        launch(loop, min(-(-rows // (threads // lanes)), numbers.blocks), threads, *arrays, n)
 
 
 def _exponential(name: str, g, x, labels, out) -> None:

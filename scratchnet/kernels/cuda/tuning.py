@@ -48,7 +48,7 @@ class Tuning:
     tiles_of_8_bytes: tuple[Tile, ...] = (Tile(64, 64, 8, 4, 4), Tile(32, 32, 16, 4, 2))
     multiprocessors: int = 108
     few: Tile = Tile(16, 16, 16, 4, 4)
-    few_of_8_bytes: Tile = Tile(16, 16, 8, 4, 2)
+    few_of_8_bytes: Tile = Tile(16, 16, 8, 4, 4)
     groups: int = 8
     few_terms: int = 2048
 

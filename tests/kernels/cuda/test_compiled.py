@@ -12,7 +12,7 @@ from sizes import THOROUGH
 NEEDS = "compiled"
 
 HOT = {"unary", "binary", "folding_strips", "exponential_rows", "product"}
-HOT |= {"standardizing", "folding_rows", "dropping", "sgd_step", "adam_step"}
+HOT |= {"standardizing", "folding_rows", "dropping", "updating"}
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU
 
 

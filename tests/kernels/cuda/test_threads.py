@@ -30,6 +30,10 @@ def numbers(below, n):
     return RNG.integers(0, below, n)
 
 
+SHORT_ROWS = [  # a warp takes several of them, and exchanges values without a barrier where it has shuffles
+    ("softmax", (floats(29, 3),), (29, 3), "f", ()),
+    ("softmax_grad", (floats(29, 4), floats(29, 4)), (29, 4), "f", ()),
+]
 # Calls whose kernels have barriers: name, inputs, shape and dtype of the result, numbers.
 CALLS = [
     ("sum", (floats(2, 40, 1),), (2, 1), "f", ()),
@@ -44,6 +48,7 @@ CALLS = [
     ("transposed copy", (floats(9, 13),), (13, 9), "f", ()),
     ("softmax", (floats(9, 17),), (9, 17), "f", ()),
     ("softmax_grad", (floats(9, 17), floats(9, 17)), (9, 17), "f", ()),
+    *SHORT_ROWS,
     ("logsumexp", (floats(9, 17),), (9,), "f", ()),
     ("log_softmax", (floats(9, 17),), (9, 17), "f", ()),
     ("cross_entropy", (floats(9, 17), numbers(17, 9)), (9,), "f", ()),
@@ -105,7 +110,7 @@ def test_every_barrier_is_missed_when_it_is_taken_out(call, shuffles):
         found = {barrier for function in run(call)[1] for barrier in barriers_of(function)}
         if call[0] == "update of a layer":  # whose folds use shared memory once; "sum" takes out their barriers
             found = {barrier for barrier in found if barrier[0] == "multiply_few"}
-        assert found
+        assert bool(found) != (shuffles and any(call is short for short in SHORT_ROWS))
         for barrier in found:
             for order in ORDERS:
                 with pytest.raises(ContractError, match=r"without a barrier|before it is written"):
