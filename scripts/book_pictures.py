@@ -42,16 +42,16 @@ def five_steps(path: Path) -> None:
 HOUSE = (  # floors, from the top: what a box is called, and the files that it is
     {"scripts, a page each": "../scripts/*.py"},
     {"Trainer": "trainer/*", "callbacks": "callbacks/*", "scikit-learn": "sklearn/*"},
-    {"machines (MPI)": "parallel/mpi/*", "processes (pool)": "parallel/pool/*", "strategies": "parallel/*.py",
-     "collectives": "parallel/comm/*"},
+    {"schedulers": "parallel/clusters/*", "machines (MPI)": "parallel/mpi/*", "processes (pool)": "parallel/pool/*",
+     "model in parts": "parallel/model/*", "strategies": "parallel/*.py", "collectives": "parallel/comm/*"},
     {"recorded steps (jit)": "jit/*"},
     {"layers (nn)": "nn/**/*", "optimizers": "optim/*", "data": "data/**/*", "files (formats)": "formats/**/*"},
     {"tensors": "tensor.py", "functions": "[cfw]*.py", "autograd": "autograd.py"},
     {"ops: each function beside its derivative": "ops/*"},
-    {"kernels: NumPy decides": "kernels/*.py", "kernels: cpu": "kernels/cpu/*", "kernels: cuda": "kernels/cuda/*"},
+    {"kernels: NumPy": "kernels/*.py", "kernels: cpu": "kernels/cpu/*", "kernels: cuda": "kernels/cuda/*"},
     {"native: Python becomes machine code": "native/*"},
 )  # fmt: skip
-LEAST = 0.18  # of the picture, the width of a box
+LEAST = 0.16  # of the picture, the width of a box
 
 
 def house(path: Path) -> None:
@@ -130,14 +130,18 @@ def costs(path: Path) -> None:
     sn.report.plot_costs(sn.report.measure_costs(workers=2), path)
 
 
-def timeline(path: Path) -> None:
-    model, optimizer, x, y = network(256)
+def timeline(path: Path, strategy: Any = "all_reduce", units: int = 256, steps: int = 3) -> None:
+    model, optimizer, x, y = network(units)
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/run.json"
-        options = {"workers": 2, "shards": 8, "progress": False, "timeline": file}
+        options = {"workers": 2, "shards": 8, "progress": False, "timeline": file, "strategy": strategy}
         trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), **options)
         trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x.numpy(), y.numpy()), batch_size=128), epochs=20)
-        sn.report.plot_timeline(file, path)
+        sn.report.plot_timeline(file, path, steps)
+
+
+def pipeline(path: Path) -> None:
+    timeline(path, sn.parallel.Pipeline(stages=2), 1024, 2)
 
 
 A100 = "NVIDIA A100, data sheet", 19.5e12, 1555e9  # float32 operations and bytes a second
@@ -331,7 +335,8 @@ def scaling(path: Path, deviation: float = 0.05) -> None:
 
 LINES = "-", "--", "-.", ":", (0, (5, 1))
 PICTURES = (
-    five_steps, house, record, program, speedup, costs, timeline, roofline, bubbles, kill, links, scaling,
+    five_steps, house, record, program, speedup, costs, timeline, roofline, bubbles, pipeline, kill, links,
+    scaling,
 )  # fmt: skip
 
 
