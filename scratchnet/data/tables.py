@@ -360,7 +360,10 @@ def _labels(table: Table, name: str, classes: bool | None, known: Any) -> tuple[
 
 
 def label_numbers(table: Table, name: str, like: Any) -> tuple[np.ndarray, Any]:
-    """(labels, names of the classes) of a column of classes."""
+    """(labels, names of the classes) of a column of classes. Raises DataError for a number with a fraction."""
+    for row, cell in enumerate(table.columns[name] if like is None else ()):
+        if is_number(cell) and not _is_whole(cell):
+            raise table.refuse(row, name, "a class, a name or a whole number")
     return _labels(table, name, True, None if like is None else like.classes)
 
 

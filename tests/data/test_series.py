@@ -38,7 +38,8 @@ def test_the_test_file_takes_length_and_classes_of_the_training(write):
 def test_what_does_not_fit_is_refused(write, tmp_path):
     train = from_ts(write("1,2:10\n7:9\n"))
     with pytest.raises(DataError, match=r"line 3: expected a class of the training .9, 10., found '8'"):
-        from_ts(write("1:8\n", "test.ts"), like=train)
+        (tmp_path / "test.ts").write_text("@classLabel true 8 9\n@data\n1:8\n")
+        from_ts(tmp_path / "test.ts", like=train)
     with pytest.raises(DataError, match="expected 1 channels as in the training, found 2"):
         from_ts(write("1:2:9\n", "test.ts"), like=train)
     with pytest.raises(ConfigError, match="length: expected that of `like`, 2, got 3"):

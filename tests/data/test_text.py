@@ -59,6 +59,7 @@ BAD = {
     "no words": ("text,label\na,yes\n ,no\n", {}, "line 3: column 'text': expected a sentence, found ''"),
     "no class": ("text,label\na,yes\nb,\n", {}, "line 3: column 'label': expected a class, found ''"),
     "one class": ("text,label\na,yes\nb,yes\n", {}, "at least two classes"),
+    "a value": ("text,label\na,1\nb,2.5\n", {}, "line 3: column 'label': expected a class, a name or a whole number"),
     "no column": ("words,label\na,yes\n", {}, "expected a column 'text', found 'words', 'label'"),
     "new class": ("text,label\na,perhaps\n", {"like": REVIEWS}, "a class of the training (no, yes), found 'perhaps'"),
 }

@@ -38,15 +38,19 @@ def read_ts(path: str | os.PathLike) -> Series:
     start = next((k for k, (_, line) in enumerate(lines) if line.lower() == "@data"), None)
     if start is None:
         raise DataError(f"{path}: expected a line @data, found none")
-    header = dict(line[1:].lower().split(maxsplit=1) for _, line in lines[:start] if " " in line)
-    if header.get("timestamps", "false") != "false":
-        raise DataError(f"{path}: expected series without time stamps, found @timeStamps {header['timestamps']}")
-    labelled = header.get("classlabel", "false").startswith("true")
+    pairs = [line[1:].split(maxsplit=1) for _, line in lines[:start] if " " in line]
+    header = {name.lower(): value.split() for name, value in pairs}
+    if (stamps := header.get("timestamps", ["false"])[0]).lower() != "false":
+        raise DataError(f"{path}: expected series without time stamps, found @timeStamps {stamps}")
+    labelled, *classes = header.get("classlabel", ["false"])
     found = Series(path, [], [], [])
     for i, line in lines[start + 1 :]:
         cells = line.split(":")
-        if labelled:
-            found.labels.append(cells.pop().strip())
+        if labelled.lower() == "true":
+            found.labels.append(label := cells.pop().strip())
+            if classes and label not in classes:
+                known = ", ".join(classes)
+                raise DataError(f"{path}: line {i}: expected a class of @classLabel ({known:.80}), found {label!r:.60}")
         try:
             channels = [[float(cell) for cell in channel.split(",")] for channel in cells]
         except ValueError as error:

@@ -29,6 +29,7 @@ def test_series_of_any_length_are_read_with_their_labels(tmp_path):
         (HEAD + "1,2:3:a\n", "line 6: expected channels of one length, found .2, 1."),
         (HEAD + "1,2:3,4:a\n1,2:b\n", "line 7: expected 2 channels of one length, found .2."),
         (HEAD.replace("false", "true") + "1:a\n", "expected series without time stamps"),
+        (HEAD + "1:a\n2:A\n", r"line 7: expected a class of @classLabel .a, b., found 'A'"),
         (HEAD, "expected a series after @data, found none"),
         ("1,2,3\n", "expected a line @data, found none"),
         (b"\xff\xfe", "expected text in UTF-8"),
