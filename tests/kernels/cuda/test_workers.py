@@ -31,7 +31,16 @@ def nothing_is_left():
 
 
 def make(
-    device="cpu", workers=1, devices=None, *, norm=sn.nn.LayerNorm, loss=None, shards=3, optimizer=None, samples=FEW, **options
+    device="cpu",
+    workers=1,
+    devices=None,
+    *,
+    norm=sn.nn.LayerNorm,
+    loss=None,
+    shards=3,
+    optimizer=None,
+    samples=FEW,
+    **options,
 ):
     sn.manual_seed(1)
     first = sn.nn.Linear(FEATURES, 4, bias=False)
