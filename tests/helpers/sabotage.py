@@ -48,7 +48,7 @@ def arrival_order(folder):
         return result
 
     class Arrived(Slice):
-        def __init__(self, replica, part, old, new, slots, of_buffers=None):
+        def __init__(self, replica, part, old, new, slots, *of_buffers_and_stage):
             super().__init__(Exact(replica, part, old, new, slots))
             self.of, self.slots, self.shards = (replica, part, old, new), slots, replica.shards
 
@@ -82,7 +82,7 @@ def in_place(folder):
     """An update overwrites what it reads, so that it cannot be done again."""
 
     class InPlace(Slice):
-        def __init__(self, replica, part, old, new, slots, of_buffers=None):
+        def __init__(self, replica, part, old, new, slots, *of_buffers_and_stage):
             self.both = Exact(replica, part, old, new, slots)
             super().__init__(Exact(replica, part, old, old, slots))
 

@@ -87,6 +87,7 @@ OTHER_WEIGHTS = {  # flag: its value, and what else is given with and without it
     "accumulate": (2, {}),
     "clip_norm": (0.01, {}),
     "device": ("numpy", {}),
+    "precision": ("bfloat16", {}),
 }
 SAME_WEIGHTS = {
     "workers": (2, {"shards": 2}, lambda run, folder: "2 workers, 2 shards" in run.said and run.engine == "Pool"),

@@ -160,8 +160,8 @@ FROM python:3.12-slim
 RUN apt-get update && apt-get install -y --no-install-recommends openssh-server && rm -rf /var/lib/apt/lists/* \\
  && mkdir -p /run/sshd && sed -i "s/[ #].*StrictHostKeyChecking.*/    StrictHostKeyChecking no/" /etc/ssh/ssh_config \\
  && sed -i "s/#StrictModes.*/StrictModes no/" /etc/ssh/sshd_config
-COPY . /scratchnet
-RUN pip install --no-cache-dir "/scratchnet[clusters,train]" && rm -rf /scratchnet
+COPY . /source
+RUN pip install --no-cache-dir "/source[clusters,train]" && rm -rf /source
 ENV PYTHONUNBUFFERED=1 SCRATCHNET_CACHE_DIR=/tmp/scratchnet
 """
 
