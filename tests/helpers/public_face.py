@@ -1009,7 +1009,9 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "parallel.ParameterServer": lambda: {"staleness": 0, "compression": None},
     "parallel.LocalSGD": lambda: {"every": 2, "warmup": 1},
     "parallel.TensorParallel": lambda: {"parts": 2, "plan": {"0": "columns"}},
-    "parallel.Pipeline": lambda: {"stages": 2, "cut": "auto", "schedule": "1f1b", "recompute": False, "parts": 1, "plan": None},
+    "parallel.Pipeline": lambda: (
+        {"stages": 2, "cut": "auto", "schedule": "1f1b", "recompute": False, "parts": 1, "plan": None}
+    ),
     "parallel.PowerSGD": lambda: {"rank": 2},
     "parallel.TopK": lambda: {"ratio": 0.1},
     **{f"parallel.{name}": dict for name in ("Float16", "Hogwild", "SerialCommunicator", "is_first_rank", "world")},
