@@ -20,6 +20,7 @@ TYPES: dict[str, dict[str, str]] = {  # precision -> the ops that have it, with 
 }
 
 _precision: ContextVar[str] = ContextVar("precision", default="float32")
+_outer: ContextVar[tuple[str, ...]] = ContextVar("outer precisions", default=())  # before each open `precision`
 current_precision = _precision.get
 
 
@@ -44,14 +45,15 @@ class precision:
 
     def __init__(self, name: str):
         self._name = checked_precision("precision", name)
-        self._before: list[str] = []
 
     def __enter__(self) -> None:
-        self._before.append(current_precision())
+        _outer.set((*_outer.get(), current_precision()))
         _precision.set(self._name)
 
     def __exit__(self, *exc_info: Any) -> None:
-        _precision.set(self._before.pop())
+        *outer, before = _outer.get()
+        _outer.set(tuple(outer))
+        _precision.set(before)
 
 
 def options_of(op: str) -> dict[str, str]:

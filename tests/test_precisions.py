@@ -1,5 +1,7 @@
 """The precision of products: which ops have it, where it is kept, and what is refused."""
 
+import threading
+
 import numpy as np
 import pytest
 from messages import error_line
@@ -84,6 +86,31 @@ def test_the_mode_is_nested_and_ends_with_its_block():
     with pytest.raises(ZeroDivisionError), half:
         raise ZeroDivisionError
     assert precisions.current_precision() == "float32"
+
+
+def test_threads_may_share_an_object_and_have_modes_of_their_own():
+    shared, inside, done = sn.precision("bfloat16"), threading.Event(), threading.Event()
+    found = {}
+
+    def first():
+        with sn.precision("bfloat16"), shared:
+            inside.set()
+            done.wait()
+        found["first"] = precisions.current_precision()
+
+    def second():
+        inside.wait()
+        with shared:
+            done.set()
+            thread.join()
+        found["second"] = precisions.current_precision()
+
+    thread = threading.Thread(target=first)
+    other = threading.Thread(target=second)
+    thread.start()
+    other.start()
+    other.join()
+    assert found == {"first": "float32", "second": "float32"}
 
 
 def test_a_recorded_step_has_the_precision_of_its_call():

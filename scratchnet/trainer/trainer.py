@@ -30,7 +30,7 @@ from ..parallel.placement import Placement
 from ..parallel.settings import Settings
 from ..parallel.shards import SHARDS, output_and_target, tensors_of
 from ..parallel.strategies import Strategy, strategy_of
-from ..precisions import checked_precision
+from ..precisions import checked_precision, current_precision, precision
 from ..sealed import Sealed
 from ..tensor import Tensor
 from .checks import check_dtype, check_hooks, check_loss, check_parts, check_schedule, step_schedule
@@ -232,6 +232,8 @@ class Trainer(Sealed):
             checks.path("fit: resume", resume)
         if checks.flag("fit: new_phase", new_phase) and resume is None:
             raise ConfigError("fit: expected resume='auto' or a file with new_phase=True, got neither")
+        if (around := current_precision()) != "float32":
+            raise ConfigError(f"fit: expected no sn.precision around it, got {around!r}; use Trainer(precision=...)")
         if self._is_running:
             raise ConfigError("fit: expected a Trainer at rest, got one whose run goes on; make another")
         self._check()
@@ -427,11 +429,11 @@ class Trainer(Sealed):
 
 @contextlib.contextmanager
 def _evaluating(model: Module) -> Iterator[None]:
-    """Evaluation mode without a graph; afterwards the mode is as before."""
+    """Evaluation mode without a graph, in float32; afterwards the modes are as before."""
     was_training = model.training
     model.eval()
     try:
-        with no_grad():
+        with no_grad(), precision("float32"):
             yield
     finally:
         model.train(was_training)

@@ -77,3 +77,15 @@ def test_a_loss_that_is_not_finite_is_found():
     with pytest.raises(sn.NonFiniteError, match=r"step 0, shard 0, from ") as error:
         trainer.fit(sn.data.DataLoader(DATA, 16))
     error_line(error)
+
+
+def test_the_precision_around_a_run_is_refused_and_does_not_reach_predictions():
+    model = sn.nn.MLP(20, 24, 2)
+    rule, loss = sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss()
+    trainer, loader = sn.Trainer(model, rule, loss, progress=False), sn.data.DataLoader(DATA, 16)
+    found = trainer.evaluate(loader), trainer.predict(X)
+    with sn.precision("bfloat16"):
+        with pytest.raises(sn.ConfigError, match="expected no sn\\.precision"):
+            trainer.fit(loader)
+        assert trainer.evaluate(loader) == found[0]
+        np.testing.assert_array_equal(trainer.predict(X), found[1])

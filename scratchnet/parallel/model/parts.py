@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
+from ...errors import ConfigError
 from ...nn import Module
 from .parts_layers import KINDS, Parted, PartedAttention, PartedSequential, Unit
 from .parts_plan import children_of, is_chain, plan_of, runs
@@ -30,7 +31,17 @@ class Network(Module):
         return {"model": self.model, "parts": self.parts, "plan": self.plan, "_seen": None}
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self._current()(*inputs, **named)
+        y = self._current()(*inputs, **named)
+        for twin, before in vars(self)["_made"]:
+            for name, value in vars(twin).items():
+                if name not in before or before[name] is not value:
+                    vars(self)["_seen"] = None
+                    raise ConfigError(
+                        "TensorParallel: expected a forward that sets no attribute of a module around layers that are "
+                        f"cut, as that is a copy, got {type(twin).__name__}.{name}; return it, or leave the layers out "
+                        "of plan="
+                    )
+        return y
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
         return self._current().named_modules()
@@ -45,7 +56,10 @@ class Network(Module):
         if not _are_same(seen, self._seen):
             cut, names = plan_of(self.model, self.parts, self.plan), dict(self.model.named_modules())
             kinds = {id(names[name]): kind for name, kind in cut.items()}
-            vars(self).update(_seen=seen, _copy=_Twins(kinds, self.parts).of(self.model))
+            twins = _Twins(kinds, self.parts)
+            copy = twins.of(self.model)
+            made = [(twin, dict(vars(twin))) for twin in twins.made.values() if twin not in modules]
+            vars(self).update(_seen=seen, _copy=copy, _made=made)
         return vars(self)["_copy"]
 
 
@@ -83,12 +97,13 @@ class _Twins:
             return module
         if not is_chain(module):
             return _twin(module, type(module), **twins)
-        called = list(children)
+        called, around = list(children), list[Any]()
         for run in runs(children, lambda layer, kind: self.kinds.get(id(layer)) == kind):
             layers = [children[name] for name in run]
-            twins[run[0]] = _twin(layers[0], Parted, _unit=self._unit(layers))
+            twins[run[0]] = _twin(layers[0], Parted, _unit=self._unit(layers), _around=around)
             called = [name for name in called if name not in run[1:]]
-        return _twin(module, PartedSequential, **twins, _called=tuple(called))
+        kind = type(f"Parted{type(module).__name__}", (PartedSequential, type(module)), {})  # with its other methods
+        return _twin(module, kind, **twins, _called=tuple(called), _around=around)
 
     def _unit(self, layers: list[Module]) -> Unit:
         kinds = [KINDS[type(layer)][self.kinds[id(layer)]] if id(layer) in self.kinds else None for layer in layers]
@@ -100,6 +115,11 @@ ATTENTION = {layer for layer, kinds in KINDS.items() if "heads" in kinds}
 
 def _twin(module: Module, kind: type, **own: Any) -> Module:
     """An object of this class with the attributes of the module, and others in their place."""
+    if "forward" in vars(module):
+        raise ConfigError(
+            "TensorParallel: expected the forward of its class in a module around layers that are cut, got one that "
+            f"was set, in {type(module).__name__}; leave its layers out of plan="
+        )
     twin: Module = object.__new__(kind)
     vars(twin).update(vars(module) | own)
     return twin

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import nn, ops, random
+from ...errors import ConfigError
 from ...nn import functional as F
 from ...nn.activations import ACTIVATIONS
 from ...nn.sequences.functions import attention_weights
@@ -27,10 +28,8 @@ from ..comm.tree import tree_sum
 from ..shards import starts_of
 
 # Layers that change each element, or each channel, by itself: between columns and rows they see a block of their input.
-LOCAL = (
-    *ACTIVATIONS.values(), nn.Identity, nn.Dropout, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-)  # fmt: skip
+LOCAL = (*ACTIVATIONS.values(), nn.Identity, nn.Dropout)
+LOCAL_OF_CHANNELS = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 class Kind(NamedTuple):
@@ -196,11 +195,21 @@ class Unit:
 
 
 class Parted(nn.Module):
-    """Stands for a layer, and for those after it that belong to its unit; it has the layer's attributes."""
+    """Stands for a layer, and for those after it that belong to its unit; it has the layer's attributes.
+
+    _around: of several layers, the calls of their Sequential that run now: nobody else may call the first for them all.
+    """
 
     _unit: Unit
+    _around: list[Any] | None = None
 
     def forward(self, x: Any) -> Tensor:
+        if self._around is not None and not self._around:
+            count = len(self._unit.layers)
+            raise ConfigError(
+                f"TensorParallel: expected a Sequential to be called as a whole, as {count} of its layers are one, "
+                f"got a call of the first of them, {type(self._unit.layers[0][0]).__name__}; leave them out of plan="
+            )
         return self._unit(x)
 
 
@@ -208,11 +217,16 @@ class PartedSequential(nn.Sequential):
     """Stands for a Sequential some of whose layers are computed by parts. _called: names of those that are called."""
 
     _called: tuple[str, ...]
+    _around: list[Any]
 
     def forward(self, x: Any) -> Tensor:
         items = vars(self)
         for name in self._called:
-            x = items[name](x)
+            self._around.append(name)
+            try:
+                x = items[name](x)
+            finally:
+                self._around.pop()
         return as_tensor(x)
 
 

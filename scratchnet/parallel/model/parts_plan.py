@@ -11,7 +11,7 @@ from ... import checks, nn
 from ...errors import ConfigError
 from ...nn import Module
 from ..shards import starts_of
-from .parts_layers import KINDS, LOCAL, Kind
+from .parts_layers import KINDS, LOCAL, LOCAL_OF_CHANNELS, Kind
 
 # In modules that are no Sequential: which two layers follow each other, with what is local between them.
 PAIRS: dict[type, tuple[str, str]] = {nn.TransformerEncoderLayer: ("linear1", "linear2")}
@@ -20,7 +20,7 @@ WHAT = "TensorParallel"
 
 def is_chain(module: Module) -> bool:
     """Does it apply its items one after the other?"""
-    return type(module).forward is nn.Sequential.forward
+    return type(module).forward is nn.Sequential.forward and "forward" not in vars(module)
 
 
 def children_of(module: Module) -> dict[str, Module]:
@@ -81,6 +81,8 @@ def _refused(layer: Any) -> str | None:
     """Why this layer cannot be cut."""
     if layer._hooks:
         return "expected a layer without hooks, which see whole outputs; remove() them"
+    if "forward" in vars(layer):
+        return "expected the forward of its class, got one that was set; a plan without it leaves it whole"
     if getattr(layer, "groups", 1) != 1:
         return f"expected a convolution of one group, got groups={layer.groups}"
     if getattr(layer, "sparse", False):
@@ -103,7 +105,7 @@ def _found(model: Module, parts: int) -> dict[str, str]:
             found[path] = "heads"
         elif type(module) in PAIRS:
             first, second = PAIRS[type(module)]
-            if has(getattr(module, first), "columns"):
+            if has(getattr(module, first), "columns") and has(getattr(module, second), "rows"):
                 found |= {inside[first]: "columns", inside[second]: "rows"}
         elif is_chain(module):
             for run in runs(children_of(module), has):
@@ -123,10 +125,16 @@ def runs(items: Mapping[str, Module], has: Callable[[Module, str], bool]) -> Ite
             run = []
         elif has(layer, "columns"):
             run = [name]
-        elif run and type(layer) in LOCAL and not layer._hooks:
+        elif run and _is_local(layer, items[run[0]]):
             run.append(name)
         else:
             run = []
+
+
+def _is_local(layer: Module, first: Module) -> bool:
+    """Does a layer see no more than a block of what `first` gives by columns?"""
+    of_channels = LOCAL_OF_CHANNELS if KINDS[type(first)]["columns"].axis == 1 else ()
+    return type(layer) in (*LOCAL, *of_channels) and not layer._hooks and "forward" not in vars(layer)
 
 
 def _follows(first: Module, second: Module) -> bool:

@@ -147,3 +147,52 @@ def test_a_network_has_the_parameters_of_the_model_by_the_same_names(case):
         assert [name for name, _ in ours] == [name for name, _ in theirs]
         assert all(a is b for (_, a), (_, b) in zip(ours, theirs, strict=True))
     assert network(model, 1, plan) is model
+
+
+class Walking(nn.Module):
+    """Calls layers of a Sequential by other ways than as a whole."""
+
+    def __init__(self, way):
+        self.net, self.way = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)), way
+
+    def forward(self, x):
+        return self.way(self, x)
+
+
+def noted(self, x):
+    y = self.net(x)
+    self.penalty = (y * y).mean()
+    return y
+
+
+WAYS = {
+    "iterated": (lambda self, x: [x := x + layer(x) for layer in self.net][-1], "a Sequential to be called as a whole"),
+    "by position": (lambda self, x: self.net[0](x), "a Sequential to be called as a whole"),
+    "by a slice": (lambda self, x: self.net[:2](x), "a Sequential to be called as a whole"),
+    "sets an attribute": (noted, "sets no attribute of a module around layers that are cut, .* Walking.penalty"),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_forward_that_would_give_other_numbers_is_refused(name, numpy_device):
+    way, message = WAYS[name]
+    with pytest.raises(sn.ConfigError, match=message):
+        network(Walking(way), 2, None)(X)
+
+
+def test_a_forward_that_was_set_and_pools_across_the_cut_are_left_whole_or_refused(numpy_device):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    forward = model[0].forward
+    model[0].forward = lambda x: forward(x) * 3
+    with pytest.raises(sn.ConfigError, match="expected two layers in a row"):
+        network(model, 2, None)
+    with pytest.raises(sn.ConfigError, match="expected the forward of its class, got one that was set"):
+        network(model, 2, {"0": "columns"})
+    for pool in (nn.MaxPool1d(3, 1, 1), nn.AvgPool1d(3, 1, 1)):  # along the axis that would be cut
+        with pytest.raises(sn.ConfigError, match="expected two layers in a row"):
+            network(nn.Sequential(nn.Linear(6, 8), pool, nn.Linear(8, 2)), 2, None)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    whole = nn.Sequential(model)
+    model.forward = lambda x: x
+    with pytest.raises(sn.ConfigError, match="in a module around layers that are cut, got one that was set, in Seq"):
+        network(whole, 2, {"0.0": "columns"})(X)
