@@ -43,18 +43,20 @@ class Made(NamedTuple):
         return memory[: self.nbytes].view(self.dtype).reshape(inner).transpose(np.argsort(self.axes))
 
     def stand_in(self) -> np.ndarray:
-        """An array of this shape that nobody may read."""
-        return np.broadcast_to(_NOBODY_MAY_READ.setdefault(self.dtype, np.zeros((), self.dtype)), self.shape)
+        """An array like the output that nobody may read; it takes no memory, as nobody has written there."""
+        if self.nbytes > _UNREAD[-1].nbytes:
+            _UNREAD.append(np.empty(2 * self.nbytes, np.uint8))
+        return self.of(_UNREAD[-1])
 
 
-_NOBODY_MAY_READ: dict[np.dtype, np.ndarray] = {}
+_UNREAD = [np.empty(1 << 16, np.uint8)]  # what stand-ins are views of
 
 
 def stands_in(array: Any) -> bool:
     """Is it a `stand_in`, or a view of one?"""
     while isinstance(array.base, np.ndarray):
         array = array.base
-    return array is _NOBODY_MAY_READ.get(array.dtype)
+    return any(array is memory for memory in _UNREAD)
 
 
 class Trace(Tracing):

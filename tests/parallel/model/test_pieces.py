@@ -33,6 +33,17 @@ class Skips(nn.Module):
         return self.head(self.drop(c) - b)
 
 
+class OneHead(nn.Module):
+    """Asks for contiguous memory where there may be some already."""
+
+    def __init__(self):
+        self.attention, self.head = nn.MultiheadAttention(FEATURES, 1, batch_first=True), nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x):
+        x = x.unsqueeze(1)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].squeeze(1).contiguous())
+
+
 def make(strategy="all_reduce", workers=1, shards=4, model=Skips, samples=29, **options):
     """A trainer and its loader; of the default samples, the last batch has 5, for shards of 1 and 2."""
     rng = np.random.default_rng(0)
@@ -100,6 +111,10 @@ def test_stages_of_layers_in_parts_have_the_bytes_of_the_parts():
 def test_shards_of_several_sizes_and_empty_ones_keep_their_bytes():
     options = {"samples": 27, "shards": 4, "model": lambda: nn.MLP(FEATURES, 8, CLASSES, dropout=0.3)}
     assert trained(Pipeline(2), **options) == trained(**options)
+
+
+def test_what_stands_for_another_stages_numbers_lies_in_memory_as_they_do():
+    assert trained(Pipeline(2, ["head"]), model=OneHead) == trained(model=OneHead)
 
 
 @pytest.mark.parametrize(("stages", "workers"), [(2, 2), (3, 2), (2, 4)])
