@@ -17,6 +17,7 @@ from .optim import AdamW
 from .optim.lr_scheduler import OneCycleLR
 from .parallel.comm.job import is_first_rank
 from .parallel.compression import COMPRESSIONS
+from .parallel.phases import SCHEDULES
 from .parallel.strategies import STRATEGIES, Strategy, strategy_of
 from .precisions import PRECISIONS
 from .random import manual_seed
@@ -37,6 +38,9 @@ class JobFlags:
     staleness: int | None = flag(None, "updates that gradients are behind: parameter_server; 0 unless given")
     every: int | None = flag(None, "batches between averages: local_sgd; 8 unless given")
     parts: int | None = flag(None, "parts of a layer, which change bits: tensor_parallel; 2 unless given")
+    stages: int | None = flag(None, "groups of layers, each for a worker: pipeline; 2 unless given", stored=False)
+    schedule: str | None = flag(None, "order of a pipeline's work; 1f1b unless given", list(SCHEDULES), stored=False)
+    cut: tuple[str, ...] = flag((), "modules before which stages begin; equal measured time unless given", stored=False)
     compression: str = flag("none", "what is left out of gradients: all_reduce", list(COMPRESSIONS))
     accumulate: int = flag(1, "batches an optimizer step")
     clip_norm: float | None = flag(None, "largest norm of the merged gradient")
@@ -85,7 +89,8 @@ class JobFlags:
         }
 
     def _strategy(self) -> Strategy:
-        options = {"staleness": self.staleness, "every": self.every, "parts": self.parts}
+        names = ("staleness", "every", "parts", "stages", "schedule")
+        options = {name: getattr(self, name) for name in names} | {"cut": self.cut or None}
         return strategy_of(self.strategy, **options, compression=COMPRESSIONS[self.compression])
 
     def callbacks(self) -> list[Any]:

@@ -43,7 +43,7 @@ def run(data, tmp_path, capsys, monkeypatch):
 
     def spy(*arguments):
         engine = make(*arguments)
-        go.engine = type(engine).__name__
+        go.engine, go.strategy = type(engine).__name__, arguments[0].strategy
         return engine
 
     monkeypatch.setattr(trainer, "engine_of", spy)
@@ -89,8 +89,12 @@ OTHER_WEIGHTS = {  # flag: its value, and what else is given with and without it
     "device": ("numpy", {}),
     "precision": ("bfloat16", {}),
 }
+PIPELINE = {"strategy": "pipeline", "shards": 2, "hidden": (9, 9)}
 SAME_WEIGHTS = {
     "workers": (2, {"shards": 2}, lambda run, folder: "2 workers, 2 shards" in run.said and run.engine == "Pool"),
+    "stages": (3, PIPELINE, lambda run, folder: run.strategy.stages == 3),
+    "schedule": ("gpipe", PIPELINE, lambda run, folder: run.strategy.schedule == "gpipe"),
+    "cut": (("linear2",), PIPELINE, lambda run, folder: run.strategy.cut == ("linear2",)),
     "threads": (1, {}, lambda run, folder: run.threads == 1),
     "devices": (("cpu",), {}, lambda run, folder: run.engine == "Pool"),
     "folder": (None, {}, lambda run, folder: len(list((folder / "runs").iterdir())) == 1),
