@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def backward(
     create_graph = checks.flag("backward: create_graph", create_graph)
     retain_graph = checks.flag("backward: retain_graph", retain_graph) or create_graph
     g = initial_gradient(y, gradient)
-    found = backpropagate(y, g, retain_graph=retain_graph, create_graph=create_graph)
+    found = backpropagate([(y, g)], retain_graph=retain_graph, create_graph=create_graph)
     taken = {id(g._data)}
     for leaf, leaf_gradient in found.values():
         tracing.current().touch(leaf)
@@ -121,15 +121,14 @@ def initial_gradient(y: Tensor, gradient: ArrayLike | None) -> Tensor:
 
 
 def backpropagate(
-    y: Tensor,
-    gradient: Tensor,
+    roots: Iterable[tuple[Tensor, Tensor]],
     targets: Sequence[Tensor] = (),
     retain_graph: bool = False,
     create_graph: bool = False,
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """The vector-Jacobian product of y: a dictionary id -> (tensor, its gradient).
+    """The vector-Jacobian product of roots, tensors with their gradients: a dictionary id -> (tensor, its gradient).
 
-    Without targets it holds every leaf that requires grad; with targets those of them that y depends on, and
+    Without targets it holds every leaf that requires grad; with targets those of them that a root depends on, and
     nothing before the oldest of them is visited.
     """
     gradients: dict[int, Tensor] = {}  # of tensors, by the node that made them, or by the leaf itself
@@ -149,11 +148,12 @@ def backpropagate(
             heapq.heappush(heap, (-node.order, node))
 
     with recording(create_graph):
-        send(y, gradient)
+        for y, gradient in roots:
+            send(y, gradient)
         while heap:
             _, node = heapq.heappop(heap)
             g = hooks.run(node.hooks, gradients.pop(id(node)))
-            for t, input_gradient in vjps(node, g):
+            for t, input_gradient in _vjps(node, g):
                 send(t, input_gradient)
             if not retain_graph:
                 node.inputs = node.out = None  # type: ignore[assignment]  # what only this record held is freed now
@@ -163,7 +163,7 @@ def backpropagate(
         }
 
 
-def vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The gradients that a node passes on to those of its inputs that want one."""
     inputs, op = node.inputs, node.op
     if inputs is None:

@@ -146,7 +146,7 @@ def value_and_grad(f: Callable[..., Tensor], argnums: int | Sequence[int] = 0) -
             found = {}
             if y.requires_grad:
                 found = backpropagate(
-                    y, initial_gradient(y, None), variables, retain_graph=True, create_graph=create_graph
+                    [(y, initial_gradient(y, None))], variables, retain_graph=True, create_graph=create_graph
                 )
         keys = [id(v._node or v) for v in variables]
         gradients = [dense(found[k][1]) if k in found else v.detach() * 0 for k, v in zip(keys, variables, strict=True)]

@@ -6,14 +6,10 @@ last of them first: that sum is what the stage begins with, and its own terms co
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from typing import Any
 
-from ... import hooks
-from ...autograd import Node, vjps
-from ...grad_mode import recording
-from ...row_gradient import total
+from ...autograd import backpropagate
 from ...tensor import Tensor
 
 Term = tuple[Tensor, Any]  # a tensor and its gradient so far
@@ -24,28 +20,5 @@ def backward(roots: Sequence[Term], targets: Sequence[Tensor]) -> list[Any]:
 
     roots: outputs of the stage, and inputs with the gradients that later stages give them.
     """
-    wanted = {id(t._node or t): t for t in targets}
-    gradients: dict[int, Any] = {}
-    heap: list[tuple[int, Node]] = []
-
-    def send(t: Tensor, g: Any) -> None:
-        node = t._node
-        key = id(node or t)
-        known = gradients.get(key)
-        gradients[key] = g if known is None else total(known, g)
-        if known is None and key not in wanted and node is not None:
-            heapq.heappush(heap, (-node.order, node))
-
-    with recording(False):
-        for t, g in roots:
-            send(t, g)
-        while heap:
-            _, node = heapq.heappop(heap)
-            g = hooks.run(node.hooks, gradients.pop(id(node)))
-            for t, term in vjps(node, g):
-                send(t, term)
-            node.inputs = node.out = None  # type: ignore[assignment]
-        return [
-            hooks.run(t._hooks if t._node is None else t._node.hooks, gradients[key]) if key in gradients else None
-            for key, t in ((id(t._node or t), t) for t in targets)
-        ]
+    found = backpropagate(roots, targets)
+    return [found[key][1] if (key := id(t._node or t)) in found else None for t in targets]
