@@ -329,8 +329,8 @@ class Pipeline(Strategy):
 
     The shards are the micro-batches, so K decides how long workers wait while the pipeline fills and drains: a part
     (S - 1) / (K + S - 1) of the step with "gpipe" and "1f1b", if all stages take equal time. The bits are those of
-    AllReduce() with the same K, for any S, cut, schedule and number of workers. Of the shared memory each worker
-    touches what belongs to its own stages; it still starts with a private copy of the whole model.
+    AllReduce() with the same K, for any S, cut, schedule and number of workers. A worker holds the parameters and the
+    optimizer's state of its own stages alone.
 
     cut: "auto" cuts into stages of equal measured time, "parameters" into ones of equal size, and names of S - 1
         modules say before which modules to cut. Tensors that skip stages are sent along.

@@ -152,6 +152,15 @@ class Replica:
         for source, array in self._arrays(page):
             self.at(array).write(array, source)
 
+    def let_go(self) -> None:
+        """Drop the arrays of parameters and of the optimizer's states: a process that only computes on pages needs none
+        of its own. Who reads them where no page is bound, such as a data set, reads NaN, not values of another time.
+        """
+        for i in self.layout.parameters:
+            state = self.optimizer.states[i]
+            nothing = np.broadcast_to(np.array(np.nan, state.dtype), state.shape)
+            state.param._data, state.arrays = nothing, [nothing] * len(state.arrays)
+
     def _arrays(self, page: Page) -> list[tuple[np.ndarray, np.ndarray]]:
         theta = page[0]
         pairs = []

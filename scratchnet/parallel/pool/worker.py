@@ -57,6 +57,8 @@ def work(
         device = go_to(placement.of(rank))
         replica = job.open()
         replica.streams_kept = contextlib.nullcontext
+        if device == replica.device.name:  # a GPU gets copies
+            replica.let_go()
         with default_device(device):
             may = placement.shards_of(rank, replica.shards) if placement.are_mixed else None
             worker = Worker(rank, arena, replica.to(device), spins, fail, may)

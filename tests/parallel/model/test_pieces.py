@@ -2,6 +2,7 @@
 
 import hashlib
 
+import multiprocess
 import numpy as np
 import pytest
 from residue import no_residue
@@ -130,6 +131,26 @@ def test_a_kill_in_a_stage_changes_no_byte(expected, point, monkeypatch, tmp_pat
     with no_residue():
         assert trained(Pipeline(2), 2) == expected
     assert (tmp_path / "fired").read_text().startswith(point)
+
+
+class Holds(nn.CrossEntropyLoss):
+    """A loss that looks, in a worker, at what the optimizer has of its own."""
+
+    def __init__(self, optimizer):
+        super().__init__()
+        self.optimizer = optimizer
+
+    def __call__(self, output, target):
+        if multiprocess.parent_process():
+            held = [array for state in self.optimizer.states for array in state.arrays]
+            assert not any(any(array.strides) for array in held), "a worker keeps states"
+        return super().__call__(output, target)
+
+
+def test_a_worker_keeps_no_parameters_and_states_of_its_own(expected):
+    trainer, loader = make(Pipeline(2), 2)
+    trainer.loss = Holds(trainer.optimizer)
+    assert digest(trainer, trainer.fit(loader, epochs=2)) == expected
 
 
 def test_a_run_resumes_in_other_stages(expected, tmp_path):
