@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -43,6 +43,12 @@ class Node:
         self.versions = [t._version if t._base is None else t._base._version for t in inputs]
         self.order = next(_clock)
         self.hooks: tuple[hooks.Entry, ...] = ()
+
+    @property
+    def output(self) -> Tensor:
+        """The tensor that it made."""
+        assert self.inputs is not None
+        return self.inputs[0]._wrap(self.out, self.device, self)
 
 
 def apply(op: Op, *inputs: ArrayLike, **params) -> Tensor:
@@ -125,11 +131,14 @@ def backpropagate(
     targets: Sequence[Tensor] = (),
     retain_graph: bool = False,
     create_graph: bool = False,
+    among: Callable[[Tensor], bool] | None = None,
+    visited: list[tuple[Node, Tensor]] | None = None,
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """The vector-Jacobian product of roots, tensors with their gradients: a dictionary id -> (tensor, its gradient).
 
     Without targets it holds every leaf that requires grad; with targets those of them that a root depends on, and
-    nothing before the oldest of them is visited.
+    nothing before the oldest of them is visited. among: of an op's inputs, only those get a gradient for which it is
+    true. visited: takes the nodes of the pass, and the gradient of each.
     """
     gradients: dict[int, Tensor] = {}  # of tensors, by the node that made them, or by the leaf itself
     found: dict[int, Tensor] = {}
@@ -153,7 +162,9 @@ def backpropagate(
         while heap:
             _, node = heapq.heappop(heap)
             g = hooks.run(node.hooks, gradients.pop(id(node)))
-            for t, input_gradient in _vjps(node, g):
+            if visited is not None:
+                visited.append((node, g))
+            for t, input_gradient in _vjps(node, g, among):
                 send(t, input_gradient)
             if not retain_graph:
                 node.inputs = node.out = None  # type: ignore[assignment]  # what only this record held is freed now
@@ -163,7 +174,7 @@ def backpropagate(
         }
 
 
-def _vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _vjps(node: Node, g: Tensor, among: Callable[[Tensor], bool] | None) -> Iterator[tuple[Tensor, Tensor]]:
     """The gradients that a node passes on to those of its inputs that want one."""
     inputs, op = node.inputs, node.op
     if inputs is None:
@@ -173,11 +184,11 @@ def _vjps(node: Node, g: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for t, version in zip(inputs, node.versions, strict=True):
         if (t._version if t._base is None else t._base._version) != version:
             raise GradientError(f"{op.name}: expected its inputs as they were, but one was changed in place since")
-    y, params = inputs[0]._wrap(node.out, node.device, node), node.params
+    y, params = node.output, node.params
     if op.shared is not None:
         params = params | {"shared": op.shared(g, y, *inputs, **params)}
     for i, t in enumerate(inputs):
-        if t._requires_grad and (vjp := op.vjp(i)) is not None:
+        if t._requires_grad and (vjp := op.vjp(i)) is not None and (among is None or among(t)):
             yield t, unbroadcast(vjp(g, y, *inputs, **params), t.shape)
 
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-SCHEDULES = ("1f1b", "gpipe")
+SCHEDULES = ("1f1b", "gpipe", "zero_bubble")
 NORMS = 8  # pieces of the norm of a gradient: part of the arithmetic, so their number does not depend on the workers
 
 
@@ -50,15 +50,24 @@ class Phase(NamedTuple):
 def pipeline(stages: int, shards: int, slices: int, clips: bool, schedule: str) -> list[Phase]:
     """The phases of a step of a pipeline; those of each stage have a piece for each shard.
 
-    The schedule is what a worker prefers, and how many shards a stage may have under way.
+    The schedule is what a worker prefers, and how many shards a stage may have under way. With "zero_bubble" a backward
+    pass is two pieces: gradients of what a stage was sent, for which the stage before waits, and of its parameters, for
+    which nobody waits before the update: a worker does those when it has nothing else to do.
     """
-    limited, last = schedule != "gpipe", stages - 1
+    splits, last = schedule == "zero_bubble", stages - 1
+    names = ("backward_inputs", "backward_weights") if splits else ("backward",)
     found = []
     for s in range(stages):  # phase s
         needs = [Need(1, paired=True)] if s else [Need(1 + j, slack=1) for j in range(stages)]  # all slices
-        if limited:  # as many shards under way as there are stages from here on; the stage's backward comes later
+        if schedule != "gpipe":  # as many shards under way as there are stages from here on; its backward comes later
             needs.append(Need(s - (2 * stages - 1 - s), paired=True, lag=stages - s))
-        found.append(Phase("forward", shards, stage=s, needs=tuple(needs), urgency=0 if limited else 1))
-    found += [Phase("backward", shards, stage=s, paired=True) for s in range(last, -1, -1)]
-    found += [Phase("norm", NORMS)] * clips
-    return found + [Phase("slice", slices, stage=s, needs=(Need(1 + s),)) for s in range(stages)]
+        if splits:  # and a graph is kept until the gradients of parameters are there
+            needs.append(Need(s - (3 * stages - 1 - s), paired=True, lag=stages))
+        found.append(Phase("forward", shards, stage=s, needs=tuple(needs), urgency=0 if schedule == "1f1b" else 1))
+    for name, back, urgency in zip(names, (1, stages), (0, -1), strict=False):
+        need = Need(back, paired=True)  # of the stage after it, or of the same stage
+        found += [Phase(name, shards, stage=s, needs=(need,), urgency=urgency) for s in range(last, -1, -1)]
+    ends = range(1, 1 + stages if splits else 2)  # the last phases: stage 0 ends last, but of parameters any may
+    if clips:
+        found, ends = [*found, Phase("norm", NORMS, needs=tuple(map(Need, ends)))], range(1, 2)
+    return found + [Phase("slice", slices, stage=s, needs=tuple(Need(s + end) for end in ends)) for s in range(stages)]

@@ -62,7 +62,7 @@ class Strategy:
     has_local_steps: a shard may take steps of its own, in a slot that holds a whole page.
     compression: what is left out of a gradient. order: see AllReduce.
     lag: how many updates old the parameters are that a gradient is computed at.
-    parts, plan: see TensorParallel. stages, cut, recompute: see Pipeline.
+    parts, plan: see TensorParallel. stages, cut, recompute: see Pipeline. splits: is a backward pass two pieces?
     """
 
     name: ClassVar[str]
@@ -78,6 +78,7 @@ class Strategy:
     stages: int = 1
     cut: Any = "auto"
     recompute: bool = False
+    splits: bool = False
 
     @property
     def arithmetic(self) -> Strategy:
@@ -328,14 +329,16 @@ class Pipeline(Strategy):
         update    of the parameters of stage s, from the sum over shards along the tree: the step of AllReduce()
 
     The shards are the micro-batches, so K decides how long workers wait while the pipeline fills and drains: a part
-    (S - 1) / (K + S - 1) of the step with "gpipe" and "1f1b", if all stages take equal time. The bits are those of
-    AllReduce() with the same K, for any S, cut, schedule and number of workers. A worker holds the parameters and the
-    optimizer's state of its own stages alone.
+    (S - 1) / (K + S - 1) of the step with "gpipe" and "1f1b", if all stages take equal time, and about a third of that
+    with "zero_bubble" (model/timetable.py). The bits are those of AllReduce() with the same K, for any S, cut, schedule
+    and number of workers. A worker holds the parameters and the optimizer's state of its own stages alone.
 
     cut: "auto" cuts into stages of equal measured time, "parameters" into ones of equal size, and names of S - 1
         modules say before which modules to cut. Tensors that skip stages are sent along.
     schedule: "gpipe" does all forwards, then all backwards (Huang et al. 2019). "1f1b" lets stage s have at most S - s
         shards under way, so it keeps fewer activations (Narayanan et al., PipeDream, 2019; Fan et al., DAPPLE, 2021).
+        "zero_bubble" computes gradients of activations first, and those of parameters when a worker has nothing else to
+        do; each stage keeps the graphs of up to S shards (ZB-H1 of Qi et al., ICLR 2024).
     recompute: run the forward again before each backward instead of keeping what it computed (Chen et al. 2016).
     parts, plan: of layers, as TensorParallel has them; then the bits are those of TensorParallel(parts, plan).
 
@@ -371,6 +374,10 @@ class Pipeline(Strategy):
     @property
     def is_plain(self):  # type: ignore[override]
         return self.stages == 1
+
+    @property
+    def splits(self):  # type: ignore[override]
+        return self.schedule == "zero_bubble"
 
     @property
     def arithmetic(self):

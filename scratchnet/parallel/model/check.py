@@ -42,7 +42,8 @@ def _compare(replica: Any, stages: Stages, positions: np.ndarray, theta: np.ndar
     memory, parts, count = Memory(theta, slots[0], *sent), [Part(0, 0, positions, 1.0)], len(plan.stages)
     losses = [stages.forward(s, 0, 0, parts, memory) for s in range(count)]
     for s in reversed(range(count)):
-        stages.backward(s, 0, 0, parts, memory)
+        for backward in stages.backwards:
+            backward(s, 0, 0, parts, memory)
     with streams_kept():
         stream = replica.generator.stream = first_stream(0, 0, replica.shards)
         batch = tensors_of(gathered(replica.dataset, positions, replica.settings.seed, stream), replica.tensor)

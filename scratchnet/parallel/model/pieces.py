@@ -3,6 +3,9 @@
     forward   page of stage s, activations that earlier stages sent  ->  activations that stage s sends
     backward  the same, gradients of what stage s sent  ->  its part of slot k, gradients of what it was sent
 
+Without bubbles a backward pass is two pieces: `backward_inputs` gives the latter, `backward_weights` the part of the
+slot.
+
 Any worker may do any of them again: same bytes. Who did a forward keeps its graph for the backward; anybody else, or
 all with `recompute`, runs the forward once more.
 """
@@ -22,7 +25,7 @@ from ...errors import ConfigError
 from ...native.vectors import is_finite
 from ...tensor import Tensor
 from ..shards import first_stream, gathered, others_seeded, require_finite, shard_loss, tensors_of
-from .backward import backward
+from .backward import Rest, Term, backward, backward_inputs, backward_weights
 from .plan import Plan, Stage
 from .trace import WHO, Left, StageRun
 
@@ -61,7 +64,9 @@ class Stages:
         self._states = list(replica.layout.parameters)
         self._elsewhere = [np.zeros(extent.shape, extent.dtype) for extent in replica.layout.buffers]
         self._graphs: dict[tuple[int, int], tuple[int, list[Graph]]] = {}  # of (stage, shard): the step, each batch's
+        self._rests: dict[tuple[int, int], tuple[int, list[Rest]]] = {}  # of backward passes that are half done
         self.keeps, self.learns = not replica.strategy.recompute, False
+        self.backwards = [self.backward_inputs, self.backward_weights] if replica.strategy.splits else [self.backward]
 
     # --- pieces -------------------------------------------------------------------------------------------------------
 
@@ -79,20 +84,54 @@ class Stages:
 
     def backward(self, s: int, k: int, step: int, parts: list[Part], memory: Memory) -> None:
         """Gradients of the stage's parameters go to the slot, those of its inputs to `memory.gradients`."""
-        done, graphs = self._graphs.pop((s, k), (-1, []))
-        if done != step:
-            graphs = self._run(s, k, parts, memory)
-        stage, replica = self.plan.stages[s], self.replica
-        own = [self._states[i] for i in stage.parameters]
+        stage, graphs = self.plan.stages[s], self._graphs_of(s, k, step, parts, memory)
         with self._bound(stage, memory):
             for part, graph in zip(parts, graphs, strict=True):
-                inputs = {op: t for op, t in sorted(graph.inputs.items()) if t._node}
-                parameters = [replica.optimizer.states[i].param for i in own]
-                found = backward([*self._roots(s, part, graph, memory)], [*inputs.values(), *parameters])
-                sent = {op: g for op, g in zip(inputs, found, strict=False) if g is not None}
-                self._send_gradients(s, part, sent, memory)
-                gradients = dict(zip(own, found[len(inputs) :], strict=True))
-                replica.write_gradients(gradients, memory.slot, part is parts[0])
+                inputs, parameters = self._inputs_of(graph), self._parameters_of(stage)
+                found = backward(self._roots(s, part, graph, memory), [*inputs.values(), *parameters.values()])
+                self._send_gradients(s, part, dict(zip(inputs, found, strict=False)), memory)
+                self._write(parameters, found[len(inputs) :], memory, part is parts[0])
+
+    def backward_inputs(self, s: int, k: int, step: int, parts: list[Part], memory: Memory) -> None:
+        """Gradients of the stage's inputs go to `memory.gradients`."""
+        self._rests[s, k] = step, self._rests_of(s, k, step, parts, memory, True)
+
+    def backward_weights(self, s: int, k: int, step: int, parts: list[Part], memory: Memory) -> None:
+        """Gradients of the stage's parameters go to the slot."""
+        done, rests = self._rests.pop((s, k), (-1, []))
+        if done != step:
+            rests = self._rests_of(s, k, step, parts, memory, False)
+        parameters = self._parameters_of(self.plan.stages[s])
+        with self._bound(self.plan.stages[s], memory):
+            for part, rest in zip(parts, rests, strict=True):
+                found = backward_weights(rest, [*parameters.values()])
+                self._write(parameters, found, memory, part is parts[0])
+
+    def _rests_of(self, s: int, k: int, step: int, parts: list[Part], memory: Memory, sends: bool) -> list[Rest]:
+        graphs, rests = self._graphs_of(s, k, step, parts, memory), []
+        with self._bound(self.plan.stages[s], memory):
+            for part, graph in zip(parts, graphs, strict=True):
+                inputs = self._inputs_of(graph)
+                found, rest = backward_inputs(self._roots(s, part, graph, memory), [*inputs.values()])
+                rests.append(rest)
+                if sends:
+                    self._send_gradients(s, part, dict(zip(inputs, found, strict=True)), memory)
+        return rests
+
+    def _graphs_of(self, s: int, k: int, step: int, parts: list[Part], memory: Memory) -> list[Graph]:
+        done, graphs = self._graphs.pop((s, k), (-1, []))
+        return graphs if done == step else self._run(s, k, parts, memory)
+
+    def _inputs_of(self, graph: Graph) -> dict[int, Tensor]:
+        """Those that get a gradient, by op."""
+        return {op: t for op, t in sorted(graph.inputs.items()) if t._node}
+
+    def _parameters_of(self, stage: Stage) -> dict[int, Tensor]:
+        """By the optimizer's state."""
+        return {i: self.replica.optimizer.states[i].param for i in (self._states[j] for j in stage.parameters)}
+
+    def _write(self, parameters: dict[int, Tensor], found: list[Any], memory: Memory, fresh: bool) -> None:
+        self.replica.write_gradients(dict(zip(parameters, found, strict=True)), memory.slot, fresh)
 
     def written_forward(self, s: int, parts: list[Part], memory: Memory) -> list[np.ndarray]:
         """What `forward` writes for others."""
@@ -103,8 +142,19 @@ class Stages:
             for op in self.plan.stages[s].leaves
         ]
 
+    def written_inputs(self, s: int, parts: list[Part], memory: Memory) -> list[np.ndarray]:
+        """The gradients that `backward_inputs` writes for others."""
+        at = self.plan.gradient_at
+        return [
+            made[op].of(memory.gradients[part.a, at[op, s] :])
+            for part in parts
+            for made in [self.plan.made_of(len(part.positions))]
+            for op in self.plan.stages[s].takes
+            if (op, s) in self.plan.has_gradient
+        ]
+
     def written_backward(self, s: int, memory: Memory) -> list[np.ndarray]:
-        """The gradients of parameters that `backward` writes."""
+        """The gradients of parameters that `backward` and `backward_weights` write."""
         extents = self.replica.layout.parameters
         return [extents[self._states[i]].of(memory.slot) for i in self.plan.stages[s].parameters]
 
@@ -160,7 +210,10 @@ class Stages:
 
     # --- a backward ---------------------------------------------------------------------------------------------------
 
-    def _roots(self, s: int, part: Part, graph: Graph, memory: Memory) -> Iterator[tuple[Tensor, Any]]:
+    def _roots(self, s: int, part: Part, graph: Graph, memory: Memory) -> list[Term]:
+        return [*self._each_root(s, part, graph, memory)]
+
+    def _each_root(self, s: int, part: Part, graph: Graph, memory: Memory) -> Iterator[Term]:
         if graph.loss is not None:
             scale = self.replica.tensor(np.full(graph.loss.shape, part.weight, self.replica.optimizer.states[0].dtype))
             yield graph.loss, initial_gradient(graph.loss, scale)
@@ -170,8 +223,9 @@ class Stages:
                 memory_of_sum = memory.gradients[part.a, self.plan.gradient_at[later] :]
                 yield t, self.replica.tensor(made[op].of(memory_of_sum))
 
-    def _send_gradients(self, s: int, part: Part, gradients: dict[int, Any], memory: Memory) -> None:
-        """To earlier stages, by op: sums over this stage and all later ones."""
+    def _send_gradients(self, s: int, part: Part, found: dict[int, Any], memory: Memory) -> None:
+        """To earlier stages, by op: sums over this stage and all later ones; None is no gradient."""
+        gradients = {op: g for op, g in found.items() if g is not None}
         plan, stage, made = self.plan, self.plan.stages[s], self.plan.made_of(len(part.positions))
         if self.learns:
             plan.has_gradient |= {(op, s) for op in gradients}

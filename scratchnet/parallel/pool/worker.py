@@ -220,14 +220,28 @@ class Worker:
 
     def backward(self, k: int, step: int) -> None:
         """The gradients of the stage, for shard k: of its parameters to the slot, of activations to the arena."""
+        self._backward(Stages.backward, k, step)
+
+    def backward_inputs(self, k: int, step: int) -> None:
+        """The first half of `backward`: what the stage before waits for."""
+        stages, s, parts, memory = self._stage_of(k, step)
+        if parts and self.arena.bad[step % self.arena.window, k] != LOSS_IS_BAD:
+            stages.backward_inputs(s, k, step, parts, memory)
+        self.fail("backward_inputs.half_written", step, lambda: stages.written_inputs(s, parts, memory))
+
+    def backward_weights(self, k: int, step: int) -> None:
+        """The second half: gradients of parameters."""
+        self._backward(Stages.backward_weights, k, step)
+
+    def _backward(self, compute: Callable[..., None], k: int, step: int) -> None:
         stages, s, parts, memory = self._stage_of(k, step)
         bad = self.arena.bad[step % self.arena.window, k]
         if parts and bad != LOSS_IS_BAD:
-            stages.backward(s, k, step, parts, memory)
+            compute(stages, s, k, step, parts, memory)
             if (i := stages.find_nonfinite(s, memory)) >= 0:
                 self._mark(k, step, min(bad, 1 + i) if bad else 1 + i)
         self.times[SHARDS] += 1
-        self.fail("backward.half_written", step, lambda: stages.written_backward(s, memory))
+        self.fail(f"{compute.__name__}.half_written", step, lambda: stages.written_backward(s, memory))
 
     def _stage_of(self, k: int, step: int) -> tuple[Stages, int, list[Part], Memory]:
         """For a piece of a stage: who runs it, the stage, the samples, and where all is."""

@@ -17,7 +17,7 @@ from scratchnet.parallel.model.backward import backward
 from scratchnet.row_gradient import total
 
 FEATURES, CLASSES, BATCH = 6, 3, 12
-SCHEDULES = ("gpipe", "1f1b")
+SCHEDULES = ("gpipe", "1f1b", "zero_bubble")
 
 
 class Skips(nn.Module):
@@ -88,15 +88,17 @@ def test_no_cut_changes_a_byte(expected, cut):
     assert trained(Pipeline(2, cut)) == expected
 
 
-def test_recomputing_activations_changes_no_byte(expected):
-    assert trained(Pipeline(3, recompute=True)) == expected
+@pytest.mark.parametrize("schedule", SCHEDULES[1:])
+def test_recomputing_activations_changes_no_byte(expected, schedule):
+    assert trained(Pipeline(3, recompute=True, schedule=schedule)) == expected
 
 
 @pytest.mark.parametrize(
     "options", [{"accumulate": 2, "clip_norm": 0.3}, {"shards": 3}, {"nonfinite": "skip"}], ids=str
 )
 def test_options_of_a_step_keep_their_bytes(options):
-    assert trained(Pipeline(3), **options) == trained(**options)
+    found = trained(Pipeline(3), **options)
+    assert found == trained(Pipeline(3, schedule="zero_bubble"), **options) == trained(**options)
 
 
 def test_stages_of_layers_in_parts_have_the_bytes_of_the_parts():
@@ -124,13 +126,22 @@ def test_no_number_of_workers_changes_a_byte(expected, stages, workers):
         assert trained(Pipeline(stages), workers) == expected
 
 
-@pytest.mark.parametrize("point", ["forward.half_written", "backward.half_written", "backward.claimed"])
-def test_a_kill_in_a_stage_changes_no_byte(expected, point, monkeypatch, tmp_path):
-    monkeypatch.setenv(VARIABLE, f"{point}:1:1:SIGKILL")
+@pytest.mark.parametrize(
+    ("schedule", "points"),
+    [
+        ("1f1b", ["forward.half_written:1:1"]),
+        ("1f1b", ["backward.half_written:1:1"]),
+        ("1f1b", ["backward.claimed:1:1"]),
+        ("zero_bubble", ["backward_inputs.half_written:1:1", "backward_weights.half_written:1:0"]),
+    ],
+    ids=str,
+)
+def test_a_kill_in_a_stage_changes_no_byte(expected, schedule, points, monkeypatch, tmp_path):
+    monkeypatch.setenv(VARIABLE, ",".join(f"{point}:SIGKILL" for point in points))
     monkeypatch.setenv(LOG, str(tmp_path / "fired"))
     with no_residue():
-        assert trained(Pipeline(2), 2) == expected
-    assert (tmp_path / "fired").read_text().startswith(point)
+        assert trained(Pipeline(2, schedule=schedule), 2) == expected
+    assert sorted((tmp_path / "fired").read_text().split()) == [f"{point}:SIGKILL" for point in points]
 
 
 class Holds(nn.CrossEntropyLoss):

@@ -1,0 +1,108 @@
+"""Who does which piece of a step when, if each piece takes so long: the rule of pool/claims.py, without processes.
+
+It predicts what a schedule costs before anybody runs it. `workers="auto"`, the pictures of the book and the simulation
+of many workers read it, and the tests compare it with what the literature says of each schedule:
+
+    schedule             seconds for which each of S workers waits in a step of K shards, K >= S
+    "gpipe", "1f1b"      (S - 1) (f + b + w), a part (S - 1) / (K + S - 1) of the step
+    "zero_bubble"        (S - 1) (f + b - w)
+
+with f, b, w the seconds of a stage's forward pass, of the gradients of what it was sent, and of its parameters, if they
+are about equal. The second line is ZB-H1 (Qi, Wan, Huang and Lin, "Zero Bubble Pipeline Parallelism", ICLR 2024).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ..phases import Need, Phase
+from ..strategies import Strategy
+
+
+class Span(NamedTuple):
+    """A worker does a piece of a phase, from `start` to `end`."""
+
+    worker: int
+    phase: Phase
+    piece: int
+    start: float
+    end: float
+
+
+def bubble(schedule: str, stages: int, shards: int, forward: float, inputs: float, weights: float) -> float:
+    """The part of a step in which workers wait, by the formula; with fewer shards than stages fewer w fill it."""
+    filled = min(shards, stages) - 1 if schedule == "zero_bubble" else 1 - stages
+    waits = (stages - 1) * (forward + inputs) - filled * weights
+    return waits / (shards * (forward + inputs + weights) + waits)
+
+
+def idle(spans: Sequence[Span], workers: int) -> float:
+    """The part of the time of so many workers in which they do nothing."""
+    length = max(span.end for span in spans) - min(span.start for span in spans)
+    return 1 - sum(span.end - span.start for span in spans) / (workers * length)
+
+
+def timetable(
+    strategy: Strategy, phases: Sequence[Phase], workers: int, seconds: Callable[[Phase, int], float]
+) -> list[Span]:
+    """The pieces of one step in the order in which they are taken. phases: of the strategy, or some of them that need
+    no others. seconds: that a piece of a phase takes.
+    """
+    step = _Step(strategy, phases, workers)
+    spans, running, idle_workers, now = [], list[tuple[float, int, int, int]](), list(range(workers)), 0.0
+    while True:
+        waiting = []
+        for rank in idle_workers:
+            if (taken := step.take(rank)) is None:
+                waiting.append(rank)
+                continue
+            p, piece = taken
+            end = now + seconds(phases[p], piece)
+            spans.append(Span(rank, phases[p], piece, now, end))
+            heapq.heappush(running, (end, rank, p, piece))
+        if not running:
+            return spans
+        idle_workers, now = waiting, running[0][0]
+        while running and running[0][0] <= now:
+            _, rank, p, piece = heapq.heappop(running)
+            step.done[p][piece] = True
+            idle_workers.append(rank)
+        idle_workers.sort()
+
+
+class _Step:
+    """Which pieces are taken, and which are done."""
+
+    def __init__(self, strategy: Strategy, phases: Sequence[Phase], workers: int):
+        self.done = [[False] * phase.pieces for phase in phases]
+        self._taken = [[False] * phase.pieces for phase in phases]
+        self._needs = [
+            [(p - need.back, need) for need in phase.waits() if not need.slack and 0 <= p - need.back < len(phases)]
+            for p, phase in enumerate(phases)
+        ]
+        turns = sorted(range(len(phases)), key=lambda p: (-phases[p].urgency, -p))
+        self._may = [[(p, _own(strategy, phases[p], rank, workers)) for p in turns] for rank in range(workers)]
+
+    def take(self, rank: int) -> tuple[int, int] | None:
+        """A phase and a piece for a worker that is free."""
+        for p, pieces in self._may[rank]:
+            for piece in pieces:
+                if not self._taken[p][piece] and all(self._is_met(q, need, piece) for q, need in self._needs[p]):
+                    self._taken[p][piece] = True
+                    return p, piece
+        return None
+
+    def _is_met(self, before: int, need: Need, piece: int) -> bool:
+        if not need.paired:
+            return all(self.done[before])
+        return piece < need.lag or self.done[before][piece - need.lag]
+
+
+def _own(strategy: Strategy, phase: Phase, rank: int, workers: int) -> list[int]:
+    """The pieces of a phase that a worker may take, in the order in which it looks at them."""
+    pieces, stage = range(phase.pieces), phase.stage
+    if stage is None:
+        return [(rank + i) % phase.pieces for i in pieces]
+    return [piece for piece in pieces if strategy.owner(stage, piece, workers) == rank]
