@@ -28,6 +28,9 @@ POINTS = (
     "slice.written",
     "exit",
 )
+STAGE_POINTS = tuple(  # of a pipeline, beside those of slices
+    [f"{phase}.{when}" for phase in ("forward", "backward") for when in ("claimed", "half_written", "written")]
+)
 
 
 def armed(rank: int, starts: int) -> Callable[..., None]:

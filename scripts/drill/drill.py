@@ -31,7 +31,8 @@ from scratchnet.parallel.failpoints import LOG, VARIABLE
 
 VICTIM = Path(__file__).with_name("victim.py")
 LIMIT = 90.0  # seconds until a trial counts as hung
-PACE = "shard.claimed:*:*:sleep=0.01,slice.claimed:*:*:sleep=0.005"  # so that no worker is done before others begin
+PAUSES = {"shard": "0.01", "slice": "0.005", "forward": "0.003", "backward": "0.003"}  # seconds before each piece,
+PACE = ",".join(f"{phase}.claimed:*:*:sleep={pause}" for phase, pause in PAUSES.items())  # so that all workers get some
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Drill:
 
     def run(self, trial: Trial) -> Result:
         with tempfile.TemporaryDirectory(prefix="drill-") as folder:
-            return self._run(trial, reference(*trial.job()), Path(folder))
+            return self._run(trial, reference(*trial.undisturbed()), Path(folder))
 
     def _run(self, trial: Trial, expected: str, folder: Path) -> Result:
         log, flags = folder / "fired", ["--folder", str(folder / "run"), *trial.job()]
@@ -84,7 +85,7 @@ class Drill:
         first = [*flags, "--workers", str(trial.workers), *trial.flags.split()]
         ended, facts = run_victim(self.victim, first, killer, trial.world, **armed)
         marks = [line for line in log.read_text().splitlines() if line.startswith(trial.mark)] if log.exists() else []
-        fired = len([line for line in marks if not line.endswith(("sleep=0.01", "sleep=0.005"))]) >= trial.fires
+        fired = len([line for line in marks if line.partition("sleep=")[2] not in PAUSES.values()]) >= trial.fires
         result = Result("lost", fired, f"status {ended.status}: {ended.last_word}", ended.leaks)
         if ended.status in (0, None):
             _judge(result, ended, facts, expected)
@@ -149,7 +150,7 @@ def main(config: Config) -> None:
     if not worlds():
         print(f"this system gives no name spaces, so these trials are left out: {', '.join(WORLDS)}")
     with ThreadPoolExecutor(config.side_by_side) as threads:
-        list(threads.map(lambda job: reference(*job), sorted({tuple(trial.job()) for trial in trials})))
+        list(threads.map(lambda job: reference(*job), sorted({tuple(trial.undisturbed()) for trial in trials})))
     running.run_trials(Drill().run, trials, config.side_by_side, config.verbose)
 
 

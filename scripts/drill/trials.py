@@ -12,14 +12,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scratchnet.parallel.failpoints import LOG, POINTS
+from scratchnet.parallel.failpoints import LOG, POINTS, STAGE_POINTS
 
 SIGNALS = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGTERM")
 DEADLY = (*SIGNALS, "exit", "sys.exit")
 SIZES = (2, 3, 4, 7)
 OPTIMIZERS = {4: "momentum", 8: "adam"}  # by the number of shards
-EPOCHS = {"all_reduce": 3, "parameter_server": 3, "stale": 3, "local_sgd": 7, "top_k": 3, "power_sgd": 3}  # 21 steps
-STRATEGIES = tuple(EPOCHS)
+EPOCHS = {  # of 7 steps each
+    "all_reduce": 3,
+    "parameter_server": 3,
+    "stale": 3,
+    "local_sgd": 7,
+    "top_k": 3,
+    "power_sgd": 3,
+    "tensor_parallel": 3,
+    "pipeline": 3,
+}
+STAGED = {"pipeline": (2, 4)}  # whose workers do stages, not whole shards: the numbers of workers that can
+STRATEGIES = tuple(name for name in EPOCHS if name not in STAGED)
 CACHE = Path(os.environ.get("SCRATCHNET_CACHE_DIR") or Path.home() / ".cache" / "scratchnet").absolute()
 WORLDS = {  # what a shell does before it becomes the victim
     "tiny /dev/shm": "mount -t tmpfs -o size=4k none /dev/shm",
@@ -63,6 +73,10 @@ class Trial:
     def job(self) -> list[str]:
         optimizer, epochs = OPTIMIZERS[self.shards], EPOCHS[self.strategy]
         return f"--shards {self.shards} --optimizer {optimizer} --strategy {self.strategy} --epochs {epochs}".split()
+
+    def undisturbed(self) -> list[str]:
+        """The job of one process with the same bytes: stages have those of the whole model."""
+        return replace(self, strategy="all_reduce").job() if self.strategy in STAGED else self.job()
 
 
 def sized(name: str, group: str, workers: int, shards: int, **fields: Any) -> Trial:
@@ -148,8 +162,8 @@ def random_kills(n: int, seed: int) -> list[Trial]:
     dice = random.Random(seed)
     trials = []
     for i in range(n):
-        workers, shards, kills = dice.choice(SIZES), dice.choice(list(OPTIMIZERS)), dice.randint(1, 3)
-        strategy = dice.choice(STRATEGIES)
+        strategy, shards, kills = dice.choice(list(EPOCHS)), dice.choice(list(OPTIMIZERS)), dice.randint(1, 3)
+        workers = dice.choice(STAGED.get(strategy, SIZES))
         name, random_at = f"random {i}: {kills} kills, {strategy}", {"kills": kills, "seed": seed + i}
         trials.append(
             sized(name, "worker: random kills", workers, shards, strategy=strategy, mark="outside", **random_at)
@@ -220,6 +234,18 @@ def elsewhere(names: Iterable[str]) -> list[Trial]:
 # --- choices ----------------------------------------------------------------------------------------------------------
 
 
+def in_stages(trials: list[Trial], strategy: str = "pipeline") -> list[Trial]:
+    """The trials, in which shards of a model in stages are computed; those with as many workers as that takes."""
+    moved = [
+        replace(
+            t, strategy=strategy, group=f"strategy: {strategy}", name=f"{t.name}, {strategy}",
+            fail=t.fail.replace("shard.", "backward."), mark=t.mark.replace("shard.", "backward."),
+        )
+        for t in trials if t.workers in STAGED[strategy]
+    ]  # fmt: skip
+    return [replace(t, resumed_by=tuple(w if w < 3 else 4 for w in t.resumed_by)) for t in moved]
+
+
 def in_each_strategy(trials: list[Trial], strategies: Sequence[str] = STRATEGIES[1:]) -> list[Trial]:
     """The trials under all strategies but the default one."""
     return [replace(t, name=f"{t.name}, {s}", group=f"strategy: {s}", strategy=s) for s in strategies for t in trials]
@@ -240,6 +266,8 @@ def quick() -> list[Trial]:
     trials += in_each_strategy([ended_together([("shard.half_written", "SIGKILL"), ("slice.half_written", "SIGKILL")])])
     kill, ctrl_c = (trial for trial in parents(2) if trial.group in ("parent: kill", "parent: Ctrl-C"))
     trials += in_each_strategy([kill], ("stale", "local_sgd", "top_k")) + in_each_strategy([ctrl_c], ("stale",))
+    ends = [*zip(STAGE_POINTS, itertools.cycle(DEADLY), strict=False), ("idle", "SIGKILL"), ("slice.claimed", "exit")]
+    trials += in_stages([ended_together(ends[i::2]) for i in range(2)] + [stuck("SIGSTOP", "forward.half_written", 2)])
     return trials + several(3) + errors(2) + parents(2) + elsewhere(("tiny /dev/shm", "read-only kernel cache"))
 
 
@@ -252,4 +280,7 @@ def sweep() -> list[Trial]:
             trials += several(workers, shards) + parents(workers, shards)
             killed = [ended_by(p, "SIGKILL", workers, shards) for p in POINTS]
             trials += in_each_strategy([*killed, *several(workers, shards), *parents(workers, shards)])
+            points = (*STAGE_POINTS, "idle", "slice.half_written")  # idle: in a bubble
+            killed = [ended_by(p, a, workers, shards) for p in points for a in (*DEADLY, "SIGSTOP")]
+            trials += in_stages([*killed, *several(workers, shards), *parents(workers, shards)])
     return trials + elsewhere(WORLDS)

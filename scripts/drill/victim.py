@@ -38,6 +38,8 @@ JOBS = {  # options of the Trainer; all of these promise the same bytes
     "local_sgd": {"strategy": parallel.LocalSGD(every=3)},
     "top_k": {"strategy": parallel.AllReduce(compression=parallel.TopK(0.3)), "clip_norm": 0.5},
     "power_sgd": {"strategy": parallel.AllReduce(compression=parallel.PowerSGD(1))},
+    "tensor_parallel": {"strategy": parallel.TensorParallel(2)},
+    "pipeline": {"strategy": parallel.Pipeline(2)},
 }
 
 

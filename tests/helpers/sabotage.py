@@ -96,18 +96,25 @@ def in_place(folder):
 
 
 def seal_first(folder):
-    """A gradient is sealed before it is there."""
-    shard, publish = worker.Worker.shard, worker.publish
+    """A gradient, or what a stage sends, is sealed before it is there."""
+    publish = worker.publish
 
-    def sealed(self, k, step):
-        publish(self.arena.words, self.arena.pieces[0].seals + k * LINE, step + 1)
-        shard(self, k, step)
+    def sealed(do):
+        def done(self, k, step):
+            phases = [pieces for pieces in self.arena.pieces if pieces.phase.name == do.__name__]
+            at = next(pieces.seals for pieces in phases if pieces.phase.stage == self.stage)
+            publish(self.arena.words, at + k * LINE, step + 1)
+            do(self, k, step)
+
+        return done
 
     def seal_once(words, at, steps):
         if words[at] < steps:
             publish(words, at, steps)
 
-    worker.Worker.shard, worker.publish = sealed, seal_once
+    for name in ("shard", "forward", "backward"):
+        setattr(worker.Worker, name, sealed(getattr(worker.Worker, name)))
+    worker.publish = seal_once
 
 
 def no_checksum(folder):

@@ -16,17 +16,19 @@ from trials import Trial
 
 SABOTAGED = Path(__file__).parents[1] / "programs" / "sabotaged_victim.py"
 KILLED = trials.ended_by("shard.half_written", "SIGKILL", 2)
-BROKEN = {  # what is broken: a trial that shows it, and what comes of it
-    "arrival_order": (trials.slow(2), "silently wrong"),
-    "in_place": (trials.ended_by("slice.written", "SIGKILL", 2), "silently wrong"),
-    "seal_first": (KILLED, "silently wrong, or lost"),  # lost: the NaN of half a gradient are seen in a loss
-    "no_checksum": (trials.flipped(2), "silently wrong"),
-}
+(KILLED_STAGE,) = trials.in_stages([trials.ended_by("forward.half_written", "SIGKILL", 2)])
+SEEN = "silently wrong, or lost"  # lost: the NaN of half a gradient, or activation, are seen in a loss
+BROKEN = [  # what is broken, a trial that shows it, and what comes of it
+    ("arrival_order", trials.slow(2), "silently wrong"),
+    ("in_place", trials.ended_by("slice.written", "SIGKILL", 2), "silently wrong"),
+    ("seal_first", KILLED, SEEN),
+    ("seal_first", KILLED_STAGE, SEEN),
+    ("no_checksum", trials.flipped(2), "silently wrong"),
+]
 
 
-@pytest.mark.parametrize("guarantee", BROKEN)
-def test_the_drill_fails_without(guarantee, monkeypatch):
-    trial, outcome = BROKEN[guarantee]
+@pytest.mark.parametrize(("guarantee", "trial", "outcome"), BROKEN, ids=lambda value: getattr(value, "name", value))
+def test_the_drill_fails_without(guarantee, trial, outcome, monkeypatch):
     monkeypatch.setenv("SABOTAGE", guarantee)
     result = Drill(SABOTAGED).run(trial)
     assert result.outcome in outcome and result.fired and not result.leaks, result
@@ -77,5 +79,6 @@ def test_a_choice_of_no_trial_is_a_failure():
 def test_the_quick_set_has_every_point_and_every_end_of_a_worker_and_each_name_once():
     chosen = trials.quick()
     assert len({trial.name for trial in chosen}) == len(chosen)
-    for word in (*trials.POINTS, *trials.DEADLY, "SIGSTOP", "loop", *trials.STRIKES, *trials.STRATEGIES[1:]):
+    points, ends = (*trials.POINTS, *trials.STAGE_POINTS), (*trials.DEADLY, "SIGSTOP", "loop")
+    for word in (*points, *ends, *trials.STRIKES, *trials.STRATEGIES[1:], *trials.STAGED):
         assert any(word in trial.name for trial in chosen), word

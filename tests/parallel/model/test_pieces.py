@@ -14,6 +14,8 @@ from scratchnet.parallel import Pipeline, TensorParallel
 from scratchnet.parallel.failpoints import LOG, VARIABLE
 from scratchnet.parallel.model import pieces
 from scratchnet.parallel.model.backward import backward
+from scratchnet.parallel.model.pieces import Memory, Part, Stages
+from scratchnet.parallel.pool.replica import Replica
 from scratchnet.row_gradient import total
 
 FEATURES, CLASSES, BATCH = 6, 3, 12
@@ -162,6 +164,30 @@ def test_a_worker_keeps_no_parameters_and_states_of_its_own(expected):
     trainer, loader = make(Pipeline(2), 2)
     trainer.loss = Holds(trainer.optimizer)
     assert digest(trainer, trainer.fit(loader, epochs=2)) == expected
+
+
+def test_a_graph_of_an_older_step_is_not_taken_for_that_of_this_step():
+    """A stage is done forward here, then by others, then backward here: with other parameters by now."""
+    trainer, loader = make(Pipeline(2))
+    replica = Replica.of(trainer._settings(loader))
+    layout, plan = replica.layout, replica.plan
+    pages = [layout.page(np.zeros(layout.page_bytes, np.uint8)) for _ in range(2)]
+    replica.write(pages[0])
+    for extent in layout.parameters.values():
+        extent.of(pages[1][0])[...] = 2 * extent.of(pages[0][0])
+    here, there, found = Stages(replica, plan), Stages(replica, plan), []
+    sent = [np.zeros((1, size), np.uint8) for size in (plan.activation_bytes, plan.gradient_bytes)]
+    parts = [Part(0, 0, loader.indices(0)[:3], 1.0)]
+    for back in (there, here):
+        old, new = (Memory(page[0], np.zeros(layout.nbytes, np.uint8), *sent) for page in pages)
+        for stage in (0, 1):
+            here.forward(stage, 0, 0, parts, old)
+        for stage in (0, 1):
+            there.forward(stage, 0, 1, parts, new)
+        for stage in (1, 0):
+            back.backward(stage, 0, 1, parts, new)
+        found.append(new.slot.tobytes())
+    assert found[0] == found[1]
 
 
 def test_a_run_resumes_in_other_stages(expected, tmp_path):
