@@ -3,17 +3,25 @@ from the death of a rank until all compute again, and its bits.
 
     python scripts/bench/bench_clusters.py                   # plain, the pool, mpiexec, and what schedulers are there
     python scripts/bench/bench_clusters.py --only large      # as root: a table of 2 GB, and 512 MB of memory for a rank
+    python scripts/bench/bench_clusters.py --only links      # as root: two hosts, by the speed of the link between them
 
-The baseline is MPICH's own mpiexec, with the same ranks. Schedulers take turns, and the best epoch of all turns counts.
+The baseline is MPICH's own mpiexec, with the same ranks. All jobs are alive at once and train an epoch in turn. A step
+is compared with that of mpiexec's epoch beside it: the median of these ratios, and then of all starts, because one
+start in four or five is a sixth slower to its end, whoever started it.
 """
 
+import concurrent.futures
 import contextlib
+import ctypes
+import dataclasses
+import functools
 import hashlib
-import itertools
 import json
+import math
 import os
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,9 +37,13 @@ import scratchnet as sn
 from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
 from scratchnet.native.limits import cores
-from scratchnet.parallel.clusters import hydra, processes
+from scratchnet.parallel.clusters import hydra, launcher, processes
+from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
-NET, BATCH, SAMPLES, EPOCHS = (784, 512, 512, 10), 256, 8192, 4
+NET, BATCH, SAMPLES = (784, 512, 512, 10), 256, 8192
+RATES = (1e8, 1e9, 1e10, None)
+WARM = 3  # epochs that do not count: a Java machine compiles itself for a second
+PATIENCE = 60.0  # seconds that a job waits for its turn
 GROUP = Path("/sys/fs/cgroup/memory")  # of cgroup v1
 NAMES = ("plain", "pool", "mpiexec", "processes", "spark", "ray", "dask")
 FEATURES, PART = 64, 1 << 18  # of the large table, and its rows a file
@@ -43,27 +55,58 @@ LIMIT = 512 << 20  # bytes of memory for each rank of it
 class Config:
     """Measure one job under each scheduler."""
 
-    only: tuple[str, ...] = flag(NAMES, "what is measured; also: large")
+    only: tuple[str, ...] = flag(NAMES, "what is measured; also: links, large")
     ranks: int = flag(2, "of the job")
-    rounds: int = flag(3, "turns of each")
+    rounds: int = flag(5, "starts of each")
+    epochs: int = flag(12, "that each trains, in turn with the others")
     gigabytes: float = flag(2.0, "of the large table")
 
 
-class Timed(sn.data.DataLoader):
-    """A loader that notes when epochs begin."""
+class Turns:
+    """Jobs that are alive at the same time train one epoch each in turn, so that all of them meet the same machine.
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        self.begins: list[float] = []
+    word: a file with the number of the turn, an int64; "" for a job that is alone. counts: does this process end turns?
+    seconds: of each epoch of this job, number `number` of `count`.
+    """
+
+    def __init__(self, word: str, number: int, count: int, counts: bool):
+        self.turn = np.memmap(word, np.int64, "r+") if word else np.zeros(1, np.int64)
+        self.next, self.count, self.counts = number, count, counts
+        self.began, self.seconds = 0.0, list[float]()
+
+    def begin(self) -> None:
+        self.end()
+        late = time.monotonic() + PATIENCE
+        while self.turn[0] != self.next:
+            if time.monotonic() > late:
+                raise TimeoutError(f"turn {self.next} has not come within {PATIENCE:.0f} s")
+            time.sleep(1e-3)
+        self.next, self.began = self.next + self.count, time.perf_counter()
+
+    def end(self) -> None:
+        if self.began:
+            self.seconds.append(time.perf_counter() - self.began)
+            self.turn[0] += self.counts
+            self.began = 0.0
+
+    def __deepcopy__(self, memo: dict) -> "Turns":  # a Trainer copies its loader
+        return self
+
+
+class Timed(sn.data.DataLoader):
+    """A loader whose epochs begin in turn."""
+
+    turns: Turns
 
     def batch_indices(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
-        self.begins.append(time.perf_counter())
+        self.turns.begin()
         return super().batch_indices(epoch, start)
 
 
-def job(comm: Any, workers: int = 1) -> dict[str, Any]:
-    """When the function began, the seconds of the fastest step, and the digest of the parameters."""
-    began = time.time()
+def job(
+    comm: Any, word: str = "", number: int = 0, count: int = 0, epochs: int = 4, workers: int = 1
+) -> dict[str, Any]:
+    """Seconds of a step, for each epoch, and the digest of the parameters. word, number, count: see Turns."""
     sn.set_num_threads(max(1, cores() // max(comm.size, workers)))
     sn.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -74,11 +117,12 @@ def job(comm: Any, workers: int = 1) -> dict[str, Any]:
         model, sn.optim.Adam(model.parameters()), sn.nn.CrossEntropyLoss(), shards=8, workers=workers, progress=False
     )
     loader = Timed(data, BATCH, shuffle=True)
-    trainer.fit(loader, epochs=EPOCHS)
-    loader.begins.append(time.perf_counter())
+    loader.turns = Turns(word, number, count, bool(word) and comm.rank == 0)
+    trainer.fit(loader, epochs=epochs)
+    loader.turns.end()
     state = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
-    step = min(after - before for before, after in itertools.pairwise(loader.begins)) / (SAMPLES // BATCH)
-    return {"began": began, "step": step, "digest": hashlib.sha256(state).hexdigest()[:16]}
+    steps = [seconds / (SAMPLES // BATCH) for seconds in loader.turns.seconds]
+    return {"steps": steps, "digest": hashlib.sha256(state).hexdigest()[:16]}
 
 
 def die_once(comm: Any, note: str) -> float:
@@ -95,15 +139,19 @@ def die_once(comm: Any, note: str) -> float:
     raise AssertionError("unreachable")
 
 
-def ranks_of_mpiexec(ranks: int) -> dict[str, Any]:
-    """Plain mpiexec, whose ranks run `job`."""
+def now(comm: Any) -> float:
+    comm.barrier()
+    return time.time()
+
+
+def mpiexec(fn: Callable, *args: Any, ranks: int) -> list:
+    """Plain mpiexec, whose ranks run a function of this file; its results, in rank order."""
     with tempfile.TemporaryDirectory() as folder:
-        code = f"import sys; sys.path[:0] = {sys.path!r}; import bench_clusters as b, json, scratchnet as sn; "
-        code += "found = sn.parallel.run(lambda comm: b.job(comm) | {'rank': comm.rank})[0]; "
-        code += f"open({folder!r} + '/' + str(found['rank']), 'w').write(json.dumps(found))"
-        line = [hydra.program(hydra.MPIEXEC), "-n", str(ranks), sys.executable, "-c", code]
+        code = f"import sys; sys.path[:0] = {sys.path!r}; import bench_clusters as b, json, scratchnet as sn\n"
+        code += f"def run(comm): json.dump(b.{fn.__name__}(comm, *{args!r}), open(f'{folder}/{{comm.rank}}', 'w'))\n"
+        line = [hydra.program(hydra.MPIEXEC), "-n", str(ranks), sys.executable, "-c", code + "sn.parallel.run(run)"]
         subprocess.run(line, env=os.environ | hydra.variables(), check=True)
-        return json.loads(Path(folder, "0").read_text())
+        return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(ranks)]
 
 
 @contextlib.contextmanager
@@ -141,48 +189,99 @@ def dask() -> Iterator[Callable[..., list]]:
         yield lambda *args, **options: dask.run(*args, client=client, **options)
 
 
-SCHEDULERS = {"processes": lambda: contextlib.nullcontext(processes.run), "spark": spark, "ray": ray, "dask": dask}
-
-
-def once(name: str, ranks: int, run: Any) -> dict[str, Any]:
-    """One start of the job: with the seconds until its function began."""
-    start = time.time()
-    if name == "plain":
-        found = job(sn.parallel.SerialCommunicator())
-    elif name == "pool":
-        found = job(sn.parallel.SerialCommunicator(), workers=ranks)
-    elif name == "mpiexec":
-        found = ranks_of_mpiexec(ranks)
-    else:
-        found = run(job, ranks=ranks)[0]
-    return found | {"start": found["began"] - start}
+SCHEDULERS: dict[str, Callable[[], Any]] = {
+    "mpiexec": lambda: contextlib.nullcontext(mpiexec),
+    "processes": lambda: contextlib.nullcontext(processes.run),
+    "spark": spark,
+    "ray": ray,
+    "dask": dask,
+}
+HERE = {"plain": 1, "pool": 0}  # without a launcher: the workers, 0 for as many as there are ranks
 
 
 def compare(config: Config) -> None:
+    one, ranks = sn.parallel.SerialCommunicator(), config.ranks
     with contextlib.ExitStack() as stack:
-        runs: dict[str, Any] = {}
-        for name in config.only:
+        runs: dict[str, Callable[..., list]] = {}
+        for name in filter(SCHEDULERS.get, config.only):
             try:
-                runs[name] = stack.enter_context(SCHEDULERS[name]()) if name in SCHEDULERS else None
+                runs[name] = stack.enter_context(SCHEDULERS[name]())
             except ImportError as error:
                 print(f"{name}: {error}")
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
-        for _ in range(config.rounds):
-            for name, run in runs.items():
-                found[name].append(once(name, config.ranks, run))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        lost = {
-            name: max(run(die_once, f"{folder}/{name}", ranks=config.ranks, restarts=1))
-            for name, run in runs.items()
-            if run
+        found = {
+            name: job(one, epochs=config.epochs, workers=HERE[name] or ranks) for name in config.only if name in HERE
         }
-    base = min(each["step"] for each in found.get("mpiexec", [{"step": float("nan")}]))
-    print(f"{'':<10} {'start s':>8} {'step ms':>8} {'of mpiexec':>10} {'restart s':>9}  sha256")
-    for name, each in found.items():
-        step, start = min(e["step"] for e in each), min(e["start"] for e in each)
-        digests = ", ".join(sorted({e["digest"] for e in each}))
-        again = lost.get(name, float("nan"))
-        print(f"{name:<10} {start:8.2f} {1e3 * step:8.2f} {step / base:10.3f} {again:9.2f}  {digests}")
+        starts: dict[str, list[float]] = {name: [] for name in runs}
+        ratios: dict[str, list[float]] = {name: [] for name in runs}
+        for number in range(config.rounds):
+            for name, run in runs.items():
+                begin = time.time()
+                starts[name].append(max(run(now, ranks=ranks)) - begin)
+            side_by_side = in_turn(runs, f"{folder}/turn{number}", config)
+            found |= side_by_side
+            for name in runs if "mpiexec" in runs else ():
+                pairs = zip(side_by_side[name]["steps"], side_by_side["mpiexec"]["steps"], strict=True)
+                ratios[name].append(statistics.median([own / base for own, base in pairs][WARM:]))
+            shown = ", ".join(f"{name} {each[-1]:.3f}" for name, each in ratios.items() if each)
+            print(f"start {number + 1} of {config.rounds}: steps beside those of mpiexec: {shown}", flush=True)
+        lost = {
+            name: max(run(die_once, f"{folder}/{name}", ranks=ranks, restarts=1))
+            for name, run in runs.items()
+            if run is not mpiexec
+        }
+    print(f"{'':<10} {'start s':>8} {'step ms':>8} {'of mpiexec, its range':>21} {'restart s':>9}  sha256")
+    nothing = [math.nan]
+    for name in filter(found.get, config.only):
+        step = 1e3 * statistics.median(found[name]["steps"][WARM:])
+        ratio = ratios.get(name) or nothing
+        shown = f"{statistics.median(ratio):7.3f} {min(ratio):6.3f} {max(ratio):6.3f}"
+        start, again = min(starts.get(name, nothing)), lost.get(name, math.nan)
+        print(f"{name:<10} {start:8.2f} {step:8.2f} {shown} {again:9.2f}  {found[name]['digest']}")
+
+
+def in_turn(runs: dict[str, Callable[..., list]], word: str, config: Config) -> dict[str, dict[str, Any]]:
+    """What `job` returns under each launcher: all are alive at the same time."""
+    np.zeros(1, np.int64).tofile(word)
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(runs))) as pool:
+        jobs = {
+            name: pool.submit(run, job, word, number, len(runs), config.epochs, ranks=config.ranks)
+            for number, (name, run) in enumerate(runs.items())
+        }
+    return {name: each.result()[0] for name, each in jobs.items()}
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+def on_host(name: str, do: Callable[[int], Any], host: int) -> Any:
+    """The calling thread, and what it starts, moves to the network namespace of a host, to do what is asked."""
+    with Path(f"/run/netns/{name}-{host + 1}").open() as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0):
+            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {file.name}")
+    os.environ["UCX_TLS"] = "self,tcp"  # else MPICH finds that both are one machine, and uses its memory
+    return do(host)
+
+
+def links(config: Config) -> None:
+    """The launcher, with a host for each rank."""
+    if reason := reason_against_hosts():
+        print(f"links: skipped: {reason}")
+        return
+    count, base = config.ranks, processes.scheduler(config.ranks)
+    print(f"{count} hosts, a rank each\n{'link, Mbit/s':>12} {'step ms':>8}  sha256")
+    with Hosts(count) as hosts:
+        hosts_of_tasks = dataclasses.replace(
+            base,
+            address=hosts.addresses[0],
+            collect=lambda do, n: base.collect(functools.partial(on_host, hosts.name, do), n),
+        )
+        with concurrent.futures.ThreadPoolExecutor(1, initializer=on_host, initargs=(hosts.name, str, 0)) as first_host:
+            for rate in RATES:
+                hosts.limit(rate)
+                asked = first_host.submit(launcher.run, hosts_of_tasks, job, ("", 0, 0, 2), count)
+                found, name = asked.result()[0], "unlimited" if rate is None else f"{rate / 1e6:.0f}"
+                print(f"{name:>12} {1e3 * min(found['steps'][1:]):8.1f}  {found['digest']}", flush=True)
 
 
 # --- a table larger than the memory of a rank -------------------------------------------------------------------------
@@ -264,12 +363,14 @@ def measure_large(config: Config) -> None:
 
 
 def main(config: Config) -> None:
-    known = {"plain", "pool", "mpiexec", "large", *SCHEDULERS}
+    known = {"large", "links", *HERE, *SCHEDULERS}
     if unknown := set(config.only) - known:
         raise ConfigError(f"expected --only of {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
     if "large" in config.only:
         measure_large(config)
-    if rest := tuple(name for name in config.only if name != "large"):
+    if "links" in config.only:
+        links(config)
+    if rest := tuple(name for name in config.only if name not in ("large", "links")):
         config.only = rest
         compare(config)
 

@@ -8,7 +8,7 @@ from multiprocess import connection
 
 from ... import checks
 from ...native.limits import cores
-from ..objects import dumps
+from ..objects import dumps, loads
 from ..pool.launch import Workers
 from . import launcher
 from .task import MACHINE
@@ -35,7 +35,7 @@ def scheduler(machines: int) -> launcher.Scheduler:
     groups: list[Workers] = []
 
     def collect(do: Callable[[int], dict], n: int) -> list:
-        with Workers(n, _task, do, machines, threads=max(1, cores() // n)) as group:
+        with Workers(n, _task, dumps(do), machines, threads=max(1, cores() // n)) as group:
             groups[:] = [group]
             return group.results(lambda: None)
 
@@ -47,6 +47,6 @@ def scheduler(machines: int) -> launcher.Scheduler:
     return launcher.Scheduler("processes", "127.0.0.1", lambda: 1 << 10, collect, cancel)
 
 
-def _task(channel: connection.Connection, task: int, do: Callable[[int], dict], machines: int) -> None:
+def _task(channel: connection.Connection, task: int, do: bytes, machines: int) -> None:
     os.environ[MACHINE] = f"{task % machines}"
-    channel.send_bytes(dumps(("result", do(task))))
+    channel.send_bytes(dumps(("result", loads(do)(task))))

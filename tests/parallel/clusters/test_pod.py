@@ -27,6 +27,7 @@ def variables(index, plan, address):
     [container] = manifest["spec"]["template"]["spec"]["containers"]
     told = {entry["name"]: entry.get("value", "the uid of this job") for entry in container["env"]}
     told |= {"JOB_COMPLETION_INDEX": str(index), pod.DRIVER: address, pod.WAIT: "60"}
+    told |= {"UCX_TLS": "self,tcp"}  # else MPICH finds that all namespaces are one machine, and uses its memory
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "SCRATCHNET_QUIET": "1"}
     return container["command"], os.environ | told | path
 
