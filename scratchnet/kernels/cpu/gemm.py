@@ -61,17 +61,17 @@ def own_scratch(work):
 
 
 @jit
-def _product(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
-    """Rows lo to hi of out = start + op(a) @ op(b); start: see Sums."""
-    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), whole_sums(start, out)
+def _product(lo, hi, a, b, start, out, transpose_a, transpose_b, rounds, work):
+    """Rows lo to hi of out = start + op(a) @ op(b); start: see Sums, rounds: see Factors."""
+    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0, rounds), whole_sums(start, out)
     multiply(factors, sums, Region(lo, hi, 0, out.shape[1]), own_scratch(work))
 
 
 @jit
-def _product_packed(lo, hi, a, panels, start, out, transpose_a, j0, j1, work):
-    """The same for columns j0 to j1, with the panels that `_packed` made of op(b)."""
-    factors, sums = Factors(a, panels, transpose_a, False, True, j0), whole_sums(start, out)
-    multiply(factors, sums, Region(lo, hi, j0, j1), own_scratch(work))
+def _product_packed(lo, hi, a, panels, start, out, transpose_a, first, rounds, work):
+    """The same for columns from `first` on, with the panels that `_packed` made of op(b)."""
+    factors, sums = Factors(a, panels, transpose_a, False, True, first, rounds), whole_sums(start, out)
+    multiply(factors, sums, Region(lo, hi, first, first + panels.shape[1]), own_scratch(work))
 
 
 @jit
@@ -79,7 +79,7 @@ def _product_by_columns(lo, hi, a, b, start, out, transpose_a, transpose_b, work
     """Panels lo to hi of out = start + op(a) @ op(b): for fewer rows than threads could share."""
     columns = PANEL * (TILE.vector_bytes // out.itemsize)
     region = Region(0, out.shape[0], lo * columns, min(hi * columns, out.shape[1]))
-    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), whole_sums(start, out)
+    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0, False), whole_sums(start, out)
     multiply(factors, sums, region, own_scratch(work))
 
 
@@ -90,15 +90,19 @@ def _update(a, b, zeros, parameter, velocity, packed, numbers, work, region):
     flat = work.ravel()
     for i in range(numbers.size):
         flat[numbers_at + i] = numbers[i]
-    factors = Factors(a, b, True, False, packed, 0)
+    factors = Factors(a, b, True, False, packed > 0, 0, packed > 1)
     sums = Sums(zeros, parameter, velocity, numbers_at, True, 0, parameter.shape[1])
     multiply_in_blocks(uncounted(factors), uncounted(sums), region, uncounted(scratch), max(1, a.shape[0]))
 
 
 @jit
 def _product_and_update(lo, hi, a, b, zeros, parameter, velocity, packed, numbers, work):
-    """A step of SGD for rows lo to hi of a parameter whose gradient is a.T @ b, with no more than SPAN terms."""
-    _update(a, b, zeros, parameter, velocity, packed, numbers, work, Region(lo, hi, 0, parameter.shape[1]))
+    """A step of SGD for rows lo to hi of a parameter whose gradient is a.T @ b, with no more than SPAN terms.
+
+    packed: is b as it is stored (0), or in panels (1), which are rounded to bfloat16 (2)?
+    """
+    region = Region(lo, hi, 0, parameter.shape[1])
+    _update(a, b, zeros, parameter, velocity, packed, numbers, work, region)
 
 
 @jit
@@ -114,7 +118,7 @@ def _products(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
     """The products lo to hi of as many matrices; start: see Sums."""
     scratch, region = own_scratch(work), Region(0, out.shape[1], 0, out.shape[2])
     for i in range(lo, hi):
-        factors, sums = Factors(a[i], b[i], transpose_a, transpose_b, False, 0), whole_sums(start, out[i])
+        factors, sums = Factors(a[i], b[i], transpose_a, transpose_b, False, 0, False), whole_sums(start, out[i])
         multiply(factors, sums, region, scratch)
 
 
@@ -129,7 +133,7 @@ _SCRATCH = {  # elements of b packed as it is read, of packed a, and the numbers
 
 _WEIGHT = 1 / 8  # of one multiplication and addition (native/loops.py)
 _pack = ranged(pack_b, "pack", writes=(3,), whole=(0, 3))
-_by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(6,), weight=_WEIGHT)
+_by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(7,), weight=_WEIGHT)
 _one_by_one = ranged(_products, "batched_matmul", writes=(3,), whole=(2,), private=(6,), weight=_WEIGHT)
 _packed_by_rows = ranged(_product_packed, "matmul_packed", writes=(3,), whole=(1, 2), private=(7,), weight=_WEIGHT)
 _by_rows_transposed = _by_rows.reading_whole(0, 1, 2)  # a row of a transposed `a` lies all over it
@@ -148,12 +152,13 @@ _by_columns = ranged(
 )
 
 
-def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulate=False):
+def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulate=False, rounds=False):
     """out (m, n) = op(a) (m, k) @ op(b) (k, n), plus bias (n,) if given, plus what `out` held if `accumulate`.
 
     op transposes its matrix if its flag is set. a, b, out are stored row by row, all float32 or all float64, and `out`
-    overlaps neither a nor b. Each element is a sum in the order of k, begun with the bias and the old value, and cut
-    into spans (gemm_cuts.span_of): its bits depend neither on threads nor on the other rows and columns.
+    overlaps neither a nor b. If `rounds`, a and b, float32, are rounded to bfloat16 as they are packed.
+    Each element is a sum in the order of k, begun with the bias and the old value, and cut into spans
+    (gemm_cuts.span_of): its bits depend neither on threads nor on the other rows and columns.
     Raises ShapeError, DtypeError.
     """
     dtype = out.dtype
@@ -184,24 +189,26 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     in_l2 = k <= L2_K and k * n * out.itemsize <= L2_BYTES
     packing = transpose_b and not in_l2 and m < PACK_B_ROWS  # by rows, every thread would pack all of b
     by_columns = not (transpose_a or transpose_b) and _shares_columns(m, k, n, threads, out.itemsize)
-    if by_columns or ((packing or m < ROWS * threads) and n >= 4 * lanes):
+    if rounds and n <= FEW_COLUMNS:
+        b, transpose_b = _packed(b, transpose_b, 0, n, rounds), False  # one panel: op(b) as it is
+    elif not rounds and (by_columns or ((packing or m < ROWS * threads) and n >= 4 * lanes)):
         groups = _panels(n, dtype)
         block = -(-groups // threads)
         cost = max(m, MEMORY_BOUND) * n * k // groups
         _by_columns(groups, cost, a, b, start, out, transpose_a, transpose_b, work, block=block)
         return
-    if m < PACK_B_ROWS or n <= FEW_COLUMNS or in_l2:
+    if n <= FEW_COLUMNS or (not rounds and (m < PACK_B_ROWS or in_l2)):
         block = _even_rows(m, threads)
         run = _by_rows_transposed if transpose_a else _by_rows
-        run(m, n * max(k, MEMORY_BOUND), a, b, start, out, transpose_a, transpose_b, work, block=block)
+        run(m, n * max(k, MEMORY_BOUND), a, b, start, out, transpose_a, transpose_b, rounds, work, block=block)
         return
     columns = max(1, PACKED_ELEMENTS // (max(k, 1) * PANEL * lanes)) * PANEL * lanes
     for j in range(0, n, columns):
         j_end = min(n, j + columns)
-        packed = _packed(b, transpose_b, j, j_end)
+        packed = _packed(b, transpose_b, j, j_end, rounds)
         block = _even_rows(m, threads)
         run = _packed_by_rows_transposed if transpose_a else _packed_by_rows
-        run(m, (j_end - j) * k, a, packed, start, out, transpose_a, j, j_end, work, block=block)
+        run(m, (j_end - j) * k, a, packed, start, out, transpose_a, j, rounds, work, block=block)
 
 
 def batched_matmul(a, b, out, transpose_a=False, transpose_b=False):
@@ -242,7 +249,7 @@ def _direct(a, b, out, transpose_a, transpose_b, work):
     if m == 1 and not transpose_b and n >= lanes:  # as `multiply` does; called from here, it takes a tenth less time
         multiply_one_row(a, b, start, out, 0, n, Scratch(memory.reshape((1, memory.size)), zeros.size))
         return True
-    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0), whole_sums(start, out)
+    factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0, False), whole_sums(start, out)
     multiply(factors, sums, Region(0, m, 0, n), Scratch(memory.reshape((1, memory.size)), zeros.size))
     return True
 
@@ -287,13 +294,14 @@ def with_update(task, parameter, velocity, numbers):
     None where the sums are cut, so that no tile ever holds the gradient.
     """
     if task.loop is _by_rows_transposed:
-        a, b, start, out, _, _, work = task.arguments
+        a, b, start, out, _, _, rounds, work = task.arguments
         columns = 0, out.shape[1]
     elif task.loop is _packed_by_rows_transposed:
-        a, b, start, out, _, *columns, work = task.arguments
+        a, b, start, out, _, first, rounds, work = task.arguments
+        columns = first, first + b.shape[1]
     else:
         return None
-    packed = task.loop is _packed_by_rows_transposed
+    packed = (1 + rounds) * (task.loop is _packed_by_rows_transposed)
     one_block = a.shape[0] <= SPAN
     whole = tuple(columns) == (0, out.shape[1]) and is_constant(start) and one_block
     if not whole or out.shape != parameter.shape or out.shape[1] <= FEW_COLUMNS:
@@ -305,11 +313,11 @@ def with_update(task, parameter, velocity, numbers):
     return task._replace(loop=_updating, arguments=arguments)
 
 
-def _packed(b, transposed, j0, j1):
+def _packed(b, transposed, j0, j1, rounds):
     """Columns j0 to j1 of op(b), in panels; the memory is this thread's, until its next product."""
     packed = workspace((b.shape[1] if transposed else b.shape[0], j1 - j0), b.dtype)
     panels = _panels(j1 - j0, b.dtype)
-    _pack(panels, packed.size // panels, b, transposed, j0, packed)
+    _pack(panels, packed.size // panels, b, transposed, j0, packed, rounds)
     return packed
 
 

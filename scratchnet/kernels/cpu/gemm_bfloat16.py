@@ -1,6 +1,6 @@
 """Products of float32 matrices that are rounded to bfloat16 as they are read, in two ways with bits of their own.
 
-widened   the rounded factors, as float32, go to the float32 product: its bits, on every CPU.
+widened   the float32 product, which rounds its factors as it packs them: the bits of the product of rounded factors.
 tiles     matrix units (native/tiles.py): sums go on by blocks of 32 terms, whose even and odd terms are chains apart.
 
 `way` says which one this process takes. Blocks of `out` are 32 x 32, and go over all of k; a part of op(b) that fits
@@ -16,46 +16,93 @@ import numpy as np
 from ... import checks
 from ...native import tiles
 from ...native.cache import kept_text
-from ...native.compile import JIT_ENABLED, jit
+from ...native.compile import JIT_ENABLED, get_num_threads, jit
 from ...native.llvm import Operand
 from ...native.loops import Plan, constant, planning, ranged, scratch, workspace
+from ...native.simd import TILE
 from ...native.tiles import DEPTH, SIDE, WORDS, begin_tiles, end_tiles, multiply_tiles, pack_tiles
 from . import gemm
 from .gemm import own_scratch
+from .gemm_blocks import multiply
+from .gemm_cuts import FEW_COLUMNS, MEMORY_BOUND, PANEL, SMALL_PRODUCT, Factors, Region, Scratch, whole_sums
+from .gemm_pack import copy_rounded, pack_b
 
 BLOCK = 2 * SIDE  # rows and columns of a block of `out`
 PART_BLOCKS, PART_TILES = 16, 32  # of op(b) that stays in L2: 512 columns and 1,024 terms, 1 MiB
+SMALL, IN_L2 = (
+    1 << 16,
+    1 << 18,
+)  # elements of two factors: one thread multiplies them; they are rounded, then multiplied
 _SCRATCH = BLOCK * BLOCK  # elements: a block of `out` at the edge, or a block of a factor
 _CONFIGURATION = constant(tiles.configuration())
 
 
-# --- rounding to float32 ----------------------------------------------------------------------------------------------
+# --- as the float32 product -------------------------------------------------------------------------------------------
 
 
 @jit
-def _round(lo, hi, bits, out):
-    """out = the bits of float32 numbers, rounded to bfloat16: to the nearest, ties to even."""
+def _multiply_widened(a, b, start, out, transpose_a, transpose_b, region, own):
+    """A region of a product. op(b) is packed to this thread's scratch memory, op(a) where that is used."""
+    columns = region.j1 - region.j0
+    k, panel = b.shape[1] if transpose_b else b.shape[0], PANEL * (TILE.vector_bytes // out.itemsize)
+    end = own.at + k * columns
+    right = own.array.ravel()[own.at : end].reshape((k, columns))
+    pack_b(0, (columns + panel - 1) // panel, b, transpose_b, region.j0, right, True)
+    factors = Factors(a, right, transpose_a, False, out.shape[1] > FEW_COLUMNS, region.j0, True)
+    multiply(factors, whole_sums(start, out), region, Scratch(own.array, end))
+
+
+@jit
+def _products(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
+    """The products lo to hi of as many matrices, so small that rounding them apart from packing takes less time."""
+    own, flat, region = own_scratch(work), work.ravel(), Region(0, out.shape[1], 0, out.shape[2])
+    middle, end = own.at + a[0].size, own.at + a[0].size + b[0].size
     for i in range(lo, hi):
-        x = bits[i]
-        rounded = np.uint32(np.uint32(x + np.uint32(0x7FFF)) + np.uint32(np.uint32(x >> np.uint32(16)) & np.uint32(1)))
-        quiet = np.uint32(x | np.uint32(0x400000))
-        is_nan = np.uint32(x & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-        out[i] = quiet if is_nan else np.uint32(rounded & np.uint32(0xFFFF0000))
+        left, right = flat[own.at : middle], flat[middle:end]
+        copy_rounded(a[i].ravel(), left)
+        copy_rounded(b[i].ravel(), right)
+        left, right = left.reshape(a[i].shape), right.reshape(b[i].shape)
+        factors = Factors(left, right, transpose_a, transpose_b, False, 0, False)
+        multiply(factors, whole_sums(start, out[i]), region, Scratch(work, end))
 
 
-_rounding = ranged(_round, "round_bfloat16", writes=(1,), weight=0.25)
+@jit
+def _rows(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
+    """Rows lo to hi of a product."""
+    region = Region(lo, hi, 0, out.shape[1])
+    _multiply_widened(a, b, start, out, transpose_a, transpose_b, region, own_scratch(work))
+
+
+@jit
+def _panels(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
+    """Panels lo to hi of a product."""
+    width = PANEL * (TILE.vector_bytes // out.itemsize)
+    region = Region(0, out.shape[0], lo * width, min(hi * width, out.shape[1]))
+    _multiply_widened(a, b, start, out, transpose_a, transpose_b, region, own_scratch(work))
+
+
+_by_products = ranged(_products, "widened_products", writes=(3,), whole=(2,), private=(6,), weight=1 / 8)
+_by_rows = ranged(_rows, "widened_rows", writes=(3,), whole=(0, 1, 2), private=(6,), weight=1 / 8)
+_by_panels = ranged(_panels, "widened_panels", writes=(3,), whole=(0, 1, 2, 3), private=(6,), weight=1 / 8)
 
 
 def _widened(a, b, out, transpose_a, transpose_b):
-    memory = workspace((a.size + b.size,), np.dtype(np.uint32))
-    rounded = []
-    for x, place in ((a, memory[: a.size]), (b, memory[a.size :])):
-        _rounding(x.size, 1, x.reshape(-1).view(np.uint32), place)
-        rounded.append(place.view(np.float32).reshape(x.shape))
-    if len(out) == 1:
-        gemm.matmul(rounded[0][0], rounded[1][0], out[0], transpose_a, transpose_b)
-    else:
-        gemm.batched_matmul(rounded[0], rounded[1], out, transpose_a, transpose_b)
+    (count, m, n), k, float32 = out.shape, a.shape[1 if transpose_a else 2], np.dtype(np.float32)
+    work, start = scratch(IN_L2 + gemm._SCRATCH[float32], float32), gemm.ZEROS[float32]
+    cost, threads = max(m, MEMORY_BOUND) * n * max(k, MEMORY_BOUND), get_num_threads()
+    flags = transpose_a, transpose_b
+    if (m + n) * k <= SMALL and (count > 1 or cost <= SMALL_PRODUCT):
+        _by_products(count, cost, a, b, start, out, *flags, work)
+        return
+    for left, right, product in zip(a, b, out, strict=True):
+        if k * n > IN_L2:
+            gemm.matmul(left, right, product, *flags, rounds=True)
+        elif n > max(m, FEW_COLUMNS):  # each thread packs all of the shorter side
+            panels = -(-n // (PANEL * gemm.LANES[float32]))
+            _by_panels(panels, cost // panels, left, right, start, product, *flags, work, block=-(-panels // threads))
+        else:
+            block = gemm._even_rows(m, threads)
+            _by_rows(m, cost // m, left, right, start, product, *flags, work, block=block)
 
 
 # --- matrix units -----------------------------------------------------------------------------------------------------

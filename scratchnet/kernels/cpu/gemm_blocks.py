@@ -79,6 +79,8 @@ def multiply(factors, sums, region, scratch):
         multiply_in_blocks(factors, sums, region, scratch, span_of(k))
     elif n <= FEW_COLUMNS and rows >= 2 * lanes:
         multiply_few_columns(factors, sums, region, scratch)
+    elif factors.rounds:
+        multiply_in_blocks(factors, sums, region, scratch, span_of(k))
     elif k == 1 and columns >= lanes:
         multiply_one_step(factors.a, factors.b, sums.start, sums.out, region)
     elif not factors.transpose_b and sums.out.shape[0] == 1 and columns >= lanes:
@@ -108,8 +110,10 @@ def _multiply_steps(factors, sums, region, scratch, k_block, begin, end, first_b
     i0, i1, j0, j1 = region
     k = steps_of(factors)
     others = ADD if k_block == span_of(k) else CONTINUE
-    packs = (j1 - j0 >= PACK_A_COLUMNS and i1 - i0 > FEW_ROWS and k > FEW_STEPS) or (
-        transpose_a and j1 - j0 >= PACK_TRANSPOSED_A_COLUMNS and k >= PACK_TRANSPOSED_A_K
+    packs = (
+        (j1 - j0 >= PACK_A_COLUMNS and i1 - i0 > FEW_ROWS and k > FEW_STEPS)
+        or (transpose_a and j1 - j0 >= PACK_TRANSPOSED_A_COLUMNS and k >= PACK_TRANSPOSED_A_K)
+        or factors.rounds
     )
     left = Left(scratch.array if packs else a, scratch.at + PACKED_AS_READ, transpose_a, packs)
     m_block = even(i1 - i0, M_BLOCK, ROWS)
@@ -118,7 +122,7 @@ def _multiply_steps(factors, sums, region, scratch, k_block, begin, end, first_b
         for k0 in range(begin, end, k_block):
             depth = min(k_block, min(end, k) - k0)
             if packs:
-                pack_a(a, transpose_a, block.i0, block.i1, k0, depth, left.array, left.at)
+                pack_a(a, transpose_a, block.i0, block.i1, k0, depth, left.array, left.at, factors.rounds)
             right = Right(b, k0 * b.shape[1], first, packed)
             multiply_block(left, right, sums, block, k0, depth, scratch, others if k0 > begin else first_block)
 

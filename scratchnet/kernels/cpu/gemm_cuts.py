@@ -43,7 +43,10 @@ PACKED_AS_READ = L2_BYTES // 4  # elements of b, at most, that tiles pack as the
 
 
 class Factors(NamedTuple):
-    """op(a) (m, k) and op(b) (k, n). If `packed`, b holds the panels (gemm_pack.py) of op(b) from column `first` on."""
+    """op(a) (m, k) and op(b) (k, n). If `packed`, b holds the panels (gemm_pack.py) of op(b) from column `first` on.
+
+    If `rounds`, a is rounded to bfloat16 as it is packed, and b is already: so it is packed.
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -51,6 +54,7 @@ class Factors(NamedTuple):
     transpose_b: bool
     packed: bool
     first: int
+    rounds: bool
 
 
 class Sums(NamedTuple):

@@ -2,9 +2,9 @@
 
 from ...native.compile import jit
 from ...native.llvm import Operand
-from ...native.simd import TILE, Strip, tile
+from ...native.simd import TILE, Strip, copy_rows, tile
 from .gemm_cuts import PACK_TRANSPOSED_B_K, PACKED_AS_READ, VECTORS, next_panel, span_of, steps_of
-from .gemm_pack import pack_transposed_b, transpose_block
+from .gemm_pack import pack_transposed_b, round_bfloat16, transpose_block
 
 
 @jit(inline=True)
@@ -17,7 +17,8 @@ def multiply_few_columns(factors, sums, region, scratch):
     flat, flat_start = work.ravel(), sums.start.ravel()
     b_row, b_step = (b.shape[1], 1) if transpose_b else (n, n)
     span = span_of(k)
-    k_block = span if transpose_a else PACK_TRANSPOSED_B_K
+    packs, rounds = not transpose_a or factors.rounds, factors.rounds
+    k_block = PACK_TRANSPOSED_B_K if packs else span
     i = region.i0
     while i < region.i1:
         columns, vectors, last = next_panel(region.i1 - i, VECTORS[n], lanes)
@@ -43,12 +44,17 @@ def multiply_few_columns(factors, sums, region, scratch):
             depth = min(k_block, min(k, (k0 // span + 1) * span) - k0)
             if not transpose_a:
                 pack_transposed_b(a, i, columns, k0, depth, work, packed_at)
+            elif rounds:
+                source = Operand(a, k0 * a.shape[1] + i, a.shape[1], 0)
+                copy_rows(source, Operand(work, packed_at, columns, 0), depth, vectors, last)
+            if rounds:
+                round_bfloat16(flat[packed_at : packed_at + depth * columns])
             tile(
                 Operand(b, k0 * b_step, b_row, 0),
                 Operand(
-                    a if transpose_a else work,
-                    k0 * a.shape[1] + i if transpose_a else packed_at,
-                    a.shape[1] if transpose_a else columns,
+                    work if packs else a,
+                    packed_at if packs else k0 * a.shape[1] + i,
+                    columns if packs else a.shape[1],
                     0,
                 ),
                 transposed_out, transposed_out, transposed_out, transposed_out, transposed_out,

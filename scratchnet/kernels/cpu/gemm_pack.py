@@ -4,10 +4,37 @@ Packed a is tile after tile, each stored as a is: its rows of k, or if a is tran
 panel, each row by row; so one row of a panel follows the other, wherever its columns stood in b.
 """
 
+import numpy as np
+
 from ...native.compile import jit
 from ...native.llvm import Operand
 from ...native.simd import SQUARE_BYTES, TILE, copy_rows, transpose
 from .gemm_cuts import CHUNK, PAD, PANEL, ROWS, next_panel, span_of, tile_rows
+
+
+@jit(inline=True)
+def _rounded(bits):
+    """The bits of a float32, rounded to the nearest bfloat16, ties to even."""
+    bits = np.uint32(bits)
+    near = np.uint32(bits + np.uint32(0x7FFF)) + np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    is_nan = np.uint32(bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.uint32(bits | np.uint32(0x400000) if is_nan else near) & np.uint32(0xFFFF0000)
+
+
+@jit
+def round_bfloat16(x):
+    """Round x, float32 of one axis, to bfloat16 in place."""
+    bits = x.view(np.uint32)
+    for i in range(bits.size):
+        bits[i] = _rounded(bits[i])
+
+
+@jit
+def copy_rounded(x, out):
+    """out = x rounded to bfloat16; two pieces of memory. In one, a loop of two arrays would not vectorise."""
+    bits, target = x.view(np.uint32), out.view(np.uint32)
+    for i in range(target.size):
+        target[i] = _rounded(bits[i])
 
 
 @jit
@@ -17,8 +44,8 @@ def packed_row(transposed, depth, lanes):
 
 
 @jit
-def pack_a(a, transposed, i0, i1, k0, depth, target, at):
-    """Copy op(a)[i0 : i1, k0 : k0 + depth] to `target`, from element `at` on."""
+def pack_a(a, transposed, i0, i1, k0, depth, target, at, rounds):
+    """Copy op(a)[i0 : i1, k0 : k0 + depth] to `target`, from element `at` on, and if `rounds`, round it to bfloat16."""
     lanes = TILE.vector_bytes // a.itemsize
     row = packed_row(transposed, depth, lanes)
     tiles = (i1 - i0 + ROWS - 1) // ROWS
@@ -33,14 +60,24 @@ def pack_a(a, transposed, i0, i1, k0, depth, target, at):
             if i + vectors * lanes > a.shape[1]:  # else what follows the rows is copied too, which spares the mask
                 _, vectors, last = next_panel(rows, vectors, lanes)
             source = Operand(a, k0 * a.shape[1] + i, a.shape[1], 0)
-            copy_rows(source, Operand(target, at, row, 0), depth, vectors, last)
+            if rounds:
+                for k in range(0, depth, CHUNK):  # rounded while it is in L1
+                    to, steps = at + k * row, min(CHUNK, depth - k)
+                    lines = Operand(a, (k0 + k) * a.shape[1] + i, a.shape[1], 0)
+                    copy_rows(lines, Operand(target, to, row, 0), steps, vectors, last)
+                    round_bfloat16(flat[to : to + steps * row])
+            else:
+                copy_rows(source, Operand(target, at, row, 0), depth, vectors, last)
             at += depth * row
         else:
             for r in range(rows):
                 begin, to = (i + r) * a.shape[1] + k0, at + r * row
                 old, new = flat_a[begin : begin + depth], flat[to : to + depth]
-                for k in range(depth):
-                    new[k] = old[k]
+                if rounds:
+                    copy_rounded(old, new)
+                else:
+                    for k in range(depth):
+                        new[k] = old[k]
             at += ROWS * row
         i += rows
 
@@ -76,9 +113,9 @@ def pack_transposed_b(b, j, columns, k0, depth, target, at):
 
 
 @jit
-def pack_b(lo, hi, b, transposed, first, packed):
+def pack_b(lo, hi, b, transposed, first, packed, rounds):
     """Copy columns of op(b), from `first` on, to `packed` (k, columns): panels lo to hi of each block of k."""
-    k, n = packed.shape
+    (k, n), flat = packed.shape, packed.ravel()
     lanes = TILE.vector_bytes // b.itemsize
     k_block = span_of(k)
     for k0 in range(0, k, k_block):
@@ -95,3 +132,5 @@ def pack_b(lo, hi, b, transposed, first, packed):
                 else:
                     source = Operand(b, row * b.shape[1] + first + j, b.shape[1], 0)
                     copy_rows(source, Operand(packed, at, columns, 0), count, vectors, last)
+                if rounds:
+                    round_bfloat16(flat[at : at + count * columns])

@@ -223,12 +223,12 @@ def test_any_cut_by_rows_or_columns_gives_the_same_bits(block, transposed):
     a, b = operands(61, 45, 30, *transposed, np.float32)
     expected, out = multiply(a, b, *transposed), np.full((61, 45), np.nan, np.float32)
     scratch = blocks.scratch(gemm._SCRATCH[out.dtype], out.dtype)
-    right = gemm._packed(b, True, 0, 45) if transposed[1] else b
+    right = gemm._packed(b, True, 0, 45, False) if transposed[1] else b
     zeros, columns = gemm.ZEROS[out.dtype], -(-45 // (gemm.PANEL * gemm.LANES[out.dtype]))
     plain = (a, b, zeros, out, *transposed)
-    cases = [(gemm._by_rows, 61, plain), (gemm._by_columns, columns, plain)]
+    cases = [(gemm._by_rows, 61, (*plain, False)), (gemm._by_columns, columns, plain)]
     if transposed[1]:
-        cases.append((gemm._packed_by_rows, 61, (a, right, zeros, out, transposed[0], 0, 45)))
+        cases.append((gemm._packed_by_rows, 61, (a, right, zeros, out, transposed[0], 0, False)))
     for loop, size, arguments in cases:
         out[...] = np.nan
         for lo in range(0, size, block):

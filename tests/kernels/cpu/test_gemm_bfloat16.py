@@ -9,11 +9,13 @@ from scratchnet import errors
 from scratchnet.kernels import device
 from scratchnet.kernels.cpu import gemm, gemm_bfloat16
 from scratchnet.native import tiles
+from scratchnet.native.loops import Plan, planning
 
 needs_units = pytest.mark.skipif(not (JIT and tiles.are_there()), reason="a CPU without matrix units")
 
 SHAPES = [(1, 1, 1, 1), (1, 16, 32, 16), (1, 33, 65, 17), (3, 20, 40, 50), (1, 5, 0, 3)]
 SHAPES += [(1, 33, 1056, 520)] * JIT  # more than one part of op(b)
+WIDENED = SHAPES + [(1, 20, 900, 130), (1, 70, 1100, 5), (2, 40, 900, 50), (1, 1, 90, 800)] * JIT  # too large to copy
 
 
 def operands(count, m, k, n, transpose_a, transpose_b):
@@ -24,7 +26,7 @@ def operands(count, m, k, n, transpose_a, transpose_b):
 
 
 @pytest.mark.parametrize("flags", [(False, False), (False, True), (True, False), (True, True)])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", WIDENED)
 def test_widened_factors_have_the_bits_of_their_float32_product(shape, flags):
     a, b, out = operands(*shape, *flags)
     expected = np.empty_like(out)
@@ -32,6 +34,23 @@ def test_widened_factors_have_the_bits_of_their_float32_product(shape, flags):
     for i in range(len(out)):
         gemm.matmul(tiles.bfloat16(a[i]), tiles.bfloat16(b[i]), expected[i], *flags)
     assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.skipif(not JIT, reason="without the JIT nothing is planned")
+def test_an_update_takes_in_the_product_of_rounded_factors():
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((450, 40), (450, 600)))
+    numbers, plan, gradient = np.float32([0.1, 0.9, 0, 0.01]), Plan(), np.empty((40, 600), np.float32)
+    fused, plain = [[x.copy() for x in (gradient, gradient)] for _ in range(2)]
+    for x in (*fused, *plain):
+        x[...] = np.arange(600)
+    with planning(plan):
+        gemm_bfloat16.WAYS["widened"](a[None], b[None], gradient[None], True, False)
+    for task in (*plan[:-1], gemm.with_update(plan[-1], *fused, numbers)):
+        task.loop.serial(0, task.size, *task.arguments)
+    gemm.matmul(tiles.bfloat16(a), tiles.bfloat16(b), gradient, True)
+    device("cpu").sgd(plain[0], gradient, plain[1], *plain, numbers)
+    assert fused[0].tobytes() == plain[0].tobytes() and fused[1].tobytes() == plain[1].tobytes()
 
 
 @needs_units
