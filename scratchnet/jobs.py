@@ -33,6 +33,7 @@ class JobFlags:
     epochs: int = flag(20, "passes over the training data")
     seed: int = flag(0, "seed of initial weights, order of samples and dropout")
     workers: int | str = flag(1, "processes that compute, or auto to measure and pick; see shards", stored=False)
+    memory: float | None = flag(None, "bytes of arrays that a worker may hold, with workers auto", stored=False)
     shards: int | None = flag(None, "parts of a batch, which alone change bits; 1 for one worker, else 8, unless given")
     strategy: str = flag("all_reduce", "how gradients become new parameters", list(STRATEGIES))
     staleness: int | None = flag(None, "updates that gradients are behind: parameter_server; 0 unless given")
@@ -77,7 +78,9 @@ class JobFlags:
 
     def options(self) -> dict[str, Any]:
         """Of a Trainer: `sn.Trainer(model, optimizer, loss, schedule, folder=folder, **config.options())`."""
-        named = {name: getattr(self, name) for name in ("workers", "shards", "seed", "accumulate", "clip_norm")}
+        named = {
+            name: getattr(self, name) for name in ("workers", "memory", "shards", "seed", "accumulate", "clip_norm")
+        }
         return named | {
             "strategy": self._strategy(),
             "devices": self.devices or None,

@@ -50,9 +50,10 @@ class Phase(NamedTuple):
 def pipeline(stages: int, shards: int, slices: int, clips: bool, schedule: str) -> list[Phase]:
     """The phases of a step of a pipeline; those of each stage have a piece for each shard.
 
-    The schedule is what a worker prefers, and how many shards a stage may have under way. With "zero_bubble" a backward
-    pass is two pieces: gradients of what a stage was sent, for which the stage before waits, and of its parameters, for
-    which nobody waits before the update: a worker does those when it has nothing else to do.
+    slices: of each stage, one for each worker that has it. The schedule is what a worker prefers, and how many shards
+    of a stage may be under way. With "zero_bubble" a backward pass is two pieces: gradients of what a stage was sent,
+    for which the stage before waits, and of its parameters, for which nobody waits before the update: a worker does
+    those when it has nothing else to do.
     """
     splits, last = schedule == "zero_bubble", stages - 1
     names = ("backward_inputs", "backward_weights") if splits else ("backward",)
@@ -60,9 +61,9 @@ def pipeline(stages: int, shards: int, slices: int, clips: bool, schedule: str) 
     for s in range(stages):  # phase s
         needs = [Need(1, paired=True)] if s else [Need(1 + j, slack=1) for j in range(stages)]  # all slices
         if schedule != "gpipe":  # as many shards under way as there are stages from here on; its backward comes later
-            needs.append(Need(s - (2 * stages - 1 - s), paired=True, lag=stages - s))
+            needs.append(Need(s - (2 * stages - 1 - s), paired=True, lag=slices * (stages - s)))
         if splits:  # and a graph is kept until the gradients of parameters are there
-            needs.append(Need(s - (3 * stages - 1 - s), paired=True, lag=stages))
+            needs.append(Need(s - (3 * stages - 1 - s), paired=True, lag=slices * stages))
         found.append(Phase("forward", shards, stage=s, needs=tuple(needs), urgency=0 if schedule == "1f1b" else 1))
     for name, back, urgency in zip(names, (1, stages), (0, -1), strict=False):
         need = Need(back, paired=True)  # of the stage after it, or of the same stage

@@ -82,6 +82,7 @@ class Trainer(Sealed):
     patience: seconds without progress after which a worker counts as stuck, is killed, and replaced; at least 20 times
         the longest time that a piece of work, or reading the first shard, has taken so far.
     timeline: file that shows what each worker did when, for https://ui.perfetto.dev; None writes none.
+    memory: with workers="auto", bytes of arrays that a worker may hold; a model that is larger is cut into stages.
 
     In a job that MPI started (mpirun, srun), its ranks share the work of a run, and the bits are those of one process:
     see `scratchnet.parallel.mpi.engine`. Only rank 0 evaluates, prints and keeps files.
@@ -114,12 +115,13 @@ class Trainer(Sealed):
         patience: float = 30.0,
         callbacks: Sequence[Any] = (),
         precision: str = "float32",
+        memory: float | None = None,
     ):
         self.model, self.optimizer, self.loss, self.scheduler = model, optimizer, loss, scheduler
         self.strategy: Any = strategy
         self.workers: Any = workers
         self.devices, self._shards, self._is_auto = devices, shards, isinstance(workers, str) and workers == "auto"
-        self.accumulate, self.clip_norm, self.nonfinite = accumulate, clip_norm, nonfinite
+        self.accumulate, self.clip_norm, self.nonfinite, self.memory = accumulate, clip_norm, nonfinite, memory
         self.seed, self.save_every, self.progress = seed, save_every, progress
         self.config = {} if config is None else config
         self.folder: Any = folder
@@ -144,6 +146,8 @@ class Trainer(Sealed):
         if self.clip_norm is not None and not (checks.is_number(self.clip_norm) and self.clip_norm > 0):
             checks.refuse("Trainer", "clip_norm > 0 or None", self.clip_norm)
         checks.number("Trainer: patience", self.patience, "(0, inf]")
+        if self.memory is not None and checks.number("Trainer: memory", self.memory, "(0, inf)") and not self._is_auto:
+            raise ConfigError(f"Trainer: expected workers='auto' with memory, got {self.workers!r}")
         checks.function("Trainer: loss", self.loss)
         checks.integer("Trainer: seed", self.seed)
         checks.flag("Trainer: jit", self.jit)
@@ -329,8 +333,8 @@ class Trainer(Sealed):
         """workers="auto": take the fastest plan; returns the planner's Choice."""
         from ..parallel.planner import choose  # here, not above: most runs need no planner
 
-        choice = choose(self._settings(loader))
-        self.workers = choice.plan.workers
+        choice = choose(self._settings(loader), self.memory)
+        self.workers, self.strategy = choice.plan.workers, choice.plan.of(self.strategy)
         if self.progress:
             say(choice.explain())
         return choice

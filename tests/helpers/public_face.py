@@ -423,6 +423,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
             "jit": False,
             "progress": False,
             "timeline": None,
+            "memory": None,
         }
     )(nn.Linear(2, 2)),
     "sn.Trainer.fit": lambda: {

@@ -1,13 +1,15 @@
 """workers="auto": which plans are tried, which is taken, and that nothing of a trial is left."""
 
+import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
 
 import scratchnet as sn
-from scratchnet.parallel import planner
-from scratchnet.parallel.planner import Plan, choose, plans
+from scratchnet.parallel import LocalSGD, Pipeline, TensorParallel, planner
+from scratchnet.parallel.planner import Link, Plan, Prediction, choose, plans, predict, waited
 
 
 @pytest.mark.parametrize(
@@ -42,15 +44,112 @@ class Clock:
         self.is_left = True
 
 
-def small(workers):
+def small(workers, **options):
     sn.manual_seed(0)
     rng = np.random.default_rng(0)
     data = sn.data.TensorDataset(rng.standard_normal((40, 4)).astype(np.float32), rng.integers(0, 3, 40))
     model = sn.nn.MLP(4, 8, 3, dropout=0.2)
     optimizer = sn.optim.Adam(model.parameters())
     schedule = sn.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=15)
-    trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), schedule, workers, shards=2)
+    trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), schedule, workers, shards=2, **options)
     return trainer, sn.data.DataLoader(data, 8, shuffle=True)
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    """Of a machine on which a table says what is predicted and measured: {plan: (bytes, seconds)}."""
+    monkeypatch.setattr(planner, "cores", lambda: 2)
+    monkeypatch.setattr(planner, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(planner, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(planner, "measured_link", lambda: Link(1e-6, 1e9))
+
+    def use(table):
+        def plan_of(settings):
+            stages = settings.strategy.stages
+            return next(p for p in table if (p.workers, p.stages) == (settings.workers, stages))
+
+        monkeypatch.setattr(planner, "predict", lambda settings, *_: Prediction(1e-3, 0.1, table[plan_of(settings)][0]))
+        monkeypatch.setattr(planner, "_try", lambda settings: (table[plan_of(settings)][1], 0.2))
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("memory", "taken", "why"),
+    [
+        (None, Plan(2, 1, 2), "1.50 times as fast as 1 worker x 2 threads"),
+        (1000, Plan(2, 1, 2), "1.50 times as fast"),
+        (90, Plan(2, 1, 2), "the fastest that fits the memory"),
+        (60, Plan(2, 1, 2), "the fastest that fits the memory"),
+        (40, Plan(4, 1, 4), "the fastest that fits the memory"),
+    ],
+)
+def test_memory_excludes_plans(two_cores, memory, taken, why):
+    """One process needs 100 bytes, workers that share shards 80, stages less the more there are."""
+    table = {Plan(1, 2): (100, 3e-3), Plan(2, 1): (80, 4e-3), Plan(2, 1, 2): (50, 2e-3), Plan(4, 1, 4): (30, 9e-3)}
+    two_cores(table)
+    trainer, loader = small(1)
+    choice = choose(trainer._settings(loader), memory)
+    assert (choice.plan, choice.why[: len(why)]) == (taken, why)
+    text = choice.explain()
+    assert f"auto: -> {taken}: {why}" in text
+    assert all(str(row.plan) in text for row in choice.rows)
+    assert sorted(choice.too_large.values()) == sorted(
+        size for plan, (size, _) in table.items() for _ in range(1 + (plan == Plan(1, 2))) if memory and size > memory
+    )
+
+
+def test_where_nothing_fits_the_smallest_need_is_named(two_cores):
+    two_cores(
+        {Plan(1, 2): (100, 1.0), Plan(2, 1): (80, 1.0), **{Plan(n, 1, n): (70 - n, 1.0) for n in (2, 4, 8, 16, 32, 64)}}
+    )
+    trainer, loader = small(1)
+    with pytest.raises(sn.ConfigError) as caught:
+        choose(trainer._settings(loader), 0.5)
+    assert str(caught.value).startswith("Trainer: expected memory of at least 6 bytes a worker, the need of 64 workers")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "stages"),
+    [("all_reduce", 2), (TensorParallel(2), 2), (LocalSGD(), 0), (Pipeline(2, schedule="1f1b"), 0)],
+    ids=str,
+)
+def test_only_plans_that_change_no_bit_are_tried(two_cores, strategy, stages):
+    given = 2 if isinstance(strategy, Pipeline) else 1
+    two_cores({Plan(1, 2, given): (1, 2.0), Plan(2, 1, given): (1, 1.0), Plan(2, 1, 2): (1, 3.0)})
+    trainer, loader = small(1, strategy=strategy)
+    choice = choose(trainer._settings(loader))
+    found = [row.plan for row in choice.rows]
+    assert found == [Plan(1, 2), Plan(1, 1), Plan(2, 1)] + [Plan(2, 1, stages)] * (stages > 0)
+    taken = choice.plan.of(trainer.strategy)
+    assert taken == trainer.strategy
+    if stages:
+        staged = found[-1].of(trainer.strategy)
+        assert (staged.stages, staged.parts, staged.arithmetic) == (2, trainer.strategy.parts, sn.parallel.AllReduce())
+
+
+def test_a_prediction_adds_up_the_pieces_that_this_process_timed():
+    """Truth: more seconds on a slower link; the bytes are those of pages and slots, by hand."""
+    trainer, loader = small(1, strategy=Pipeline(2, ["linear2"], schedule="zero_bubble"))
+    settings = dataclasses.replace(trainer._settings(loader), workers=2, scheduler=None)
+    found, slow = (predict(settings, 1, Link(alpha, 1e9), True) for alpha in (0.0, 1.0))
+    assert 0 < found.seconds < 1 and 0 < found.waits < 1
+    assert slow.seconds == pytest.approx(3 * 2 + 1 + 1, abs=0.5)  # F, B and W of each shard, the bubble, and a slice
+    first, states, shards = 4 * (4 * 8 + 8), 2, 2
+    pages = 2 * first * (1 + states)
+    assert pages + shards * first < found.bytes < pages + shards * first + 2000
+
+
+def test_the_timeline_says_who_waited(tmp_path):
+    def span(tid, step, start, length):
+        return {"ph": "X", "tid": tid, "ts": start, "dur": length, "args": {"step": step, "shard": 0}}
+
+    names = [{"ph": "M", "tid": tid, "args": {"name": ""}} for tid in (0, 1, 2)]
+    spans = [span(1, 0, 0, 9), span(1, 1, 10, 10), span(2, 1, 10, 5), span(1, 2, 20, 10), span(2, 2, 25, 5)]
+    (tmp_path / "run.json").write_text(json.dumps({"traceEvents": [*names, *spans]}))
+    assert waited(tmp_path / "run.json", 2) == 0.25
+    assert np.isnan(waited(tmp_path / "none.json", 2))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +162,8 @@ def test_the_fastest_plan_is_taken_and_one_process_where_it_is_close(seconds, ta
     monkeypatch.setattr(planner, "cores", lambda: 2)
     monkeypatch.setattr(planner, "get_num_threads", lambda: 2)
     monkeypatch.setattr(planner, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(planner, "predict", lambda *_: Prediction(1e-3, 0.0))
+    monkeypatch.setattr(planner, "measured_link", lambda: Link(0.0, 1.0))
     engines = []
 
     def engine_of(settings, start):
@@ -77,7 +178,7 @@ def test_the_fastest_plan_is_taken_and_one_process_where_it_is_close(seconds, ta
     for workers, expected in enumerate(seconds, 1):
         assert min(s for plan, s in choice.seconds.items() if plan.workers == workers) == pytest.approx(expected)
     assert f"-> {choice.plan}" in choice.explain()
-    assert "us a batch" in choice.compare(2e-3)
+    assert "us a batch, the epoch took 2,000 us" in choice.compare(2e-3)
 
 
 def test_a_trial_leaves_nothing_behind(capsys):
@@ -90,4 +191,5 @@ def test_a_trial_leaves_nothing_behind(capsys):
         arrays = itertools.chain.from_iterable(state.values() for state in states)
         results.append(([np.asarray(a).tobytes() for a in arrays], history.records, trainer.scheduler.last_step))
     assert results[0] == results[1]
-    assert "auto: predicted" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert all(text in said for text in ("predicted", "measured", "2 workers x 1 thread, 2 stages", "auto: tried at"))

@@ -108,7 +108,7 @@ SAME_WEIGHTS = {
 
 
 def test_no_flag_is_without_a_row():
-    of_their_own = "resume", "new_phase", "early_stopping"
+    of_their_own = "resume", "new_phase", "early_stopping", "memory"  # the last one goes with workers="auto"
     assert {*OTHER_WEIGHTS, *SAME_WEIGHTS, *of_their_own} == {field.name for field in dataclasses.fields(Config)}
 
 
@@ -193,6 +193,7 @@ REFUSED = {
     "staleness": [0, -1],
     "every": [2, 0],
     "parts": [2, 0],
+    "memory": [0.0, 1e9],
     "accumulate": [0, -1],
     "clip_norm": [0.0, -1.0, float("nan")],
     "threads": [0, 10**6],

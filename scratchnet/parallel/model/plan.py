@@ -100,7 +100,7 @@ def plan_of(replica: Any) -> tuple[Plan, list[np.ndarray]]:
                 sizes.setdefault(len(own), own)
     traces, fields, first = {}, {}, next(iter(sizes))
     for n in [first, *sizes]:  # the first one twice: it compiles kernels, and is measured then
-        traces[n], fields[n] = _traced(replica, sizes[n])
+        traces[n], fields[n] = traced(replica, sizes[n])
     trace = traces[first]
     starts = cut_into(trace, settings.model, strategy.stages, strategy.cut)
     names = {id(module): name for name, module in settings.model.named_modules()}
@@ -118,7 +118,8 @@ def plan_of(replica: Any) -> tuple[Plan, list[np.ndarray]]:
     return Plan(_stages(trace, bounds), begins, made, fields), list(sizes.values())
 
 
-def _traced(replica: Any, positions: np.ndarray) -> tuple[Trace, Any]:
+def traced(replica: Any, positions: np.ndarray, of: type[Trace] = Trace) -> tuple[Trace, Any]:
+    """The trace of a shard with the samples at `positions`, of this kind; and what its batch is like."""
     settings = replica.settings
     parameters = [replica.optimizer.states[i].param for i in replica.layout.parameters]
     buffers = list(settings.model.buffers())
@@ -127,7 +128,7 @@ def _traced(replica: Any, positions: np.ndarray) -> tuple[Trace, Any]:
         batch = tensors_of(gathered(replica.dataset, positions, settings.seed, 0), replica.tensor)
         fields: list[Tensor] = []
         _mapped(batch, fields.append)
-        trace = Trace(parameters, buffers, fields)
+        trace = of(parameters, buffers, fields)
         seed_others(settings.seed, 0, 1)
         with tracing.into(trace):
             shard_loss(settings.model, settings.loss, batch, Generator(settings.seed), settings.precision)

@@ -14,11 +14,14 @@ are about equal. The second line is ZB-H1 (Qi, Wan, Huang and Lin, "Zero Bubble 
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..phases import Need, Phase
 from ..strategies import Strategy
+
+GRADIENTS = ("shard", "forward", "backward", "backward_inputs", "backward_weights")  # phases with a piece a shard
 
 
 class Span(NamedTuple):
@@ -70,6 +73,49 @@ def timetable(
             step.done[p][piece] = True
             idle_workers.append(rank)
         idle_workers.sort()
+
+
+class Sizes(NamedTuple):
+    """Bytes of a stage, or of a whole model: its parameters; of a shard, all that its ops give, and what it sends."""
+
+    parameters: int
+    activations: int
+    sent: int = 0
+
+
+def held(strategy: Strategy, spans: Sequence[Span], workers: int, sizes: Sequence[Sizes], states: int) -> list[int]:
+    """Bytes of arrays that each worker holds: pages and slots of its stages, what travels, and the graphs of shards
+    that are under way in a timetable. states: arrays that the optimizer keeps of each parameter.
+
+    Workers that share a stage share its updates: each reads all its parameters, and the optimizer's state of its slice.
+    """
+    shards = max(span.piece for span in spans if span.phase.name in GRADIENTS) + 1
+    owner = (lambda s, k: strategy.owner(s, k, workers)) if len(sizes) > 1 else lambda s, k: k % workers
+    found = []
+    for rank in range(workers):
+        total = 0.0
+        for s, (parameters, _, sent) in enumerate(sizes):
+            if not (own := sum(owner(s, k) == rank for k in range(shards))):
+                continue
+            share = 1 / len({owner(s, k) for k in range(shards)})
+            total += parameters * strategy.pages * (1 + states * share)
+            total += parameters * strategy.rings * (own + (shards - own) * share)
+            total += 2 * own * (sent + (sizes[s - 1].sent if s else 0))
+        found.append(int(total + _graphs(strategy, [span for span in spans if span.worker == rank], sizes)))
+    return found
+
+
+def _graphs(strategy: Strategy, spans: Sequence[Span], sizes: Sequence[Sizes]) -> int:
+    """The most bytes of graphs that a worker with these spans holds at a time."""
+    lives: dict[tuple[int, int, bool], tuple[float, float]] = {}
+    for span in spans:
+        if span.phase.name in GRADIENTS:
+            again = strategy.recompute and span.phase.name != "forward"
+            key = span.phase.stage or 0, span.piece, again
+            lives[key] = lives.get(key, (span.start, 0.0))[0], span.end
+    changes = [(end, -sizes[s].activations) for (s, *_), (_, end) in lives.items()]
+    changes += [(start, sizes[s].activations) for (s, *_), (start, _) in lives.items()]
+    return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
 
 
 class _Step:

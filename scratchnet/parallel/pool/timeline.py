@@ -43,7 +43,7 @@ class Timeline:
         ]
         for rank in range(min(workers, EVENT_RANKS)):
             last = None
-            for event in self._of(rank):
+            for event in self.events_of(rank):
                 if last is not None and event.start - last > WAIT:
                     events.append(self._span("wait", "wait", rank, last, event.start))
                 phase = self.arena.pieces[int(event.phase)].phase.name
@@ -54,7 +54,8 @@ class Timeline:
         text = json.dumps({"traceEvents": events + self.notes, "displayTimeUnit": "ms"})
         write_atomically(self.path, text.encode())
 
-    def _of(self, rank: int) -> list[Event]:
+    def events_of(self, rank: int) -> list[Event]:
+        """What a worker did, the newest EVENTS."""
         count = int(self.arena.times[rank, -1])
         kept = self.arena.events[rank, : min(count, EVENTS)]
         return sorted((Event(*fields) for fields in kept.tolist()), key=lambda event: event.start)

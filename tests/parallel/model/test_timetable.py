@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from scratchnet.parallel import AllReduce, Pipeline
-from scratchnet.parallel.model.timetable import bubble, idle, timetable
+from scratchnet.parallel.model.timetable import Sizes, bubble, held, idle, timetable
 
 SIZES = [*itertools.product((2, 3, 4, 7), (1, 2, 3, 4, 8, 13))]  # stages, shards
 UNITS = {"forward": 1, "backward": 2, "backward_inputs": 1, "backward_weights": 1}
@@ -14,8 +14,9 @@ UNITS = {"forward": 1, "backward": 2, "backward_inputs": 1, "backward_weights": 
 
 def spans_of(schedule, stages, shards, units=UNITS, workers=None):
     strategy = Pipeline(stages, schedule=schedule)
-    phases = [phase for phase in strategy.phases(shards, 1, False) if phase.name in units]
-    return timetable(strategy, phases, workers or stages, lambda phase, _: units[phase.name])
+    workers = workers or stages
+    phases = [phase for phase in strategy.phases(shards, strategy.slices(workers), False) if phase.name in units]
+    return timetable(strategy, phases, workers, lambda phase, _: units[phase.name])
 
 
 def most_kept(spans, stage, until):
@@ -70,6 +71,13 @@ def test_an_update_waits_for_the_gradients_of_all_stages(schedule, clips, slowes
     assert min(span.start for span in spans if span.phase.name in ("norm", "slice")) >= ends
 
 
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zero_bubble"])
+def test_workers_that_share_a_stage_wait_as_two_pipelines_do(schedule):
+    for stages, shards in SIZES:
+        spans = spans_of(schedule, stages, 2 * shards, workers=2 * stages)
+        assert idle(spans, 2 * stages) == pytest.approx(bubble(schedule, stages, shards, 1, 1, 1)), (stages, shards)
+
+
 def test_fewer_workers_than_stages_and_more():
     assert Counter(span.worker for span in spans_of("1f1b", 4, 4, workers=2)) == {0: 16, 1: 16}
     spans = spans_of("1f1b", 2, 4, workers=4)
@@ -81,3 +89,28 @@ def test_shards_of_one_process_are_shared_out():
     phases = AllReduce().phases(6, 2, False)
     spans = timetable(AllReduce(), phases, 4, lambda phase, _: {"shard": 2.0, "slice": 1.0}[phase.name])
     assert max(span.end for span in spans) == 5.0
+
+
+def test_what_a_worker_holds():
+    """By hand: 2 pages with one state of each parameter, K slots, what travels, and the graphs that are under way."""
+    sizes = [Sizes(100, 10, 1), Sizes(40, 20, 0)]
+
+    def bytes_of(schedule, recompute=False, workers=2):
+        strategy = Pipeline(2, schedule=schedule, recompute=recompute)
+        phases = strategy.phases(4, strategy.slices(workers), False)
+        spans = timetable(strategy, phases, workers, lambda phase, _: UNITS.get(phase.name, 1))
+        return held(strategy, spans, workers, sizes, 1)
+
+    first, second, sent = 100 * (2 * 2 + 4), 40 * (2 * 2 + 4), 2 * 4
+    assert bytes_of("gpipe") == [first + sent + 4 * 10, second + sent + 4 * 20]
+    assert bytes_of("1f1b") == [first + sent + 2 * 10, second + sent + 1 * 20]
+    assert bytes_of("zero_bubble") == [first + sent + 2 * 10, second + sent + 2 * 20]
+    assert bytes_of("gpipe", recompute=True) == [first + sent + 10, second + sent + 20]
+    first = 100 * (2 * (1 + 1 / 2) + 2 + 2 / 2)
+    assert bytes_of("1f1b", workers=4)[0] == first + sent // 2 + 2 * 10
+
+
+def test_what_workers_hold_that_share_shards():
+    phases = AllReduce().phases(4, 2, False)
+    spans = timetable(AllReduce(), phases, 2, lambda phase, _: 1)
+    assert held(AllReduce(), spans, 2, [Sizes(100, 10)], 2) == [100 * (2 * (1 + 2 / 2) + 2 + 2 / 2) + 10] * 2
