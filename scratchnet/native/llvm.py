@@ -123,22 +123,31 @@ class Function:
         numbers = ir.VectorType(i64, self.lanes)(list(range(self.lanes)))
         return [0], self.builder.icmp_signed("<", numbers, self.splat(self["last"]))
 
-    def loop(self, count, carried, body):
-        """Run `body(values) -> values` `count` times on the LLVM values `carried`; return what they are at the end."""
+    def loop(self, count, carried, body, copies=1):
+        """Run `body(values) -> values` `count` times on the LLVM values `carried`; return what they are at the end.
+
+        copies: of the body, one after the other, so that only the last of them jumps back. Each may be the last run.
+        """
         builder, before = self.builder, self.builder.block
-        inside, after = self.llvm.append_basic_block(), self.llvm.append_basic_block()
-        builder.cbranch(builder.icmp_signed(">", count, i64(0)), inside, after)
-        builder.position_at_end(inside)
+        inside, after = [self.llvm.append_basic_block() for _ in range(copies)], self.llvm.append_basic_block()
+        builder.cbranch(builder.icmp_signed(">", count, i64(0)), inside[0], after)
+        builder.position_at_end(inside[0])
         starts = [count, *carried]
-        values = [builder.phi(value.type) for value in starts]
-        changed = [builder.sub(values[0], i64(1)), *body(values[1:])]
-        end = builder.block  # not `inside`, if the body has a loop of its own
-        builder.cbranch(builder.icmp_signed(">", changed[0], i64(0)), inside, after)
+        values = phis = [builder.phi(value.type) for value in starts]
+        ends = [(before, starts)]
+        for following in [*inside[1:], inside[0]]:
+            values = [builder.sub(values[0], i64(1)), *body(values[1:])]
+            ends.append((builder.block, values))  # not the block that `body` began in, if it has a loop of its own
+            builder.cbranch(builder.icmp_signed(">", values[0], i64(0)), following, after)
+            builder.position_at_end(following)
+        for phi, start, value in zip(phis, starts, values, strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(value, ends[-1][0])
         builder.position_at_end(after)
         results = [builder.phi(value.type) for value in carried]
-        for phi, start, value in zip([*values, *results], [*starts, *carried], [*changed, *changed[1:]], strict=True):
-            phi.add_incoming(start, before)
-            phi.add_incoming(value, end)
+        for block, at_end in ends:
+            for phi, value in zip(results, at_end[1:], strict=True):
+                phi.add_incoming(value, block)
         return results
 
     def when(self, condition, carried, body):

@@ -114,7 +114,7 @@ def _loops(left, right, out, i0, j, rows, depth):
 @jit
 def _tiles(left, right, out, i0, j, rows, depth):
     n, row = out.shape[1], left.shape[1]
-    columns, vectors, last = next_panel(n - j, VECTORS, LANES)
+    columns, vectors, last = next_panel(min(n - j, WIDTH), VECTORS, LANES)
     panel = Operand(right, j * depth, columns, 0)
     for i in range(0, rows, ROWS):
         sums = Operand(out, (i0 + i) * n + j, n, 0)

@@ -37,6 +37,7 @@ from .gemm_cuts import (
     VECTORS,
     Region,
     Sums,
+    equal_panels,
     even,
     next_panel,
     span_of,
@@ -157,16 +158,18 @@ def _multiply_transposed_b(factors, sums, region, scratch):
     k, work = steps_of(factors), scratch.array
     i0, i1, j0, j1 = region
     left = Left(factors.a, 0, factors.transpose_a, False)
-    panel = PANEL * (TILE.vector_bytes // work.itemsize)
+    lanes = TILE.vector_bytes // work.itemsize
     steps = PACK_TRANSPOSED_B_K if k <= SPAN else span_of(k)
     others = CONTINUE if k <= SPAN else ADD
-    for j in range(j0, j1, panel):
-        columns = min(panel, j1 - j)
+    j = j0
+    while j < j1:
+        columns, _, _ = next_panel(j1 - j, PANEL, lanes)
         for k0 in range(0, max(k, 1), steps):
             depth = min(steps, k - k0)
             pack_transposed_b(factors.b, j, columns, k0, depth, work, scratch.at)
             right, block = Right(work, scratch.at, j, True), Region(i0, i1, j, j + columns)
             multiply_block(left, right, sums, block, k0, depth, scratch, others if k0 else START)
+        j += columns
 
 
 @jit
@@ -195,9 +198,9 @@ def multiply_block(left, right, sums, region, k0, depth, scratch, begin):
     j = region.j0
     while j < region.j1:
         columns, vectors, last = next_panel(region.j1 - j, most, lanes)
-        panels = (region.j1 - j) // columns if vectors == most else 1
+        panels = max(1, equal_panels(region.j1 - j, most, lanes)) if vectors == most else 1
         along_rows = panels > 1 and depth <= L2_K and depth * columns * panels * out.itemsize <= L2_BYTES
-        top = 1 if packs and vectors == PANEL else 0  # tiles that pack
+        top = 1 if packs and vectors > 1 else 0  # tiles that pack
         for panel in range(1 if along_rows else panels):
             column = j + panel * columns
             for part in range(3):  # the topmost tile, if it packs; the other high ones; the low ones

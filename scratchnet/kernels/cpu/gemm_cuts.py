@@ -36,7 +36,7 @@ WEIGHT_BYTES = 512 << 10  # of a weight and its velocity that a thread may count
 ROWS, VECTORS = TILE.rows, np.array(TILE.vectors)
 PANEL = TILE.vectors[ROWS]  # vectors of a panel of packed b: the width of the highest tile
 WIDEST = max(TILE.vectors)
-FEW_COLUMNS = ROWS  # a product of at most so many columns is computed transposed, with rows along the vectors
+FEW_COLUMNS = TILE.most_rows  # a product of at most so many columns is computed transposed, with rows along the vectors
 PAD = 16  # elements between packed rows of a, so that rows do not compete for the same lines of L1
 CHUNK = 16  # rows of b that are packed together, so that memory is read in streams
 PACKED_AS_READ = L2_BYTES // 4  # elements of b, at most, that tiles pack as they read them
@@ -112,8 +112,13 @@ def span_of(k):
 
 @jit
 def next_panel(rest, most, lanes):
-    """The next panel of `rest` remaining columns, at most `most` vectors wide: (columns, vectors, last), see Strip."""
-    if rest > (most - 1) * lanes and rest > lanes:
+    """The next panel of `rest` remaining columns, at most `most` vectors wide: (columns, vectors, last), see Strip.
+
+    Two panels of two vectors are better than one of three and one of one.
+    """
+    if most == 3 and 3 * lanes < rest <= 4 * lanes:
+        columns, vectors = 2 * lanes, 2
+    elif rest > (most - 1) * lanes and rest > lanes:
         columns, vectors = min(rest, most * lanes), most
     elif rest > lanes:
         columns, vectors = min(rest, 2 * lanes), 2
@@ -122,6 +127,22 @@ def next_panel(rest, most, lanes):
     else:
         return rest, 0, rest
     return columns, vectors, columns - lanes
+
+
+@jit
+def equal_panels(rest, most, lanes):
+    """How many panels of `most` vectors stand side by side before `next_panel` has to look at what remains."""
+    panels = rest // (most * lanes)
+    remains = rest - panels * most * lanes
+    return panels - 1 if most == 3 and 0 < remains <= lanes and panels > 1 else panels
+
+
+@jit
+def panel_at(panel, n, lanes):
+    """The first column of a packed panel of n columns: where `next_panel` puts it."""
+    j = panel * PANEL * lanes
+    before = j - PANEL * lanes
+    return before + 2 * lanes if PANEL == 3 and panel > 0 and 3 * lanes < n - before <= 4 * lanes else j
 
 
 @jit

@@ -9,7 +9,7 @@ import numpy as np
 from ...native.compile import jit
 from ...native.llvm import Operand
 from ...native.simd import SQUARE_BYTES, TILE, copy_rows, transpose
-from .gemm_cuts import CHUNK, PAD, PANEL, ROWS, next_panel, span_of, tile_rows
+from .gemm_cuts import CHUNK, PAD, PANEL, ROWS, next_panel, panel_at, span_of, tile_rows
 
 
 @jit(inline=True)
@@ -124,7 +124,7 @@ def pack_b(lo, hi, b, transposed, first, packed, rounds):
         for done in range(0, depth, chunk):
             count = min(chunk, depth - done)
             for panel in range(lo, hi):
-                j = panel * PANEL * lanes
+                j = panel_at(panel, n, lanes)
                 columns, vectors, last = next_panel(n - j, PANEL, lanes)
                 at, row = k0 * n + j * depth + done * columns, k0 + done
                 if transposed:
