@@ -2,6 +2,7 @@
 from the death of a rank until all compute again, and its bits.
 
     python scripts/bench/bench_clusters.py                   # plain, the pool, mpiexec, and what schedulers are there
+    python scripts/bench/bench_clusters.py --only restarts   # what the death of a rank costs, by where checkpoints are
     python scripts/bench/bench_clusters.py --only large      # as root: a table of 2 GB, and 512 MB of memory for a rank
     python scripts/bench/bench_clusters.py --only links      # as root: two hosts, by the speed of the link between them
 
@@ -55,7 +56,7 @@ LIMIT = 512 << 20  # bytes of memory for each rank of it
 class Config:
     """Measure one job under each scheduler."""
 
-    only: tuple[str, ...] = flag(NAMES, "what is measured; also: links, large")
+    only: tuple[str, ...] = flag(NAMES, "what is measured; also: restarts, links, large")
     ranks: int = flag(2, "of the job")
     rounds: int = flag(5, "starts of each")
     epochs: int = flag(12, "that each trains, in turn with the others")
@@ -251,6 +252,49 @@ def in_turn(runs: dict[str, Callable[..., list]], word: str, config: Config) -> 
     return {name: each.result()[0] for name, each in jobs.items()}
 
 
+# --- what a death costs -----------------------------------------------------------------------------------------------
+
+
+class Death:
+    """Kills rank 0 after step `step`, and when that step is done again notes the seconds that were lost."""
+
+    def __init__(self, note: str, step: int):
+        self.note, self.step, self.passed = Path(note), step, list[float]()
+
+    def on_step_end(self, run: Any) -> None:
+        if run.step == self.step and not self.note.exists():
+            self.note.write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        if run.step >= self.step:
+            self.passed.append(time.time())
+
+
+def resumed(comm: Any, folder: str, every: int, step: int) -> tuple[float, float]:
+    """(seconds lost by a death after step `step`, seconds of a step), with a checkpoint every `every` steps."""
+    death = Death(f"{folder}/death", step)
+    model = sn.nn.MLP(*NET)
+    trainer = sn.Trainer(
+        model, sn.optim.Adam(model.parameters()), sn.nn.CrossEntropyLoss(), shards=8, progress=False,
+        folder=f"{folder}/run", save_every=every, callbacks=[death],
+    )  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(SAMPLES, NET[0])).astype(np.float32)
+    data = sn.data.TensorDataset(x, (x[:, :10].argmax(axis=1)).astype(np.int64))
+    trainer.fit(sn.data.DataLoader(data, BATCH), epochs=-(-2 * step // (SAMPLES // BATCH)), resume="auto")
+    if comm.rank:
+        return math.nan, math.nan
+    begin, *_, end = death.passed
+    return begin - float(death.note.read_text()), (end - begin) / (len(death.passed) - 1)
+
+
+def restarts(config: Config) -> None:
+    print(f"{'checkpoint every':>16} {'in':>10} {'lost s':>8} {'step ms':>8}")
+    for every in (8, 64):
+        for place in (None, "/dev/shm"):
+            with tempfile.TemporaryDirectory(dir=place) as folder:
+                lost, step = processes.run(resumed, folder, every, 127, ranks=config.ranks, restarts=1)[0]
+            print(f"{every:>16} {place or tempfile.gettempdir():>10} {lost:8.2f} {1e3 * step:8.2f}", flush=True)
+
+
 # --- links ------------------------------------------------------------------------------------------------------------
 
 
@@ -362,15 +406,16 @@ def measure_large(config: Config) -> None:
                 groups.rmdir()
 
 
+MORE = {"large": measure_large, "links": links, "restarts": restarts}
+
+
 def main(config: Config) -> None:
-    known = {"large", "links", *HERE, *SCHEDULERS}
+    known = {*MORE, *HERE, *SCHEDULERS}
     if unknown := set(config.only) - known:
         raise ConfigError(f"expected --only of {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
-    if "large" in config.only:
-        measure_large(config)
-    if "links" in config.only:
-        links(config)
-    if rest := tuple(name for name in config.only if name not in ("large", "links")):
+    for name in MORE.keys() & set(config.only):
+        MORE[name](config)
+    if rest := tuple(name for name in config.only if name not in MORE):
         config.only = rest
         compare(config)
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -47,21 +48,21 @@ def talk(comm):
 
 def check_loss(run, tmp_path, lose, comes_back=True):
     """`lose(pids)` takes a part of the cluster while ranks run: they all end, and start again where it comes back."""
-    seen = []
+    folder, seen = Path(tempfile.mkdtemp(dir=tmp_path)), []
 
     def watch():
-        seen.extend(ranks.processes_in(tmp_path, 2, START))
-        (tmp_path / ranks.AGAIN).touch()
+        seen.extend(ranks.processes_in(folder, 2, START))
+        (folder / ranks.AGAIN).touch()
         lose(seen)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     begin = time.monotonic()
     if comes_back:
-        assert run(ranks.wait_long, str(tmp_path), ranks=2, restarts=1) == ranks.expected(2)
+        assert run(ranks.wait_long, str(folder), ranks=2, restarts=1) == ranks.expected(2)
     else:
         with pytest.raises(WorkerError, match=r"\.run: rank [01] was lost: "):
-            run(ranks.wait_long, str(tmp_path), ranks=2, restarts=1)
+            run(ranks.wait_long, str(folder), ranks=2, restarts=1)
     watcher.join()
     assert time.monotonic() - begin < START and len(seen) == 2 and ranks.gone(seen)
 

@@ -12,8 +12,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-PROGRAMS = ("slurmctld", "slurmd", "srun", "sinfo")
+PROGRAMS = ("slurmctld", "slurmd", "srun", "sinfo", "sbatch", "scontrol")
 START = 20.0  # seconds that Slurm has to start, and to end
+LONG = 120.0  # and a job
 CONFIGURATION = """
 ClusterName=here
 SlurmctldHost={host}(127.0.0.1)
@@ -44,7 +45,7 @@ def reason_against_slurm() -> str | None:
 
 
 class Slurm:
-    """A context, in which `srun(ranks, *command)` is a command line that starts ranks."""
+    """A context, in which `srun(ranks, *command)` starts ranks, and `sbatch` runs a batch file."""
 
     def __enter__(self) -> "Slurm":
         with ExitStack() as stack:
@@ -75,6 +76,18 @@ class Slurm:
 
     def srun(self, ranks: int, *command: str) -> list[str]:
         return self._configured("srun", "-n", str(ranks), "--mpi=pmix", *command)
+
+    def sbatch(self, *words: str) -> str:
+        """Runs a batch file to its end; returns the state in which that left the job."""
+        number = subprocess.check_output(self._configured("sbatch", "--parsable", *words), text=True).strip()
+        deadline = time.monotonic() + LONG
+        while time.monotonic() < deadline:
+            said = subprocess.check_output(self._configured("scontrol", "show", "job", number), text=True)
+            state = said.split("JobState=")[1].split()[0]
+            if state not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+                return state
+            time.sleep(0.1)
+        raise AssertionError(f"the job has not ended within {LONG} s")
 
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()

@@ -39,6 +39,7 @@ START = 60.0  # seconds that a scheduler may take to start all tasks
 SETTLE = 3.0  # seconds in which the slots of a job that has just ended become free
 RECOVER = 20.0  # and those of a part that has died come back, before a restart goes on with fewer
 END = 20.0  # seconds in which tasks have to end
+LATE = 5.0  # and if one of them is lost, the others
 POLL = 0.05
 BAD_END = re.compile(r"PID (\d+) RUNNING AT machine(\d+)\s+=\s+EXIT CODE: (\d+)")  # what Hydra reports of one rank
 REPORT = (
@@ -160,7 +161,7 @@ class _Attempt:
                 meeting.close()  # then tasks end their ranks
                 self._cancel()
                 raise
-        return self._outcome(self._replies(), lost, status)
+        return self._outcome(self._replies(LATE if lost else END), lost, status)
 
     def _collect(self, do: Callable) -> None:
         try:
@@ -186,9 +187,11 @@ class _Attempt:
         try:
             for tasks, command in zip(self.machines, job.commands, strict=True):
                 meeting.peers[tasks[0]][0].send(command=command, ranks=len(tasks))
-            lost = self._wait(job, meeting)
+            lost, said = self._wait(job, meeting), self.report
         finally:
             status = job.close()
+        if lost:  # what Hydra says of the ranks that `close` ended is no reason
+            self.report = said
         return lost, status
 
     def _print(self, stream: str, line: str) -> None:
@@ -211,12 +214,14 @@ class _Attempt:
             time.sleep(POLL)
         return []
 
-    def _replies(self) -> dict[int, tuple[str, Any]]:
+    def _replies(self, seconds: float) -> dict[int, tuple[str, Any]]:
         """What each rank kept for us, see rank.py: nothing of those whose task ended."""
-        try:
-            parts = self.tasks.result(END)
-        except Exception as error:
+        if not concurrent.futures.wait([self.tasks], seconds).done:
             self._cancel()
+            return {}
+        try:
+            parts = self.tasks.result()
+        except Exception as error:
             self.trouble = self.scheduler.explain(error)
             return {}
         return {rank: loads(reply) for part in parts for rank, reply in part.items()}

@@ -13,16 +13,28 @@ from scratchnet.parallel.clusters import dask
 
 @ranks.needs("distributed")
 def test_a_cluster_of_two_workers(tmp_path, capsys):
-    from distributed import Client, LocalCluster
+    from distributed import Client, Future, LocalCluster
 
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         run = functools.partial(dask.run, client=client)
         schedulers.check_contract(run, tmp_path, capsys)
-        (tmp_path / "loss").mkdir()
-        schedulers.check_loss(run, tmp_path / "loss", schedulers.lose_task)
-        client.wait_for_workers(2, timeout=schedulers.START)  # its nanny has started another
-        assert run(ranks.trained, ranks=2) == ranks.expected(2)
+
+        def cancel(pids):  # by somebody else
+            with Client(cluster) as other:
+                other.cancel([Future(key, other) for key in client.futures], force=True)
+
+        for lose, comes_back in ((schedulers.lose_task, True), (cancel, False), (lambda pids: restart(cluster), False)):
+            schedulers.check_loss(run, tmp_path, lose, comes_back)
+            client.wait_for_workers(2, timeout=schedulers.START)  # its nanny has started another
+            assert run(ranks.trained, ranks=2) == ranks.expected(2)
+
+
+def restart(cluster):
+    from distributed import Client
+
+    with Client(cluster) as other:
+        other.restart()
 
 
 def test_without_dask_there_is_one_line(monkeypatch):

@@ -87,6 +87,21 @@ def test_a_killed_task_ends_all_ranks(tmp_path, number):
     assert ranks.gone(started)
 
 
+def test_who_cancels_the_tasks_ends_all_ranks_and_wants_no_restart(tmp_path):
+    """The ranks that end are no reason, though Hydra then reports one that SIGTERM killed."""
+
+    def collect(do, n):
+        threading.Thread(target=base.collect, args=(do, n), daemon=True).start()
+        started.extend(ranks.processes_in(tmp_path, 2))
+        raise RuntimeError("somebody has cancelled it")
+
+    started, base = [], processes.scheduler(machines=1)
+    cancelled = dataclasses.replace(base, collect=collect)
+    with no_residue(), pytest.raises(WorkerError, match=r"rank 0 was lost: RuntimeError: somebody has cancelled it$"):
+        launcher.run(cancelled, ranks.wait_long, (str(tmp_path),), 2, restarts=1)
+    assert ranks.gone(started)
+
+
 def few(free):
     return launcher.Scheduler("processes", "127.0.0.1", lambda: free, lambda do, n: [], lambda: None)
 

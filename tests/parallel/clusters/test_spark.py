@@ -22,9 +22,8 @@ def test_a_local_session(tmp_path, capsys):
     with schedulers.spark() as session:
         run = functools.partial(spark.run, spark=session)
         schedulers.check_contract(run, tmp_path, capsys)
-        for number, lose in enumerate((schedulers.lose_task, lambda pids: session.sparkContext.cancelAllJobs())):
-            (tmp_path / f"loss{number}").mkdir()
-            schedulers.check_loss(run, tmp_path / f"loss{number}", lose, comes_back=number == 0)
+        schedulers.check_loss(run, tmp_path, schedulers.lose_task)
+        schedulers.check_loss(run, tmp_path, lambda pids: session.sparkContext.cancelAllJobs(), comes_back=False)
         assert run(ranks.trained, ranks=2) == ranks.expected(2)  # nothing holds a slot
 
 
@@ -34,8 +33,7 @@ def test_a_cluster_of_two_executors(tmp_path, capsys):
         run = functools.partial(spark.run, spark=session)
         wait_for_slots(session)
         schedulers.check_contract(run, tmp_path, capsys)
-        (tmp_path / "loss").mkdir()
-        schedulers.check_loss(run, tmp_path / "loss", lambda pids: kill(schedulers.ancestor(pids[0], "CoarseGrained")))
+        schedulers.check_loss(run, tmp_path, lambda pids: kill(schedulers.ancestor(pids[0], "CoarseGrained")))
 
 
 def kill(pid):
