@@ -18,6 +18,7 @@ import numpy as np
 from . import checks, hooks, tracing
 from .errors import DeviceError, GradientError, ShapeError
 from .grad_mode import is_recording, recording
+from .half import in_float32
 from .kernels import Device
 from .ops.operands import ArrayLike, TensorBase, as_operand, copied, prepare, refusal
 from .ops.table import Op, Tensor
@@ -53,7 +54,9 @@ class Node:
 
 def apply(op: Op, *inputs: ArrayLike, **params) -> Tensor:
     """Runs one op and records it if a gradient may be wanted. This is the only place where ops meet tensors."""
-    tensors = prepare(op, inputs)
+    tensors, of_halves = prepare(op, inputs)
+    if of_halves:
+        op = in_float32(op)
     device = tensors[0]._device
     try:
         out = tracing.current().run(op, device, tensors, params)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
+import ml_dtypes
 import numpy as np
 
 from .errors import ConfigError, DtypeError, IndexOutOfRangeError, ScratchnetError, ShapeError
@@ -227,7 +228,7 @@ def array(what: str, value: Any, kinds: str = "biuf") -> np.ndarray:
         first = (str(error).splitlines() or [""])[0]
         remedy = "; .float() makes float32 of it" if "bfloat16" in str(getattr(value, "dtype", "")) else ""
         raise DtypeError(f"{what}: expected what NumPy can read, got {shown(value)} ({first:.100}){remedy}") from None
-    if made.dtype.kind in kinds:
+    if made.dtype.kind in kinds or (made.dtype == ml_dtypes.bfloat16 and "f" in kinds):  # which is no kind of NumPy's
         return made
     if made.dtype == object and not made.ndim:  # NumPy makes one of anything
         refuse(what, "numbers", value, DtypeError)

@@ -19,8 +19,9 @@ from . import checks, random, tracing
 from .errors import ConfigError, DtypeError, ShapeError
 from .kernels import Device
 from .kernels import device as find_device
+from .kernels.signatures import FLOATS, HALVES
 from .ops.movement import element
-from .ops.operands import FLOATS, ArrayLike, checked_dtype, copied
+from .ops.operands import ArrayLike, checked_dtype, copied
 from .random import Generator
 from .tensor import Tensor, current_device
 
@@ -194,6 +195,8 @@ def _drawn(
     generator: Any,
 ) -> Tensor:
     """What `draw` makes of NumPy's generator over one stream."""
+    if dtype in HALVES:  # rounded, a number below 1 may be 1, and two may be equal
+        raise DtypeError(f"random numbers: expected float32 or wider, got {dtype}; .astype('{dtype}') rounds them")
     found = _device(device)
     if not found.is_host:
         tracing.current().refuse("random numbers on a GPU")
@@ -287,8 +290,9 @@ def randint_like(x: ArrayLike, low: int, high: int | None = None, dtype: Any = N
 def bernoulli(p: ArrayLike, generator: Generator | None = None) -> Tensor:
     """1 with probability p[i], else 0, in the shape and dtype of p, floats in [0, 1]."""
     p = p if isinstance(p, Tensor) else Tensor(p)
-    _float("bernoulli", p.dtype)
-    return (rand(p.shape, dtype=p.dtype, device=p.device, generator=generator) < p.detach()).astype(p.dtype)
+    wide = p.detach().float() if p.dtype in HALVES else p.detach()
+    _float("bernoulli", wide.dtype)
+    return (rand(p.shape, dtype=wide.dtype, device=p.device, generator=generator) < wide).astype(p.dtype)
 
 
 def multinomial(

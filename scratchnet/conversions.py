@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from . import checks, tracing
-from .dtypes import CONVERSIONS
-from .errors import ConfigError
-from .ops.operands import TensorBase
+from .dtypes import CONVERSIONS, bfloat16
+from .errors import ConfigError, DeviceError, DtypeError
+from .ops.operands import FLOATS, TensorBase
 from .ops.table import Tensor
 
 
@@ -53,8 +53,8 @@ def stride(self: Tensor) -> tuple[int, ...]:
 
 
 def is_floating_point(self: Tensor) -> bool:
-    """Is it of float32 or float64?"""
-    return self.dtype.kind == "f"  # type: ignore[no-any-return]
+    """Is it of floats?"""
+    return self.dtype in FLOATS  # type: ignore[no-any-return]
 
 
 def to(self: Tensor, *targets: Any, device: Any = None, dtype: Any = None) -> Tensor:
@@ -95,6 +95,23 @@ def _in(name: str, dtype: np.dtype) -> Callable[[Tensor], Tensor]:
 
     method.__name__, method.__doc__ = name, f"This tensor in {dtype}; itself if it has it already."
     return method
+
+
+def bfloat16_capsule(self: Tensor, dl_device: Any = None, copy: bool | None = None, **others: Any) -> Any:
+    """The capsule of DLPack with a bfloat16 tensor of the host, which NumPy cannot share; None of other tensors.
+
+    Raises DeviceError for another device, DtypeError for read-only memory, of which the struct cannot tell.
+    """
+    if self.dtype != bfloat16 or not self._device.is_host:
+        return None
+    from .kernels import dlpack
+
+    if dl_device is not None and tuple(dl_device) != (dlpack.CPU, 0):
+        raise DeviceError(f"__dlpack__: expected dl_device {(dlpack.CPU, 0)} or None, got {dl_device}")
+    data = self._data.copy() if copy else self._data
+    if not data.flags.writeable:
+        raise DtypeError("__dlpack__: expected memory that can be written, got read-only bfloat16; .clone() copies it")
+    return dlpack.capsule(data, data.__array_interface__["data"][0], dlpack.CPU, 0)
 
 
 METHODS: dict[str, Callable[..., Any]] = {

@@ -9,14 +9,17 @@ import numpy as np
 from . import checks
 from .errors import DeviceError
 from .kernels import TABLES
+from .kernels.signatures import FLOATS, HALVES
 
-float32, float64 = np.dtype(np.float32), np.dtype(np.float64)
+(float32, float64), (bfloat16, float16) = FLOATS, HALVES
 int64, int32, int16, int8, uint8 = map(np.dtype, (np.int64, np.int32, np.int16, np.int8, np.uint8))
 
 # Other names of these, and what a tensor becomes by the method of that name.
 CONVERSIONS: dict[str, np.dtype] = {
     "float": float32,
     "double": float64,
+    "half": float16,
+    "bfloat16": bfloat16,
     "long": int64,
     "int": int32,
     "short": int16,
@@ -24,7 +27,7 @@ CONVERSIONS: dict[str, np.dtype] = {
     "bool": np.dtype(np.bool_),
 }
 
-__all__ = ["device", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"]
+__all__ = ["bfloat16", "device", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"]
 
 
 class device(str):

@@ -17,7 +17,8 @@ from . import checks, ops, random, tracing
 from .autograd import apply
 from .errors import ConfigError, DtypeError, GradientError, ShapeError
 from .grad_mode import is_recording, no_grad
-from .ops.operands import ArrayLike, TensorBase, as_operand, assign, copied
+from .kernels.signatures import FLOATS as WIDE
+from .ops.operands import FLOATS, ArrayLike, TensorBase, as_operand, assign, copied
 from .ops.table import Tensor
 
 OPERATORS = {  # op: the operator, the method
@@ -127,8 +128,8 @@ def _drawn(name: str, draw: Callable[..., Any], doc: str) -> Callable[..., Tenso
         a, b = checks.number(f"{name}: the first", a), checks.number(f"{name}: the second", b)
         if not (b >= 0 if name == "normal_" else a <= b):
             raise ConfigError(f"{name}: expected a deviation >= 0, or bounds in order, got {a} and {b}")
-        if self.dtype.kind != "f" or not self._device.is_host:
-            raise DtypeError(f"{name}: expected floats on the host, got {self.dtype} on {self.device!r}")
+        if self.dtype not in WIDE or not self._device.is_host:
+            raise DtypeError(f"{name}: expected float32 or float64 on the host, got {self.dtype} on {self.device!r}")
         numbers = random.current().filled(np.empty(self.shape, self.dtype), lambda g: draw(g, a, b, self.shape))
         return change(self, name, lambda: self._wrap(numbers, self._device))
 
@@ -192,7 +193,7 @@ def _fitted(t: Tensor, value: ArrayLike, name: str) -> Tensor:
         fits = False
     if not fits:
         raise ShapeError(f"{name}: expected a value that broadcasts to {t.shape}, got shape {value.shape}")
-    if not np.can_cast(value.dtype, t.dtype, "same_kind"):
+    if t.dtype not in FLOATS and not np.can_cast(value.dtype, t.dtype, "same_kind"):
         raise DtypeError(f"{name}: expected numbers for {t.dtype}, got {value.dtype}; use .astype(...)")
     value = value.to(t.device).astype(t.dtype)
     if value._owner is t._owner or (t._device.is_host and np.may_share_memory(value._data, t._data)):

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import checks
 from .errors import DtypeError, IndexOutOfRangeError, NonFiniteError, ShapeError
-from .tensor import Tensor
+from .tensor import FLOATS, Tensor
 
 
 def accuracy(logits: Any, labels: Any) -> float:
@@ -92,7 +92,7 @@ def _ranked(name: str, scores: Any, relevant: Any, k: Any) -> tuple[np.ndarray, 
         raise ShapeError(
             f"{name}: expected scores and relevant (rows, items), not empty, got {scores.shape} and {relevant.shape}"
         )
-    if scores.dtype.kind not in "fiu" or relevant.dtype != bool:
+    if (scores.dtype not in FLOATS and scores.dtype.kind not in "iu") or relevant.dtype != bool:
         raise DtypeError(f"{name}: expected real scores and relevant as bool, got {scores.dtype} and {relevant.dtype}")
     k = checks.integer(f"{name}: k", k, 1, scores.shape[1])
     if np.isnan(scores).any():
@@ -136,7 +136,7 @@ def _checked(name: str, logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarra
         raise ShapeError(
             f"{name}: expected logits (rows, classes), labels (rows,), not empty, got {logits.shape} and {labels.shape}"
         )
-    if logits.dtype.kind not in "fiu" or labels.dtype.kind not in "iu":
+    if (logits.dtype not in FLOATS and logits.dtype.kind not in "iu") or labels.dtype.kind not in "iu":
         raise DtypeError(f"{name}: expected real logits and integer labels, got {logits.dtype} and {labels.dtype}")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         bad = labels[(labels < 0) | (labels >= logits.shape[1])][0]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .autograd import history
-from .tensor import Tensor
+from .tensor import FLOATS, Tensor
 
 
 def first_nonfinite(y: Tensor) -> str | None:
@@ -13,7 +13,7 @@ def first_nonfinite(y: Tensor) -> str | None:
     for t, node in history(y):
         if node is not None:
             nodes.append(node)
-        elif t.dtype.kind == "f" and not np.isfinite(t._device.to_host(t._data)).all():
+        elif t.dtype in FLOATS and not np.isfinite(t._device.to_host(t._data)).all():
             return "an input"
     nodes.sort(key=lambda node: node.order)
     return next((node.op.name for node in nodes if not np.isfinite(node.device.to_host(node.out)).all()), None)

@@ -24,7 +24,7 @@ from .errors import CheckpointError, CheckpointNotFoundError, ConfigError, Scrat
 from .formats import checkpoint
 from .grad_mode import no_grad
 from .random import Generator, using
-from .tensor import Tensor
+from .tensor import FLOATS, Tensor
 
 PLAIN = (bool, int, float, str, type(None))
 INPUTS: dict[str, Callable[..., Any]] = {
@@ -333,7 +333,7 @@ class Predictor:
             array = checks.array("predict", field.detach().numpy() if isinstance(field, Tensor) else field)
             if not array.ndim:
                 raise ShapeError("predict: expected rows of features, got a single number")
-            return Tensor(array.astype(dtype) if array.dtype.kind == "f" else array, device=device)
+            return Tensor(array.astype(dtype) if array.dtype in FLOATS else array, device=device)
 
         is_several = isinstance(features, tuple | dict)
         fields = {name: tensor(field) for name, field in fields_of(features if is_several else (features,))}

@@ -20,6 +20,7 @@ from .errors import DtypeError, GradientError, JitError, ShapeError
 from .grad_mode import is_recording, no_grad
 from .kernels import TABLES, Device
 from .kernels import device as find_device
+from .kernels.signatures import HALVES
 from .ops.logic import of_booleans
 from .ops.operands import FLOATS, ArrayLike, TensorBase, array_on, as_operand, checked_dtype, copied, moved
 from .row_gradient import RowGradient
@@ -143,14 +144,14 @@ class Tensor(TensorBase):
 
     @property
     def requires_grad(self) -> bool:
-        """Is a gradient wanted of it? May be set on leaves of float32 or float64. Raises DtypeError, GradientError."""
+        """Is a gradient wanted of it? May be set on leaves of floats. Raises DtypeError, GradientError."""
         return self._requires_grad
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
         wanted = checks.flag("requires_grad", wanted)
         if wanted and self._data.dtype not in FLOATS:
-            raise DtypeError(f"Tensor: expected float32 or float64 for requires_grad, got {self._data.dtype}")
+            raise DtypeError(f"Tensor: expected a dtype of floats for requires_grad, got {self._data.dtype}")
         if not wanted and self._node is not None:
             raise GradientError("requires_grad: expected a leaf tensor, got the result of an op; call .detach()")
         if wanted != self._requires_grad:
@@ -190,6 +191,8 @@ class Tensor(TensorBase):
         """By which CuPy, PyTorch and Numba share the memory of a tensor on a GPU; others have no such attribute."""
         if self._device.is_host:
             raise AttributeError(f"__cuda_array_interface__: expected a tensor on 'cuda', got one on {self.device!r}")
+        if self.dtype == HALVES[0]:
+            raise AttributeError("__cuda_array_interface__: it has no name for bfloat16; DLPack has")
         return self._data.__cuda_array_interface__  # type: ignore[attr-defined]
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -197,7 +200,7 @@ class Tensor(TensorBase):
         if self.requires_grad:
             raise GradientError("__dlpack__: expected a tensor that does not require grad; call .detach() first")
         tracing.current().refuse("__dlpack__")
-        return self._data.__dlpack__(**options)
+        return conversions.bfloat16_capsule(self, **options) or self._data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._data.__dlpack_device__()

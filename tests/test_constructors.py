@@ -144,16 +144,17 @@ def test_from_numpy_and_as_tensor_share_memory_and_tensor_copies():
     [
         (lambda: sn.zeros(2, -1), sn.ShapeError, "zeros: expected an integer"),
         (lambda: sn.zeros(2.0), sn.ShapeError, "zeros: expected an integer"),
-        (lambda: sn.zeros(2, dtype="float16"), sn.DtypeError, "expected float32, float64"),
+        (lambda: sn.zeros(2, dtype="complex64"), sn.DtypeError, "expected bfloat16, float16, float32, float64"),
         (lambda: sn.full((2,), 300, dtype=sn.uint8), sn.DtypeError, "fits uint8"),
         (lambda: sn.arange(0, 1, 0), sn.ConfigError, "a step other than 0"),
+        (lambda: sn.rand(2, dtype=sn.bfloat16), sn.DtypeError, "rand: expected float32 or float64"),
         (lambda: sn.rand(2, dtype=sn.int64), sn.DtypeError, "rand: expected float32 or float64"),
         (lambda: sn.randint(5, 5, (2,)), sn.ConfigError, "randint: high"),
         (lambda: sn.randint(0, 300, (2,), dtype=sn.uint8), sn.DtypeError, "fit uint8"),
         (lambda: sn.from_numpy([1.0]), sn.ConfigError, r"sn\.tensor\(...\) copies anything"),
         (lambda: sn.device("gpu"), sn.DeviceError, "one of 'numpy', 'cpu', 'cuda'"),
         (lambda: sn.zeros(2, requires_grad=1), sn.ConfigError, "True or False"),
-        (lambda: sn.arange(3, requires_grad=True), sn.DtypeError, "float32 or float64 for requires_grad"),
+        (lambda: sn.arange(3, requires_grad=True), sn.DtypeError, "floats for requires_grad"),
     ],
 )
 def test_what_makes_no_tensor_is_refused_in_a_line(make, error, words):

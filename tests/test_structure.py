@@ -27,7 +27,7 @@ LAYERS = (
     "tracing",
     "stateful grad_mode precisions dtypes row_gradient",
     "random ops",
-    "hooks",
+    "hooks half",
     "autograd",
     "in_place conversions numpy_protocol",
     "tensor",

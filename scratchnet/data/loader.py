@@ -18,7 +18,8 @@ import numpy as np
 from .. import checks
 from ..errors import ConfigError, ShapeError
 from ..kernels import device as find_device
-from ..tensor import FLOATS, Tensor, current_device
+from ..kernels.signatures import FLOATS
+from ..tensor import Tensor, current_device
 from .collate import Cast, Collated, cast
 from .dataset import Samples, checked_samples, counts_epochs, fields_of, gather
 from .rows import checked_positions

@@ -7,22 +7,26 @@ import numpy as np
 
 from .. import checks
 from ..errors import DataError, DtypeError, IndexOutOfRangeError, ShapeError
+from ..kernels.signatures import HALVES
 
 
 def as_rows(values, what, remedy=""):
-    """`values` as a contiguous native array of bool, integers, float32 or float64, with at least one dimension."""
+    """`values` as a contiguous native array of bool, integers, float32 or float64, with at least one dimension.
+
+    Halves become float32.
+    """
     try:
         array = np.asarray(values)
     except ValueError as error:
         raise ShapeError(f"{what}: expected rows of one shape ({error}){remedy}") from None
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+    if (array.dtype.kind not in "biuf" and array.dtype not in HALVES) or array.dtype.itemsize > 8:
         raise DtypeError(f"{what}: expected bool, integers or floats of at most 64 bits, got {array.dtype}")
     if array.ndim == 0:
         raise ShapeError(f"{what}: expected at least one dimension, got a single number")
     if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
         raise DataError(f"{what}: expected integers that fit in int64, found {array.max()}")
     dtype = array.dtype.newbyteorder("=")
-    return np.ascontiguousarray(array, np.float32 if dtype == np.float16 else dtype)
+    return np.ascontiguousarray(array, np.float32 if dtype in HALVES else dtype)
 
 
 def check_lengths(arrays, what):

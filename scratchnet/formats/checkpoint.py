@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from .. import checks
 from ..errors import CheckpointError, CheckpointNotFoundError
+from ..kernels.signatures import FLOATS, HALVES
 from .atomic import write_atomically
 
 FORMAT = 1
@@ -27,7 +28,7 @@ MAX_INT_BITS = 2048  # Python turns no longer integers into decimal digits under
 # safetensors' name of each dtype that a checkpoint holds, and NumPy's name of the bytes behind it
 DTYPES = {"BOOL": "<b1", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 DTYPES |= {"U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}
-DTYPES |= {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+DTYPES |= {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "BF16": "bfloat16"}
 
 # Every checkpoint starts with 8 bytes of header length and this text, so the checksum has a fixed place in the file.
 PREFIX = rb'{"__metadata__":{"scratchnet":"{\"sha256\":\"'
@@ -109,10 +110,10 @@ def _escape(key: str) -> str:
 
 
 def _little_endian(array: np.ndarray, where: str) -> np.ndarray:
-    dtype = f"<{array.dtype.kind}{array.dtype.itemsize}"
+    dtype = "bfloat16" if array.dtype in HALVES[:1] else f"<{array.dtype.kind}{array.dtype.itemsize}"
     if dtype not in DTYPES.values():
         raise CheckpointError(
-            f"{where}: expected a bool, integer, float16, float32 or float64 array, got {array.dtype}"
+            f"{where}: expected an array of bool, integers or {', '.join(map(str, FLOATS))}, got {array.dtype}"
         )
     return np.asarray(array, dtype=dtype, order="C")
 

@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 
 from .. import checks, nn
+from ..dtypes import bfloat16 as BFLOAT16
 from ..errors import CheckpointError
 from ..nn import Buffer, Module, Parameter
 from ..nn.module import IncompatibleKeys
@@ -54,12 +55,14 @@ def state_dict(model: Module) -> dict[str, np.ndarray]:
     """The weights of a model under PyTorch's names, in its layout: `Linear.weight` is (out, in).
 
     `torch_model.load_state_dict({name: torch.from_numpy(x) for name, x in state_dict(model).items()})` takes them. Tied
-    weights are there under each of their names, and batch norms have counted 0 batches.
+    weights are there under each of their names, and batch norms have counted 0 batches. bfloat16 becomes float32,
+    since PyTorch takes no such arrays of NumPy; its own parameters may be bfloat16.
     """
     checks.instance("pytorch.state_dict", model, Module, "a model")
     found = {}
     for name, t, layout in _named(model):
         array = t.detach().to("cpu").numpy()
+        array = array.astype(np.float32) if array.dtype == BFLOAT16 else array
         found[name] = np.array(array if layout is None else layout(array), order="C")
     return found | {name: np.array(0, np.int64) for name in _counters(model)}
 
@@ -69,7 +72,8 @@ def load_state_dict(model: Module, source: Any, strict: bool = True) -> Incompat
 
     source: the path of a safetensors file; or a dict of arrays or of PyTorch's tensors, `torch_model.state_dict()`.
     strict: names must match one to one; without it, what is missing or unexpected is passed over and returned.
-    `Linear.weight` is transposed, bfloat16 and float16 become float32. Tied weights may come under one name or several.
+    `Linear.weight` is transposed, halves become float32 where the model is not of that half. Tied weights may come
+    under one name or several.
 
     Raises CheckpointError, which names what is missing, unexpected, of another shape, or different where it is tied;
     for a pickled .pt, which would run what is in it, the line says how to convert it.
@@ -98,27 +102,24 @@ def _safetensors(blob: bytes, name: str) -> dict[str, np.ndarray]:
     found = {}
     for key, tensor in tensors:
         dtype, data = tensor["dtype"], tensor["data"]
-        if dtype == "BF16":  # the upper half of a float32
-            array = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-        elif dtype in DTYPES:
-            array = np.frombuffer(data, DTYPES[dtype])
-        else:
+        if dtype not in DTYPES:
             raise CheckpointError(f"{key}: expected floats or integers, found {dtype}; convert it by .float()")
-        found[key] = array.reshape(tensor["shape"])
+        found[key] = np.frombuffer(data, DTYPES[dtype]).reshape(tensor["shape"])
     return found
 
 
-def _array(name: str, value: Any) -> np.ndarray:
-    """An array of a tensor or array of anybody; half precision as float32."""
+def _array(name: str, value: Any, own: np.dtype) -> np.ndarray:
+    """An array of a tensor or array of anybody; halves as float32, unless the model's own dtype is that half."""
+    source = str(getattr(value, "dtype", "")).removeprefix("torch.")
     if type(value).__module__.partition(".")[0] == "torch":
         value = value.detach().cpu()
-        if str(value.dtype).removeprefix("torch.") in WIDENED:
+        if source in WIDENED:  # NumPy has no bfloat16
             value = value.float()
         value = value.resolve_conj().numpy()
     elif isinstance(value, Tensor):
         value = value.detach().to("cpu").numpy()
-    if str(getattr(value, "dtype", "")) in WIDENED:
-        value = np.asarray(value).astype(np.float32)
+    if source in WIDENED:
+        value = np.asarray(value).astype(own if source == str(own) else np.float32)
     return checks.array(f"state dict: {name}", value)
 
 
@@ -139,7 +140,7 @@ def _loaded(model: Module, state: Mapping[str, Any], strict: bool) -> Incompatib
     for name, t, layout in own:
         if name not in state:
             continue
-        array = _array(name, state[name])
+        array = _array(name, state[name], t.dtype)
         array = array if layout is None or array.ndim != 2 else layout(array)
         first = next(iter(names[id(t)]))
         if first in converted and not np.array_equal(converted[first], array, equal_nan=True):

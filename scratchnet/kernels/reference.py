@@ -2,13 +2,14 @@
 
 Conventions, for all devices: arrays are C-contiguous (only `copy` takes any strides); elementwise inputs
 broadcast to `out`; reductions take x as (outer, n, inner) and reduce the middle axis; row kernels take
-(rows, n). Floats are float32 or float64 and all of one dtype in one call. Kernels write every element of
-their outputs, and only those.
+(rows, n). Floats are float32 or float64, all of one dtype in a call. Kernels write all their outputs, and only those.
 """
 
 import math
 
 import numpy as np
+
+from .signatures import HALVES
 
 # --- elementwise, one input: (x, out) -------------------------------------------------------------------------
 
@@ -238,8 +239,8 @@ def fill(out, value):
 
 
 def copy(x, out):
-    """out = x, both of any strides, converted to out's dtype."""
-    np.copyto(out, x, casting="unsafe")
+    """out = x, both of any strides, converted to out's dtype; to halves by way of float32, ties to even."""
+    np.copyto(out, x.astype(np.float32) if out.dtype in HALVES and x.dtype != out.dtype else x, casting="unsafe")
 
 
 def take_rows(x, index, out):
@@ -253,9 +254,8 @@ def scatter_rows(g, index, out):
     np.add.at(out, index, g)
 
 
-# Products add up at most SPAN terms from zero before they add that to the rest: then the error of a long sum does not
-# grow with its length. This is arithmetic, the same on every machine, and no threshold to tune.
-SPAN = 1024
+# Products add up at most SPAN terms from zero before they add that to the rest: so errors do not grow with the sum.
+SPAN = 1024  # this is arithmetic, the same on every machine, and no threshold to tune
 
 # --- products ----------------------------------------------------------------------------------------------------
 

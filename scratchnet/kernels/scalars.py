@@ -191,6 +191,53 @@ def flushed(x):
     return type(x)(0) if abs(x) < np.finfo(type(x)).tiny else x
 
 
+# --- half precision: bits of one type to those of another, as integers; to the nearest, ties to even ------------------
+
+
+@elementwise()
+def to_bfloat16(x):
+    """The bits of a bfloat16, the upper half of a float32; NaN stays NaN."""
+    x = np.int64(x)
+    if x & 0x7FFFFFFF > 0x7F800000:
+        return x >> 16 | 0x40
+    return x + 0x7FFF + (x >> 16 & 1) >> 16
+
+
+@elementwise()
+def from_bfloat16(x):
+    return np.int64(x) << 16
+
+
+@elementwise()
+def to_float16(x):
+    """The bits of a float16: 5 of the exponent, 10 of the fraction; 0x7C00 is infinity."""
+    x = np.int64(x)
+    sign, x = x >> 16 & 0x8000, x & 0x7FFFFFFF
+    if x > 0x7F800000:  # NaN
+        return sign | 0x7E00 | (x >> 13 & 0x3FF)
+    if x >= 0x38800000:  # normal numbers, from 2**-14 on; a carry of the rounding goes into the exponent
+        x -= 112 << 23
+        return sign | min(x + 0xFFF + (x >> 13 & 1) >> 13, 0x7C00)
+    last = min(126 - (x >> 23), 26)  # subnormal ones are multiples of 2**-24: bits below `last` are rounded
+    x = x & 0x7FFFFF | 0x800000
+    return sign | x + (1 << last - 1) - 1 + (x >> last & 1) >> last
+
+
+@elementwise()
+def from_float16(x):
+    x = np.int64(x)
+    sign, exponent, fraction = (x & 0x8000) << 16, x >> 10 & 31, x & 0x3FF
+    if exponent == 31:
+        return sign | 0x7F800000 | fraction << 13
+    if exponent == 0:
+        if fraction == 0:
+            return sign
+        exponent = exponent + 1
+        while fraction < 0x400:
+            exponent, fraction = exponent - 1, fraction << 1
+    return sign | exponent + 112 << 23 | (fraction & 0x3FF) << 13
+
+
 # --- gradients of the activations -------------------------------------------------------------------------------------
 
 

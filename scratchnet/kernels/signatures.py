@@ -1,20 +1,28 @@
 """The dtypes for which every kernel is compiled: inputs -> outputs, a letter an array.
 
-f is float32 or float64, the same for all f of one call; s is float32; ? is bool, B uint8, l int64 as in NumPy; * is
-any of DTYPES. What stands behind the bar is compiled for cuda alone: the cpu device leaves it to the reference, which
-is NumPy.
+f is float32 or float64, the same for all f of one call; s is float32; h is bfloat16 or float16, which are moved and
+converted alone (see half.py); ? is bool, B uint8, l int64 as in NumPy; * is any of DTYPES. What stands behind the
+bar is compiled for cuda alone: the cpu device leaves it to the reference, which is NumPy.
 """
 
 import itertools
 from collections.abc import Sequence
 from functools import cache
 
+import ml_dtypes
 import numpy as np
 
 from .scalars import SCALARS
 
 FLOATS: tuple[np.dtype, ...] = np.dtype(np.float32), np.dtype(np.float64)
-DTYPES: tuple[np.dtype, ...] = (*FLOATS, *map(np.dtype, (np.int64, np.int32, np.uint8, np.bool_)))
+HALVES: tuple[np.dtype, ...] = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)  # NumPy has no bfloat16
+DTYPES: tuple[np.dtype, ...] = (*FLOATS, *HALVES, *map(np.dtype, (np.int64, np.int32, np.uint8, np.bool_)))
+
+
+def bits_of(x: np.ndarray) -> np.ndarray:
+    """An array as kernels see it: Numba has no halves, so they are their bits."""
+    return x.view(np.uint16) if x.dtype in HALVES else x
+
 
 SIGNATURES: dict[str, str] = {
     **{name: scalar.dtypes for name, scalar in SCALARS.items() if scalar.dtypes},
@@ -27,7 +35,7 @@ SIGNATURES: dict[str, str] = {
     "standardize_grad": "ff->f",
     "fill": "->*",
     "copy": "*->*",
-    "take_rows": "fl->f ll->l Bl->B | ?l->?",
+    "take_rows": "fl->f ll->l Bl->B | hl->h ?l->?",
     "scatter_rows": "fl->f | ll->l",
     "add_rows": "fllf->f",
     "argmax_rows": "fll->l",
@@ -72,8 +80,8 @@ def accepted(name: str, device: str) -> dict[tuple[np.dtype, ...], None]:
     on_all, _, on_cuda = SIGNATURES[name].partition("|")
     found: dict[tuple[np.dtype, ...], None] = {}
     for case in on_all.split() + (on_cuda.split() if device == "cuda" else []):
-        for f in FLOATS:
-            meaning: dict[str, Sequence[np.dtype]] = {"f": (f,), "s": FLOATS[:1], "*": DTYPES}
+        for f, h in zip(FLOATS, HALVES, strict=True):
+            meaning: dict[str, Sequence[np.dtype]] = {"f": (f,), "s": FLOATS[:1], "h": (h,), "*": DTYPES}
             choices = [meaning.get(letter) or [np.dtype(letter)] for letter in case.replace("->", "")]
             found |= dict.fromkeys(itertools.product(*choices))
     return found

@@ -12,7 +12,7 @@ from ..errors import ConfigError, DeviceError, DtypeError, GradientError, IndexO
 from ..functions import log_softmax, one_hot, relu, sigmoid, silu, softmax, tanh
 from ..grad_mode import no_grad
 from ..ops.operands import assign
-from ..tensor import ArrayLike, Tensor, as_tensor
+from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor
 from .activations import (
     elu,
     gelu,
@@ -200,7 +200,7 @@ def batch_norm(
     n = x.size // max(x.shape[1], 1)
     if training and n < 2:
         raise ShapeError(f"batch_norm: expected more than one value a channel in training, got x {x.shape}")
-    x = x if x.dtype.kind == "f" else x.astype(np.float32)
+    x = x if x.dtype in FLOATS else x.astype(np.float32)
     if not training and running_mean is not None and running_var is not None:
         if x.ndim == 3 and n:
             weight, bias = _of_channels("batch_norm", x, weight, 1), _of_channels("batch_norm", x, bias, 0)

@@ -11,8 +11,9 @@ import numpy as np
 
 from .. import checks, random
 from ..errors import ConfigError, DtypeError, ShapeError
+from ..kernels.signatures import FLOATS
 from ..ops.operands import overwrite
-from ..tensor import FLOATS, Tensor
+from ..tensor import Tensor
 
 # The factor by which a nonlinearity shrinks a signal's standard deviation, to be made up for by the weight before it.
 GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}

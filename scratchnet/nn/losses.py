@@ -35,11 +35,11 @@ def _pair(name: str, x: ArrayLike, target: ArrayLike) -> tuple[Tensor, Tensor]:
     """Predictions and targets of one shape: broadcasting (n, 1) against (n,) would be a silent mistake."""
     x = as_tensor(x, target)
     if x.dtype not in FLOATS:
-        raise DtypeError(f"{name}: expected float32 or float64 predictions, got {x.dtype}")
+        raise DtypeError(f"{name}: expected floats as predictions, got {x.dtype}")
     target = as_tensor(target, x)
     if x.shape != target.shape:
         raise ShapeError(f"{name}: expected predictions and targets of one shape, got {x.shape} and {target.shape}")
-    return x, target if target.dtype.kind == "f" else target.astype(x.dtype)
+    return x, target if target.dtype in FLOATS else target.astype(x.dtype)
 
 
 def _constant(name: str, value: ArrayLike | None, like: Tensor, shape: tuple[int, ...]) -> Tensor | None:
@@ -252,7 +252,7 @@ def cross_entropy(
     rows, target, shape = _rows(name, as_tensor(logits, target, weight), target)
     factors = _of_classes(name, weight, rows)
     even = smoothing / rows.shape[1]  # what each class gets of a target
-    if target.dtype.kind == "f":
+    if target.dtype in FLOATS:
         if ignore_index is not None:
             raise ConfigError(f"{name}: expected labels with ignore_index, got probabilities of classes")
         spread = target * (1.0 - smoothing) + even if smoothing else target
@@ -287,13 +287,13 @@ def nll_loss(
 def _rows(name: str, x: Tensor, target: ArrayLike) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """x as (n, C), the target as (n,) labels or (n, C) probabilities, and the shape that the n rows had."""
     if x.dtype not in FLOATS:
-        raise DtypeError(f"{name}: expected float32 or float64 predictions, got {x.dtype}")
+        raise DtypeError(f"{name}: expected floats as predictions, got {x.dtype}")
     target = target if isinstance(target, Tensor) else Tensor(target, device=x.device)
     axis = min(1, x.ndim - 1)
     shape = x.shape[: max(axis, 0)] + x.shape[axis + 1 :]
     has_classes = target.shape == x.shape and x.ndim > 0
     is_label = target.shape == shape and x.ndim > 0
-    is_probability = has_classes and target.dtype.kind == "f" and name == "cross_entropy"
+    is_probability = has_classes and target.dtype in FLOATS and name == "cross_entropy"
     if not (is_label or is_probability) or not x.shape[axis]:
         remedy = f"; of one-hot rows take labels.argmax({axis})" if has_classes else ""
         raise ShapeError(

@@ -17,6 +17,7 @@ from .. import checks
 from ..errors import CheckpointError, ConfigError, DtypeError, MissingMethodError, UnknownAttributeError
 from ..hooks import RemovableHandle
 from ..kernels import Device
+from ..kernels.signatures import FLOATS as WIDE
 from ..ops.operands import kept, overwrite
 from ..row_gradient import RowGradient
 from ..stateful import Stateful
@@ -305,11 +306,11 @@ class Module(Stateful):
         """Moves parameters and buffers to a device, or float ones to a float dtype, with their gradients.
 
         Do it before the optimizer is made: its state stays where it was.
-        Raises DeviceError, or ConfigError for another dtype than float32 and float64.
+        Raises DeviceError, or ConfigError for a dtype that is no float.
         """
         self._outside_of_steps("to")
         if dtype is not None and checks.dtype("to", dtype) not in FLOATS:
-            raise ConfigError(f"to: expected float32 or float64, got {np.dtype(dtype)}")
+            raise ConfigError(f"to: expected {', '.join(map(str, FLOATS))}, got {np.dtype(dtype)}")
         for _, t in self._named(Parameter, Buffer):
             self._sets("_data")
             t._data, t._device = _converted(t, device, dtype)
@@ -383,16 +384,17 @@ class Module(Stateful):
 def _cast_for(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
     """The arguments with floats in the type of the module's own parameters; None if they have it. A warning says so.
 
-    Data come as float64 from NumPy and pandas. Ops refuse two float types; a layer knows which one is meant.
+    Data come as float64 from NumPy and pandas. Ops refuse two float types; a layer knows which one is meant,
+    but for halves.
     """
     own = {value.dtype for value in vars(module).values() if isinstance(value, Parameter)}
-    others = {x.dtype for x in (*args, *kwargs.values()) if isinstance(x, Tensor | np.ndarray) and x.dtype in FLOATS}
-    if len(own) != 1 or not others - own:
+    others = {x.dtype for x in (*args, *kwargs.values()) if isinstance(x, Tensor | np.ndarray) and x.dtype in WIDE}
+    if len(own) != 1 or not others - own or not own <= {*WIDE}:
         return None
     (dtype,), (other, *_) = own, sorted(others - own, key=str)
 
     def cast(x: Any) -> Any:
-        return x.astype(dtype) if isinstance(x, Tensor | np.ndarray) and x.dtype in FLOATS else x
+        return x.astype(dtype) if isinstance(x, Tensor | np.ndarray) and x.dtype in WIDE else x
 
     warnings.warn(
         f"{type(module).__name__}: its input is {other} and its parameters are {dtype}, so the input is cast to "

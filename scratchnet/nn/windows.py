@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import checks, ops
 from ..errors import ConfigError, ShapeError
-from ..tensor import ArrayLike, Tensor, as_tensor
+from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor
 
 LONGEST = 2**31 - 1
 AXES = {1: "(n, c, length)", 2: "(n, c, h, w)"}
@@ -305,7 +305,7 @@ def planes(name: str, axes: int, x: Any) -> Tensor:
     if x.ndim != axes + 2 or 0 in x.shape[1:]:
         remedy = "; of a single one take x.unsqueeze(0)" if x.ndim == axes + 1 else ""
         raise ShapeError(f"{name}: expected x {AXES[axes]} with elements, got {x.shape}{remedy}")
-    return x if x.dtype.kind == "f" else x.astype(np.float32)
+    return x if x.dtype in FLOATS else x.astype(np.float32)
 
 
 def _pooling(name: str, x: Tensor, kernel_size, stride, padding, dilation, ceil_mode) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from . import reductions
 from .elementwise import maximum, minimum, where_op
 from .elementwise import pow as power
 from .movement import cat, getitem, reshape_op, unsqueeze
-from .operands import TensorBase
+from .operands import FLOATS, TensorBase
 from .reductions import argmax_op, deviation, kept_shape, last_axis, not_empty, rows_of, sum
 from .shapes import clone, constant, flip, take_along
 from .table import METHODS, Tensor, contiguous, define, method
@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
 def _integral(x: Tensor) -> Tensor:
     """Booleans and small integers as int64, as sums and products of them are; others as they are."""
-    return x if x.dtype.kind == "f" else x.astype(np.int64)
+    return x if x.dtype in FLOATS else x.astype(np.int64)
 
 
 # --- reductions ------------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def argmin(x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor
 
 def _reversed(x: Tensor) -> Tensor:
     """Numbers in the opposite order, without overflow."""
-    if x.dtype.kind == "f":
+    if x.dtype in FLOATS:
         return -x
     return int(np.iinfo(x.dtype).max) - x if x.dtype.kind == "u" else -1 - _numbers(x)
 

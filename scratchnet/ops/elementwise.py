@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import checks
 from ..errors import ConfigError, DtypeError
-from .operands import ArrayLike, TensorBase, as_operand
+from .operands import FLOATS, ArrayLike, TensorBase, as_operand
 from .table import Tensor, binary, broadcast_shape, compact, define, method, unary
 
 # --- one input: vjp(g, y, x) ------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def _cast(device, x, dtype):
     return out
 
 
-cast = define("cast", _cast, lambda g, y, x, dtype: cast(g, dtype=x.dtype))
+cast = define("cast", _cast, lambda g, y, x, dtype: cast(g, dtype=x.dtype), moves=True)
 
 
 # --- the forms that people call -----------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tens
     """x limited to [low, high]; gradient 1 on the bounds, 0 outside. Raises ConfigError if low > high."""
     if x.dtype.kind == "b":
         raise DtypeError("clip: expected numbers, got bool")
-    least, most = (-np.inf, np.inf) if x.dtype.kind == "f" else (np.iinfo(x.dtype).min, np.iinfo(x.dtype).max)
+    least, most = (-np.inf, np.inf) if x.dtype in FLOATS else (np.iinfo(x.dtype).min, np.iinfo(x.dtype).max)
     low, high = least if low is None else low, most if high is None else high
     for bound in (low, high):
         if not isinstance(bound, int | float | np.number) or isinstance(bound, bool):

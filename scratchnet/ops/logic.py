@@ -11,7 +11,7 @@ from .. import checks
 from ..errors import DtypeError, ShapeError
 from .elementwise import abs, ceil_op, clip, cos, eq, floor_op, maximum, minimum, ne, round_op, sin, where
 from .movement import index, reshape_op
-from .operands import ArrayLike, as_operand
+from .operands import FLOATS, ArrayLike, as_operand
 from .shapes import clone, constant, row_numbers
 from .table import Op, Tensor, method
 
@@ -43,7 +43,7 @@ def tan(x: Tensor) -> Tensor:
 
 
 def _whole(op: Op, x: Tensor) -> Tensor:
-    return op(x) if x.dtype.kind == "f" else clone(x)
+    return op(x) if x.dtype in FLOATS else clone(x)
 
 
 @method
@@ -62,7 +62,7 @@ def ceil(x: Tensor) -> Tensor:
 def round(x: Tensor, decimals: int = 0) -> Tensor:
     """The nearest number of so many decimals, of two the even one; not differentiable. Integers stay as they are."""
     scale = 10.0 ** checks.integer("round: decimals", decimals, -30, 30)
-    return _whole(round_op, x) if decimals == 0 or x.dtype.kind != "f" else round_op(x * scale) / scale
+    return _whole(round_op, x) if decimals == 0 or x.dtype not in FLOATS else round_op(x * scale) / scale
 
 
 @method
@@ -90,13 +90,13 @@ def isnan(x: Tensor) -> Tensor:
 @method
 def isinf(x: Tensor) -> Tensor:
     """Is it infinite, of either sign? Booleans."""
-    return abs(x) == math.inf if x.dtype.kind == "f" else x != x
+    return abs(x) == math.inf if x.dtype in FLOATS else x != x
 
 
 @method
 def isfinite(x: Tensor) -> Tensor:
     """Is it neither infinite nor NaN? Booleans."""
-    return abs(x) < math.inf if x.dtype.kind == "f" else x == x
+    return abs(x) < math.inf if x.dtype in FLOATS else x == x
 
 
 @method
@@ -104,9 +104,9 @@ def isclose(x: Tensor, other: ArrayLike, rtol: float = 1e-5, atol: float = 1e-8,
     """|x - other| <= atol + rtol * |other|, or both equal (also as infinities); equal_nan: NaN is equal to NaN."""
     rtol, atol = (checks.number(f"isclose: {n}", v, "[0, inf)") for n, v in (("rtol", rtol), ("atol", atol)))
     other = as_operand(other, x)
-    a, b = (t if t.dtype.kind == "f" else t.astype(np.float64) for t in (x.detach(), other.detach()))
-    if x.dtype.kind != other.dtype.kind:  # an integer beside a float has the float's dtype
-        a, b = (t.astype((a if x.dtype.kind == "f" else b).dtype) for t in (a, b))
+    a, b = (t if t.dtype in FLOATS else t.astype(np.float64) for t in (x.detach(), other.detach()))
+    if (x.dtype in FLOATS) != (other.dtype in FLOATS):  # an integer beside a float has the float's dtype
+        a, b = (t.astype((a if x.dtype in FLOATS else b).dtype) for t in (a, b))
     near = (a == b) + ((abs(a - b) <= atol + rtol * abs(b)) * isfinite(b))
     return near + isnan(a) * isnan(b) if checks.flag("isclose: equal_nan", equal_nan) else near
 
@@ -174,7 +174,7 @@ def masked_fill(x: Tensor, mask: ArrayLike, value: Any) -> Tensor:
     value = as_operand(value, x)
     if value.ndim:
         raise ShapeError(f"masked_fill: expected one number, got shape {value.shape}; use sn.where(mask, values, x)")
-    if value.dtype.kind not in {"f": "fiub", "b": "b"}.get(x.dtype.kind, "iub"):
+    if x.dtype not in FLOATS and value.dtype.kind not in {"b": "b"}.get(x.dtype.kind, "iub"):
         raise DtypeError(f"masked_fill: expected a number for {x.dtype}, got {value.dtype}; use .float()")
     return where(mask, value, x)
 

@@ -66,7 +66,7 @@ def _place(device, x, key, shape, value=0):
     return out
 
 
-place = define("place", _place, lambda g, y, x, key, shape, value=0: getitem(g, key=key))
+place = define("place", _place, lambda g, y, x, key, shape, value=0: getitem(g, key=key), moves=True)
 
 
 def _take_rows(device, x, index, sparse=None):
@@ -98,6 +98,7 @@ take_rows = define(
     ),
     None,
     promotes=(0,),
+    moves=True,
 )
 scatter_rows = define("scatter_rows", _scatter_rows, lambda g, y, x, index, n: take_rows(g, index), None, promotes=(0,))
 
@@ -171,7 +172,7 @@ def _cat_vjp(i, g, y, *tensors, axis):
     return getitem(g, key=_span(axis, start, start + tensors[i].shape[axis]))
 
 
-cat_op = define("cat", _cat, variadic_vjp=_cat_vjp)
+cat_op = define("cat", _cat, variadic_vjp=_cat_vjp, moves=True)
 
 # --- the forms that people call ------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ no more of it than the fields of its base here.
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from .. import checks, tracing
 from ..errors import DeviceError, DtypeError, ScratchnetError
 from ..kernels import Device
 from ..kernels import device as find_device
+from ..kernels.signatures import FLOATS as WIDE
+from ..kernels.signatures import HALVES
 
 ArrayLike = Any  # a Tensor, a NumPy array, a number, or a nested sequence of numbers
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+FLOATS = (*HALVES, *WIDE)  # in the order of their significant digits
 _ALLOWED_KINDS = "fiub"
 _DTYPES = frozenset({np.dtype(np.bool_), *FLOATS, *map(np.dtype, np.typecodes["AllInteger"])})  # of tensors
 
@@ -72,16 +75,27 @@ def as_operand(x: ArrayLike, like: TensorBase) -> Any:
     if isinstance(x, int | float | np.number) and not isinstance(x, bool):
         dtype = like._data.dtype
         exact = dtype.kind in "iu" and isinstance(x, int | np.integer)
-        if exact or (dtype.kind == "f" and not isinstance(x, np.complexfloating)):
+        if exact or (dtype in FLOATS and not isinstance(x, np.complexfloating)):
             if type(x) not in (int, float) and (given := tracing.current().given(x)) is not x:
                 return like._wrap(copied(given, dtype, like._device), like._device)
             try:
-                return like._wrap(np.array(x, dtype), like._device)
+                return like._wrap(_number(x, dtype), like._device)
             except OverflowError:
                 bits = x.bit_length() if isinstance(x, int) else 0
                 got = f"an integer of {bits} bits" if bits > 64 else x
                 raise DtypeError(f"Tensor: expected a number that fits {dtype}, got {got}") from None
     return like._wrap(array_on(like._device, x), like._device)
+
+
+def _number(x: Any, dtype: np.dtype) -> np.ndarray:
+    """A number as an array. Raises DtypeError where a half would make 0 or infinity of it."""
+    if dtype not in HALVES:
+        return np.array(x, dtype)
+    with np.errstate(over="ignore"):
+        found = np.array(np.float32(x), dtype)
+    if (not found and x) or (np.isinf(found) and abs(x) != math.inf):
+        raise DtypeError(f"Tensor: expected a number that fits {dtype}, got {x}; use .astype('float32') on the tensor")
+    return found
 
 
 def array_on(device: Device, data: ArrayLike, dtype: Any = None) -> np.ndarray:
@@ -121,8 +135,9 @@ def as_array(data: ArrayLike, dtype: Any = None) -> np.ndarray:
 def checked_dtype(name: str, dtype: Any) -> np.dtype:
     """dtype as NumPy's. Raises DtypeError if no tensor may have it."""
     dtype = checks.dtype(name, dtype)
-    if dtype.kind not in _ALLOWED_KINDS or (dtype.kind == "f" and dtype not in FLOATS):
-        raise DtypeError(f"{name}: expected float32, float64, integers or booleans, got dtype {dtype}")
+    if dtype not in FLOATS and dtype.kind not in "iub":
+        names = ", ".join(map(str, FLOATS))
+        raise DtypeError(f"{name}: expected {names}, integers or booleans, got dtype {dtype}")
     return dtype
 
 
@@ -182,11 +197,11 @@ def overwritten(t: TensorBase) -> None:
 # float32 and float64 do not mix, Python numbers take the dtype of the tensors, integers become the float that is there.
 
 
-def prepare(op: Any, inputs: tuple) -> tuple[Any, ...]:
-    """The inputs as tensors of one device, those that the op promotes in one dtype."""
+def prepare(op: Any, inputs: tuple) -> tuple[tuple[Any, ...], bool]:
+    """The inputs as tensors of one device, those that the op promotes in one dtype; and is that a half?"""
     like = inputs[0] if isinstance(inputs[0], TensorBase) else next(x for x in inputs if isinstance(x, TensorBase))
     device, dtype = like._device, like._data.dtype
-    if dtype is FLOATS[0] or dtype is FLOATS[1]:  # the usual case: tensors of one dtype, and Python numbers
+    if dtype is WIDE[0] or dtype is WIDE[1]:  # the usual case: tensors of one dtype, and Python numbers
         weak = False
         for x in inputs:
             if isinstance(x, TensorBase):
@@ -198,12 +213,11 @@ def prepare(op: Any, inputs: tuple) -> tuple[Any, ...]:
                 break
         else:
             if not weak:
-                return inputs
+                return inputs, False
             with contextlib.suppress(OverflowError):  # an integer that no float holds is refused below
-                return tuple(
-                    [x if isinstance(x, TensorBase) else like._wrap(np.array(x, dtype), device) for x in inputs]
-                )
-    like = next((x for x in inputs if isinstance(x, TensorBase) and x._data.dtype.kind == "f"), like)
+                weakly = [x if isinstance(x, TensorBase) else like._wrap(np.array(x, dtype), device) for x in inputs]
+                return tuple(weakly), False
+    like = next((x for x in inputs if isinstance(x, TensorBase) and x._data.dtype in FLOATS), like)
     tensors = tuple([as_operand(x, like) for x in inputs])
     for x in tensors:
         if x._device is not device:
@@ -211,17 +225,18 @@ def prepare(op: Any, inputs: tuple) -> tuple[Any, ...]:
     return _promoted(op, tensors)
 
 
-def _promoted(op: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _promoted(op: Any, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], bool]:
     group = range(len(inputs)) if op.promotes is None else op.promotes
     dtypes = {inputs[i]._data.dtype for i in group}
-    floats = [dtype for dtype in dtypes if dtype.kind == "f"]
+    floats = sorted([dtype for dtype in dtypes if dtype in FLOATS], key=FLOATS.index)
     if len(floats) > 1:
         raise DtypeError(
-            f"{op.name}: expected one float dtype, got float32 and float64; use .astype('float32') on the data, "
-            "or model.to(dtype='float64')"
+            f"{op.name}: expected one float dtype, got {' and '.join(map(str, floats))}; use "
+            f".astype('{floats[0]}') on the data, or model.to(dtype='{floats[-1]}')"
         )
+    of_halves = bool(floats) and floats[0] in HALVES
     if len(dtypes) == 1 and (floats or not op.floating):
-        return inputs
+        return inputs, of_halves
     if floats:
         target = floats[0]
     elif op.floating:
@@ -230,12 +245,12 @@ def _promoted(op: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         target = np.result_type(*dtypes)
         if target.kind == "f":  # NumPy has no integer type that holds both
             raise DtypeError(f"{op.name}: expected integers of one kind, got {', '.join(sorted(map(str, dtypes)))}")
-    return tuple(t.astype(target) if i in group else t for i, t in enumerate(inputs))
+    return tuple(t.astype(target) if i in group else t for i, t in enumerate(inputs)), of_halves
 
 
 def refusal(op: Any, tensors: tuple[Any, ...], error: Exception) -> Exception:
     """What to raise for an error of a forward: DtypeError where NumPy has no such function of integers or booleans."""
-    if isinstance(error, ScratchnetError) or any(t._data.dtype.kind == "f" for t in tensors):
+    if isinstance(error, ScratchnetError) or any(t._data.dtype in FLOATS for t in tensors):
         return error
     dtypes = " and ".join(str(t._data.dtype) for t in tensors)
     return DtypeError(f"{op.name}: expected floats, got {dtypes} ({str(error).splitlines()[0]})")

@@ -16,6 +16,7 @@ from .. import checks
 from ..errors import IndexOutOfRangeError, ShapeError
 from .elementwise import exp, sqrt, where_op
 from .movement import broadcast_to_op, reshape_op
+from .operands import FLOATS
 from .table import Op, Tensor, contiguous, define, method
 
 
@@ -74,7 +75,7 @@ def _extremum_vjp(g, y, x, axes, keepdims):
 
 sum_op = define(
     "sum",
-    _reduce("sum", lambda x: x.dtype if x.dtype.kind == "f" else np.dtype(np.int64), empty_is_error=False),
+    _reduce("sum", lambda x: x.dtype if x.dtype in FLOATS else np.dtype(np.int64), empty_is_error=False),
     lambda g, y, x, axes, keepdims: _expand(g, x, axes),
 )
 
@@ -136,7 +137,7 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
 def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Arithmetic mean, in x's float dtype (float32 for integers)."""
     axes, keepdims = checks.axes("mean", axis, x.ndim), checks.flag("mean: keepdims", keepdims)
-    if x.dtype.kind != "f":  # their sum is exact
+    if x.dtype not in FLOATS:  # their sum is exact
         return sum_op(x, axes=axes, keepdims=keepdims) / _count(x.shape, axes)
     return mean_op(x, axes=axes, keepdims=keepdims)
 

@@ -35,6 +35,7 @@ class Op:
         the input's shape by the backward pass, so that no row has to.
     promotes: the inputs that must share one dtype (None: all); a Python number takes it.
     floating: integers become float32 first, as the result is a real number.
+    moves: it only moves elements, or converts them: halves as they are, others go by way of float32 (half.py).
     is_view: the output shares the first input's memory where it can.
     shared: what the VJPs of all inputs need, computed once for them; they are given it as the parameter `shared`.
     """
@@ -44,6 +45,7 @@ class Op:
     vjps: tuple[VJP | None, ...] | VJP
     promotes: tuple[int, ...] | None = None
     floating: bool = False
+    moves: bool = False
     is_view: bool = False
     shared: VJP | None = None
 

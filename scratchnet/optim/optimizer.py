@@ -16,11 +16,12 @@ import numpy as np
 from .. import checks
 from ..errors import CheckpointError, ConfigError, DtypeError, GradientError, ShapeError
 from ..grad_mode import recording
+from ..kernels.signatures import FLOATS, HALVES
 from ..ops.table import contiguous
 from ..row_gradient import RowGradient
 from ..sealed import Sealed
 from ..stateful import Stateful
-from ..tensor import FLOATS, Tensor
+from ..tensor import Tensor
 
 
 def update_rows(
@@ -323,6 +324,11 @@ class Optimizer(Sealed, Stateful):
         for param in params:
             if not isinstance(param, Tensor):
                 raise ConfigError(f"{self._name}: expected tensors, got {type(param).__name__}")
+            if param.dtype in HALVES:
+                raise DtypeError(
+                    f"{self._name}: expected float32 or float64 parameters, got {param.dtype}, in which small "
+                    "updates are lost; keep them float32, and compute in sn.precision or Trainer(precision=...)"
+                )
             problems = {
                 "one twice": id(param) in seen,
                 "the result of an op": not param.is_leaf,

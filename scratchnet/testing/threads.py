@@ -24,6 +24,7 @@ import numpy as np
 
 from .. import checks
 from ..errors import ContractError
+from ..kernels.signatures import bits_of
 from .stops import Stops, barriers_of, helpers_of, plain, scope_of, tree_of
 
 __all__ = ["ORDERS", "barriers_of", "find_races", "interpreted"]
@@ -270,7 +271,7 @@ class Interpreter:
             return tuple(map(self._argument, x))
         if isinstance(x, np.ndarray):
             return _Words(self, x, "global", x.ctypes.data, None)
-        return _Words(self, x.layout.reshape(-1), "global", x.address, None) if hasattr(x, "layout") else x
+        return _Words(self, bits_of(x.layout.reshape(-1)), "global", x.address, None) if hasattr(x, "layout") else x
 
     # --- one block ------------------------------------------------------------------------------------------------
 

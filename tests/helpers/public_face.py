@@ -229,9 +229,9 @@ def kernel(x, out):
     out[...] = x
 
 
-UNARY_METHODS = """detach numpy float double long int short byte bool cpu dim ndimension tolist is_contiguous
-    stride is_floating_point abs_ ceil_ cos_ exp_ floor_ log_ neg_ reciprocal_ relu_ round_ rsqrt_ sigmoid_ sin_ sqrt_
-    square_ tanh_ clamp_ clip_"""
+UNARY_METHODS = """detach numpy float double half bfloat16 long int short byte bool cpu dim ndimension tolist
+is_contiguous stride is_floating_point abs_ ceil_ cos_ exp_ floor_ log_ neg_ reciprocal_ relu_
+round_ rsqrt_ sigmoid_ sin_ sqrt_ square_ tanh_ clamp_ clip_"""
 UNARY = """exp log sqrt abs sign tanh sigmoid relu erf gelu softplus silu neg log1p log2 log10 expm1 sin cos tan floor
     ceil square reciprocal rsqrt isnan isinf isfinite logical_not clone contiguous
     ravel numel nonzero is_tensor diagonal diag t"""

@@ -236,7 +236,9 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "manual_seed Generator": ("`Generator.manual_seed` as there; the device is no argument", "`np.random.default_rng`"),
     "is_tensor": ("", "none"),
     "device default_device": ('also "numpy", the reference; one GPU', "none"),
-    "float32 float64 int64 int32 int16 int8 uint8": ("no float16, bfloat16 or complex tensors", ""),
+    "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8": (
+        "no complex tensors; halves are computed in float32 and rounded after each op", "",
+    ),
     "no_grad inference_mode": ("`inference_mode` is `no_grad`", "none"),
     "precision": ("in place of `torch.autocast`: products alone, with one table of ops", "none"),
     "grad value_and_grad": ("as `torch.func.grad`; arguments may be lists and dictionaries", "none"),

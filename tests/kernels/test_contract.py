@@ -19,8 +19,10 @@ from sizes import DEVICES, JIT, SIMULATED, SIZES
 
 from scratchnet import kernels
 from scratchnet.kernels import reference
+from scratchnet.kernels.signatures import HALVES
 from scratchnet.native import loops
 from scratchnet.testing import KERNEL_ROWS, LAYOUTS, KernelCase, arrays, host_kernel, kernel_cases
+from scratchnet.testing.oracles.half import ROUNDED
 
 OTHERS = [name for name in DEVICES if name != "numpy"]
 WITH_INTEGERS = [name for name, row in KERNEL_ROWS.items() if row.integers]
@@ -201,7 +203,30 @@ def test_copy_takes_any_layout_and_converts(device, operands):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8, bool])
+@pytest.mark.parametrize("half", HALVES, ids=str)
+def test_copies_to_a_half_are_rounded_to_the_nearest_even_and_those_from_it_are_exact(half, device):
+    every = np.arange(0, 2**16, 1 if JIT else 61, dtype=np.uint16).view(half)
+    wide = every.astype(np.float32)
+    with np.errstate(all="ignore"):
+        middle = ((wide.astype(np.float64) + np.roll(wide, 1)) / 2).astype(np.float32)  # halfway between neighbours
+        x = np.concatenate([wide, middle, np.nextafter(middle, np.float32(0)), wide * np.float32(1.001)])
+    x = x[~np.isnan(x)]
+    x = x[: len(x) // 6 * 6].reshape(-1, 6)[:, ::-1]
+    for source in (x, x[:, ::2].astype(np.float64), np.clip(x, -1e9, 1e9).astype(np.int64)):
+        expected = ROUNDED[str(half)](source.astype(np.float32))
+        for out in (np.empty(source.shape, half), np.empty(source.shape[::-1], half).T):
+            kernel(device, "copy")(source, out)
+            assert out.astype(np.float32).tobytes() == expected.tobytes()
+    for dtype in (np.float32, np.float64, HALVES[half == HALVES[0]]):
+        out = np.empty(every.shape, dtype)
+        kernel(device, "copy")(every, out)
+        with np.errstate(all="ignore"):
+            np.testing.assert_array_equal(out.astype(np.float32), wide.astype(dtype).astype(np.float32))
+    assert np.isnan(wide).any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8, bool, *HALVES])
 def test_fill_takes_any_dtype(device, dtype):
     out = np.empty((3, 5), dtype)
     kernel(device, "fill")(out, 1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy.special
@@ -16,8 +17,10 @@ from sizes import SIMULATED
 
 import scratchnet as sn
 from scratchnet.kernels import device
+from scratchnet.kernels.signatures import HALVES
 from scratchnet.ops import OPS
 from scratchnet.testing import DOMAINS, KERNEL_ROWS, LAYOUTS, assert_matches_reference, gradcheck
+from scratchnet.testing.oracles.half import ROUNDED
 
 FLOATS = (np.float32, np.float64)
 
@@ -428,6 +431,35 @@ def test_values_match_the_oracle_on_every_layout_and_inputs_are_left_alone(name,
             magnitude=case.magnitude and partial(case.magnitude, **case.params),
             layouts=tuple(LAYOUTS),
         )
+
+
+HALF_EPS = {str(dtype): float(ml_dtypes.finfo(dtype).eps) for dtype in HALVES}
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_an_op_of_halves_is_the_op_of_float32_rounded_and_so_are_its_gradients(name, dtype):
+    for case in CASES[name]:
+        drawn = [case.arrays(np.float32)[i].astype(dtype) if i in case.floats else x for i, x in enumerate(case.inputs)]
+        wide = [x.astype(np.float32) if i in case.floats else x for i, x in enumerate(drawn)]
+        leaves, wide_leaves = (tensors(case, xs, requires_grad=True) for xs in (drawn, wide))
+        y, exact = OPS[name](*leaves, **case.params), OPS[name](*wide_leaves, **case.params)
+        expected = exact.detach().numpy()
+        if exact.dtype == np.float32:
+            expected = ROUNDED[str(dtype)](expected)
+            assert y.dtype == dtype
+        assert y.detach().numpy().astype(expected.dtype).tobytes() == expected.tobytes()
+        if not is_smooth(case):
+            continue
+        gradient = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
+        y.backward(gradient)
+        exact.backward(gradient.astype(np.float32))
+        for i in set(case.floats) - set(case.flat):
+            g, right = leaves[i].grad.numpy(), wide_leaves[i].grad.numpy()
+            assert g.dtype == dtype and g.shape == right.shape
+            size = 8 * np.abs(right).max(initial=1)
+            np.testing.assert_allclose(g.astype(np.float32), right, rtol=0, atol=HALF_EPS[str(dtype)] * size)
 
 
 @pytest.mark.usefixtures("device")

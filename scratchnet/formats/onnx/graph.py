@@ -11,7 +11,7 @@ from ... import tracing
 from ...errors import CheckpointError, DtypeError, ScratchnetError, ShapeError
 from ...grad_mode import no_grad
 from ...nn import Buffer, Module, Parameter
-from ...tensor import Tensor, as_tensor, default_device
+from ...tensor import FLOATS, Tensor, as_tensor, default_device
 from .operators import OPERATORS
 
 STATISTICS = {"BatchNormalization": (3, 4)}  # inputs that are no parameters: they follow the batches
@@ -41,7 +41,7 @@ class Graph(Module):
         self._places: dict[str, tuple[Module, str]] = {}  # where parameters and buffers are attributes
         follows = self._own_statistics(stored)
         for name, array in stored.items():
-            if array.dtype.kind == "f" and array.ndim:
+            if array.dtype in FLOATS and array.ndim:
                 kind = Buffer if name in follows else Parameter
                 self._places[name] = self._place(name, kind(array))
             else:

@@ -18,7 +18,7 @@ from ... import functions as sn
 from ... import nn
 from ...errors import CheckpointError
 from ...nn import functional as F
-from ...tensor import Tensor, as_tensor
+from ...tensor import FLOATS, Tensor, as_tensor
 
 OPERATORS: dict[tuple[str, str], Callable[..., Any]] = {}  # by domain and name
 LARGEST = 2**28  # elements of one value: a file of few bytes may ask for any number of them
@@ -130,7 +130,7 @@ OPERATORS |= {
 @operator("Div")
 def div(a, b):
     a, b = _pair(a, b)
-    if a.dtype.kind == "f" or b.dtype.kind == "f":
+    if a.dtype in FLOATS or b.dtype in FLOATS:
         return a / b
     if not (b != 0).all().numpy():
         raise CheckpointError("expected divisors other than 0, found 0")
@@ -183,16 +183,15 @@ def cast_like(x, like):
 
 # TensorProto's number of each dtype that a tensor may have
 DTYPES = {1: "f4", 2: "u1", 3: "i1", 4: "u2", 5: "i2", 6: "i4", 7: "i8", 9: "?", 11: "f8", 12: "u4", 13: "u8"}
-REFUSED = {8: "strings", 10: "float16", 16: "bfloat16"}
+DTYPES |= {10: "float16", 16: "bfloat16"}
+REFUSED = {8: "strings"}
 
 
 def dtype_of(number: int) -> np.dtype:
     """The dtype with this number. Raises CheckpointError for one that tensors cannot have."""
     if number not in DTYPES:
         found = REFUSED.get(number, f"type {number}")
-        raise CheckpointError(
-            f"expected float32, float64, integers or booleans, found {found}; convert the model first"
-        )
+        raise CheckpointError(f"expected floats, integers or booleans, found {found}; convert the model first")
     return np.dtype(DTYPES[number])
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError
+from ...kernels.signatures import HALVES
 from .. import files
 from . import operators_learn, operators_recurrent, operators_shapes, operators_windows  # noqa: F401 - they add to OPERATORS
 from .graph import Graph, Step, checked
@@ -164,7 +165,8 @@ def _array(tensor: Any, external: _External) -> np.ndarray:
         values = getattr(tensor, TYPED.get(tensor.data_type, "int32_data"))
         if len(values) != count:
             raise CheckpointError(f"{where}: expected {count} numbers for {shape!r:.80}, found {len(values)}")
-        return np.array(values, dtype if tensor.data_type in TYPED else np.int32).astype(dtype).reshape(shape)
+        numbers = np.array(values, dtype if tensor.data_type in TYPED else np.int32)  # of halves the bits
+        return (numbers.astype(np.uint16).view(dtype) if dtype in HALVES else numbers.astype(dtype)).reshape(shape)
     if len(raw) != count * dtype.itemsize:
         raise CheckpointError(f"{where}: expected {count * dtype.itemsize} bytes for {shape!r:.80}, found {len(raw)}")
     return np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype).reshape(shape)

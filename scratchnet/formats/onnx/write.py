@@ -11,6 +11,7 @@ import numpy as np
 
 from ... import checks, grad_mode, tracing
 from ...errors import CheckpointError, ConfigError
+from ...kernels.signatures import HALVES
 from ...nn import Module
 from ...tensor import Tensor
 from ...version import __version__
@@ -116,6 +117,11 @@ def _exported(model: Module, arrays: dict[str, np.ndarray], by_name: bool, batch
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         if t.device == "cuda":
             raise ConfigError(f"onnx.export: expected a model of the host, got {name} on 'cuda'; use model.to('cpu')")
+    named: list[tuple[str, Any]] = [*model.named_parameters(), *model.named_buffers(), *arrays.items()]
+    for name, x in named:
+        if x.dtype in HALVES:
+            remedy = "model.to(dtype='float32') widens a model"
+            raise ConfigError(f"onnx.export: expected float32 or float64, got {name} of {x.dtype}; {remedy}")
     first = next(iter(arrays.values()))
     if batch is not None and any(a.ndim == 0 or len(a) != len(first) for a in arrays.values()):
         shapes = ", ".join(f"{name} {a.shape}" for name, a in arrays.items())

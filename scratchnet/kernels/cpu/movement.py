@@ -1,14 +1,23 @@
 """Kernels that move elements. Plain copies are NumPy's: memory is their limit. So is its sort, which is compiled."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ...native.compile import jit
 from ...native.loops import is_planning, ranged
 from .. import reference
+from ..signatures import HALVES
+from .elementwise import SCALARS
 
 F4, F8, U1 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8)
 PLANNED_COPIES = {(F4, F4), (F8, F8), (U1, F4), (U1, F8)}  # these become loops of a program; NumPy does the others
+BITS = {F4: np.dtype(np.uint32), **dict.fromkeys(HALVES, np.dtype(np.uint16))}  # as which halves are converted
 RANGES = 16  # of destination rows, each an item of scatter_rows, which reads the whole index
+
+
+# ruff: noqa: F821 - bound by each stamp
+function: Callable
 
 
 @jit
@@ -16,6 +25,13 @@ def _copy(lo, hi, x, out):
     x, out = x[lo:hi], out[lo:hi]
     for i in range(out.size):
         out[i] = x[i]
+
+
+@jit
+def _convert(lo, hi, x, out):
+    x, out = x[lo:hi], out[lo:hi]
+    for i in range(out.size):
+        out[i] = function(x[i])
 
 
 @jit
@@ -76,6 +92,11 @@ def _argmax_rows(lo, hi, x, source, target, out):
                     into[j] = source[i]
 
 
+_CONVERSIONS = {
+    (source, target): ranged(_convert, name, writes=(1,), weight=2, function=SCALARS[name])
+    for half in HALVES
+    for source, target, name in ((F4, half, f"to_{half}"), (half, F4, f"from_{half}"))
+}
 run_copy, _run_repeat = ranged(_copy, "copy", writes=(1,)), ranged(_repeat, "repeat", writes=(1,), whole=(0,))
 _run_take = ranged(_take_rows, "take_rows", writes=(2,), whole=(0,))
 _run_scatter = ranged(_scatter_rows, "scatter_rows", writes=(2,), whole=(0, 1, 2))
@@ -88,7 +109,9 @@ def fill(out, value):
 
 
 def copy(x, out):
-    if (
+    if x.dtype != out.dtype and (x.dtype in HALVES or out.dtype in HALVES):
+        _copy_half(x, out)
+    elif (
         is_planning()
         and (x.dtype, out.dtype) in PLANNED_COPIES
         and x.shape == out.shape
@@ -101,6 +124,21 @@ def copy(x, out):
     else:
         with np.errstate(all="ignore"):  # a conversion that overflows has an IEEE answer
             np.copyto(out, x, casting="unsafe")
+
+
+def _copy_half(x, out):
+    """A conversion by way of float32, between contiguous memory."""
+    if (convert := _CONVERSIONS.get((x.dtype, out.dtype))) is None:
+        middle = np.empty(x.shape, F4)
+        copy(x, middle)
+        copy(middle, out)
+    elif out.flags.carray:
+        x = np.require(x if x.shape == out.shape else np.broadcast_to(x, out.shape), requirements=("C", "A", "W"))
+        convert(out.size, 1, x.view(BITS[x.dtype]).ravel(), out.view(BITS[out.dtype]).ravel())
+    else:
+        made = np.empty(out.shape, out.dtype)
+        _copy_half(x, made)
+        np.copyto(out, made)
 
 
 def _plan_copy(x, out):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DeviceError, DtypeError
-from ..signatures import DTYPES
+from ..signatures import DTYPES, bits_of
 from . import dlpack, movement
 from .compile import SIMULATED, Event, machine, stream
 
@@ -288,6 +288,7 @@ class DeviceArray:
 
 def _argument(flat: np.ndarray) -> Any:
     """Its code and its words, see machine_code.py; in the simulator, Numba's own array."""
+    flat = bits_of(flat)
     if SIMULATED:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 

@@ -7,11 +7,41 @@ from typing import Any
 import numba
 import numpy as np
 
+from ..signatures import FLOATS, HALVES
 from . import tuning
 from .compile import Kernel, cuda, kernel, launch, load_wide, store_wide
 from .grids import in_plane, in_row, is_wide
+from .scalars import scalars
 
 AXES = 4  # that a strided copy walks over in one launch
+
+
+FLOAT32 = FLOATS[0]
+
+
+def _kind(dtype: np.dtype) -> Any:
+    """What Numba calls a dtype; halves are moved as their bits."""
+    return numba.from_dtype(np.dtype(np.uint16) if dtype in HALVES else dtype)
+
+
+@cache
+def converting(name: str, threads: int) -> Kernel:
+    """Bits of float32 to those of a half, or back."""
+    function = scalars(FLOAT32)[name]
+
+    @kernel(threads)
+    def loop(x, out):
+        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            out[i] = function(x[i])
+
+    return loop
+
+
+CONVERSIONS = {
+    (source, target): name
+    for half in HALVES
+    for source, target, name in ((FLOAT32, half, f"to_{half}"), (half, FLOAT32, f"from_{half}"))
+}
 
 
 @cache
@@ -27,7 +57,7 @@ def filling(threads: int) -> Kernel:
 @cache
 def copying(dtype: np.dtype, threads: int) -> Kernel:
     """A copy of contiguous elements of one dtype."""
-    kind, WIDTH = numba.from_dtype(dtype), 16 // dtype.itemsize
+    kind, WIDTH = _kind(dtype), 16 // dtype.itemsize
 
     @kernel(threads)
     def loop(x, out, wide):
@@ -79,7 +109,7 @@ def transposing(dtype: np.dtype, edge: int, threads: int) -> Kernel:
 
     A warp reads a line of a tile as it lies in x, and after all are there, writes one as it lies in out.
     """
-    kind, STRIDE = numba.from_dtype(dtype), edge + 1  # a column of a tile is not in one bank of shared memory
+    kind, STRIDE = _kind(dtype), edge + 1  # a column of a tile is not in one bank of shared memory
     WORDS, DOWN = edge * STRIDE, threads // edge
 
     @kernel(threads)
@@ -110,7 +140,8 @@ def fill(out, value):
     if out.size:
         out.set_limits(None)
         grid = in_row(out.size)
-        launch(filling(grid[1]), *grid, out, bool(value) if out.dtype == bool else out.dtype.type(value))
+        number: Any = bool(value) if out.dtype == bool else np.array(value).astype(out.dtype)[()]
+        launch(filling(grid[1]), *grid, out, int(number.view(np.uint16)) if out.dtype in HALVES else number)
 
 
 def copy(x, out):
@@ -118,12 +149,30 @@ def copy(x, out):
         return
     if x.shape != out.shape:
         x = np.broadcast_to(x, out.shape)  # type: ignore[call-overload]
+    if x.dtype != out.dtype and (x.dtype in HALVES or out.dtype in HALVES):
+        _copy_half(x, out)
+        return
     out.set_limits(x.known_limits if x.dtype.kind in "iu" and out.dtype == np.int64 else None)
     if x.flags.c_contiguous and out.flags.c_contiguous and x.dtype == out.dtype:
         grid = in_row(out.size, 16 // out.itemsize)
         launch(copying(out.dtype, grid[1]), *grid, x, out, is_wide(x, out))
     else:
         _copy_strided(x, out)
+
+
+def _copy_half(x: Any, out: Any) -> None:
+    """A conversion by way of float32, between contiguous memory."""
+    name = CONVERSIONS.get((x.dtype, out.dtype))
+    if name is None:
+        copy(x.astype(FLOAT32), out)
+    elif not x.flags.c_contiguous:
+        copy(x.copy(), out)
+    elif not out.flags.c_contiguous:
+        copy(x.astype(out.dtype), out)
+    else:
+        bits = [y.view(np.uint32) if y.dtype == FLOAT32 else y for y in (x, out)]
+        grid = in_row(out.size)
+        launch(converting(name, grid[1]), *grid, *bits)
 
 
 def _copy_strided(x: Any, out: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ... import checks, ops
 from ...errors import ConfigError, DtypeError, ShapeError
-from ...tensor import ArrayLike, Tensor, as_tensor
+from ...tensor import FLOATS, ArrayLike, Tensor, as_tensor
 from .. import functional as F
 from .. import init
 from ..layers import LARGEST, Linear
@@ -164,7 +164,7 @@ class PositionalEncoding(Module):
         if x.ndim != 3 or x.shape[2] != self.d_model:
             axes = "n, steps" if self.batch_first else "steps, n"
             raise ShapeError(f"PositionalEncoding: expected x ({axes}, {self.d_model}), got {x.shape}")
-        x = x if x.dtype.kind == "f" else x.astype(np.float32)
+        x = x if x.dtype in FLOATS else x.astype(np.float32)
         steps = x.shape[1 if self.batch_first else 0]
         feature = np.arange(self.d_model)
         angle = np.arange(steps)[:, None] / 10000.0 ** (feature // 2 * 2 / self.d_model)

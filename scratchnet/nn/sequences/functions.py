@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 from ... import checks, ops
@@ -79,7 +80,7 @@ def attention_weights(
         causal = as_tensor(np.tril(np.ones(scores.shape[-2:], bool)), query)
         seen = causal if seen is None else seen * causal
     if seen is not None:
-        scores = ops.where(seen, scores, float(np.finfo(scores.dtype).min))  # whose exp is 0 beside any other
+        scores = ops.where(seen, scores, float(ml_dtypes.finfo(scores.dtype).min))  # whose exp is 0 beside any other
     weights = scores.softmax(-1)
     if mask is not None:
         weights = ops.where(seen, weights, 0.0)  # where no key is seen

@@ -3,13 +3,21 @@
 import numpy as np
 
 
-def bfloat16(x):
-    """Each number rounded to 8 significant bits, ties to even; from half a unit above the largest on, infinity."""
-    fraction, exponent = np.frexp(x)
-    last = np.maximum(exponent - 8, -133)  # the exponent of the last bit, which of subnormal numbers is fixed
-    with np.errstate(over="ignore"):
-        rounded = np.ldexp(np.rint(np.ldexp(fraction, exponent - last)), last)
-        return np.where(np.abs(rounded) >= 2.0**128, np.copysign(np.inf, x), rounded).astype(x.dtype)
+def _rounded(bits, lowest, end):
+    """A function that rounds to so many significant bits, to multiples of 2**lowest at least; infinite from 2**end."""
+
+    def rounded(x):
+        fraction, exponent = np.frexp(x)
+        last = np.maximum(exponent - bits, lowest)  # the exponent of the last bit, which of subnormal numbers is fixed
+        with np.errstate(over="ignore"):
+            y = np.ldexp(np.rint(np.ldexp(fraction, exponent - last)), last)
+            return np.where(np.abs(y) >= 2.0**end, np.copysign(np.inf, x), y).astype(x.dtype)
+
+    return rounded
+
+
+bfloat16, float16 = _rounded(8, -133, 128), _rounded(11, -24, 16)
+ROUNDED = {"bfloat16": bfloat16, "float16": float16}
 
 
 def products(a, b, transpose_a, transpose_b):
