@@ -22,7 +22,6 @@ from scratchnet.kernels import reference
 from scratchnet.kernels.signatures import HALVES
 from scratchnet.native import loops
 from scratchnet.testing import KERNEL_ROWS, LAYOUTS, KernelCase, arrays, host_kernel, kernel_cases
-from scratchnet.testing.oracles.half import ROUNDED
 
 OTHERS = [name for name in DEVICES if name != "numpy"]
 WITH_INTEGERS = [name for name, row in KERNEL_ROWS.items() if row.integers]
@@ -213,7 +212,8 @@ def test_copies_to_a_half_are_rounded_to_the_nearest_even_and_those_from_it_are_
     x = x[~np.isnan(x)]
     x = x[: len(x) // 6 * 6].reshape(-1, 6)[:, ::-1]
     for source in (x, x[:, ::2].astype(np.float64), np.clip(x, -1e9, 1e9).astype(np.int64)):
-        expected = ROUNDED[str(half)](source.astype(np.float32))
+        with np.errstate(all="ignore"):
+            expected = source.astype(np.float32).astype(half).astype(np.float32)  # ml_dtypes and NumPy know it
         for out in (np.empty(source.shape, half), np.empty(source.shape[::-1], half).T):
             kernel(device, "copy")(source, out)
             assert out.astype(np.float32).tobytes() == expected.tobytes()
