@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -129,45 +129,85 @@ def plot_confusion(counts: Any, path: str | Path | None = None, classes: Sequenc
 WORK = {"compute": COLOURS[0], "update": COLOURS[1], "wait": "#dddddd"}
 
 
-def plot_timeline(timeline: str | Path, path: str | Path | None = None, steps: int = 3) -> Picture:
+def plot_timeline(
+    timeline: str | Path | Mapping[str, str | Path], path: str | Path | None = None, steps: int = 3
+) -> Picture:
     """What each worker did when: a line for each worker, a bar for each piece of work, coloured by its kind.
 
-    timeline: the file that `Trainer(timeline=...)` wrote. steps: only the newest so many optimizer steps, as the first
-    ones compile. Raises DataNotFoundError for no file, DataError for another one, ConfigError without matplotlib.
+    timeline: the file that `Trainer(timeline=...)` wrote; or several with a name each, which are drawn one below the
+    other, on one axis of time, with the part of it in which workers wait. steps: only the newest so many optimizer
+    steps, as the first ones compile. Raises DataNotFoundError for no file, DataError for another one, ConfigError
+    without matplotlib.
     """
-    file, steps = Path(checks.path("plot_timeline", timeline)), checks.integer("plot_timeline: steps", steps, 1)
+    steps = checks.integer("plot_timeline: steps", steps, 1)
+    files = timeline if isinstance(timeline, Mapping) else {"": timeline}
+    if not files:
+        checks.refuse("plot_timeline", "a file, or a dict of names and files", timeline)
+    runs = {str(name): _bars(Path(checks.path("plot_timeline", file)), steps) for name, file in files.items()}
+    height = sum(0.8 + 0.4 * len(names) for names, _ in runs.values())
+    figure = new_figure("plot_timeline", 9, 0.5 + height)
+    kinds = dict.fromkeys(bar.kind for _, bars in runs.values() for bar in bars)
+    others = itertools.cycle(COLOURS[2:])
+    colours = WORK | {kind: next(others) for kind in sorted(kinds.keys() - WORK.keys())}
+    ratios = {"height_ratios": [1 + len(names) for names, _ in runs.values()]}
+    shown: dict[str, Any] = {}
+    rows = figure.subplots(len(runs), 1, sharex=True, squeeze=False, gridspec_kw=ratios)[:, 0]
+    for axes, (title, (names, bars)) in zip(rows, runs.items(), strict=True):
+        lines = {line: i for i, line in enumerate(names)}
+        for kind in kinds:
+            if not (mine := [bar for bar in bars if bar.kind == kind]):
+                continue
+            shown[kind] = axes.barh(
+                [lines[bar.line] for bar in mine],
+                [bar.length for bar in mine],
+                left=[bar.start for bar in mine],
+                color=colours[kind],
+                edgecolor="white",
+                linewidth=0.5,
+                label=kind,
+            )
+        axes.set_yticks(range(len(names)), names.values())
+        axes.invert_yaxis()
+        _axes(figure, axes)
+        axes.get_legend().remove()
+        if title:
+            axes.set_title(f"{title}: workers wait {_waits(bars):.0%}", fontsize=10, loc="right")
+    rows[-1].set_xlabel("milliseconds")
+    handles = [shown[kind] for kind in kinds]
+    figure.legend(handles, kinds, frameon=False, fontsize=9, ncols=6, loc="outside upper left")
+    return _shown("plot_timeline", figure, path)
+
+
+class _Bar(NamedTuple):
+    """Something that happened on a line; milliseconds from the first of them."""
+
+    line: int
+    kind: str
+    start: float
+    length: float
+
+
+def _bars(file: Path, steps: int) -> tuple[dict[int, str], list[_Bar]]:
+    """The names of the lines of a timeline, and its bars of the newest steps."""
     try:
         events = json.loads(file.read_bytes())["traceEvents"]
-        names = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
+        named = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
         spans = [e for e in events if e["ph"] == "X"]
         first = max(e["args"]["step"] for e in spans if "step" in e.get("args", ())) - steps + 1
         begin = min(e["ts"] for e in spans if e.get("args", {}).get("step", -1) >= first)
-        bars = [(e["tid"], e["name"], (e["ts"] - begin) / 1e3, e["dur"] / 1e3) for e in spans if e["ts"] >= begin]
+        bars = [_Bar(e["tid"], e["name"], (e["ts"] - begin) / 1e3, e["dur"] / 1e3) for e in spans if e["ts"] >= begin]
     except FileNotFoundError:
         raise DataNotFoundError(f"{file}: expected the timeline of a run, found no such file") from None
     except (OSError, ValueError, TypeError, LookupError):
         raise DataError(f"{file}: expected the timeline of a run, as Trainer(timeline=...) writes it") from None
-    workers = sorted({tid for tid, *_ in bars})
-    figure = new_figure("plot_timeline", 9, 1.2 + 0.4 * len(workers))
-    axes = figure.subplots()
-    others = itertools.cycle(COLOURS[2:])
-    colours = WORK | {name: next(others) for name in sorted({name for _, name, *_ in bars} - WORK.keys())}
-    for name in dict.fromkeys(name for _, name, *_ in bars):
-        mine = [bar for bar in bars if bar[1] == name]
-        axes.barh(
-            [workers.index(bar[0]) for bar in mine],
-            [bar[3] for bar in mine],
-            left=[bar[2] for bar in mine],
-            color=colours[name],
-            edgecolor="white",
-            linewidth=0.5,
-            label=name,
-        )
-    axes.set_yticks(range(len(workers)), [names.get(tid, str(tid)) for tid in workers])
-    axes.invert_yaxis()
-    _axes(figure, axes, xlabel="milliseconds")
-    axes.legend(frameon=False, fontsize=9, ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
-    return _shown("plot_timeline", figure, path)
+    return {line: named.get(line, str(line)) for line in sorted({bar.line for bar in bars})}, bars
+
+
+def _waits(bars: Sequence[_Bar]) -> float:
+    """The part of the time of all lines in which nothing is done."""
+    works = [bar for bar in bars if bar.kind != "wait"]
+    length = max(bar.start + bar.length for bar in works) - min(bar.start for bar in works)
+    return 1 - sum(bar.length for bar in works) / (len({bar.line for bar in works}) * length)
 
 
 # --- speed-up ---------------------------------------------------------------------------------------------------------

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.patches import Rectangle
 
 import scratchnet as sn
 from scratchnet.drawing import FILLS, Drawing, Vertex
 from scratchnet.flags import flag, run_script
+from scratchnet.parallel.model.timetable import idle, timetable
+from scratchnet.parallel.phases import SCHEDULES
 from scratchnet.report import COLOURS, MARKERS, new_figure, save_figure
 
 
@@ -130,18 +133,38 @@ def costs(path: Path) -> None:
     sn.report.plot_costs(sn.report.measure_costs(workers=2), path)
 
 
+def timeline_of(file: str, model: Any, optimizer: Any, batch: tuple[Any, Any], strategy: Any = "all_reduce") -> None:
+    """Two workers train for 20 epochs; what they did goes to a file."""
+    options = {"workers": 2, "shards": 8, "progress": False, "timeline": file, "strategy": strategy}
+    trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), **options)
+    trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(*batch), batch_size=len(batch[0]) // 2), epochs=20)
+
+
 def timeline(path: Path, strategy: Any = "all_reduce", units: int = 256, steps: int = 3) -> None:
     model, optimizer, x, y = network(units)
     with tempfile.TemporaryDirectory() as folder:
-        file = f"{folder}/run.json"
-        options = {"workers": 2, "shards": 8, "progress": False, "timeline": file, "strategy": strategy}
-        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), **options)
-        trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x.numpy(), y.numpy()), batch_size=128), epochs=20)
-        sn.report.plot_timeline(file, path, steps)
+        timeline_of(f"{folder}/run.json", model, optimizer, (x.numpy(), y.numpy()), strategy)
+        sn.report.plot_timeline(f"{folder}/run.json", path, steps)
 
 
 def pipeline(path: Path) -> None:
     timeline(path, sn.parallel.Pipeline(stages=2), 1024, 2)
+
+
+def schedules(path: Path, width: int = 512, layers: int = 8) -> None:
+    """A step of each schedule, of two stages of as many equal layers."""
+    rng, files = np.random.default_rng(0), {}
+    batch = rng.normal(size=(1024, width)).astype(np.float32), rng.integers(0, width, 1024)
+    with tempfile.TemporaryDirectory() as folder:
+        for schedule in SCHEDULES:
+            sn.manual_seed(0)
+            model = sn.nn.Sequential(
+                *(layer for _ in range(layers) for layer in (sn.nn.Linear(width, width), sn.nn.Tanh()))
+            )
+            strategy = sn.parallel.Pipeline(2, [str(layers)], schedule)
+            files[schedule] = f"{folder}/{schedule}.json"
+            timeline_of(files[schedule], model, sn.optim.SGD(model.parameters(), lr=0.1), batch, strategy)
+        sn.report.plot_timeline(files, path, 1)
 
 
 A100 = "NVIDIA A100, data sheet", 19.5e12, 1555e9  # float32 operations and bytes a second
@@ -188,46 +211,31 @@ def best(f: Callable[[], object], rounds: int = 20) -> float:
     return min(times)
 
 
-def bubbles(path: Path, stages: int = 4, microbatches: int = 8) -> None:
-    """Two schedules of a pipeline: who works when, if each forward pass takes a unit of time and each backward two."""
-    figure = new_figure("bubbles", 9, 4)
-    names = {"forward": COLOURS[5], "backward": COLOURS[3]}
-    for axes, (title, ahead) in zip(
-        figure.subplots(2, 1, sharex=True), {"GPipe": microbatches, "1F1B": 0}.items(), strict=True
-    ):
-        done: dict[tuple[str, int, int], float] = {}
-        plans = [order(min(ahead or stages - s, microbatches), microbatches) for s in range(stages)]
-        free, waiting = [0.0] * stages, [iter(plan) for plan in plans]
-        heads = [next(plan) for plan in waiting]
-        while any(heads):
-            for s, head in enumerate(heads):
-                if not head:
-                    continue
-                kind, m = head
-                needs = [("F", s - 1, m)] * (kind == "F" and s > 0) + [("F", s, m)] * (kind == "B")
-                needs += [("B", s + 1, m)] * (kind == "B" and s + 1 < stages)
-                if all(need in done for need in needs):
-                    start, units = max([free[s], *(done[need] for need in needs)]), 1 if kind == "F" else 2
-                    free[s] = done[kind, s, m] = start + units
-                    axes.barh(s, units, 0.9, start, color=[*names.values()][kind == "B"], edgecolor="white")
-                    axes.text(start + units / 2, s, m, ha="center", va="center", fontsize=8)
-                    heads[s] = next(waiting[s], None)
-        idle = 1 - 3 * microbatches / max(free)
-        kept = max(min(ahead or stages, microbatches) for s in range(stages))
-        axes.set(title=f"{title}: idle {idle:.0%}, the first stage keeps {kept} micro-batches", ylabel="stage")
+def bubbles(path: Path, stages: int = 4, shards: int = 8) -> None:
+    """Schedules of a pipeline: who works when, if a forward pass and each half of a backward one take as long."""
+    figure = new_figure("bubbles", 9, 5.6)
+    kinds = {
+        "forward": COLOURS[5],
+        "backward": COLOURS[3],
+        "backward_inputs": COLOURS[1],
+        "backward_weights": COLOURS[4],
+    }
+    for axes, schedule in zip(figure.subplots(len(SCHEDULES), 1, sharex=True), SCHEDULES, strict=True):
+        strategy = sn.parallel.Pipeline(stages, schedule=schedule)
+        phases = [phase for phase in strategy.phases(shards, 1, False) if phase.name in kinds]
+        spans = timetable(strategy, phases, stages, lambda phase, _: 1 + (phase.name == "backward"))
+        for span in spans:
+            length = span.end - span.start
+            axes.barh(span.worker, length, 0.9, span.start, color=kinds[span.phase.name], edgecolor="white")
+            middle = span.start + length / 2
+            axes.text(middle, span.worker, span.piece, ha="center", va="center", fontsize=7)
+        axes.set(title=f"{schedule}: stages wait {idle(spans, stages):.0%}", ylabel="stage")
         axes.set_yticks(range(stages))
         axes.invert_yaxis()
     axes.set_xlabel("time, in forward passes of a stage")
-    figure.legend([axes.patches[0], axes.patches[-1]], names, frameon=False, fontsize=9, loc="outside upper right")
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in kinds.values()]
+    figure.legend(handles, kinds, frameon=False, fontsize=9, ncols=4, loc="outside lower center")
     save_figure(figure, path)
-
-
-def order(ahead: int, microbatches: int) -> list[tuple[str, int]]:
-    """The work of a stage that does so many forward passes ahead, then one backward and one forward pass in turn."""
-    plan = [("F", m) for m in range(ahead)]
-    for m in range(microbatches):
-        plan += [("B", m), *[("F", ahead + m)] * (ahead + m < microbatches)]
-    return plan
 
 
 class Killer:
@@ -335,7 +343,7 @@ def scaling(path: Path, deviation: float = 0.05) -> None:
 
 LINES = "-", "--", "-.", ":", (0, (5, 1))
 PICTURES = (
-    five_steps, house, record, program, speedup, costs, timeline, roofline, bubbles, pipeline, kill, links,
+    five_steps, house, record, program, speedup, costs, timeline, roofline, bubbles, pipeline, schedules, kill, links,
     scaling,
 )  # fmt: skip
 

@@ -11,7 +11,17 @@ from messages import refused
 import scratchnet as sn
 from scratchnet.errors import ConfigError, DataError, DataNotFoundError, DtypeError, ShapeError
 from scratchnet.parallel.comm.collectives import ALGORITHMS
-from scratchnet.report import Costs, measure_costs, plot_confusion, plot_costs, plot_speedup, plot_timeline, serial_part
+from scratchnet.report import (
+    Costs,
+    _Bar,
+    _waits,
+    measure_costs,
+    plot_confusion,
+    plot_costs,
+    plot_speedup,
+    plot_timeline,
+    serial_part,
+)
 
 
 def test_a_confusion_matrix_is_a_picture_with_a_cell_for_each_pair(tmp_path):
@@ -63,6 +73,8 @@ def test_a_timeline_shows_the_newest_steps_of_each_worker(tmp_path):
     computed = next(bar for bar in bars if bar.get_label() == "compute")
     assert len(computed) >= 2 * 4  # shards of two steps, and none of the two before
     assert len(computed) < len(events)
+    both = words(plot_timeline({"one": file, "two": file}, steps=2))
+    assert "one: workers wait " in both and "two: workers wait " in both and both.count("compute") == 1
 
 
 def test_what_is_no_timeline_is_refused(tmp_path):
@@ -70,6 +82,17 @@ def test_what_is_no_timeline_is_refused(tmp_path):
     for text in ("", "[]", '{"traceEvents": []}', '{"traceEvents": [{"ph": "X"}]}'):
         (tmp_path / "other.json").write_text(text)
         assert "expected the timeline of a run" in refused(DataError, lambda: plot_timeline(tmp_path / "other.json"))
+    assert "a file, or a dict of names and files" in refused(ConfigError, lambda: plot_timeline({}))
+
+
+def test_the_part_of_the_time_in_which_workers_wait():
+    bars = [
+        _Bar(1, "compute", 0.0, 4.0),
+        _Bar(2, "wait", 0.0, 2.0),
+        _Bar(2, "compute", 2.0, 1.0),
+        _Bar(2, "update", 3.0, 1.0),
+    ]
+    assert _waits(bars) == 0.25
 
 
 def test_the_serial_part_is_that_of_amdahls_law():

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-SCHEDULES = ("1f1b", "gpipe", "zero_bubble")
+SCHEDULES = ("gpipe", "1f1b", "zero_bubble")
 NORMS = 8  # pieces of the norm of a gradient: part of the arithmetic, so their number does not depend on the workers
 
 
