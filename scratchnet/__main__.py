@@ -16,6 +16,7 @@ COMMANDS = {  # the script, and what it does
     "predict": ("predict.py", "labels of images, rows or sentences, by a saved model"),
     "runs": ("runs.py", "lists, compares and plots the runs of a database"),
     "doctor": ("doctor.py", "tries all that a run needs on this machine, and says what is missing"),
+    "tune": ("tune.py", "measures how products are cut best on this machine, and keeps it"),
     "kubernetes": ("manifests.py", "prints manifests for Kubernetes, by which pods become the ranks of a job"),
     "exercises": ("exercises/exercises.py", "the exercises of the book: start one, check it, get a hint"),
     "bench": ("bench/bench.py", "measures steps and kernels beside what is installed"),

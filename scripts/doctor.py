@@ -130,6 +130,13 @@ def half_precision() -> str:
     return f"bfloat16 takes the way {order_of_bfloat16()!r}, at {ratio:.1f} times the speed of float32"
 
 
+def products() -> str:
+    """How products are cut, which `scratchnet tune` measures."""
+    from scratchnet.kernels.cpu import gemm_tuning
+
+    return gemm_tuning.describe()
+
+
 def threads() -> str:
     import numba
 
@@ -251,8 +258,8 @@ def extras() -> str:
 
 
 CHECKS: list[Callable[[], str]] = [
-    packages, processor, memory, shared_memory, kernel_cache, kernels, half_precision, threads, workers, mpi, gpu,
-    data_sets, extras,
+    packages, processor, memory, shared_memory, kernel_cache, kernels, products, half_precision, threads, workers, mpi,
+    gpu, data_sets, extras,
 ]  # fmt: skip
 
 

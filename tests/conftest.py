@@ -70,7 +70,7 @@ ONCE = {
     "sklearn": ("test_estimators",),
     "scripts": (
         "test_doctor", "test_drill", "test_estimators", "test_exercises", "test_flags", "test_from_cpu_to_gpu",
-        "test_jobs", "test_runs", "test_scripts", "test_train_images",
+        "test_jobs", "test_runs", "test_scripts", "test_train_images", "test_tune",
     ),
     "tests": (
         "test_distribution", "test_docs", "test_main", "test_metrics", "test_networks", "test_notebooks",
@@ -81,7 +81,7 @@ ONCE = {
 # Of the others, those that start parallel loops, which .ci/run repeats on each threading layer, `-m threads`.
 THREADS = {
     "kernels": ("test_contract", "test_stages"),
-    "cpu": ("test_conv_in_place", "test_cpu_specific", "test_gemm", "test_gemm_bfloat16"),
+    "cpu": ("test_conv_in_place", "test_cpu_specific", "test_gemm", "test_gemm_bfloat16", "test_gemm_tuning"),
     "jit": ("test_aliases", "test_guards", "test_names", "test_programs", "test_step"),
     "nn": ("test_images",),
 }

@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from .aligned import aligned
 from .cache import define_functions_in, define_later, object_code
 
 
@@ -221,6 +222,27 @@ def provide(file, source, names):
         _engines.append(engine)
 
     define_later(names, load)
+
+
+def settings(name, count):
+    """(int64 memory for `count` numbers, the function by which kernels read number `at` of it when they run).
+
+    So these numbers can change without compiling anything anew: machine code knows the memory by `name`.
+    """
+    memory = aligned(count, np.dtype(np.int64))
+    llvm.add_symbol(name, memory.ctypes.data)
+
+    def typed(typing_context, at):
+        def generate(context, builder, signature, values):
+            module, kind = builder.module, ir.ArrayType(i64, count)
+            known = module.globals.get(name)
+            if known is None:
+                known = ir.GlobalVariable(module, kind, name)  # external: it has no initial value
+            return builder.load(builder.gep(known, [i64(0), context.cast(builder, values[0], at, types.intp)]))
+
+        return types.int64(types.intp), generate
+
+    return memory, intrinsic(typed)
 
 
 def call(builder, name, values):

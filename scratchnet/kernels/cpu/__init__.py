@@ -21,6 +21,7 @@ from . import (
     first_run,
     gemm,
     gemm_bfloat16,
+    gemm_tuning,
     guards,
     movement,
     norm,
@@ -126,6 +127,7 @@ _COMPILED: dict[str, Any] = {
 }
 
 KERNELS = {name: kernel if name in ANY_LAYOUT else _guarded(name, kernel) for name, kernel in _COMPILED.items()}
+gemm_tuning.prepare()
 if JIT_ENABLED:
     KERNELS["matmul"] = gemm.at_once(KERNELS["matmul"])
 

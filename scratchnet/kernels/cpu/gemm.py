@@ -22,14 +22,15 @@ from .gemm_cuts import (
     FEW_COLUMNS,
     L2_BYTES,
     L2_K,
-    M_BLOCK,
     MEMORY_BOUND,
+    MOST_M_BLOCK,
     PACK_B_ROWS,
     PACKED_AS_READ,
     PACKED_ELEMENTS,
     PAD,
     PANEL,
     ROWS,
+    SERIAL_PRODUCT,
     SMALL_PRODUCT,
     SPAN,
     WEIGHT_BYTES,
@@ -38,6 +39,8 @@ from .gemm_cuts import (
     Region,
     Scratch,
     Sums,
+    cut,
+    get_cuts,
     whole_sums,
 )
 from .gemm_few import multiply_one_row
@@ -126,10 +129,8 @@ def _products(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
 
 LANES = {np.dtype(t): TILE.vector_bytes // np.dtype(t).itemsize for t in (np.float32, np.float64)}
 ZEROS = {dtype: constant(np.zeros((1, WIDEST * lanes), dtype)) for dtype, lanes in LANES.items()}
-_SCRATCH = {  # elements of b packed as it is read, of packed a, and the numbers of an update
-    dtype: 16 + PACKED_AS_READ + M_BLOCK // ROWS * max(-(-ROWS // lanes) * lanes * SPAN, ROWS * (SPAN + PAD))
-    for dtype, lanes in LANES.items()
-}
+# Elements of b packed as it is read, of packed a, and the numbers of an update.
+_SCRATCH = dict.fromkeys(LANES, 16 + PACKED_AS_READ + MOST_M_BLOCK * (SPAN + PAD))
 
 _WEIGHT = 1 / 8  # of one multiplication and addition (native/loops.py)
 _pack = ranged(pack_b, "pack", writes=(3,), whole=(0, 3))
@@ -186,8 +187,9 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     work, threads, lanes = scratch(_SCRATCH[dtype], dtype), get_num_threads(), LANES[dtype]
     transpose_a = bool(transpose_a)
     transpose_b = bool(transpose_b)
+    pack_b_rows = threads * get_cuts().pack_b_rows
     in_l2 = k <= L2_K and k * n * out.itemsize <= L2_BYTES
-    packing = transpose_b and not in_l2 and m < PACK_B_ROWS  # by rows, every thread would pack all of b
+    packing = transpose_b and not in_l2 and m < pack_b_rows  # by rows, every thread would pack all of b
     by_columns = not (transpose_a or transpose_b) and _shares_columns(m, k, n, threads, out.itemsize)
     if rounds and n <= FEW_COLUMNS:
         b, transpose_b = _packed(b, transpose_b, 0, n, rounds), False  # one panel: op(b) as it is
@@ -197,7 +199,7 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
         cost = max(m, MEMORY_BOUND) * n * k // groups
         _by_columns(groups, cost, a, b, start, out, transpose_a, transpose_b, work, block=block)
         return
-    if n <= FEW_COLUMNS or (not rounds and (m < PACK_B_ROWS or in_l2)):
+    if n <= FEW_COLUMNS or (not rounds and (m < pack_b_rows or in_l2)):
         block = _even_rows(m, threads)
         run = _by_rows_transposed if transpose_a else _by_rows
         run(m, n * max(k, MEMORY_BOUND), a, b, start, out, transpose_a, transpose_b, rounds, work, block=block)
@@ -231,15 +233,20 @@ def _shares_columns(m, k, n, threads, itemsize):
 
 
 @jit
-def _direct(a, b, out, transpose_a, transpose_b, work):
-    """out = op(a) @ op(b), if that is little enough to do at once; was it? work: float32, for scratch."""
+def _direct(a, b, out, transpose_a, transpose_b, alone, work):
+    """out = op(a) @ op(b), if that is little enough to do at once; was it? work: float32, for scratch.
+
+    alone: is there no other thread that could help?
+    """
     (m, n), (rows, k), (depth, columns) = out.shape, a.shape, b.shape
     if transpose_a:
         rows, k = k, rows
     if transpose_b:
         depth, columns = columns, depth
     cost = max(m, MEMORY_BOUND) * n * max(k, MEMORY_BOUND)
-    if rows != m or depth != k or columns != n or m * n == 0 or cost > SMALL_PRODUCT:
+    if rows != m or depth != k or columns != n or m * n == 0 or cost > cut(SERIAL_PRODUCT if alone else SMALL_PRODUCT):
+        return False
+    if m >= cut(PACK_B_ROWS) and n > FEW_COLUMNS and (k > L2_K or k * n * out.itemsize > L2_BYTES):
         return False
     lanes = TILE.vector_bytes // out.itemsize
     memory = work.view(out.dtype)
@@ -267,18 +274,18 @@ def at_once(general):
     """
     compile_for, scratch = _direct._compile_for_args, _Scratch()
 
-    def compile_for_floats(a, b, out, transpose_a, transpose_b, work):
+    def compile_for_floats(a, b, out, transpose_a, transpose_b, alone, work):
         arrays, dtype = (a, b, out), getattr(out, "dtype", None)
         plain = dtype in LANES and all(x.dtype == dtype and x.ndim == 2 and x.flags.carray for x in arrays)
         if not plain or not type(transpose_a) is type(transpose_b) is bool:
             raise TypeError
-        return compile_for(a, b, out, transpose_a, transpose_b, work)
+        return compile_for(a, b, out, transpose_a, transpose_b, alone, work)
 
     _direct._compile_for_args = compile_for_floats
 
     def matmul(a, b, out, transpose_a=False, transpose_b=False):
         try:
-            if _direct(a, b, out, transpose_a, transpose_b, scratch.work):
+            if _direct(a, b, out, transpose_a, transpose_b, get_num_threads() == 1, scratch.work):
                 return
         except TypeError:
             pass

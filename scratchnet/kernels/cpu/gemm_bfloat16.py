@@ -24,7 +24,7 @@ from ...native.tiles import DEPTH, SIDE, WORDS, begin_tiles, end_tiles, multiply
 from . import gemm
 from .gemm import own_scratch
 from .gemm_blocks import multiply
-from .gemm_cuts import FEW_COLUMNS, MEMORY_BOUND, PANEL, SMALL_PRODUCT, Factors, Region, Scratch, whole_sums
+from .gemm_cuts import FEW_COLUMNS, MEMORY_BOUND, PANEL, Factors, Region, Scratch, get_cuts, whole_sums
 from .gemm_pack import copy_rounded, pack_b
 
 BLOCK = 2 * SIDE  # rows and columns of a block of `out`
@@ -91,7 +91,7 @@ def _widened(a, b, out, transpose_a, transpose_b):
     work, start = scratch(IN_L2 + gemm._SCRATCH[float32], float32), gemm.ZEROS[float32]
     cost, threads = max(m, MEMORY_BOUND) * n * max(k, MEMORY_BOUND), get_num_threads()
     flags = transpose_a, transpose_b
-    if (m + n) * k <= SMALL and (count > 1 or cost <= SMALL_PRODUCT):
+    if (m + n) * k <= SMALL and (count > 1 or cost <= get_cuts().small_product):
         _by_products(count, cost, a, b, start, out, *flags, work)
         return
     for left, right, product in zip(a, b, out, strict=True):

@@ -37,6 +37,7 @@ from .gemm_cuts import (
     VECTORS,
     Region,
     Sums,
+    cut,
     equal_panels,
     even,
     next_panel,
@@ -45,7 +46,7 @@ from .gemm_cuts import (
     tile_rows,
 )
 from .gemm_few import multiply_few_columns, multiply_one_row, multiply_one_step
-from .gemm_pack import pack_a, pack_transposed_b, packed_row
+from .gemm_pack import pack_a, pack_transposed_b, packed_row, packed_tile
 
 
 class Left(NamedTuple):
@@ -112,12 +113,12 @@ def _multiply_steps(factors, sums, region, scratch, k_block, begin, end, first_b
     k = steps_of(factors)
     others = ADD if k_block == span_of(k) else CONTINUE
     packs = (
-        (j1 - j0 >= PACK_A_COLUMNS and i1 - i0 > FEW_ROWS and k > FEW_STEPS)
+        (j1 - j0 >= cut(PACK_A_COLUMNS) and i1 - i0 > FEW_ROWS and k > FEW_STEPS)
         or (transpose_a and j1 - j0 >= PACK_TRANSPOSED_A_COLUMNS and k >= PACK_TRANSPOSED_A_K)
         or factors.rounds
     )
     left = Left(scratch.array if packs else a, scratch.at + PACKED_AS_READ, transpose_a, packs)
-    m_block = even(i1 - i0, M_BLOCK, ROWS)
+    m_block = even(i1 - i0, cut(M_BLOCK), ROWS)
     for i in range(i0, i1, m_block):
         block = Region(i, min(i1, i + m_block), j0, j1)
         for k0 in range(begin, end, k_block):
@@ -188,7 +189,7 @@ def multiply_block(left, right, sums, region, k0, depth, scratch, begin):
         start, start_from, start_row, start_column = out, sums.at, n, 1
     elif begin == START:
         start_row, start_column = n if start.shape[0] > 1 else 0, 1 if start.shape[1] == n else 0
-    a_row = packed_row(transposed, depth, lanes) if left.packed else a.shape[1]
+    a_row = packed_row(transposed, depth) if left.packed else a.shape[1]
     few_steps = depth <= FEW_STEPS and not left.packed
     rows_in_all = region.i1 - region.i0
     tiles = rows_in_all if few_steps else (rows_in_all + ROWS - 1) // ROWS
@@ -214,7 +215,7 @@ def multiply_block(left, right, sums, region, k0, depth, scratch, begin):
                     continue
                 i = region.i0 + first * low + min(first, high_tiles)
                 if left.packed:
-                    a_next = a_row * (depth if transposed else ROWS)
+                    a_next = packed_tile(transposed, depth, lanes)
                     a_at = left.at + first * a_next
                 else:
                     a_next = rows if transposed else rows * a_row

@@ -13,24 +13,47 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...native.compile import jit
+from ...native.compile import JIT_ENABLED, jit
+from ...native.llvm import settings
 from ...native.simd import TILE
 from ..reference import SPAN
 
-# The one table of thresholds, as measured on Zen 3 (AVX2, 512 KiB of L2) and Zen 4 (AVX-512, 1 MiB of L2).
-M_BLOCK = {64: 144, 32: 72, 16: 72}[TILE.vector_bytes]  # rows of a at a time: with a panel of b they share L2
+# What is best depends on the CPU: these numbers are tuned where they run (gemm_tuning.py), and read when kernels run.
+M_BLOCK, PACK_A_COLUMNS, PACK_B_ROWS, SMALL_PRODUCT, SERIAL_PRODUCT = range(5)
+
+
+class Cuts(NamedTuple):
+    """The tuned numbers, in the order of their names above.
+
+    m_block         rows of a at a time: with a panel of b they share L2; a multiple of BLOCK_UNIT
+    pack_a_columns  a is packed if so many columns use it, else it is read where it is
+    pack_b_rows     b is packed before the product if a thread uses it for so many rows, and it does not stay in L2
+    small_product   multiplications that one thread does at once, without Python to plan them
+    serial_product  the same where there is only one thread, which larger products keep waiting in vain
+    """
+
+    m_block: int
+    pack_a_columns: int
+    pack_b_rows: int
+    small_product: int
+    serial_product: int
+
+
+BLOCK_UNIT, MOST_M_BLOCK = 72, 360  # rows: any height of tiles divides the unit; scratch memory has room for so many
+NEVER = 1 << 40  # columns
+_memory, _read = settings("scratchnet_cuts", len(Cuts._fields))
+cut = _read if JIT_ENABLED else _memory.__getitem__
+
+# The others are the same everywhere, as measured on Zen 3 (AVX2, 512 KiB of L2) and Zen 4 (AVX-512, 1 MiB of L2).
 L2_K, L2_BYTES = 128, 256 << 10  # b of so few rows and bytes stays in L2: each row of tiles may read all of it
 PACKED_ELEMENTS = 1 << 23  # of b at a time: a wider b is packed part by part
-PACK_B_ROWS = 160  # b is packed before the product if so many rows of a use it, and it does not stay in L2
 PACK_AS_READ_TILES = 3  # else, of so many tiles one above the other, the first packs what it reads for the others
-PACK_A_COLUMNS = 256  # a is packed if so many columns use it, else it is read where it is
 PACK_TRANSPOSED_A_COLUMNS, PACK_TRANSPOSED_A_K = 64, 256  # a transposed is slower to read from many lines of cache
 PACK_TRANSPOSED_B_K = 128  # steps of k of a transposed b that are packed at a time: they stay in L1
 FEW_ROWS, FEW_ROWS_ELEMENTS = 3, 8192  # so few rows take b in whole rows, so much at a time, as memory is read fastest
 FEW_ROWS_COLUMNS = 16384  # of partial sums at a time
 FEW_STEPS = 4  # so few steps of k are computed row by row, as memory is written fastest
 MEMORY_BOUND = 4  # fewer rows, or fewer steps of k, take as long as so many: memory is the limit
-SMALL_PRODUCT = 1 << 20  # multiplications that one thread does at once, without Python to plan them
 WEIGHT_BYTES = 512 << 10  # of a weight and its velocity that a thread may count on to stay in its L2
 
 ROWS, VECTORS = TILE.rows, np.array(TILE.vectors)
@@ -40,6 +63,15 @@ FEW_COLUMNS = TILE.most_rows  # a product of at most so many columns is computed
 PAD = 16  # elements between packed rows of a, so that rows do not compete for the same lines of L1
 CHUNK = 16  # rows of b that are packed together, so that memory is read in streams
 PACKED_AS_READ = L2_BYTES // 4  # elements of b, at most, that tiles pack as they read them
+
+
+def set_cuts(cuts):
+    """Cut by these numbers from now on. The bits of products do not depend on them."""
+    _memory[:] = cuts
+
+
+def get_cuts():
+    return Cuts(*map(int, _memory))
 
 
 class Factors(NamedTuple):

@@ -38,48 +38,65 @@ def copy_rounded(x, out):
 
 
 @jit
-def packed_row(transposed, depth, lanes):
+def packed_row(transposed, depth):
     """Elements between the rows of a packed tile of a; if it is transposed, between its steps of k."""
-    return (ROWS + lanes - 1) // lanes * lanes if transposed else depth + PAD
+    return ROWS if transposed else depth + PAD
+
+
+@jit
+def packed_tile(transposed, depth, lanes):
+    """Elements between packed tiles of a. What is copied in whole vectors reaches beyond the last step of a tile."""
+    return ROWS * depth + lanes if transposed else ROWS * (depth + PAD)
 
 
 @jit
 def pack_a(a, transposed, i0, i1, k0, depth, target, at, rounds):
     """Copy op(a)[i0 : i1, k0 : k0 + depth] to `target`, from element `at` on, and if `rounds`, round it to bfloat16."""
-    lanes = TILE.vector_bytes // a.itemsize
-    row = packed_row(transposed, depth, lanes)
+    if transposed:
+        _pack_transposed_a(a, i0, i1, k0, depth, target, at, rounds)
+        return
+    row = packed_row(transposed, depth)
     tiles = (i1 - i0 + ROWS - 1) // ROWS
     low, high_tiles = tile_rows(i1 - i0, tiles)
     flat, flat_a = target.ravel(), a.ravel()
     i = i0
     for t in range(tiles):
         rows = low + 1 if t < high_tiles else low
-        if transposed:
-            vectors = (rows + lanes - 1) // lanes
-            last = (vectors - 1) * lanes
-            if i + vectors * lanes > a.shape[1]:  # else what follows the rows is copied too, which spares the mask
-                _, vectors, last = next_panel(rows, vectors, lanes)
-            source = Operand(a, k0 * a.shape[1] + i, a.shape[1], 0)
+        for r in range(rows):
+            begin, to = (i + r) * a.shape[1] + k0, at + r * row
+            old, new = flat_a[begin : begin + depth], flat[to : to + depth]
             if rounds:
-                for k in range(0, depth, CHUNK):  # rounded while it is in L1
-                    to, steps = at + k * row, min(CHUNK, depth - k)
-                    lines = Operand(a, (k0 + k) * a.shape[1] + i, a.shape[1], 0)
-                    copy_rows(lines, Operand(target, to, row, 0), steps, vectors, last)
-                    round_bfloat16(flat[to : to + steps * row])
+                copy_rounded(old, new)
             else:
-                copy_rows(source, Operand(target, at, row, 0), depth, vectors, last)
-            at += depth * row
-        else:
-            for r in range(rows):
-                begin, to = (i + r) * a.shape[1] + k0, at + r * row
-                old, new = flat_a[begin : begin + depth], flat[to : to + depth]
-                if rounds:
-                    copy_rounded(old, new)
-                else:
-                    for k in range(depth):
-                        new[k] = old[k]
-            at += ROWS * row
+                for k in range(depth):
+                    new[k] = old[k]
+        at += ROWS * row
         i += rows
+
+
+@jit
+def _pack_transposed_a(a, i0, i1, k0, depth, target, at, rounds):
+    """A row of a is all rows of the block at one step of k: some of them go to all tiles, so memory is read in streams.
+
+    A tile takes whole vectors, where a has as many elements: what is too much of a step, the next one overwrites.
+    """
+    lanes, flat = TILE.vector_bytes // a.itemsize, target.ravel()
+    row, tile = packed_row(True, depth), packed_tile(True, depth, lanes)
+    tiles = (i1 - i0 + ROWS - 1) // ROWS
+    low, high_tiles = tile_rows(i1 - i0, tiles)
+    for done in range(0, depth, CHUNK):
+        steps, i = min(CHUNK, depth - done), i0
+        for t in range(tiles):
+            rows = low + 1 if t < high_tiles else low
+            _, vectors, last = next_panel(rows, (rows + lanes - 1) // lanes, lanes)
+            if vectors == 0 and i + lanes <= a.shape[1]:
+                vectors, last = 1, 0
+            to = at + t * tile + done * row
+            source = Operand(a, (k0 + done) * a.shape[1] + i, a.shape[1], 0)
+            copy_rows(source, Operand(target, to, row, 0), steps, vectors, last)
+            if rounds:
+                round_bfloat16(flat[to : to + steps * row])
+            i += rows
 
 
 @jit
