@@ -6,11 +6,11 @@ Products come first, then the others, both in the order of their calls. Printed 
 
 FIRST_RUN = """\
 scratchnet.kernels.cpu.gemm.matmul_columns: l l f2 f2 f2 f2 ? ? f2
-scratchnet.kernels.cpu.gemm.matmul: l l f2 f2 f2 f2 ? ? f2
+scratchnet.kernels.cpu.gemm.matmul: l l f2 f2 f2 f2 ? ? ? f2
 scratchnet.kernels.cpu.gemm._direct: f2 f2 f2 ? ? ? f1
-scratchnet.kernels.cpu.gemm.matmul_sgd_columns: l l f2 f2 f2 f2 f2 ? d1 f2
-scratchnet.kernels.cpu.gemm_pack.pack: l l f2 ? l f2
-scratchnet.kernels.cpu.gemm.matmul_packed: l l f2 f2 f2 f2 ? l l f2
+scratchnet.kernels.cpu.gemm.matmul_sgd_columns: l l f2 f2 f2 f2 f2 l d1 f2
+scratchnet.kernels.cpu.gemm_pack.pack: l l f2 ? l f2 ?
+scratchnet.kernels.cpu.gemm.matmul_packed: l l f2 f2 f2 f2 ? l ? f2
 scratchnet.data.rows.take_scaled_bytes: B2 l1 f f2
 scratchnet.kernels.cpu.movement.take_rows: l l l2 l1 l2
 scratchnet.kernels.cpu.movement.take_rows: l l B2 l1 B2
@@ -20,6 +20,7 @@ scratchnet.kernels.cpu.elementwise.div: l l f1 f1 f1 l1
 scratchnet.native.loops._pack: l l (f1 f1 f1 l1)
 scratchnet.native.loops._over_blocks: l l l l
 scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? ? f2)
+scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? ? ? f2)
 scratchnet.kernels.cpu.elementwise.relu: l l f1 f1
 scratchnet.kernels.cpu.softmax.cross_entropy: l l f2 l1 f1
 scratchnet.kernels.cpu.reduce.sum: l l f1 f1 l l
@@ -42,7 +43,7 @@ scratchnet.native.loops._pack: l l (f1 f1 l l l)
 scratchnet.native.loops._pack: l l (f1 f1 l l)
 scratchnet.kernels.cpu.guards.finite: l l f1 l1
 scratchnet.native.loops._pack: l l (f1 l1)
-scratchnet.native.loops._pack: l l (f2 f2 f2 f2 f2 ? d1 f2)
+scratchnet.native.loops._pack: l l (f2 f2 f2 f2 f2 l d1 f2)
 scratchnet.native.execute._work_together: l l2 l2 l2 l2 l1 l1
-scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? l l f2)
+scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? l ? f2)
 """.splitlines()
