@@ -49,9 +49,8 @@ def armed(rank: int, starts: int) -> Callable[..., None]:
         for name, when, action in mine:
             if name == point and (when in ("*", str(step)) or (when.endswith("+") and step >= int(when[:-1]))):
                 note(f"{point}:{step}:{rank}:{action}")
-                for array in memory():
-                    flat = array.reshape(-1).view(np.uint8)
-                    flat[flat.size // 2 :] = 0xFF
+                for array in map(np.atleast_1d, memory()):  # which may be a block of a larger one
+                    array[len(array) // 2 :] = np.full(array.itemsize, 0xFF, np.uint8).view(array.dtype)[0]
                 _ACTIONS.get(action.partition("=")[0], _signal)(action.partition("=")[2] or action)
 
     return fail if mine else never

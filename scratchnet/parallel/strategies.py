@@ -21,14 +21,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .. import checks
 from ..errors import ConfigError
 from .compression import Compression
-from .phases import NORMS, SCHEDULES, Phase, pipeline
+from .phases import NORMS, SCHEDULES, Link, Phase, Place, chain, pipeline
 
 
 def _check_compression(strategy: Any) -> None:
@@ -101,8 +101,10 @@ class Strategy:
 
     # --- the work of a step, see pool/claims.py ---
 
-    def phases(self, shards: int, slices: int, clips: bool) -> list[Phase]:
-        """What a step consists of. slices: pieces of the merge and update. clips: is the gradient's norm needed?"""
+    def phases(self, shards: int, slices: int, clips: bool, links: Sequence[Link] = ()) -> list[Phase]:
+        """What a step consists of. slices: pieces of the merge and update. clips: is the gradient's norm needed?
+        links: of the pieces of a model that is divided.
+        """
         phases = [Phase("shard", shards, slack=self.rings)]
         if self.compression:
             phases += self.compression.phases(shards)
@@ -115,9 +117,13 @@ class Strategy:
     def check_workers(self, workers: int) -> None:
         """Raises ConfigError for a number of workers that cannot share the work."""
 
-    def owner(self, stage: int, piece: int, workers: int) -> int:
+    def divides(self, workers: int) -> bool:
+        """Do so many workers compute stages, or parts, of a shard?"""
+        return False
+
+    def owner(self, place: Place, piece: int, workers: int) -> int:
         """The worker that does a piece of a stage, while it lives."""
-        raise NotImplementedError
+        return place.owner(piece, self.stages, workers)
 
     # --- memory, see pool/training_arena.py ---
 
@@ -224,7 +230,7 @@ class ParameterServer(Strategy):
     def slices(self, workers):
         return 1
 
-    def phases(self, shards, slices, clips):
+    def phases(self, shards, slices, clips, links=()):
         if self.is_exact:
             return super().phases(shards, slices, clips)
         return [Phase("shard", shards, slack=1, paired=True), Phase("serve", shards, paired=True, exclusive=True)]
@@ -285,7 +291,7 @@ class Hogwild(Strategy):
     merges_gradients = False
     pages = 1  # type: ignore[assignment]
 
-    def phases(self, shards, slices, clips):
+    def phases(self, shards, slices, clips, links=()):
         return [Phase("live", shards, slack=1, paired=True)]
 
 
@@ -343,7 +349,8 @@ class Pipeline(Strategy):
     parts, plan: of layers, as TensorParallel has them; then the bits are those of TensorParallel(parts, plan).
 
     Workers: up to S of them share the stages; beyond, their number is a multiple of S, and those of a stage share its
-    shards. A forward must read no values of tensors, nor change activations in place; it runs op by op, without jit.
+    parts, as evenly as that goes (not with "zero_bubble"), and then its shards. So stages=1 shares parts alone.
+    A forward must read no values of tensors, nor change activations in place; it runs op by op, without jit.
     """
 
     stages: int = 2
@@ -383,10 +390,10 @@ class Pipeline(Strategy):
     def arithmetic(self):
         return AllReduce()
 
-    def phases(self, shards, slices, clips):
-        if self.stages == 1:
+    def phases(self, shards, slices, clips, links=()):
+        if self.stages == 1 and not links:
             return super().phases(shards, slices, clips)
-        return pipeline(self.stages, shards, slices, clips, self.schedule)
+        return pipeline(links or chain(self.stages), shards, slices, clips, self.schedule)
 
     def slices(self, workers):
         return max(1, workers // self.stages)
@@ -397,11 +404,12 @@ class Pipeline(Strategy):
                 f"Pipeline: expected at most {self.stages} workers, one for each stage, or a multiple, got {workers}"
             )
 
-    def owner(self, stage, piece, workers):
-        if workers <= self.stages:
-            return stage * workers // self.stages
-        replicas = workers // self.stages
-        return stage * replicas + piece % replicas
+    def divides(self, workers):
+        return self.stages > 1 or self.shares_parts(workers)
+
+    def shares_parts(self, workers: int) -> bool:
+        """Are there workers enough to share the parts of a stage?"""
+        return self.parts > 1 and workers > self.stages and not self.splits
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {

@@ -27,8 +27,11 @@ EPOCHS = {  # of 7 steps each
     "power_sgd": 3,
     "tensor_parallel": 3,
     "pipeline": 3,
+    "shared_parts": 3,
 }
-STAGED = {"pipeline": (2, 4)}  # whose workers do stages, not whole shards: the numbers of workers that can
+# Whose workers do stages, or parts, of a shard: the numbers of workers that can; and who has the same bytes.
+STAGED = {"pipeline": (2, 4), "shared_parts": (2, 3, 4)}
+WHOLE = {"pipeline": "all_reduce", "shared_parts": "tensor_parallel"}
 STRATEGIES = tuple(name for name in EPOCHS if name not in STAGED)
 CACHE = Path(os.environ.get("SCRATCHNET_CACHE_DIR") or Path.home() / ".cache" / "scratchnet").absolute()
 WORLDS = {  # what a shell does before it becomes the victim
@@ -75,8 +78,8 @@ class Trial:
         return f"--shards {self.shards} --optimizer {optimizer} --strategy {self.strategy} --epochs {epochs}".split()
 
     def undisturbed(self) -> list[str]:
-        """The job of one process with the same bytes: stages have those of the whole model."""
-        return replace(self, strategy="all_reduce").job() if self.strategy in STAGED else self.job()
+        """The job of one process with the same bytes."""
+        return replace(self, strategy=WHOLE.get(self.strategy, self.strategy)).job()
 
 
 def sized(name: str, group: str, workers: int, shards: int, **fields: Any) -> Trial:
@@ -234,7 +237,7 @@ def elsewhere(names: Iterable[str]) -> list[Trial]:
 # --- choices ----------------------------------------------------------------------------------------------------------
 
 
-def in_stages(trials: list[Trial], strategy: str = "pipeline") -> list[Trial]:
+def in_stages(trials: Sequence[Trial], strategy: str = "pipeline") -> list[Trial]:
     """The trials, in which shards of a model in stages are computed; those with as many workers as that takes."""
     moved = [
         replace(
@@ -268,6 +271,8 @@ def quick() -> list[Trial]:
     trials += in_each_strategy([kill], ("stale", "local_sgd", "top_k")) + in_each_strategy([ctrl_c], ("stale",))
     ends = [*zip(STAGE_POINTS, itertools.cycle(DEADLY), strict=False), ("idle", "SIGKILL"), ("slice.claimed", "exit")]
     trials += in_stages([ended_together(ends[i::2]) for i in range(2)] + [stuck("SIGSTOP", "forward.half_written", 2)])
+    ends = [("forward.half_written", "SIGSEGV"), ("backward.half_written", "SIGKILL")]
+    trials += in_stages([ended_together(ends)], "shared_parts")
     return trials + several(3) + errors(2) + parents(2) + elsewhere(("tiny /dev/shm", "read-only kernel cache"))
 
 
@@ -282,5 +287,6 @@ def sweep() -> list[Trial]:
             trials += in_each_strategy([*killed, *several(workers, shards), *parents(workers, shards)])
             points = (*STAGE_POINTS, "idle", "slice.half_written")  # idle: in a bubble
             killed = [ended_by(p, a, workers, shards) for p in points for a in (*DEADLY, "SIGSTOP")]
-            trials += in_stages([*killed, *several(workers, shards), *parents(workers, shards)])
+            for strategy in STAGED:
+                trials += in_stages([*killed, *several(workers, shards), *parents(workers, shards)], strategy)
     return trials + elsewhere(WORLDS)

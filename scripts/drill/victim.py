@@ -40,6 +40,7 @@ JOBS = {  # options of the Trainer; all of these promise the same bytes
     "power_sgd": {"strategy": parallel.AllReduce(compression=parallel.PowerSGD(1))},
     "tensor_parallel": {"strategy": parallel.TensorParallel(2)},
     "pipeline": {"strategy": parallel.Pipeline(2)},
+    "shared_parts": {"strategy": parallel.Pipeline(1, parts=2)},
 }
 
 

@@ -147,6 +147,16 @@ class Mask(NamedTuple):
         return ops.where(mask > 0, x * mask, 0.0)  # 0 also where x is infinite
 
 
+class Part(nn.Module):
+    """A part's work in one call, as a module of its own: so trace.py sees where the ops of a part begin and end."""
+
+    def __init__(self, compute: Callable[..., Any]):
+        self.compute = compute
+
+    def forward(self, p: int, *inputs: Any) -> Any:
+        return self.compute(p, *inputs)
+
+
 # --- a run of layers --------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +201,8 @@ class Unit:
             own = [block_of(x, self.first.axis, *self.starts[p : p + 2]) for p in range(self.parts)]
         else:
             own = copies(x, self.parts)
-        return self.merged([self.part(p, own[p], masks) for p in range(self.parts)])
+        part = Part(self.part)
+        return self.merged([part(p, own[p], masks) for p in range(self.parts)])
 
 
 class Parted(nn.Module):
@@ -252,6 +263,6 @@ class PartedAttention(nn.MultiheadAttention):
             y = F.linear(self._side_by_side(weights @ value), self.out_proj.weight[lo * width : hi * width])
             return y, weights
 
-        results, weights = zip(*map(part, range(self._parts)), strict=True)
+        results, weights = zip(*map(Part(part), range(self._parts)), strict=True)
         y, bias = folded(results), self.out_proj.bias
         return y if bias is None else y + bias, ops.cat(weights, 1) if need_weights else None

@@ -90,7 +90,7 @@ class Stages:
                 inputs, parameters = self._inputs_of(graph), self._parameters_of(stage)
                 found = backward(self._roots(s, part, graph, memory), [*inputs.values(), *parameters.values()])
                 self._send_gradients(s, part, dict(zip(inputs, found, strict=False)), memory)
-                self._write(parameters, found[len(inputs) :], memory, part is parts[0])
+                self._write(stage, found[len(inputs) :], memory, part is parts[0])
 
     def backward_inputs(self, s: int, k: int, step: int, parts: list[Part], memory: Memory) -> None:
         """Gradients of the stage's inputs go to `memory.gradients`."""
@@ -101,11 +101,11 @@ class Stages:
         done, rests = self._rests.pop((s, k), (-1, []))
         if done != step:
             rests = self._rests_of(s, k, step, parts, memory, False)
-        parameters = self._parameters_of(self.plan.stages[s])
-        with self._bound(self.plan.stages[s], memory):
+        stage = self.plan.stages[s]
+        with self._bound(stage, memory):
             for part, rest in zip(parts, rests, strict=True):
-                found = backward_weights(rest, [*parameters.values()])
-                self._write(parameters, found, memory, part is parts[0])
+                found = backward_weights(rest, [*self._parameters_of(stage).values()])
+                self._write(stage, found, memory, part is parts[0])
 
     def _rests_of(self, s: int, k: int, step: int, parts: list[Part], memory: Memory, sends: bool) -> list[Rest]:
         graphs, rests = self._graphs_of(s, k, step, parts, memory), []
@@ -130,8 +130,24 @@ class Stages:
         """By the optimizer's state."""
         return {i: self.replica.optimizer.states[i].param for i in (self._states[j] for j in stage.parameters)}
 
-    def _write(self, parameters: dict[int, Tensor], found: list[Any], memory: Memory, fresh: bool) -> None:
-        self.replica.write_gradients(dict(zip(parameters, found, strict=True)), memory.slot, fresh)
+    def _write(self, stage: Stage, found: list[Any], memory: Memory, fresh: bool) -> None:
+        """Gradients of the stage's parameters go to the slot; of those that parts share, its blocks."""
+        whole = {}
+        for j, i, gradient in zip(stage.parameters, self._parameters_of(stage), found, strict=True):
+            if j not in stage.blocks or gradient is None:
+                whole[i] = gradient
+                continue
+            own = self.replica.layout.parameters[i].of(memory.slot)
+            for key in stage.blocks[j]:  # 0.0 is what the other parts add to it in one process: never -0.0
+                own[key] = (0.0 if fresh else own[key]) + gradient._data[key]
+        self.replica.write_gradients(whole, memory.slot, fresh)
+
+    def _gradients_in(self, s: int, memory: Memory) -> Iterator[tuple[int, np.ndarray]]:
+        """What the stage has in the slot: (the optimizer's state, an array)."""
+        stage = self.plan.stages[s]
+        for j, i in zip(stage.parameters, self._parameters_of(stage), strict=True):
+            own = self.replica.layout.parameters[i].of(memory.slot)
+            yield from ((i, own[key]) for key in stage.blocks.get(j, [...]))
 
     def written_forward(self, s: int, parts: list[Part], memory: Memory) -> list[np.ndarray]:
         """What `forward` writes for others."""
@@ -155,15 +171,13 @@ class Stages:
 
     def written_backward(self, s: int, memory: Memory) -> list[np.ndarray]:
         """The gradients of parameters that `backward` and `backward_weights` write."""
-        extents = self.replica.layout.parameters
-        return [extents[self._states[i]].of(memory.slot) for i in self.plan.stages[s].parameters]
+        return [gradient for _, gradient in self._gradients_in(s, memory)]
 
     def find_nonfinite(self, s: int, memory: Memory) -> int:
         """The optimizer's state of the stage's first parameter whose gradient is not finite, or -1."""
-        for i in self.plan.stages[s].parameters:
-            gradient = self.replica.layout.parameters[self._states[i]].of(memory.slot)
-            if not is_finite(gradient.reshape(-1)):
-                return self._states[i]
+        for i, gradient in self._gradients_in(s, memory):
+            if not is_finite(np.ascontiguousarray(gradient).reshape(-1)):
+                return i
         return -1
 
     # --- a forward ----------------------------------------------------------------------------------------------------

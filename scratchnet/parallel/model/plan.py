@@ -7,7 +7,6 @@ it: the stages, one after the other, must give the bytes that one process gives.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from ...errors import ConfigError
 from ...random import Generator
 from ...tensor import Tensor
 from ..comm.memory import round_up
+from ..phases import Link, Place
 from ..shards import gathered, seed_others, shard_loss, split, streams_kept, tensors_of
 from .cut import cut_into, shared
 from .trace import WHO, Made, Trace
@@ -27,6 +27,7 @@ from .trace import WHO, Made, Trace
 class Stage:
     """One stage. ops: range of op numbers. takes: earlier ops whose outputs it reads; leaves: its ops that later stages
     read. parameters, buffers: positions in the page's lists. reads_batch: does it read a field of the batch?
+    place: which stage it is, or which part of one. blocks: keys of what it reads of parameters that parts share.
     """
 
     ops: range
@@ -35,6 +36,8 @@ class Stage:
     parameters: tuple[int, ...]
     buffers: tuple[int, ...]
     reads_batch: bool
+    place: Place
+    blocks: dict[int, list[Any]]
 
 
 @dataclass
@@ -65,6 +68,21 @@ class Plan:
             for op in stage.takes:
                 self.gradient_at[op, s] = self.gradient_bytes
                 self.gradient_bytes += round_up(sizes[op])
+
+    @property
+    def links(self) -> list[Link]:
+        """How the stages hang together."""
+        found = []
+        for s, stage in enumerate(self.stages):
+            after = [r for r in range(s) if not set(stage.takes).isdisjoint(self.stages[r].leaves)]
+            before = {later[1] for op in (*stage.takes, *stage.leaves) if (later := self.later(op, s))}
+            found.append(Link(stage.place, tuple(after), tuple(sorted(before))))
+        return found
+
+    def members(self, number: int) -> tuple[set[int], set[int]]:
+        """Parameters and buffers of a stage with all its parts, by position."""
+        own = [stage for stage in self.stages if stage.place.stage == number]
+        return {i for stage in own for i in stage.parameters}, {i for stage in own for i in stage.buffers}
 
     @property
     def _any_made(self) -> list[Made]:
@@ -115,7 +133,11 @@ def plan_of(replica: Any) -> tuple[Plan, list[np.ndarray]]:
     assert shared(trace, bounds) is None
     begins = ["", *(names[id(trace.calls[start][0])] for start in starts)]
     made = {n: found.made for n, found in traces.items()}
-    return Plan(_stages(trace, bounds), begins, made, fields), list(sizes.values())
+    stages = list[Stage]()
+    for number, (lo, hi) in enumerate(itertools.pairwise(bounds)):
+        shared_out = _parts_of(trace, number, lo, hi) if strategy.shares_parts(settings.workers) else None
+        stages += shared_out or [_stage(trace, range(lo, hi), Place(number))]
+    return Plan(stages, begins, made, fields), list(sizes.values())
 
 
 def traced(replica: Any, positions: np.ndarray, of: type[Trace] = Trace) -> tuple[Trace, Any]:
@@ -144,19 +166,51 @@ def _mapped(batch: Any, function: Any) -> Any:
     return [function(value) for value in batch]
 
 
-def _stages(trace: Trace, bounds: Sequence[int]) -> list[Stage]:
-    found = []
-    for lo, hi in itertools.pairwise(bounds):
-        later = set().union(*trace.reads[hi:])
-        own = trace.uses[lo:hi]
-        found.append(
-            Stage(
-                range(lo, hi),
-                tuple(sorted({op for reads in trace.reads[lo:hi] for op in reads if op < lo})),
-                tuple(op for op in range(lo, hi) if op in later),
-                tuple(sorted({i for uses in own for i in uses["parameters"]})),
-                tuple(sorted({i for uses in own for i in uses["buffers"]})),
-                any(uses["fields"] for uses in own),
-            )
-        )
-    return found
+def _stage(trace: Trace, ops: range, place: Place) -> Stage:
+    later, own, reads = set().union(*trace.reads[ops.stop :]), [trace.uses[op] for op in ops], set[int]()
+    blocks: dict[int, list[Any]] = {}
+    for op in ops:
+        reads |= trace.reads[op]
+        if op in trace.blocks:
+            blocks.setdefault(trace.blocks[op][0], []).append(trace.blocks[op][1])
+    return Stage(
+        ops,
+        tuple(sorted(op for op in reads if op < ops.start)),
+        tuple(op for op in ops if op in later),
+        tuple(sorted({i for uses in own for i in uses["parameters"]})),
+        tuple(sorted({i for uses in own for i in uses["buffers"]})),
+        any(uses["fields"] for uses in own),
+        place,
+        blocks if place.parts > 1 else {},
+    )
+
+
+def _parts_of(trace: Trace, number: int, lo: int, hi: int) -> list[Stage] | None:
+    """The ops of a stage cut where parts of layers begin and end; None where a parameter or a buffer would be shared,
+    but for blocks of one that no two parts share.
+    """
+    parts = [(p, ops) for p, ops in trace.parts if lo <= ops.start and ops.stop <= hi and ops]
+    places = {ops.start: Place(number, p, 1 + max(p for p, _ in parts)) for p, ops in parts}
+    bounds = sorted({lo, hi, *places, *(ops.stop for _, ops in parts)})
+    around = Place(number, 0, max([1, *(place.parts for place in places.values())]))
+    found = [_stage(trace, range(*ends), places.get(ends[0], around)) for ends in itertools.pairwise(bounds)]
+    ways: dict[int, list[list[Any] | None]] = {}
+    for stage in found:
+        for i in stage.parameters:
+            reads = sum(i in trace.uses[op]["parameters"] for op in stage.ops)
+            blocks = stage.blocks.get(i, [])
+            ways.setdefault(i, []).append(blocks if len(blocks) == reads else None)
+    buffers = [i for stage in found for i in stage.buffers]
+    if len(set(buffers)) < len(buffers):
+        return None
+    for i, keys in ways.items():
+        if len(keys) == 1:
+            for stage in found:
+                stage.blocks.pop(i, None)
+            continue
+        read = np.zeros(trace.shape_of(i), np.uint8)
+        for key in itertools.chain.from_iterable(own or [...] for own in keys):
+            read[key] += 1
+        if None in keys or (read != 1).any():
+            return None
+    return found if len(found) > 1 else None

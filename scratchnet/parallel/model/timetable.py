@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ..phases import Need, Phase
+from ..phases import Need, Phase, Place
 from ..strategies import Strategy
 
 GRADIENTS = ("shard", "forward", "backward", "backward_inputs", "backward_weights")  # phases with a piece a shard
@@ -90,7 +90,7 @@ def held(strategy: Strategy, spans: Sequence[Span], workers: int, sizes: Sequenc
     Workers that share a stage share its updates: each reads all its parameters, and the optimizer's state of its slice.
     """
     shards = max(span.piece for span in spans if span.phase.name in GRADIENTS) + 1
-    owner = (lambda s, k: strategy.owner(s, k, workers)) if len(sizes) > 1 else lambda s, k: k % workers
+    owner = (lambda s, k: strategy.owner(Place(s), k, workers)) if len(sizes) > 1 else lambda s, k: k % workers
     found = []
     for rank in range(workers):
         total = 0.0
@@ -151,4 +151,4 @@ def _own(strategy: Strategy, phase: Phase, rank: int, workers: int) -> list[int]
     pieces, stage = range(phase.pieces), phase.stage
     if stage is None:
         return [(rank + i) % phase.pieces for i in pieces]
-    return [piece for piece in pieces if strategy.owner(stage, piece, workers) == rank]
+    return [piece for piece in pieces if strategy.owner(phase.place, piece, workers) == rank]

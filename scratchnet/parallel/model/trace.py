@@ -21,8 +21,10 @@ import numpy as np
 from ...errors import ConfigError
 from ...tensor import Tensor
 from ...tracing import Tracing
+from .parts_layers import Part
 
 WHO = "Pipeline"
+_BASIC = (slice, int, type(...))  # keys of views
 
 
 class Made(NamedTuple):
@@ -45,11 +47,11 @@ class Made(NamedTuple):
     def stand_in(self) -> np.ndarray:
         """An array like the output that nobody may read; it takes no memory, as nobody has written there."""
         if self.nbytes > _UNREAD[-1].nbytes:
-            _UNREAD.append(np.empty(2 * self.nbytes, np.uint8))
+            _UNREAD.append(np.zeros(2 * self.nbytes, np.uint8))
         return self.of(_UNREAD[-1])
 
 
-_UNREAD = [np.empty(1 << 16, np.uint8)]  # what stand-ins are views of
+_UNREAD = [np.zeros(1 << 16, np.uint8)]  # what stand-ins are views of: 0 passes where Python checks an index
 
 
 def stands_in(array: Any) -> bool:
@@ -64,14 +66,18 @@ class Trace(Tracing):
 
     parameters, buffers: of the model, in order. fields: the tensors of the batch.
     reads: of each op the numbers of earlier ops; "parameters", "buffers" and "fields" that it reads, by position.
-    calls: (module, number of the op with which its call begins). seconds: that each op took.
+    blocks: of each op that reads a part of a parameter, (position of the parameter, key).
+    calls: (module, number of the op with which its call begins). parts: (which, range of ops) of parts of layers.
+    seconds: that each op took.
     """
 
     def __init__(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor], fields: Sequence[Tensor]):
         self.made: list[Made] = []
         self.reads: list[set[int]] = []
         self.uses: list[dict[str, set[int]]] = []
+        self.blocks: dict[int, tuple[int, Any]] = {}
         self.calls: list[tuple[Any, int]] = []
+        self.parts: list[tuple[int, range]] = []
         self.seconds: list[float] = []
         self._of = {"parameters": parameters, "buffers": buffers, "fields": fields}
         self._known = {id(t): (kind, i) for kind, tensors in self._of.items() for i, t in enumerate(tensors)}
@@ -98,6 +104,8 @@ class Trace(Tracing):
         finally:
             self._inside = False
         self.seconds.append(time.perf_counter() - began)
+        if op.name == "getitem" and uses["parameters"] and all(isinstance(k, _BASIC) for k in params["key"]):
+            self.blocks[len(self.made)] = *uses["parameters"], params["key"]
         self._outputs[id(out)] = len(self.made)
         self._kept.append(out)
         axes = tuple(sorted(range(out.ndim), key=lambda axis: -abs(out.strides[axis])))
@@ -107,8 +115,15 @@ class Trace(Tracing):
         return out
 
     def forward(self, module, args, kwargs):
-        self.calls.append((module, len(self.made)))
-        return super().forward(module, args, kwargs)
+        begin = len(self.made)
+        self.calls.append((module, begin))
+        result = super().forward(module, args, kwargs)
+        if isinstance(module, Part):
+            self.parts.append((args[0], range(begin, len(self.made))))
+        return result
+
+    def shape_of(self, parameter: int) -> tuple[int, ...]:
+        return self._of["parameters"][parameter].shape
 
     def refuse(self, what):
         _refuse(what)

@@ -153,7 +153,7 @@ def _most_behind(words, phases, p, rank):
             before = phases[p, need]
             done = _fewest(words, phases[before, SEALS], phases[before, COUNT])
             all_limit = min(all_limit, done + phases[p, need + 2])
-    go = load_acquire(words, GO) if p == 0 else UNBOUNDED
+    go = load_acquire(words, GO)
     best, fewest = -1, UNBOUNDED
     for i in range(count):
         piece = (rank + i) % count if phases[p, BY_RANK] else i

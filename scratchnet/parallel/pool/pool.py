@@ -158,8 +158,10 @@ class Pool(Steps):
         for rank, table in enumerate(self.arena.tables[:workers]):
             may = []
             for pieces in self.arena.pieces:
-                stage, numbers = pieces.phase.stage, range(pieces.count)
-                owners = [rank if stage is None else self.strategy.owner(stage, i, workers) for i in numbers]
+                phase, numbers = pieces.phase, range(pieces.count)
+                owners = [
+                    rank if phase.stage is None else self.strategy.owner(phase.place, i, workers) for i in numbers
+                ]
                 may.append(np.array([owner == rank or owner in self._missing for owner in owners]))
             allow_pieces(table, self.arena.pieces, may)
 

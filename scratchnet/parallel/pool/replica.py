@@ -101,14 +101,15 @@ class Replica:
         if by_rows and settings.strategy.compression is not None:
             name, came = replica.name_of(by_rows[0]), settings.strategy.compression
             raise ConfigError(f"fit: expected no compression of {name!r}, which has sparse=True, got {came}")
-        if settings.strategy.stages > 1:
+        if settings.strategy.divides(settings.workers):
             checked_plan(replica)
         return replica
 
     def follow(self, plan: Plan) -> None:
         """Let the model be computed in stages."""
         self.plan, states = plan, list(self.layout.parameters)
-        self.layout.stages = [({states[i] for i in stage.parameters}, list(stage.buffers)) for stage in plan.stages]
+        members = [plan.members(stage) for stage in range(len(plan.names))]
+        self.layout.stages = [({states[i] for i in own}, sorted(buffers)) for own, buffers in members]
 
     def __reduce__(self):
         parts: Any = self.model, self.optimizer, self.loss

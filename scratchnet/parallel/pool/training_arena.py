@@ -71,10 +71,13 @@ class TrainingArena:
 
     def __init__(self, replica: Replica, slices: int, memory: Callable[[int], SharedMemory] = SharedMemory):
         layout, shards, settings, strategy = replica.layout, replica.shards, replica.settings, replica.strategy
-        self.pieces = lay_out(strategy.phases(shards, slices, settings.clip_norm is not None))
+        plan = replica.plan
+        self.pieces = lay_out(
+            strategy.phases(shards, slices, settings.clip_norm is not None, plan.links if plan else ())
+        )
         needs = self.pieces[0].phase.waits()  # a step is committed when the next one may begin
         self.commits = [-need.back % len(self.pieces) for need in needs if need.slack]
-        plan, tables = replica.plan, table_of(self.pieces)
+        tables = table_of(self.pieces)
         span = strategy.span(settings.accumulate)
         self.window = max(4, WINDOW // span)
         self.counts_pushes = any(pieces.phase.exclusive for pieces in self.pieces)  # a version is a push, not a step

@@ -1,5 +1,6 @@
 """Training in stages, from outside: the bytes of one process with as many shards, whatever the cut and the schedule."""
 
+import dataclasses
 import hashlib
 
 import multiprocess
@@ -14,7 +15,10 @@ from scratchnet.parallel import Pipeline, TensorParallel
 from scratchnet.parallel.failpoints import LOG, VARIABLE
 from scratchnet.parallel.model import pieces
 from scratchnet.parallel.model.backward import backward
+from scratchnet.parallel.model.parts import network
 from scratchnet.parallel.model.pieces import Memory, Part, Stages
+from scratchnet.parallel.model.timetable import timetable
+from scratchnet.parallel.phases import Place
 from scratchnet.parallel.pool.replica import Replica
 from scratchnet.row_gradient import total
 
@@ -104,13 +108,109 @@ def test_options_of_a_step_keep_their_bytes(options):
 
 
 def test_stages_of_layers_in_parts_have_the_bytes_of_the_parts():
-    options = {
-        "model": lambda: nn.Sequential(nn.Linear(FEATURES, 9), nn.Tanh(), nn.Linear(9, 8), nn.Linear(8, CLASSES))
-    }
+    options = {"model": by_rows}
     parts = {"parts": 2, "plan": {"0": "columns", "2": "rows"}}
     expected = trained(TensorParallel(**parts), **options)
     assert trained(Pipeline(2, ["3"], **parts), **options) == expected
     assert expected != trained(**options)
+
+
+def by_rows():
+    return nn.Sequential(nn.Linear(FEATURES, 9), nn.Tanh(), nn.Linear(9, 8), nn.Linear(8, CLASSES))
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        self.layers = nn.Sequential(nn.Linear(FEATURES, 9), nn.ReLU(), nn.Dropout(0.2), nn.Linear(9, 8))
+        self.attend, self.head = nn.TransformerEncoderLayer(8, 2, 6, batch_first=True), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.attend(self.layers(x).unsqueeze(1)).squeeze(1))
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        self.layers = nn.Sequential(nn.Conv1d(1, 5, 3), nn.ReLU(), nn.Conv1d(5, 4, 3), nn.Flatten())
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.layers(x.unsqueeze(1)))
+
+
+class Embeds(nn.Module):
+    """Rows of a table by numbers that an op of another stage gave: a stand-in for them must be in its range."""
+
+    def __init__(self):
+        self.embed, self.head = nn.Embedding(7, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.embed(x.abs().clip(0, 6).long()).mean(1))
+
+
+PARTED = [
+    (by_rows, 3, {"0": "rows", "2": "columns"}),
+    (Heads, 2, None),
+    (Convolutions, 2, None),
+    (Embeds, 2, {"embed": "rows"}),
+]
+
+
+@pytest.mark.parametrize(("model", "parts", "plan"), PARTED)
+def test_parts_of_layers_are_pieces_with_the_bytes_of_one_process(model, parts, plan):
+    """The check of the plan compares the bytes."""
+    strategy = Pipeline(1, parts=parts, plan=plan)
+    trainer, loader = make(strategy, parts, model=model)
+    settings = trainer._settings(loader)
+    replica = Replica.of(dataclasses.replace(settings, model=network(trainer.model, parts, plan)))
+    units = [stage.place.part for stage in replica.plan.stages if stage.blocks]
+    assert units == [*range(parts)] * (len(units) // parts) and units
+    phases = strategy.phases(4, 1, False, replica.plan.links)
+    spans = timetable(strategy, phases, parts, lambda phase, _: 1 + phase.place.part)
+    ends = {(span.phase, span.piece): span.end for span in spans}
+    for span in (span for span in spans if span.phase.name in ("forward", "backward")):
+        s, back = span.phase.stage, span.phase.name == "backward"
+        others = replica.plan.links[s].before if back else replica.plan.links[s].after
+        waited = [ends[p, span.piece] for p in phases if p.name == span.phase.name and p.stage in others]
+        assert len(waited) == len(others) and span.start >= max(waited, default=0)
+    assert {span.worker for span in spans} == {*range(parts)}
+
+
+@pytest.mark.parametrize(("stages", "workers"), [(1, 2), (2, 4)])
+def test_workers_share_the_parts_of_a_shard_and_die_without_a_trace(stages, workers, monkeypatch, tmp_path):
+    faults = "forward.half_written:1:1:SIGKILL,backward.half_written:2:0:SIGKILL"
+    monkeypatch.setenv(VARIABLE, faults if stages == 1 else "")
+    monkeypatch.setenv(LOG, str(tmp_path / "fired"))
+    with no_residue():
+        found = trained(Pipeline(stages, parts=2), workers, model=Heads)
+    assert found == trained(TensorParallel(2), model=Heads)
+    assert stages > 1 or len((tmp_path / "fired").read_text().splitlines()) == 2
+
+
+def test_a_parameter_that_is_used_around_parts_keeps_them_together():
+    class Twice(Heads):
+        def forward(self, x):
+            return self.head(self.attend(self.layers(x).unsqueeze(1)).squeeze(1)) + self.head(self.layers(x))
+
+    trainer, loader = make(Pipeline(1, parts=2), 2, model=Twice)
+    settings = trainer._settings(loader)
+    replica = Replica.of(dataclasses.replace(settings, model=network(trainer.model, 2, None)))
+    assert len(replica.plan.stages) == 1
+
+
+@pytest.mark.parametrize(
+    ("stages", "parts", "workers", "expected"),
+    [
+        (2, 2, 4, [[0, 0, 1, 1], [2, 2, 3, 3]]),
+        (1, 3, 2, [[0, 0, 0, 0, 1, 1]]),
+        (2, 2, 2, [[0, 0, 0, 0], [1, 1, 1, 1]]),
+        (1, 2, 4, [[0, 1, 2, 3]]),
+    ],
+)
+def test_the_owner_of_a_part(stages, parts, workers, expected):
+    """Of each stage: of each part the owners of shards 0 and 1."""
+    for stage, owners in enumerate(expected):
+        found = [Place(stage, p, parts).owner(k, stages, workers) for p in range(parts) for k in range(2)]
+        assert found == owners
 
 
 def test_shards_of_several_sizes_and_empty_ones_keep_their_bytes():
