@@ -38,7 +38,7 @@ class JobFlags:
     strategy: str = flag("all_reduce", "how gradients become new parameters", list(STRATEGIES))
     staleness: int | None = flag(None, "updates that gradients are behind: parameter_server; 0 unless given")
     every: int | None = flag(None, "batches between averages: local_sgd; 8 unless given")
-    parts: int | None = flag(None, "parts of a layer, which change bits: tensor_parallel; 2 unless given")
+    parts: int | None = flag(None, "parts of a layer, which change bits: tensor_parallel (2 unless given), pipeline")
     stages: int | None = flag(None, "groups of layers, each for a worker: pipeline; 2 unless given", stored=False)
     schedule: str | None = flag(None, "order of a pipeline's work; 1f1b unless given", list(SCHEDULES), stored=False)
     cut: tuple[str, ...] = flag((), "modules before which stages begin; equal measured time unless given", stored=False)

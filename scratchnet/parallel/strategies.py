@@ -349,8 +349,8 @@ class Pipeline(Strategy):
     parts, plan: of layers, as TensorParallel has them; then the bits are those of TensorParallel(parts, plan).
 
     Workers: up to S of them share the stages; beyond, their number is a multiple of S, and those of a stage share its
-    parts, as evenly as that goes (not with "zero_bubble"), and then its shards. So stages=1 shares parts alone.
-    A forward must read no values of tensors, nor change activations in place; it runs op by op, without jit.
+    parts, as evenly as that goes (not with "zero_bubble"), and then its shards. A forward must read no values of
+    tensors, nor change activations in place; it runs op by op, without jit.
     """
 
     stages: int = 2
@@ -407,8 +407,7 @@ class Pipeline(Strategy):
     def divides(self, workers):
         return self.stages > 1 or self.shares_parts(workers)
 
-    def shares_parts(self, workers: int) -> bool:
-        """Are there workers enough to share the parts of a stage?"""
+    def shares_parts(self, workers: int) -> bool:  # of a stage
         return self.parts > 1 and workers > self.stages and not self.splits
 
 
@@ -437,7 +436,8 @@ def strategy_of(value: Any, **options: Any) -> Strategy:
             mine = ", ".join(sorted(has)) or "none"
             raise ConfigError(f"Trainer: expected options of strategy {value!r} ({mine}), got {', '.join(other)}")
         return make(**given)
-    checks.refuse("Trainer", f"strategy to be one of {', '.join(STRATEGIES)}, or an object", value)
+    remedy = f"call it: {value.__name__}()" if isinstance(value, type) else ""
+    checks.refuse("Trainer", f"strategy to be one of {', '.join(STRATEGIES)}, or an object", value, remedy=remedy)
 
 
 def options_of(strategy: Strategy) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ..nn import Module
 from ..parallel.comm.job import is_first_rank, started_as
 from ..parallel.engines import begin, engine_of, is_distributed, share_record
 from ..parallel.model.parts_plan import plan_of, table
+from ..parallel.model.roster import roster
 from ..parallel.placement import Placement
 from ..parallel.settings import Settings
 from ..parallel.shards import SHARDS, output_and_target, tensors_of
@@ -259,7 +260,8 @@ class Trainer(Sealed):
             if self.progress and self._is_first:
                 say(self._first_line(run.settings.shards))
                 lines = precision_lines(self.precision, run.identity["products"])
-                for line in [*lines, *table(self.model, self.strategy.parts, self.strategy.plan)]:
+                lines += table(self.model, self.strategy.parts, self.strategy.plan)
+                for line in [*lines, *roster(run.engine, self.strategy, run.settings.shards)]:
                     say(line)
                 if run.what_changes:
                     say(run.what_changes)

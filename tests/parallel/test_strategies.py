@@ -388,6 +388,7 @@ def test_positions_outside_the_data_are_refused():
             {"strategy": "gossip"},
             "strategy to be one of all_reduce, parameter_server, asynchronous, local_sgd",
         ),
+        ({"strategy": AllReduce}, r"got the class AllReduce; call it: AllReduce\(\)"),
         ({"strategy": LocalSGD(2), "clip_norm": 1.0}, "expected a strategy that merges gradients"),
         ({"strategy": Hogwild(), "accumulate": 2}, "expected a strategy that merges gradients"),
         ({"strategy": AllReduce(), "clip_norm": -1.0}, "clip_norm > 0"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ... import checks, nn
@@ -49,6 +49,8 @@ def plan_of(model: Module, parts: int, plan: Mapping[str, str] | None) -> dict[s
 
 
 def _checked(model: Module, parts: int, plan: Mapping[str, str]) -> dict[str, str]:
+    if not plan:
+        raise ConfigError(f"{WHAT}: expected layers in plan, or None to find some, got {{}}; parts=1 cuts none")
     named = dict(model.named_modules())
     for name, kind in plan.items():
         layer = named.get(name)
@@ -163,6 +165,11 @@ def table(model: Module, parts: int, plan: Mapping[str, str] | None) -> list[str
         and not name.startswith(covered)
         and any(isinstance(value, nn.Parameter) for value in vars(layer).values())
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned(rows)
     return [*lines, f"whole in every part: {', '.join(whole)}"] if whole else lines
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,33 @@
+"""Who does what in a run whose model is divided, as a table to read: data x pipeline x parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..strategies import Strategy
+from .parts_plan import aligned
+
+
+def roster(engine: Any, strategy: Strategy, shards: int) -> list[str]:
+    """Lines that say which stages, parts and shards each worker of an engine has; none for a model in one piece."""
+    if strategy.stages == strategy.parts == 1:
+        return []
+    workers, plan = engine.workers, getattr(getattr(engine, "replica", None), "plan", None)
+    if plan is None:
+        return [f"data x pipeline x parts: {workers} x 1 x 1, a worker computes all parts of a shard"]
+    places = sorted({stage.place for stage in plan.stages})
+    lanes, replicas = max(place.lanes(strategy.stages, workers) for place in places)
+    rows = [("worker", "stage", "begins with", "parts", "shards")]
+    for rank in range(workers):
+        for stage, name in enumerate(plan.names):
+            own = {
+                place.part: [k for k in range(shards) if strategy.owner(place, k, workers) == rank]
+                for place in places
+                if place.stage == stage
+            }
+            parts = [str(part) for part, mine in own.items() if mine]
+            mine = sorted(set().union(*own.values()))
+            if mine:
+                shown = "all" if len(parts) == len(own) else " ".join(parts)
+                rows.append((str(rank), str(stage), name or "the input", shown, " ".join(map(str, mine))))
+    return [f"data x pipeline x parts: {replicas} x {min(workers, strategy.stages)} x {lanes}", *aligned(rows)]
