@@ -222,7 +222,7 @@ def _write_tile(module, dtype, lanes, rows, vectors, transposed, pack, update):
                 lambda: [f.load(f.at(start, starts[i], column), mask) for i, column in elements],
             )
             values, rest = [a, b, packed, *begin], f["k"]
-        _, _, _, *sums = f.loop(rest, values, step, copies=_copies(elements))
+        _, _, _, *sums = f.loop(rest, values, step, copies=1 if pack else _copies(elements))
         if update:
             for i in range(rows):
                 update_row(i, sums[i * len(columns) : (i + 1) * len(columns)], out, velocity)
@@ -335,10 +335,11 @@ def llvm_module(dtype, tile=TILE) -> str:
                 if transposed or not update:  # a gradient of weights has a transposed factor
                     key = rows, vectors, transposed, pack, update
                     tiles[key] = _write_tile(module, dtype, lanes, *key)
-    for rows in range(tile.rows + 1, tile.most_rows + 1):  # these stand alone
-        for vectors, transposed in itertools.product(sorted({0, 1, 2, tile.vectors[rows]}), (0, 1)):
-            key = rows, vectors, transposed, 0, 0
-            tiles[key] = _write_tile(module, dtype, lanes, *key)
+    for rows in range(tile.rows + 1, tile.most_rows + 1):  # the heights of narrow panels
+        for vectors, transposed, pack, update in itertools.product((0, 1, 2), (0, 1), (0, 1), (0, 1)):
+            if (vectors == 2 and (transposed or not update)) or pack == update == 0:
+                key = rows, vectors, transposed, pack, update
+                tiles[key] = _write_tile(module, dtype, lanes, *key)
     copies = {(v,): _write_copy_rows(module, dtype, lanes, v) for v in {0, 1, *tile.vectors}}
     write_choice(module, _tile, dtype, tiles, rows=1, vectors=16, transposed=2, pack=2, update=2)
     write_choice(module, _copy_rows, dtype, copies, vectors=16)

@@ -31,6 +31,7 @@ from .gemm_cuts import (
     PANEL,
     ROWS,
     SERIAL_PRODUCT,
+    SHARED,
     SMALL_PRODUCT,
     SPAN,
     WEIGHT_BYTES,
@@ -40,7 +41,7 @@ from .gemm_cuts import (
     Scratch,
     Sums,
     cut,
-    get_cuts,
+    cut_now,
     whole_sums,
 )
 from .gemm_few import multiply_one_row
@@ -79,8 +80,8 @@ def _product_packed(lo, hi, a, panels, start, out, transpose_a, first, rounds, w
 
 @jit
 def _product_by_columns(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
-    """Panels lo to hi of out = start + op(a) @ op(b): for fewer rows than threads could share."""
-    columns = PANEL * (TILE.vector_bytes // out.itemsize)
+    """Pieces lo to hi of the columns of out = start + op(a) @ op(b): for fewer rows than threads could share."""
+    columns = SHARED * (TILE.vector_bytes // out.itemsize)
     region = Region(0, out.shape[0], lo * columns, min(hi * columns, out.shape[1]))
     factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0, False), whole_sums(start, out)
     multiply(factors, sums, region, own_scratch(work))
@@ -110,8 +111,8 @@ def _product_and_update(lo, hi, a, b, zeros, parameter, velocity, packed, number
 
 @jit
 def _product_and_update_by_columns(lo, hi, a, b, zeros, parameter, velocity, packed, numbers, work):
-    """The same for panels lo to hi."""
-    columns = PANEL * (TILE.vector_bytes // parameter.itemsize)
+    """The same for pieces lo to hi of its columns."""
+    columns = SHARED * (TILE.vector_bytes // parameter.itemsize)
     region = Region(0, parameter.shape[0], lo * columns, min(hi * columns, parameter.shape[1]))
     _update(a, b, zeros, parameter, velocity, packed, numbers, work, region)
 
@@ -187,14 +188,14 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     work, threads, lanes = scratch(_SCRATCH[dtype], dtype), get_num_threads(), LANES[dtype]
     transpose_a = bool(transpose_a)
     transpose_b = bool(transpose_b)
-    pack_b_rows = threads * get_cuts().pack_b_rows
+    pack_b_rows = threads * cut_now(PACK_B_ROWS)
     in_l2 = k <= L2_K and k * n * out.itemsize <= L2_BYTES
     packing = transpose_b and not in_l2 and m < pack_b_rows  # by rows, every thread would pack all of b
     by_columns = not (transpose_a or transpose_b) and _shares_columns(m, k, n, threads, out.itemsize)
     if rounds and n <= FEW_COLUMNS:
         b, transpose_b = _packed(b, transpose_b, 0, n, rounds), False  # one panel: op(b) as it is
     elif not rounds and (by_columns or ((packing or m < ROWS * threads) and n >= 4 * lanes)):
-        groups = _panels(n, dtype)
+        groups = _pieces(n, SHARED, dtype)
         block = -(-groups // threads)
         cost = max(m, MEMORY_BOUND) * n * k // groups
         _by_columns(groups, cost, a, b, start, out, transpose_a, transpose_b, work, block=block)
@@ -228,7 +229,7 @@ def _shares_columns(m, k, n, threads, itemsize):
     Then what a thread updates of it, with its velocity, is in that core's L2 for the next product; by rows, each core
     would fetch half of the weight from another. In return every thread reads the whole batch.
     """
-    enough = n >= threads * PANEL * TILE.vector_bytes // itemsize
+    enough = n >= threads * SHARED * TILE.vector_bytes // itemsize
     return threads > 1 and m <= n and enough and 2 * k * n * itemsize <= threads * WEIGHT_BYTES
 
 
@@ -285,7 +286,9 @@ def at_once(general):
 
     def matmul(a, b, out, transpose_a=False, transpose_b=False):
         try:
-            if _direct(a, b, out, transpose_a, transpose_b, get_num_threads() == 1, scratch.work):
+            if _direct(a, b, out, transpose_a, transpose_b, False, scratch.work):
+                return
+            if get_num_threads() == 1 and _direct(a, b, out, transpose_a, transpose_b, True, scratch.work):
                 return
         except TypeError:
             pass
@@ -316,21 +319,21 @@ def with_update(task, parameter, velocity, numbers):
     arguments = a, b, start, parameter, velocity, packed, numbers, work
     (m, k), n = a.shape, out.shape[1]
     if not packed and _shares_columns(m, k, n, get_num_threads(), out.itemsize):
-        return Task(_updating_by_columns, _panels(n, out.dtype), task.work, None, arguments)
+        return Task(_updating_by_columns, _pieces(n, SHARED, out.dtype), task.work, None, arguments)
     return task._replace(loop=_updating, arguments=arguments)
 
 
 def _packed(b, transposed, j0, j1, rounds):
     """Columns j0 to j1 of op(b), in panels; the memory is this thread's, until its next product."""
     packed = workspace((b.shape[1] if transposed else b.shape[0], j1 - j0), b.dtype)
-    panels = _panels(j1 - j0, b.dtype)
+    panels = _pieces(j1 - j0, PANEL, b.dtype)
     _pack(panels, packed.size // panels, b, transposed, j0, packed, rounds)
     return packed
 
 
-def _panels(columns, dtype):
-    """Panels, the last of which may be narrower."""
-    return -(-columns // (PANEL * LANES[dtype]))
+def _pieces(columns, vectors, dtype):
+    """Pieces of so many vectors, the last of which may be narrower."""
+    return -(-columns // (vectors * LANES[dtype]))
 
 
 def _even_rows(m, threads):

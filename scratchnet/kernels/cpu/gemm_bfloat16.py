@@ -24,7 +24,7 @@ from ...native.tiles import DEPTH, SIDE, WORDS, begin_tiles, end_tiles, multiply
 from . import gemm
 from .gemm import own_scratch
 from .gemm_blocks import multiply
-from .gemm_cuts import FEW_COLUMNS, MEMORY_BOUND, PANEL, Factors, Region, Scratch, get_cuts, whole_sums
+from .gemm_cuts import FEW_COLUMNS, MEMORY_BOUND, PANEL, SHARED, Factors, Region, Scratch, get_cuts, whole_sums
 from .gemm_pack import copy_rounded, pack_b
 
 BLOCK = 2 * SIDE  # rows and columns of a block of `out`
@@ -75,8 +75,8 @@ def _rows(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
 
 @jit
 def _panels(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
-    """Panels lo to hi of a product."""
-    width = PANEL * (TILE.vector_bytes // out.itemsize)
+    """Pieces lo to hi of the columns of a product."""
+    width = SHARED * (TILE.vector_bytes // out.itemsize)
     region = Region(0, out.shape[0], lo * width, min(hi * width, out.shape[1]))
     _multiply_widened(a, b, start, out, transpose_a, transpose_b, region, own_scratch(work))
 
@@ -98,7 +98,7 @@ def _widened(a, b, out, transpose_a, transpose_b):
         if k * n > IN_L2:
             gemm.matmul(left, right, product, *flags, rounds=True)
         elif n > max(m, FEW_COLUMNS):  # each thread packs all of the shorter side
-            panels = -(-n // (PANEL * gemm.LANES[float32]))
+            panels = -(-n // (SHARED * gemm.LANES[float32]))
             _by_panels(panels, cost // panels, left, right, start, product, *flags, work, block=-(-panels // threads))
         else:
             block = gemm._even_rows(m, threads)

@@ -199,7 +199,10 @@ def multiply_block(left, right, sums, region, k0, depth, scratch, begin):
     j = region.j0
     while j < region.j1:
         columns, vectors, last = next_panel(region.j1 - j, most, lanes)
-        panels = max(1, equal_panels(region.j1 - j, most, lanes)) if vectors == most else 1
+        panels = equal_panels(region.j1 - j, vectors, most, lanes)
+        height = 1 if few_steps else TILE.most_rows if vectors == 2 and not left.packed else ROWS
+        tiles = (rows_in_all + height - 1) // height
+        low, high_tiles = tile_rows(rows_in_all, tiles)
         along_rows = panels > 1 and depth <= L2_K and depth * columns * panels * out.itemsize <= L2_BYTES
         top = 1 if packs and vectors > 1 else 0  # tiles that pack
         for panel in range(1 if along_rows else panels):

@@ -42,7 +42,8 @@ class Cuts(NamedTuple):
 BLOCK_UNIT, MOST_M_BLOCK = 72, 360  # rows: any height of tiles divides the unit; scratch memory has room for so many
 NEVER = 1 << 40  # columns
 _memory, _read = settings("scratchnet_cuts", len(Cuts._fields))
-cut = _read if JIT_ENABLED else _memory.__getitem__
+cut_now = _memory.item  # for Python
+cut = _read if JIT_ENABLED else cut_now
 
 # The others are the same everywhere, as measured on Zen 3 (AVX2, 512 KiB of L2) and Zen 4 (AVX-512, 1 MiB of L2).
 L2_K, L2_BYTES = 128, 256 << 10  # b of so few rows and bytes stays in L2: each row of tiles may read all of it
@@ -58,6 +59,7 @@ WEIGHT_BYTES = 512 << 10  # of a weight and its velocity that a thread may count
 
 ROWS, VECTORS = TILE.rows, np.array(TILE.vectors)
 PANEL = TILE.vectors[ROWS]  # vectors of a panel of packed b: the width of the highest tile
+SHARED = 2  # vectors: threads that share out columns take them in pieces so wide, which divide more evenly than panels
 WIDEST = max(TILE.vectors)
 FEW_COLUMNS = TILE.most_rows  # a product of at most so many columns is computed transposed, with rows along the vectors
 PAD = 16  # elements between packed rows of a, so that rows do not compete for the same lines of L1
@@ -162,11 +164,11 @@ def next_panel(rest, most, lanes):
 
 
 @jit
-def equal_panels(rest, most, lanes):
-    """How many panels of `most` vectors stand side by side before `next_panel` has to look at what remains."""
-    panels = rest // (most * lanes)
-    remains = rest - panels * most * lanes
-    return panels - 1 if most == 3 and 0 < remains <= lanes and panels > 1 else panels
+def equal_panels(rest, vectors, most, lanes):
+    """How many panels of so many vectors stand side by side, the first of which is what `next_panel` returned."""
+    panels = rest // (vectors * lanes) if vectors > 1 else 1
+    remains = rest - panels * vectors * lanes
+    return max(1, panels - 1 if vectors == most == 3 and 0 < remains <= lanes else panels)
 
 
 @jit

@@ -224,7 +224,7 @@ def test_any_cut_by_rows_or_columns_gives_the_same_bits(block, transposed):
     expected, out = multiply(a, b, *transposed), np.full((61, 45), np.nan, np.float32)
     scratch = blocks.scratch(gemm._SCRATCH[out.dtype], out.dtype)
     right = gemm._packed(b, True, 0, 45, False) if transposed[1] else b
-    zeros, columns = gemm.ZEROS[out.dtype], -(-45 // (gemm.PANEL * gemm.LANES[out.dtype]))
+    zeros, columns = gemm.ZEROS[out.dtype], -(-45 // (gemm.SHARED * gemm.LANES[out.dtype]))
     plain = (a, b, zeros, out, *transposed)
     cases = [(gemm._by_rows, 61, (*plain, False)), (gemm._by_columns, columns, plain)]
     if transposed[1]:
@@ -239,7 +239,7 @@ def test_any_cut_by_rows_or_columns_gives_the_same_bits(block, transposed):
 @pytest.mark.parametrize("transposed", TRANSPOSED)
 def test_a_large_b_is_packed_by_columns(transposed, monkeypatch):
     monkeypatch.setattr(gemm, "PACKED_ELEMENTS", 40 * 64)
-    monkeypatch.setattr(gemm, "get_cuts", lambda: cuts.get_cuts()._replace(pack_b_rows=1))
+    monkeypatch.setattr(gemm, "cut_now", lambda number: 1)
     monkeypatch.setattr(gemm, "L2_K", 0)
     a, b = operands(20, 150, 40, *transposed, np.float32)
     assert_close(multiply(a, b, *transposed), a, b, *transposed, start=0)
