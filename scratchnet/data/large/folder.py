@@ -11,11 +11,15 @@ import numpy as np
 
 from ... import checks
 from ...errors import ConfigError, DataError, DataNotFoundError
-from ..files.cells import checked_dialect, names_of
+from ..files.cells import checked_dialect, is_number, names_of
 from ..tables import MOST, _ranked
 from .stored import StoredRows, Writer, begin, filling, finish, read_about
 
 PART = 1 << 16  # rows
+TOO_MANY = {
+    1: ("texts", "features=[...] names columns without it"),
+    2: ("classes", "classes=False makes values of them"),
+}  # of features, of a target
 ENDINGS = {".parquet": "parquet", ".csv": "csv"}
 
 
@@ -33,8 +37,9 @@ def from_folder(
     path: the folder, below which all .parquet or .csv files are read, in the order of their names; or one such file.
     store: a folder that is filled once with the rows as numbers (about 4 bytes a number), and found again while the
     files stay as they are. target: the column of labels; texts and whole numbers become classes, other numbers values,
-    (n, 1); classes=True or False says which. features: names of columns of numbers; all others than the target, if
-    None. Ranks and workers of one machine fill a store once; those of several need one that all reach.
+    (n, 1); classes=True or False says which. features: names of columns; all others than the target, if None. Numbers
+    stay as they are; a column of text becomes a feature for each of its texts, as `from_csv` makes them. Ranks and
+    workers of one machine fill a store once; those of several need one that all reach.
 
     Needs pyarrow. Raises DataNotFoundError, or DataError that names the file, row and column that has no finite number.
     """
@@ -87,24 +92,30 @@ def _fill(
     kind = tables[0].types[target]
     if classes is None:
         classes = not types.is_floating(kind)
-    texts = _vocabulary(tables, target) if classes else None
-    with Writer(store, names, texts) as writer:
+    texts = _ranked(_texts(tables, target, 2)) if classes else None
+    are_texts = types.is_string, types.is_large_string, types.is_dictionary
+    of_text = [name for name in names if any(is_text(tables[0].types[name]) for is_text in are_texts)]
+    categories = {name: sorted(_texts(tables, name, 1)) for name in of_text}
+    named = [name for name in names for _ in categories.get(name, (None,))]
+    as_text = [*categories, *([target] if classes else ())]
+    with Writer(store, named, texts) as writer:
         for table in tables:
             row = 1
-            for part in table.parts([*names, target], {target: "string" if classes else "double"}):
-                columns = [_numbers(table, part, name) for name in names]
+            for part in table.parts([*names, target], as_text):
+                columns = [column for name in names for column in _columns(table, part, name, categories.get(name))]
                 labels = part[target].to_pylist() if classes else _numbers(table, part, target)
                 if wrong := writer.write(columns, labels):
                     at, name, expected = wrong
                     name = name or target
                     found = part[name][at].as_py()
+                    expected = "a value" if found is None else expected
                     raise DataError(
                         f"{table.path}: row {row + at}: column {name!r}: expected {expected}, found {found!r:.60}"
                     )
                 row += part.num_rows
         if not writer.rows:
             raise DataError(f"{files[0].parent}: expected at least one row, found none")
-    finish(store, writer.rows, names, texts, source)
+    finish(store, writer.rows, names, texts, source, categories)
 
 
 class _Table:
@@ -125,18 +136,17 @@ class _Table:
         parsing = csv.ParseOptions(delimiter=self._delimiter)
         return dataset.dataset(self.path, format=dataset.CsvFileFormat(parsing, convert_options=options))
 
-    def parts(self, names: Sequence[str], forced: dict[str, str]) -> Iterator[Any]:
-        """Parts of at most PART rows of these columns, of which some have the type that `forced` says."""
+    def parts(self, names: Sequence[str], as_text: Sequence[str]) -> Iterator[Any]:
+        """Parts of at most PART rows of these columns: of numbers, or where `as_text` names them of text."""
         import pyarrow
 
-        all_forced = dict.fromkeys(names, "double") | forced
+        forced = dict.fromkeys(names, "double") | dict.fromkeys(as_text, "string")
         bounds = {"batch_size": PART, "batch_readahead": 1, "fragment_readahead": 1}
-        parts = self._ask(lambda: iter(self._opened(all_forced).to_batches(columns=list(names), **bounds)))
+        parts = self._ask(lambda: iter(self._opened(forced).to_batches(columns=list(names), **bounds)))
         while (part := self._ask(lambda: next(parts, None))) is not None:
-            if "string" in forced.values():
-                [target] = forced
-                at = part.schema.get_field_index(target)
-                part = part.set_column(at, target, part[target].cast(pyarrow.string()))
+            for name in as_text:
+                at = part.schema.get_field_index(name)
+                part = part.set_column(at, name, part[name].cast(pyarrow.string()))
             yield part
 
     def require(self, names: Iterable[str]) -> None:
@@ -169,17 +179,28 @@ def _numbers(table: _Table, part: Any, name: str) -> np.ndarray:
         ) from None
 
 
-def _vocabulary(tables: list[_Table], target: str) -> list[str]:
-    """The different texts of a column, as `from_csv` orders them."""
+def _columns(table: _Table, part: Any, name: str, texts: Sequence[str] | None) -> list[np.ndarray]:
+    """A column of numbers, or those that say which text a column has; NaN where a value is missing."""
+    from pyarrow import compute, float64
+
+    if texts is None:
+        return [_numbers(table, part, name)]
+    return [compute.equal(part[name], text).cast(float64()).to_numpy(zero_copy_only=False) for text in texts]
+
+
+def _texts(tables: list[_Table], name: str, least: int) -> set[str]:
+    """The different texts of a column, at least so many."""
     found: set[str] = set()
     for table in tables:
-        for part in table.parts([target], {target: "string"}):
-            found |= set(part[target].unique().to_pylist()) - {None}
+        for part in table.parts([name], [name]):
+            found |= set(part[name].unique().to_pylist()) - {None}
             if len(found) > MOST:
-                raise DataError(
-                    f"{table.path}: column {target!r}: expected at most {MOST} classes, found more; "
-                    "classes=False makes values of them"
-                )
-    if len(found) < 2:
-        raise DataError(f"{tables[0].path}: column {target!r}: expected at least two classes, found {sorted(found)}")
-    return _ranked(found)
+                what, remedy = TOO_MANY[least]
+                raise DataError(f"{table.path}: column {name!r}: expected at most {MOST} {what}, found more; {remedy}")
+    if len(found) < least:
+        what, _ = TOO_MANY[least]
+        raise DataError(f"{tables[0].path}: column {name!r}: expected at least {least} {what}, found {sorted(found)}")
+    if least == 1 and (numbers := sorted(filter(is_number, found))):
+        where = f"{tables[0].path}: column {name!r}"
+        raise DataError(f"{where}: expected numbers alone or texts, found both, such as {numbers[0]!r:.40}")
+    return found

@@ -9,7 +9,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ... import checks
 from ...errors import ConfigError, DataError
 from ..files.cells import names_of
 from ..tables import MOST, _ranked
-from .stored import FEATURES, LABELS, StoredRows, Writer, begin, finish
+from .stored import FEATURES, LABELS, StoredRows, Writer, begin, finish, why_not_shared
 
 REPORT = "part long, rows long, problem string"  # what a task says about its part
 
@@ -32,13 +32,16 @@ def from_spark(
     order_by: Iterable[str] | str,
     store: str | os.PathLike,
     classes: bool | None = None,
+    missing: str = "refuse",
 ) -> StoredRows:
     """A DataFrame of Spark as a data set of features float32 and of labels or values, whose rows are in a fixed order.
 
-    features: names of columns of numbers. label: a column; texts and whole numbers become classes, other numbers
-    values, (n, 1); classes=True or False says which. order_by: the columns that order the rows; rows equal in them are
-    ordered by all others, so the order, and what is trained on it, does not depend on partitions. store: a folder that
-    all executors and ranks reach, such as one of a network file system; each executor writes its own rows there.
+    features: names of columns. Numbers stay as they are; a column of text becomes a feature for each of its texts, 1
+    where it is that one, as `from_csv` makes them; executors find the texts. missing: "refuse" names the first row
+    that lacks a value, "drop" leaves such rows out. label: a column; texts and whole numbers become classes, other
+    numbers values, (n, 1); classes=True or False says which. order_by: the columns that order the rows; rows equal in
+    them are ordered by all others, so the order, and what is trained on it, does not depend on partitions. store: a
+    folder that all executors and ranks share, such as one of a network file system; executors write their rows there.
 
     Pass the data set to `clusters.spark.run` as an argument: it travels as the name of the folder, and each rank reads
     the rows that it computes on. Raises DataError that names a column and a row in that order, or ConfigError.
@@ -55,11 +58,15 @@ def from_spark(
     if label in names or not names or not order:
         raise ConfigError("from_spark: expected features other than the label, and columns to order by")
     classes = _is_of_classes(df, label) if classes is None else checks.flag("from_spark: classes", classes)
-    texts = _vocabulary(df, label) if classes else None
-    columns = [df[f"`{name}`"].cast("double").alias(f"f{i}") for i, name in enumerate(names)]
+    if checks.one_of("from_spark: missing", missing, ("refuse", "drop")) == "drop":
+        df = df.dropna(subset=[f"`{name}`" for name in (*names, label)])
+    categories = {name: sorted(_texts(df, name, 1)) for name, kind in df.dtypes if kind == "string" and name in names}
+    texts = _ranked(_texts(df, label, 2)) if classes else None
+    columns = [(name, column) for name in names for column in _columns(df, name, categories.get(name))]
     target = df[f"`{label}`"].cast("string" if classes else "double").alias("label")
     keys = [f"`{name}`" for name in dict.fromkeys([*order, *names, label])]
-    ordered = df.orderBy(*keys).select(*columns, target).persist()
+    numbered = [column.alias(f"f{i}") for i, (_, column) in enumerate(columns)]
+    ordered = _asked(lambda: df.orderBy(*keys).select(*numbered, target)).persist()
     try:
         counts = {part: rows for part, rows, _ in _collected(ordered.mapInArrow(_count, REPORT))}
         parts = sorted(counts)
@@ -68,10 +75,11 @@ def from_spark(
         if not total:
             raise DataError("from_spark: expected at least one row, found none")
         folder.mkdir(parents=True, exist_ok=True)
-        begin(folder)
-        os.truncate(folder / FEATURES, 4 * len(names) * total)
+        token = begin(folder)
+        os.truncate(folder / FEATURES, 4 * len(columns) * total)
         os.truncate(folder / LABELS, (4 if texts is None else 8) * total)
-        write = functools.partial(_write, os.fspath(folder), names, label, texts, starts)
+        named = [name for name, _ in columns]
+        write = functools.partial(_write, os.fspath(folder), token, named, label, texts, starts)
         reports = _collected(ordered.mapInArrow(write, REPORT))
     finally:
         ordered.unpersist()
@@ -81,13 +89,17 @@ def from_spark(
     written = {part: rows for part, rows, _ in reports}
     if written != counts:
         raise DataError(f"from_spark: expected {total} rows of {len(counts)} parts, wrote {sum(written.values())}")
-    finish(folder, total, names, texts, {"spark": [*names, label, *order]})
+    finish(folder, total, names, texts, {"spark": [*names, label, *order]}, categories)
     return StoredRows(folder)
 
 
 def _collected(frame: Any) -> list[Any]:
+    return _asked(frame.collect)
+
+
+def _asked(question: Callable[[], Any]) -> Any:
     try:
-        return frame.collect()
+        return question()
     except Exception as error:
         raise DataError(f"from_spark: {reason_of(error)}") from None
 
@@ -97,15 +109,26 @@ def _is_of_classes(df: Any, label: str) -> bool:
     return not kind.startswith(("float", "double", "decimal"))
 
 
-def _vocabulary(df: Any, label: str) -> list[str]:
-    texts = _collected(df.select(df[f"`{label}`"].cast("string").alias("label")).distinct().limit(MOST + 2))
-    found = {row.label for row in texts} - {None}
-    if not 2 <= len(found) <= MOST:
+def _texts(df: Any, name: str, least: int) -> set[str]:
+    """The different texts of a column, at least so many."""
+    texts = _collected(df.select(df[f"`{name}`"].cast("string").alias("text")).distinct().limit(MOST + 2))
+    found = {row.text for row in texts} - {None}
+    if not least <= len(found) <= MOST:
+        remedy = "cast it to double if it holds numbers" if least == 1 else "classes=False makes values of them"
+        what = "texts" if least == 1 else "classes"
         raise DataError(
-            f"from_spark: column {label!r}: expected 2 to {MOST} classes, found {len(found)}"
-            f"{'; classes=False makes values of them' if len(found) > MOST else ''}"
+            f"from_spark: column {name!r}: expected {least} to {MOST} {what}, found {len(found)}"
+            f"{f'; {remedy}' if len(found) > MOST else ''}"
         )
-    return _ranked(found)
+    return found
+
+
+def _columns(df: Any, name: str, texts: list[str] | None) -> list[Any]:
+    """A column of numbers, or those that say which text a column has; null where a value is missing."""
+    column = df[f"`{name}`"]
+    if texts is None:
+        return [column.cast("double")]
+    return [(column == text).cast("double") for text in texts]
 
 
 # --- Spark's errors ------------------------------------------------------------------------------------------------
@@ -130,11 +153,14 @@ def _count(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def _write(
-    folder: str, names: list[str], label: str, texts: Any, starts: dict[int, int], batches: Iterator[Any]
+    folder: str, token: str, names: list[str], label: str, texts: Any, starts: dict[int, int], batches: Iterator[Any]
 ) -> Iterator[Any]:
     """Writes a part to its place: a task that is tried again writes the same bytes to the same place."""
     from pyspark import TaskContext
 
+    if problem := why_not_shared(Path(folder), token):
+        yield _report(0, problem)
+        return
     first = starts[TaskContext.get().partitionId()]  # type: ignore[union-attr]
     with Writer(Path(folder), names, texts, first) as writer:
         for batch in batches:
@@ -145,6 +171,7 @@ def _write(
                 name = name or label
                 value = batch.columns[names.index(name) if name in names else -1][at].as_py()
                 where = f"row {writer.rows + at} in the order of order_by"
+                expected = "a value" if value is None else expected
                 yield _report(0, f"column {name!r}: {where}: expected {expected}, found {value!r:.60}")
                 return
         rows = writer.rows - first

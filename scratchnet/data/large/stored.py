@@ -13,7 +13,9 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from ...formats.atomic import write_atomically
 from ..dataset import TensorDataset
 from ..tables import TableInputs
 
-ABOUT, FEATURES, LABELS, LOCK = "rows.json", "features", "labels", "lock"
+ABOUT, FEATURES, LABELS, LOCK, TOKEN = "rows.json", "features", "labels", "lock", "token"
 FORMAT = 1
 
 
@@ -40,16 +42,18 @@ class StoredRows(TensorDataset):
         self.folder = Path(checks.path("StoredRows", folder))
         about = read_about(self.folder)
         if about is None:
-            raise DataNotFoundError(f"{self.folder}: expected rows that from_folder or from_spark stored, found none")
-        n, names, self.scale = about["rows"], about["features"], None
+            raise DataNotFoundError(
+                f"{self.folder}: expected rows that from_folder or from_spark stored, on every machine, found none"
+            )
+        n, self.scale = about["rows"], None
+        self.inputs = TableInputs(about["features"], about.get("categories", {}))
+        self.feature_names = self.inputs.feature_names
         label = (np.int64, (n,)) if about["classes"] is not None else (np.float32, (n, 1))
         self.arrays = (
-            _mapped(self.folder / FEATURES, np.float32, (n, len(names))),
+            _mapped(self.folder / FEATURES, np.float32, (n, len(self.feature_names))),
             _mapped(self.folder / LABELS, *label),
         )
         self.classes = None if about["classes"] is None else tuple(about["classes"])
-        self.inputs = TableInputs(names, {})
-        self.feature_names = self.inputs.feature_names
 
     def __getstate__(self):
         return {"folder": os.fspath(self.folder)}
@@ -87,21 +91,43 @@ def filling(folder: Path) -> Iterator[None]:
         yield
 
 
-def begin(folder: Path) -> None:
-    """From now on the folder holds nothing whole."""
+def begin(folder: Path) -> str:
+    """From now on the folder holds nothing whole. Returns a token, by which others know it, see `why_not_shared`."""
     (folder / ABOUT).unlink(missing_ok=True)
     for name in (FEATURES, LABELS):
         (folder / name).write_bytes(b"")
+    (folder / TOKEN).write_text(token := secrets.token_hex(8))
+    return token
 
 
-def finish(folder: Path, rows: int, features: Sequence[str], classes: Sequence[str] | None, source: Any) -> None:
-    """All rows are there. source: what tells these rows from others, see `read_about`."""
+def why_not_shared(folder: Path, token: str) -> str | None:
+    """In a process of another machine: why this is not the folder in which `begin` gave this token; None if it is."""
+    with contextlib.suppress(OSError):
+        if (folder / TOKEN).read_text() == token:
+            return None
+    return (
+        f"{socket.gethostname()}: expected the driver's folder {folder}, found none or another; rows of a batch come "
+        "from all executors, so store= must name a folder that all machines share, such as one of NFS"
+    )
+
+
+def finish(
+    folder: Path,
+    rows: int,
+    features: Sequence[str],
+    classes: Sequence[str] | None,
+    source: Any,
+    categories: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """All rows are there. source: what tells these rows from others, see `read_about`. features, categories: the
+    columns, and the texts of those that hold text, as for TableInputs."""
     for name in (FEATURES, LABELS):
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
     classes = None if classes is None else list(classes)
     about = {"format": FORMAT, "rows": rows, "features": list(features), "classes": classes, "source": source}
-    write_atomically(folder / ABOUT, json.dumps(about).encode())
+    write_atomically(folder / ABOUT, json.dumps(about | {"categories": dict(categories or {})}).encode())
+    (folder / TOKEN).unlink()
 
 
 class Writer:

@@ -22,25 +22,46 @@ def test_the_rows_are_those_of_the_frame_in_order_whatever_its_partitions(tmp_pa
     with schedulers.spark() as session:
         n = 1000
         frame = session.range(n).select(
-            (F.col("id") % 7).alias("key"), (F.col("id") * 0.5).alias("a"), (F.col("id") % 13).cast("int").alias("b"),
+            (F.col("id") % 7).alias("key"), F.when(F.col("id") % 5 == 0, "Oslo").otherwise("Lima").alias("city"),
+            (F.col("id") * 0.5).alias("a"), (F.col("id") % 13).cast("int").alias("b"),
             F.when(F.col("id") % 3 == 0, "no").otherwise("yes").alias("y"),
         )  # fmt: skip
         ids = np.array(sorted(range(n), key=lambda i: (i % 7, i * 0.5)))
-        x = np.stack([ids * 0.5, ids % 13], axis=1).astype(np.float32)
+        x = np.stack([ids * 0.5, ids % 5 != 0, ids % 5 == 0, ids % 13], axis=1).astype(np.float32)
         for partitions in (1, 3, 8):
             cut = frame.orderBy(F.rand(partitions)).repartition(partitions)
-            arguments = {"features": ["a", "b"], "label": "y", "order_by": ["key"], "store": tmp_path / f"{partitions}"}
-            features, labels = from_spark(cut, **arguments)[:]
+            arguments = {
+                "features": ["a", "city", "b"],
+                "label": "y",
+                "order_by": ["key"],
+                "store": tmp_path / f"{partitions}",
+            }
+            found = from_spark(cut, **arguments)
+            assert found.feature_names == ("a", "city=Lima", "city=Oslo", "b")
+            features, labels = found[:]
             assert np.array_equal(features, x) and np.array_equal(labels, (ids % 3 != 0).astype(int))
         values = from_spark(frame, features=["b"], label="a", order_by="a", store=tmp_path / "values")
         assert values.classes is None and np.array_equal(values[:][1][:, 0], np.arange(n, dtype=np.float32) * 0.5)
 
         holes = frame.withColumn("a", F.when(F.col("a") != 1.5, F.col("a")))
         store = tmp_path / "holes"
-        words = r"column 'a': row 0 in the order of order_by: expected a finite number of float32, found None"
+        words = r"column 'a': row 0 in the order of order_by: expected a value, found None"
         with pytest.raises(DataError, match=words):
             from_spark(holes, features=["a"], label="y", order_by="a", store=store)
-        with pytest.raises(DataError, match=r"from_spark: expected a column 'c', found key, a, b, y"):
+        dropped = from_spark(holes, features=["a"], label="y", order_by="a", store=store, missing="drop")
+        assert len(dropped) == n - 1 and 1.5 not in dropped[:][0]
+        no_city = frame.withColumn("city", F.when(F.col("city") == "Oslo", F.col("city")))
+        with pytest.raises(
+            DataError, match=r"column 'city': row \d+ in the order of order_by: expected a value, found N"
+        ):
+            from_spark(no_city, features=["city"], label="y", order_by="a", store=store)
+        dates = frame.withColumn("day", F.lit("2026-01-01").cast("date"))
+        with pytest.raises(DataError, match=r'from_spark: .*"DATE" to "DOUBLE"'):
+            from_spark(dates, features=["day"], label="y", order_by="a", store=store)
+        texts = frame.withColumn("text", F.col("a").cast("string"))
+        with pytest.raises(DataError, match=r"column 'text': expected 1 to 100 texts, found 102; cast it to double if"):
+            from_spark(texts, features=["text"], label="y", order_by="a", store=store)
+        with pytest.raises(DataError, match=r"from_spark: expected a column 'c', found key, city, a, b, y"):
             from_spark(frame, features=["c"], label="y", order_by="a", store=store)
         with pytest.raises(DataError, match=r"column 'a': expected 2 to 100 classes, found 102; classes=False makes"):
             from_spark(frame, features=["b"], label="a", order_by="a", store=store, classes=True)

@@ -79,7 +79,9 @@ def test_a_bad_row_is_named_and_nothing_of_its_part_is_written(tmp_path, rows, e
 
 
 def test_what_is_not_whole_is_refused(tmp_path):
-    with pytest.raises(DataNotFoundError, match="expected rows that from_folder or from_spark stored, found none"):
+    with pytest.raises(
+        DataNotFoundError, match="expected rows that from_folder or from_spark stored, on every machine"
+    ):
         StoredRows(tmp_path)
     store(tmp_path, np.ones((4, 3)))
     with (tmp_path / "features").open("r+b") as file:
@@ -93,3 +95,15 @@ def test_what_is_not_whole_is_refused(tmp_path):
         (tmp_path / "rows.json").write_text(text)
         with pytest.raises(DataNotFoundError):
             StoredRows(tmp_path)
+
+
+def test_a_folder_that_another_machine_does_not_share_is_named(tmp_path):
+    own, other = tmp_path / "own", tmp_path / "other"  # the same name, on two machines
+    other.mkdir()
+    with stored.filling(own):
+        token = stored.begin(own)
+    assert stored.why_not_shared(own, token) is None
+    words = "other, found none or another; rows of a batch come from all executors, so store= must name a folder that"
+    assert words in stored.why_not_shared(other, token)
+    stored.begin(other)
+    assert words in stored.why_not_shared(other, token)
