@@ -176,7 +176,7 @@ def choose(settings: Settings, memory: float | None = None) -> Choice:
                     too_large[plan] = predicted.bytes or 0
                     continue
                 set_num_threads(plan.threads if plan.workers == 1 else threads)
-                seconds, waits = _try(trial)
+                seconds, waits = measure(trial)
                 rows.append(Row(plan, seconds, waits, predicted if plan.workers > 1 else None))
             except ConfigError:
                 if plan.workers == 1:
@@ -317,7 +317,7 @@ def _received(phase: Phase, sizes: Sequence[Sizes], workers: int, shards: int) -
 # --- measure ----------------------------------------------------------------------------------------------------------
 
 
-def _try(settings: Settings) -> tuple[float, float]:
+def measure(settings: Settings) -> tuple[float, float]:
     """Seconds a batch, and the part of them in which workers wait, if there are several."""
     best, problem = math.inf, None
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
     python scripts/bench/bench_mpi.py                                 # two ranks of one thread each
     python scripts/bench/bench_mpi.py --sections links simulation     # as root: hosts of network namespaces
+    python scripts/bench/bench_mpi.py --sections schedules layouts    # stages and parts of a model
 
 The cost model of a merge (mpi/slices.py) is Hockney's: a message of b bytes takes alpha + b / beta seconds. alpha and
 beta are measured on the spot, between two ranks that send at the same time, as a step does it: as many bytes, in pieces
@@ -9,6 +10,7 @@ as small, after a pause as long; a limited link sends the first bytes after a pa
 measured, too.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -19,7 +21,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from collectives import MPIRUN
@@ -29,13 +31,15 @@ from scratchnet.errors import ConfigError
 from scratchnet.flags import flag, run_script
 from scratchnet.jit import passes
 from scratchnet.native.limits import cores
-from scratchnet.parallel import AllReduce, LocalSGD, is_first_rank
+from scratchnet.parallel import AllReduce, LocalSGD, Pipeline, is_first_rank, planner
 from scratchnet.parallel.comm.collectives import ALGORITHMS
 from scratchnet.parallel.compression import COMPRESSIONS
+from scratchnet.parallel.model.timetable import bubble, timetable
 from scratchnet.parallel.mpi.machines import MESSAGE_BYTES
+from scratchnet.parallel.phases import SCHEDULES
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
-SECTIONS = ("steps", "links", "simulation")
+SECTIONS = ("steps", "links", "simulation", "schedules", "layouts")
 NET, BATCH = (784, 1024, 1024, 10), 512
 RATES = (None, 10e9, 1e9, 3e8)  # bits a second of a link
 HOSTS = (2, 4)
@@ -45,6 +49,12 @@ COMPRESSED = [name for name in COMPRESSIONS if name != "none"]  # whole records 
 EVERY = 8  # batches of a round of local SGD
 RANKS_EACH = 16  # of a machine, in the simulation
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+STAGED, LAYERS = 512, 16  # width and number of the layers of which schedules are measured
+# Layouts: a network of equal layers, as a transformer has them, and workers with memory, speed and links of GPUs.
+DEPTH, WIDTH, TOKENS = 48, 4096, 2048  # layers of 12 WIDTH^2 parameters; positions of a sample
+SHARDS = 1024  # of a batch, a sample each
+RATE, MEMORY = 15e12, 80e9  # float operations a second, and bytes, of a worker
+NEAR, FAR, MACHINE = (5e-6, 200e9), (20e-6, 25e9), 8  # alpha and beta within a machine of so many workers, and beyond
 TWO = [*MPIRUN, "-n", "2", "--bind-to", "core"]
 ONE = ["taskset", "-c", "0"]
 SIZES = [(a + 1) * b for a, b in itertools.pairwise(NET)]  # parameters of each layer
@@ -252,6 +262,128 @@ def simulation(config: Config) -> None:
         print(f"{w:>8} " + " ".join(f"{cell:>22.2f}" for cell in cells))
 
 
+# --- stages and parts of a model --------------------------------------------------------------------------------------
+
+
+def schedules(config: Config) -> None:
+    """Two stages of equal layers in two processes: what planner.py predicts, and what the timeline of the pool says."""
+    rng, n = np.random.default_rng(0), 512
+    samples = rng.normal(size=(n, STAGED)).astype(np.float32), rng.integers(0, STAGED, n)
+    loader = sn.data.DataLoader(sn.data.TensorDataset(*samples), n)
+    print(f"\nstages of {LAYERS // 2} layers of {STAGED} x {STAGED}, batch {n}, 8 shards, 2 workers of one thread")
+    print(
+        f"{'schedule':<12} {'predicted':>12} {'measured':>12} {'error':>7} {'waits':>7} {'measured':>9} {'formula':>8}"
+    )
+    link = planner.measured_link()
+    for schedule in SCHEDULES:
+        sn.manual_seed(0)
+        model = sn.nn.Sequential(*(make() for _ in range(LAYERS) for make in (_layer, sn.nn.Tanh)))
+        optimizer, strategy = sn.optim.SGD(model.parameters(), 0.01), Pipeline(2, [str(LAYERS)], schedule)
+        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), workers=2, shards=8, strategy=strategy)
+        settings = trainer._settings(loader)
+        predicted, (seconds, waits) = planner.predict(settings, 1, link), planner.measure(settings)
+        print(
+            f"{schedule:<12} {1e3 * predicted.seconds:>9.1f} ms {1e3 * seconds:>9.1f} ms "
+            f"{predicted.seconds / seconds - 1:>+7.0%} {predicted.waits:>7.0%} {waits:>9.0%} "
+            f"{bubble(schedule, 2, 8, 1, 1, 1):>8.0%}"
+        )
+
+
+def _layer() -> sn.nn.Module:
+    return sn.nn.Linear(STAGED, STAGED)
+
+
+class Layout(NamedTuple):
+    """stages x replicas x parts workers. seconds of a step; bytes of a worker; parts of the step that are no work."""
+
+    stages: int
+    replicas: int
+    parts: int
+    seconds: float
+    bytes: float
+    lost: dict[str, float]
+
+    def efficiency(self) -> float:
+        work = 3 * 2 * 12 * WIDTH**2 * DEPTH * TOKENS * SHARDS / RATE
+        return work / (self.stages * self.replicas * self.parts * self.seconds)
+
+
+@functools.cache
+def layout(stages: int, replicas: int, parts: int) -> Layout:
+    """What a step takes. A part has its block of each layer, and two sums over the parts a layer, in each direction."""
+    parameters, sent = 12 * WIDTH**2 * DEPTH // stages // parts, 4 * WIDTH * TOKENS
+    product = 2 * parameters * TOKENS / RATE
+    cost = ALGORITHMS["ring"].cost(parts, sent)
+    sums = 2 * DEPTH / stages * (cost.steps * NEAR[0] + cost.bytes / NEAR[1]) if parts > 1 else 0.0
+    handed = FAR[0] + sent / parts / FAR[1] if stages > 1 else 0.0
+    seconds = {
+        "forward": product + sums + handed,
+        "backward_inputs": product + sums + handed,
+        "backward_weights": product,
+    }
+    shards = -(-SHARDS // replicas)
+    busy = step = shards * sum(seconds.values())
+    if stages > 1:
+        strategy, rounds = Pipeline(stages, schedule="zero_bubble"), min(shards, 3 * stages)  # more add nothing new
+        phases = [phase for phase in strategy.phases(rounds, 1, False) if phase.name in seconds]
+        spans = timetable(strategy, phases, stages, lambda phase, _: seconds[phase.name])
+        step = max(span.end for span in spans) + (shards - rounds) * sum(seconds.values())
+    merge = exchange(replicas, 4 * parameters, *FAR)
+    kept, slots = min(stages, shards), shards.bit_length()
+    activations = 16 * sent * DEPTH / stages / parts  # about so many of a layer are kept
+    held = 4 * parameters * (2 + 2 * 2 / replicas + slots) + kept * activations
+    whole = step + merge
+    lost = {
+        "bubble": step - busy,
+        "sums of parts": 2 * shards * sums,
+        "hand-overs": 2 * shards * handed,
+        "merge": merge,
+    }
+    return Layout(stages, replicas, parts, whole, held, {name: cost / whole for name, cost in lost.items()})
+
+
+def layouts(config: Config) -> None:
+    """Workers of an S x R x P job, to 1,024: the best layout of each kind, and what keeps it from being better."""
+    print(
+        f"\nsimulated: {DEPTH} layers of 12 x {WIDTH}^2 parameters, {SHARDS} shards of {TOKENS} positions; workers of "
+        f"{RATE / 1e12:.0f} TFLOP/s and {MEMORY / 1e9:.0f} GB, {MACHINE} a machine, "
+        f"{NEAR[1] / 1e9:.0f} GB/s within and {FAR[1] / 1e9:.0f} GB/s between"
+    )
+    print(f"{'workers':>8} {'kind':>10} {'S x R x P':>14} {'efficiency':>11} {'bubble':>7} {'GB':>6}  stops at")
+    kinds = {"replicas": (1, 0, 1), "stages": (0, 1, 1), "parts": (1, 1, 0), "all": (0, 0, 0)}
+    for workers in WORKERS[1:]:
+        for kind, fixed in kinds.items():
+            found = [
+                layout(stages, workers // stages // parts, parts)
+                for stages in _divisors(DEPTH)
+                for parts in (1, 2, 4, 8)
+                if workers % (stages * parts) == 0 and workers // stages // parts <= SHARDS
+            ]
+            found = [x for x in found if all(want in (0, got) for want, got in zip(fixed, x[:3], strict=True))]
+            if not found:
+                limits = {
+                    "stages": f"{DEPTH} layers, which {workers} do not divide",
+                    "parts": f"{MACHINE} of a machine",
+                }
+                print(f"{workers:>8} {kind:>10} {'-':>14} {'':>11} {'':>7} {'':>6}  {limits[kind]}")
+                continue
+            fits = [x for x in found if x.bytes <= MEMORY]
+            best = max(fits, key=Layout.efficiency) if fits else min(found, key=lambda x: x.bytes)
+            where = f"{best.stages} x {best.replicas} x {best.parts}"
+            if not fits:
+                print(f"{workers:>8} {kind:>10} {where:>14} {'':>11} {'':>7} {best.bytes / 1e9:>6.0f}  memory")
+                continue
+            why, part = max(best.lost.items(), key=lambda item: item[1])
+            print(
+                f"{workers:>8} {kind:>10} {where:>14} {best.efficiency():>11.0%} {best.lost['bubble']:>7.1%} "
+                f"{best.bytes / 1e9:>6.0f}  {why}, {part:.1%}"
+            )
+
+
+def _divisors(n: int) -> list[int]:
+    return [i for i in range(1, n + 1) if n % i == 0]
+
+
 def main(config: Config) -> None:
     if config.rank:
         name, arguments = json.loads(config.rank)
@@ -260,7 +392,13 @@ def main(config: Config) -> None:
             print(json.dumps(found), flush=True)
         return
     for name in config.sections:
-        {"steps": steps, "links": links, "simulation": simulation}[name](config)
+        {
+            "steps": steps,
+            "links": links,
+            "simulation": simulation,
+            "schedules": schedules,
+            "layouts": layouts,
+        }[name](config)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def two_cores(monkeypatch):
             return next(p for p in table if (p.workers, p.stages) == (settings.workers, stages))
 
         monkeypatch.setattr(planner, "predict", lambda settings, *_: Prediction(1e-3, 0.1, table[plan_of(settings)][0]))
-        monkeypatch.setattr(planner, "_try", lambda settings: (table[plan_of(settings)][1], 0.2))
+        monkeypatch.setattr(planner, "measure", lambda settings: (table[plan_of(settings)][1], 0.2))
 
     return use
 
