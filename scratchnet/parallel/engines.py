@@ -8,9 +8,11 @@ mpi.engine.Ranks  the ranks of an MPI job
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,6 +69,12 @@ class Engine(Protocol):
 
     def settled(self) -> list[StepResult]:
         """`finished`, when all steps are done, and the model and the optimizer have their state."""
+        ...
+
+    def following(self, within_epoch: bool) -> AbstractContextManager[None]:
+        """Inside, after `settled`, callbacks may change values of the model and the optimizer: training goes on from
+        them. Raises ConfigError for what workers cannot see. within_epoch: no epoch begins then, which sets the mode.
+        """
         ...
 
     def resize(self, workers: int) -> bool:
@@ -188,6 +196,9 @@ class OneProgram:
         return done
 
     settled = finished
+
+    def following(self, within_epoch: bool) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()  # it computes with the model itself
 
     def resize(self, workers: int) -> bool:
         return workers == 1

@@ -8,7 +8,9 @@
 
 A callback is any object with some of these methods, whose argument is a `Progress`. They run in this process alone
 (under MPI, in rank 0), when all steps so far are done, and draw random numbers of their own: one that only looks
-changes no bit of the run. What its `state_dict` gives is in the checkpoints.
+changes no bit of the run. Where one changes values of parameters, the run goes on from them, with any number of
+workers; what else workers have copies of must not change, and nothing may under MPI: that is a CallbackError. What its
+`state_dict` gives is in the checkpoints.
 """
 
 from __future__ import annotations
@@ -144,9 +146,12 @@ class Callbacks:
         cause = None
         if is_first_rank():
             try:
-                self._call(moment, progress)
+                with progress._run.engine.following(moment == "on_step_end"):
+                    self._call(moment, progress)
             except CallbackError as error:
                 cause = error
+            except ConfigError as error:
+                cause = CallbackError(f"{moment}, after step {progress.step}: {error}")
         shared = share_record({"stopped": progress.stopped, "error": None if cause is None else str(cause)})
         progress.stopped = shared["stopped"]
         if shared["error"] is not None:

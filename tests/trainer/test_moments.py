@@ -50,11 +50,48 @@ class Meddler:
         run.trainer.predict(np.zeros((2, 6), np.float32))
 
 
+class Halves:
+    """Changes values in the midst of a run, or at the end of an epoch an attribute."""
+
+    every = 3
+
+    def __init__(self, change=lambda model: None):
+        self.change = change
+
+    def on_step_end(self, run):
+        for parameter in run.model.parameters():
+            with sn.no_grad():
+                parameter.copy_(parameter * 0.5)
+
+    def on_epoch_end(self, run):
+        self.change(run.model)
+        run.model.eval()  # an epoch begins in training mode
+
+
 def raises_at(moment):
     def method(self, run):
         raise KeyError("no such thing")
 
     return type("Raises", (), {moment: method})()
+
+
+@pytest.mark.parametrize("options", [{"workers": 2}, {"clip_norm": 1e9}, {"strategy": "pipeline"}], ids=str)
+def test_values_that_a_callback_changes_count_with_any_engine(options):
+    found = []
+    for own in ({}, options):
+        trainer, loader = make(shards=2, callbacks=[Halves()], **own)
+        trainer.fit(loader, epochs=1)
+        found.append(weights(trainer))
+    assert found[0] == found[1]
+
+
+def test_what_workers_cannot_see_is_refused():
+    def freeze(model):
+        next(iter(model.parameters())).requires_grad_(False)
+
+    trainer, loader = make(workers=2, shards=2, callbacks=[Halves(freeze)])
+    with pytest.raises(CallbackError, match=r"of 2 workers has a copy .*weight.requires_grad; workers=1 sees it"):
+        trainer.fit(loader, epochs=2)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

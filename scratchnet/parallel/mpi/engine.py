@@ -184,6 +184,17 @@ class Ranks(Steps):
             return range(*machine.starts(phase.pieces)[machine.ordinal : machine.ordinal + 2])
         return range(*starts_of(phase.pieces, machine.local.size)[machine.local.rank : machine.local.rank + 2])
 
+    @contextlib.contextmanager
+    def following(self, within_epoch: bool) -> Iterator[None]:
+        yield
+        theta = self.replica.layout.page(self.arena.newest())[0]
+        for i, extent in self.replica.layout.parameters.items():
+            if extent.of(theta).tobytes() != self.replica.optimizer.states[i].param._data.tobytes():
+                name = self.replica.name_of(i)
+                raise ConfigError(
+                    f"expected callbacks that change nothing under MPI, where rank 0 has them, got {name!r}"
+                )
+
     def resize(self, workers: int) -> bool:
         raise ConfigError(f"resize: expected workers=1 under MPI: its ranks are the workers, got {workers!r}")
 

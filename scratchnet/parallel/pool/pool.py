@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from multiprocess import connection
 from ...errors import ConfigError, NonFiniteError, WorkerError
 from ...native.atomics import SPINS, publish
 from ...native.limits import cores
+from ...tensor import Tensor
 from ..objects import SharedObject, generator_in, loads
 from ..phases import Phase
 from ..settings import Settings, Start
@@ -134,6 +135,19 @@ class Pool(Steps):
         except BaseException:
             self._processes.end()
             raise
+
+    @contextlib.contextmanager
+    def following(self, within_epoch: bool) -> Iterator[None]:
+        before = _attributes(self.replica.model, within_epoch)
+        with super().following(within_epoch):
+            yield
+        for (module, old), (_, new) in zip(before, _attributes(self.replica.model, within_epoch), strict=False):
+            for name in old.keys() | new.keys():
+                if old.get(name, self) is not new.get(name, self):
+                    raise ConfigError(
+                        f"expected callbacks that change values alone, as each of {self.workers} workers has a copy of "
+                        f"the model, got another {type(module).__name__}.{name}; workers=1 sees it"
+                    )
 
     def resize(self, workers: int) -> bool:
         """A worker that is not needed any more is ended, at any point of its work."""
@@ -344,3 +358,13 @@ class Pool(Steps):
         super().close(error)
         stop(self.arena.words)
         self._processes.__exit__(error and type(error), error, None)
+
+
+def _attributes(model: Any, with_mode: bool) -> list[tuple[Any, dict[str, Any]]]:
+    """Of each module what it consists of, and which of its parameters are trained."""
+    found = []
+    for module in model.modules():
+        own = {name: value for name, value in vars(module).items() if with_mode or name != "training"}
+        trained = {f"{name}.requires_grad": t.requires_grad for name, t in own.items() if isinstance(t, Tensor)}
+        found.append((module, own | trained))
+    return found

@@ -83,6 +83,11 @@ class Steps:
         self.read()
         return self.finished()
 
+    @contextlib.contextmanager
+    def following(self, within_epoch: bool) -> Iterator[None]:
+        yield
+        self.replica.write(self.replica.layout.page(self.arena.newest()))
+
     def state(self) -> dict[str, np.ndarray]:
         """Older pages, for gradients that are behind; residuals and factors of compression."""
         arena, found = self.arena, {}
