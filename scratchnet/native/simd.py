@@ -206,16 +206,20 @@ def _write_tile(module, dtype, lanes, rows, vectors, transposed, pack, update):
             f.store(f.multiply_add(rate, speed, p), p_at, mask)
             f.store(f.flushed(v), v_at, mask)
 
-    def one(pointers):
+    def one(values):
+        left, *pointers = values
         a, b, start, out, packed, velocity = pointers
+        # What lies behind the last tile may be another thread's, which a prefetch for writing would take away from it.
+        is_last = f.builder.icmp_signed("==", left, i64(1))
+        ahead = f.builder.select(is_last, i64(0), f["out_next"])
         if update:  # the sums of a gradient begin with zero; meanwhile, lines that the next tile updates are fetched
-            next_lines, values = [f.at(x, f["out_next"]) for x in (out, velocity)], [a, b, packed, *zeros]
+            next_lines, values = [f.at(x, ahead) for x in (out, velocity)], [a, b, packed, *zeros]
             first = f.builder.select(f.builder.icmp_signed("<", f["k"], i64(rows)), f["k"], i64(rows))
             _, _, *values = f.loop(first, [*next_lines, *values], step_and_fetch)
             rest = f.builder.sub(f["k"], first)
         else:
             for i in range(rows):  # where the next tile will be may be far away: fetch it while this one runs
-                f.prefetch(f.at(out, f["out_next"], outs[i], columns[0]))
+                f.prefetch(f.at(out, ahead, outs[i], columns[0]))
             begin = f.when(
                 f.builder.sub(i64(1), f["add"]),
                 zeros,
@@ -232,10 +236,11 @@ def _write_tile(module, dtype, lanes, rows, vectors, transposed, pack, update):
             sums = f.when(f["add"], sums, lambda: [f.builder.fadd(f.load(at, mask), total) for total, at in pairs])
             for total, (i, column) in zip(sums, elements, strict=True):
                 f.store(total, f.at(out, outs[i], column), mask)
-        return [f.at(pointer, f[f"{name}_next"]) for name, pointer in zip(walking, pointers, strict=True)]
+        moved = [f.at(pointer, f[f"{name}_next"]) for name, pointer in zip(walking, pointers, strict=True)]
+        return [f.builder.sub(left, i64(1)), *moved]
 
     walking = "a", "b", "start", "out", "packed", "velocity"
-    f.loop(f["tiles"], [f[name] for name in walking], one)
+    f.loop(f["tiles"], [f["tiles"], *(f[name] for name in walking)], one)
     f.builder.ret_void()
     return f.llvm
 

@@ -15,7 +15,7 @@ from numba.np.ufunc.parallel import _launch_threads
 
 from ...errors import DtypeError, ShapeError
 from ...native.compile import JIT_ENABLED, before_first_kernel, get_num_threads, jit
-from ...native.loops import Task, constant, is_constant, ranged, scratch, uncounted, workspace
+from ...native.loops import Task, constant, is_constant, is_planning, ranged, scratch, uncounted, workspace
 from ...native.simd import TILE
 from .gemm_blocks import multiply, multiply_in_blocks
 from .gemm_cuts import (
@@ -191,7 +191,8 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     pack_b_rows = threads * cut_now(PACK_B_ROWS)
     in_l2 = k <= L2_K and k * n * out.itemsize <= L2_BYTES
     packing = transpose_b and not in_l2 and m < pack_b_rows  # by rows, every thread would pack all of b
-    by_columns = not (transpose_a or transpose_b) and _shares_columns(m, k, n, threads, out.itemsize)
+    is_plain = not (transpose_a or transpose_b)
+    by_columns = is_plain and is_planning() and _shares_columns(m, k, n, threads, out.itemsize)  # an update may follow
     if rounds and n <= FEW_COLUMNS:
         b, transpose_b = _packed(b, transpose_b, 0, n, rounds), False  # one panel: op(b) as it is
     elif not rounds and (by_columns or ((packing or m < ROWS * threads) and n >= 4 * lanes)):
