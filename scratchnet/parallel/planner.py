@@ -1,7 +1,8 @@
 """`workers="auto"`: how many processes, of how many threads, and with how many stages, train fastest?
 
     plan        one process with all threads, or with one ("do not parallelise"); W processes of cores // W threads
-                that share the shards; or W processes that have a stage of the model each
+                that share the shards; that have a stage of the model each; or, where the strategy has parts, that
+                share the parts of each shard (not with memory=, since what a part holds is not counted)
     predict     pieces of a step are timed in this process, one after the other; the timetable of model/timetable.py
                 plays them for W workers, and a hand-over between processes adds alpha + bytes / beta seconds
     measure     a real engine runs the plan on the real model and data for a moment; the timeline says who waited
@@ -51,21 +52,25 @@ LARGE = 1 << 18  # elements of the array by which beta is measured
 
 
 class Plan(NamedTuple):
-    """So many processes, with so many threads each. stages: of the model; 1: those of the strategy."""
+    """So many processes, with so many threads each. stages: of the model; 1: those of the strategy. shares_parts: do
+    they share the parts of each shard's layers?
+    """
 
     workers: int
     threads: int
     stages: int = 1
+    shares_parts: bool = False
 
     def __str__(self) -> str:
         text = f"{self.workers} worker{'s' * (self.workers > 1)} x {self.threads} thread{'s' * (self.threads > 1)}"
-        return f"{text}, {self.stages} stages" if self.stages > 1 else text
+        return f"{text}, {self.stages} stages" if self.stages > 1 else f"{text}, by parts" * self.shares_parts or text
 
     def of(self, strategy: Strategy) -> Strategy:
-        """The strategy, in stages if the plan has some."""
-        if self.stages == 1:
+        """The strategy, in stages if the plan has some, or with its parts shared out."""
+        if self.stages == 1 and not self.shares_parts:
             return strategy
-        return Pipeline(self.stages, schedule="zero_bubble", parts=strategy.parts, plan=strategy.plan)
+        schedule = "1f1b" if self.shares_parts else "zero_bubble"
+        return Pipeline(self.stages, schedule=schedule, parts=strategy.parts, plan=strategy.plan)
 
 
 class Link(NamedTuple):
@@ -159,7 +164,12 @@ def choose(settings: Settings, memory: float | None = None) -> Choice:
     available = min(cores(), threads)
     found = plans(available, settings.shards)
     if settings.strategy.is_plain and settings.strategy.stages == 1:
-        found += staged(found, available, memory is not None)
+        parted = [
+            Plan(plan.workers, plan.threads, shares_parts=True)
+            for plan in found
+            if memory is None and 1 < plan.workers <= settings.strategy.parts
+        ]
+        found += staged(found, available, memory is not None) + parted
     try:
         for plan in found:
             if plan.stages > max(2, available) and any(row.plan.stages > 1 for row in rows):
@@ -239,7 +249,7 @@ def predict(settings: Settings, threads: int, link: Link, counts_bytes: bool = F
 
     strategy, workers, problem = settings.strategy, settings.workers, None
     with tempfile.TemporaryDirectory() as folder, _threads(threads):
-        engine = Solo(dataclasses.replace(settings, workers=1, timeline=Path(folder, "timeline.json")), Start())
+        engine = Solo(dataclasses.replace(settings, timeline=Path(folder, "timeline.json")), Start())
         try:
             _run(engine, settings, (WARM + TIMED) * strategy.span(settings.accumulate))
             events = engine.timeline.events_of(0)  # type: ignore[union-attr]
@@ -254,7 +264,8 @@ def predict(settings: Settings, threads: int, link: Link, counts_bytes: bool = F
         if event.step >= WARM:
             phase = own[int(event.phase)]
             times.setdefault((phase.name, phase.stage), []).append((event.end - event.start) * phase.pieces)
-    phases = strategy.phases(settings.shards, slices_of(replica, workers), settings.clip_norm is not None)
+    links = replica.plan.links if replica.plan else ()
+    phases = strategy.phases(settings.shards, slices_of(replica, workers), settings.clip_norm is not None, links)
     sizes = _sizes(replica, counts_bytes)
 
     def seconds(phase: Phase, piece: int) -> float:

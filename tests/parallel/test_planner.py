@@ -121,11 +121,13 @@ def test_only_plans_that_change_no_bit_are_tried(two_cores, strategy, stages):
     trainer, loader = small(1, strategy=strategy)
     choice = choose(trainer._settings(loader))
     found = [row.plan for row in choice.rows]
-    assert found == [Plan(1, 2), Plan(1, 1), Plan(2, 1)] + [Plan(2, 1, stages)] * (stages > 0)
+    parts = [Plan(2, 1, 1, True)] * (trainer.strategy.parts > 1)
+    assert found == [Plan(1, 2), Plan(1, 1), Plan(2, 1)] + [Plan(2, 1, stages)] * (stages > 0) + parts
+    assert all(plan.of(trainer.strategy).shares_parts(2) for plan in parts)
     taken = choice.plan.of(trainer.strategy)
     assert taken == trainer.strategy
     if stages:
-        staged = found[-1].of(trainer.strategy)
+        staged = found[3].of(trainer.strategy)
         assert (staged.stages, staged.parts, staged.arithmetic) == (2, trainer.strategy.parts, sn.parallel.AllReduce())
 
 
@@ -139,6 +141,14 @@ def test_a_prediction_adds_up_the_pieces_that_this_process_timed():
     first, states, shards = 4 * (4 * 8 + 8), 2, 2
     pages = 2 * first * (1 + states)
     assert pages + shards * first < found.bytes < pages + shards * first + 2000
+
+
+def test_parts_that_workers_share_are_predicted():
+    trainer, loader = small(1, strategy=TensorParallel(2))
+    settings = dataclasses.replace(trainer._settings(loader), workers=2, scheduler=None)
+    settings = dataclasses.replace(settings, strategy=Plan(2, 1, 1, True).of(settings.strategy))
+    found, slow = (predict(settings, 1, Link(alpha, 1e9)) for alpha in (0.0, 1.0))
+    assert 0 < found.seconds < 1 < slow.seconds
 
 
 def test_the_timeline_says_who_waited(tmp_path):
