@@ -25,14 +25,13 @@ from typing import Any
 
 from ... import checks
 from ...errors import ConfigError, WorkerError
-from ...version import __version__
 from ..comm.job import ENDED
 from ..groups import YEARS
 from ..objects import culprit, dumps, loads
 from ..pool.launch import signal_name
 from . import hydra
 from .rendezvous import Rendezvous
-from .task import PYTHON, work
+from .task import misfit, work
 
 RANK = "scratchnet.parallel.clusters.rank"
 START = 60.0  # seconds that a scheduler may take to start all tasks
@@ -155,7 +154,8 @@ class _Attempt:
                 threading.Thread(target=self._collect, args=(do,), daemon=True).start()
                 if not meeting.gather(self.ranks, START, self.tasks.done):
                     raise self._not_started(len(meeting.peers))
-                _check_versions(self.scheduler.name, [about for _, about in meeting.peers.values()])
+                if wrong := misfit(hello for _, hello in meeting.peers.values()):
+                    raise ConfigError(f"{self.scheduler.name}.run: {wrong}")
                 lost, status = self._run(meeting)
             except BaseException:
                 meeting.close()  # then tasks end their ranks
@@ -258,13 +258,3 @@ class _Attempt:
             rank, how = min((n, f"raised {error['message']}") for n, error in errors.items())
         kind = WorkerError if "cancel" in self.trouble.lower() else Lost  # who cancels a job wants no restart
         raise kind(f"{name}.run: rank {rank} {how}", rank, number)
-
-
-def _check_versions(name: str, found: list[dict[str, Any]]) -> None:
-    """Raises ConfigError for a task that has not what the driver has."""
-    ours = {"mpich": hydra.version(), "python": PYTHON, "scratchnet": __version__}
-    for about in found:
-        for what, own in ours.items():
-            if about.get(what) != own:
-                got = about.get(what) or "none"
-                raise ConfigError(f"{name}.run: expected {what} {own} on {about.get('host')}, as here, got {got}")

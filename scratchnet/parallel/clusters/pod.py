@@ -9,7 +9,6 @@ checkpoint. SIGTERM goes to the ranks, which save after the step in hand and end
 
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -17,11 +16,10 @@ import time
 from pathlib import Path
 
 from ...errors import ConfigError, ScratchnetError
-from ...version import __version__
 from ..comm.job import ENDED, RESTARTS
 from . import hydra
 from .rendezvous import Peer, Rendezvous, connect
-from .task import PYTHON
+from .task import HOST, misfit, versions
 
 INDEX, MACHINES, RANKS = "JOB_COMPLETION_INDEX", "SCRATCHNET_MACHINES", "SCRATCHNET_RANKS"
 DRIVER, TOKEN, WAIT = "SCRATCHNET_DRIVER", "SCRATCHNET_TOKEN", "SCRATCHNET_WAIT"
@@ -43,7 +41,9 @@ def main(words: list[str]) -> int:
         threading.Thread(target=_drive, args=(address, token, machines, ranks, words, seconds), daemon=True).start()
     deadline, order = time.monotonic() + seconds, dict[str, list[str]]()
     while not order.get("command"):  # an earlier start of the first pod may still answer, and end
-        peer = connect(address, PORT, max(0.0, deadline - time.monotonic()), token=token, task=index, **_about())
+        peer = connect(
+            address, PORT, max(0.0, deadline - time.monotonic()), token=token, task=index, host=HOST, **versions()
+        )
         order = peer.receive() if peer else {}
         if asked or time.monotonic() > deadline or "refused" in order:
             raise ConfigError(order.get("refused") or f"pod {index}: expected pod 0 at {address}:{PORT}, got no order")
@@ -52,10 +52,6 @@ def main(words: list[str]) -> int:
     status = _carry(order["command"], peer, asked)
     peer.close()
     return status
-
-
-def _about() -> dict[str, str]:
-    return {"host": socket.gethostname(), "python": PYTHON, "scratchnet": __version__, "mpich": hydra.version()}
 
 
 def _carry(command: list[str], peer: Peer, asked: list[int]) -> int:
@@ -93,13 +89,10 @@ def _drive(address: str, token: str, machines: int, ranks: int, words: list[str]
             print(f"pod: expected {machines} pods within {seconds} s, got {len(meeting.peers)}", file=sys.stderr)
             return
         peers = [meeting.peers[i][0] for i in range(machines)]
-        ours = _about() | {"host": None}
-        for _, about in meeting.peers.values():
-            if wrong := [f"{what} {own} on {about.get('host')}, as in pod 0" for what, own in ours.items()
-                         if own is not None and about.get(what) != own]:  # fmt: skip
-                for peer in peers:
-                    peer.send(refused=f"pod: expected {wrong[0]}, got another")
-                return
+        if wrong := misfit(hello for _, hello in meeting.peers.values()):
+            for peer in peers:
+                peer.send(refused=f"pod: {wrong}")
+            return
         job = hydra.Job(address, [ranks] * machines, ["scratchnet", *words], hear)
         for peer, command in zip(peers, job.commands, strict=True):
             peer.send(command=command)

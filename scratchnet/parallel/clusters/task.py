@@ -9,7 +9,9 @@ import platform
 import socket
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ...native.limits import cores
 from ...version import __version__
@@ -22,14 +24,27 @@ from .rendezvous import Peer, connect
 MACHINE = "SCRATCHNET_MACHINE"  # names the machine of a task, where /proc does not tell it
 POLL = 0.05
 CONNECT = 10.0  # seconds that a task tries to reach its driver
-PYTHON = ".".join(platform.python_version_tuple()[:2])
+HOST = socket.gethostname()
+
+
+def versions() -> dict[str, str]:
+    """What all parts of a job must have in the same version."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"mpich": hydra.version(), "python": python, "scratchnet": __version__}
+
+
+def misfit(hellos: Iterable[dict[str, Any]]) -> str | None:
+    """The first part of a job whose versions are not those of this process, in a line; None if there is none."""
+    for hello in hellos:
+        for what, own in versions().items():
+            if hello.get(what) != own:
+                return f"expected {what} {own} on {hello.get('host')}, as here, got {hello.get(what) or 'none'}"
+    return None
 
 
 def work(task: int, address: str, port: int, token: str, payload: bytes, attempt: int = 0) -> dict[int, bytes]:
     """{rank: what it kept} of the ranks that this task started, in the task with this number."""
-    about = {"machine": machine(), "host": socket.gethostname()}
-    about |= {"python": PYTHON, "scratchnet": __version__, "mpich": hydra.version()}
-    peer = connect(address, port, CONNECT, token=token, task=task, **about)
+    peer = connect(address, port, CONNECT, token=token, task=task, machine=machine(), host=HOST, **versions())
     if peer is None:
         return {}
     try:

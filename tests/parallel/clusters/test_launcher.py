@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import ranks
 from residue import no_residue
 
 from scratchnet.errors import ConfigError, WorkerError
-from scratchnet.parallel.clusters import hydra, launcher, processes
+from scratchnet.parallel.clusters import launcher, processes, task
 
 pytestmark = ranks.needs_hydra
 
@@ -120,12 +121,16 @@ def test_what_cannot_start_is_refused_in_one_line(monkeypatch):
         launcher.run(few(2), lambda comm: stream, (), 2)
     with pytest.raises(WorkerError, match=r"expected 2 tasks to call this process before the others ended, got 0"):
         launcher.run(few(2), print, (), 2)
-    here = {"host": "there", "python": launcher.PYTHON, "scratchnet": launcher.__version__, "mpich": hydra.version()}
-    launcher._check_versions("spark", [here])
-    with pytest.raises(ConfigError, match=r"spark.run: expected python .* on there, as here, got 2.7"):
-        launcher._check_versions("spark", [here, here | {"python": "2.7"}])
-    with pytest.raises(ConfigError, match=r"spark.run: expected mpich .* on there, as here, got none"):
-        launcher._check_versions("spark", [here, here | {"mpich": ""}])
+
+
+def test_another_version_on_a_machine_is_named(monkeypatch):
+    here = {"host": "there", **task.versions()}
+    assert task.misfit([here]) is None
+    assert re.fullmatch(r"expected python .* on there, as here, got 2.7", task.misfit([here, here | {"python": "2.7"}]))
+    assert re.fullmatch(r"expected mpich .* on there, as here, got none", task.misfit([here, here | {"mpich": ""}]))
+    monkeypatch.setattr(launcher, "misfit", lambda hellos: f"expected others than {len(list(hellos))}")
+    with pytest.raises(ConfigError, match=r"^processes.run: expected others than 2$"):
+        processes.run(print, ranks=2)
 
 
 def test_another_mpi_than_hydras_is_named(monkeypatch):
