@@ -11,6 +11,7 @@ import threading
 import pytest
 import ranks
 from residue import no_residue
+from sizes import THOROUGH
 
 from scratchnet.errors import ConfigError, WorkerError
 from scratchnet.parallel.clusters import launcher, processes, task
@@ -70,7 +71,7 @@ def test_an_exception_of_a_rank_comes_with_its_traceback_and_is_not_tried_again(
     assert e.value.rank == 1 and 'raise ValueError("no such luck")' in e.value.traceback
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM] if THOROUGH else [signal.SIGKILL])
 def test_a_killed_task_ends_all_ranks(tmp_path, number):
     """Of the second of two machines: the task, two generations above its rank."""
 
