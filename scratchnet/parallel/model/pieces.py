@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +63,8 @@ class Stages:
         self.replica, self.plan = replica, plan
         self._states = list(replica.layout.parameters)
         self._elsewhere = [np.zeros(extent.shape, extent.dtype) for extent in replica.layout.buffers]
+        self._buffers = list(replica.model.buffers())
+        self._versions: dict[tuple[int, int], list[int]] = {}  # of buffers, after the forward of (stage, shard)
         self._graphs: dict[tuple[int, int], tuple[int, list[Graph]]] = {}  # of (stage, shard): the step, each batch's
         self._rests: dict[tuple[int, int], tuple[int, list[Rest]]] = {}  # of backward passes that are half done
         self.keeps, self.learns = not replica.strategy.recompute, False
@@ -85,7 +87,7 @@ class Stages:
     def backward(self, s: int, k: int, step: int, parts: list[Part], memory: Memory) -> None:
         """Gradients of the stage's parameters go to the slot, those of its inputs to `memory.gradients`."""
         stage, graphs = self.plan.stages[s], self._graphs_of(s, k, step, parts, memory)
-        with self._bound(stage, memory):
+        with self._bound(stage, memory, self._versions[s, k]):
             for part, graph in zip(parts, graphs, strict=True):
                 inputs, parameters = self._inputs_of(graph), self._parameters_of(stage)
                 found = backward(self._roots(s, part, graph, memory), [*inputs.values(), *parameters.values()])
@@ -102,14 +104,14 @@ class Stages:
         if done != step:
             rests = self._rests_of(s, k, step, parts, memory, False)
         stage = self.plan.stages[s]
-        with self._bound(stage, memory):
+        with self._bound(stage, memory, self._versions[s, k]):
             for part, rest in zip(parts, rests, strict=True):
                 found = backward_weights(rest, [*self._parameters_of(stage).values()])
                 self._write(stage, found, memory, part is parts[0])
 
     def _rests_of(self, s: int, k: int, step: int, parts: list[Part], memory: Memory, sends: bool) -> list[Rest]:
         graphs, rests = self._graphs_of(s, k, step, parts, memory), []
-        with self._bound(self.plan.stages[s], memory):
+        with self._bound(self.plan.stages[s], memory, self._versions[s, k]):
             for part, graph in zip(parts, graphs, strict=True):
                 inputs = self._inputs_of(graph)
                 found, rest = backward_inputs(self._roots(s, part, graph, memory), [*inputs.values()])
@@ -188,7 +190,9 @@ class Stages:
             extent = self.replica.layout.buffers[i]
             self.replica.device.copy(extent.of(memory.theta), extent.of(memory.slot))
         with self._bound(stage, memory):
-            return [self._run_part(stage, s, k, part, memory) for part in parts]
+            graphs = [self._run_part(stage, s, k, part, memory) for part in parts]
+            self._versions[s, k] = [buffer._version for buffer in self._buffers]
+        return graphs
 
     def _run_part(self, stage: Stage, s: int, k: int, part: Part, memory: Memory) -> Graph:
         replica, plan, n = self.replica, self.plan, len(part.positions)
@@ -213,14 +217,28 @@ class Stages:
         require_finite(loss)
         return Graph(run.inputs, run.outputs, loss)
 
-    def _bound(self, stage: Stage, memory: Memory) -> Any:
-        """The model on a page; its buffers in the slot, or where nobody reads them if they are of other stages."""
-        layout = self.replica.layout
+    @contextlib.contextmanager
+    def _bound(self, stage: Stage, memory: Memory, versions: Sequence[int] = ()) -> Iterator[None]:
+        """The model on a page; its buffers in the slot, or where nobody reads them if they are of other stages.
+
+        versions: of the buffers when the stage's forward of the shard ended. Until its backward nobody changes them in
+        its slot; that the same tensors stood for those of other shards meanwhile is no change.
+        """
+        layout, before = self.replica.layout, [buffer._version for buffer in self._buffers]
         arrays = [extent.of(memory.theta) for extent in layout.parameters.values()]
         own = set(stage.buffers)
         for i, extent in enumerate(layout.buffers):
             arrays.append(extent.of(memory.slot) if i in own else self._elsewhere[i])
-        return self.replica.bound(arrays)
+        self._set_versions(versions or before)
+        try:
+            with self.replica.bound(arrays):
+                yield
+        finally:
+            self._set_versions(before)
+
+    def _set_versions(self, versions: Sequence[int]) -> None:
+        for buffer, version in zip(self._buffers, versions, strict=True):
+            buffer._version = version
 
     # --- a backward ---------------------------------------------------------------------------------------------------
 

@@ -36,8 +36,22 @@ class Skips(nn.Module):
     def forward(self, x):
         a = self.first(x).tanh()
         b = self.drop(self.second(a) + a)
-        c = self.third(b.reshape(-1, 2, 4).transpose(1, 2).reshape(-1, 8)) * b + a
+        c = self.third(b.view(-1, 2, 4).transpose(1, 2).reshape(-1, 8)) * b + a
         return self.head(self.drop(c) - b)
+
+
+class Remembers(nn.Module):
+    """Updates a buffer and reads it, in one forward."""
+
+    def __init__(self):
+        self.first, self.second, self.head = nn.Linear(FEATURES, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+        self.register_buffer("mean", np.zeros(8, np.float32))
+
+    def forward(self, x):
+        x = self.first(x).tanh()
+        with sn.no_grad():
+            self.mean.copy_(self.mean * 0.9 + x.mean(0) * 0.1)
+        return self.head(self.second(x * self.mean).tanh())
 
 
 class OneHead(nn.Module):
@@ -216,6 +230,11 @@ def test_the_owner_of_a_part(stages, parts, workers, expected):
 def test_shards_of_several_sizes_and_empty_ones_keep_their_bytes():
     options = {"samples": 27, "shards": 4, "model": lambda: nn.MLP(FEATURES, 8, CLASSES, dropout=0.3)}
     assert trained(Pipeline(2), **options) == trained(**options)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_buffer_is_updated_and_read_in_one_forward(schedule):
+    assert trained(Pipeline(2, ["second"], schedule=schedule), model=Remembers) == trained(model=Remembers)
 
 
 def test_what_stands_for_another_stages_numbers_lies_in_memory_as_they_do():
