@@ -1281,6 +1281,8 @@ NOT_CALLED |= {
 INTERNAL = (
     "check_workers",
     "owner",
+    "divides",
+    "shares_parts",
     "on_fit_start",
     "on_step_end",
     "on_epoch_end",
