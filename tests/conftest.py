@@ -44,7 +44,7 @@ ONCE = {
     "large": ("test_folder", "test_spark", "test_stored"),
     "files": ("test_cells", "test_content", "test_idx", "test_series"),
     "cuda": ("test_compiled", "test_stub", "test_without_gpu"),
-    "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm", "test_tiles"),
+    "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm", "test_pairs", "test_tiles"),
     "model": ("test_backward", "test_parts", "test_pieces", "test_timetable"),
     "comm": ("test_collectives", "test_job", "test_memory", "test_tree", "test_virtual"),
     "pool": ("test_launch", "test_pool"),

@@ -31,7 +31,8 @@ def first_line(count: int, what: str, shards: int, is_default: bool, is_exact: b
 
 
 ORDERS = {  # what precision_lines says of kernels/cpu/gemm_bfloat16.py, WAYS
-    "widened": "rounded as they are read, and multiplied as float32: no faster here, but the same on every CPU",
+    "widened": "rounded as they are packed, and multiplied as float32: no faster here, but the same on every CPU",
+    "pairs": "multiplied by this CPU's vectors of pairs (avx512_bf16); a CPU without them gets other last bits",
     "tiles": "multiplied by this CPU's matrix units (AMX); a CPU without them gets other last bits",
 }
 

@@ -8,14 +8,19 @@ from sizes import JIT
 from scratchnet import errors
 from scratchnet.kernels import device
 from scratchnet.kernels.cpu import gemm, gemm_bfloat16
-from scratchnet.native import tiles
+from scratchnet.native import pairs, tiles
+from scratchnet.native.compile import MAX_THREADS, get_num_threads, set_num_threads
 from scratchnet.native.loops import Plan, planning
 
-needs_units = pytest.mark.skipif(not (JIT and tiles.are_there()), reason="a CPU without matrix units")
+UNITS = [
+    pytest.param(name, marks=pytest.mark.skipif(not (JIT and unit.are_there()), reason="a CPU without them"))
+    for name, unit in gemm_bfloat16.UNITS.items()
+]
 
 SHAPES = [(1, 1, 1, 1), (1, 16, 32, 16), (1, 33, 65, 17), (3, 20, 40, 50), (1, 5, 0, 3)]
-SHAPES += [(1, 33, 1056, 520)] * JIT  # more than one part of op(b)
-WIDENED = SHAPES + [(1, 20, 900, 130), (1, 70, 1100, 5), (2, 40, 900, 50), (1, 1, 90, 800)] * JIT  # too large to copy
+WIDENED = SHAPES + [(1, 33, 1056, 520), (1, 20, 900, 130), (1, 70, 1100, 5), (2, 40, 900, 50), (1, 1, 90, 800)] * JIT
+SHAPES += [(1, 17, 1056, 40), (1, 40, 1056, 17)] * JIT  # more than one part of k
+SHAPES += [(1, 560, 40, 530)] * JIT  # both sides longer than a part
 
 
 def operands(count, m, k, n, transpose_a, transpose_b):
@@ -32,7 +37,7 @@ def test_widened_factors_have_the_bits_of_their_float32_product(shape, flags):
     expected = np.empty_like(out)
     gemm_bfloat16.WAYS["widened"](a, b, out, *flags)
     for i in range(len(out)):
-        gemm.matmul(tiles.bfloat16(a[i]), tiles.bfloat16(b[i]), expected[i], *flags)
+        gemm.matmul(pairs.bfloat16(a[i]), pairs.bfloat16(b[i]), expected[i], *flags)
     assert out.tobytes() == expected.tobytes()
 
 
@@ -48,25 +53,55 @@ def test_an_update_takes_in_the_product_of_rounded_factors():
         gemm_bfloat16.WAYS["widened"](a[None], b[None], gradient[None], True, False)
     for task in (*plan[:-1], gemm.with_update(plan[-1], *fused, numbers)):
         task.loop.serial(0, task.size, *task.arguments)
-    gemm.matmul(tiles.bfloat16(a), tiles.bfloat16(b), gradient, True)
+    gemm.matmul(pairs.bfloat16(a), pairs.bfloat16(b), gradient, True)
     device("cpu").sgd(plain[0], gradient, plain[1], *plain, numbers)
     assert fused[0].tobytes() == plain[0].tobytes() and fused[1].tobytes() == plain[1].tobytes()
 
 
-@needs_units
+@pytest.mark.parametrize("way", UNITS)
 @pytest.mark.parametrize("flags", [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tiles_have_the_bits_of_the_definition(shape, flags):
+def test_units_have_the_bits_of_their_definition(shape, flags, way):
     a, b, out = operands(*shape, *flags)
-    gemm_bfloat16.WAYS["tiles"](a, b, out, *flags)
-    left, right = (tiles.bfloat16(x.swapaxes(1, 2) if turned else x) for x, turned in zip((a, b), flags, strict=True))
+    gemm_bfloat16.WAYS[way](a, b, out, *flags)
+    left, right = (pairs.bfloat16(x.swapaxes(1, 2) if turned else x) for x, turned in zip((a, b), flags, strict=True))
     k = shape[2]
     left, right = np.pad(left, ((0, 0), (0, 0), (0, -k % 32))), np.pad(right, ((0, 0), (0, -k % 32), (0, 0)))
     expected = np.zeros_like(out)
     for i in range(len(out)):
-        for t in range(0, left.shape[2], 32):
-            expected[i] = tiles.add_tiles(expected[i], left[i, :, t : t + 32], right[i, t : t + 32])
+        step = 32 if way == "tiles" else 1024
+        for t in range(0, left.shape[2], step):
+            terms = left[i, :, t : t + step], right[i, t : t + step]
+            if way == "tiles":
+                expected[i] = tiles.add_tiles(expected[i], *terms)
+            else:
+                part = pairs.add_pairs(np.zeros_like(out[i]), *terms)
+                expected[i] = expected[i] + part if t else part
     assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("way", UNITS)
+def test_bits_of_units_do_not_depend_on_threads(way):
+    a, b, out = operands(1, 200, 700, 150, False, False)
+    results, before = [], get_num_threads()
+    for count in range(1, min(MAX_THREADS, 4) + 1):
+        set_num_threads(count)
+        gemm_bfloat16.WAYS[way](a, b, out, False, False)
+        results.append(out.tobytes())
+    set_num_threads(before)
+    assert len(set(results)) == 1
+
+
+@pytest.mark.skipif(not JIT, reason="without the JIT there is one way")
+def test_small_products_have_the_bits_of_widened_factors_in_all_ways(monkeypatch):
+    monkeypatch.setattr(gemm_bfloat16, "way", lambda: "none")
+    a, b, out = operands(2, 64, 128, 16, False, False)
+    gemm_bfloat16.matmul_bfloat16(a, b, out)
+    expected = np.empty_like(out)
+    gemm_bfloat16.WAYS["widened"](a, b, expected, False, False)
+    assert out.tobytes() == expected.tobytes()
+    with pytest.raises(KeyError):
+        gemm_bfloat16.matmul_bfloat16(*operands(1, 64, 129, 16, False, False))
 
 
 def test_the_way_of_the_environment_is_taken_or_refused(monkeypatch):
@@ -100,5 +135,5 @@ def test_operands_of_other_layouts_and_empty_ones_are_taken():
     kernel = device("cpu").matmul_bfloat16
     a, b, out = operands(2, 3, 4, 5, False, False)
     kernel(np.asfortranarray(a), b[:, ::-1][:, ::-1], out)
-    np.testing.assert_allclose(out, tiles.bfloat16(a) @ tiles.bfloat16(b), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(out, pairs.bfloat16(a) @ pairs.bfloat16(b), rtol=1e-5, atol=1e-5)
     kernel(a[:0], b[:0], out[:0])
