@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from scratchnet.kernels.cpu.pairs import WORDS, _pack_tiles
 from scratchnet.native.llvm import Operand
-from scratchnet.native.pairs import WORDS, _pack_tiles
 
 
 def check_sums(compiled, twin, kind, rows, columns, add):

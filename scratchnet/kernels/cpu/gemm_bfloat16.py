@@ -1,8 +1,8 @@
 """Products of float32 matrices that are rounded to bfloat16 as they are read, in three ways with bits of their own.
 
 widened   the float32 product, which rounds its factors as it packs them: the bits of the product of rounded factors.
-pairs     vectors of pairs (native/pairs.py): chains of 1,024 terms, of each two the second one first.
-tiles     matrix units (native/tiles.py): sums go on by blocks of 32 terms, whose even and odd terms are chains apart.
+pairs     vectors of pairs (pairs.py): chains of 1,024 terms, of each two the second one first.
+tiles     matrix units (tiles.py): sums go on by blocks of 32 terms, whose even and odd terms are chains apart.
 
 `way` says which one this process takes for products that are not small. Blocks of `out` of pairs and tiles are 32 x 32,
 and go over all of k; a part of a factor that fits into L2 meets all blocks of the other one before the next part is
@@ -18,19 +18,18 @@ from typing import Any
 import numpy as np
 
 from ... import checks
-from ...native import pairs, tiles
 from ...native.cache import kept_text
 from ...native.compile import JIT_ENABLED, get_num_threads, jit, stamp
 from ...native.llvm import Operand
 from ...native.loops import Plan, constant, planning, ranged, scratch, workspace
-from ...native.pairs import DEPTH, SIDE, WORDS, multiply_pairs, pack_tiles
 from ...native.simd import TILE
-from ...native.tiles import begin_tiles, end_tiles, multiply_tiles
-from . import gemm
+from . import gemm, pairs, tiles
 from .gemm import own_scratch
 from .gemm_blocks import multiply
 from .gemm_cuts import FEW_COLUMNS, MEMORY_BOUND, PANEL, SHARED, Factors, Region, Scratch, get_cuts, whole_sums
 from .gemm_pack import copy_rounded, pack_b
+from .pairs import DEPTH, SIDE, WORDS, multiply_pairs, pack_tiles
+from .tiles import begin_tiles, end_tiles, multiply_tiles
 
 BLOCK = 2 * SIDE  # rows and columns of a block of `out`
 PART_BLOCKS, PART_TILES = 16, 32  # of op(b) that stays in L2: 512 columns and 1,024 terms, 1 MiB

@@ -7,8 +7,7 @@ from sizes import JIT
 
 from scratchnet import errors
 from scratchnet.kernels import device
-from scratchnet.kernels.cpu import gemm, gemm_bfloat16
-from scratchnet.native import pairs, tiles
+from scratchnet.kernels.cpu import gemm, gemm_bfloat16, pairs, tiles
 from scratchnet.native.compile import MAX_THREADS, get_num_threads, set_num_threads
 from scratchnet.native.loops import Plan, planning
 

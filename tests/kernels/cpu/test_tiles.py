@@ -3,7 +3,7 @@
 import pytest
 from bfloat16_sums import check_sums
 
-from scratchnet.native import tiles
+from scratchnet.kernels.cpu import tiles
 from scratchnet.native.compile import JIT_ENABLED, jit
 from scratchnet.native.llvm import Operand
 

@@ -13,8 +13,8 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from .compile import JIT_ENABLED
-from .llvm import Function, Operand, external, i64, provide, symbol, write_choice
+from ...native.compile import JIT_ENABLED
+from ...native.llvm import Function, Operand, external, i64, provide, symbol, write_choice
 from .pairs import DEPTH, SIDE, WORDS, each_tile, fused, tiny
 
 i8 = ir.IntType(8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from bfloat16_sums import check_sums
 
-from scratchnet.native import pairs
+from scratchnet.kernels.cpu import pairs
 from scratchnet.native.compile import JIT_ENABLED, jit
 from scratchnet.native.llvm import Operand
 from scratchnet.testing.oracles.half import bfloat16

@@ -15,8 +15,8 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from .compile import JIT_ENABLED, jit
-from .llvm import Function, Operand, external, i32, i64, provide, symbol, write_choice
+from ...native.compile import JIT_ENABLED, jit
+from ...native.llvm import Function, Operand, external, i32, i64, provide, symbol, write_choice
 
 SIDE, DEPTH, WORDS = 16, 32, 256  # rows or columns of a tile, terms of its sums, words
 ROWS = 8  # of a tile at a time: with two vectors of sums each, they stay in registers
