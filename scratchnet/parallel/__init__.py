@@ -9,13 +9,14 @@ from .comm.collectives import all_reduce_cost
 from .comm.communicator import Communicator, SerialCommunicator
 from .comm.job import is_first_rank
 from .comm.virtual import simulate_all_reduce
-from .compression import Float16, PowerSGD, TopK
+from .compression import BFloat16, Float16, PowerSGD, TopK
 from .groups import run, world
 from .mpi.communicator import MpiCommunicator
 from .strategies import AllReduce, Hogwild, LocalSGD, ParameterServer, Pipeline, TensorParallel
 
 __all__ = [
     "AllReduce",
+    "BFloat16",
     "Communicator",
     "Float16",
     "Hogwild",

@@ -34,7 +34,7 @@ from .phases import NORMS, SCHEDULES, Link, Phase, Place, chain, pipeline
 def _check_compression(strategy: Any) -> None:
     if strategy.compression is not None and not isinstance(strategy.compression, Compression):
         raise ConfigError(
-            f"{type(strategy).__name__}: expected compression to be Float16(), TopK(), PowerSGD() or None, "
+            f"{type(strategy).__name__}: expected compression to be Float16(), BFloat16(), TopK(), PowerSGD() or None, "
             f"got {checks.shown(strategy.compression)}"
         )
 

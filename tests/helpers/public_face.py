@@ -1015,6 +1015,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "parallel.PowerSGD": lambda: {"rank": 2},
     "parallel.TopK": lambda: {"ratio": 0.1},
+    "parallel.BFloat16": dict,
     **{f"parallel.{name}": dict for name in ("Float16", "Hogwild", "SerialCommunicator", "is_first_rank", "world")},
     **{
         f"parallel.Communicator.{name}": lambda more=more: {

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from linear import BATCH, RNG, START, X, Y, batches, products, shard, train
 
-from scratchnet.parallel import AllReduce, Float16, PowerSGD, TopK
+from scratchnet.parallel import AllReduce, BFloat16, Float16, PowerSGD, TopK
 from scratchnet.parallel.pool.compress import orthonormalize
+from scratchnet.testing.oracles.half import bfloat16
 
 
 def half(v):
@@ -23,7 +24,8 @@ def top(v, ratio):
 
 @pytest.mark.parametrize("shards", [3, 8])  # of the last batch, 6 samples, two of the 8 are empty
 @pytest.mark.parametrize(
-    ("compression", "oracle"), [(Float16(), half), (TopK(0.2), lambda v: top(v, 0.2)), (TopK(1.0), lambda v: v)]
+    ("compression", "oracle"),
+    [(Float16(), half), (BFloat16(), bfloat16), (TopK(0.2), lambda v: top(v, 0.2)), (TopK(1.0), lambda v: v)],
 )
 def test_what_is_left_out_of_a_gradient_comes_with_the_next(compression, oracle, shards):
     """An empty shard sends nothing and keeps its residual."""
@@ -80,3 +82,20 @@ def test_orthonormal_columns_span_what_they_did(dtype):
     eps = 100 * np.finfo(dtype).eps
     np.testing.assert_allclose(q.T @ q, np.diag([1, 1, 0, 1]), atol=eps)
     np.testing.assert_allclose(q @ (q.T @ a), a, atol=10 * eps)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bfloat16_travels_as_it_was_rounded(dtype):
+    tie = 1 + 2.0**-8  # half way between two of them: a float64 beside it must not be rounded to it first
+    v = np.array([tie, tie + 2.0**-40, tie - 2.0**-40, 3 * tie, -1e-37, 1e-39, 3.4e38, -3.4e38, 0.0, 1e-30], dtype)
+    sent, unpacked = np.empty_like(v), np.empty_like(v)
+    BFloat16().compress(v, sent)
+    expected = bfloat16(v)
+    expected[5:8] = 0, 2.0**128 - 2.0**120, -(2.0**128) + 2.0**120  # kept for the next step, and clipped
+    np.testing.assert_array_equal(sent, expected)
+    packed = BFloat16().pack(sent)
+    assert packed.nbytes == BFloat16().sent_bytes(v.shape, v.itemsize) == 2 * v.size
+    BFloat16().unpack(packed, unpacked)
+    assert unpacked.tobytes() == sent.tobytes()
+    BFloat16().compress(np.array([np.nan], dtype), sent[:1])
+    assert np.isnan(sent[0])
