@@ -56,7 +56,8 @@ def view(x: Tensor, *shape: Any) -> Tensor:
 def _is_view(x: Tensor, y: Tensor) -> bool:
     """Is y, of another shape, in the memory of x? On the host x alone says so: in a pipeline y may come from others."""
     if not isinstance(x._data, np.ndarray):
-        return np.may_share_memory(*(np.asarray(t._data.span[0].address) for t in (x, y)))
+        own, other = (np.asarray(t._data.span[0].address) for t in (x, y))
+        return np.may_share_memory(own, other)
     try:
         np.reshape(x._data, y.shape, copy=False)
     except ValueError:
