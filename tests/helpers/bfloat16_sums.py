@@ -4,6 +4,9 @@ import numpy as np
 
 from scratchnet.kernels.cpu.pairs import WORDS, _pack_tiles
 from scratchnet.native.llvm import Operand
+from scratchnet.testing.oracles import half
+
+nearest_bfloat16 = half.bfloat16  # by exponents, where the kernels look at bits
 
 
 def check_sums(compiled, twin, kind, rows, columns, add):
