@@ -2,14 +2,19 @@
 
 There is no list of casts to guess at: TYPES says which rows of the op table compute in another type, and all the others
 compute in that of their inputs. A product keeps its precision: its gradients have it, wherever `backward` is called.
+
+Gradients of float16 end at 6e-8 below. So a Trainer multiplies the loss by a scale, a power of two, and divides the
+gradients of parameters, which are float32, by it: `next_scale` is its law.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 from . import checks
+from .errors import ConfigError
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 TYPES: dict[str, dict[str, str]] = {  # precision -> the ops that have it, with the type in which they read operands
@@ -17,7 +22,13 @@ TYPES: dict[str, dict[str, str]] = {  # precision -> the ops that have it, with 
     "bfloat16": {
         "matmul": "bfloat16"
     },  # by which go x @ y, linear, attention, einsum and the inputs of recurrent layers
+    "float16": {"matmul": "float16"},
 }
+DEVICES = {"float16": ("cuda",)}  # of a precision that not all devices have
+SCALED = "float16"  # the precision whose loss is scaled
+
+FIRST_SCALE, LEAST_SCALE, MOST_SCALE = 2.0**16, 1.0, 2.0**24
+GROWS_AFTER = 2000  # steps without one that was skipped
 
 _precision: ContextVar[str] = ContextVar("precision", default="float32")
 _outer: ContextVar[tuple[str, ...]] = ContextVar("outer precisions", default=())  # before each open `precision`
@@ -28,8 +39,28 @@ def checked_precision(what: str, value: Any) -> str:
     """value, a precision that there is. Raises ConfigError."""
     name = checks.one_of(what, value, PRECISIONS)
     if name not in TYPES:
-        checks.refuse(what, f"{' or '.join(map(repr, TYPES))}, which all devices have", name)
+        checks.refuse(what, f"one of {', '.join(map(repr, TYPES))}, which devices have", name)
     return name
+
+
+def check_device(what: str, name: str | None, kinds: Iterable[str]) -> None:
+    """Raises ConfigError unless devices of all these kinds have the precision."""
+    have = DEVICES.get(name or "", ())
+    if have and (others := [kind for kind in kinds if kind not in have]):
+        expected = f"tensors on {' or '.join(map(repr, have))} in precision {name!r}"
+        raise ConfigError(f"{what}: expected {expected}, got {others[0]!r}; all devices have 'bfloat16'")
+
+
+def next_scale(state: Sequence[float], overflowed: bool) -> tuple[float, float, float]:
+    """(scale, steps since it changed, steps skipped in all) after a step. One with a gradient that is not finite is
+    skipped and halves the scale; GROWS_AFTER others double it (Micikevicius et al. 2018, section 3.2).
+    """
+    scale, good, skipped = state
+    if overflowed:
+        return max(scale / 2, LEAST_SCALE), 0.0, skipped + 1
+    if good + 1 >= GROWS_AFTER:
+        return min(scale * 2, MOST_SCALE), 0.0, skipped
+    return scale, good + 1, skipped
 
 
 class precision:
@@ -38,9 +69,10 @@ class precision:
         with sn.precision("bfloat16"):
             loss = loss_of(model(x), y)
 
-    name: "float32", or "bfloat16": operands are rounded to its 8 significant bits, to the nearest, ties to even.
-    Parameters, gradients, sums and all other ops stay float32. Raises ConfigError, also for "tf32" and "float16", which
-    no device has yet; a product of float64 inside raises DtypeError.
+    name: "float32"; "bfloat16": operands are rounded to its 8 significant bits, to the nearest, ties to even; or on
+    "cuda" "float16", of 11 bits, whose loss a loop of your own has to scale. Parameters, gradients, sums and all other
+    ops stay float32. Raises ConfigError, also for "tf32", which no device has; a product of float64 inside raises
+    DtypeError, one in "float16" on another device ConfigError.
     """
 
     def __init__(self, name: str):

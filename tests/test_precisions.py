@@ -9,7 +9,7 @@ from messages import error_line
 import scratchnet as sn
 from scratchnet import precisions
 from scratchnet.ops import OPS
-from scratchnet.testing.oracles.half import bfloat16
+from scratchnet.testing.oracles.half import bfloat16, float16
 
 RNG = np.random.default_rng(0)
 A, B = (RNG.standard_normal(shape).astype(np.float32) for shape in ((5, 40), (40, 3)))
@@ -31,7 +31,7 @@ def close(found, exact):
 def test_the_table_names_rows_of_the_op_table_and_what_has_no_entry_is_refused():
     assert {op for ops in precisions.TYPES.values() for op in ops} <= set(OPS)
     for name in set(precisions.PRECISIONS) - set(precisions.TYPES):
-        with pytest.raises(sn.ConfigError, match=f"'float32' or 'bfloat16'.*got '{name}'") as error:
+        with pytest.raises(sn.ConfigError, match=f"one of 'float32', 'bfloat16', 'float16'.*got '{name}'") as error:
             sn.precision(name)
         error_line(error)
 
@@ -53,6 +53,26 @@ def test_products_read_rounded_operands(compute):
         close(compute(*arguments).numpy(), product(bfloat16(A), bfloat16(B)))
     close(compute(*arguments).numpy(), product(A, B))
     assert abs(product(A, B) - product(bfloat16(A), bfloat16(B))).max() > 1e-3  # the two can be told apart
+
+
+def test_float16_is_of_gpus_alone(device):
+    a, b = sn.Tensor(A, requires_grad=True), sn.Tensor(B)
+    with sn.precision("float16"):
+        if device != "cuda":
+            with pytest.raises(sn.ConfigError, match=f"on 'cuda' .*'float16', got '{device}'; .*'bfloat16'") as error:
+                a @ b
+            error_line(error)
+            return
+        y = a @ b
+    close(y.detach().numpy(), product(float16(A), float16(B)))
+    g = np.full(y.shape, 1e-8, np.float32)  # below float16's least number
+    y.backward(g)
+    assert not a.grad.numpy().any()
+    a.grad = None
+    with sn.precision("float16"):
+        y = a @ b
+    y.backward(g * np.float32(2**16))
+    np.testing.assert_allclose(a.grad.numpy() / 2**16, product(g, B.T), rtol=2e-2, atol=1e-9)
 
 
 def test_other_ops_and_integers_are_as_they_were():

@@ -52,7 +52,7 @@ def flops(call: Call) -> int:
     if call.kernel in CONVOLUTIONS:
         outputs, weight = (arrays[i] for i in CONVOLUTIONS[call.kernel])
         return 2 * outputs.size * (weight.size // (len(weight) or 1))
-    if call.kernel in ("matmul", "batched_matmul", "matmul_bfloat16", "linear", "matmul_sgd"):
+    if call.kernel in ("matmul", "batched_matmul", "matmul_bfloat16", "matmul_float16", "linear", "matmul_sgd"):
         out = arrays[-1]
         update = out.size if call.kernel == "matmul_sgd" else 0
         return 2 * arrays[0].size // (math.prod(out.shape[:-1]) or 1) * out.size + update

@@ -15,3 +15,9 @@ def _bfloat16(x):
 def matmul_bfloat16(a, b, out, transpose_a=False, transpose_b=False):
     """batched_matmul of a and b, float32, rounded to the nearest bfloat16, ties to even; sums are float32."""
     reference.batched_matmul(_bfloat16(a), _bfloat16(b), out, transpose_a, transpose_b)
+
+
+def matmul_float16(a, b, out, transpose_a=False, transpose_b=False):
+    """The same of operands rounded to the nearest float16, ties to even; from 65,520 on they are infinite."""
+    a, b = (x.astype(np.float16).astype(x.dtype) for x in (a, b))
+    reference.batched_matmul(a, b, out, transpose_a, transpose_b)

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import checks, tracing
 from ..errors import DtypeError, ShapeError
-from ..precisions import options_of
+from ..precisions import check_device, options_of
 from .movement import checked_index, reshape_op
 from .operands import ArrayLike, TensorBase, as_operand
 from .reductions import softmax_grad, softmax_op, sum
@@ -38,8 +38,9 @@ def _stacked(device, x: np.ndarray) -> tuple[np.ndarray, bool]:
     return rows.reshape(math.prod(x.shape[:-2]), *rows.shape[-2:]), transposed
 
 
-def _kernels(dtype, precision):
+def _kernels(device, dtype, precision):
     """The names of the kernels of one product and of many."""
+    check_device("matmul", precision, [device.name])
     if precision is None or dtype.kind != "f":
         return "matmul", "batched_matmul"
     if dtype != np.float32:
@@ -49,7 +50,7 @@ def _kernels(dtype, precision):
 
 # (..., m, k) @ (..., k, n), after transposing
 def _matmul(device, a, b, transpose_a=False, transpose_b=False, precision=None):
-    one, many = _kernels(a.dtype, precision)
+    one, many = _kernels(device, a.dtype, precision)
     a, b = a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b
     if a.ndim == b.ndim == 2:
         out = device.empty((a.shape[0], b.shape[1]), a.dtype)

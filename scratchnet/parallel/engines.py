@@ -22,6 +22,7 @@ from ..data.dataset import fields_of, selects
 from ..errors import DeviceError, NonFiniteError
 from ..grad_mode import no_grad
 from ..kernels import device as find_device
+from ..precisions import SCALED
 from ..random import Generator
 from ..row_gradient import total
 from ..tensor import Tensor, default_device
@@ -83,6 +84,10 @@ class Engine(Protocol):
 
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint keeps besides model, optimizer and scheduler, once all is settled. See `Start`."""
+        ...
+
+    def loss_scale(self) -> dict[str, float]:
+        """Of the next step, once all is settled, and the steps skipped because of it; empty where there is none."""
         ...
 
     def report(self) -> list[dict[str, float]]:
@@ -206,6 +211,9 @@ class OneProgram:
     def state(self) -> dict[str, np.ndarray]:
         return {}
 
+    def loss_scale(self) -> dict[str, float]:
+        return {}
+
     def report(self) -> list[dict[str, float]]:
         return []
 
@@ -255,7 +263,8 @@ def engine_of(settings: Settings, start: Start, stop: Any = None) -> Engine:
 
         return Pool(settings, start, stop=stop)
     is_plain = settings.strategy.is_plain and settings.strategy.span(settings.accumulate) == 1
-    if is_plain and settings.clip_norm is None and not settings.skip_nonfinite and settings.timeline is None:
+    skips = settings.skip_nonfinite or settings.precision == SCALED
+    if is_plain and settings.clip_norm is None and not skips and settings.timeline is None:
         return OneProgram(settings, start)
     from .pool.steps import Solo
 

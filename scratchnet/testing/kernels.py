@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tensor import FLOATS
+from ..kernels.signatures import FLOATS
 from . import oracles
 from .bounds import roundings_of
 from .oracles import cells, half
@@ -179,14 +179,17 @@ KERNEL_ROWS: dict[str, Row] = {
         params={"transpose_a": (False, True), "transpose_b": (False, True)},
         **_PRODUCT,
     ),
-    "matmul_bfloat16": Row(
-        lambda **flags: " ".join(f"b{word}" for word in oracles.product_shapes(**flags).split()),
-        half.products_of_bfloat16,
-        roundings=1,
-        params={"transpose_a": (False, True), "transpose_b": (False, True)},
-        dtypes=FLOATS[:1],
-        **_PRODUCT | {"integers": False},
-    ),
+    **{
+        f"matmul_{name}": Row(
+            lambda **flags: " ".join(f"b{word}" for word in oracles.product_shapes(**flags).split()),
+            oracle,
+            roundings=1,
+            params={"transpose_a": (False, True), "transpose_b": (False, True)},
+            dtypes=FLOATS[:1],
+            **_PRODUCT | {"integers": False},
+        )
+        for name, oracle in half.PRODUCTS.items()
+    },
     "linear": Row("mk kn n", oracles.linear, roundings=2, **_PRODUCT),
     # windows
     "conv2d": Row(oracles.conv2d_shapes("nci odk o"), oracles.conv2d, oracles.conv2d_shapes("dk"), 2, **_CONV),

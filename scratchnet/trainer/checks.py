@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from .. import checks
 from ..errors import ConfigError
 from ..nn import Module
 from ..optim import Optimizer
+from ..precisions import SCALED, check_device
 
 
 def check_parts(model: Module, optimizer: Any, scheduler: Any) -> None:
@@ -47,8 +49,14 @@ def check_parts(model: Module, optimizer: Any, scheduler: Any) -> None:
         )
 
 
-def check_dtype(model: Module, precision: str) -> None:
-    """Raises ConfigError for a precision that the model's parameters cannot have."""
+def check_precision(model: Module, precision: str, kinds: Iterable[str], strategy: Any) -> None:
+    """Raises ConfigError for a precision that devices of these kinds, parameters or the strategy cannot have."""
+    check_device("Trainer", precision, kinds)
+    if precision == SCALED and not strategy.is_plain:
+        raise ConfigError(
+            f"Trainer: expected strategy='all_reduce' with precision={precision!r}, whose loss scale all workers share "
+            f"in each step, got {strategy}; precision='bfloat16' needs no scale"
+        )
     for name, parameter in model.named_parameters():
         if precision != "float32" and parameter.dtype != np.float32:
             raise ConfigError(

@@ -49,6 +49,8 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     """An epoch in one line."""
     names = {"train_loss": "train loss", "val_loss": "val loss", "val_accuracy": "val accuracy"}
     parts = [f"{label} {record[name]:.4f}" for name, label in names.items() if name in record]
+    if "loss_scale" in record:
+        parts.append(f"loss scale {record['loss_scale']:,.0f}, {record['skipped']} steps skipped")
     speed = f"{record['seconds']:.2f} s  {record['samples_per_second']:,.0f} samples/s"
     return "  ".join([f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}", *parts, speed])
 

@@ -34,7 +34,7 @@ from ..parallel.strategies import Strategy, strategy_of
 from ..precisions import checked_precision, current_precision, precision
 from ..sealed import Sealed
 from ..tensor import Tensor
-from .checks import check_dtype, check_hooks, check_loss, check_parts, check_schedule, step_schedule
+from .checks import check_hooks, check_loss, check_parts, check_precision, check_schedule, step_schedule
 from .history import History
 from .metrics_log import append_jsonl
 from .moments import Callbacks, checked_callbacks
@@ -78,8 +78,8 @@ class Trainer(Sealed):
     progress: show a progress bar (if tqdm is installed) and print a line an epoch.
     callbacks: objects that a run calls after each epoch, or after some steps: EarlyStopping(), BestCheckpoint(), ... of
         `scratchnet.callbacks`, or your own; see `scratchnet.trainer.moments`.
-    precision: in which type matrix products read their operands, see `scratchnet.precision`. Weights, gradients and
-        updates stay float32, and `evaluate` and `predict` compute in float32, as a saved model does.
+    precision: in which type matrix products read their operands, see `scratchnet.precision`; "float16" is of GPUs.
+        Weights, gradients and updates stay float32, and `evaluate`, `predict` and saved models compute in float32.
     patience: seconds without progress after which a worker counts as stuck, is killed, and replaced; at least 20 times
         the longest time that a piece of work, or reading the first shard, has taken so far.
     timeline: file that shows what each worker did when, for https://ui.perfetto.dev; None writes none.
@@ -165,12 +165,12 @@ class Trainer(Sealed):
             )
         check_parts(self.model, self.optimizer, self.scheduler)
         plan_of(self.model, self.strategy.parts, self.strategy.plan)
-        check_dtype(self.model, self.precision)
         check_loss(self.loss, self.shards * self.accumulate)
         if self.workers != 1 or self.devices is not None or is_distributed():
             check_hooks(self.model)
         self._device = next(iter(self.model.parameters())).device
         self._placement = Placement(self.devices, self._device)
+        check_precision(self.model, self.precision, (*self._placement.kinds, self._device), self.strategy)
         if isinstance(self.workers, int):
             self._placement.check(self.workers)
             self.strategy.check_workers(self.workers)
@@ -366,11 +366,8 @@ class Trainer(Sealed):
                     self._resize(run, bar, stop)
             run.count(run.engine.settled(), bar)
         seconds = time.perf_counter() - start
-        record: dict[str, Any] = {
-            "epoch": run.epoch + 1,
-            "step": run.step,
-            "train_loss": run.loss_sum / max(run.samples, 1),
-        }
+        record: dict[str, Any] = {"epoch": run.epoch + 1, "step": run.step, **run.engine.loss_scale()}
+        record["train_loss"] = run.loss_sum / max(run.samples, 1)
         if val_loader is not None and self._is_first:
             record |= {f"val_{name}": value for name, value in self.evaluate(val_loader).items()}
         record = share_record(record)

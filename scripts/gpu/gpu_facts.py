@@ -147,7 +147,10 @@ SHAPES = {
     "add_rows": [[(50_000, 256), (8192,), (8192,), (8192,), (512, 256)]],
     "argmax_rows": [[(50_000, 256), (8192,), (8192,), (512, 256)]],
     "matmul": [[(m, k), (k, n), (m, n)] for m, k, n in PRODUCTS],
-    **{name: [[(256, 64, 32), (256, 32, 64), (256, 64, 64)]] for name in ("batched_matmul", "matmul_bfloat16")},
+    **{
+        name: [[(256, 64, 32), (256, 32, 64), (256, 64, 64)]]
+        for name in ("batched_matmul", "matmul_bfloat16", "matmul_float16")
+    },
     "linear": [[(m, k), (k, n), (n,), (m, n)] for m, k, n in PRODUCTS],
     "conv2d": [[IMAGES, FILTERS, FILTERS[:1], IMAGES]],
     "conv2d_input": [[IMAGES, FILTERS, IMAGES]],

@@ -5,6 +5,8 @@ import pytest
 from messages import error_line
 
 import scratchnet as sn
+from scratchnet import precisions
+from scratchnet.parallel.pool import steps
 from scratchnet.trainer import identity
 
 X = np.random.default_rng(0).standard_normal((48, 20)).astype(np.float32)
@@ -89,3 +91,83 @@ def test_the_precision_around_a_run_is_refused_and_does_not_reach_predictions():
             trainer.fit(loader)
         assert trainer.evaluate(loader) == found[0]
         np.testing.assert_array_equal(trainer.predict(X), found[1])
+
+
+# --- float16, whose gradients need a scale: here by the reference's products, as if this device had it ---------------
+
+
+@pytest.fixture
+def float16(monkeypatch):
+    """Options of a run in float16, with the first scale and the steps after which it grows as they are set."""
+
+    def options(first=precisions.FIRST_SCALE, grows_after=precisions.GROWS_AFTER):
+        monkeypatch.setattr(precisions, "DEVICES", {})
+        monkeypatch.setattr(precisions, "GROWS_AFTER", grows_after)
+        monkeypatch.setattr(steps, "FIRST_SCALE", float(first))
+        return {"precision": "float16"}
+
+    return options
+
+
+def records(loss=None, epochs=2, lr=0.1, **options):
+    """(the parameters, the records of the epochs) of a run."""
+    sn.manual_seed(0)
+    model = sn.nn.MLP(20, 24, 2)
+    options = {"progress": False, "shards": 4} | options
+    resume = options.pop("resume", None)
+    trainer = sn.Trainer(model, sn.optim.SGD(model.parameters(), lr), loss or sn.nn.CrossEntropyLoss(), **options)
+    history = trainer.fit(sn.data.DataLoader(DATA, 16, shuffle=True), epochs=epochs, resume=resume)
+    return np.concatenate([p.detach().numpy().ravel() for p in model.parameters()]), history.records
+
+
+def test_a_scale_of_a_power_of_two_changes_float32_gradients_by_no_bit_and_float16_ones_little(float16):
+    exact, _ = records()
+    found, history = records(**float16())
+    np.testing.assert_allclose(found, exact, atol=2e-3)
+    assert found.tobytes() != exact.tobytes()
+    assert [(r["loss_scale"], r["skipped"]) for r in history] == [(2**16, 0), (2**16, 0)]
+    assert records(**float16(2**10))[0].tobytes() == found.tobytes() == records(**float16(), jit=False)[0].tobytes()
+
+
+def test_a_scale_backs_off_grows_and_goes_on_with_a_checkpoint(float16, tmp_path):
+    options = float16(2**24, grows_after=4)
+    whole, history = records(epochs=6, **options)
+    assert history[0]["skipped"] == 3 and history[0]["loss_scale"] == 2**21  # three steps an epoch
+    assert history[-1]["skipped"] > 3 and {r["loss_scale"] for r in history[2:]} > {2**20}
+    records(epochs=2, folder=tmp_path, **options)
+    found, resumed = records(epochs=6, folder=tmp_path, resume="auto", **options)
+    assert found.tobytes() == whole.tobytes() and resumed == history
+
+
+def test_gradients_that_underflow_are_counted_and_a_scale_saves_them(float16):
+    def small(output, target):
+        return sn.nn.functional.cross_entropy(output, target) * 1e-7
+
+    def idle(**options):
+        """How many parameters did not move; those of dead units never do."""
+        start, _ = records(small, epochs=0, lr=1e5)
+        return int((records(small, epochs=1, lr=1e5, **options)[0] == start).sum())
+
+    in_float32 = idle()
+    assert idle(**float16()) == in_float32
+    assert idle(**float16(first=1)) > in_float32 + 400  # of 554
+
+
+def test_a_gradient_that_is_not_finite_at_any_scale_ends_the_run(float16):
+    def broken(output, target):
+        return (output * 0.0).sqrt().mean()  # finite, but its gradient is not
+
+    with pytest.raises(sn.NonFiniteError, match=r"expected a finite gradient of 'linear1\.weight'") as error:
+        records(broken, **float16(4))
+    error_line(error)
+
+
+def test_float16_is_refused_where_there_is_none(float16):
+    with pytest.raises(sn.ConfigError, match=r"on 'cuda' in precision 'float16', got 'cpu'; .*'bfloat16'") as error:
+        records(precision="float16")
+    error_line(error)
+    with pytest.raises(
+        sn.ConfigError, match=r"expected strategy='all_reduce' .*got ParameterServer.*bfloat16"
+    ) as error:
+        records(strategy="parameter_server", **float16())
+    error_line(error)

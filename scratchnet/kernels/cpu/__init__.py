@@ -124,6 +124,7 @@ _COMPILED: dict[str, Any] = {
     "batched_matmul": gemm.batched_matmul,
     "linear": _linear,
     "matmul_bfloat16": gemm_bfloat16.matmul_bfloat16,
+    "matmul_float16": REFERENCE["matmul_float16"],  # no precision of this device: the GPU's are compared with it
 }
 
 KERNELS = {name: kernel if name in ANY_LAYOUT else _guarded(name, kernel) for name, kernel in _COMPILED.items()}

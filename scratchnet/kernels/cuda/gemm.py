@@ -14,12 +14,14 @@ A factor lies in memory along the tile's edge (b as it is, a transposed) or acro
 all that transposition changes.
 """
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 
 import numba
 import numpy as np
 
 from ..reference import SPAN
+from ..signatures import HALVES
 from . import gemm_few, memory, reduce, tuning
 from .compile import ALIGNED, Kernel, cuda, kernel, launch, load_wide, store_wide
 from .ends import PLAIN
@@ -203,41 +205,22 @@ def batched_matmul(a, b, out, transpose_a=False, transpose_b=False):
         launch(loop, blocks, threads, a, b, out, m, n, k)
 
 
-@cache
-def rounding(threads: int) -> Kernel:
-    """out = float32 numbers rounded to bfloat16, to the nearest, ties to even; both as the bits of int32."""
+def _rounding(half: np.dtype) -> Callable[..., None]:
+    """The product of operands that are rounded to a half, and widened again."""
 
-    @kernel(threads)
-    def loop(x, out):
-        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
-            bits = np.int64(x[i])
-            if bits & 0x7FFFFFFF > 0x7F800000:  # NaN
-                out[i] = bits | 0x400000
-            else:
-                out[i] = (bits + 0x7FFF + (bits >> 16 & 1)) & -0x10000
+    def run(a, b, out, transpose_a=False, transpose_b=False):
+        a, b = (x.astype(half).astype(x.dtype) for x in (a, b))
+        if len(out) == 1:
+            matmul(a[0], b[0], out[0], transpose_a, transpose_b)
+        else:
+            batched_matmul(a, b, out, transpose_a, transpose_b)
 
-    return loop
-
-
-def _bfloat16(x):
-    out = memory.empty(x.shape, x.dtype)
-    if out.size:
-        blocks, threads = in_row(out.size)
-        launch(rounding(threads), blocks, threads, x.view(np.int32), out.view(np.int32))
-    return out
-
-
-def matmul_bfloat16(a, b, out, transpose_a=False, transpose_b=False):
-    a, b = _bfloat16(a), _bfloat16(b)
-    if len(out) == 1:
-        matmul(a[0], b[0], out[0], transpose_a, transpose_b)
-    else:
-        batched_matmul(a, b, out, transpose_a, transpose_b)
+    return run
 
 
 KERNELS = {
     "matmul": matmul,
     "linear": linear,
     "batched_matmul": batched_matmul,
-    "matmul_bfloat16": matmul_bfloat16,
+    **{f"matmul_{half}": _rounding(half) for half in HALVES},
 }

@@ -232,6 +232,12 @@ class Replica:
         rows = gradient.rows if isinstance(gradient, RowGradient) else slice(None)
         own[rows] = own[rows] + gradient._data + 0.0  # never -0.0
 
+    def unscale(self, slot: np.ndarray, scale: float) -> None:
+        """Divides the gradients in a slot by a power of two, which changes no digit."""
+        for segment in self.layout.segments if scale != 1 else ():
+            gradients = segment.extent.of(slot)
+            gradients *= gradients.dtype.type(1 / scale)
+
     def find_nonfinite(self, slot: np.ndarray) -> int:
         """The number of the first parameter whose gradient in the slot is NaN or infinite, or -1."""
         if all(is_finite(segment.extent.of(slot)) for segment in self.layout.segments):

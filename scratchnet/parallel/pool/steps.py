@@ -17,6 +17,7 @@ import numpy as np
 
 from ...data.dataset import positions_of
 from ...errors import IndexOutOfRangeError, NonFiniteError
+from ...precisions import FIRST_SCALE, SCALED
 from ..comm.memory import SharedMemory
 from ..settings import Settings, Start
 from ..shards import StepResult, nonfinite_loss
@@ -58,6 +59,10 @@ class Steps:
         self.compressor = Compressor(replica, self.arena) if self.strategy.compression else None
         if self.compressor:
             self.compressor.start()
+        arena = self.arena
+        arena.scales[...] = 1.0
+        if self.settings.precision == SCALED:
+            arena.scales[start.step % arena.window] = FIRST_SCALE, 0, 0
         self._load_state(start.state)
 
     # --- the engine -------------------------------------------------------------------------------------------------
@@ -89,17 +94,26 @@ class Steps:
         self.replica.write(self.replica.layout.page(self.arena.newest()))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Older pages, for gradients that are behind; residuals and factors of compression."""
+        """Older pages, for gradients that are behind; residuals and factors of compression; the loss scale."""
         arena, found = self.arena, {}
         if self.strategy.lag:
             found["pages"] = arena.pages.copy()
         if self.compressor is not None:
             found |= {"residuals": arena.residuals[self.submitted % 2].copy(), "factors": arena.factors.copy()}
+        if self.settings.precision == SCALED:
+            found["scales"] = arena.scales[self.submitted % arena.window].copy()
         return found
+
+    def loss_scale(self) -> dict[str, float]:
+        if self.settings.precision != SCALED:
+            return {}
+        scale, _, skipped = self.arena.scales[self.submitted % self.arena.window].tolist()
+        return {"loss_scale": scale, "skipped": int(skipped)}
 
     def _load_state(self, state: dict[str, np.ndarray]) -> None:
         arrays = {"pages": self.arena.pages, "factors": self.arena.factors}
         arrays["residuals"] = self.arena.residuals[self.submitted % 2]
+        arrays["scales"] = self.arena.scales[self.submitted % self.arena.window]
         for name, array in state.items():
             arrays[name][...] = array
 

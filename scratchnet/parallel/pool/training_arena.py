@@ -55,6 +55,9 @@ class TrainingArena:
     numbers: np.ndarray  # (span, segments, n) for the optimizer's kernel
     losses: np.ndarray  # (span, shards), NaN where there are no samples
     bad: np.ndarray  # (shards,) 0, or what is not finite, see worker.py
+    scales: (
+        np.ndarray
+    )  # (3,) the loss scale and what it follows from, see precisions.py; those of a step by the one before
     # Of the run:
     pages: np.ndarray  # (pages, bytes)
     slots: np.ndarray  # (rings, shards, bytes)
@@ -95,6 +98,7 @@ class TrainingArena:
             "numbers": ((self.window, span, len(layout.segments), replica.optimizer.n_numbers), np.float64),
             "losses": ((self.window, span, shards), np.float64),
             "bad": ((self.window, shards), np.int64),
+            "scales": ((self.window, 3), np.float64),
             "squares": ((rings, NORMS), np.float64),
             "times": ((MOST_WORKERS, LINE), np.float64),
             "starts": ((MOST_WORKERS,), np.int64),

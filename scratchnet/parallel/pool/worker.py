@@ -18,6 +18,7 @@ from multiprocess import connection
 
 from ...errors import NonFiniteError
 from ...native.atomics import LINE, publish
+from ...precisions import LEAST_SCALE, SCALED, next_scale
 from ...tensor import default_device
 from .. import failpoints
 from ..model.pieces import Memory, Part, Stages
@@ -104,6 +105,7 @@ class Worker:
         self.kept: dict[Any, Any] = {}  # gradients and slices, recorded at their first use
         self.shares: dict[tuple[int, ...], Shares] = {}
         self.compressor = Compressor(replica, arena) if replica.strategy.compression else None
+        self.is_scaled = replica.settings.precision == SCALED
 
     def run(self) -> None:
         """Until told to stop; if `spins` is negative, until there is nothing left to do."""
@@ -165,11 +167,13 @@ class Worker:
                 if n:
                     kind = "gradient", id(page), id(slot), n, fresh
                     gradient = self._kept(kind, Gradient, replica, n, page, slot, fresh)
-                    loss = gradient.compute(arena.positions[entry, lo:hi], n / shares.samples, first + a, k)
+                    weight = n / shares.samples * arena.scales[entry, 0]
+                    loss = gradient.compute(arena.positions[entry, lo:hi], weight, first + a, k)
                     fresh = False
                 arena.losses[entry, a, k] = loss
             if not fresh:
                 self.gradients.flush(ring, k)
+                replica.unscale(arena.slots[ring, k], arena.scales[entry, 0])
                 bad = 1 + replica.find_nonfinite(arena.slots[ring, k])
         except NonFiniteError:
             bad, arena.losses[entry, :, k] = LOSS_IS_BAD, math.nan
@@ -177,8 +181,10 @@ class Worker:
 
     def _mark(self, k: int, step: int, bad: int) -> None:
         """Note what is not finite in a shard, if anything; see `bad` of the arena."""
-        self.arena.bad[step % self.arena.window, k] = bad
-        if bad and not self.replica.settings.skip_nonfinite:
+        entry = step % self.arena.window
+        self.arena.bad[entry, k] = bad
+        is_overflow = self.is_scaled and bad != LOSS_IS_BAD and self.arena.scales[entry, 0] > LEAST_SCALE
+        if bad and not (self.replica.settings.skip_nonfinite or is_overflow):
             what = "loss" if bad == LOSS_IS_BAD else f"gradient of {self.replica.name_of(bad - 1)!r}"
             raise NonFiniteError(f"expected a finite {what}, got one that is not")
 
@@ -274,7 +280,10 @@ class Worker:
         else:
             kind = "slice", s, stage, old, ring, shares.full
             merge = self._kept(kind, Slice, replica, part, self.pages[old], self.pages[new], fold, slots, stage)
-            if self._is_skipped(step):
+            window, is_skipped = arena.window, self._is_skipped(step)
+            if self.is_scaled:  # each slice writes the same
+                arena.scales[(step + 1) % window] = next_scale(arena.scales[step % window].tolist(), is_skipped)
+            if is_skipped:
                 merge.skip()
                 if self.compressor:
                     self.compressor.skip(step)
@@ -334,7 +343,8 @@ class Worker:
 
     def _is_skipped(self, step: int) -> bool:
         """Is something in the step not finite, and are such steps skipped? All gradients are there."""
-        return self.replica.settings.skip_nonfinite and bool(self.arena.bad[step % self.arena.window].any())
+        skips = self.replica.settings.skip_nonfinite or self.is_scaled
+        return skips and bool(self.arena.bad[step % self.arena.window].any())
 
     def _factor(self, step: int) -> float:
         """The number that scales the gradient to a norm of at most clip_norm."""

@@ -25,6 +25,9 @@ def products(a, b, transpose_a, transpose_b):
     return np.einsum(f"{'bkm' if transpose_a else 'bmk'},{'bnk' if transpose_b else 'bkn'}->bmn", a, b)
 
 
-def products_of_bfloat16(a, b, transpose_a, transpose_b):
+def _rounded_products(rounded):
     """The same of matrices that are rounded first."""
-    return products(bfloat16(a), bfloat16(b), transpose_a, transpose_b)
+    return lambda a, b, transpose_a, transpose_b: products(rounded(a), rounded(b), transpose_a, transpose_b)
+
+
+PRODUCTS = {name: _rounded_products(rounded) for name, rounded in ROUNDED.items()}

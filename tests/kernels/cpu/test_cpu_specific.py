@@ -98,7 +98,10 @@ def case(name, dtype=np.float32, rows=ROWS, columns=COLUMNS, seed=0):
         "cross_entropy_grad": ([x[1][:, 0].copy(), x[0], index], empty[:1]),
         "matmul": ([x[0], x[1][:columns].copy()], [np.empty((rows, x[1][:columns].shape[1]), dtype)]),
         "batched_matmul": ([flat[0], flat[1].reshape(24, 36, 30)], [np.empty((24, 30, 30), dtype)]),
-        "matmul_bfloat16": ([flat[0], flat[1].reshape(24, 36, 30)], [np.empty((24, 30, 30), dtype)]),
+        **dict.fromkeys(
+            ("matmul_bfloat16", "matmul_float16"),
+            ([flat[0], flat[1].reshape(24, 36, 30)], [np.empty((24, 30, 30), dtype)]),
+        ),
         "linear": ([x[0], x[1][:columns].copy(), x[2][0].copy()], [np.empty((rows, columns), dtype)]),
         **{k: (x[:2], [np.empty((rows, columns), bool)]) for k in ("lt", "le", "gt", "ge", "eq", "ne")},
     }.get(name, (x[: arrays_of(name)[0]], empty[: arrays_of(name)[1] - arrays_of(name)[0]]))

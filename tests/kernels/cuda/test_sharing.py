@@ -39,7 +39,18 @@ def test_our_memory_is_shared_by_the_array_interface():
     assert not hasattr(sn.Tensor([1.0]), "__cuda_array_interface__")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.int32, np.uint8, bool])
+def test_bfloat16_is_shared_by_dlpack_and_has_no_array_interface():
+    x = sn.Tensor([[1.0, 2.5], [3.0, 4.0]], dtype=sn.bfloat16, device="cpu")
+    t = sn.cuda.from_dlpack(x)  # in the simulator the memory of the host
+    x[0, 0] = 9
+    assert t.dtype == sn.bfloat16 and t.device == "cuda" and t.tolist() == [[9, 2.5], [3, 4]]
+    again = sn.cuda.from_dlpack(t.T)
+    assert again.dtype == sn.bfloat16 and again.tolist() == [[9, 3], [2.5, 4]]
+    with pytest.raises(AttributeError, match="no name for bfloat16; DLPack has"):
+        _ = t.__cuda_array_interface__
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.int32, np.uint8, bool])
 def test_dlpack_shares_memory_both_ways(dtype):
     x = np.arange(12).reshape(3, 4).astype(dtype)
     t = on_gpu(x)
@@ -60,7 +71,7 @@ def test_dlpack_keeps_memory_as_long_as_somebody_looks_at_it():
     del t
     others = [on_gpu(np.zeros(6)) for _ in range(3)]
     assert address not in {x._data.address for x in others} and there.tolist() == [0, 1, 2, 3, 4, 5]
-    from scratchnet.kernels.cuda import dlpack
+    from scratchnet.kernels import dlpack
 
     assert len(dlpack._shared) == 1
     del there
@@ -74,6 +85,6 @@ def test_dlpack_keeps_memory_as_long_as_somebody_looks_at_it():
 
 
 def test_dlpack_has_functions_of_its_own_as_dill_changes_those_of_ctypes_pythonapi():
-    from scratchnet.kernels.cuda import dlpack
+    from scratchnet.kernels import dlpack
 
     assert dlpack._api.PyCapsule_GetPointer is not ctypes.pythonapi.PyCapsule_GetPointer

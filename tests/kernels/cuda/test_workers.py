@@ -99,6 +99,14 @@ def test_data_that_is_asked_sample_by_sample_and_steps_without_jit_give_the_same
         assert_same(trained("cuda", 2, shards=2)[0], expected)
 
 
+def test_float16_has_one_loss_scale_for_all_workers():
+    first, one = trained("cuda", 1, ["cuda:1"], precision="float16")
+    found, two = trained("cuda", 2, precision="float16")
+    assert_same(found, first)
+    assert one.records == two.records and one.records[-1]["loss_scale"] == 2**16
+    assert first["0.weight"].tobytes() != trained("cuda", 2)[0]["0.weight"].tobytes()
+
+
 @pytest.mark.parametrize("fault", ["shard.half_written:1:*:SIGKILL", "slice.half_written:1:*:SIGKILL"])
 def test_a_worker_on_a_gpu_that_is_killed_changes_nothing(fault, tmp_path, monkeypatch):
     expected, _ = trained("cuda", 2)
