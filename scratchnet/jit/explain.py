@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ..native.updates import UPDATES
 from .program import Program
 from .trace import Call, Guard, memory_of
+from .values import key_of
 
 CONVOLUTIONS = {"conv2d": (-1, 1), "conv2d_input": (0, 1), "conv2d_weight": (0, 2)}  # of the outputs, of the weight
-ROUNDS = 20  # runs of a stage; the best counts
+UPDATING = {f"matmul_{update}" for update in UPDATES}
+PRODUCTS = {"matmul", "batched_matmul", "matmul_bfloat16", "matmul_float16", "linear", *UPDATING}
+ROUNDS, SECONDS = 50, 1.0  # steps that are timed: so many, or as many as take so long, but three
 
 
-def explain(program: Program) -> str:
+def explain(program: Program, holds: Callable[[], bool]) -> str:
     """Before: each kernel call with its arrays, arithmetic and bytes. After: stages of fused loops, with their times.
 
-    The stages are run to be timed; what they write that outlives the step is put back.
+    The step is run to be timed, one stage after the other; what it changes that outlives it is put back. Times are
+    medians, and those of the stages add up to what all of them take in one go. holds: may the program be replayed?
     """
+    program.rearrange()
     recorded = [call for call in program.trace.calls if isinstance(call, Call)]
     lines = [f"recorded: {len(recorded)} kernel calls"]
     lines += [_row(_of_call(call), flops(call), _bytes(call.arrays)) for call in recorded]
@@ -27,18 +35,25 @@ def explain(program: Program) -> str:
     stages = [(executable, stage) for executable in program.executables for stage in range(len(executable.stages))]
     lines += ["", f"run: {len(stages)} stages in {len(program.executables)} compiled calls"]
     lines[-1] += f", {len(python)} calls by Python"
-    call_of = {id(loop): instruction.call for instruction in program.instructions for loop in instruction.loops}
     with _Restored(program):
-        for number, (executable, stage) in enumerate(stages, 1):
-            lines.append(f"stage {number}  {_seconds(executable, stage) * 1e6:.1f} us")
-            first, end = executable.stages[stage]
-            for begin, stop, rows, block, _ in executable.groups[first:end]:
-                tasks = executable.kept[begin:stop]
-                calls = list({id(call_of[id(task)]): call_of[id(task)] for task in tasks}.values())
-                arithmetic = sum(flops(call) for call in calls if isinstance(call, Call))
-                names = [call.kind if isinstance(call, Guard) else call.kernel for call in calls]
-                text = f"{rows} rows by {block}: {' > '.join(names)}"
-                lines.append(_row(text, arithmetic, _bytes(x for task in tasks for x, _, _ in task.arrays())))
+        step, times = _times(program, holds, stages)
+    lines += [f"a step takes {step * 1e6:.1f} us: {sum(times) * 1e6:.1f} us the stages, the rest Python around them"]
+    call_of = {id(loop): instruction.call for instruction in program.instructions for loop in instruction.loops}
+    for number, (executable, stage) in enumerate(stages, 1):
+        rows_of_stage, total = [], 0
+        first, end = executable.stages[stage]
+        for begin, stop, rows, block, _ in executable.groups[first:end]:
+            tasks = executable.kept[begin:stop]
+            packs = {id(task) for task in tasks if task.loop.name == "pack"}  # of a later product: no arithmetic
+            calls = list({id(call_of[id(task)]): call_of[id(task)] for task in tasks if id(task) not in packs}.values())
+            arithmetic = sum(flops(call) for call in calls if isinstance(call, Call))
+            names = ["pack"] * bool(packs) + [call.kind if isinstance(call, Guard) else call.kernel for call in calls]
+            text = f"{rows} rows by {block}: {' > '.join(names)}"
+            rows_of_stage.append(_row(text, arithmetic, _bytes(x for task in tasks for x, _, _ in task.arrays())))
+            total += arithmetic
+        seconds = times[number - 1]
+        lines += [f"stage {number}  {seconds * 1e6:.1f} us  {total / max(seconds, 1e-9) / 1e9:.1f} GFLOP/s"]
+        lines += rows_of_stage
     lines += [f"by Python: {_of_call(call) if isinstance(call, Call) else call.kind}" for call in python]
     return "\n".join(lines)
 
@@ -52,9 +67,9 @@ def flops(call: Call) -> int:
     if call.kernel in CONVOLUTIONS:
         outputs, weight = (arrays[i] for i in CONVOLUTIONS[call.kernel])
         return 2 * outputs.size * (weight.size // (len(weight) or 1))
-    if call.kernel in ("matmul", "batched_matmul", "matmul_bfloat16", "matmul_float16", "linear", "matmul_sgd"):
+    if call.kernel in PRODUCTS:
         out = arrays[-1]
-        update = out.size if call.kernel == "matmul_sgd" else 0
+        update = out.size if call.kernel in UPDATING else 0
         return 2 * arrays[0].size // (math.prod(out.shape[:-1]) or 1) * out.size + update
     return 0 if call.kernel in ("copy", "fill", "take_rows") else max((x.size for x in arrays), default=0)
 
@@ -73,13 +88,47 @@ def _bytes(arrays: Any) -> int:
     return sum({x.__array_interface__["data"][0]: x.nbytes for x in arrays}.values())
 
 
-def _seconds(executable: Any, stage: int) -> float:
-    best = float("inf")
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        executable.run(stage)
-        best = min(best, time.perf_counter() - start)
-    return best
+class _End(Exception):
+    """Ends a step that is only timed; then its effects are taken back."""
+
+
+def _times(program: Program, holds: Callable[[], bool], stages: list[tuple[Any, int]]) -> tuple[float, list[float]]:
+    """Seconds of a step, and of each stage in it. Stages that run one by one take longer to start: that is left out."""
+    steps: list[float] = []
+    wholes: list[list[float]] = []
+    ones: list[list[float]] = []
+    begin = time.perf_counter()
+    while len(steps) < 3 or (len(steps) < ROUNDS and time.perf_counter() - begin < SECONDS):
+        steps.append(_seconds(lambda: _step(program, holds)))
+        wholes.append([_seconds(executable.run) for executable in program.executables])
+        ones.append([_seconds(functools.partial(executable.run, stage)) for executable, stage in stages])
+    one, whole = np.median(ones, axis=0), float(np.sum(np.median(wholes, axis=0)))
+    one = np.maximum(one - max(0.0, one.sum() - whole) / max(one.size, 1), 0)
+    return max(float(np.median(steps)), whole), list(one * (whole / (one.sum() or 1)))
+
+
+def _step(program: Program, holds: Callable[[], bool]) -> None:
+    """The program as a call of the step runs it, with other arrays than before."""
+
+    def end() -> None:
+        raise _End
+
+    inputs = [x.view() if isinstance(x, np.ndarray) else x for x in program.sources]
+    keys: list[Any] = []
+    _, _ = [key_of(x, keys) for x in inputs if isinstance(x, np.ndarray)], holds()
+    program.parts.append(end)
+    try:
+        program.run(inputs)
+    except _End:
+        pass
+    finally:
+        program.parts.pop()
+
+
+def _seconds(action: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
 
 
 class _Restored:

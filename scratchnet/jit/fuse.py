@@ -17,10 +17,12 @@ import numpy as np
 from ..kernels.cpu.gemm import ROWS
 from ..native.execute import Group
 from ..native.loops import BLOCK, Task
+from ..native.updates import UPDATES
 
 SMALL = 16384  # light operations; so little work is done by one thread, in order, rather than in stages
 MOST_BLOCKS = 16  # of a group without products: enough for threads of uneven speed, and each block is large
 PRODUCT_ROWS = 200  # most rows of a block with a product: each block reads, and may pack, the whole other factor
+PRODUCTS = {"matmul", "matmul_packed", *(f"matmul_{update}" for update in UPDATES)}
 FEWEST_ROWS = 16  # a loop over fewer rows does not join one over more: it would take its blocks away
 
 
@@ -128,7 +130,7 @@ def _joined(task: Task, before: Sequence[tuple[_Open, list]]) -> tuple[_Open | N
 
 def _block(group: _Open, threads: int) -> int:
     """Rows of a block: by the work, and in whole tiles where there is a product."""
-    if any(task.loop.name in ("matmul", "matmul_packed", "matmul_sgd") for task in group.tasks):
+    if any(task.loop.name in PRODUCTS for task in group.tasks):
         rows = -(-group.rows // threads)
         return rows if rows < 4 * ROWS else -(-rows // (-(-rows // PRODUCT_ROWS) * ROWS)) * ROWS
     return -(-group.rows // max(1, min(MOST_BLOCKS, group.work // BLOCK)))

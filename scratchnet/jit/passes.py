@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..kernels import device
+from ..native.updates import UPDATES
 from .trace import Call, Guard, Trace, memory_of
 
 WORTH = 1 << 18  # bytes of outputs that are reported at a time, and of those that follow, at least: a call ends there
@@ -164,24 +166,26 @@ def _address(x: np.ndarray) -> int:
 
 
 def updates_in_products(instructions: Instructions, scope: Scope) -> Instructions:
-    """Where a product is a gradient that only SGD reads, its tiles update the weights and are not written at all."""
+    """Where only an update reads a gradient that is a product, the product's tiles do it and write no gradient."""
     left = list(instructions)
     for update in instructions:
-        if not update.is_loops_of("sgd"):
+        kernel = update.call.kernel if isinstance(update.call, Call) and update.loops else ""
+        if kernel not in UPDATES:
             continue
-        from ..kernels.cpu.gemm import with_update
+        from ..kernels.cpu.gemm_update import with_update
 
-        parameter, gradient, velocity, new_parameter, new_velocity, numbers = update.call.arrays
-        in_place = parameter is new_parameter and velocity is new_velocity
+        parameter, gradient, *others, numbers = update.call.arrays
+        states, new = others[: UPDATES[kernel].states], others[UPDATES[kernel].states :]
         made, at = _only_use(memory_of(gradient), update, left), left.index(update)
+        in_place = all(map(is_, (parameter, *states), new))
         if not in_place or not scope.is_private(gradient) or made is None or not left[made].loops:
             continue
         product = left[made]
-        fused = with_update(product.loops[-1], parameter, velocity, numbers)
+        fused = with_update(product.loops[-1], kernel, parameter, states, numbers)
         read = [x for x, written, _ in product.data() if not written]
         if fused is None or any(between.writes_to(read) for between in left[made + 1 : at]):
             continue
-        call = Call("matmul_sgd", device("cpu"), (*product.call.arrays[:2], velocity, numbers, parameter))
+        call = Call(f"matmul_{kernel}", device("cpu"), (*product.call.arrays[:2], *states, numbers, parameter))
         left[at] = Instruction(call, (*product.loops[:-1], fused))
         del left[made]
     return left

@@ -52,9 +52,7 @@ class Program:
 
     def run(self, inputs: list[np.ndarray]) -> None:
         """Does the step. Raises Stopped, with all as it was, where a guard or an effect of it fails."""
-        threads = self.count_threads()
-        if self.threads != threads:
-            self._build(threads)
+        self.rearrange()
         self._take(inputs)
         undo: list[Undo | None] = []
         try:
@@ -70,6 +68,12 @@ class Program:
                 if action is not None:
                     action()
             raise
+
+    def rearrange(self) -> None:
+        """For another number of threads."""
+        threads = self.count_threads()
+        if self.threads != threads:
+            self._build(threads)
 
     def _begin(self, undo: list[Undo | None]) -> None:
         """Runs the effects; `undo` collects what takes them back."""

@@ -134,9 +134,11 @@ class Step:
 
     def explain(self) -> str:
         """The newest program as text: what was recorded, what is run, how long each stage takes."""
-        if not self.programs:
+        ready = [x for found in self._recorded.values() for x in found if x.program is not None]
+        if not ready:
             raise JitError("explain: expected a step that was called at least twice, got one without a program")
-        return explain(self.programs[-1])
+        assert ready[-1].program is not None
+        return explain(ready[-1].program, ready[-1].holds)
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows: the newest program as a graph; nothing of its own before there is one."""

@@ -111,11 +111,32 @@ class Function:
     def multiply_add(self, a, b, c):
         return self.intrinsic(f"llvm.fmuladd.{self.suffix}", self.vector, a, b, c)
 
+    def add(self, a, b):
+        return self.builder.fadd(a, b)
+
+    def multiply(self, a, b):
+        return self.builder.fmul(a, b)
+
+    def divide(self, a, b):
+        return self.builder.fdiv(a, b)
+
+    def negative(self, x):
+        return self.builder.fneg(x)
+
+    def root(self, x):
+        return self.intrinsic(f"llvm.sqrt.{self.suffix}", self.vector, x)
+
+    def where(self, condition, a, b):
+        """a if `condition`, which is one number in every lane, is not 0, else b."""
+        number = self.builder.extract_element(condition, i32(0))
+        return self.builder.select(self.builder.fcmp_unordered("!=", number, number.type(0)), a, b)
+
     def flushed(self, x):
-        """x, with 0 where it is subnormal, as in scalars.py."""
-        smallest = self.vector([float(np.finfo(f"float{8 * self.size}").tiny)] * self.lanes)
-        magnitude = self.intrinsic(f"llvm.fabs.{self.suffix}", self.vector, x)
-        return self.builder.select(self.builder.fcmp_ordered("<", magnitude, smallest), self.vector(None), x)
+        """x, with 0 where it is subnormal, as in scalars.py: one test of the exponent, which needs one constant."""
+        mask = ir.VectorType(ir.IntType(1), self.lanes)
+        classes = i32(0xF0)  # both subnormals and both zeros
+        small = self.intrinsic(f"llvm.is.fpclass.{self.suffix}", mask, x, classes)
+        return self.builder.select(small, self.vector(None), x)
 
     def columns(self, vectors):
         """Offsets of the vectors of a row, and the mask of a row that is shorter than one vector."""

@@ -9,11 +9,11 @@ import itertools
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
-import numpy as np
 from llvmlite import ir
 
 from .compile import JIT_ENABLED
 from .llvm import DTYPES, Function, Operand, external, i64, provide, symbol, write_choice
+from .updates import UPDATES, Plain
 
 
 class Tile(NamedTuple):
@@ -51,7 +51,7 @@ class Strip(NamedTuple):
     """What `tile` computes: `tiles` of equal size, each `rows` high, whose sums have `k` terms.
 
     A row of a tile is `vectors` whole vectors, the last of which begins at column `last` and may overlap the one
-    before; or, if `vectors` is 0, the first `last` lanes of one vector. transposed, pack, update, add: see `tile`.
+    before; or, if `vectors` is 0, the first `last` lanes of one vector. transposed, pack, add: see `tile`.
     """
 
     tiles: int
@@ -61,7 +61,6 @@ class Strip(NamedTuple):
     last: int
     transposed: bool
     pack: bool
-    update: bool
     add: bool
 
 
@@ -80,33 +79,52 @@ class Sums(NamedTuple):
 
 
 def _tile(
-    a: Operand, b: Operand, start: Operand, out: Operand, packed: Operand, velocity: Operand, numbers: Operand,
-    strip: Strip,
+    a: Operand, b: Operand, start: Operand, out: Operand, packed: Operand, first: Operand, second: Operand,
+    numbers: Operand, strip: Strip,
 ):  # fmt: skip
     """out[i, j] = start[i, j] + sum over k of a[i, k] * b[k, j]: each sum one chain in the order of k.
 
     a is stored as it is, or if `transposed` as a.T. If `pack`, what is read of b is also written to `packed`. If `add`,
-    the sum begins with zero, and is added to what `out` holds. If `update`, `start` is zero, and the sums are the
-    gradient of the parameters in `out`, which take a step of SGD, as in optim.py, with their `velocity` and `numbers`
-    (lr, momentum, nesterov, weight decay).
+    the sum begins with zero, and is added to what `out` holds. first, second, numbers: see `_tile_updating`.
     """
-    lr, momentum, nesterov, decay = numbers.array.reshape(-1)[numbers.at :][:4] if strip.update else (0, 0, 0, 0)
     width = _width(strip.vectors, strip.last, out)
     for t, i in itertools.product(range(strip.tiles), range(strip.rows)):
-        total = _row(start, t, i, width) * 0 if strip.add else _row(start, t, i, width)
-        for k in range(strip.k):
-            factor = _row(a, t, k, i + 1)[i] if strip.transposed else _row(a, t, i, k + 1)[k]
-            total = total + factor * _row(b, t, k, width)
-            if strip.pack:
-                _row(packed, t, k, width)[:] = _row(b, t, k, width)
-        old, speed = _row(out, t, i, width), _row(velocity, t, i, width)
-        if strip.update:
-            total = total + decay * old
-            speed *= momentum
-            speed += total
-            total = old - lr * (total + momentum * speed if nesterov else speed)
-            speed[np.abs(speed) < np.finfo(speed.dtype).tiny] = 0
+        total, old = _sums(a, b, start, packed, strip, (t, i, width)), _row(out, t, i, width)
         old[:] = old + total if strip.add else total
+
+
+def _sums(a, b, start, packed, strip, at):
+    """Row i of tile t. at: t, i, its width."""
+    t, i, width = at
+    total = _row(start, t, i, width) * 0 if strip.add else _row(start, t, i, width)
+    for k in range(strip.k):
+        factor = _row(a, t, k, i + 1)[i] if strip.transposed else _row(a, t, i, k + 1)[k]
+        total = total + factor * _row(b, t, k, width)
+        if strip.pack:
+            _row(packed, t, k, width)[:] = _row(b, t, k, width)
+    return total
+
+
+def _tile_updating(update):
+    """`tile` where a is transposed, and the sums, which begin with zero, are the gradient of the parameters in `out`.
+
+    Those take a step by a rule of UPDATES, with the states `first` and `second`, or `first` alone, and with `numbers`.
+    """
+
+    def twin(
+        a: Operand, b: Operand, start: Operand, out: Operand, packed: Operand, first: Operand, second: Operand,
+        numbers: Operand, strip: Strip,
+    ):  # fmt: skip
+        rule, states = UPDATES[update]
+        width, number = _width(strip.vectors, strip.last, out), numbers.array.reshape(-1)[numbers.at :].__getitem__
+        for t, i in itertools.product(range(strip.tiles), range(strip.rows)):
+            gradient = _sums(a, b, start, packed, strip._replace(add=True), (t, i, width))
+            arrays = [_row(x, t, i, width) for x in (out, first, second)[: 1 + states]]
+            for old, new in zip(arrays, rule(Plain, number, arrays[0], gradient, *arrays[1:]), strict=True):
+                old[:] = new
+
+    twin.__name__ = twin.__qualname__ = f"_tile_{update}"
+    return twin
 
 
 def _tile_in_place(a: Operand, b: Operand, out: Operand, places: Operand, sums: Sums):
@@ -159,9 +177,11 @@ def _copies(sums):
     return 2 if len(sums) >= 16 else 1
 
 
-def _write_tile(module, dtype, lanes, rows, vectors, transposed, pack, update):
-    name = f"tile_{dtype}_{rows}x{vectors}_{transposed}{pack}{update}"
-    f = Function(module, name, _tile, dtype, lanes)
+def _write_tile(module, dtype, lanes, rows, vectors, transposed, pack, update=None):
+    twin = UPDATING[update] if update else _tile
+    f = Function(module, f"{twin.__name__[1:]}_{dtype}_{rows}x{vectors}_{transposed}{pack}", twin, dtype, lanes)
+    states = UPDATES[update].states if update else 0
+    walking = ["a", "b", "start", "out", "packed", *("first", "second")[:states]]
     columns, mask = f.columns(vectors)
     a_row, a_step = (1, f["a_row"]) if transposed else (f["a_row"], 1)
     a_rows = [i if transposed else f.times(i, a_row) for i in range(rows)]
@@ -187,35 +207,30 @@ def _write_tile(module, dtype, lanes, rows, vectors, transposed, pack, update):
 
     def step_and_fetch(values):
         """A step, and a row of what the next tile updates: all of them at once would keep a and b waiting."""
-        out, velocity, *sums = values
-        for column, line in itertools.product(columns, (out, velocity)):
+        lines, others = values[: 1 + states], values[1 + states :]
+        for column, line in itertools.product(columns, lines):
             f.prefetch(f.at(line, column))
-        return [f.at(out, f["out_row"]), f.at(velocity, f["out_row"]), *step(sums)]
+        return [*(f.at(line, f["out_row"]) for line in lines), *step(others)]
 
-    def update_row(i, gradient, out, velocity):
-        """A step of SGD for row i, all of it read before it is written: vectors may overlap."""
-        numbers = [f.builder.load(f.at(f["numbers"], i)) for i in range(4)]  # here, so as to need no register before
-        rate, momentum, decay = f.splat(f.builder.fneg(numbers[0])), f.splat(numbers[1]), f.splat(numbers[3])
-        nesterov = f.builder.fcmp_unordered("!=", numbers[2], numbers[2].type(0))
-        at = [(f.at(out, outs[i], column), f.at(velocity, outs[i], column)) for column in columns]
-        old = [(f.load(p, mask), f.load(v, mask)) for p, v in at]
-        for g, (p, v), (p_at, v_at) in zip(gradient, old, at, strict=True):
-            g = f.multiply_add(decay, p, g)
-            v = f.multiply_add(momentum, v, g)
-            speed = f.builder.select(nesterov, f.multiply_add(momentum, v, g), v)
-            f.store(f.multiply_add(rate, speed, p), p_at, mask)
-            f.store(f.flushed(v), v_at, mask)
+    def update_row(i, gradient, pointers):
+        """A step of an optimizer for row i, all of it read before it is written: vectors may overlap."""
+        numbers = functools.cache(lambda n: f.splat(f.builder.load(f.at(f["numbers"], n))))  # no register before
+        places = [[f.at(x, outs[i], column) for x in pointers] for column in columns]
+        old = [[f.load(at, mask) for at in place] for place in places]
+        for g, place, (p, *state) in zip(gradient, places, old, strict=True):
+            for at, new in zip(place, UPDATES[update].rule(f, numbers, p, g, *state), strict=True):
+                f.store(new, at, mask)
 
     def one(values):
         left, *pointers = values
-        a, b, start, out, packed, velocity = pointers
+        a, b, start, out, packed, *state = pointers
         # What lies behind the last tile may be another thread's, which a prefetch for writing would take away from it.
         is_last = f.builder.icmp_signed("==", left, i64(1))
         ahead = f.builder.select(is_last, i64(0), f["out_next"])
         if update:  # the sums of a gradient begin with zero; meanwhile, lines that the next tile updates are fetched
-            next_lines, values = [f.at(x, ahead) for x in (out, velocity)], [a, b, packed, *zeros]
+            next_lines = [f.at(x, ahead) for x in (out, *state)]
             first = f.builder.select(f.builder.icmp_signed("<", f["k"], i64(rows)), f["k"], i64(rows))
-            _, _, *values = f.loop(first, [*next_lines, *values], step_and_fetch)
+            values = f.loop(first, [*next_lines, a, b, packed, *zeros], step_and_fetch)[1 + states :]
             rest = f.builder.sub(f["k"], first)
         else:
             for i in range(rows):  # where the next tile will be may be far away: fetch it while this one runs
@@ -229,17 +244,16 @@ def _write_tile(module, dtype, lanes, rows, vectors, transposed, pack, update):
         _, _, _, *sums = f.loop(rest, values, step, copies=1 if pack else _copies(elements))
         if update:
             for i in range(rows):
-                update_row(i, sums[i * len(columns) : (i + 1) * len(columns)], out, velocity)
+                update_row(i, sums[i * len(columns) : (i + 1) * len(columns)], (out, *state))
         else:
             places = [f.at(out, outs[i], column) for i, column in elements]
             pairs = list(zip(sums, places, strict=True))
             sums = f.when(f["add"], sums, lambda: [f.builder.fadd(f.load(at, mask), total) for total, at in pairs])
             for total, (i, column) in zip(sums, elements, strict=True):
                 f.store(total, f.at(out, outs[i], column), mask)
-        moved = [f.at(pointer, f[f"{name}_next"]) for name, pointer in zip(walking, pointers, strict=True)]
+        moved = [f.at(x, f[f"{name}_next"]) for name, x in zip(walking, pointers, strict=True)]
         return [f.builder.sub(left, i64(1)), *moved]
 
-    walking = "a", "b", "start", "out", "packed", "velocity"
     f.loop(f["tiles"], [f["tiles"], *(f[name] for name in walking)], one)
     f.builder.ret_void()
     return f.llvm
@@ -324,31 +338,41 @@ def _write_transpose(module, dtype, side):
     f.builder.ret_void()
 
 
-def llvm_module(dtype, tile=TILE) -> str:
-    """The source of all three functions, for float32 or float64, for a CPU with the given tile."""
-    module = ir.Module("scratchnet")
-    size = int(dtype[-2:]) // 8
-    lanes = tile.vector_bytes // size
-    tiles = {}
-    panel = tile.vectors[tile.rows]
+def _tiles(module, dtype, tile, update=None):
+    """All sizes of tiles, by what `write_choice` chooses them by."""
+    lanes, found = tile.vector_bytes // (int(dtype[-2:]) // 8), {}
+    panel, sides = tile.vectors[tile.rows], (1,) if update else (0, 1)  # a gradient of weights has a transposed factor
     for rows in range(1, tile.rows + 1):
         # Two tile heights that differ by one may stand side by side and then have one width: the larger's. Packed b has
         # panels of one width, whatever the height.
         for vectors in sorted({0, 1, 2, panel, *tile.vectors[rows : rows + 2]}):
             packs = (0, 1) if vectors in (2, panel) and 3 * rows >= 2 * tile.rows else (0,)
-            for transposed, pack, update in itertools.product((0, 1), packs, (0, 1)):
-                if transposed or not update:  # a gradient of weights has a transposed factor
-                    key = rows, vectors, transposed, pack, update
-                    tiles[key] = _write_tile(module, dtype, lanes, *key)
+            for transposed, pack in itertools.product(sides, packs):
+                key = rows, vectors, transposed, pack
+                found[key] = _write_tile(module, dtype, lanes, *key, update)
     for rows in range(tile.rows + 1, tile.most_rows + 1):  # the heights of narrow panels
-        for vectors, transposed, pack, update in itertools.product((0, 1, 2), (0, 1), (0, 1), (0, 1)):
-            if (vectors == 2 and (transposed or not update)) or pack == update == 0:
-                key = rows, vectors, transposed, pack, update
-                tiles[key] = _write_tile(module, dtype, lanes, *key)
-    copies = {(v,): _write_copy_rows(module, dtype, lanes, v) for v in {0, 1, *tile.vectors}}
-    write_choice(module, _tile, dtype, tiles, rows=1, vectors=16, transposed=2, pack=2, update=2)
+        narrow = () if update else ((0, 0), (1, 0))
+        for transposed, (vectors, pack) in itertools.product(sides, (*narrow, (2, 0), (2, 1))):
+            key = rows, vectors, transposed, pack
+            found[key] = _write_tile(module, dtype, lanes, *key, update)
+    write_choice(module, UPDATING[update] if update else _tile, dtype, found, rows=1, vectors=16, transposed=2, pack=2)
+
+
+def llvm_module(dtype, tile=TILE) -> str:
+    """The source of `tile`, `copy_rows` and `transpose`, for float32 or float64, for a CPU with the given tile."""
+    module = ir.Module("scratchnet")
+    size = int(dtype[-2:]) // 8
+    _tiles(module, dtype, tile)
+    copies = {(v,): _write_copy_rows(module, dtype, tile.vector_bytes // size, v) for v in {0, 1, *tile.vectors}}
     write_choice(module, _copy_rows, dtype, copies, vectors=16)
     _write_transpose(module, dtype, min(32, tile.vector_bytes) // size)
+    return str(module)
+
+
+def updating_module(update, dtype, tile=TILE) -> str:
+    """The source of the tile that updates by a rule of UPDATES."""
+    module = ir.Module("scratchnet")
+    _tiles(module, dtype, tile, update)
     return str(module)
 
 
@@ -367,11 +391,16 @@ def in_place_module(dtype, tile=TILE) -> str:
     return str(module)
 
 
+UPDATING = {update: _tile_updating(update) for update in UPDATES}  # the twins
 tile, copy_rows, transpose = _TWINS = _tile, _copy_rows, _transpose
-tile_in_place = _tile_in_place
+tile_in_place, tile_updating = _tile_in_place, dict(UPDATING)
 if JIT_ENABLED:
     for _dtype in DTYPES:
         provide(f"simd-{_dtype}", functools.partial(llvm_module, _dtype), [symbol(twin, _dtype) for twin in _TWINS])
         provide(f"windows-{_dtype}", functools.partial(in_place_module, _dtype), [symbol(_tile_in_place, _dtype)])
+        for _update, _twin in UPDATING.items():
+            _source = functools.partial(updating_module, _update, _dtype)
+            provide(f"{_update}-{_dtype}", _source, [symbol(_twin, _dtype)])
     tile, copy_rows, transpose = map(external, _TWINS)
     tile_in_place = external(_tile_in_place)
+    tile_updating = {update: external(twin) for update, twin in UPDATING.items()}

@@ -213,6 +213,8 @@ class _Engine(BaseMultilayerPerceptron):
                     )
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=5)
+        finally:
+            learner.end_of_training()
         self.coefs_, self.intercepts_ = learner.read()
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
@@ -259,7 +261,7 @@ class _Engine(BaseMultilayerPerceptron):
             weight = None if sample_weight is None else sample_weight[chosen]
             total = _total(batch.stop - batch.start, weight)
             learner.set_decay(float(rate) * self.alpha / total)
-            loss, squares = learner.step(rate, *learner.batch(X[chosen], target[chosen], weight))
+            loss, squares = learner.step(rate, *learner.batch(learner.take(X, chosen), target[chosen], weight))
             accumulated += self._value(loss, squares, total) * (batch.stop - batch.start)
         return accumulated / n
 

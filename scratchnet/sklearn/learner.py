@@ -15,6 +15,8 @@ from ..errors import ConfigError, ShapeError
 from ..functions import maximum
 from ..grad_mode import no_grad
 from ..jit.step import Step
+from ..kernels import device as kernels
+from ..native.aligned import aligned
 from ..nn import Module
 from ..nn import functional as F
 from ..optim import Adam
@@ -95,6 +97,7 @@ class Learner:
         self.biases = [p for p in parameters if p.ndim < 2]
         self.dtype, self.device = parameters[0].dtype, parameters[0].device
         self.gradient = Step(self._gradient, relies_on=(module,), tolerant=True)
+        self._taken: dict[tuple[int, ...], np.ndarray] = {}  # memory for the rows of a batch, by its shape
 
     def train_with(self, optimizer: Any) -> None:
         self.optimizer = optimizer
@@ -172,6 +175,21 @@ class Learner:
         """A batch as `step` and `gradient` take it."""
         target = target if target.ndim == 1 else target.astype(self.dtype, copy=False)  # class numbers stay
         return self.rows(x), target, None if sample_weight is None else sample_weight.astype(self.dtype, copy=False)
+
+    def end_of_training(self) -> None:
+        """Nothing that only steps need stays in a fitted estimator."""
+        self._taken.clear()
+
+    def take(self, x: Any, chosen: Any) -> Any:
+        """Rows of x by number, for one step: on all threads, into memory that the next call fills anew."""
+        fits = isinstance(x, np.ndarray) and x.dtype == self.dtype and x.ndim == 2 and self.device == "cpu"
+        if isinstance(chosen, slice) or not fits or not x.flags.c_contiguous:
+            return x[chosen]
+        shape = len(chosen), x.shape[1]
+        if shape not in self._taken:
+            self._taken[shape] = aligned(shape, x.dtype)
+        kernels(self.device).take_rows(x, chosen, self._taken[shape])
+        return self._taken[shape]
 
     def rows(self, x: Any) -> np.ndarray:
         """Rows as the module takes them; sparse ones become dense here."""

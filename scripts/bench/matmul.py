@@ -118,8 +118,8 @@ def _tiles(left, right, out, i0, j, rows, depth):
     panel = Operand(right, j * depth, columns, 0)
     for i in range(0, rows, ROWS):
         sums = Operand(out, (i0 + i) * n + j, n, 0)
-        strip = Strip(1, depth, min(ROWS, rows - i), vectors, last, False, False, False, False)
-        tile(Operand(left, i * row, row, 0), panel, sums, sums, sums, sums, sums, strip)
+        strip = Strip(1, depth, min(ROWS, rows - i), vectors, last, False, False, False)
+        tile(Operand(left, i * row, row, 0), panel, sums, sums, sums, sums, sums, sums, strip)
 
 
 VERSIONS = {
@@ -151,8 +151,8 @@ def errors(version: Callable, m: int, k: int, n: int) -> float:
 @jit
 def _run_tile(a, b, out, steps):
     left, right, sums = Operand(a, 0, 0, 0), Operand(b, 0, 0, 0), Operand(out, 0, WIDTH, 0)
-    strip = Strip(1, steps, ROWS, VECTORS, WIDTH - LANES, True, False, False, False)
-    tile(left, right, sums, sums, sums, sums, sums, strip)
+    strip = Strip(1, steps, ROWS, VECTORS, WIDTH - LANES, True, False, False)
+    tile(left, right, sums, sums, sums, sums, sums, sums, strip)
 
 
 def measure_peak(seconds: float) -> float:

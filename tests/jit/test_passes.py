@@ -81,6 +81,15 @@ def test_a_copy_stays_if_its_source_is_kept_or_its_target_is_in_use():
     assert names(passes.copies_in_place(step.lowered(), step.scope())) == ["exp", "neg", "copy"]
 
 
+def test_an_update_that_keeps_the_old_state_stays_apart():
+    x, g, weight, m, v = (array(64, 40) if i < 2 else array(40, 40) for i in range(5))
+    step = Recorded(x, g)
+    gradient, numbers, new = step.new(40, 40), np.array([0.1, 0.9, 0.999, 1e-8, 0.0, 0.0, 1.0]), array(40, 40)
+    step.kernels.matmul(x, g, gradient, True, False)
+    step.kernels.adam(weight, gradient, m, v, weight, m, new, numbers)
+    assert names(passes.updates_in_products(step.lowered(), step.scope())) == ["matmul", "adam"]
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_an_update_becomes_a_part_of_the_product_that_only_it_reads(kept):
     x, g, weight, velocity = array(64, 40), array(64, 40), array(40, 40), array(40, 40)

@@ -86,12 +86,12 @@ def _correlate(lo, hi, x, weight, bias, out, shape, zeros, work):
                 columns, place = wide * (last - first), block.y * shape.columns + block.x
                 if together > 1:
                     start, row = flat, columns
-                    sums = Sums(zeros, work, work, 0, False, sums_at - filter_0 * columns, columns)
+                    sums = Sums(zeros, work, work, work, 0, sums_at - filter_0 * columns, columns)
                     base = sums_at
                 else:
                     start, row = out, outputs
                     base = (first * filters + filter_0) * outputs + place
-                    sums = Sums(zeros, targets, targets, 0, False, base - filter_0 * outputs, outputs)
+                    sums = Sums(zeros, targets, targets, targets, 0, base - filter_0 * outputs, outputs)
                 for f in range(shape.filters):
                     line, value = start[base + f * row : base + f * row + columns], bias[(filter_0 + f) % bias.size]
                     for j in range(columns):
@@ -151,7 +151,7 @@ def _weight_chunks(lo, hi, g, x, partial, shape, images, zeros, work):
                             at = ((chunk * shape.groups + group) * k + k0) * shape.filters + f
                             multiply_block(
                                 Left(patches, 0, False, False), Right(g_columns, 0, 0, False),
-                                Sums(zeros, partial, partial, 0, False, at, shape.filters),
+                                Sums(zeros, partial, partial, partial, 0, at, shape.filters),
                                 Region(0, depth, 0, count), 0, columns, own, ADD,
                             )  # fmt: skip
 
@@ -200,7 +200,7 @@ def _scatter(lo, hi, g, weight, out, shape, zeros, work):
                         multiply_block(
                             Left(weight, 0, True, False),
                             Right(planes, first + f * outputs + block.y * shape.columns + block.x, 0, False),
-                            Sums(zeros, work, work, 0, False, panel_at - k0 * columns, columns),
+                            Sums(zeros, work, work, work, 0, panel_at - k0 * columns, columns),
                             Region(k0, k0 + depth, 0, columns), filter_0 + f, count, own, ADD if f else START,
                         )  # fmt: skip
                     add_patches(flat, panel_at, columns, shape, block, k0, depth, out, at)

@@ -15,15 +15,16 @@ from numba.np.ufunc.parallel import _launch_threads
 
 from ...errors import DtypeError, ShapeError
 from ...native.compile import JIT_ENABLED, before_first_kernel, get_num_threads, jit
-from ...native.loops import Task, constant, is_constant, is_planning, ranged, scratch, uncounted, workspace
+from ...native.loops import constant, is_planning, ranged, scratch, workspace
 from ...native.simd import TILE
-from .gemm_blocks import multiply, multiply_in_blocks
+from .gemm_blocks import multiply
 from .gemm_cuts import (
     FEW_COLUMNS,
     L2_BYTES,
     L2_K,
     MEMORY_BOUND,
     MOST_M_BLOCK,
+    NUMBERS,
     PACK_B_ROWS,
     PACKED_AS_READ,
     PACKED_ELEMENTS,
@@ -39,7 +40,6 @@ from .gemm_cuts import (
     Factors,
     Region,
     Scratch,
-    Sums,
     cut,
     cut_now,
     whole_sums,
@@ -88,36 +88,6 @@ def _product_by_columns(lo, hi, a, b, start, out, transpose_a, transpose_b, work
 
 
 @jit
-def _update(a, b, zeros, parameter, velocity, packed, numbers, work, region):
-    scratch = own_scratch(work)
-    numbers_at = scratch.at + work.shape[1] - numbers.size
-    flat = work.ravel()
-    for i in range(numbers.size):
-        flat[numbers_at + i] = numbers[i]
-    factors = Factors(a, b, True, False, packed > 0, 0, packed > 1)
-    sums = Sums(zeros, parameter, velocity, numbers_at, True, 0, parameter.shape[1])
-    multiply_in_blocks(uncounted(factors), uncounted(sums), region, uncounted(scratch), max(1, a.shape[0]))
-
-
-@jit
-def _product_and_update(lo, hi, a, b, zeros, parameter, velocity, packed, numbers, work):
-    """A step of SGD for rows lo to hi of a parameter whose gradient is a.T @ b, with no more than SPAN terms.
-
-    packed: is b as it is stored (0), or in panels (1), which are rounded to bfloat16 (2)?
-    """
-    region = Region(lo, hi, 0, parameter.shape[1])
-    _update(a, b, zeros, parameter, velocity, packed, numbers, work, region)
-
-
-@jit
-def _product_and_update_by_columns(lo, hi, a, b, zeros, parameter, velocity, packed, numbers, work):
-    """The same for pieces lo to hi of its columns."""
-    columns = SHARED * (TILE.vector_bytes // parameter.itemsize)
-    region = Region(0, parameter.shape[0], lo * columns, min(hi * columns, parameter.shape[1]))
-    _update(a, b, zeros, parameter, velocity, packed, numbers, work, region)
-
-
-@jit
 def _products(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
     """The products lo to hi of as many matrices; start: see Sums."""
     scratch, region = own_scratch(work), Region(0, out.shape[1], 0, out.shape[2])
@@ -131,26 +101,17 @@ def _products(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
 LANES = {np.dtype(t): TILE.vector_bytes // np.dtype(t).itemsize for t in (np.float32, np.float64)}
 ZEROS = {dtype: constant(np.zeros((1, WIDEST * lanes), dtype)) for dtype, lanes in LANES.items()}
 # Elements of b packed as it is read, of packed a, and the numbers of an update.
-_SCRATCH = dict.fromkeys(LANES, 16 + PACKED_AS_READ + MOST_M_BLOCK * (SPAN + PAD))
+_SCRATCH = dict.fromkeys(LANES, NUMBERS + PACKED_AS_READ + MOST_M_BLOCK * (SPAN + PAD))
 
-_WEIGHT = 1 / 8  # of one multiplication and addition (native/loops.py)
+WEIGHT = 1 / 8  # of one multiplication and addition (native/loops.py)
 _pack = ranged(pack_b, "pack", writes=(3,), whole=(0, 3))
-_by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(7,), weight=_WEIGHT)
-_one_by_one = ranged(_products, "batched_matmul", writes=(3,), whole=(2,), private=(6,), weight=_WEIGHT)
-_packed_by_rows = ranged(_product_packed, "matmul_packed", writes=(3,), whole=(1, 2), private=(7,), weight=_WEIGHT)
-_by_rows_transposed = _by_rows.reading_whole(0, 1, 2)  # a row of a transposed `a` lies all over it
-_packed_by_rows_transposed = _packed_by_rows.reading_whole(0, 1, 2)
-_updating = ranged(_product_and_update, "matmul_sgd", writes=(3, 4), whole=(0, 1, 2, 6), private=(7,), weight=_WEIGHT)
-_updating_by_columns = ranged(
-    _product_and_update_by_columns,
-    "matmul_sgd_columns",
-    writes=(3, 4),
-    whole=(0, 1, 2, 3, 4, 6),
-    private=(7,),
-    weight=_WEIGHT,
-)
+_by_rows = ranged(_product, "matmul", writes=(3,), whole=(1, 2), private=(7,), weight=WEIGHT)
+_one_by_one = ranged(_products, "batched_matmul", writes=(3,), whole=(2,), private=(6,), weight=WEIGHT)
+_packed_by_rows = ranged(_product_packed, "matmul_packed", writes=(3,), whole=(1, 2), private=(7,), weight=WEIGHT)
+by_rows_transposed = _by_rows.reading_whole(0, 1, 2)  # a row of a transposed `a` lies all over it
+packed_by_rows_transposed = _packed_by_rows.reading_whole(0, 1, 2)
 _by_columns = ranged(
-    _product_by_columns, "matmul_columns", writes=(3,), whole=(0, 1, 2, 3), private=(6,), weight=_WEIGHT
+    _product_by_columns, "matmul_columns", writes=(3,), whole=(0, 1, 2, 3), private=(6,), weight=WEIGHT
 )
 
 
@@ -192,18 +153,18 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     in_l2 = k <= L2_K and k * n * out.itemsize <= L2_BYTES
     packing = transpose_b and not in_l2 and m < pack_b_rows  # by rows, every thread would pack all of b
     is_plain = not (transpose_a or transpose_b)
-    by_columns = is_plain and is_planning() and _shares_columns(m, k, n, threads, out.itemsize)  # an update may follow
+    by_columns = is_plain and is_planning() and shares_columns(m, k, n, threads, out.itemsize)  # an update may follow
     if rounds and n <= FEW_COLUMNS:
         b, transpose_b = _packed(b, transpose_b, 0, n, rounds), False  # one panel: op(b) as it is
     elif not rounds and (by_columns or ((packing or m < ROWS * threads) and n >= 4 * lanes)):
-        groups = _pieces(n, SHARED, dtype)
+        groups = pieces_of(n, SHARED, dtype)
         block = -(-groups // threads)
         cost = max(m, MEMORY_BOUND) * n * k // groups
         _by_columns(groups, cost, a, b, start, out, transpose_a, transpose_b, work, block=block)
         return
     if n <= FEW_COLUMNS or (not rounds and (m < pack_b_rows or in_l2)):
         block = _even_rows(m, threads)
-        run = _by_rows_transposed if transpose_a else _by_rows
+        run = by_rows_transposed if transpose_a else _by_rows
         run(m, n * max(k, MEMORY_BOUND), a, b, start, out, transpose_a, transpose_b, rounds, work, block=block)
         return
     columns = max(1, PACKED_ELEMENTS // (max(k, 1) * PANEL * lanes)) * PANEL * lanes
@@ -211,7 +172,7 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
         j_end = min(n, j + columns)
         packed = _packed(b, transpose_b, j, j_end, rounds)
         block = _even_rows(m, threads)
-        run = _packed_by_rows_transposed if transpose_a else _packed_by_rows
+        run = packed_by_rows_transposed if transpose_a else _packed_by_rows
         run(m, (j_end - j) * k, a, packed, start, out, transpose_a, j, rounds, work, block=block)
 
 
@@ -224,7 +185,7 @@ def batched_matmul(a, b, out, transpose_a=False, transpose_b=False):
         _one_by_one(count, cost, a, b, ZEROS[out.dtype], out, bool(transpose_a), bool(transpose_b), work)
 
 
-def _shares_columns(m, k, n, threads, itemsize):
+def shares_columns(m, k, n, threads, itemsize):
     """Should threads share out the columns of a weight (k, n) for a batch of m rows, in the product and in its update?
 
     Then what a thread updates of it, with its velocity, is in that core's L2 for the next product; by rows, each core
@@ -299,40 +260,15 @@ def at_once(general):
     return matmul
 
 
-def with_update(task, parameter, velocity, numbers):
-    """The task of a product that is the gradient of `parameter`, as one that also updates the parameter by SGD.
-
-    None where the sums are cut, so that no tile ever holds the gradient.
-    """
-    if task.loop is _by_rows_transposed:
-        a, b, start, out, _, _, rounds, work = task.arguments
-        columns = 0, out.shape[1]
-    elif task.loop is _packed_by_rows_transposed:
-        a, b, start, out, _, first, rounds, work = task.arguments
-        columns = first, first + b.shape[1]
-    else:
-        return None
-    packed = (1 + rounds) * (task.loop is _packed_by_rows_transposed)
-    one_block = a.shape[0] <= SPAN
-    whole = tuple(columns) == (0, out.shape[1]) and is_constant(start) and one_block
-    if not whole or out.shape != parameter.shape or out.shape[1] <= FEW_COLUMNS:
-        return None
-    arguments = a, b, start, parameter, velocity, packed, numbers, work
-    (m, k), n = a.shape, out.shape[1]
-    if not packed and _shares_columns(m, k, n, get_num_threads(), out.itemsize):
-        return Task(_updating_by_columns, _pieces(n, SHARED, out.dtype), task.work, None, arguments)
-    return task._replace(loop=_updating, arguments=arguments)
-
-
 def _packed(b, transposed, j0, j1, rounds):
     """Columns j0 to j1 of op(b), in panels; the memory is this thread's, until its next product."""
     packed = workspace((b.shape[1] if transposed else b.shape[0], j1 - j0), b.dtype)
-    panels = _pieces(j1 - j0, PANEL, b.dtype)
+    panels = pieces_of(j1 - j0, PANEL, b.dtype)
     _pack(panels, packed.size // panels, b, transposed, j0, packed, rounds)
     return packed
 
 
-def _pieces(columns, vectors, dtype):
+def pieces_of(columns, vectors, dtype):
     """Pieces of so many vectors, the last of which may be narrower."""
     return -(-columns // (vectors * LANES[dtype]))
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...native.compile import jit
+from ...native.compile import jit, stamp
 from ...native.llvm import Operand
 from ...native.loops import uncounted
 from ...native.simd import TILE, Strip, tile
@@ -143,7 +143,7 @@ def _multiply_few_rows(factors, sums, region, scratch):
         for j in range(j0, j1, FEW_ROWS_COLUMNS):
             columns = min(FEW_ROWS_COLUMNS, j1 - j)
             flat[scratch.at : scratch.at + (i1 - i0) * columns] = 0
-            partial = Sums(out, scratch.array, scratch.array, 0, False, scratch.at - i0 * columns - j, columns)
+            partial = Sums(out, scratch.array, scratch.array, scratch.array, 0, scratch.at - i0 * columns - j, columns)
             part = Region(i0, i1, j, j + columns)
             _multiply_steps(factors, partial, part, scratch, k_block, k0, min(k, k0 + span), CONTINUE)
             for i in range(i0, i1):
@@ -241,11 +241,19 @@ def multiply_block(left, right, sums, region, k0, depth, scratch, begin):
                         Operand(start, start_at, start_row, start_next),
                         Operand(out, out_at, n, out_next),
                         Operand(work, scratch.at, columns, depth * columns),
-                        Operand(sums.velocity, out_at, n, out_next),
+                        Operand(sums.first, out_at, n, out_next),
+                        Operand(sums.second, out_at, n, out_next),
                         Operand(work, sums.numbers_at, 0, 0),
                         Strip(
                             panels if along_rows else count, depth, rows, vectors, last,
-                            transposed, packs_now, sums.update, begin == ADD,
+                            transposed, packs_now, begin == ADD,
                         ),
                     )  # fmt: skip
         j += panels * columns
+
+
+def in_blocks_with(tile, name):
+    """`multiply_in_blocks` with another tile."""
+    block = stamp(multiply_block, f"multiply_block_{name}", tile=tile)
+    steps = stamp(_multiply_steps, f"multiply_steps_{name}", multiply_block=block)
+    return stamp(multiply_in_blocks, f"multiply_in_blocks_{name}", _multiply_steps=steps)

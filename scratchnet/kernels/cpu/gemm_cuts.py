@@ -65,6 +65,7 @@ FEW_COLUMNS = TILE.most_rows  # a product of at most so many columns is computed
 PAD = 16  # elements between packed rows of a, so that rows do not compete for the same lines of L1
 CHUNK = 16  # rows of b that are packed together, so that memory is read in streams
 PACKED_AS_READ = L2_BYTES // 4  # elements of b, at most, that tiles pack as they read them
+NUMBERS = 16  # at most, that an update takes; they lie at the end of the scratch memory
 
 
 def set_cuts(cuts):
@@ -96,15 +97,15 @@ class Sums(NamedTuple):
 
     Element (i, j) of the result lies at `at + i * row + j` of `out`; that is `out` itself but for partial sums.
 
-    If `update`, the sums are the gradient of the parameters in `out`, which take a step of SGD (simd.tile) with this
-    velocity, and with numbers that lie at `numbers_at` in the scratch memory.
+    If a tile updates (simd.tile_updating), the sums are the gradient of the parameters in `out`; first, second: the
+    states that an optimizer keeps of them; its numbers lie at `numbers_at` in the scratch memory.
     """
 
     start: np.ndarray
     out: np.ndarray
-    velocity: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
     numbers_at: int
-    update: bool
     at: int
     row: int
 
@@ -188,7 +189,7 @@ def tile_rows(rows, tiles):
 @jit
 def whole_sums(start, out):
     """The sums of a product without an update."""
-    return Sums(start, out, out, 0, False, 0, out.shape[1])
+    return Sums(start, out, out, out, 0, 0, out.shape[1])
 
 
 @jit

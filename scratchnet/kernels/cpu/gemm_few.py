@@ -57,8 +57,8 @@ def multiply_few_columns(factors, sums, region, scratch):
                     columns if packs else a.shape[1],
                     0,
                 ),
-                transposed_out, transposed_out, transposed_out, transposed_out, transposed_out,
-                Strip(1, depth, n, vectors, last, not transpose_b, False, False, False),
+                transposed_out, transposed_out, transposed_out, transposed_out, transposed_out, transposed_out,
+                Strip(1, depth, n, vectors, last, not transpose_b, False, False),
             )  # fmt: skip
             k0 += depth
         if k > span:

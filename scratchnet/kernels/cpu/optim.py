@@ -29,7 +29,7 @@ flushed = SCALARS["flushed"]
 
 @jit
 def _prepare_sgd(numbers):
-    return numbers[0], numbers[1], numbers[2] != 0, numbers[3]
+    return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
 @jit
@@ -191,6 +191,7 @@ def _stepper(name, states, **bindings):
     return kernel
 
 
+PREPARE = {"sgd": _prepare_sgd, "adam": _prepare_adam, "rmsprop": _prepare_rmsprop}  # of native/updates.py, too
 KERNELS = {
     "sgd": _stepper("sgd", 1, prepare=_prepare_sgd, rule=_sgd),
     "adam": _stepper("adam", 2, prepare=_prepare_adam, rule=_adam),

@@ -4,6 +4,7 @@ Sizes lie around the edges of tiles, panels and blocks. With NUMBA_DISABLE_JIT=1
 """
 
 import ctypes
+import functools
 import mmap
 import re
 import sys
@@ -381,14 +382,16 @@ def test_tiles_stay_in_registers(kind):
     tile = simd.TILES[kind]
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
     dtypes = simd.DTYPES if THOROUGH or tile == simd.TILE else ("float32",)
-    sources = simd.llvm_module, simd.in_place_module
+    updates = ("sgd", "rmsprop") if THOROUGH else ("sgd",)  # Adam spills one or two, after the loop over k
+    sources = simd.llvm_module, simd.in_place_module, *(functools.partial(simd.updating_module, x) for x in updates)
     modules = [llvm.parse_assembly(source(dtype, tile)) for dtype in dtypes for source in sources]
     assembly = "\n".join(map(machine.emit_assembly, modules))
-    for text in re.split(r"\.Lfunc_end\d+:", assembly):
+    functions = re.split(r"\.Lfunc_end\d+:", assembly)
+    for text in functions:
         # An update follows the loop over k, and may spill what the loop summed up; the loop may not.
-        is_update = re.search(r"^tile_\w+_\d\d1:", text, re.MULTILINE)
+        is_update = re.search(r"^tile_(sgd|rmsprop)_", text, re.MULTILINE)
         assert not any(re.search(spill, part) for part in (innermost_loops(text) if is_update else [text]))
     vectors = tile.vectors[tile.rows]
-    body = assembly.split(f"tile_float32_{tile.rows}x{vectors}_000:")[1].split(".Lfunc_end")[0]
+    body = assembly.split(f"tile_float32_{tile.rows}x{vectors}_00:")[1].split(".Lfunc_end")[0]
     copies = 2 if tile.rows * vectors >= 16 else 1  # of a step, between two jumps
     assert len(re.findall(multiply_add, body, re.MULTILINE)) == copies * tile.rows * vectors
