@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from .scalars import FADES
 from .signatures import HALVES
 
 # --- elementwise, one input: (x, out) -------------------------------------------------------------------------
@@ -358,13 +359,12 @@ def dropout(x, out, p, key):
 
 
 # --- optimizers: one step over a flat parameter, from the old state to the new ---------------------------------------
-# Outputs may be the input arrays (a step in place) or others (a step that can be repeated). `numbers` are
-# float64 in an array, because they change from step to step.
+# Outputs may be the inputs (a step in place) or others (a step that can be repeated). numbers: a float64 array.
 
 
-def _flushed(state):
-    """A state as it is stored: subnormal numbers are zero, as arithmetic on them is slow and they may never go away."""
-    return np.where(np.abs(state) < np.finfo(state.dtype).tiny, state.dtype.type(0), state)
+def _flushed(x, least=1):
+    """x as it is stored: subnormal states are zero, as arithmetic on them is slow and they may never go away."""
+    return np.where(np.abs(x) < x.dtype.type(least) * np.finfo(x.dtype).tiny, x.dtype.type(0), x)
 
 
 def sgd(param, grad, velocity, new_param, new_velocity, numbers):
@@ -382,7 +382,7 @@ def sgd(param, grad, velocity, new_param, new_velocity, numbers):
 
 
 def adam(param, grad, m, v, new_param, new_m, new_v, numbers):
-    """m = b1*m + (1-b1)*g;  v = b2*v + (1-b2)*g**2;  p -= lr/(1-b1**t) * m / (sqrt(v)/sqrt(1-b2**t) + eps).
+    """m = b1*m + (1-b1)*g;  v = b2*v + (1-b2)*g**2;  p -= lr/(1-b1**t) * (m / (sqrt(v)/sqrt(1-b2**t) + eps)).
 
     Kingma and Ba 2015; t = step >= 1. Weight decay adds weight_decay * p to g, or, if decoupled
     (AdamW, Loshchilov and Hutter 2019), first takes lr * weight_decay * p from p.
@@ -395,13 +395,13 @@ def amsgrad(param, grad, m, v, top, new_param, new_m, new_v, new_top, numbers):
     """Adam that divides by the largest v so far: top = max(top, v) takes the place of v there (Reddi et al. 2018)."""
     lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
     f = param.dtype.type
-    p = param * f(1 - lr * weight_decay) if decoupled else param
-    g = grad if decoupled else grad + f(weight_decay) * param
+    p, g = (param * f(1 - lr * weight_decay), grad) if decoupled else (param, grad + f(weight_decay) * param)
     first = f(beta1) * m + f(1 - beta1) * g
     second = f(beta2) * v + f(1 - beta2) * g * g
     largest = second if top is None else np.maximum(top, second)
     rate, scale = f(lr / (1 - beta1**step)), f(1 / math.sqrt(1 - beta2**step))
-    new_param[...] = p - rate * first / (np.sqrt(largest) * scale + f(eps))
+    p = p - rate * (first / (np.sqrt(largest) * scale + f(eps)))
+    new_param[...] = p if decoupled or not weight_decay else _flushed(p, FADES)
     new_m[...], new_v[...] = _flushed(first), _flushed(second)
     if top is not None:
         new_top[...] = _flushed(largest)
@@ -410,20 +410,19 @@ def amsgrad(param, grad, m, v, top, new_param, new_m, new_v, new_top, numbers):
 def rmsprop(param, grad, v, velocity, new_param, new_v, new_velocity, numbers):
     """g += weight_decay * p;  v = alpha*v + (1-alpha)*g**2;  u = momentum*u + g / (sqrt(v) + eps);  p -= lr * u.
 
-    The rule of torch.optim.RMSprop (Tieleman and Hinton 2012, lecture 6.5).
-    numbers: lr, alpha, eps, momentum, weight_decay.
+    The rule of torch.optim.RMSprop (Tieleman and Hinton 2012, lecture 6.5). numbers: lr, alpha, eps, momentum, decay.
     """
     lr, alpha, eps, momentum, weight_decay = numbers
     f = param.dtype.type
     g = grad + f(weight_decay) * param
     square = f(alpha) * v + f(1 - alpha) * g * g
     u = f(momentum) * velocity + g / (np.sqrt(square) + f(eps))
-    new_param[...] = param - f(lr) * u
+    new_param[...] = _flushed(param - f(lr) * u, FADES if weight_decay else 0)
     new_v[...], new_velocity[...] = _flushed(square), _flushed(u)
 
 
 def adagrad(param, grad, total, new_param, new_total, numbers):
-    """g += weight_decay * p;  s += g**2;  p -= rate * g / (sqrt(s) + eps).
+    """g += weight_decay * p;  s += g**2;  p -= rate * (g / (sqrt(s) + eps)).
 
     The rule of torch.optim.Adagrad (Duchi, Hazan and Singer 2011). numbers: rate, eps, weight_decay.
     """
@@ -431,7 +430,7 @@ def adagrad(param, grad, total, new_param, new_total, numbers):
     f = param.dtype.type
     g = grad + f(weight_decay) * param
     squares = total + g * g
-    new_param[...] = param - f(rate) * g / (np.sqrt(squares) + f(eps))
+    new_param[...] = param - f(rate) * (g / (np.sqrt(squares) + f(eps)))
     new_total[...] = _flushed(squares)
 
 

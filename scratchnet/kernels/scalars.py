@@ -185,6 +185,9 @@ def gelu(x):
     return x * normal(x)[0]
 
 
+FADES = 2.0**26  # times the smallest normal number: a parameter that weight decay brought below is zero (cpu/optim.py)
+
+
 @elementwise()
 def flushed(x):
     """x, or 0 where it is subnormal."""

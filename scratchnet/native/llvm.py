@@ -131,8 +131,16 @@ class Function:
         number = self.builder.extract_element(condition, i32(0))
         return self.builder.select(self.builder.fcmp_unordered("!=", number, number.type(0)), a, b)
 
-    def flushed(self, x):
-        """x, with 0 where it is subnormal, as in scalars.py: one test of the exponent, which needs one constant."""
+    def flushed(self, x, least=None):
+        """x, with 0 where it is subnormal, as in scalars.py: one test of the exponent, which needs one constant.
+
+        least: a vector; 0 is where x is below so many times the smallest normal number.
+        """
+        if least is not None:
+            smallest = self.vector([float(np.finfo(f"float{8 * self.size}").tiny)] * self.lanes)
+            magnitude = self.intrinsic(f"llvm.fabs.{self.suffix}", self.vector, x)
+            small = self.builder.fcmp_ordered("<", magnitude, self.builder.fmul(least, smallest))
+            return self.builder.select(small, self.vector(None), x)
         mask = ir.VectorType(ir.IntType(1), self.lanes)
         classes = i32(0xF0)  # both subnormals and both zeros
         small = self.intrinsic(f"llvm.is.fpclass.{self.suffix}", mask, x, classes)

@@ -17,7 +17,7 @@ class Plain:
     multiply_add = staticmethod(lambda a, b, c: a * b + c)
     add, multiply, divide, root, negative = map(staticmethod, (np.add, np.multiply, np.divide, np.sqrt, np.negative))
     where = staticmethod(lambda condition, a, b: np.where(condition != 0, a, b))
-    flushed = staticmethod(lambda x: np.where(np.abs(x) < np.finfo(x.dtype).tiny, 0, x))
+    flushed = staticmethod(lambda x, least=1: np.where(np.abs(x) < x.dtype.type(least) * np.finfo(x.dtype).tiny, 0, x))
 
 
 def _sgd(f, number, p, g, v):
@@ -29,20 +29,20 @@ def _sgd(f, number, p, g, v):
 
 
 def _adam(f, number, p, g, m, v):
-    rate, scale, beta1, beta2, rest1, rest2, eps, keep, decay = map(number, range(9))
+    rate, scale, beta1, beta2, rest1, rest2, eps, keep, decay, least = map(number, range(10))
     g = f.multiply_add(decay, p, g)
     m = f.multiply_add(beta1, m, f.multiply(rest1, g))
     v = f.multiply_add(beta2, v, f.multiply(f.multiply(rest2, g), g))
-    step = f.divide(f.multiply(rate, m), f.multiply_add(f.root(v), scale, eps))
-    return f.multiply_add(keep, p, f.negative(step)), f.flushed(m), f.flushed(v)
+    step = f.multiply(rate, f.divide(m, f.multiply_add(f.root(v), scale, eps)))
+    return f.flushed(f.multiply_add(keep, p, f.negative(step)), least), f.flushed(m), f.flushed(v)
 
 
 def _rmsprop(f, number, p, g, v, u):
-    rate, alpha, rest, eps, momentum, decay = map(number, range(6))
+    rate, alpha, rest, eps, momentum, decay, least = map(number, range(7))
     g = f.multiply_add(decay, p, g)
     v = f.multiply_add(alpha, v, f.multiply(f.multiply(rest, g), g))
     u = f.multiply_add(momentum, u, f.divide(g, f.add(f.root(v), eps)))
-    return f.multiply_add(f.negative(rate), u, p), f.flushed(v), f.flushed(u)
+    return f.flushed(f.multiply_add(f.negative(rate), u, p), least), f.flushed(v), f.flushed(u)
 
 
 class Update(NamedTuple):

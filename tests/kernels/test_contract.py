@@ -272,6 +272,23 @@ def test_an_optimizer_keeps_no_state_that_is_subnormal(name, dtype, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "rmsprop"])
+def test_weight_decay_ends_at_zero_before_it_is_subnormal(name, dtype, device):
+    """Weights of a dead unit would else stay where weight decay rounds to nothing, and make all arithmetic slow."""
+    states, numbers = NUMBERS[name]
+    few = np.finfo(dtype).tiny * dtype(2.0**26)
+    param = np.array([few / 4, -few / 4, 4 * few, -4 * few, 0, 1] * 9, dtype)
+    for decay in (0.01, 0.0):
+        given = [{1e-8: 1.0, 0: decay}.get(x, x) if i in (2, 3, 4) else x for i, x in enumerate(numbers)]  # eps is 1
+        new = [np.empty_like(param) for _ in range(1 + states)]
+        kernel(device, name)(param, *[np.zeros_like(param) for _ in new], *new, np.array(given))
+        small = abs(param) < few
+        assert ((new[0] == 0) == (small if decay else False) | (param == 0)).all()
+        assert decay or (new[0] == param).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_scatter_adds_in_the_order_of_the_index(device):
     g = np.array([[1e8], [1.0], [-1e8], [1.0]], np.float32)  # 1 in this order, 2 or 0 in others
     out = np.empty((2, 1), np.float32)

@@ -6,7 +6,10 @@ Outputs may be the inputs themselves: each element is read before it is written.
 
 A state that only decays, as the velocity of a unit that died, ends in subnormal numbers, and 0.9 times the smallest of
 them is itself again: they never go. Arithmetic on them takes a hundred times as long on some CPUs, so that a step of
-784-128-10 went from 0.3 to 1.3 ms. So a state is stored as zero once it is subnormal, on every device.
+784-128-10 went from 0.3 to 1.3 ms. So a state is stored as zero once it is subnormal, on every device, and a rate
+multiplies what was divided: the product of a rate and a state is subnormal for some hundred steps before. Weight decay
+through Adam or RMSprop, whose steps do not shrink with the gradient, halves the weights of a dead unit every few steps,
+until their decay is subnormal, and there they stay: below FADES times the smallest normal number they become zero.
 """
 
 import math
@@ -17,6 +20,7 @@ import numpy as np
 
 from ...native.compile import jit
 from ...native.loops import ranged
+from ..scalars import FADES
 from .elementwise import SCALARS
 from .movement import run_copy
 
@@ -25,6 +29,12 @@ prepare: Callable
 rule: Callable
 
 flushed = SCALARS["flushed"]
+
+
+@jit
+def _faded(p, least):
+    """p, or 0 where it is below so many times the smallest normal number."""
+    return type(p)(0) if abs(p) < type(p)(least) * np.finfo(type(p)).tiny else p
 
 
 @jit
@@ -47,44 +57,45 @@ def _prepare_adam(numbers):
     decoupled, step = numbers[5] != 0, numbers[6]
     rate, scale = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
     keep, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
-    return rate, scale, beta1, beta2, 1 - beta1, 1 - beta2, eps, keep, decay
+    return rate, scale, beta1, beta2, 1 - beta1, 1 - beta2, eps, keep, decay, FADES if decay != 0 else 0.0
 
 
 @jit
 def _adam(p, g, m, v, constants):
-    rate, scale, beta1, beta2, rest1, rest2, eps, keep, weight_decay = constants
+    rate, scale, beta1, beta2, rest1, rest2, eps, keep, weight_decay, least = constants
     f = type(p)
     g += f(weight_decay) * p
     m = f(beta1) * m + f(rest1) * g
     v = f(beta2) * v + f(rest2) * g * g
-    return f(keep) * p - f(rate) * m / (np.sqrt(v) * f(scale) + f(eps)), flushed(m), flushed(v)
+    p = f(keep) * p - f(rate) * (m / (np.sqrt(v) * f(scale) + f(eps)))
+    return _faded(p, least), flushed(m), flushed(v)
 
 
 @jit
 def _amsgrad(p, g, m, v, top, constants):
-    rate, scale, beta1, beta2, rest1, rest2, eps, keep, weight_decay = constants
+    rate, scale, beta1, beta2, rest1, rest2, eps, keep, weight_decay, least = constants
     f = type(p)
     g += f(weight_decay) * p
     m = f(beta1) * m + f(rest1) * g
     v = f(beta2) * v + f(rest2) * g * g
     top = v if (v > top) | (v != v) else top
-    p = f(keep) * p - f(rate) * m / (np.sqrt(top) * f(scale) + f(eps))
-    return p, flushed(m), flushed(v), flushed(top)
+    p = f(keep) * p - f(rate) * (m / (np.sqrt(top) * f(scale) + f(eps)))
+    return _faded(p, least), flushed(m), flushed(v), flushed(top)
 
 
 @jit
 def _prepare_rmsprop(numbers):
-    return numbers[0], numbers[1], 1 - numbers[1], numbers[2], numbers[3], numbers[4]
+    return numbers[0], numbers[1], 1 - numbers[1], numbers[2], numbers[3], numbers[4], FADES if numbers[4] != 0 else 0.0
 
 
 @jit
 def _rmsprop(p, g, v, u, constants):
-    lr, alpha, rest, eps, momentum, weight_decay = constants
+    lr, alpha, rest, eps, momentum, weight_decay, least = constants
     f = type(p)
     g += f(weight_decay) * p
     v = f(alpha) * v + f(rest) * g * g
     u = f(momentum) * u + g / (np.sqrt(v) + f(eps))
-    return p - f(lr) * u, flushed(v), flushed(u)
+    return _faded(p - f(lr) * u, least), flushed(v), flushed(u)
 
 
 @jit
@@ -98,7 +109,7 @@ def _adagrad(p, g, s, constants):
     f = type(p)
     g += f(weight_decay) * p
     s += g * g
-    return p - f(rate) * g / (np.sqrt(s) + f(eps)), flushed(s)
+    return p - f(rate) * (g / (np.sqrt(s) + f(eps))), flushed(s)
 
 
 @jit

@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 
+from ..scalars import FADES
 from .compile import Kernel, cuda, device, kernel, launch, sqrt
 from .grids import in_row
 from .replay import numbers as numbers_of
@@ -18,6 +19,11 @@ from .scalars import scalars
 def updates(dtype: np.dtype) -> dict[str, Callable]:
     """name -> helper update(i, g, arrays, numbers)."""
     flushed, ZERO = scalars(dtype)["flushed"], dtype.type(0)
+    smallest = np.finfo(dtype).tiny
+
+    @device
+    def faded(p, least):
+        return ZERO if abs(p) < least * smallest else p
 
     def sgd(i, g, arrays, numbers):
         param, velocity, new_param, new_velocity = arrays
@@ -35,7 +41,7 @@ def updates(dtype: np.dtype) -> dict[str, Callable]:
         g += decay * param[i]
         first = beta1 * m[i] + rest1 * g
         second = beta2 * v[i] + rest2 * g * g
-        new_param[i] = keep * param[i] - rate * first / (sqrt(second) * scale + eps)
+        new_param[i] = faded(keep * param[i] - rate * (first / (sqrt(second) * scale + eps)), numbers[9])
         new_m[i] = flushed(first)
         new_v[i] = flushed(second)
 
@@ -47,7 +53,7 @@ def updates(dtype: np.dtype) -> dict[str, Callable]:
         first = beta1 * m[i] + rest1 * g
         second = beta2 * v[i] + rest2 * g * g
         largest = second if second > top[i] or second != second else top[i]
-        new_param[i] = keep * param[i] - rate * first / (sqrt(largest) * scale + eps)
+        new_param[i] = faded(keep * param[i] - rate * (first / (sqrt(largest) * scale + eps)), numbers[9])
         new_m[i] = flushed(first)
         new_v[i] = flushed(second)
         new_top[i] = flushed(largest)
@@ -57,7 +63,7 @@ def updates(dtype: np.dtype) -> dict[str, Callable]:
         rate, eps, weight_decay = numbers[0], numbers[1], numbers[2]
         g += weight_decay * param[i]
         squares = total[i] + g * g
-        new_param[i] = param[i] - rate * g / (sqrt(squares) + eps)
+        new_param[i] = param[i] - rate * (g / (sqrt(squares) + eps))
         new_total[i] = flushed(squares)
 
     def adadelta(i, g, arrays, numbers):
@@ -77,7 +83,7 @@ def updates(dtype: np.dtype) -> dict[str, Callable]:
         g += weight_decay * param[i]
         square = alpha * v[i] + rest * g * g
         u = momentum * velocity[i] + g / (sqrt(square) + eps)
-        new_param[i] = param[i] - lr * u
+        new_param[i] = faded(param[i] - lr * u, numbers[6])
         new_v[i] = flushed(square)
         new_velocity[i] = flushed(u)
 
@@ -103,7 +109,7 @@ def _of_adam(numbers):
     lr, beta1, beta2, eps, weight_decay, decoupled, step = numbers
     keep, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
     rate, scale = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
-    return keep, decay, beta1, 1 - beta1, beta2, 1 - beta2, rate, scale, eps
+    return keep, decay, beta1, 1 - beta1, beta2, 1 - beta2, rate, scale, eps, FADES if decay else 0.0
 
 
 def _of_adadelta(numbers):
@@ -113,7 +119,7 @@ def _of_adadelta(numbers):
 
 def _of_rmsprop(numbers):
     lr, alpha, eps, momentum, weight_decay = numbers
-    return lr, alpha, 1 - alpha, eps, momentum, weight_decay
+    return lr, alpha, 1 - alpha, eps, momentum, weight_decay, FADES if weight_decay else 0.0
 
 
 CONSTANTS: dict[str, Callable] = {
