@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..kernels import device as find_device
+from ..tensor import Tensor
 from ..tracing import Undo
 from . import passes
 from .passes import Instruction
-from .trace import Call, Guard, Trace, memory_of
+from .trace import Call, Guard, Trace, is_array, memory_of
+from .values import leaves_of, mapped
 
 
 class Stopped(Exception):
@@ -156,13 +159,10 @@ class Program:
             if not isinstance(x, np.ndarray) or any(np.may_share_memory(x, y) for y in by_python):
                 self.addresses.append(None)  # other inputs are copied there
                 continue
-            start = x.__array_interface__["data"][0]
-            found = []
-            for executable in self.executables:
-                table = executable.arguments.reshape(-1)
-                at = np.flatnonzero((table >= start) & (table < start + max(x.nbytes, 1)))
-                found += [(table, int(i), int(table[i]) - start) for i in at]
-            self.addresses.append(found)
+            places = [
+                (executable.words, *place) for executable in self.executables for place in executable.places_of(x)
+            ]
+            self.addresses.append(places)
         self.sources = list(self.inputs)
 
     def _take(self, inputs: list[np.ndarray]) -> None:
@@ -179,6 +179,52 @@ class Program:
             start = x.__array_interface__["data"][0]
             for table, position, offset in addresses or ():
                 table[position] = start + offset
+
+
+class Results:
+    """What a step returns: tensors of their own; of what was an argument, or lives longer than the step, that itself.
+
+    result: of the call that was recorded. memory: the arrays that a program fills for it.
+    """
+
+    def __init__(self, result: Any, inputs: list[np.ndarray], trace: Trace):
+        self._positions, self._trace = {id(x): i for i, x in enumerate(inputs)}, trace
+        self._give = mapped(result, self._planned)  # with functions, told where the arguments are, in place of values
+        data = [x._data if isinstance(x, Tensor) else x for x in leaves_of(result)]
+        self.memory = [*{id(x): x for x in map(memory_of, filter(is_array, data)) if trace.owns(x)}.values()]
+
+    def _planned(self, x: Any) -> Callable[[Sequence[Any]], Any]:
+        data = x._data if isinstance(x, Tensor) else x
+        if not is_array(data):
+            return lambda arguments: x
+        memory, wrap = memory_of(data), isinstance(x, Tensor)
+        if (i := self._positions.get(id(memory))) is not None:
+            if data is memory and not wrap:
+                return lambda arguments: arguments[i]
+            part = functools.partial(_same_part, data, memory)
+            if wrap:
+                return lambda arguments: Tensor._wrap(part(arguments[i]).copy(), x._device)
+            return lambda arguments: part(arguments[i]).copy()
+        is_owned = id(memory) in self._trace.owned
+        if wrap and (type(x) is Tensor or is_owned):
+            device = x._device
+            return lambda arguments: Tensor._wrap(data.copy(), device)
+        return (lambda arguments: data.copy()) if is_owned else (lambda arguments: x)
+
+    def of(self, arguments: Sequence[Any]) -> Any:
+        """The results of the newest replay, for these arguments."""
+        if isinstance(self._give, FunctionType):
+            return self._give(arguments)
+        return mapped(self._give, lambda give: give(arguments))
+
+
+def _same_part(view: np.ndarray, memory: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The part of `other` that `view` is of `memory`; both have one shape."""
+    if not isinstance(memory, np.ndarray):
+        return view
+    other = np.ascontiguousarray(other)
+    offset = view.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+    return np.ndarray(view.shape, view.dtype, other, offset, view.strides)
 
 
 def give_back(arrays: list[np.ndarray], copies: list[np.ndarray]) -> None:

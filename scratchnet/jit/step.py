@@ -7,8 +7,8 @@ import inspect
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from types import FunctionType, MethodType
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from .agreement import Account
 from .aliases import Aliases
 from .explain import explain
 from .names import Names
-from .program import Outputs, Program, Stopped, give_back
-from .trace import Trace, is_array, line_of, memory_of, user_line
+from .program import Outputs, Program, Results, Stopped, give_back
+from .series import TURNS, Series
+from .trace import Trace, line_of, user_line
 from .values import Argument, is_constant, is_same, key_of, leaves_of, mapped
 
 MOST = 64  # programs of a step; the oldest makes room for a new one
@@ -63,9 +64,7 @@ class Step:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(tracing.current(), Trace):  # a step within a step is a part of it
             return self.function(*args, **kwargs)
-        arrays: list[np.ndarray] = []
-        key = (*[key_of(value, arrays) for value in args], key_of(kwargs, arrays) if kwargs else None)
-        key = (*key, is_recording(), current_device(), current_precision())
+        key, arrays = _key_of(args, kwargs)
         with self._lock:
             known = self._recorded.get(key, ())
             for recorded in known:
@@ -82,6 +81,36 @@ class Step:
             if self._is_plain:
                 return self.function(*args, **kwargs)
             return self._record(key, args, kwargs, arrays, [x for x in known if x.program is None and x.holds()])
+
+    def series(self, calls: Sequence[tuple], before: Callable[[int], Any]) -> Iterator[Any]:
+        """The results of calls with these arguments, in order, each of which does what `self(*arguments)` does.
+
+        before(i): called before call i begins. Where only numbers differ, many calls become one compiled call: then it
+        is called for all of these first. A call that raises ends the series; those before it are done.
+        """
+        at = 0
+        while at < len(calls):
+            results = self._together(calls[at : at + TURNS], functools.partial(_from, at, before))
+            at += len(results)
+            yield from results
+            if not results:
+                before(at)
+                at += 1
+                yield self(*calls[at - 1])
+
+    def _together(self, calls: Sequence[tuple], before: Callable[[int], Any]) -> list[Any]:
+        """The results of the first calls, as many as are done together, which may be none."""
+        if isinstance(tracing.current(), Trace):
+            return []
+        keys, arrays = zip(*[_key_of(arguments, {}) for arguments in calls], strict=True)
+        count = next((i for i, key in enumerate(keys) if key != keys[0]), len(keys))
+        with self._lock:
+            ready = (x for x in self._recorded.get(keys[0], ()) if x.program is not None and x.holds())
+            recorded = next(ready, None) if count > 1 else None
+            if recorded is None or any(recorded.aliases.found(given) is not None for given in arrays[:count]):
+                return []
+            self._fruitless.clear()
+            return recorded.replay_series(arrays[:count], before)
 
     def _record(self, key: Any, args: tuple, kwargs: dict, arrays: list[np.ndarray], alike: list[_Recorded]) -> Any:
         """Runs the step once more and notes what it does; with what an earlier call did, that makes a program."""
@@ -206,6 +235,18 @@ def jit(step: Callable[..., Any]) -> Step:
     return Step(step)
 
 
+def _from(first: int, before: Callable[[int], Any], turn: int) -> None:
+    before(first + turn)
+
+
+def _key_of(args: tuple, kwargs: dict) -> tuple[tuple, list[np.ndarray]]:
+    """What a program for a call depends on beside the content of arrays, and those arrays."""
+    arrays: list[np.ndarray] = []
+    key = [key_of(value, arrays) for value in args]
+    key.append(key_of(kwargs, arrays) if kwargs else None)
+    return (*key, is_recording(), current_device(), current_precision()), arrays
+
+
 def _refusal(what: str, why: str) -> JitError:
     return JitError(
         f"{what}: expected a step that does the same in each call, as it is recorded and replayed without Python, but "
@@ -220,7 +261,9 @@ class _Recorded:
     """
 
     program: Program | None = None
+    _series: tuple[int, Series | None] | None = None  # for a number of threads
     trace: Trace | None
+    results: Results | None
     names: Names
     account: Account
     aliases: Aliases
@@ -285,8 +328,8 @@ class _Recorded:
         self.account = Account(trace, inputs, result, self.gradients)
         self.watched = [(thing, attribute, value) for (_, attribute), (thing, value) in trace.watched.items()]
         self.items = list(trace.items.values())
-        self.results = self._plan_results()
-        result = self._returned(arrays)
+        self.results = Results(result, inputs, trace)
+        result = self.results.of(arrays)
         for gradient in self.gradients:
             gradient.after()
         return self, result
@@ -349,47 +392,28 @@ class _Recorded:
         program.run(arrays)
         for gradient in self.gradients:
             gradient.after()
-        return self._returned(arrays)
+        assert self.results is not None
+        return self.results.of(arrays)
 
-    def _plan_results(self) -> Any:
-        """The results with, in place of each value, a function that gives it, told where the arguments are."""
-        trace = self.trace
-        assert trace is not None
-        positions = {id(x): i for i, x in enumerate(self.inputs)}
-
-        def plan(x: Any) -> Callable[[Sequence[Any]], Any]:
-            data = x._data if isinstance(x, Tensor) else x
-            if not is_array(data):
-                return lambda arguments: x
-            memory, wrap = memory_of(data), isinstance(x, Tensor)
-            if (i := positions.get(id(memory))) is not None:
-                if data is memory and not wrap:
-                    return lambda arguments: arguments[i]
-                part = functools.partial(_same_part, data, memory)
-                if wrap:
-                    return lambda arguments: Tensor._wrap(part(arguments[i]).copy(), x._device)
-                return lambda arguments: part(arguments[i]).copy()
-            if wrap and (type(x) is Tensor or id(memory) in trace.owned):
-                device = x._device
-                return lambda arguments: Tensor._wrap(data.copy(), device)
-            return (lambda arguments: data.copy()) if id(memory) in trace.owned else (lambda arguments: x)
-
-        return mapped(self.result, plan)
-
-    def _returned(self, arguments: Sequence[Any]) -> Any:
-        """The results: tensors of their own; of what was an argument, or lives longer than the step, that itself."""
-        if isinstance(self.results, FunctionType):
-            return self.results(arguments)
-        return mapped(self.results, lambda give: give(arguments))
-
-
-def _same_part(view: np.ndarray, memory: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The part of `other` that `view` is of `memory`; both have one shape."""
-    if not isinstance(memory, np.ndarray):
-        return view
-    other = np.ascontiguousarray(other)
-    offset = view.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
-    return np.ndarray(view.shape, view.dtype, other, offset, view.strides)
+    def replay_series(self, calls: Sequence[list[np.ndarray]], before: Callable[[int], Any]) -> list[Any]:
+        """The results of the first calls, as many as are done together: see Series.run."""
+        program, results = self.program, self.results
+        assert program is not None and results is not None
+        program.rearrange()
+        if self._series is None or self._series[0] != program.threads:
+            can_be = not self.looked_at and not self.aliases.written
+            self._series = program.threads, Series.of(program, results.memory) if can_be else None
+        if (series := self._series[1]) is None:
+            return []
+        done = series.run(calls, before)
+        if done:
+            for gradient in self.gradients:
+                gradient.after()
+        found = []
+        for turn in range(done):
+            series.results(turn)
+            found.append(results.of(calls[turn]))
+        return found
 
 
 class _Gradient:

@@ -5,6 +5,9 @@ what one task leaves for the next is still in the cache. A *stage* is groups tha
 thread has a queue of blocks, the same in every run, so that it finds in its caches what it left there. When its queue
 is empty, it takes blocks from the others' queues; when the last block of a stage is done, all go on to the next stage.
 No thread waits for one that has not started: who is late finds less to do. The result does not depend on who does what.
+
+A region may run a program several times, *turn* after turn, so that Python calls it once for many steps. Before each
+turn, the first thread that comes puts the addresses of what belongs to that turn into the tables.
 """
 
 from collections.abc import Sequence
@@ -32,12 +35,25 @@ def _run_block(block, group, groups, tasks):
 
 
 @jit
-def _work(me, queues, blocks, groups, tasks, counters, stop):
-    """Thread `me`'s part: the blocks of its own queue, then what is left in the others'."""
+def _wait(counters, at, value):
+    """Until a counter has reached a value."""
+    spins = 0
+    while load_acquire(counters, at) < value:
+        spins += 1
+        if spins < SPINS:
+            pause()
+        else:
+            let_others_run()
+
+
+@jit
+def _turn(me, counters, tables):
+    """Thread `me`'s part of a turn: the blocks of its own queue, then what is left in the others'. Does it go on?"""
+    queues, blocks, groups, tasks, stop = tables
     threads = queues.shape[1] - 1
     for stage in range(len(queues)):
         if load_acquire(stop, 0) != 0:  # written before the last stage ended, so all threads see it here, or none
-            return
+            return False
         taken = LINE * (threads + 1) * stage
         done, all_blocks = taken + LINE * threads, queues[stage, threads] - queues[stage, 0]
         for other in range(threads):
@@ -48,22 +64,41 @@ def _work(me, queues, blocks, groups, tasks, counters, stop):
                     break
                 _run_block(blocks[at, 1], blocks[at, 0], groups, tasks)
                 fetch_add(counters, done, 1)
-        spins = 0
-        while load_acquire(counters, done) < all_blocks:
-            spins += 1
-            if spins < SPINS:
-                pause()
-            else:
-                let_others_run()
+        _wait(counters, done, all_blocks)
+    return True
+
+
+@jit
+def _work(me, turns, tables):
+    """Thread `me`'s part of all turns, whose counters are rows. done, places, addresses: see Executable.run_turns."""
+    counters, done, words, places, addresses = turns
+    stop = tables[4]
+    for turn in range(len(counters)):
+        own = counters[turn]
+        if len(places):
+            if load_acquire(stop, 0) != 0:
+                return
+            if fetch_add(own, 0, 1) == 0:
+                done[0] = turn
+                for i in range(len(places)):
+                    words[places[i]] = addresses[turn, i]
+                fetch_add(own, LINE, 1)
+            _wait(own, LINE, 1)
+        if not _turn(me, own[2 * LINE :], tables):
+            return
+    if load_acquire(stop, 0) == 0:
+        done[0] = len(counters)
 
 
 @jit(parallel=True)
-def _work_together(threads, queues, blocks, groups, tasks, counters, stop):
+def _work_together(threads, turns, tables):
     for i in prange(threads):
-        _work(np.int64(i), queues, blocks, groups, tasks, counters, stop)
+        _work(np.int64(i), turns, tables)
 
 
 # --- a program ------------------------------------------------------------------------------------------------------
+
+NO_PLACES, NO_ADDRESSES = np.zeros(0, np.int64), np.zeros((1, 0), np.int64)
 
 
 class Group(NamedTuple):
@@ -108,18 +143,41 @@ class Executable:
         self.queues = _table(
             [tuple(ends[i * threads : (i + 1) * threads + 1]) for i in range(len(stages))], threads + 1
         )
-        self.counters = np.zeros(LINE * (threads + 1) * len(stages), np.int64)
+        self.words, self.done = self.arguments.reshape(-1), np.zeros(1, np.int64)
+        self.counters = np.zeros((1, LINE * ((threads + 1) * len(stages) + 2)), np.int64)
         self.threads, self.stop, self.kept = threads, stop, tasks
         self.shared = threads > 1 and sum(group.work for group in groups) >= PARALLEL_FROM
 
     def run(self, stage: int | None = None) -> None:
         """Runs all tasks, or those of one stage; on all threads if the work is large enough."""
         queues = self.queues if stage is None else self.queues[stage : stage + 1]
-        self.counters.fill(0)
+        self._run(self.counters[:1], NO_PLACES, NO_ADDRESSES, queues)
+
+    def run_turns(self, places: np.ndarray, addresses: np.ndarray) -> None:
+        """Runs all tasks once for each row of `addresses`, which stands at `places` in the tables then.
+
+        places: int64 (words,), see `places_of`. addresses: int64 (turns, words). `done[0]` counts the turns that are
+        done: where a task writes to `stop`, the turn in which it did is not, and no later one begins.
+        """
+        turns = len(addresses)
+        if len(self.counters) < turns:
+            self.counters = np.zeros((turns, self.counters.shape[1]), np.int64)
+        self._run(self.counters[:turns], places, addresses, self.queues)
+
+    def _run(self, counters: np.ndarray, places: np.ndarray, addresses: np.ndarray, queues: np.ndarray) -> None:
+        counters.fill(0)
+        turns = counters, self.done, self.words, places, addresses
+        tables = queues, self.blocks, self.groups, self.tasks, self.stop
         if self.shared:
-            _work_together(self.threads, queues, self.blocks, self.groups, self.tasks, self.counters, self.stop)
+            _work_together(self.threads, turns, tables)
         else:
-            _work(0, queues, self.blocks, self.groups, self.tasks, self.counters, self.stop)
+            _work(0, turns, tables)
+
+    def places_of(self, array: np.ndarray) -> list[tuple[int, int]]:
+        """Where in the tables addresses within an array stand: (place, offset in the array)."""
+        start = array.__array_interface__["data"][0]
+        at = np.flatnonzero((self.words >= start) & (self.words < start + max(array.nbytes, 1)))
+        return [(int(i), int(self.words[i]) - start) for i in at]
 
 
 def _queues(first: int, stage: Sequence[Group], threads: int) -> list[list[tuple[int, int]]]:

@@ -216,11 +216,11 @@ class Optimizer(Sealed, Stateful):
         leaders: one state of each group and step count, and the array, float64 (n_numbers,), that the kernel takes for
         all such states; it is filled in here.
         """
+        for state, numbers in leaders:
+            numbers[:] = self.numbers(self._options(state.group), state.step + 1)
         for state in states:
             state.step += 1
             state.param._owner._version += 1
-        for state, numbers in leaders:
-            numbers[:] = self.numbers(self._options(state.group), state.step)
 
         def take_back():
             for state in states:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from .. import tracing
 from ..data.dataset import fields_of, selects
 from ..errors import DeviceError, NonFiniteError
 from ..grad_mode import no_grad
+from ..jit.series import TURNS
 from ..kernels import device as find_device
 from ..precisions import SCALED
 from ..random import Generator
@@ -43,6 +45,8 @@ from .shards import (
     streams_kept,
     weighted_mean,
 )
+
+TOGETHER = 4e-3  # seconds of steps that are done together: Python hears of a signal that late
 
 
 class Engine(Protocol):
@@ -117,24 +121,49 @@ class OneProgram:
         self._gathers = settings.jit and selects(self.dataset)  # does the step gather its samples itself?
         step = self._gather_and_compute if self._gathers else self._compute_read
         self._step = settings.recorded(step)
+        self._waiting: list[np.ndarray] = []  # positions of steps that are done together: see Step.series
+        self._together = 1
 
     def submit(self, positions: np.ndarray) -> None:
-        shards, number = self.settings.shards, self.submitted
-        for k, generator in enumerate(self._generators):
-            generator.stream = first_stream(number, k, shards)
-        try:
-            if self._gathers:
-                losses = self._step(Tensor(positions, device=self._device))
-            else:
-                with streams_kept():  # the data set draws what it would in a worker that has this shard alone
-                    arrays = self._read(positions)
-                losses = self._step(*(Tensor(array, device=self._device) for array in arrays))
-        except NonFiniteError:
-            lost = NonFiniteError(f"fit: expected a finite loss at step {number}, got one that was not")
-            raise nonfinite_loss(self.settings, positions, number, number) or lost from None
-        found = [[losses[k].item() if k in losses else math.nan for k in range(shards)]]
-        self._done.append(StepResult(number, number, [positions], np.array(found)))
+        self._waiting.append(positions)
         self.submitted += 1
+        if len(self._waiting) >= self._together:
+            self._run()
+
+    def _run(self) -> None:
+        """Does the steps that wait, and measures how many take so long that nobody waits for them."""
+        waiting, self._waiting = self._waiting, []
+        first, start, done = self.submitted - len(waiting), time.perf_counter(), 0
+        try:
+            for number, losses in enumerate(self._losses(waiting, first), first):
+                found = [[losses[k].item() if k in losses else math.nan for k in range(self.settings.shards)]]
+                self._done.append(StepResult(number, number, [waiting[number - first]], np.array(found)))
+                done += 1
+        except NonFiniteError:
+            self.submitted = number = first + done
+            lost = NonFiniteError(f"fit: expected a finite loss at step {number}, got one that was not")
+            raise nonfinite_loss(self.settings, waiting[done], number, number) or lost from None
+        if waiting and self._gathers:
+            each = (time.perf_counter() - start) / len(waiting)
+            self._together = max(1, min(TURNS, int(TOGETHER / each)))
+
+    def _losses(self, waiting: list[np.ndarray], first: int) -> Iterator[dict[int, Tensor]]:
+        """Of each step the losses of its shards."""
+        shards = self.settings.shards
+
+        def begin(i: int) -> None:
+            for k, generator in enumerate(self._generators):
+                generator.stream = first_stream(first + i, k, shards)
+
+        if self._gathers:
+            calls = [(Tensor(positions, device=self._device),) for positions in waiting]
+            yield from self._step.series(calls, begin)  # type: ignore[attr-defined]
+            return
+        for i, positions in enumerate(waiting):
+            begin(i)
+            with streams_kept():  # the data set draws what it would in a worker that has this shard alone
+                arrays = self._read(positions)
+            yield self._step(*(Tensor(array, device=self._device) for array in arrays))
 
     def _read(self, positions: np.ndarray) -> list[np.ndarray]:
         """The samples of each shard that is not empty, one after the other."""
@@ -200,7 +229,9 @@ class OneProgram:
         done, self._done = self._done, []
         return done
 
-    settled = finished
+    def settled(self) -> list[StepResult]:
+        self._run()
+        return self.finished()
 
     def following(self, within_epoch: bool) -> AbstractContextManager[None]:
         return contextlib.nullcontext()  # it computes with the model itself

@@ -197,24 +197,23 @@ class _Engine(BaseMultilayerPerceptron):
         order = np.arange(X.shape[0])
         try:
             self.n_iter_ = 0
-            while self.n_iter_ < self.max_iter:
-                if self.shuffle:
-                    order = shuffle(order, random_state=self._random_state)
-                with using(learner.generator):
-                    self.loss_ = self._epoch(learner, X, target, sample_weight, order)
-                if self._has_ended(learner, X.shape[0], held_out) or incremental:
-                    break
-                if self.n_iter_ == self.max_iter:
-                    warnings.warn(
-                        f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization "
-                        "hasn't converged yet.",
-                        ConvergenceWarning,
-                        stacklevel=5,
-                    )
+            with learner.training_on(X, target, sample_weight, once=incremental) as steps:
+                while self.n_iter_ < self.max_iter:
+                    if self.shuffle:
+                        order = shuffle(order, random_state=self._random_state)
+                    with using(learner.generator):
+                        self.loss_ = self._epoch(learner, steps, sample_weight, order)
+                    if self._has_ended(learner, X.shape[0], held_out) or incremental:
+                        break
+                    if self.n_iter_ == self.max_iter:
+                        warnings.warn(
+                            f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization "
+                            "hasn't converged yet.",
+                            ConvergenceWarning,
+                            stacklevel=5,
+                        )
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=5)
-        finally:
-            learner.end_of_training()
         self.coefs_, self.intercepts_ = learner.read()
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
@@ -250,19 +249,20 @@ class _Engine(BaseMultilayerPerceptron):
             held_out[1] = self._label_binarizer.inverse_transform(held_out[1])
         return (*train, None)[:3], (*held_out, None)[:3]
 
-    def _epoch(self, learner: Learner, X: Any, target: np.ndarray, sample_weight: Any, order: np.ndarray) -> float:
+    def _epoch(self, learner: Learner, steps: Any, sample_weight: Any, order: np.ndarray) -> float:
         """One pass over the rows in an order; their mean loss."""
-        n, accumulated = X.shape[0], np.float64(0.0)
+        n, accumulated = len(order), np.float64(0.0)
         learner.module.train()
         is_sgd = isinstance(self._optimizer, SGDOptimizer)  # partial_fit goes on with it, whatever `solver` says by now
         rate = np.asarray(self._optimizer.learning_rate if is_sgd else 1.0, learner.dtype)
-        for batch in gen_batches(n, self._rows_of_batch(n)):
-            chosen = order[batch] if self.shuffle else batch  # a slice copies no rows
-            weight = None if sample_weight is None else sample_weight[chosen]
-            total = _total(batch.stop - batch.start, weight)
-            learner.set_decay(float(rate) * self.alpha / total)
-            loss, squares = learner.step(rate, *learner.batch(learner.take(X, chosen), target[chosen], weight))
-            accumulated += self._value(loss, squares, total) * (batch.stop - batch.start)
+        chosen = [order[batch] for batch in gen_batches(n, self._rows_of_batch(n))]
+        totals = [_total(len(rows), None if sample_weight is None else sample_weight[rows]) for rows in chosen]
+
+        def before(i: int) -> None:
+            learner.set_decay(float(rate) * self.alpha / totals[i])
+
+        for rows, total, (loss, squares) in zip(chosen, totals, steps(rate, chosen, before), strict=True):
+            accumulated += self._value(loss, squares, total) * len(rows)
         return accumulated / n
 
     def _rows_of_batch(self, n: int) -> int:

@@ -5,18 +5,18 @@ The estimators hand over rows and targets of a batch; what comes back is the los
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import ops
 from ..errors import ConfigError, ShapeError
 from ..functions import maximum
 from ..grad_mode import no_grad
 from ..jit.step import Step
-from ..kernels import device as kernels
-from ..native.aligned import aligned
 from ..nn import Module
 from ..nn import functional as F
 from ..optim import Adam
@@ -97,7 +97,7 @@ class Learner:
         self.biases = [p for p in parameters if p.ndim < 2]
         self.dtype, self.device = parameters[0].dtype, parameters[0].device
         self.gradient = Step(self._gradient, relies_on=(module,), tolerant=True)
-        self._taken: dict[tuple[int, ...], np.ndarray] = {}  # memory for the rows of a batch, by its shape
+        self._rows: tuple[Tensor | None, ...] | None = None
 
     def train_with(self, optimizer: Any) -> None:
         self.optimizer = optimizer
@@ -126,8 +126,8 @@ class Learner:
     def _tensor(self, array: np.ndarray) -> Tensor:
         return Tensor(array, device=self.device)
 
-    def _output(self, x: np.ndarray) -> Tensor:
-        output = self.module(self._tensor(x))
+    def _output(self, x: Tensor) -> Tensor:
+        output = self.module(x)
         if output.shape != (len(x), self.width):
             raise ShapeError(f"module: expected outputs of shape {(len(x), self.width)}, got {output.shape}")
         return output
@@ -135,13 +135,12 @@ class Learner:
     def predict(self, x: Any) -> np.ndarray:
         """Probabilities or predictions for rows, without a graph."""
         with no_grad():
-            return OUTPUTS[self.kind].prediction(self._output(self.rows(x))).numpy()
+            return OUTPUTS[self.kind].prediction(self._output(self._tensor(self.rows(x)))).numpy()
 
-    def _losses(self, x: np.ndarray, target: np.ndarray, sample_weight: np.ndarray | None) -> tuple[Tensor, ...]:
+    def _losses(self, x: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, ...]:
         """The loss to differentiate, the loss to report, and the sum of the squares of all weights."""
         outputs = OUTPUTS[self.kind]
-        losses = outputs.losses(self._output(x), self._tensor(target))
-        weight = None if sample_weight is None else self._tensor(sample_weight)
+        losses = outputs.losses(self._output(x), target)
         loss = _mean(losses.sum(axis=1), weight)
         with no_grad():
             reported = loss.detach()
@@ -157,9 +156,13 @@ class Learner:
         """Takes one step; the loss to report and the sum of squares before it.
 
         rate: multiplies the gradient. scikit-learn's velocities contain the learning rates of their steps.
+        batch: rows, targets, weights; or numbers of the rows that `begin` was given.
         """
         self.optimizer.zero_grad()
-        loss, *reported = self._losses(*batch)
+        given: list[Any] = [None if x is None else self._tensor(x) for x in batch]
+        if self._rows is not None:
+            given = [None if x is None else ops.take_rows(x, given[0]) for x in self._rows]
+        loss, *reported = self._losses(*given)
         (loss * self._tensor(rate)).backward()
         self.optimizer.step()
         return tuple(reported)
@@ -167,29 +170,43 @@ class Learner:
     def _gradient(self, *batch: Any) -> tuple[Tensor, ...]:
         """The loss to report, the sum of squares, and the gradients of weights and biases."""
         self.module.zero_grad()
-        loss, *reported = self._losses(*batch)
+        given: list[Any] = [None if x is None else self._tensor(x) for x in batch]
+        loss, *reported = self._losses(*given)
         loss.backward()
         return *reported, *(p * 0.0 if p.grad is None else p.grad for p in (*self.weights, *self.biases))
 
     def batch(self, x: Any, target: np.ndarray, sample_weight: np.ndarray | None) -> tuple[Any, ...]:
-        """A batch as `step` and `gradient` take it."""
+        """A batch as `gradient` takes it."""
         target = target if target.ndim == 1 else target.astype(self.dtype, copy=False)  # class numbers stay
         return self.rows(x), target, None if sample_weight is None else sample_weight.astype(self.dtype, copy=False)
 
-    def end_of_training(self) -> None:
-        """Nothing that only steps need stays in a fitted estimator."""
-        self._taken.clear()
+    @contextlib.contextmanager
+    def training_on(self, x: Any, target: np.ndarray, sample_weight: np.ndarray | None, once: bool) -> Iterator[Any]:
+        """Gives `steps(rate, chosen, before)`, whose items are (loss to report, sum of squares before it) of steps.
 
-    def take(self, x: Any, chosen: Any) -> Any:
-        """Rows of x by number, for one step: on all threads, into memory that the next call fills anew."""
-        fits = isinstance(x, np.ndarray) and x.dtype == self.dtype and x.ndim == 2 and self.device == "cpu"
-        if isinstance(chosen, slice) or not fits or not x.flags.c_contiguous:
-            return x[chosen]
-        shape = len(chosen), x.shape[1]
-        if shape not in self._taken:
-            self._taken[shape] = aligned(shape, x.dtype)
-        kernels(self.device).take_rows(x, chosen, self._taken[shape])
-        return self._taken[shape]
+        chosen: for each step the numbers of its rows. before(i): called before step i begins. Rows in memory as the
+        module takes them are gathered by the steps themselves, many of which are one compiled call; all others become
+        such rows batch by batch. once: nobody trains on these rows again, so that no step is recorded for them.
+        """
+        fits = isinstance(x, np.ndarray) and x.dtype == self.dtype and x.flags.c_contiguous and self.device == "cpu"
+        if once or not fits:
+
+            def batch(rows: np.ndarray) -> tuple[Any, ...]:
+                return self.batch(x[rows], target[rows], None if sample_weight is None else sample_weight[rows])
+
+            def steps(rate: np.ndarray, chosen: list[np.ndarray], before: Callable[[int], Any]) -> Iterator[Any]:
+                for i, rows in enumerate(chosen):
+                    before(i)
+                    yield self.step(rate, *batch(rows))
+
+            yield steps
+            return
+        self._rows = tuple([None if a is None else self._tensor(a) for a in self.batch(x, target, sample_weight)])
+        step = Step(self._step, relies_on=self.step.relies_on, tolerant=True)
+        try:
+            yield lambda rate, chosen, before: step.series([(rate, rows) for rows in chosen], before)
+        finally:
+            self._rows = None
 
     def rows(self, x: Any) -> np.ndarray:
         """Rows as the module takes them; sparse ones become dense here."""

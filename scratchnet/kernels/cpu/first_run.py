@@ -44,6 +44,6 @@ scratchnet.native.loops._pack: l l (f1 f1 l l)
 scratchnet.kernels.cpu.guards.finite: l l f1 l1
 scratchnet.native.loops._pack: l l (f1 l1)
 scratchnet.native.loops._pack: l l (f2 f2 f2 f2 f2 l d1 f2)
-scratchnet.native.execute._work_together: l l2 l2 l2 l2 l1 l1
+scratchnet.native.execute._work_together: l (l2 l1 l1 l1 l2) (l2 l2 l2 l2 l1)
 scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? l ? f2)
 """.splitlines()

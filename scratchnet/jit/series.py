@@ -1,0 +1,103 @@
+"""Series: replays of one program one after the other, in one compiled call.
+
+Between two replays, Python takes longer than a small step. What differs from step to step is little: the inputs, what
+effects fill in (the numbers of an optimizer, keys of random numbers), the results. So Python prepares these for many
+steps at a time, each in a row of memory of its own, and the threads go from step to step by themselves (execute.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..native.aligned import aligned
+from ..tracing import Undo
+from .program import Program
+
+TURNS = 32  # that one compiled call takes at most
+SMALL = 1 << 16  # bytes of what differs from turn to turn; more is not copied
+
+
+class Series:
+    """Turns of a program. results: the arrays that its caller reads after each."""
+
+    def __init__(self, program: Program, results: Sequence[np.ndarray]):
+        self.program, (self._executable,) = program, program.executables
+        self.threads = program.threads
+        fills = program.trace.filled.values()
+        self._inputs, self._fills, self._results = map(_rows, (program.inputs, fills, results))
+        found = [[place[1:] for place in places or ()] for places in program.addresses]
+        found += [self._executable.places_of(memory) for memory, _ in (*self._fills, *self._results)]
+        places, addresses = list[int](), list[np.ndarray]()
+        for (_, rows), own in zip((*self._inputs, *self._fills, *self._results), found, strict=True):
+            first = rows.__array_interface__["data"][0] + rows.strides[0] * np.arange(TURNS)
+            for place, offset in own:
+                places.append(place)
+                addresses.append(first + offset)
+        self._places = np.array(places, np.int64)
+        self._addresses = np.stack([np.zeros(TURNS, np.int64), *addresses], axis=1)[:, 1:].copy()
+
+    @classmethod
+    def of(cls, program: Program, results: Sequence[np.ndarray]) -> Series | None:
+        """None where a step needs Python between its kernels, or where much differs from turn to turn."""
+        moving = [*program.inputs, *program.trace.filled.values(), *results]
+        is_compiled = len(program.parts) == len(program.executables) == 1 and not program.outputs
+        is_plain = all(isinstance(x, np.ndarray) and x.flags.carray and 0 < x.nbytes <= SMALL for x in moving)
+        is_apart = len({id(x) for x in moving}) == len(moving) and None not in program.addresses
+        series = cls(program, results) if is_compiled and is_plain and is_apart else None
+        return series if series is not None and len(series._places) else None
+
+    def run(self, calls: Sequence[Sequence[np.ndarray]], before: Callable[[int], Any]) -> int:
+        """Does the step for the inputs of each of `calls`, of which there are at most TURNS, in order.
+
+        before(i): called before the effects of step i. Returns how many steps are done: at the next one, a guard does
+        not hold, or an effect failed; all is as it was before that step.
+        """
+        undo: list[list[Undo]] = []
+        executable, fitting = self._executable, self._executable.words[self._places]
+        executable.done[0] = 0
+        try:
+            for turn, inputs in enumerate(calls):
+                undo.append([])
+                before(turn)
+                for (_, rows), x in zip(self._inputs, inputs, strict=True):
+                    rows[turn] = x
+                try:
+                    for effect in self.program.effects:
+                        if (back := effect()) is not None:
+                            undo[turn].append(back)
+                except Exception:
+                    _take_back([undo.pop()])
+                    break
+                for memory, rows in self._fills:
+                    rows[turn] = memory
+            if undo:
+                executable.run_turns(self._places, self._addresses[: len(undo)])
+        finally:  # a signal may have come at any time
+            self.program.stop[0] = 0
+            executable.words[self._places] = fitting
+            _take_back(undo[executable.done[0] :])
+        return int(executable.done[0])
+
+    def results(self, turn: int) -> None:
+        """Puts the results of a turn of the last run where the program itself leaves its results."""
+        for memory, rows in self._results:
+            np.copyto(memory, rows[turn])
+
+
+def _rows(arrays: Iterable[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Each array, and as many like it as there are turns, each of them at the begin of a cache line."""
+    found = []
+    for x in arrays:
+        line = 64 // x.itemsize
+        room = aligned((TURNS, -(-x.size // line) * line), x.dtype)
+        found.append((x, np.ndarray((TURNS, *x.shape), x.dtype, room, 0, (room.strides[0], *x.strides))))
+    return found
+
+
+def _take_back(undo: list[list[Undo]]) -> None:
+    for actions in reversed(undo):
+        for action in reversed(actions):
+            action()
