@@ -10,6 +10,6 @@ import scratchnet as sn
 def scale_gradients(parameters, limit):
     """Sets p.grad of each parameter, so that the norm of all gradients, as one vector, is at most `limit`.
 
-    Gradients whose norm is below the limit stay as they are.
+    All are scaled by the same factor. If their joint norm is below the limit already, they stay as they are.
     """
     raise NotImplementedError  # your lines

@@ -6,7 +6,7 @@ than 2 (W - 1) / W times the array, however many ranks there are.
 
 link.rank is this rank, link.size is W.
 link.exchange(outgoing, receiver, incoming, sender) sends an array and receives one, in one step.
-combine(low, high, out) writes low + high to out.
+combine(low, high, out) writes low + high to out, which may be one of the two.
 """
 
 import numpy as np

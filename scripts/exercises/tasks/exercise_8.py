@@ -10,5 +10,6 @@ def take(claims, seals, rank, alive):
     """The number of a piece that this worker shall do now, after its claim was set; None if there is none for it.
 
     claims: a list of ranks, or -1. seals: a list of booleans. alive: the set of ranks that live; `rank` is one of them.
+    A dead worker stays in `claims` with its rank, which is not in `alive`.
     """
     raise NotImplementedError  # your lines

@@ -8,5 +8,8 @@ theta_0, so these use theta_0.
 
 
 def serve(theta, gradient, updates, staleness, lr):
-    """The parameters after so many updates. gradient(theta) is an array like theta; theta itself stays as it is."""
+    """The parameters after so many updates. theta itself stays as it is.
+
+    gradient(theta): an array like theta. updates, staleness: whole numbers from 0 on. lr: the learning rate.
+    """
     raise NotImplementedError  # your lines
