@@ -90,7 +90,7 @@ class Step:
         """
         at = 0
         while at < len(calls):
-            results = self._together(calls[at : at + TURNS], functools.partial(_from, at, before))
+            results = self._together(calls[at : at + TURNS], at, before)
             at += len(results)
             yield from results
             if not results:
@@ -98,19 +98,25 @@ class Step:
                 at += 1
                 yield self(*calls[at - 1])
 
-    def _together(self, calls: Sequence[tuple], before: Callable[[int], Any]) -> list[Any]:
-        """The results of the first calls, as many as are done together, which may be none."""
+    def _together(self, calls: Sequence[tuple], first: int, before: Callable[[int], Any]) -> list[Any]:
+        """The results of calls from number `first` on, as many as are done together, which may be none."""
         if isinstance(tracing.current(), Trace):
             return []
-        keys, arrays = zip(*[_key_of(arguments, {}) for arguments in calls], strict=True)
-        count = next((i for i, key in enumerate(keys) if key != keys[0]), len(keys))
+        key, given = _key_of(calls[0], {})
         with self._lock:
-            ready = (x for x in self._recorded.get(keys[0], ()) if x.program is not None and x.holds())
-            recorded = next(ready, None) if count > 1 else None
-            if recorded is None or any(recorded.aliases.found(given) is not None for given in arrays[:count]):
+            recorded = next((x for x in self._recorded.get(key, ()) if x.program is not None and x.holds()), None)
+            if recorded is None or len(calls) < 2 or recorded.series() is None:
+                return []
+            alike = [given]
+            for arguments in calls[1:]:
+                other, given = _key_of(arguments, {})
+                if other != key:
+                    break
+                alike.append(given)
+            if len(alike) < 2 or any(recorded.aliases.found(given) is not None for given in alike):
                 return []
             self._fruitless.clear()
-            return recorded.replay_series(arrays[:count], before)
+            return recorded.replay_series(alike, lambda turn: before(first + turn))
 
     def _record(self, key: Any, args: tuple, kwargs: dict, arrays: list[np.ndarray], alike: list[_Recorded]) -> Any:
         """Runs the step once more and notes what it does; with what an earlier call did, that makes a program."""
@@ -233,10 +239,6 @@ def jit(step: Callable[..., Any]) -> Step:
             f"jit: expected a function that returns its results, got {step.__name__}, which yields or awaits"
         )
     return Step(step)
-
-
-def _from(first: int, before: Callable[[int], Any], turn: int) -> None:
-    before(first + turn)
 
 
 def _key_of(args: tuple, kwargs: dict) -> tuple[tuple, list[np.ndarray]]:
@@ -395,16 +397,20 @@ class _Recorded:
         assert self.results is not None
         return self.results.of(arrays)
 
-    def replay_series(self, calls: Sequence[list[np.ndarray]], before: Callable[[int], Any]) -> list[Any]:
-        """The results of the first calls, as many as are done together: see Series.run."""
+    def series(self) -> Series | None:
+        """The series of the program as it is arranged now, if there can be one."""
         program, results = self.program, self.results
         assert program is not None and results is not None
         program.rearrange()
         if self._series is None or self._series[0] != program.threads:
             can_be = not self.looked_at and not self.aliases.written
             self._series = program.threads, Series.of(program, results.memory) if can_be else None
-        if (series := self._series[1]) is None:
-            return []
+        return self._series[1]
+
+    def replay_series(self, calls: Sequence[list[np.ndarray]], before: Callable[[int], Any]) -> list[Any]:
+        """The results of the first calls, as many as are done together: see Series.run."""
+        series, results = self.series(), self.results
+        assert series is not None and results is not None
         done = series.run(calls, before)
         if done:
             for gradient in self.gradients:

@@ -140,9 +140,11 @@ class OneProgram:
                 self._done.append(StepResult(number, number, [waiting[number - first]], np.array(found)))
                 done += 1
         except NonFiniteError:
-            self.submitted = number = first + done
+            number = first + done
             lost = NonFiniteError(f"fit: expected a finite loss at step {number}, got one that was not")
             raise nonfinite_loss(self.settings, waiting[done], number, number) or lost from None
+        finally:
+            self.submitted = first + done  # an error ends the run at its step
         if waiting and self._gathers:
             each = (time.perf_counter() - start) / len(waiting)
             self._together = max(1, min(TURNS, int(TOGETHER / each)))
