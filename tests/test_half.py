@@ -84,6 +84,17 @@ def test_floats_do_not_mix_and_the_line_names_the_cast(half):
     assert (x + 1).dtype == (x + sn.Tensor([1, 2, 3])).dtype == (2.5 * x).dtype == half
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "uint8"])
+@pytest.mark.parametrize("lies", [lambda x: x, lambda x: x.transpose(0, 1), lambda x: x[:, :1], lambda x: x[:, ::2]])
+def test_a_recorded_cast_of_a_half_reads_the_numbers_of_each_call(lies, dtype, half):
+    step = sn.jit(lambda x: (lies(x).astype(dtype), lies(x.astype("float32")).astype(half)))
+    for i in range(4):
+        x = np.arange(i, i + 12, dtype=np.float32).reshape(3, 4)
+        cast, back = step(sn.Tensor(x).astype(half))
+        np.testing.assert_array_equal(cast.numpy(), lies(sn.Tensor(x)).numpy().astype(dtype))
+        np.testing.assert_array_equal(back.numpy().astype(np.float32), lies(sn.Tensor(x)).numpy())
+
+
 @pytest.mark.parametrize(
     ("refused", "error", "words"),
     [

@@ -196,7 +196,7 @@ class Optimizer(Sealed, Stateful):
         numbers: dict[Any, tuple[ParameterState, np.ndarray]] = {}  # one array for states of one group and step count
         own = [numbers.setdefault((id(s.group), s.step), (s, np.empty(self.n_numbers)))[1] for s in states]
         leaders = list(numbers.values())
-        self.advance(states, leaders)
+        self.advance(states, leaders, own)
         rows = [grad.rows if isinstance(grad, RowGradient) else None for _, grad in given if grad is not None]
         for (state, gradient), chosen, array in zip(ready, rows, own, strict=True):
             kernel, old = getattr(state.param._kernels, self.kernel), [state.param._data, *state.arrays]
@@ -205,17 +205,24 @@ class Optimizer(Sealed, Stateful):
             else:
                 update_rows(kernel, chosen, gradient, old, old, array)
             state.param._updated()
-        self._repeats(lambda: self.advance(states, leaders), tuple(own))
+        self._repeats(lambda: self.advance(states, leaders, own), tuple(own))
         return loss
 
     def advance(
-        self, states: list[ParameterState], leaders: list[tuple[ParameterState, np.ndarray]]
+        self,
+        states: list[ParameterState],
+        leaders: list[tuple[ParameterState, np.ndarray]],
+        own: list[np.ndarray] | None = None,
     ) -> Callable[[], None]:
         """Counts one more step of each state, before the kernels run; returns what takes it back.
 
         leaders: one state of each group and step count, and the array, float64 (n_numbers,), that the kernel takes for
-        all such states; it is filled in here.
+        all such states; it is filled in here. own: of each state the array that its kernel takes. Raises ConfigError,
+        and counts nothing, if states that share one array have counts of their own by now.
         """
+        counts = {id(numbers): state.step for state, numbers in leaders}
+        if own is not None and any(counts[id(x)] != state.step for state, x in zip(states, own, strict=True)):
+            raise ConfigError(f"{self._name}: expected the counts of steps to go on together, as when it was recorded")
         for state, numbers in leaders:
             numbers[:] = self.numbers(self._options(state.group), state.step + 1)
         for state in states:

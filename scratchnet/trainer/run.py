@@ -131,12 +131,16 @@ class Run:
             self.checkpoints.require_newest(self.step)  # before the log forgets what came after this step
             trim_jsonl(self.folder / LOG, self.epoch)
 
+    def require_finite(self) -> None:
+        """Raises NonFiniteError if a parameter is not finite: then a gradient was not."""
+        for name, parameter in self.settings.model.named_parameters():
+            if not np.isfinite(parameter.detach().numpy()).all():
+                raise NonFiniteError(f"fit: step {self.step}: expected finite parameters, got others in {name!r}")
+
     def save(self) -> None:
-        """Raises NonFiniteError, and saves nothing, if a parameter is not finite: then a gradient was not."""
+        """Raises NonFiniteError, and saves nothing, if a parameter is not finite."""
         if self.checkpoints is not None:
-            for name, parameter in self.settings.model.named_parameters():
-                if not np.isfinite(parameter.detach().numpy()).all():
-                    raise NonFiniteError(f"fit: step {self.step}: expected finite parameters, got others in {name!r}")
+            self.require_finite()
             self.keep_memory()
             self.checkpoints.save(self.step, **self.state())
 

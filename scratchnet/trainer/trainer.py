@@ -365,6 +365,7 @@ class Trainer(Sealed):
                 if run.engine.workers != self.workers:
                     self._resize(run, bar, stop)
             run.count(run.engine.settled(), bar)
+        run.require_finite()
         seconds = time.perf_counter() - start
         record: dict[str, Any] = {"epoch": run.epoch + 1, "step": run.step, **run.engine.loss_scale()}
         record["train_loss"] = run.loss_sum / max(run.samples, 1)

@@ -98,3 +98,27 @@ def test_buffers_that_are_loaded_or_replaced_are_followed(change):
         for _ in range(3):
             step(sn.Tensor(X), sn.Tensor(Y))
     assert state_of(*plain) == state_of(*recorded)
+
+
+def test_parameters_that_no_longer_share_a_count_of_steps_have_their_own():
+    def trained(jit):
+        sn.manual_seed(0)
+        layer = sn.nn.Linear(4, 2)
+        optimizer = sn.optim.Adam(layer.parameters(), 0.1)
+
+        def plain(x):
+            optimizer.zero_grad()
+            (layer(x) ** 2.0).mean().backward()
+            optimizer.step()
+
+        step = sn.jit(plain) if jit else plain
+        for i in range(9):
+            step(sn.Tensor(X[:8, :4]))
+            if i == 3:
+                state = optimizer.state_dict()
+                state["state"][1]["step"] = 1  # as if the bias had been frozen
+                optimizer.load_state_dict(state)
+        assert [s.step for s in optimizer.states] == [9, 6]
+        return state_of(layer, optimizer)
+
+    assert trained(True) == trained(False)

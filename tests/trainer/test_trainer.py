@@ -442,6 +442,16 @@ def test_arguments_outside_their_range_are_refused(options):
         make(**options)
 
 
+@pytest.mark.parametrize("options", [{}, {"jit": False}, {"strategy": "local_sgd"}])
+def test_a_gradient_of_the_last_step_that_is_not_finite_is_no_success(options):
+    """The loss is finite, its gradient is not: the square root of 0."""
+    trainer, loader = make(dropout=0.0, **options)
+    trainer.loss = lambda output, target: (output * 0).abs().sum(axis=1).sqrt().mean()
+    steps = len(loader)
+    with pytest.raises(sn.NonFiniteError, match=r"expected (a finite|finite parameters)"):
+        trainer.fit(sn.data.DataLoader(loader.source, loader.batch_size * steps), epochs=1)
+
+
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
     """The loss is finite, its gradient is not: the square root of 0."""
     trainer, loader = make(tmp_path, dropout=0.0, save_every=1, jit=False)

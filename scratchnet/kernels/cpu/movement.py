@@ -127,18 +127,15 @@ def copy(x, out):
 
 
 def _copy_half(x, out):
-    """A conversion by way of float32, between contiguous memory."""
-    if (convert := _CONVERSIONS.get((x.dtype, out.dtype))) is None:
-        middle = np.empty(x.shape, F4)
-        copy(x, middle)
-        copy(middle, out)
-    elif out.flags.carray:
-        x = np.require(x if x.shape == out.shape else np.broadcast_to(x, out.shape), requirements=("C", "A", "W"))
+    """A conversion by way of float32: a loop between contiguous memory, else all by NumPy, as a program plans a call as
+    a whole.
+    """
+    convert = _CONVERSIONS.get((x.dtype, out.dtype))
+    if convert is not None and x.shape == out.shape and x.flags.carray and out.flags.carray:
         convert(out.size, 1, x.view(BITS[x.dtype]).ravel(), out.view(BITS[out.dtype]).ravel())
     else:
-        made = np.empty(out.shape, out.dtype)
-        _copy_half(x, made)
-        np.copyto(out, made)
+        with np.errstate(all="ignore"):
+            np.copyto(out, x.astype(F4).astype(out.dtype), casting="unsafe")
 
 
 def _plan_copy(x, out):

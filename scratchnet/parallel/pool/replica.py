@@ -176,7 +176,10 @@ class Replica:
         """Advance the optimizer by a step, without its kernels: (segments, n) numbers that they take in that step."""
         states = self.optimizer.states
         leaders = [(states[segment.states[0]], np.empty(self.optimizer.n_numbers)) for segment in self.layout.segments]
-        self.optimizer.advance([states[i] for i in self.layout.parameters], leaders)
+        filled = zip(self.layout.segments, leaders, strict=True)
+        own = {i: numbers for segment, (_, numbers) in filled for i in segment.states}
+        parameters = self.layout.parameters
+        self.optimizer.advance([states[i] for i in parameters], leaders, [own[i] for i in parameters])
         return np.array([numbers for _, numbers in leaders])
 
     def name_of(self, i: int) -> str:
