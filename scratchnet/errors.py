@@ -91,7 +91,8 @@ class WorkerError(ScratchnetError, RuntimeError):
 
 
 class CallbackError(ScratchnetError, RuntimeError):
-    """A callback of a Trainer that raised; its own exception is the cause. The run was saved."""
+    """A callback of a Trainer that raised; its own exception is the cause. The run was saved,
+    unless it had changed dtypes or groups, which no checkpoint can change."""
 
 
 class DatabaseError(ScratchnetError, ConnectionError):

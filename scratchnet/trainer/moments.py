@@ -9,8 +9,9 @@
 A callback is any object with some of these methods, whose argument is a `Progress`. They run in this process alone
 (under MPI, in rank 0), when all steps so far are done, and draw random numbers of their own: one that only looks
 changes no bit of the run. Where one changes values of parameters, the run goes on from them, with any number of
-workers; what else workers have copies of must not change, and nothing may under MPI: that is a CallbackError. What its
-`state_dict` gives is in the checkpoints.
+workers. Until the last step neither the parameters that the optimizer has may change, nor dtype, shape or device of the
+model's; nor what else workers have copies of, and nothing may under MPI: that is a CallbackError. What its `state_dict`
+gives is in the checkpoints.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ class Callbacks:
         self.every = [_every(c) for c in self.all if hasattr(c, "on_step_end")]
         self._losses: deque[float] = deque(maxlen=max(self.every, default=0))
         self._progress: Progress | None = None
+        self.can_save = True  # False: a callback changed the run into one that no checkpoint of it can be loaded into
 
     @property
     def stopped(self) -> str | None:
@@ -137,23 +139,31 @@ class Callbacks:
         return any(step % every == 0 for every in self.every)
 
     def call(self, moment: str) -> None:
-        """Raises CallbackError, on all ranks, where a callback raised: the run can be saved at this moment."""
+        """Raises CallbackError, on all ranks, where a callback raised, or changed more than values. See `can_save`."""
         progress = self._progress
         assert progress is not None
         if not self.all:
             return
         progress.keep()
-        cause = None
+        cause, before = None, _form(progress)
         if is_first_rank():
             try:
                 with progress._run.engine.following(moment == "on_step_end"):
                     self._call(moment, progress)
+                    if moment != "on_fit_end":  # no step follows
+                        _require_form(progress, before)
             except CallbackError as error:
                 cause = error
             except ConfigError as error:
                 cause = CallbackError(f"{moment}, after step {progress.step}: {error}")
-        shared = share_record({"stopped": progress.stopped, "error": None if cause is None else str(cause)})
-        progress.stopped = shared["stopped"]
+        shared = share_record(
+            {
+                "stopped": progress.stopped,
+                "error": None if cause is None else str(cause),
+                "can_save": cause is None or _form(progress) == before,
+            }
+        )
+        progress.stopped, self.can_save = shared["stopped"], shared["can_save"]
         if shared["error"] is not None:
             raise cause or CallbackError(shared["error"])
 
@@ -216,6 +226,20 @@ class Callbacks:
             name = type(callback).__name__
             counts[name] += 1
             yield name if counts[name] == 1 else f"{name} {counts[name]}", callback
+
+
+def _form(progress: Progress) -> dict[str, Any]:
+    """What engines and checkpoints rely on besides values: which parameters are updated, and what each tensor is."""
+    named = itertools.chain(progress.model.named_parameters(), progress.model.named_buffers())
+    form: dict[str, Any] = {repr(name): f"{t.dtype} {t.shape} on {t.device}" for name, t in named}
+    return {"groups of the optimizer": [id(state.param) for state in progress.optimizer.states], **form}
+
+
+def _require_form(progress: Progress, before: dict[str, Any]) -> None:
+    for what, now in _form(progress).items():
+        if (was := before.get(what, now)) != now:
+            found = f"{what} of {now} instead of {was}" if isinstance(now, str) else f"new {what}"
+            raise ConfigError(f"expected callbacks that change values alone, got {found}; end the run and fit again")
 
 
 def _line(error: Exception) -> str:

@@ -22,6 +22,7 @@ from ..data.dataset import gather, selects
 from ..errors import CallbackError, ConfigError, ShapeError
 from ..grad_mode import no_grad
 from ..kernels import get_num_threads, set_num_threads
+from ..kernels.signatures import FLOATS
 from ..nn import Module
 from ..parallel.comm.job import is_first_rank, started_as
 from ..parallel.engines import begin, engine_of, is_distributed, share_record
@@ -38,6 +39,7 @@ from .checks import check_hooks, check_loss, check_parts, check_precision, check
 from .history import History
 from .metrics_log import append_jsonl
 from .moments import Callbacks, checked_callbacks
+from .options import check_count, check_live, check_merges, require_workers
 from .progress import epoch_line, first_line, precision_lines, progress_bar, say
 from .run import LOG, Run, Stop, stop_on_signal
 
@@ -136,10 +138,9 @@ class Trainer(Sealed):
         """Raises ConfigError for settings outside their range, or that do not go together. Before each run, too: until
         then they may be changed."""
         if not isinstance(self.workers, str) or self.workers != "auto":
-            _require_workers(self.workers)
-        for name, value in {"shards": self._shards, "save_every": self.save_every}.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                checks.refuse("Trainer", f"{name} >= 1 or None", value)
+            require_workers(self.workers)
+        check_count("shards", self._shards)
+        check_count("save_every", self.save_every)
         if isinstance(self.accumulate, bool) or not isinstance(self.accumulate, int) or self.accumulate < 1:
             checks.refuse("Trainer", "accumulate to be an integer of at least 1", self.accumulate)
         if not isinstance(self.nonfinite, str) or self.nonfinite not in ("raise", "skip"):
@@ -157,12 +158,8 @@ class Trainer(Sealed):
         checks.instance("Trainer: config", self.config, dict, "a dict or None")
         self.callbacks = checked_callbacks("Trainer: callbacks", self.callbacks)
         self.strategy = strategy_of(self.strategy)
-        changes = self.clip_norm is not None or self.nonfinite == "skip" or self.accumulate > 1
-        if changes and not self.strategy.merges_gradients:
-            raise ConfigError(
-                "Trainer: expected a strategy that merges gradients with accumulate, clip_norm or nonfinite='skip', "
-                f"got {self.strategy}"
-            )
+        if self.clip_norm is not None or self.nonfinite == "skip" or self.accumulate > 1:
+            check_merges(self.strategy)
         check_parts(self.model, self.optimizer, self.scheduler)
         plan_of(self.model, self.strategy.parts, self.strategy.plan)
         check_loss(self.loss, self.shards * self.accumulate)
@@ -178,6 +175,14 @@ class Trainer(Sealed):
             raise ConfigError("Trainer: expected a number of workers with devices, or a model on 'cuda', got 'auto'")
         self.folder = None if self.folder is None else Path(checks.path("Trainer: folder", self.folder))
         self.timeline = None if self.timeline is None else Path(checks.path("Trainer: timeline", self.timeline))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises ConfigError for a setting that the run in progress would not see."""
+        if self.__dict__.get("_is_running") and not name.startswith("_") and self._refusal(name) is None:
+            if name == "workers":
+                return self.resize(value)
+            check_live(name, value)
+        super().__setattr__(name, value)
 
     @property
     def shards(self) -> int:
@@ -198,13 +203,13 @@ class Trainer(Sealed):
         No bit changes. Raises ConfigError while a run is in progress if that would change the number of shards: from or
         to one worker, in a Trainer without `shards`.
         """
-        _require_workers(workers)
+        require_workers(workers)
         self._placement.check(workers)
         self.strategy.check_workers(workers)
         if self._is_running and self._shards_of(workers) != self.shards:
             found = f"{self.workers} -> {workers} workers, whose default is not the same"
             raise ConfigError(f"resize: expected a Trainer with shards=K, so that the arithmetic stays, got {found}")
-        self.workers = workers
+        super().__setattr__("workers", workers)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -317,7 +322,8 @@ class Trainer(Sealed):
 
     def _typed(self, loader: DataLoader) -> DataLoader:
         """The loader with floats in the model's type. A warning says so where they come in another one."""
-        typed = loader.typed(next(iter(self.model.parameters())).dtype, self._say_cast if self._is_first else None)
+        dtype = next((t.dtype for t in self.model.parameters() if t.dtype in FLOATS), FLOATS[0])  # halves: by casts
+        typed = loader.typed(dtype, self._say_cast if self._is_first else None)
         if selects(loader.source) and len(loader):  # a recorded step would cast them without a word
             gather(typed.source, loader.indices(0)[:1])
         return typed
@@ -385,11 +391,12 @@ class Trainer(Sealed):
         return seconds
 
     def _call(self, run: Run, moment: str) -> None:
-        """Raises CallbackError, with the run saved."""
+        """Raises CallbackError, with the run saved if it can be."""
         try:
             run.callbacks.call(moment)
         except CallbackError:
-            run.save()
+            if run.callbacks.can_save:
+                run.save()
             raise
 
     def _resize(self, run: Run, bar: Any, stop: Stop) -> None:
@@ -441,8 +448,3 @@ def _evaluating(model: Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-def _require_workers(workers: Any) -> None:
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        checks.refuse("Trainer", "workers to be 'auto' or an integer of at least 1", workers)

@@ -124,6 +124,67 @@ def test_a_setting_that_is_changed_later_takes_effect(tmp_path):
     assert list((tmp_path / "run").glob("checkpoint-*"))
 
 
+class Sets:
+    """After the first epoch, an attribute of the Trainer."""
+
+    def __init__(self, name, value):
+        self.name, self.value = name, value
+
+    def on_epoch_end(self, run):
+        if run.epoch == 1:
+            setattr(run.trainer, self.name, self.value)
+
+
+NEW = [("clip_norm", 0.01), ("seed", 1), ("shards", 2), ("optimizer", None), ("folder", "elsewhere"), ("callbacks", ())]
+LIVE = [("save_every", 0, ">= 1 or None"), ("workers", 2, "arithmetic stays"), ("lr", 0.1, "Trainer.lr: .* is read")]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [*((name, value, f"{name} to stay as it is while fit runs, .*; set it before$") for name, value in NEW), *LIVE],
+)
+def test_a_setting_that_a_run_would_not_see_is_refused_while_it_runs(name, value, message, tmp_path):
+    model = sn.nn.MLP(4, 3)
+    trainer = make(model, sn.optim.SGD(model.parameters(), lr=0.1), callbacks=[Sets(name, value)])
+    with pytest.raises(sn.CallbackError, match=message) as error:
+        trainer.fit(LOADER, epochs=2)
+    assert len(str(error.value).splitlines()) == 1
+    if name in vars(trainer):
+        assert vars(trainer)[name] is not value
+        setattr(trainer, name, value)  # at rest
+
+
+@pytest.mark.parametrize(("name", "value"), [("save_every", 1), ("workers", 2), ("progress", True)])
+def test_what_a_run_reads_between_its_steps_takes_effect_while_it_runs(name, value, tmp_path, capsys):
+    model = sn.nn.MLP(4, 3)
+    options = {"shards": 2, "folder": tmp_path, "callbacks": [Sets(name, value)]}
+    trainer = make(model, sn.optim.SGD(model.parameters(), lr=0.1), **options)
+    history = trainer.fit(LOADER, epochs=2)
+    seen = {
+        "save_every": (tmp_path / "checkpoint-000000000003.safetensors").exists(),
+        "workers": len(history.lines_of_workers()) == 2,
+        "progress": "epoch 2" in capsys.readouterr().out,
+    }
+    assert seen == {key: key == name for key in seen}
+
+
+def test_a_frozen_part_of_halves_leaves_samples_in_the_type_of_the_rest():
+    class Encoded(sn.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = sn.nn.Linear(4, 4).to(dtype="bfloat16").requires_grad_(False)
+            self.head = sn.nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.encoder(x.bfloat16()).float())
+
+    model = Encoded()
+    before = state(model)
+    trainer = make(model, sn.optim.SGD(model.head.parameters(), lr=0.1))
+    trainer.fit(LOADER, LOADER)
+    assert [name for name in before if state(model)[name] != before[name]] == ["head.weight", "head.bias"]
+
+
 CLONES = {"deepcopy": copy.deepcopy, "pickle": lambda thing: pickle.loads(pickle.dumps(thing))}
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from messages import error_line
 
 import scratchnet as sn
 from scratchnet.errors import CallbackError, ConfigError
@@ -92,6 +93,56 @@ def test_what_workers_cannot_see_is_refused():
     trainer, loader = make(workers=2, shards=2, callbacks=[Halves(freeze)])
     with pytest.raises(CallbackError, match=r"of 2 workers has a copy .*weight.requires_grad; workers=1 sees it"):
         trainer.fit(loader, epochs=2)
+
+
+CHANGES = {
+    "groups": (
+        lambda run: run.optimizer.add_param_group({"params": run.model.linear1.parameters()}),
+        "got new groups of",
+    ),
+    "dtype": (lambda run: run.model.to(dtype="float64"), "'linear1.weight' of float64 .* instead of float32"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("groups", {"jit": False}),
+        ("groups", {}),
+        ("dtype", {}),
+        ("dtype", {"clip_norm": 1.0}),
+        ("dtype", {"workers": 2}),
+    ],
+    ids=str,
+)
+def test_a_callback_that_changes_more_than_values_ends_the_run_with_any_engine(kind, options, tmp_path):
+    """Nothing of it is saved: the checkpoint before goes on with the bits of a run without the callback."""
+
+    def changes(moment, epoch):
+        def method(self, run):
+            if run.epoch == epoch:
+                change(run)
+
+        return type("Changes", (), {moment: method})()
+
+    def run(callbacks, resume=None, **more):
+        sn.manual_seed(0)
+        model = sn.nn.MLP(4, 8, 3)
+        optimizer = sn.optim.SGD(model.linear2.parameters(), lr=0.1)
+        model.linear1.requires_grad_(False)
+        more |= {"shards": 2, "progress": False, "callbacks": callbacks}
+        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), **more)
+        x = np.random.default_rng(0).random((8, 4), dtype=np.float32)
+        trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, np.arange(8) % 3), 4), epochs=3, resume=resume)
+        return {name: value.tolist() for name, value in model.state_dict().items()}
+
+    change, message = CHANGES[kind]
+    with pytest.raises(CallbackError, match=f"step 4: expected .* values alone, .*{message}.*; end the run") as error:
+        run([changes("on_epoch_end", 2)], folder=tmp_path, **options)
+    error_line(error)
+    if "workers" not in options:
+        assert run([], resume="auto", folder=tmp_path, **options) == run([], **options)
+        run([changes("on_fit_end", 3)], **options)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
