@@ -400,14 +400,14 @@ class Pipeline(Strategy):
 
     def check_workers(self, workers):
         if workers > self.stages and workers % self.stages:
-            raise ConfigError(
-                f"Pipeline: expected at most {self.stages} workers, one for each stage, or a multiple, got {workers}"
-            )
+            several = f"at most {self.stages} workers, one for each stage, or a multiple"
+            raise ConfigError(f"Pipeline: expected {several}, got {workers}")
 
     def divides(self, workers):
         return self.stages > 1 or self.shares_parts(workers)
 
-    def shares_parts(self, workers: int) -> bool:  # of a stage
+    def shares_parts(self, workers: int) -> bool:
+        """Do so many workers compute parts of a stage?"""
         return self.parts > 1 and workers > self.stages and not self.splits
 
 
