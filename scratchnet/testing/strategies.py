@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import checks
-from ..tensor import FLOATS
+from ..kernels.signatures import FLOATS
 
 EDGES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 """Lengths on both sides of every tile edge: a kernel that forgets a remainder fails on one of them."""
