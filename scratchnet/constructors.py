@@ -21,7 +21,7 @@ from .kernels import Device
 from .kernels import device as find_device
 from .kernels.signatures import FLOATS, HALVES
 from .ops.movement import element
-from .ops.operands import ArrayLike, checked_dtype, copied
+from .ops.operands import ArrayLike, checked_dtype, copied, fitted
 from .random import Generator
 from .tensor import Tensor, current_device
 
@@ -150,9 +150,9 @@ def arange(
     n = max(-int((first - last) // by), 0) if integral else max(math.ceil((last - first) / by), 0)
     checks.integer("arange: a length", n, 0, 2**48, error=ShapeError)
     numbers = np.arange(n) * by + first
-    return _of_host(
-        numbers.astype(_dtype("arange", dtype, np.int64 if integral else np.float32)), device, requires_grad
-    )
+    wanted = _dtype("arange", dtype, np.int64 if integral else np.float32)
+    fitted("arange", numbers[abs(numbers) >= abs(by) / 2], wanted)  # others are 0, up to rounding
+    return _of_host(numbers.astype(wanted), device, requires_grad)
 
 
 def linspace(
@@ -161,7 +161,9 @@ def linspace(
     """So many numbers at equal distances from start to end, both included; float32 unless another dtype is given."""
     start, end = checks.number("linspace: start", start), checks.number("linspace: end", end)
     n = checks.integer("linspace: steps", steps, 0, 2**48)
-    return _of_host(np.linspace(start, end, n).astype(_dtype("linspace", dtype)), device, requires_grad)
+    wanted = _dtype("linspace", dtype)
+    fitted("linspace", np.array([start, end]), wanted)  # all others lie between
+    return _of_host(np.linspace(start, end, n).astype(wanted), device, requires_grad)
 
 
 def eye(n: int, m: int | None = None, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:

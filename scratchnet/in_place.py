@@ -18,7 +18,8 @@ from .autograd import apply
 from .errors import ConfigError, DtypeError, GradientError, ShapeError
 from .grad_mode import is_recording, no_grad
 from .kernels.signatures import FLOATS as WIDE
-from .ops.operands import FLOATS, ArrayLike, TensorBase, as_operand, assign, copied
+from .kernels.signatures import HALVES
+from .ops.operands import FLOATS, ArrayLike, TensorBase, array_on, as_operand, assign, check_integers, copied
 from .ops.table import Tensor
 
 OPERATORS = {  # op: the operator, the method
@@ -185,7 +186,9 @@ def _host_key(key: Any) -> Any:
 
 def _fitted(t: Tensor, value: ArrayLike, name: str) -> Tensor:
     """value in t's shape and dtype, in other memory than t's."""
-    if not isinstance(value, TensorBase):  # also a number becomes memory of the device, so that it can broadcast
+    if isinstance(value, list | tuple) and t.dtype in HALVES:
+        value = t._wrap(array_on(t._device, value, t.dtype), t._device)
+    elif not isinstance(value, TensorBase):  # also a number becomes memory of the device, so that it can broadcast
         value = t._wrap(t._device.from_host(as_operand(value, t)._data), t._device)
     try:
         fits = np.broadcast_shapes(value.shape, t.shape) == t.shape
@@ -195,6 +198,7 @@ def _fitted(t: Tensor, value: ArrayLike, name: str) -> Tensor:
         raise ShapeError(f"{name}: expected a value that broadcasts to {t.shape}, got shape {value.shape}")
     if t.dtype not in FLOATS and not np.can_cast(value.dtype, t.dtype, "same_kind"):
         raise DtypeError(f"{name}: expected numbers for {t.dtype}, got {value.dtype}; use .astype(...)")
+    check_integers(name, value, t.dtype)
     value = value.to(t.device).astype(t.dtype)
     if value._owner is t._owner or (t._device.is_host and np.may_share_memory(value._data, t._data)):
         value = value._wrap(copied(value._data, t.dtype, t._device), t._device)

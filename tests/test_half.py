@@ -114,6 +114,75 @@ def test_what_halves_have_no_version_of_is_refused_in_a_line(refused, error, wor
     error_line(caught)
 
 
+def assigned(value):
+    x = sn.ones(3, dtype=sn.float16)
+    x[:] = value
+    return x
+
+
+@pytest.mark.parametrize("make", [
+    lambda: [70000, 1, 2] * sn.ones(3, dtype=sn.float16),
+    lambda: sn.ones(3, dtype=sn.float16) + sn.Tensor([1, -70000, 2]),
+    lambda: sn.Tensor(np.array([65520], np.int32)) * sn.ones(1, dtype=sn.float16),
+    lambda: assigned([1e-9, 1.0, 1.0]),
+    lambda: assigned((1, 1e9, 1)),
+    lambda: assigned(sn.Tensor([1, 70000, 1])),
+    lambda: sn.ones(2, dtype=sn.float16).copy_([70000, 1]),
+    lambda: sn.Tensor(1e9, dtype=sn.float16),
+    lambda: sn.Tensor(np.float64(1e-9), dtype=sn.float16),
+    lambda: sn.tensor([1e9, 1.0], dtype=sn.float16),
+    lambda: sn.Tensor(np.array([70000]), dtype=sn.float16),
+    lambda: sn.Tensor([1e39], dtype=sn.bfloat16),
+    lambda: sn.as_tensor([1, 70000], dtype=sn.float16),
+    lambda: sn.arange(0, 1e6, 5e5, dtype=sn.float16),
+    lambda: sn.arange(65521, dtype=sn.float16),
+    lambda: sn.linspace(0, 1e6, 2, dtype=sn.float16),
+    lambda: sn.linspace(0, 1e-9, 2, dtype=sn.float16),
+])  # fmt: skip
+def test_numbers_and_integers_that_a_half_cannot_hold_are_refused(make):
+    with pytest.raises(sn.DtypeError, match=r"expected a number that fits b?float16, got .*; use .astype") as caught:
+        make()
+    error_line(caught)
+
+
+def test_numbers_that_a_half_rounds_are_taken():
+    found = assigned([65504, np.inf, 1 / 3]) + sn.Tensor([-65519, 0, 0])
+    assert found.tolist()[:2] == [0, np.inf] and assigned([0, np.nan, 1]).isnan().tolist() == [False, True, False]
+    assert sn.Tensor([65519], dtype=sn.float16).item() == 65504 == sn.Tensor(np.int64([65519]), dtype=sn.float16).item()
+    assert sn.arange(-0.3, 0.25, 0.1, dtype=sn.float16).abs().tolist()[3] < 1e-3
+    assert sn.linspace(-0.3, 0.3, 7, dtype=sn.float16).shape == (7,)
+    assert sn.Tensor(np.float32([1e9, 1e-9]), dtype=sn.bfloat16).tolist()[0] > 9e8
+    assert numbers(sn.Tensor(np.float32([1e9, 1e-9])).half()).tolist() == [np.inf, 0]  # a cast rounds
+
+
+@pytest.mark.skipif(SIMULATED, reason="of the host")
+def test_a_recorded_step_refuses_integers_that_float16_cannot_hold():
+    step = sn.jit(lambda x, n: x + n)
+    x = sn.ones(2, dtype=sn.float16)
+    for integers in (np.int64, np.int32):
+        for _ in range(3):
+            assert step(x, sn.Tensor(np.array([1, 65504], integers))).tolist() == [2, 65504]
+        with pytest.raises(sn.DtypeError, match="fits float16, got 70000"):
+            step(x, sn.Tensor(np.array([1, 70000], integers)))
+
+
+def test_halves_are_close_by_the_numbers_of_float32(half):
+    x = sn.Tensor([1.0, 2.0, np.inf], dtype=half)
+    assert sn.allclose(x, x) and not sn.allclose(x, x * 1.02)
+    assert sn.isclose(x, sn.Tensor([1, 3, 4])).tolist() == [True, False, False]
+    assert sn.isclose(sn.Tensor([1, 3, 4]), x).tolist() == [True, False, False]
+    assert sn.isclose(x, x * 1.02, rtol=0.05).tolist() == [True] * 3
+    with pytest.raises(sn.DtypeError, match="one float dtype"):
+        sn.isclose(x, sn.ones(3))
+
+
+def test_distinct_numbers_of_halves_are_those_of_float32(half):
+    given = [np.nan, 1, np.nan, 1, 2, 1, 3, 2]
+    values, counts = sn.Tensor(given, dtype=half).unique(return_counts=True)
+    assert values.dtype == half and counts.tolist() == [3, 2, 1, 2]
+    np.testing.assert_array_equal(numbers(values), [1, 2, 3, np.nan])
+
+
 def test_infinities_and_zeros_are_numbers_of_halves(half):
     assert (sn.ones(1, dtype=half) * np.inf).item() == np.inf and (sn.ones(1, dtype=half) * 0.0).item() == 0
 
@@ -175,6 +244,11 @@ def test_memory_is_shared_by_dlpack(half):
     if half == sn.float16:
         assert np.from_dlpack(x).tolist() == x.tolist()
         return
+    kept = len(dlpack._shared)
+    for _ in range(3):
+        with pytest.raises((BufferError, RuntimeError), match="Unsupported dtype"):  # NumPy's own line
+            np.from_dlpack(x)
+        assert len(dlpack._shared) == kept + 1  # the next one finds what nobody took
     tensor, _ = dlpack.opened(x.T.__dlpack__(), x)
     assert (tensor.code, tensor.bits, tensor.device_type) == (4, 16, 1) and dlpack.dtype_of(tensor) == half
     assert tensor.data == x._data.ctypes.data and list(tensor.shape[:2] + tensor.strides[:2]) == [3, 2, 1, 3]

@@ -6,6 +6,7 @@ Of memory on the host NumPy does this itself, but for bfloat16.
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,15 @@ for _name, _result in {"IsValid": ctypes.c_int, "GetPointer": ctypes.c_void_p, "
 _FRESH, _USED = ctypes.c_char_p(b"dltensor"), ctypes.c_char_p(b"used_dltensor")  # kept: capsules hold their addresses
 
 _shared: dict[int, Any] = {}  # what is lent out, by the address of its struct, until its deleter is called
+_offered: dict[int, Any] = {}  # the capsules of bfloat16 among it
+_example = {0: object()}
+_ALONE = sys.getrefcount(_example[0])  # of what a dictionary alone holds
 
 
 @_Deleter
 def _forget(address: int) -> None:
     _shared.pop(address, None)
+    _offered.pop(address, None)
 
 
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
@@ -62,8 +67,16 @@ def _drop(capsule: int) -> None:
         _forget(_api.PyCapsule_GetPointer(capsule, _FRESH))
 
 
+def _forget_what_nobody_took() -> None:
+    """NumPy drops a capsule of bfloat16 with its error set, when no Python can run: so none of them has _drop."""
+    for at in list(_offered):
+        if sys.getrefcount(_offered[at]) == _ALONE and _api.PyCapsule_IsValid(id(_offered[at]), _FRESH):
+            _forget(at)
+
+
 def capsule(x: Any, address: int, device: int, number: int) -> Any:
     """A capsule with the memory of an array on the device of this type and number."""
+    _forget_what_nobody_took()
     lengths = ctypes.c_int64 * max(x.ndim, 1)
     shape, strides = lengths(*x.shape), lengths(*(s // x.itemsize for s in x.strides))
     code = _BFLOAT16_CODE if x.dtype == _BFLOAT16 else _CODES[x.dtype.kind]
@@ -71,7 +84,10 @@ def capsule(x: Any, address: int, device: int, number: int) -> Any:
     managed = _Managed(tensor, None, _forget)
     at = ctypes.addressof(managed)
     _shared[at] = managed, shape, strides, x
-    return _api.PyCapsule_New(at, _FRESH, ctypes.cast(_drop, ctypes.c_void_p))
+    if x.dtype != _BFLOAT16:
+        return _api.PyCapsule_New(at, _FRESH, ctypes.cast(_drop, ctypes.c_void_p))
+    made = _offered[at] = _api.PyCapsule_New(at, _FRESH, None)
+    return made
 
 
 class _Borrowed:

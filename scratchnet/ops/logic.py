@@ -9,6 +9,8 @@ import numpy as np
 
 from .. import checks
 from ..errors import DtypeError, ShapeError
+from ..kernels.signatures import FLOATS as WIDE
+from ..kernels.signatures import HALVES
 from .elementwise import abs, ceil_op, clip, cos, eq, floor_op, maximum, minimum, ne, round_op, sin, where
 from .movement import index, reshape_op
 from .operands import FLOATS, ArrayLike, as_operand
@@ -101,12 +103,17 @@ def isfinite(x: Tensor) -> Tensor:
 
 @method
 def isclose(x: Tensor, other: ArrayLike, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
-    """|x - other| <= atol + rtol * |other|, or both equal (also as infinities); equal_nan: NaN is equal to NaN."""
+    """|x - other| <= atol + rtol * |other|, or both equal (also as infinities); equal_nan: NaN is equal to NaN.
+
+    Halves are compared in float32, integers in float64, and an integer beside a float in the float's dtype.
+    """
     rtol, atol = (checks.number(f"isclose: {n}", v, "[0, inf)") for n, v in (("rtol", rtol), ("atol", atol)))
     other = as_operand(other, x)
-    a, b = (t if t.dtype in FLOATS else t.astype(np.float64) for t in (x.detach(), other.detach()))
-    if (x.dtype in FLOATS) != (other.dtype in FLOATS):  # an integer beside a float has the float's dtype
-        a, b = (t.astype((a if x.dtype in FLOATS else b).dtype) for t in (a, b))
+    a, b = x.detach(), other.detach()
+    floats = {t.dtype for t in (a, b) if t.dtype in FLOATS}
+    if len(floats) < 2:  # two are refused below
+        wide = max(*floats, WIDE[0], key=FLOATS.index) if floats else WIDE[1]
+        a, b = a.astype(wide), b.astype(wide)
     near = (a == b) + ((abs(a - b) <= atol + rtol * abs(b)) * isfinite(b))
     return near + isnan(a) * isnan(b) if checks.flag("isclose: equal_nan", equal_nan) else near
 
@@ -212,7 +219,10 @@ def nonzero(x: Tensor) -> Tensor:
 @method
 def unique(x: Tensor, return_counts: bool = False) -> Any:
     """The distinct elements in ascending order; return_counts: and how often each one occurs (int64)."""
-    values, counts = np.unique(x.detach().numpy(), return_counts=True)
+    numbers = x.detach().numpy()
+    wide = numbers.astype(np.float32) if x.dtype in HALVES else numbers  # NumPy sorts NaN of bfloat16 anywhere
+    values, counts = np.unique(wide, return_counts=True)
+    values = values.astype(x.dtype)
     if not checks.flag("unique: return_counts", return_counts):
         return constant(x, values)
     return constant(x, values), constant(x, counts)

@@ -14,7 +14,7 @@ from ..errors import DtypeError, IndexOutOfRangeError, ShapeError
 from ..grad_mode import is_recording
 from ..kernels import device as find_device
 from ..row_gradient import WHAT, RowGradient
-from .operands import ArrayLike, TensorBase, array_of, as_operand, copied
+from .operands import ArrayLike, TensorBase, array_of, as_operand, copied, limits_of
 from .table import Tensor, broadcast_shape, contiguous, define, method
 
 # --- views -------------------------------------------------------------------------------------------------------
@@ -345,11 +345,6 @@ def _check_key(x, key):
         np.broadcast_to(np.empty((), bool), x.shape)[key]
     except IndexError as error:
         raise IndexOutOfRangeError(f"index: {error} (shape {x.shape})") from None
-
-
-def limits_of(array) -> tuple[int, int]:
-    """The smallest and the largest element; of memory on a GPU they are often known without a look."""
-    return array.limits if hasattr(array, "limits") else (array.min(), array.max())
 
 
 def checked_index(name: str, array: ArrayLike, n: int, from_end: bool = True) -> Any:

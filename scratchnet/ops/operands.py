@@ -23,6 +23,7 @@ ArrayLike = Any  # a Tensor, a NumPy array, a number, or a nested sequence of nu
 
 FLOATS = (*HALVES, *WIDE)  # in the order of their significant digits
 _ALLOWED_KINDS = "fiub"
+_BEYOND_FLOAT16 = 65_520  # the least integer that float16 rounds to infinity
 _DTYPES = frozenset({np.dtype(np.bool_), *FLOATS, *map(np.dtype, np.typecodes["AllInteger"])})  # of tensors
 
 
@@ -94,8 +95,47 @@ def _number(x: Any, dtype: np.dtype) -> np.ndarray:
     with np.errstate(over="ignore"):
         found = np.array(np.float32(x), dtype)
     if (not found and x) or (np.isinf(found) and abs(x) != math.inf):
-        raise DtypeError(f"Tensor: expected a number that fits {dtype}, got {x}; use .astype('float32') on the tensor")
+        raise _does_not_fit("Tensor", dtype, x)
     return found
+
+
+def _does_not_fit(name: str, dtype: np.dtype, x: Any) -> DtypeError:
+    return DtypeError(f"{name}: expected a number that fits {dtype}, got {x}; use .astype('float32') on the tensor")
+
+
+def fitted(name: str, numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Numbers of Python, or integers, in `dtype`. Raises DtypeError where a half would make 0 or infinity of one."""
+    if dtype not in HALVES:
+        return numbers.astype(dtype, copy=False)
+    with np.errstate(over="ignore", under="ignore"):
+        found = numbers.astype(np.float32).astype(dtype)
+    wide = found.astype(np.float32)
+    lost = ((wide == 0) & (numbers != 0)) | (np.isinf(wide) & np.isfinite(numbers))
+    if lost.any():
+        raise _does_not_fit(name, dtype, numbers[lost][0])
+    return found
+
+
+def check_integers(name: str, t: TensorBase, dtype: np.dtype) -> None:
+    """Raises DtypeError if float16 would make infinity of an integer of t; a recorded step asks in each call."""
+    array = t._data
+    if dtype != np.float16 or array.dtype.kind not in "iu" or array.dtype.itemsize == 1 or not array.size:
+        return
+    least, most = limits_of(array)
+    if not -_BEYOND_FLOAT16 < least <= most < _BEYOND_FLOAT16:
+        tracing.current().fails(f"DtypeError of {name}")
+        raise _does_not_fit(name, dtype, most if most >= _BEYOND_FLOAT16 else least)
+    if tracing.current().varies(array):
+        if array.dtype != np.int64:
+            array = copied(array, np.dtype(np.int64), t._device)
+        tracing.current().guard(
+            "in_range", array, (1 - _BEYOND_FLOAT16, _BEYOND_FLOAT16), lambda: check_integers(name, t, dtype)
+        )
+
+
+def limits_of(array: Any) -> tuple[int, int]:
+    """The smallest and the largest element; of memory on a GPU they are often known without a look."""
+    return array.limits if hasattr(array, "limits") else (array.min(), array.max())
 
 
 def array_on(device: Device, data: ArrayLike, dtype: Any = None) -> np.ndarray:
@@ -129,6 +169,8 @@ def as_array(data: ArrayLike, dtype: Any = None) -> np.ndarray:
     target = checked_dtype("Tensor", array.dtype.newbyteorder("=") if dtype is None else dtype)
     if array.dtype != target and tracing.current().varies(array):
         return copied(array, target, find_device("cpu"))
+    if array.dtype.kind in "iu" or from_python or isinstance(data, np.generic):
+        return fitted("Tensor", array, target)
     return array.astype(target, copy=False)
 
 
@@ -245,6 +287,8 @@ def _promoted(op: Any, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], bool]:
         target = np.result_type(*dtypes)
         if target.kind == "f":  # NumPy has no integer type that holds both
             raise DtypeError(f"{op.name}: expected integers of one kind, got {', '.join(sorted(map(str, dtypes)))}")
+    for i in group:
+        check_integers(op.name, inputs[i], target)
     return tuple(t.astype(target) if i in group else t for i, t in enumerate(inputs)), of_halves
 
 

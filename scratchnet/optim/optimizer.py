@@ -51,6 +51,7 @@ RANGES = {
     "betas": (0.0, 1.0),
 }
 PAIRS = {"betas"}
+MOST_STEPS = 2**53  # up to here float64 counts
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
@@ -377,6 +378,9 @@ def _layout(state: Mapping[str, Any]) -> dict[str, str]:
         layout[f"parameters of group {i}"] = str(list(group["params"]))
     for i, values in enumerate(state["state"]):
         for name, value in values.items():
-            is_count = type(value) is int and value >= 0
-            layout[f"{name} of parameter {i}"] = "a count" if is_count else f"{value.dtype} {value.shape}"
+            if type(value) is int:
+                what = "a count" if 0 <= value <= MOST_STEPS else "an integer that is below 0 or above 2**53"
+            else:
+                what = f"{value.dtype} {value.shape}"
+            layout[f"{name} of parameter {i}"] = what
     return layout

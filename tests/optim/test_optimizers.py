@@ -507,7 +507,11 @@ DAMAGE = {
     ),
     "another dtype": (lambda s: s["state"][1].update(velocity=np.zeros(2, "f4")), "float64.*float32"),
     "a list": (lambda s: s["state"][1].update(velocity=[0.0, 0.0]), "list"),
-    "a negative step": (lambda s: s["state"][0].update(step=-1), "int"),
+    "a negative step": (
+        lambda s: s["state"][0].update(step=-1),
+        "step of parameter 0: .*a count, got an integer.*below 0",
+    ),
+    "a step beyond floats": (lambda s: s["state"][0].update(step=10**400), r"a count, got an integer.*above 2\*\*53"),
     "a state that is no dict": (lambda s: s.update(state=[1, 2]), "state dict"),
 }
 

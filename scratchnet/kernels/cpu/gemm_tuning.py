@@ -42,6 +42,7 @@ PRODUCTS = {  # (m, k, n, is a transposed?) that show what a number brings; the 
     "serial_product": ((128, 128, 128, False), (256, 256, 256, False)),
     "": ((256, 256, 256, False), (512, 784, 128, True), (512, 512, 512, False), (1024, 1024, 1024, False)),
 }
+LARGEST = 1 << 16  # bytes; a file as long as that was not written by `keep`
 ROUNDS, WORTH = 8, 1.03  # how often each candidate is timed; how much faster it has to be than what is in use
 
 
@@ -59,8 +60,11 @@ def kept_in() -> Path | None:
 
 def kept() -> Cuts | None:
     """What `keep` kept; None where there is nothing, or nothing that this version can use."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        cuts = Cuts(**json.loads((kept_in() or Path(os.devnull)).read_text()))
+    file = kept_in()
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        if file is None or not file.is_file() or file.stat().st_size >= LARGEST:  # a pipe would be waited for
+            return None
+        cuts = Cuts(**json.loads(file.read_text()))
         whole = all(type(n) is int and 0 <= n <= NEVER for n in cuts)
         if whole and cuts.m_block % BLOCK_UNIT == 0 and BLOCK_UNIT <= cuts.m_block <= MOST_M_BLOCK:
             return cuts
@@ -98,7 +102,10 @@ def in_words(number: int) -> str:
 def describe() -> str:
     """The numbers in use, and where they come from."""
     numbers = (f"{name} {in_words(n)}" for name, n in get_cuts()._asdict().items())
-    origin = "measured here" if is_on() and kept() else "the start for CPUs of this kind"
+    file, used = kept_in(), is_on() and kept()
+    origin = "measured here" if used else "the start for CPUs of this kind"
+    if is_on() and not used and file is not None and os.path.lexists(file):
+        origin += f"; {file} is not used, since no search of this version wrote it (--forget removes it)"
     return f"{', '.join(numbers)}: {origin}"
 
 

@@ -1,6 +1,7 @@
 """How products are cut may change at any time, and changes nothing but their speed; what a search finds is kept."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -77,16 +78,23 @@ def test_what_is_kept_is_what_later_processes_load(folder, monkeypatch):
 
 
 OTHERS = '"pack_a_columns": 1, "pack_b_rows": 1, "small_product": 1, "serial_product": 1'
-DAMAGED = ["", "[1]", '{"m_block": 144}', "{"] + [
+WHOLE = f'{{"m_block": 216, {OTHERS}}}'
+DAMAGED = ["", "[1]", '{"m_block": 144}', "{", "[" * 60_000, WHOLE + " " * gemm_tuning.LARGEST] + [
     f'{{"m_block": {rows}, {OTHERS}}}' for rows in ("0", "100", "432", "-72", "72.0", "true", '"72"')
 ]
 
 
-@pytest.mark.parametrize("text", DAMAGED)
+@pytest.mark.parametrize("text", DAMAGED, ids=lambda text: text[:20])
 def test_a_file_that_no_search_wrote_is_not_used(folder, text):
     gemm_tuning.kept_in().write_text(text)
     gemm_tuning.load()
-    assert get_cuts() == gemm_tuning.start()
+    assert get_cuts() == gemm_tuning.start() and f"{gemm_tuning.kept_in()} is not used" in gemm_tuning.describe()
+
+
+def test_what_is_no_file_is_not_waited_for(folder):
+    os.mkfifo(gemm_tuning.kept_in())
+    gemm_tuning.load()
+    assert get_cuts() == gemm_tuning.start() and "is not used" in gemm_tuning.describe()
 
 
 def test_without_a_cache_folder_there_is_the_start(monkeypatch):
