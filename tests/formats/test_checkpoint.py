@@ -337,7 +337,7 @@ FORGED = {
     "zero-size beyond int64": forged(ONE, tensor([0, 2**64 - 1], 0, 0)),
     "a hundred dimensions": forged(ONE, tensor([1] * 100, 0, 4), X),
     "unknown dtype": forged(ONE, tensor([1], 0, 4, "F99"), X),
-    "dtype that NumPy lacks": forged(ONE, tensor([2], 0, 4, "BF16"), X),
+    "dtype that NumPy lacks": forged(ONE, tensor([4], 0, 4, "F8_E4M3"), X),
     "an array claimed twice": forged({"x": {"$array": "a"}, "y": {"$array": "a"}}, tensor([1], 0, 4), X),
     "an array that is not there": forged({"x": {"$array": "b"}}),
     "an array that nobody claims": forged({}, tensor([1], 0, 4), X),

@@ -8,6 +8,7 @@ from sizes import JIT
 from scratchnet import errors
 from scratchnet.kernels import device
 from scratchnet.kernels.cpu import gemm, gemm_bfloat16, pairs, tiles
+from scratchnet.kernels.cpu.gemm_update import with_update
 from scratchnet.native.compile import MAX_THREADS, get_num_threads, set_num_threads
 from scratchnet.native.loops import Plan, planning
 
@@ -44,13 +45,13 @@ def test_widened_factors_have_the_bits_of_their_float32_product(shape, flags):
 def test_an_update_takes_in_the_product_of_rounded_factors():
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((450, 40), (450, 600)))
-    numbers, plan, gradient = np.float32([0.1, 0.9, 0, 0.01]), Plan(), np.empty((40, 600), np.float32)
+    numbers, plan, gradient = np.array([0.1, 0.9, 0, 0.01]), Plan(), np.empty((40, 600), np.float32)
     fused, plain = [[x.copy() for x in (gradient, gradient)] for _ in range(2)]
     for x in (*fused, *plain):
         x[...] = np.arange(600)
     with planning(plan):
         gemm_bfloat16.WAYS["widened"](a[None], b[None], gradient[None], True, False)
-    for task in (*plan[:-1], gemm.with_update(plan[-1], *fused, numbers)):
+    for task in (*plan[:-1], with_update(plan[-1], "sgd", fused[0], fused[1:], numbers)):
         task.loop.serial(0, task.size, *task.arguments)
     gemm.matmul(pairs.bfloat16(a), pairs.bfloat16(b), gradient, True)
     device("cpu").sgd(plain[0], gradient, plain[1], *plain, numbers)

@@ -53,7 +53,7 @@ def test_what_is_compressed_travels_compressed(hosts):
     low_rank = sum(map(math.prod, shapes[1::2])) + 2 * (256 + 512 + 512 + 10)
     expected = {  # bytes a step, by the arithmetic of each
         "none": 4 * sum(map(math.prod, shapes)),
-        "float16": 2 * sum(map(math.prod, shapes)),
+        **dict.fromkeys(("float16", "bfloat16"), 2 * sum(map(math.prod, shapes))),
         "top_k": 8 * sum(math.ceil(0.05 * math.prod(shape)) for shape in shapes),
         "power_sgd": 4 * low_rank,
     }
