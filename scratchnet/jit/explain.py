@@ -136,7 +136,10 @@ class _Restored:
 
     def __init__(self, program: Program):
         tasks = [task for executable in program.executables for task in executable.kept]
-        written = {id(memory_of(x)): memory_of(x) for task in tasks for x, is_written, _ in task.arrays() if is_written}
+        arrays = [x for task in tasks for x, is_written, _ in task.arrays() if is_written]
+        by_python = [x.call for x in program.instructions if not x.loops and isinstance(x.call, Call)]
+        arrays += [x for call in by_python for x in call.written() if isinstance(x, np.ndarray)]
+        written = {id(memory_of(x)): memory_of(x) for x in arrays}
         self.arrays = [x for key, x in written.items() if key not in program.trace.owned]
 
     def __enter__(self) -> None:

@@ -235,6 +235,8 @@ def at_once(general):
     """`matmul` for a table: small products spend more time in Python than in arithmetic, so they go to compiled code
     as they are; whatever that does not take goes to `general`, the kernel with all its checks.
     """
+    if not JIT_ENABLED:
+        return general
     compile_for, scratch = _direct._compile_for_args, _Scratch()
 
     def compile_for_floats(a, b, out, transpose_a, transpose_b, alone, work):
