@@ -115,7 +115,10 @@ def _step(program: Program, holds: Callable[[], bool]) -> None:
 
     inputs = [x.view() if isinstance(x, np.ndarray) else x for x in program.sources]
     keys: list[Any] = []
-    _, _ = [key_of(x, keys) for x in inputs if isinstance(x, np.ndarray)], holds()
+    for x in inputs:
+        if isinstance(x, np.ndarray):
+            key_of(x, keys)
+    holds()
     program.parts.append(end)
     try:
         program.run(inputs)

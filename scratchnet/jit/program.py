@@ -57,9 +57,9 @@ class Program:
         """Does the step. Raises Stopped, with all as it was, where a guard or an effect of it fails."""
         self.rearrange()
         self._take(inputs)
-        undo: list[Undo | None] = []
+        undo: list[Undo] = []
         try:
-            self._begin(undo)
+            self.begin(undo)
             for part in self.parts:
                 part()
                 if self.stop[0]:
@@ -67,9 +67,7 @@ class Program:
                     raise Stopped
             give_back(inputs, self.sources)
         except BaseException:
-            for action in reversed(undo):
-                if action is not None:
-                    action()
+            take_back(undo)
             raise
 
     def rearrange(self) -> None:
@@ -78,11 +76,12 @@ class Program:
         if self.threads != threads:
             self._build(threads)
 
-    def _begin(self, undo: list[Undo | None]) -> None:
-        """Runs the effects; `undo` collects what takes them back."""
+    def begin(self, undo: list[Undo]) -> None:
+        """Runs the effects; `undo` collects what takes them back. Raises Stopped if one fails."""
         try:
             for effect in self.effects:
-                undo.append(effect())
+                if (back := effect()) is not None:
+                    undo.append(back)
         except Exception as error:
             raise Stopped from error
 
@@ -179,6 +178,12 @@ class Program:
             start = x.__array_interface__["data"][0]
             for table, position, offset in addresses or ():
                 table[position] = start + offset
+
+
+def take_back(undo: Sequence[Undo]) -> None:
+    """All of them, the last one first."""
+    for action in reversed(undo):
+        action()
 
 
 class Results:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..native.aligned import aligned
 from ..tracing import Undo
-from .program import Program
+from .program import Program, Stopped, take_back
 
 TURNS = 32  # that one compiled call takes at most
 SMALL = 1 << 16  # bytes of what differs from turn to turn; more is not copied
@@ -25,19 +25,18 @@ class Series:
 
     def __init__(self, program: Program, results: Sequence[np.ndarray]):
         self.program, (self._executable,) = program, program.executables
-        self.threads = program.threads
         fills = program.trace.filled.values()
         self._inputs, self._fills, self._results = map(_rows, (program.inputs, fills, results))
         found = [[place[1:] for place in places or ()] for places in program.addresses]
         found += [self._executable.places_of(memory) for memory, _ in (*self._fills, *self._results)]
-        places, addresses = list[int](), list[np.ndarray]()
+        places, firsts = list[int](), list[np.ndarray]()
         for (_, rows), own in zip((*self._inputs, *self._fills, *self._results), found, strict=True):
             first = rows.__array_interface__["data"][0] + rows.strides[0] * np.arange(TURNS)
             for place, offset in own:
                 places.append(place)
-                addresses.append(first + offset)
+                firsts.append(first + offset)
         self._places = np.array(places, np.int64)
-        self._addresses = np.stack([np.zeros(TURNS, np.int64), *addresses], axis=1)[:, 1:].copy()
+        self._addresses = np.array(firsts, np.int64).reshape(-1, TURNS).T.copy()  # a row for each turn
 
     @classmethod
     def of(cls, program: Program, results: Sequence[np.ndarray]) -> Series | None:
@@ -65,11 +64,9 @@ class Series:
                 for (_, rows), x in zip(self._inputs, inputs, strict=True):
                     rows[turn] = x
                 try:
-                    for effect in self.program.effects:
-                        if (back := effect()) is not None:
-                            undo[turn].append(back)
-                except Exception:
-                    _take_back([undo.pop()])
+                    self.program.begin(undo[turn])
+                except Stopped:
+                    take_back(undo.pop())
                     break
                 for memory, rows in self._fills:
                     rows[turn] = memory
@@ -78,7 +75,7 @@ class Series:
         finally:  # a signal may have come at any time
             self.program.stop[0] = 0
             executable.words[self._places] = fitting
-            _take_back(undo[executable.done[0] :])
+            take_back([action for actions in undo[executable.done[0] :] for action in actions])
         return int(executable.done[0])
 
     def results(self, turn: int) -> None:
@@ -95,9 +92,3 @@ def _rows(arrays: Iterable[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
         room = aligned((TURNS, -(-x.size // line) * line), x.dtype)
         found.append((x, np.ndarray((TURNS, *x.shape), x.dtype, room, 0, (room.strides[0], *x.strides))))
     return found
-
-
-def _take_back(undo: list[list[Undo]]) -> None:
-    for actions in reversed(undo):
-        for action in reversed(actions):
-            action()

@@ -102,6 +102,18 @@ class Function:
         """Lane i of the result is lane `lanes[i]` of `low` and `high` side by side."""
         return self.builder.shuffle_vector(low, high, ir.VectorType(i32, self.lanes)(lanes))
 
+    def transposed(self, rows):
+        """As many vectors as they have lanes, transposed: off-diagonal quarters of 2x2, 4x4, 8x8 .. are swapped."""
+        rows, side, distance = list(rows), len(rows), 1
+        while distance < side:
+            keep = [lane + (side - distance if lane & distance else 0) for lane in range(side)]
+            swap = [lane + (side if lane & distance else distance) for lane in range(side)]
+            for i in [i for i in range(side) if not i & distance]:
+                low, high = rows[i], rows[i + distance]
+                rows[i], rows[i + distance] = self.shuffle(low, high, keep), self.shuffle(low, high, swap)
+            distance *= 2
+        return rows
+
     def splat(self, scalar):
         """`scalar` in every lane."""
         undefined = ir.VectorType(scalar.type, self.lanes)(ir.Undefined)

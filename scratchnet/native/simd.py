@@ -316,21 +316,12 @@ def _write_copy_rows(module, dtype, lanes, vectors):
 
 
 def _write_transpose(module, dtype, side):
-    """Swap the off-diagonal quarters of ever larger squares: 2x2, 4x4, 8x8."""
     f = Function(module, symbol(_transpose, dtype), _transpose, dtype, side)
 
     def square(pointers):
         source, target = pointers
         rows = [f.load(f.at(source, f.times(i, f["source_row"]))) for i in range(side)]
-        distance = 1
-        while distance < side:
-            keep = [lane + (side - distance if lane & distance else 0) for lane in range(side)]
-            swap = [lane + (side if lane & distance else distance) for lane in range(side)]
-            for i in [i for i in range(side) if not i & distance]:
-                low, high = rows[i], rows[i + distance]
-                rows[i], rows[i + distance] = f.shuffle(low, high, keep), f.shuffle(low, high, swap)
-            distance *= 2
-        for i, row in enumerate(rows):
+        for i, row in enumerate(f.transposed(rows)):
             f.store(row, f.at(target, f.times(i, f["target_row"])))
         return [f.at(source, f["source_next"]), f.at(target, f["target_next"])]
 

@@ -156,7 +156,7 @@ class Learner:
         """Takes one step; the loss to report and the sum of squares before it.
 
         rate: multiplies the gradient. scikit-learn's velocities contain the learning rates of their steps.
-        batch: rows, targets, weights; or numbers of the rows that `begin` was given.
+        batch: rows, targets, weights; or numbers of the rows that `training_on` was given.
         """
         self.optimizer.zero_grad()
         given: list[Any] = [None if x is None else self._tensor(x) for x in batch]
@@ -186,7 +186,7 @@ class Learner:
 
         chosen: for each step the numbers of its rows. before(i): called before step i begins. Rows in memory as the
         module takes them are gathered by the steps themselves, many of which are one compiled call; all others become
-        such rows batch by batch. once: nobody trains on these rows again, so that no step is recorded for them.
+        such rows batch by batch, and so do all if `once`: if nobody trains on them again.
         """
         fits = isinstance(x, np.ndarray) and x.dtype == self.dtype and x.flags.c_contiguous and self.device == "cpu"
         if once or not fits:

@@ -170,15 +170,7 @@ def _write_pack(module, interleaved, turned):
     def block(pointers):
         source, target = pointers
         rows = [row_of_words(source, i) for i in range(SIDE)]
-        distance = 1
-        while turned and distance < SIDE:  # as in simd.py
-            keep = [lane + (SIDE - distance if lane & distance else 0) for lane in range(SIDE)]
-            swap = [lane + (SIDE if lane & distance else distance) for lane in range(SIDE)]
-            for i in [i for i in range(SIDE) if not i & distance]:
-                low, high = rows[i], rows[i + distance]
-                rows[i], rows[i + distance] = f.shuffle(low, high, keep), f.shuffle(low, high, swap)
-            distance *= 2
-        for i, row in enumerate(rows):
+        for i, row in enumerate(f.transposed(rows) if turned else rows):
             f.store(row, f.at(target, SIDE * i))
         return [f.at(source, f["source_next"]), f.at(target, f["target_next"])]
 
