@@ -7,7 +7,6 @@ no more of it than the fields of its base here.
 from __future__ import annotations
 
 import contextlib
-import math
 from typing import Any
 
 import numpy as np
@@ -80,23 +79,13 @@ def as_operand(x: ArrayLike, like: TensorBase) -> Any:
             if type(x) not in (int, float) and (given := tracing.current().given(x)) is not x:
                 return like._wrap(copied(given, dtype, like._device), like._device)
             try:
-                return like._wrap(_number(x, dtype), like._device)
+                array = fitted("Tensor", np.asarray(x), dtype) if dtype in HALVES else np.array(x, dtype)
+                return like._wrap(array, like._device)
             except OverflowError:
                 bits = x.bit_length() if isinstance(x, int) else 0
                 got = f"an integer of {bits} bits" if bits > 64 else x
                 raise DtypeError(f"Tensor: expected a number that fits {dtype}, got {got}") from None
     return like._wrap(array_on(like._device, x), like._device)
-
-
-def _number(x: Any, dtype: np.dtype) -> np.ndarray:
-    """A number as an array. Raises DtypeError where a half would make 0 or infinity of it."""
-    if dtype not in HALVES:
-        return np.array(x, dtype)
-    with np.errstate(over="ignore"):
-        found = np.array(np.float32(x), dtype)
-    if (not found and x) or (np.isinf(found) and abs(x) != math.inf):
-        raise _does_not_fit("Tensor", dtype, x)
-    return found
 
 
 def _does_not_fit(name: str, dtype: np.dtype, x: Any) -> DtypeError:
@@ -110,7 +99,7 @@ def fitted(name: str, numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore"):
         found = numbers.astype(np.float32).astype(dtype)
     wide = found.astype(np.float32)
-    lost = ((wide == 0) & (numbers != 0)) | (np.isinf(wide) & np.isfinite(numbers))
+    lost = ((wide == 0) & (numbers != 0)) | (np.isinf(wide) & ~np.isinf(numbers.astype(np.float64)))
     if lost.any():
         raise _does_not_fit(name, dtype, numbers[lost][0])
     return found

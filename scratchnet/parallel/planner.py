@@ -185,14 +185,12 @@ def choose(settings: Settings, memory: float | None = None) -> Choice:
                 if memory is not None and predicted and (predicted.bytes or 0) > memory:
                     too_large[plan] = predicted.bytes or 0
                     continue
-                set_num_threads(plan.threads if plan.workers == 1 else threads)
-                seconds, waits = measure(trial)
+                with _threads(plan.threads if plan.workers == 1 else threads):
+                    seconds, waits = measure(trial)
                 rows.append(Row(plan, seconds, waits, predicted if plan.workers > 1 else None))
             except ConfigError:
                 if plan.workers == 1:
                     raise
-            finally:
-                set_num_threads(threads)
     finally:
         for name, part in parts.items():
             part.load_state_dict(before[name])
