@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import checks
 from .errors import ConfigError
 
@@ -21,7 +23,8 @@ MOST = 1000  # vertices: nobody reads a larger picture
 CHARACTER, PADDING, LINE, GAP, RISE = 7.3, 10, 16, 24, 40  # pixels
 SWEEPS = 8
 
-# Okabe and Ito's colours, lightened, which colour-blind people can tell apart; dark text is legible on each.
+# Okabe and Ito's colours, which colour-blind people can tell apart: of lines and bars; and lightened, below dark text.
+COLOURS = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"
 FILLS = {"parameter": "#f7d9a8", "input": "#bfe3f7", "op": "#f2f2f2", "result": "#b5e3d3"}
 
 
@@ -30,6 +33,35 @@ def html_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [("th", head), *(("td", row) for row in rows)]
     cells = ["".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) for tag, texts in lines]
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
+
+
+EDGE, ROWS, COLUMNS = 3, 20, 12  # of an array with more rows or columns than these, so many on each side are shown
+
+
+def html_array(title: str, values: np.ndarray) -> str:
+    """An array for notebooks below a title: a table of a vector or matrix, of more dimensions their text."""
+    if values.ndim > 2 or not values.size:
+        body = f"<pre>{html.escape(np.array2string(values, separator=', ', threshold=100))}</pre>"
+    else:
+        exact = values.dtype.kind in "biu"
+        table = np.atleast_2d(values if exact else values.astype(np.float64))  # a half knows no format
+        rows, columns = (_ends(n, most) for n, most in zip(table.shape, (ROWS, COLUMNS), strict=True))
+        texts = [[_text(table, i, j, "" if exact else ".4g") for j in columns] for i in rows]
+        body = html_table(["", *map(_number, columns)], [[_number(i), *t] for i, t in zip(rows, texts, strict=True)])
+    return f"<div><p>{html.escape(title)}</p>{body}</div>"
+
+
+def _ends(count: int, most: int) -> list[int | None]:
+    """The numbers of all, or of the first and the last with None between them."""
+    return [*range(count)] if count <= most else [*range(EDGE), None, *range(count - EDGE, count)]
+
+
+def _number(i: int | None) -> str:
+    return "..." if i is None else str(i)
+
+
+def _text(table: np.ndarray, i: int | None, j: int | None, form: str) -> str:
+    return "..." if i is None or j is None else format(table[i, j], form)
 
 
 class Vertex(NamedTuple):

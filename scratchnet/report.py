@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checks
+from .drawing import COLOURS
 from .errors import ConfigError, DataError, DataNotFoundError, ShapeError
 from .parallel import all_reduce_cost, run
 from .parallel.comm.collectives import ALGORITHMS, DTYPES
@@ -25,7 +26,6 @@ from .trainer import History
 
 __all__ = ["Costs", "measure_costs", "plot_confusion", "plot_costs", "plot_curves", "plot_speedup", "plot_timeline"]
 
-COLOURS = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"
 MARKERS = "osD^vPX"
 
 
@@ -213,13 +213,18 @@ def _waits(bars: Sequence[_Bar]) -> float:
 # --- speed-up ---------------------------------------------------------------------------------------------------------
 
 
-def plot_speedup(seconds: Mapping[str, Mapping[int, float]], path: str | Path | None = None) -> Picture:
+def plot_speedup(
+    seconds: Mapping[str, Mapping[int, float]],
+    path: str | Path | None = None,
+    xlabel: str = "threads, workers or machines",
+) -> Picture:
     """Speed-up by the number of threads, workers or machines: measured points, beside the ideal line and Amdahl's law.
 
     seconds: for each curve a name and {number: seconds}, with the seconds of one: {"threads": {1: 0.8, 2: 0.5}}. The
     dashed curve is Amdahl's law, 1 / (s + (1 - s) / n), for the serial part s that fits the points best (AFIPS 1967).
-    Raises ConfigError for other numbers, or without matplotlib.
+    xlabel: what is counted, below the axis. Raises ConfigError for other numbers or labels, or without matplotlib.
     """
+    checks.instance("plot_speedup: xlabel", xlabel, str, "a text")
     curves = {}
     for name, points in _mapping("plot_speedup", seconds).items():
         known = _mapping(f"plot_speedup: {name}", points)
@@ -242,7 +247,7 @@ def plot_speedup(seconds: Mapping[str, Mapping[int, float]], path: str | Path | 
         fine = np.linspace(1, most, 100)
         axes.plot(fine, 1 / (serial + (1 - serial) / fine), color=colour, linestyle="--", linewidth=1)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _axes(figure, axes, xlabel="number", ylabel="speed-up")
+    _axes(figure, axes, xlabel=xlabel, ylabel="speed-up over one")
     return _shown("plot_speedup", figure, path)
 
 

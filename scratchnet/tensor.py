@@ -15,6 +15,7 @@ import numpy as np
 
 from . import autograd, checks, conversions, hooks, in_place, numpy_protocol, ops, tracing
 from .autograd import Node, apply
+from .drawing import html_array
 from .dtypes import device as named_device
 from .errors import DtypeError, GradientError, JitError, ShapeError
 from .grad_mode import is_recording, no_grad
@@ -245,6 +246,13 @@ class Tensor(TensorBase):
         notes += [f"device={self.device!r}"] * (self.device != _default_device.get())
         notes += ["requires_grad=True"] * self.requires_grad
         return f"Tensor({', '.join([body, *notes])})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: shape, dtype, device and record in a line, and the values as a table."""
+        tracing.current().refuse("repr")
+        title = f"Tensor of shape {self.shape}, {self.dtype}, on {self.device}"
+        title += f", made by {self._node.op.name}" if self._node else ", requires grad" * self.requires_grad
+        return html_array(title, self._device.to_host(self._data))
 
     def __len__(self) -> int:
         if not self.ndim:

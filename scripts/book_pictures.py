@@ -3,6 +3,7 @@
 python scripts/book_pictures.py
 """
 
+import collections
 import itertools
 import os
 import signal
@@ -18,11 +19,12 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 import scratchnet as sn
-from scratchnet.drawing import FILLS, Drawing, Vertex
+from scratchnet.drawing import COLOURS, FILLS, Drawing, Vertex
 from scratchnet.flags import flag, run_script
+from scratchnet.parallel.comm.collectives import ALGORITHMS
 from scratchnet.parallel.model.timetable import idle, timetable
 from scratchnet.parallel.phases import SCHEDULES
-from scratchnet.report import COLOURS, MARKERS, new_figure, save_figure
+from scratchnet.report import MARKERS, new_figure, save_figure
 
 
 @dataclass
@@ -126,11 +128,57 @@ def speedup(path: Path) -> None:
     most = sn.get_num_threads()
     times = {f"{u} units": {n: seconds(u, n) for n in range(1, most + 1)} for u in (32, 512)}
     sn.set_num_threads(most)
-    sn.report.plot_speedup(times, path)
+    sn.report.plot_speedup(times, path, "threads")
 
 
 def costs(path: Path) -> None:
     sn.report.plot_costs(sn.report.measure_costs(workers=2), path)
+
+
+class Watched:
+    """A rank's link that notes, for each pair, when each message began and its bytes, and when each was there."""
+
+    def __init__(self, link: Any, sent: dict, received: dict):
+        self.link, self.rank, self.size, self.sent, self.received = link, link.rank, link.size, sent, received
+
+    def send(self, array: np.ndarray, receiver: int) -> None:
+        self.sent[self.rank, receiver].append((self.link.clock, array.nbytes))
+        self.link.send(array, receiver)
+
+    def receive(self, array: np.ndarray, sender: int) -> None:
+        self.link.receive(array, sender)
+        self.received[sender, self.rank].append(self.link.clock)
+
+    def exchange(self, outgoing: np.ndarray, receiver: int, incoming: np.ndarray, sender: int) -> None:
+        self.sent[self.rank, receiver].append((self.link.clock, outgoing.nbytes))
+        self.link.exchange(outgoing, receiver, incoming, sender)
+        self.received[sender, self.rank].append(self.link.clock)
+
+
+def all_reduces(path: Path, ranks: int = 8, elements: int = 1024) -> None:
+    """Every message of each all-reduce, as counted: time goes down, a line is as thick as the message is large."""
+    figure, names = new_figure("all_reduces", 12, 4.6), [name for name, known in ALGORITHMS.items() if known.run]
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+        run: Any = ALGORITHMS[name].run
+        sent, received = (collections.defaultdict(list) for _ in range(2))
+        arrays = [np.ones(elements, np.float32) for _ in range(ranks)]
+
+        def watched(link: Any, x: Any, combine: Any, run: Any = run, notes: Any = (sent, received)) -> None:
+            run(Watched(link, *notes), x, combine)
+
+        cost = sn.parallel.simulate_all_reduce(watched, arrays)
+        for (sender, receiver), messages in sent.items():
+            for (begin, nbytes), end in zip(messages, received[sender, receiver], strict=True):
+                arrow = {"arrowstyle": "-|>", "linewidth": 0.4 + 2 * nbytes / arrays[0].nbytes, "shrinkA": 0}
+                arrow |= {"color": COLOURS[0] if receiver > sender else COLOURS[1], "shrinkB": 0}
+                axes.annotate("", (receiver, end), (sender, begin), arrowprops=arrow)
+        axes.vlines(range(ranks), 0, cost.steps, color="#bbbbbb", linewidth=1, zorder=0)
+        title = f"{name}\n{cost.steps} steps, {cost.messages} messages\na rank sends up to {cost.bytes:,} bytes"
+        axes.set(xlabel="rank", xticks=range(ranks), ylim=(2 * ranks - 1.7, -0.3))
+        axes.set_title(title, fontsize=9)
+        axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    figure.axes[0].set_ylabel("step")
+    save_figure(figure, path)
 
 
 def timeline_of(file: str, model: Any, optimizer: Any, batch: tuple[Any, Any], strategy: Any = "all_reduce") -> None:
@@ -145,6 +193,28 @@ def timeline(path: Path, strategy: Any = "all_reduce", units: int = 256, steps: 
     with tempfile.TemporaryDirectory() as folder:
         timeline_of(f"{folder}/run.json", model, optimizer, (x.numpy(), y.numpy()), strategy)
         sn.report.plot_timeline(f"{folder}/run.json", path, steps)
+
+
+RUNS = {  # every strategy but the pipeline, which `schedules` draws
+    "all-reduce": sn.parallel.AllReduce(),
+    "parameter server, synchronous": sn.parallel.ParameterServer(0),
+    "parameter server, gradients 4 updates old": sn.parallel.ParameterServer(4),
+    "parameter server, asynchronous": sn.parallel.ParameterServer(None),
+    "Hogwild": sn.parallel.Hogwild(),
+    "local SGD, a merge in 2 batches": sn.parallel.LocalSGD(every=2),
+    "tensor parallelism, 2 parts": sn.parallel.TensorParallel(2),
+}
+
+
+def strategies(path: Path, units: int = 256) -> None:
+    """Two steps of each strategy, of the same network and batch."""
+    files = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, strategy in RUNS.items():
+            model, optimizer, x, y = network(units)
+            files[name] = f"{folder}/{len(files)}.json"
+            timeline_of(files[name], model, optimizer, (x.numpy(), y.numpy()), strategy)
+        sn.report.plot_timeline(files, path, 2)
 
 
 def pipeline(path: Path) -> None:
@@ -343,8 +413,8 @@ def scaling(path: Path, deviation: float = 0.05) -> None:
 
 LINES = "-", "--", "-.", ":", (0, (5, 1))
 PICTURES = (
-    five_steps, house, record, program, speedup, costs, timeline, roofline, bubbles, pipeline, schedules, kill, links,
-    scaling,
+    five_steps, house, record, program, speedup, costs, all_reduces, timeline, strategies, roofline, bubbles, pipeline,
+    schedules, kill, links, scaling,
 )  # fmt: skip
 
 

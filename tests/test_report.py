@@ -105,6 +105,8 @@ def test_the_serial_part_is_that_of_amdahls_law():
 def test_speedups_have_names_and_serial_parts(tmp_path):
     picture = plot_speedup({"threads": {1: 1.0, 2: 0.6}, "workers": {4: 0.5, 1: 1.0}}, tmp_path / "a.svg")
     assert all(word in words(picture) for word in ("ideal", "threads, serial part 20%", "workers, serial part 33%"))
+    assert "threads, workers or machines" in words(picture)  # what is counted
+    assert "machines" in words(plot_speedup({"ring": {1: 1.0}}, xlabel="machines")).split(" | ")
     assert "the seconds of 1" in refused(ConfigError, lambda: plot_speedup({"threads": {2: 1.0}}))
     for seconds in ({}, {"threads": {}}, {"threads": {1: 0.0}}, {"threads": {0: 1.0, 1: 1.0}}, {"threads": {1.5: 1.0}}):
         refused(ConfigError, lambda seconds=seconds: plot_speedup(seconds))

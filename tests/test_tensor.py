@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -137,6 +138,21 @@ def test_printing_says_what_is_not_usual():
         assert repr(sn.Tensor([1, 2])) == "Tensor([1, 2])"
         t = sn.Tensor(np.ones(1), device="numpy", requires_grad=True)
         assert repr(t) == "Tensor([1.], dtype=float64, device='numpy', requires_grad=True)"
+
+
+def test_a_notebook_shows_the_values_as_a_table_below_what_the_tensor_is():
+    x = sn.Tensor([[1.0, 0.25], [3.0, -4.0]], requires_grad=True)
+    shown = ElementTree.fromstring(x._repr_html_())
+    assert shown.find("p").text == "Tensor of shape (2, 2), float32, on numpy, requires grad"
+    assert [cell.text for cell in shown.iter("td")] == ["0", "1", "0.25", "1", "3", "-4"]
+    made = ElementTree.fromstring((x * 2)._repr_html_())
+    assert made.find("p").text.endswith("on numpy, made by mul")
+    large = [cell.text for cell in ElementTree.fromstring(sn.zeros(21, 13)._repr_html_()).iter("td")]
+    assert len(large) == 7 * 8 and large[3 * 8] == "..."  # three rows and columns on each side
+    for data, dtype in ((True, None), (1.5, "bfloat16"), (np.ones((2, 2, 2)), None), ([], None)):
+        ElementTree.fromstring(sn.Tensor(data, dtype=dtype)._repr_html_())
+    with pytest.raises(sn.JitError, match="repr"):
+        sn.jit(lambda x: x._repr_html_())(x.detach())
 
 
 def test_numpy_arrays_out_of_a_tensor_share_memory_or_point_to_detach():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import checks
-from ..drawing import html_table
+from ..drawing import COLOURS, html_table
 
 
 class History:
@@ -77,14 +77,14 @@ class History:
                 for i, y in enumerate(ys)
                 if isinstance(y, float) and math.isfinite(y)
             ]
-            label = f'<text x="450" y="{30 + 20 * len(parts)}" fill="{colour}">{html.escape(name)}</text>'
-            parts.append(f'<polyline fill="none" stroke="{colour}" points="{" ".join(points)}"/>{label}')
+            y, stroke = 26 + 20 * len(parts), f'fill="none" stroke="{colour}" stroke-width="2"'
+            label = f'<path {stroke} d="M450 {y}h16"/><text x="472" y="{y + 4}">{html.escape(name)}</text>'
+            parts.append(f'<polyline {stroke} points="{" ".join(points)}"/>{label}')
         axis = f'<text x="0" y="14">{high:.3g}</text><text x="0" y="114">{low:.3g}</text>'
-        return f'<svg width="560" height="120" font-size="12" fill="gray">{axis}{"".join(parts)}</svg>'
+        return f'<svg width="580" height="120" font-size="12" fill="currentColor">{axis}{"".join(parts)}</svg>'
 
 
 MANY = 20  # rows of a table
-COLOURS = "#1f77b4", "#d62728", "#2ca02c", "#9467bd"
 
 
 def _text(value: Any) -> str:

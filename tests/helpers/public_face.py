@@ -1041,7 +1041,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "report.plot_curves": lambda: {"history": sn.History([{"epoch": 1, "train_loss": 1.0}]), "path": path("a.svg")},
     "report.plot_confusion": lambda: {"counts": [[1, 2], [0, 3]], "path": path("b.svg"), "classes": ["a", "b"]},
     "report.plot_timeline": lambda: {"timeline": timeline(), "path": path("c.svg"), "steps": 2},
-    "report.plot_speedup": lambda: {"seconds": {"threads": {1: 1.0, 2: 0.6}}, "path": path("d.svg")},
+    "report.plot_speedup": lambda: {"seconds": {"threads": {1: 1.0, 2: 0.6}}, "path": path("d.svg"), "xlabel": "n"},
     "report.plot_costs": lambda: {"costs": costs(), "path": path("e.svg")},
     "report.Costs.predict": lambda: {"self": costs(), "algorithm": "ring", "nbytes": 8},
     # --- callbacks ---
