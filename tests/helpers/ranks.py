@@ -1,5 +1,6 @@
 """Jobs for ranks that tasks of a scheduler became, and how such a rank or task meets its end."""
 
+import concurrent.futures
 import hashlib
 import importlib.util
 import os
@@ -13,7 +14,7 @@ from residue import alive
 from sizes import THOROUGH
 
 import scratchnet as sn
-from scratchnet.parallel.clusters import hydra
+from scratchnet.parallel.clusters import hydra, launcher
 
 NO_HYDRA = (
     None if hydra.version() and importlib.util.find_spec("mpi4py") else "expected mpich and mpi4py, found no such pair"
@@ -29,6 +30,16 @@ def needs(*modules):
         f"expected {', '.join(absent)}, found none" if absent else "a scheduler starts slowly: make thorough"
     )
     return pytest.mark.skipif(bool(NO_HYDRA or absent or not THOROUGH), reason=reason)
+
+
+def in_threads(free=2):
+    """A scheduler whose tasks are threads of this process, so that no other processes start than ranks."""
+
+    def collect(do, n):
+        with concurrent.futures.ThreadPoolExecutor(n) as pool:
+            return list(pool.map(do, range(n)))
+
+    return launcher.Scheduler("threads", "127.0.0.1", lambda: free, collect, lambda: None)
 
 
 def trained(comm, folder=None, fail=""):

@@ -22,7 +22,8 @@ def test_without_mpich_there_is_one_line(monkeypatch):
 
 
 @ranks.needs_hydra
-def test_there_is_a_command_for_each_machine():
+def test_there_is_a_command_for_each_machine(monkeypatch):
+    monkeypatch.setattr(hydra, "GRACE", 0.1)  # mpiexec waits for its proxies, which nobody started
     job = hydra.Job("127.0.0.1", [2, 1], ["nothing"], print)
     try:
         assert [command[-2:] for command in job.commands] == [["--proxy-id", "0"], ["--proxy-id", "1"]]

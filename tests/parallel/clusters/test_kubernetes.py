@@ -5,12 +5,14 @@ kubeflow.org_mpijobs.yaml, trainer.kubeflow.org_trainjobs.yaml and trainer.kubef
 """
 
 import os
-import subprocess
+import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from scratchnet.__main__ import main
 from scratchnet.errors import ConfigError
 from scratchnet.parallel.clusters import pod
 from scratchnet.parallel.clusters.kubernetes import KINDS, Plan, text_of
@@ -106,14 +108,17 @@ def test_what_kubernetes_would_refuse_is_refused_here(changes, words):
         Plan(**{"image": "image", "words": ("train",)} | changes)
 
 
-def test_the_command_prints_them():
+def test_the_command_prints_them(capsys, monkeypatch):
     def say(*words):
-        line = [sys.executable, "-m", "scratchnet", "kubernetes", *words]
-        return subprocess.run(line, capture_output=True, text=True)
+        monkeypatch.setattr(sys, "argv", ["scratchnet", "kubernetes", *words])
+        monkeypatch.setattr(sys, "path", sys.path.copy())
+        with mock.patch.dict(sys.modules):
+            main()
+        return capsys.readouterr().out
 
-    done = say("--image", "i", "--machines", "3", "--", "train", "--shards", "8")
-    assert done.stdout == text_of(KINDS["job"](Plan("i", ("train", "--shards", "8"), 3))) and not done.returncode
-    assert say("--kind", "dockerfile").stdout.startswith("# An image for the ranks of a job")
-    assert say("--image", "i").stderr == (
-        "scratchnet kubernetes: kubernetes: expected a command after --, such as `-- train --folder ...`, got none\n"
-    )
+    said = say("--image", "i", "--machines", "3", "--", "train", "--shards", "8")
+    assert said == text_of(KINDS["job"](Plan("i", ("train", "--shards", "8"), 3)))
+    assert say("--kind", "dockerfile").startswith("# An image for the ranks of a job")
+    words = "scratchnet kubernetes: kubernetes: expected a command after --, such as `-- train --folder ...`, got none"
+    with pytest.raises(SystemExit, match=f"^{re.escape(words)}$"):
+        say("--image", "i")

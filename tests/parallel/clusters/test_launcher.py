@@ -40,12 +40,12 @@ def test_results_come_in_rank_order_and_what_ranks_print_comes_here(capfd, monke
 def test_a_restart_after_a_death_has_the_bytes_of_one_process_on_the_slots_that_are_left(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(launcher, "RECOVER", 0.0)
     slots = iter([2, 1])
-    shrinking = dataclasses.replace(processes.scheduler(machines=2), free=lambda: next(slots))
+    shrinking = dataclasses.replace(ranks.in_threads(), free=lambda: next(slots))
     job = ranks.trained, (str(tmp_path), "shard.written:7:1:SIGKILL")
     with no_residue():
         found = launcher.run(shrinking, *job, ranks=2, restarts=1, at_least=1)
     assert found == ranks.expected(1)
-    assert "processes.run: rank 1 was killed by SIGKILL; restart 1 of 1" in capsys.readouterr().err
+    assert "threads.run: rank 1 was killed by SIGKILL; restart 1 of 1" in capsys.readouterr().err
 
 
 def test_ranks_end_with_their_driver(tmp_path):
@@ -66,9 +66,9 @@ def test_an_exception_of_a_rank_comes_with_its_traceback_and_is_not_tried_again(
 
     with (
         no_residue(),
-        pytest.raises(WorkerError, match=r"^processes.run: rank 1 raised ValueError: no such luck") as e,
+        pytest.raises(WorkerError, match=r"^threads.run: rank 1 raised ValueError: no such luck") as e,
     ):
-        processes.run(unlucky, ranks=2, restarts=3)
+        launcher.run(ranks.in_threads(), unlucky, (), 2, restarts=3)
     assert e.value.rank == 1 and 'raise ValueError("no such luck")' in e.value.traceback
 
 
@@ -103,7 +103,7 @@ def test_who_cancels_the_tasks_ends_all_ranks_and_wants_no_restart(tmp_path):
         started.extend(ranks.processes_in(tmp_path, 2))
         raise RuntimeError("somebody has cancelled it")
 
-    started, threads, base = [], [], processes.scheduler(machines=1)
+    started, threads, base = [], [], ranks.in_threads()
     cancelled = dataclasses.replace(base, collect=collect)
     with no_residue():
         with pytest.raises(WorkerError, match=r"rank 0 was lost: RuntimeError: somebody has cancelled it$"):
@@ -138,8 +138,8 @@ def test_another_version_on_a_machine_is_named(monkeypatch):
     assert re.fullmatch(r"expected python .* on there, as here, got 2.7", task.misfit([here, here | {"python": "2.7"}]))
     assert re.fullmatch(r"expected mpich .* on there, as here, got none", task.misfit([here, here | {"mpich": ""}]))
     monkeypatch.setattr(launcher, "misfit", lambda hellos: f"expected others than {len(list(hellos))}")
-    with pytest.raises(ConfigError, match=r"^processes.run: expected others than 2$"):
-        processes.run(print, ranks=2)
+    with pytest.raises(ConfigError, match=r"^threads.run: expected others than 2$"):
+        launcher.run(ranks.in_threads(), print, (), 2)
 
 
 def test_another_mpi_than_hydras_is_named(monkeypatch):
@@ -147,4 +147,4 @@ def test_another_mpi_than_hydras_is_named(monkeypatch):
     with pytest.raises(
         WorkerError, match=r"rank \d raised ConfigError: MPI: (expected 2 ranks|needs mpi4py and an MPI)"
     ):
-        processes.run(ranks.kill_self, 0, ".", ranks=2)
+        launcher.run(ranks.in_threads(), print, (), 2)

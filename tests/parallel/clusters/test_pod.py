@@ -2,16 +2,19 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import ranks
 from sizes import THOROUGH
 
+from scratchnet.errors import ConfigError
 from scratchnet.parallel.clusters import pod
 from scratchnet.parallel.clusters.kubernetes import Plan, job
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
@@ -117,12 +120,21 @@ def test_pods_have_the_bytes_of_one_process_also_when_one_is_killed_and_starts_a
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"JOB_COMPLETION_INDEX": ""}, "pod.py: pod: expected JOB_COMPLETION_INDEX in the environment, as `python -m"),
     ({"JOB_COMPLETION_INDEX": "2"}, "pod: expected JOB_COMPLETION_INDEX below SCRATCHNET_MACHINES=2, got 2"),
     ({"SCRATCHNET_RANKS": "-1"}, "pod: expected SCRATCHNET_RANKS to be an integer of at least 1, got '-1'"),
     ({"SCRATCHNET_WAIT": "0"}, "pod 1: expected pod 0 at 127.0.0.1:29410, got no order"),
 ])  # fmt: skip
-def test_a_pod_that_cannot_meet_the_others_says_so_in_one_line(monkeypatch, changes, words):
+def test_a_pod_that_cannot_meet_the_others_is_refused(changes, words):
+    _, environment = variables(1, Plan("image", ("train",)), "127.0.0.1")
+    before = signal.getsignal(signal.SIGTERM)
+    with mock.patch.dict(os.environ, environment | changes), pytest.raises(ConfigError, match=re.escape(words)):
+        pod.main([])
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_what_a_pod_refuses_is_one_line():
     (_, *line), environment = variables(1, Plan("image", ("train",)), "127.0.0.1")
-    done = subprocess.run([sys.executable, *line], env=environment | changes, capture_output=True, text=True)
+    del environment["JOB_COMPLETION_INDEX"]
+    done = subprocess.run([sys.executable, *line], env=environment, capture_output=True, text=True)
+    words = "pod.py: pod: expected JOB_COMPLETION_INDEX in the environment, as `python -m"
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and words in done.stderr, done.stderr
