@@ -312,6 +312,12 @@ def test_a_long_chain_can_be_differentiated_by_grad():
     assert sn.grad(f)(2.0).item() == 1.0
 
 
+def test_an_empty_axis_beside_a_repeated_one_stays_empty():
+    x = sn.Tensor(np.zeros((0, 1)), requires_grad=True)
+    (x * np.zeros((0, 3))).sum().backward()
+    assert x.grad.shape == (0, 1)
+
+
 # --- .grad has memory of its own -------------------------------------------------------------------------------------
 
 SHARING = {

@@ -234,6 +234,9 @@ def test_copies_of_views_look_at_the_copy_of_what_they_looked_at(clone):
             np.testing.assert_array_equal(t.numpy(), numbers)
             assert t._base is other
     assert base.numpy()[0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    turned = sn.from_numpy(np.arange(12.0).reshape(3, 4).T)  # in no order that a copy has
+    for part, numbers in zip(clone([turned[1], turned[2:, 1:]]), ([1, 5, 9], [[6, 10], [7, 11]]), strict=True):
+        assert part.numpy().tolist() == numbers
     x = sn.Tensor([1.0, 2.0], requires_grad=True)
     alone = clone((x * 2).detach())  # what it looks at has a record, which no copy takes along
     assert alone.numpy().tolist() == [2.0, 4.0] and alone._base is None

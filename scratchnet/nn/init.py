@@ -73,7 +73,7 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
     mean, std = checks.number("trunc_normal_: mean", mean), checks.number("trunc_normal_: std", std, "[0, inf)")
     a = checks.number("trunc_normal_: a", a)
     b = checks.number("trunc_normal_: b", b, f"[{a}, inf)")
-    low, high = ((NORMAL.cdf((x - mean) / std) if std else float(x > mean)) for x in (a, b))
+    low, high = (NORMAL.cdf((x - mean) / std) for x in (a, b)) if std else (float(a > mean), float(b >= mean))
     if not low < high:
         raise ConfigError(f"trunc_normal_: expected [a, b] within reach of mean {mean} and std {std}, got [{a}, {b}]")
     u = random.current().numpy().uniform(low, high, tensor.shape)

@@ -95,6 +95,11 @@ def test_a_step_is_an_integer_that_fits_its_name(step, tmp_path):
         checkpoints.save(step)
 
 
+def test_the_last_step_that_fits_its_name_is_saved(tmp_path):
+    with CheckpointFolder(tmp_path) as checkpoints:
+        assert checkpoints.save(10**12 - 1, x=1).name == "checkpoint-999999999999.safetensors"
+
+
 def test_arguments_of_a_folder_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="keep: expected at least 1"):
         CheckpointFolder(tmp_path, keep=0)
@@ -142,6 +147,8 @@ def test_without_locks_a_run_goes_on_with_a_warning(tmp_path, monkeypatch):
 def test_runs_that_begin_in_one_second_get_folders_of_their_own(tmp_path):
     folders = [new_folder(tmp_path / "runs") for _ in range(3)]
     assert len(set(folders)) == 3 == len(os.listdir(tmp_path / "runs"))
+    for i, folder in enumerate(folders, 1):  # unless a second ended between two of them, DATE-TIME, ...-2, ...-3
+        assert folder.name.count("-") == 1 or folder.name.endswith(("-2", f"-{i}"))
     assert not new_folder(tmp_path / "others", make=False).exists()
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="file: expected a folder"):

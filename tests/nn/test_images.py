@@ -49,6 +49,10 @@ LAYERS = [
 ]
 
 
+def test_options_at_their_usual_values_are_not_printed():
+    assert repr(nn.ConvTranspose2d(4, 2, 3)) == "ConvTranspose2d(4, 2, kernel_size=(3, 3))"
+
+
 @pytest.mark.parametrize(("make", "text", "x", "shape"), LAYERS, ids=[text for _, text, _, _ in LAYERS])
 def test_each_layer_prints_itself_gives_its_shape_and_gets_gradients(make, text, x, shape, device):
     layer = make()

@@ -136,6 +136,8 @@ def test_trunc_normal_is_the_truncated_distribution():
     assert values.min() >= 0 and values.max() <= 4
     expected = scipy.stats.truncnorm(-0.5, 1.5, loc=1.0, scale=2.0)
     np.testing.assert_allclose([values.mean(), values.std()], [expected.mean(), expected.std()], rtol=0.02)
+    for mean in (-1.0, 0.5, 2.0):  # the ends belong to it
+        assert init.trunc_normal_(sn.Tensor(np.empty(2)), mean, 0.0, -1.0, 2.0).numpy().tolist() == [mean, mean]
 
 
 def test_eye_keeps_the_input_of_a_layer():
@@ -148,7 +150,8 @@ def test_eye_keeps_the_input_of_a_layer():
     "call",
     [
         lambda t: init.eye_(t), lambda t: init.orthogonal_(t), lambda t: init.trunc_normal_(t, a=2, b=1),
-        lambda t: init.trunc_normal_(t, 0, 0.1, 5, 6), lambda t: init.trunc_normal_(t, a=1, b=1),
+        lambda t: init.trunc_normal_(t, 0, 0.1, 5, 6), lambda t: init.trunc_normal_(t, 0, 0, 1, 2),
+        lambda t: init.trunc_normal_(t, 0, 0, -2, -1), lambda t: init.trunc_normal_(t, a=1, b=1),
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_refused(call):

@@ -117,9 +117,15 @@ CURVES = {  # loss and slope along a line, which begins at 0 and goes down
 def test_a_line_search_ends_where_both_wolfe_conditions_hold(name, first):
     loss, slope = CURVES[name]
     start = Point(0.0, loss(0.0), np.zeros(1), slope(0.0))
-    found, trials = strong_wolfe(lambda t: Point(t, loss(t), np.zeros(1), slope(t)), start, first, 1.0)
+    tried = []
+
+    def at(t):
+        tried.append(t)
+        return Point(t, loss(t), np.zeros(1), slope(t))
+
+    found, trials = strong_wolfe(at, start, first, 1.0)
     assert found.loss <= start.loss + DECREASE * found.t * start.slope
-    assert abs(found.slope) <= CURVATURE * abs(start.slope) and found.t > 0 and trials <= 26
+    assert abs(found.slope) <= CURVATURE * abs(start.slope) and found.t > 0 and trials == len(tried) <= 26
 
 
 def test_a_loss_that_becomes_nan_is_left_behind():

@@ -79,5 +79,6 @@ def test_a_tone_is_in_the_band_around_its_frequency():
     silence = log_mel(np.zeros(10), 8000, mels=3)
     assert silence.tolist() == [[np.float32(np.log(1e-10))]] * 3
     noise = np.random.default_rng(0).normal(size=800)
+    assert (log_mel(noise, 8000, mels=128) > np.log(1e-6)).all()  # there is noise in each of the narrowest bands, too
     louder = log_mel(2 * noise, 8000) - log_mel(noise, 8000)
     np.testing.assert_allclose(louder, np.log(4), atol=1e-4)  # twice the amplitude is four times the energy
