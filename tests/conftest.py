@@ -51,7 +51,7 @@ ONCE = {
     "pool": ("test_launch", "test_pool"),
     "mpi": (
         "test_communicator", "test_faults", "test_hosts", "test_machines", "test_mpi_train", "test_run", "test_slurm",
-        "test_training",
+        "test_stages", "test_training",
     ),
     "clusters": (
         "test_dask", "test_hydra", "test_kubernetes", "test_launcher", "test_pod", "test_ray", "test_rendezvous",

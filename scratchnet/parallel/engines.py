@@ -288,9 +288,10 @@ def engine_of(settings: Settings, start: Start, stop: Any = None) -> Engine:
     if is_distributed():
         if "cuda" in settings.placement.kinds:
             raise DeviceError("Trainer: expected a model on 'cpu' and no GPU among devices under MPI, got 'cuda'")
-        from .mpi.engine import Ranks
+        from .mpi import engine, stages
 
-        return Ranks(settings, start, stop)
+        divides = strategy.divides(started_as()[1])  # type: ignore[index]
+        return (stages.StagedRanks if divides else engine.Ranks)(settings, start, stop)
     if not settings.is_local:
         from .pool.pool import Pool
 

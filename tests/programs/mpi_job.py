@@ -46,6 +46,12 @@ JOBS = {  # arguments of the trainer, and the optimizer
     "by rows, local": ({"shards": 4, "strategy": sn.parallel.LocalSGD(every=2)}, "adam"),
     "low rank, skipped": ({"shards": 4, "strategy": AllReduce(sn.parallel.PowerSGD(1)), "nonfinite": "skip"}, "adam"),
 }
+DIVIDED = {  # strategies with the bits of one process, or of two parts
+    "three stages": sn.parallel.Pipeline(3),
+    "two stages": sn.parallel.Pipeline(2, schedule="zero_bubble"),
+    "two stages of two parts": sn.parallel.Pipeline(2, schedule="gpipe", parts=2),
+    "two parts": sn.parallel.TensorParallel(2),
+}
 
 
 @dataclass
@@ -53,6 +59,7 @@ class Config:
     """Train a tiny network."""
 
     jobs: tuple[str, ...] = flag(("momentum",), "what to do, one after the other: names of JOBS")
+    divided: str = flag("", "how the model is: a name of DIVIDED")
     folder: str | None = flag(None, "of checkpoints")
     epochs: int = flag(2, "passes over the data, of 7 batches each")
     resume: str | None = flag(None, "as in Trainer.fit")
@@ -152,7 +159,10 @@ def main(config):
         library().pickle.__init__(dumps=forbidden, loads=forbidden)
     for name in config.jobs:
         fault = "nan" if name.endswith("skipped") else config.fault
-        trainer, history, dataset = train(config, *JOBS[name], fault, name)
+        arguments, rule = JOBS[name]
+        if config.divided:
+            arguments = arguments | {"strategy": DIVIDED[config.divided]}
+        trainer, history, dataset = train(config, arguments, rule, fault, name)
         state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
         digest = hashlib.sha256(checkpoint.dumps(state)).hexdigest()
         weights = [float(p.detach().numpy().sum(dtype=np.float64)) for p in trainer.model.parameters()]

@@ -1,4 +1,4 @@
-"""What the engine of an MPI job takes and sends, seen from inside: mpi_probe.py memory | messages | bytes.
+"""What the engine of an MPI job takes and sends, seen from inside: mpi_probe.py memory | stages | messages | bytes.
 
 Each rank prints a line <...> for each run.
 """
@@ -16,12 +16,14 @@ from scratchnet.parallel.mpi.communicator import library
 from scratchnet.parallel.mpi.engine import Ranks
 
 
-def fit(sizes, shards, samples, batch=8, **options):
+def fit(sizes, shards, samples, batch=8, strategy="all_reduce", **options):
     """Trains a network of these sizes."""
     model = sn.nn.MLP(*sizes)
     data = sn.data.TensorDataset(np.ones((samples, sizes[0]), np.float32), np.zeros(samples, int))
     optimizer = sn.optim.SGD(model.parameters(), 0.1, **options)
-    trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), shards=shards, progress=False)
+    trainer = sn.Trainer(
+        model, optimizer, sn.nn.CrossEntropyLoss(), shards=shards, strategy=strategy, progress=False
+    )  # fmt: skip
     trainer.fit(sn.data.DataLoader(data, batch))
 
 
@@ -36,17 +38,24 @@ def say(*words):
     sys.stdout.flush()
 
 
+def say_memory(engine, close):
+    taken = 512 * os.fstat(engine.arena.memory.fd).st_blocks
+    say(f"{taken / engine.arena.slots.shape[-1]:.1f}")
+    close()
+
+
 def memory():
     """Committed memory of a machine, in sizes of a slot."""
 
-    def look(engine, close):
-        taken = 512 * os.fstat(engine.arena.memory.fd).st_blocks
-        say(f"{taken / engine.arena.slots.shape[-1]:.1f}")
-        close()
-
-    at_the_end(look)
+    at_the_end(say_memory)
     for shards in (8, 2):
         fit((256, 512, 10), shards, 16, momentum=0.9)
+
+
+def stages():
+    """The same of a model in two stages."""
+    at_the_end(say_memory)
+    fit((400, *(400,) * 6), 4, 16, strategy=sn.parallel.Pipeline(2, "parameters"), momentum=0.9)
 
 
 def messages():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..comm.job import started_as
 from ..strategies import Strategy
 from .parts_plan import aligned
 
 
 def roster(engine: Any, strategy: Strategy, shards: int) -> list[str]:
-    """Lines that say which stages, parts and shards each worker of an engine has; none for a model in one piece."""
+    """Lines that say which stages, parts and shards each worker, or rank, has; none for a model in one piece."""
     if strategy.stages == strategy.parts == 1:
         return []
-    workers, plan = engine.workers, getattr(getattr(engine, "replica", None), "plan", None)
+    workers = max(engine.workers, (started_as() or (0, 1))[1])  # under MPI, of each rank one
+    plan = getattr(getattr(engine, "replica", None), "plan", None)
     if plan is None:
         return [f"data x pipeline x parts: {workers} x 1 x 1, a worker computes all parts of a shard"]
     places = sorted({stage.place for stage in plan.stages})

@@ -11,7 +11,7 @@ divided among all ranks, and between two phases machines exchange what the next 
     slice     the new parameters, from machines that own slices; the optimizer's state only before somebody reads it
 
 So every exact strategy, its compression, clipping and skipping is the code of the pool, and has its bits. Rank 0 alone
-touches the run's folder, and sends what it loads to all ranks.
+touches the run's folder, and sends what it loads to all ranks. stages.py has the ranks of a model that is divided.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def begin(settings: Settings, run: Any) -> None:
             "expected a strategy that is exact under MPI, got "
             f"{settings.strategy}: its workers read and write one set of parameters at any time, in shared memory"
         )
-    if settings.strategy.stages > 1:
-        raise _refused(
-            f"expected a strategy of one stage under MPI, got {settings.strategy}; workers of one machine take stages"
-        )
     comm, machine = world(), machine_of(world())
+    try:
+        settings.strategy.check_workers(comm.size)
+    except ConfigError as error:
+        raise _reported_once(error) from None
     if cores() == os.cpu_count():  # nobody bound this rank to fewer cores: ranks of a machine take an equal part each
         set_num_threads(min(get_num_threads(), max(1, cores() // machine.neighbours)))
     blob = b""
@@ -116,8 +116,11 @@ def _announce(comm: MpiCommunicator, error: Any) -> None:
 
 
 def _refused(text: str) -> ConfigError:
+    return _reported_once(ConfigError(f"Trainer: {text}"))
+
+
+def _reported_once(error: ConfigError) -> ConfigError:
     """An error that all ranks raise at once, and the first one reports."""
-    error = ConfigError(f"Trainer: {text}")
     error.already_reported = not is_first_rank()  # type: ignore[attr-defined]
     return error
 
@@ -131,7 +134,6 @@ class Ranks(Steps):
     workers = 1
 
     def __init__(self, settings: Settings, start: Start, stop: Any):
-        replica = Replica.of(settings)
         self._comm = comm = world()
         self._machine = machine = machine_of(comm)
         self._listens = threading.current_thread() is threading.main_thread()
@@ -139,28 +141,47 @@ class Ranks(Steps):
         self._stop, self._keeps = stop, settings.keeps_checkpoints
         stop.share()  # a signal only sets `asked` from now on
         with _announced(comm):
-            strategy, is_plain = replica.strategy, machine.count > 1 and not replica.strategy.compression
-            self._is_fast = is_plain and strategy.order == "fast"  # the library's order
-            self._slices = Slices(machine, replica) if is_plain and not self._is_fast else None
-            slices = self._slices.count if self._slices else slices_of(replica, machine.local.size)
-            super().__init__(replica, start._replace(state={}), slices, machine.memory)
+            replica = self._replica_of(settings)
+            super().__init__(replica, start._replace(state={}), self._slices_of(replica), machine.memory)
             for name in self.arena.ENTRY:  # each rank writes its own, so that it need not wait for another to do it
                 setattr(self.arena, name, np.zeros_like(getattr(self.arena, name)))
             fail = failpoints.armed(comm.rank, int(os.environ.get(RESTARTS, "0")))
             self._worker = Worker(machine.local.rank, self.arena, replica, -1, fail)
-            self._pieces = [self._own(pieces.phase) for pieces in self.arena.pieces]
-            self._shards = machine.shards(machine.number, replica.shards)
-            if self._is_fast:
-                self._total = machine.memory(size := self.arena.slots.shape[-1]).array(0, size, np.uint8)
-                self._worker.folded = self._total
-            if machine.leaders:
-                self._commit_memory()
-            if self._slices:
-                self._slices.attach(self.arena, self._worker)
-            self._rows: dict[str, np.ndarray] = {}  # what machines exchange after a phase: (shards, bytes)
             self._state: dict[str, np.ndarray] = {}
+            self._attach()
             self._load_state(start.state)
         comm.handshake("first step")  # now nobody writes the state of the start any more
+
+    def _replica_of(self, settings: Settings) -> Replica:
+        return Replica.of(settings)
+
+    def _slices_of(self, replica: Replica) -> int:
+        """In how many pieces the merge and update is done."""
+        machine, strategy = self._machine, replica.strategy
+        is_plain = machine.count > 1 and not strategy.compression
+        self._is_fast = is_plain and strategy.order == "fast"  # the library's order
+        self._slices = Slices(machine, replica) if is_plain and not self._is_fast else None
+        return self._slices.count if self._slices else slices_of(replica, machine.local.size)
+
+    def _attach(self) -> None:
+        """Before the first step: what is whose, and memory for it. All ranks call this at once."""
+        machine, replica = self._machine, self.replica
+        self._pieces = [self._own(pieces.phase) for pieces in self.arena.pieces]
+        self._judged = self._pieces[0]
+        self._shards = machine.shards(machine.number, replica.shards)
+        if self._is_fast:
+            self._total = machine.memory(size := self.arena.slots.shape[-1]).array(0, size, np.uint8)
+            self._worker.folded = self._total
+        if machine.leaders:
+            self._commit_memory()
+        if self._slices:
+            self._slices.attach(self.arena, self._worker)
+        self._rows: dict[str, np.ndarray] = {}  # what machines exchange after a phase: (shards, bytes)
+
+    def _detach(self) -> None:
+        """After the last step."""
+        if self._slices:
+            self._slices.detach()
 
     def _commit_memory(self) -> None:
         """For all that this machine writes. Without compression its slots hold the gradients of its own shards."""
@@ -190,10 +211,11 @@ class Ranks(Steps):
         theta = self.replica.layout.page(self.arena.newest())[0]
         for i, extent in self.replica.layout.parameters.items():
             if extent.of(theta).tobytes() != self.replica.optimizer.states[i].param._data.tobytes():
-                name = self.replica.name_of(i)
-                raise ConfigError(
-                    f"expected callbacks that change nothing under MPI, where rank 0 has them, got {name!r}"
-                )
+                raise self._changed(i)
+
+    def _changed(self, i: int) -> ConfigError:
+        name = self.replica.name_of(i)
+        return ConfigError(f"expected callbacks that change nothing under MPI, where rank 0 has them, got {name!r}")
 
     def resize(self, workers: int) -> bool:
         raise ConfigError(f"resize: expected workers=1 under MPI: its ranks are the workers, got {workers!r}")
@@ -204,6 +226,11 @@ class Ranks(Steps):
         """See Steps. All ranks submit the same step; when this returns, the step is done."""
         step = self._comm.watch.step = self.submitted
         super().submit_step(batches, numbers, is_local)
+        self._compute(step)
+        self.collect()
+
+    def _compute(self, step: int) -> None:
+        """All pieces of a step that are this rank's."""
         if self._slices:
             self._slices.begin(step)
         for number, pieces in enumerate(self.arena.pieces):
@@ -213,7 +240,6 @@ class Ranks(Steps):
                     if self._slices:
                         self._slices.done(pieces.phase.name, piece, step)
             self._finish_phase(pieces.phase.name, step)
-        self.collect()
 
     def _finish_phase(self, phase: str, step: int) -> None:
         """Returns when all pieces of a phase are done, and this machine has what the next phase needs."""
@@ -242,14 +268,14 @@ class Ranks(Steps):
         """Returns when all ranks have computed their gradients. All raise if samples differ, or one is not finite."""
         comm, entry = self._comm, step % self.arena.window
         samples, bad = zlib.crc32(self.arena.positions[entry].tobytes(), step), self.arena.bad[entry]
-        shard = next((k for k in self._pieces[0] if bad[k]), -1)
+        shard = next((k for k in self._judged if bad[k]), -1)
         brought = comm.handshake("training step", shard, bad[shard], self._stop.asked or 0, samples)
         others = [rank for rank in range(comm.size) if brought[rank, 3] != brought[0, 3]]
         if others:
             raise comm.failed(CollectiveError(f"step {step}: {ranks_named(others)} took other samples than rank 0"))
         found = brought[brought[:, 0] >= 0, :2]
         if len(found) and not self.settings.skip_nonfinite:
-            shard, what = found[found[:, 0].argmin()]
+            shard, what = min(found.tolist())
             what = f"expected a finite {self.name_of(what)}, got one that is not"
             raise comm.failed(NonFiniteError(f"fit: step {step}, shard {shard}: {what}"))
         self._stop.requested = int(brought[:, 2].max()) or None
@@ -339,8 +365,8 @@ class Ranks(Steps):
         self.read()
         if self.timeline and self._comm.rank == 0:
             self.timeline.write(self._machine.local.size)
-        if error is None and self._slices:
-            self._slices.detach()
+        if error is None:
+            self._detach()
         if self._listens:
             signal.set_wakeup_fd(self._wakeup)
         if error is not None and self._comm.is_broken and not hasattr(error, "already_reported"):

@@ -251,12 +251,7 @@ class Slices:
 
     def share_norm(self, step: int) -> None:
         """All parts of the norm go to all ranks."""
-        squares, comm = self.arena.squares[step % len(self.arena.squares)], self.machine.comm
-        parts = np.zeros(len(squares))
-        parts[self.own] = squares[self.own]
-        # Exact in any order of additions: each part is 0 on all ranks but one.
-        comm.wait(comm.group.Iallreduce(comm.library.IN_PLACE, parts), "parts of a norm")
-        squares[:] = parts
+        share_norm(self.machine.comm, self.arena.squares[step % len(self.arena.squares)], self.own)
 
     def wait_for_parameters(self, step: int) -> None:
         """Receive the other machines' pieces, and seal them as if this machine had done them."""
@@ -351,6 +346,15 @@ class Slices:
                     kept[thing].append((extent, make(extent.of(memory), self.machine.rank_at[other], tag)))
                     tags[sender, receiver] += 1
         return self._messages[what, details]
+
+
+def share_norm(comm: MpiCommunicator, squares: np.ndarray, own: Sequence[int]) -> None:
+    """All parts of a norm go to all ranks. own: those that this rank has."""
+    parts = np.zeros(len(squares))
+    parts[own] = squares[own]
+    # Exact in any order of additions: each part is 0 on all ranks but one.
+    comm.wait(comm.group.Iallreduce(comm.library.IN_PLACE, parts), "parts of a norm")
+    squares[:] = parts
 
 
 def add_up(slots: np.ndarray, shards: Sequence[int], extent: Extent, out: np.ndarray) -> None:

@@ -59,6 +59,7 @@ class Replica:
     streams_kept: Any = staticmethod(streams_kept)  # a worker process, in which nobody else draws, keeps none
 
     plan: Plan | None = None  # of a pipeline
+    stages_here: Sequence[int] | None = None  # those whose numbers its pages hold, where other machines have the others
 
     def __init__(
         self,
@@ -144,8 +145,8 @@ class Replica:
     # --- pages ----------------------------------------------------------------------------------------------------
 
     def write(self, page: Page) -> None:
-        """The state of the model and the optimizer goes to a page."""
-        for target, array in self._arrays(page):
+        """The state of the model and the optimizer goes to a page; where it is divided, that of the stages here."""
+        for target, array in self._arrays(page, self.stages_here):
             np.copyto(target, self.at(array).to_host(array))
 
     def read(self, page: Page) -> None:
@@ -162,15 +163,16 @@ class Replica:
             nothing = np.broadcast_to(np.array(np.nan, state.dtype), state.shape)
             state.param._data, state.arrays = nothing, [nothing] * len(state.arrays)
 
-    def _arrays(self, page: Page) -> list[tuple[np.ndarray, np.ndarray]]:
-        theta = page[0]
-        pairs = []
-        for i, extent in self.layout.parameters.items():
-            state = self.optimizer.states[i]
-            own = [state.param._data, *state.arrays]
-            pairs += [(extent.of(part), array) for part, array in zip(page, own, strict=True)]
-        buffers = zip(self.layout.buffers, self.model.buffers(), strict=True)
-        return pairs + [(extent.of(theta), buffer._data) for extent, buffer in buffers]
+    def _arrays(self, page: Page, stages: Sequence[int] | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Those of some stages, or all: (in the page, of the model or the optimizer)."""
+        theta, layout, pairs, buffers = page[0], self.layout, [], list(self.model.buffers())
+        whole: Any = [(layout.parameters, range(len(buffers)))]
+        for states, numbers in whole if stages is None else [layout.stages[s] for s in stages]:
+            for i in states:
+                own = [self.optimizer.states[i].param._data, *self.optimizer.states[i].arrays]
+                pairs += [(layout.parameters[i].of(part), array) for part, array in zip(page, own, strict=True)]
+            pairs += [(layout.buffers[number].of(theta), buffers[number]._data) for number in numbers]
+        return pairs
 
     def next_numbers(self) -> np.ndarray:
         """Advance the optimizer by a step, without its kernels: (segments, n) numbers that they take in that step."""
