@@ -9,6 +9,7 @@ gradients of parameters, which are float32, by it: `next_scale` is its law.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -25,6 +26,10 @@ TYPES: dict[str, dict[str, str]] = {  # precision -> the ops that have it, with 
     "float16": {"matmul": "float16"},
 }
 DEVICES = {"float16": ("cuda",)}  # of a precision that not all devices have
+# A product that is rounded has no side (m, k, n) shorter than this, and more multiplications than that. Rounding an
+# element takes as long as 24 of them, and a matrix unit sums up 32 terms at once. A layer's product and the two of its
+# gradients have the same three sides, so all of them are rounded, or none. GPUs alone have float16: it needs no limit.
+LEAST = {"bfloat16": (32, 1 << 18)}
 SCALED = "float16"  # the precision whose loss is scaled
 
 FIRST_SCALE, LEAST_SCALE, MOST_SCALE = 2.0**16, 1.0, 2.0**24
@@ -51,6 +56,12 @@ def check_device(what: str, name: str | None, kinds: Iterable[str]) -> None:
         raise ConfigError(f"{what}: expected {expected}, got {others[0]!r}; all devices have 'bfloat16'")
 
 
+def is_rounded(precision: str, *sides: int) -> bool:
+    """Does a product of sides (m, k, n) read its operands in the precision? One that is small stays float32."""
+    side, multiplications = LEAST.get(precision, (0, 0))
+    return min(sides) >= side and math.prod(sides) > multiplications
+
+
 def next_scale(state: Sequence[float], overflowed: bool) -> tuple[float, float, float]:
     """(scale, steps since it changed, steps skipped in all) after a step. One with a gradient that is not finite is
     skipped and halves the scale; GROWS_AFTER others double it (Micikevicius et al. 2018, section 3.2).
@@ -69,7 +80,8 @@ class precision:
         with sn.precision("bfloat16"):
             loss = loss_of(model(x), y)
 
-    name: "float32"; "bfloat16": operands are rounded to its 8 significant bits, to the nearest, ties to even; or on
+    name: "float32"; "bfloat16": operands are rounded to its 8 significant bits, to the nearest, ties to even, but for
+    small products, of a side below 32 or of at most 262,144 multiplications, which rounding would make slower; or on
     "cuda" "float16", of 11 bits, whose loss a loop of your own has to scale. Parameters, gradients, sums and all other
     ops stay float32. Raises ConfigError, also for "tf32", which no device has; a product of float64 inside raises
     DtypeError, one in "float16" on another device ConfigError.

@@ -1,5 +1,6 @@
 """The precision of products: which ops have it, where it is kept, and what is refused."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -16,8 +17,9 @@ A, B = (RNG.standard_normal(shape).astype(np.float32) for shape in ((5, 40), (40
 
 
 @pytest.fixture(autouse=True)
-def _device(device):
-    """Each device."""
+def _device(device, monkeypatch):
+    """Each device, where small products are rounded as well."""
+    monkeypatch.setattr(precisions, "LEAST", {})
 
 
 def product(a, b):
@@ -53,6 +55,28 @@ def test_products_read_rounded_operands(compute):
         close(compute(*arguments).numpy(), product(bfloat16(A), bfloat16(B)))
     close(compute(*arguments).numpy(), product(A, B))
     assert abs(product(A, B) - product(bfloat16(A), bfloat16(B))).max() > 1e-3  # the two can be told apart
+
+
+LAYERS = [lambda a, b, c: a @ b, sn.nn.functional.linear, lambda a, b, c: sn.stack([a, a]) @ b]
+
+
+@pytest.mark.parametrize("sides", [(31, 96, 96), (96, 31, 96), (96, 96, 31), (64, 64, 64)], ids=str)
+def test_small_products_and_their_gradients_stay_float32_and_others_do_not(sides, device, monkeypatch):
+    """In any order of the sides the answer is the same, so a layer's three products are rounded, or none of them."""
+    monkeypatch.undo()
+    large = tuple(side + 1 for side in sides)
+    assert not precisions.is_rounded("bfloat16", *sides) and precisions.is_rounded("float16", *sides)
+    for (m, k, n), layer in itertools.product((sides, large) if device != "cuda" else (), LAYERS):
+        shapes, found = ((m, k), (k, n), (n,)), {}
+        a, b, c = (sn.Tensor(RNG.standard_normal(s).astype(np.float32), requires_grad=True) for s in shapes)
+        for precision in ("float32", "bfloat16"):
+            a.grad = b.grad = None
+            with sn.precision(precision):
+                y = layer(a, b, c)
+            (y * y).sum().backward()
+            found[precision] = [t.detach().numpy() for t in (y, a.grad, b.grad)]
+        are_equal = [np.array_equal(*pair) for pair in zip(*found.values(), strict=True)]
+        assert are_equal == [(m, k, n) == sides] * 3
 
 
 def test_float16_is_of_gpus_alone(device):

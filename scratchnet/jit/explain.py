@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels import order_of_bfloat16
 from ..native.updates import UPDATES
 from .program import Program
 from .trace import Call, Guard, memory_of
@@ -18,6 +19,7 @@ from .values import key_of
 CONVOLUTIONS = {"conv2d": (-1, 1), "conv2d_input": (0, 1), "conv2d_weight": (0, 2)}  # of the outputs, of the weight
 UPDATING = {f"matmul_{update}" for update in UPDATES}
 PRODUCTS = {"matmul", "batched_matmul", "matmul_bfloat16", "matmul_float16", "linear", *UPDATING}
+PACKING = {"pack", "pack_bfloat16"}
 ROUNDS, SECONDS = 50, 1.0  # steps that are timed: so many, or as many as take so long, but three
 
 
@@ -31,6 +33,8 @@ def explain(program: Program, holds: Callable[[], bool]) -> str:
     recorded = [call for call in program.trace.calls if isinstance(call, Call)]
     lines = [f"recorded: {len(recorded)} kernel calls"]
     lines += [_row(_of_call(call), flops(call), _bytes(call.arrays)) for call in recorded]
+    if any(call.kernel == "matmul_bfloat16" and call.device.name == "cpu" for call in recorded):
+        lines += [f"matmul_bfloat16 takes the way {order_of_bfloat16()!r}"]
     python = [instruction.call for instruction in program.instructions if not instruction.loops]
     stages = [(executable, stage) for executable in program.executables for stage in range(len(executable.stages))]
     lines += ["", f"run: {len(stages)} stages in {len(program.executables)} compiled calls"]
@@ -44,7 +48,7 @@ def explain(program: Program, holds: Callable[[], bool]) -> str:
         first, end = executable.stages[stage]
         for begin, stop, rows, block, _ in executable.groups[first:end]:
             tasks = executable.kept[begin:stop]
-            packs = {id(task) for task in tasks if task.loop.name == "pack"}  # of a later product: no arithmetic
+            packs = {id(task) for task in tasks if task.loop.name in PACKING}  # of a later product: no arithmetic
             calls = list({id(call_of[id(task)]): call_of[id(task)] for task in tasks if id(task) not in packs}.values())
             arithmetic = sum(flops(call) for call in calls if isinstance(call, Call))
             names = ["pack"] * bool(packs) + [call.kind if isinstance(call, Guard) else call.kernel for call in calls]

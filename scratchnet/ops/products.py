@@ -8,7 +8,8 @@ import numpy as np
 
 from .. import checks, tracing
 from ..errors import DtypeError, ShapeError
-from ..precisions import check_device, options_of
+from ..kernels.signatures import HALVES
+from ..precisions import check_device, is_rounded, options_of
 from .movement import checked_index, reshape_op
 from .operands import ArrayLike, TensorBase, as_operand
 from .reductions import softmax_grad, softmax_op, sum
@@ -38,20 +39,21 @@ def _stacked(device, x: np.ndarray) -> tuple[np.ndarray, bool]:
     return rows.reshape(math.prod(x.shape[:-2]), *rows.shape[-2:]), transposed
 
 
-def _kernels(device, dtype, precision):
-    """The names of the kernels of one product and of many."""
+def _reads(device, dtype, sides, precision=None):
+    """The precision in which a product of sides (m, k, n) reads its operands; None: as they are."""
     check_device("matmul", precision, [device.name])
     if precision is None or dtype.kind != "f":
-        return "matmul", "batched_matmul"
+        return None
     if dtype != np.float32:
         raise DtypeError(f"matmul: expected float32 with precision {precision!r}, got {dtype}; use .astype('float32')")
-    return (f"matmul_{precision}",) * 2
+    return precision if is_rounded(precision, *sides) else None
 
 
 # (..., m, k) @ (..., k, n), after transposing
 def _matmul(device, a, b, transpose_a=False, transpose_b=False, precision=None):
-    one, many = _kernels(device, a.dtype, precision)
     a, b = a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b
+    rounded = _reads(device, a.dtype, (*a.shape[-2:], b.shape[-1]), precision)
+    one, many = (f"matmul_{rounded}",) * 2 if rounded else ("matmul", "batched_matmul")
     if a.ndim == b.ndim == 2:
         out = device.empty((a.shape[0], b.shape[1]), a.dtype)
         _product(device, a, b, out, one)
@@ -131,7 +133,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ShapeError(f"linear: expected bias {weight.shape[1:]}, got {bias.shape}")
     precision = options_of("matmul")
     rows = x if x.ndim == 2 else reshape_op(x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
-    if bias is None or precision:
+    dtype = np.dtype(np.float32) if x.dtype in HALVES else x.dtype
+    if bias is None or _reads(x._device, dtype, (*rows.shape, weight.shape[1]), **precision):
         y = matmul_op(rows, weight, **precision)
         y = y if bias is None else y + bias
     else:

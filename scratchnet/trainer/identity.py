@@ -16,6 +16,7 @@ from ..nn import Module
 from ..parallel.model.parts_plan import plan_of
 from ..parallel.settings import Settings
 from ..parallel.strategies import options_of
+from ..precisions import LEAST
 
 # What a new phase of a run may change: how it goes on. What it is stays: model, optimizer, loss, shards, seed.
 OF_A_PHASE = {
@@ -42,7 +43,7 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "accumulate": settings.accumulate,
         "clip_norm": settings.clip_norm,
         "precision": settings.precision,
-        "products": _order_of_products(settings),
+        "products": _products(settings),
         "nonfinite": "skip" if settings.skip_nonfinite else "raise",
         "devices": list(settings.placement.kinds) if settings.placement.are_mixed else None,
         "model": _words(repr(settings.model)).split("\n"),
@@ -70,9 +71,14 @@ def parts_line(parts: Mapping[str, Any]) -> str:
     return f"{parts['parts']} parts ({layers})" if parts else "1 part"
 
 
-def _order_of_products(settings: Settings) -> str | None:
-    """In which order products of bfloat16 are added up, which depends on the CPU; None where it does not."""
-    return order_of_bfloat16() if settings.precision == "bfloat16" and "cpu" in settings.placement.kinds else None
+def _products(settings: Settings) -> dict[str, Any] | None:
+    """Which products are rounded, and their order of sums, if that depends on the CPU; None: none is rounded."""
+    if settings.precision == "float32":
+        return None
+    depends = settings.precision == "bfloat16" and "cpu" in settings.placement.kinds
+    side, multiplications = LEAST.get(settings.precision, (0, 0))
+    order = order_of_bfloat16() if depends else None
+    return {"order": order, "sides from": side, "multiplications above": multiplications}
 
 
 def difference(saved: Mapping[str, Any], mine: Mapping[str, Any], may_change: Container[str] = ()) -> str | None:

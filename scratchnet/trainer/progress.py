@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,18 +32,24 @@ def first_line(count: int, what: str, shards: int, is_default: bool, is_exact: b
 
 
 ORDERS = {  # what precision_lines says of kernels/cpu/gemm_bfloat16.py, WAYS
-    "widened": "rounded as they are packed, and multiplied as float32: no faster here, but the same on every CPU",
+    "widened": "rounded as they are packed, and multiplied as float32: none is faster here, thin ones are slower",
     "pairs": "multiplied by this CPU's vectors of pairs (avx512_bf16); a CPU without them gets other last bits",
     "tiles": "multiplied by this CPU's matrix units (AMX); a CPU without them gets other last bits",
 }
 
 
-def precision_lines(precision: str, products: str | None) -> list[str]:
-    """In which type products are computed, how this machine does it, and what that brings; nothing for float32."""
-    if precision == "float32":
+def precision_lines(identity: Mapping[str, Any]) -> list[str]:
+    """In which type a run computes products, how this machine does it, what that brings; nothing for float32."""
+    if (products := identity["products"]) is None:
         return []
-    how = ORDERS.get(products or "", "rounded as they are read, and multiplied as float32")
-    return [f"{precision} products, added up in float32: {how}"]
+    rows = -(-identity["batch_size"] // identity["shards"])
+    how = ORDERS.get(products["order"] or "", "rounded as they are read, and multiplied as float32")
+    lines = [f"{identity['precision']} products, added up in float32: {how}"]
+    if side := products["sides from"]:
+        few = f"; a shard has {rows} rows: more rows, or fewer shards, let bfloat16 help" if rows < side else ""
+        small = f"of at most {products['multiplications above']:,} multiplications"
+        lines += [f"products with fewer than {side} rows, columns or terms, or {small}, stay float32{few}"]
+    return lines
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:

@@ -264,7 +264,7 @@ class Trainer(Sealed):
             stack.push(lambda kind, error, trace: run.engine.close(error))
             if self.progress and self._is_first:
                 say(self._first_line(run.settings.shards))
-                lines = precision_lines(self.precision, run.identity["products"])
+                lines = precision_lines(run.identity)
                 lines += table(self.model, self.strategy.parts, self.strategy.plan)
                 for line in [*lines, *roster(run.engine, self.strategy, run.settings.shards)]:
                     say(line)

@@ -25,6 +25,7 @@ EPOCHS = {  # of 7 steps each
     "local_sgd": 7,
     "top_k": 3,
     "power_sgd": 3,
+    "bfloat16": 3,
     "tensor_parallel": 3,
     "pipeline": 3,
     "shared_parts": 3,

@@ -23,7 +23,7 @@ import numpy as np
 from multiprocess import resource_tracker, util
 
 import scratchnet as sn
-from scratchnet import parallel
+from scratchnet import parallel, precisions
 from scratchnet.flags import flag, run_script
 from scratchnet.formats import checkpoint
 from scratchnet.parallel.failpoints import note
@@ -31,6 +31,7 @@ from scratchnet.parallel.pool import pool
 
 SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 8  # the last batch has 2 samples: with 4 or 8 shards, some are empty
 SAVE_EVERY = 4
+precisions.LEAST.clear()  # here, and in workers by Loss: products as small as these are rounded, too
 JOBS = {  # options of the Trainer; all of these promise the same bytes
     "all_reduce": {},
     "parameter_server": {"strategy": parallel.ParameterServer(staleness=0)},
@@ -38,6 +39,7 @@ JOBS = {  # options of the Trainer; all of these promise the same bytes
     "local_sgd": {"strategy": parallel.LocalSGD(every=3)},
     "top_k": {"strategy": parallel.AllReduce(compression=parallel.TopK(0.3)), "clip_norm": 0.5},
     "power_sgd": {"strategy": parallel.AllReduce(compression=parallel.PowerSGD(1))},
+    "bfloat16": {"precision": "bfloat16"},
     "tensor_parallel": {"strategy": parallel.TensorParallel(2)},
     "pipeline": {"strategy": parallel.Pipeline(2)},
     "shared_parts": {"strategy": parallel.Pipeline(1, parts=2)},
@@ -77,6 +79,7 @@ class Loss:
         return self.criterion(output, target) + (1e6 - output.abs().max()).log() * 0.0
 
     def __setstate__(self, state):
+        precisions.LEAST.clear()
         self.__dict__.update(state)
         Path(self.folder, f"ready-{os.getpid()}").touch()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import scratchnet as sn
+from scratchnet import precisions
 from scratchnet.flags import flag, run_script
 from scratchnet.formats import checkpoint
 from scratchnet.parallel.comm.job import started_as
@@ -25,6 +26,7 @@ OPTIMIZERS = {
 
 
 AllReduce, ParameterServer = sn.parallel.AllReduce, sn.parallel.ParameterServer
+precisions.LEAST.clear()  # so that products as small as these are rounded, too
 JOBS = {  # arguments of the trainer, and the optimizer
     "momentum": ({"shards": 4}, "momentum"),
     "adam, more shards than samples at the end": ({"shards": 8}, "adam"),
@@ -36,6 +38,7 @@ JOBS = {  # arguments of the trainer, and the optimizer
     "largest": ({"shards": 8, "strategy": ParameterServer(0, sn.parallel.TopK(0.1))}, "adam"),
     "low rank": ({"shards": 4, "strategy": AllReduce(sn.parallel.PowerSGD(2)), "clip_norm": 0.5}, "momentum"),
     "delayed": ({"shards": 3, "strategy": ParameterServer(2)}, "momentum"),
+    "bfloat16": ({"shards": 4, "precision": "bfloat16"}, "momentum"),
     "skipped": ({"shards": 4, "nonfinite": "skip"}, "adam"),
     "wide": ({"shards": 4}, "adam"),
     "wide, seven shards": ({"shards": 7}, "adam"),

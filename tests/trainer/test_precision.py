@@ -6,19 +6,20 @@ from messages import error_line
 
 import scratchnet as sn
 from scratchnet import precisions
+from scratchnet.parallel import failpoints
 from scratchnet.parallel.pool import steps
 from scratchnet.trainer import identity
 
-X = np.random.default_rng(0).standard_normal((48, 20)).astype(np.float32)
-DATA = sn.data.TensorDataset(X, (X[:, 0] > 0).astype(np.int64))
+X, WIDE = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((48, 20), (432, 128)))
+DATA, WIDE_DATA = (sn.data.TensorDataset(x, (x[:, 0] > 0).astype(np.int64)) for x in (X, WIDE))
 
 
 def trained(epochs=2, dtype="float32", resume=None, **options):
     sn.manual_seed(0)
-    model = sn.nn.MLP(20, 24, 2).to(dtype=dtype)
+    model = sn.nn.MLP(128, 64, 2).to(dtype=dtype)  # shards of 36 rows: the first layer is rounded, the second too small
     options = {"precision": "bfloat16", "progress": False, "shards": 4} | options
     trainer = sn.Trainer(model, sn.optim.SGD(model.parameters(), 0.1, 0.9), sn.nn.CrossEntropyLoss(), **options)
-    trainer.fit(sn.data.DataLoader(DATA, 16, shuffle=True), epochs=epochs, resume=resume)
+    trainer.fit(sn.data.DataLoader(WIDE_DATA, 144, shuffle=True), epochs=epochs, resume=resume)
     return b"".join(p.detach().numpy().tobytes() for p in model.parameters())
 
 
@@ -30,13 +31,16 @@ def alone():
 @pytest.mark.parametrize(
     "options", [{"jit": False}, {"workers": 2}, {"clip_norm": 1e9}, {"device": "numpy"}], ids=lambda o: next(iter(o))
 )
-def test_bits_do_not_depend_on_who_computes(options, alone):
+def test_bits_do_not_depend_on_who_computes_and_dies(options, alone, monkeypatch, tmp_path):
     if "device" in options:  # another table, with other bits, but as close as float32 is
         with sn.default_device("numpy"):
             found = np.frombuffer(trained(), np.float32)
         np.testing.assert_allclose(found, np.frombuffer(alone, np.float32), atol=2e-3)
     else:
+        monkeypatch.setenv(failpoints.VARIABLE, "shard.half_written:1:0:SIGKILL,slice.half_written:3:1:SIGKILL")
+        monkeypatch.setenv(failpoints.LOG, str(tmp_path / "fired"))
         assert trained(**options) == alone
+        assert (tmp_path / "fired").exists() == ("workers" in options)
     assert alone != trained(precision="float32")
 
 
@@ -49,7 +53,7 @@ def test_a_run_whose_products_were_added_up_in_another_order_is_refused(monkeypa
     monkeypatch.setattr(identity, "order_of_bfloat16", lambda: "elsewhere")
     trained(epochs=1, folder=tmp_path)
     monkeypatch.undo()
-    with pytest.raises(sn.CheckpointError, match="expected products=elsewhere, as saved, got ") as error:
+    with pytest.raises(sn.CheckpointError, match="expected order=elsewhere, as saved, got ") as error:
         trained(folder=tmp_path, resume="auto")
     error_line(error)
 
@@ -64,6 +68,10 @@ def test_a_run_says_how_its_products_are_computed(capsys):
     trained(epochs=1, progress=True)
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("bfloat16 products, added up in float32: ") for line in lines) == 1
+    small = "products with fewer than 32 rows, columns or terms, or of at most 262,144 multiplications, stay float32"
+    assert sum(line == small for line in lines) == 1
+    trained(epochs=1, progress=True, shards=8)
+    assert f"{small}; a shard has 18 rows" in capsys.readouterr().out
     trained(epochs=1, progress=True, precision="float32")
     assert "bfloat16" not in capsys.readouterr().out
 

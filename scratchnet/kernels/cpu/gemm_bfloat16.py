@@ -4,7 +4,7 @@ widened   the float32 product, which rounds its factors as it packs them: the bi
 pairs     vectors of pairs (pairs.py): chains of 1,024 terms, of each two the second one first.
 tiles     matrix units (tiles.py): sums go on by blocks of 32 terms, whose even and odd terms are chains apart.
 
-`way` says which one this process takes for products that are not small. Blocks of `out` of pairs and tiles are 32 x 32,
+`way` says which one this process takes. Blocks of `out` of pairs and tiles are 32 x 32,
 and go over all of k; a part of a factor that fits into L2 meets all blocks of the other one before the next part is
 taken.
 """
@@ -37,7 +37,6 @@ SMALL = 1 << 16  # elements of two factors that are rounded apart from packing
 IN_L2 = 1 << 18  # elements of op(b) that each thread packs for itself
 _BLOCK_SCRATCH = BLOCK * BLOCK  # elements: a block of `out` at the edge, or a block of a factor
 _SCRATCH = _BLOCK_SCRATCH + 2 * PART_TILES * WORDS  # and the panels of a block of the longer factor
-FEW = 1 << 17  # multiplications of a product that no unit speeds up, so all ways take the one that is on every CPU
 PACKING = 24  # packing an element takes as long as so many multiplications of it
 _CONFIGURATION = constant(tiles.configuration())
 
@@ -319,7 +318,6 @@ def measured(ways, size=SIZE):
 
 
 def matmul_bfloat16(a, b, out, transpose_a=False, transpose_b=False):
-    """See the reference. The order of sums depends on `way`, and where a product is small, on nothing."""
+    """See the reference. The order of sums depends on `way`."""
     if out.size:
-        is_small = out[0].size * a.shape[1 if transpose_a else 2] <= FEW
-        WAYS["widened" if is_small else way()](a, b, out, bool(transpose_a), bool(transpose_b))
+        WAYS[way()](a, b, out, bool(transpose_a), bool(transpose_b))

@@ -92,18 +92,6 @@ def test_bits_of_units_do_not_depend_on_threads(way):
     assert len(set(results)) == 1
 
 
-@pytest.mark.skipif(not JIT, reason="without the JIT there is one way")
-def test_small_products_have_the_bits_of_widened_factors_in_all_ways(monkeypatch):
-    monkeypatch.setattr(gemm_bfloat16, "way", lambda: "none")
-    a, b, out = operands(2, 64, 128, 16, False, False)
-    gemm_bfloat16.matmul_bfloat16(a, b, out)
-    expected = np.empty_like(out)
-    gemm_bfloat16.WAYS["widened"](a, b, expected, False, False)
-    assert out.tobytes() == expected.tobytes()
-    with pytest.raises(KeyError):
-        gemm_bfloat16.matmul_bfloat16(*operands(1, 64, 129, 16, False, False))
-
-
 def test_the_way_of_the_environment_is_taken_or_refused(monkeypatch):
     monkeypatch.setenv(gemm_bfloat16.VARIABLE, "widened")
     assert gemm_bfloat16.way.__wrapped__() == "widened"
