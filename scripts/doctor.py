@@ -129,7 +129,8 @@ def half_precision() -> str:
                 x @ y
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
         found.append(f"{seconds['float32'] / seconds['bfloat16']:.1f} times the speed of float32 {what}")
-    return f"bfloat16 takes the way {order_of_bfloat16()!r}, at {', '.join(found)}; products with a side below 32 stay float32"
+    way = f"bfloat16 takes the way {order_of_bfloat16()!r}"
+    return f"{way}, at {', '.join(found)}; products with a side below 32 stay float32"
 
 
 def products() -> str:
