@@ -186,7 +186,7 @@ def _host_key(key: Any) -> Any:
 
 def _fitted(t: Tensor, value: ArrayLike, name: str) -> Tensor:
     """value in t's shape and dtype, in other memory than t's."""
-    if isinstance(value, list | tuple) and t.dtype in HALVES:
+    if isinstance(value, list | tuple | np.ndarray) and t.dtype in HALVES:
         value = t._wrap(array_on(t._device, value, t.dtype), t._device)
     elif not isinstance(value, TensorBase):  # also a number becomes memory of the device, so that it can broadcast
         value = t._wrap(t._device.from_host(as_operand(value, t)._data), t._device)

@@ -68,7 +68,7 @@ def test_a_gradient_that_float16_cannot_hold_underflows_in_it_alone():
     lost = {}
     for dtype in (sn.float16, sn.bfloat16, sn.float32):
         x = sn.ones(12, dtype=dtype, requires_grad=True)
-        g = sn.Tensor(scales, dtype=dtype)
+        g = sn.Tensor(scales).astype(dtype)
         (x * 2).backward(g)
         lost[str(dtype)] = int((numbers(x.grad) == 0).sum())
     assert lost == {"float16": 5, "bfloat16": 0, "float32": 0}  # 1e-12 to 1e-8; the least number is 6e-8
@@ -132,6 +132,12 @@ def assigned(value):
     lambda: sn.Tensor(np.float64(1e-9), dtype=sn.float16),
     lambda: sn.tensor([1e9, 1.0], dtype=sn.float16),
     lambda: sn.Tensor(np.array([70000]), dtype=sn.float16),
+    lambda: sn.Tensor(np.float32([1, 70000]), dtype=sn.float16),
+    lambda: sn.tensor(np.array([1e-9]), dtype=sn.float16),
+    lambda: sn.Tensor(sn.Tensor([70000.0]), dtype=sn.float16),
+    lambda: sn.as_tensor(np.float64([1e39]), dtype=sn.bfloat16),
+    lambda: assigned(np.float32([1, 70000, 1])),
+    lambda: sn.ones(1, dtype=sn.float16).copy_(np.array([1e-9])),
     lambda: sn.Tensor([1e39], dtype=sn.bfloat16),
     lambda: sn.as_tensor([1, 70000], dtype=sn.float16),
     lambda: sn.arange(0, 1e6, 5e5, dtype=sn.float16),
@@ -152,7 +158,17 @@ def test_numbers_that_a_half_rounds_are_taken():
     assert sn.arange(-0.3, 0.25, 0.1, dtype=sn.float16).abs().tolist()[3] < 1e-3
     assert sn.linspace(-0.3, 0.3, 7, dtype=sn.float16).shape == (7,)
     assert sn.Tensor(np.float32([1e9, 1e-9]), dtype=sn.bfloat16).tolist()[0] > 9e8
+    assert sn.Tensor(np.array([65519, np.inf, 0]), dtype=sn.float16).tolist() == [65504, np.inf, 0]
     assert numbers(sn.Tensor(np.float32([1e9, 1e-9])).half()).tolist() == [np.inf, 0]  # a cast rounds
+
+
+@pytest.mark.skipif(SIMULATED, reason="of the host")
+def test_a_recorded_step_makes_no_halves_of_arrays_whose_numbers_it_would_not_look_at():
+    step = sn.jit(lambda x: sn.Tensor(x, dtype=sn.float16) * 2)
+    with pytest.raises(sn.JitError, match=r"Tensor\(array, dtype='float16'\)") as caught:
+        for _ in range(3):
+            step(np.float32([1, 2]))
+    error_line(caught)
 
 
 @pytest.mark.skipif(SIMULATED, reason="of the host")

@@ -89,12 +89,13 @@ def as_operand(x: ArrayLike, like: TensorBase) -> Any:
 
 
 def _does_not_fit(name: str, dtype: np.dtype, x: Any) -> DtypeError:
-    return DtypeError(f"{name}: expected a number that fits {dtype}, got {x}; use .astype('float32') on the tensor")
+    remedy = f"use .astype('float32') on the tensor, or round it: Tensor(data).astype('{dtype}')"
+    return DtypeError(f"{name}: expected a number that fits {dtype}, got {x}; {remedy}")
 
 
 def fitted(name: str, numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Numbers of Python, or integers, in `dtype`. Raises DtypeError where a half would make 0 or infinity of one."""
-    if dtype not in HALVES:
+    """Numbers from outside in `dtype`. Raises DtypeError where a half would make 0 or infinity of one."""
+    if dtype not in HALVES or numbers.dtype == dtype:
         return numbers.astype(dtype, copy=False)
     with np.errstate(over="ignore", under="ignore"):
         found = numbers.astype(np.float32).astype(dtype)
@@ -157,10 +158,10 @@ def as_array(data: ArrayLike, dtype: Any = None) -> np.ndarray:
         dtype = np.float32
     target = checked_dtype("Tensor", array.dtype.newbyteorder("=") if dtype is None else dtype)
     if array.dtype != target and tracing.current().varies(array):
+        if target in HALVES:  # whose numbers are looked at
+            tracing.current().refuse(f"Tensor(array, dtype={str(target)!r})")
         return copied(array, target, find_device("cpu"))
-    if array.dtype.kind in "iu" or from_python or isinstance(data, np.generic):
-        return fitted("Tensor", array, target)
-    return array.astype(target, copy=False)
+    return fitted("Tensor", array, target)
 
 
 def checked_dtype(name: str, dtype: Any) -> np.dtype:

@@ -29,6 +29,7 @@ from hypothesis.extra import numpy as hnp
 
 from scratchnet.errors import CheckpointError, CheckpointNotFoundError
 from scratchnet.formats.checkpoint import dumps, load, loads, save
+from scratchnet.kernels.signatures import HALVES
 
 # ---------------------------------------------------------------------- round trips
 
@@ -43,9 +44,11 @@ LAYOUTS = {
     "strided": lambda x: np.repeat(x, 2, axis=-1)[..., ::2] if x.ndim else x,
     "read-only": lambda x: (x.setflags(write=False), x)[1],
 }
+shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+bfloat16s = hnp.arrays(np.uint16, shapes).map(lambda bits: bits.view(HALVES[0]))  # every number and every NaN
 arrays = st.builds(
     lambda array, layout: LAYOUTS[layout](array),
-    hnp.arrays(st.sampled_from(DTYPES), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
+    hnp.arrays(st.sampled_from(DTYPES), shapes) | bfloat16s,
     st.sampled_from(list(LAYOUTS)),
 )
 keys = st.text(max_size=4) | st.sampled_from(
@@ -336,6 +339,8 @@ FORGED = {
     "zero-size of absurd width": forged(ONE, tensor([0, 2**62], 0, 0)),
     "zero-size beyond int64": forged(ONE, tensor([0, 2**64 - 1], 0, 0)),
     "a hundred dimensions": forged(ONE, tensor([1] * 100, 0, 4), X),
+    "a BF16 of four bytes": forged(ONE, tensor([1], 0, 4, "BF16"), X),
+    "an F16 of eight bytes": forged(ONE, tensor([4], 0, 4, "F16"), X),
     "unknown dtype": forged(ONE, tensor([1], 0, 4, "F99"), X),
     "dtype that NumPy lacks": forged(ONE, tensor([4], 0, 4, "F8_E4M3"), X),
     "an array claimed twice": forged({"x": {"$array": "a"}, "y": {"$array": "a"}}, tensor([1], 0, 4), X),

@@ -367,6 +367,17 @@ def large_grids():
     return found
 
 
+def loss_scale():
+    """Training in float16, with a scale: the steps that are skipped, and the scale, as the host reads them."""
+    x = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+    loader = sn.data.DataLoader(sn.data.TensorDataset(x, (x[:, 0] > 0).astype(np.int64)), 8)
+    model = sn.nn.MLP(5, 4, 2).to("cuda")
+    optimizer = sn.optim.SGD(model.parameters(), 0.1)
+    trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), shards=2, progress=False, precision="float16")
+    record = trainer.fit(loader, epochs=2).records[-1]
+    return [record["loss_scale"], record["skipped"]]
+
+
 def parent_of_workers():
     """Training with workers on GPUs: the parent, whose model is on the CPU, leaves the GPUs to them."""
     from stub_losses import Stubbed

@@ -137,6 +137,15 @@ def test_shapes_are_computed_from_shapes():
     np.testing.assert_allclose(model(x).numpy(), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("half", "number"), [(sn.float16, 10), (sn.bfloat16, 16)], ids=str)
+def test_halves_are_read_and_computed_in(half, number):
+    weight = rng.normal(size=6).astype(half)
+    nodes = [("Cast", ["x"], ["h"], {"to": number}), ("Mul", ["h", "w"], ["p"], {}), ("Cast", ["p"], ["y"], {"to": 1})]
+    model = graph_of(file_of(nodes, {"w": weight}).SerializeToString())
+    assert model.state_dict()["w"].dtype == half and model.state_dict()["w"].tobytes() == weight.tobytes()
+    np.testing.assert_array_equal(model(X).detach().numpy(), (X.astype(half) * weight).astype(np.float32))
+
+
 def test_inputs_that_do_not_fit(tmp_path):
     sn.onnx.export(nn.Linear(6, 2), tmp_path / "model.onnx", X)
     model = sn.onnx.load(tmp_path / "model.onnx")

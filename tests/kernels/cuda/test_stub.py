@@ -23,7 +23,7 @@ ONE_GPU = (
     "start", "eager", "jit", "transfers", "foreign_memory_is_read_after_its_kernels",
     "foreign_memory_is_kept_until_our_kernels_are_done", "dlpack_export", "out_of_memory", "threads", "large_grids",
     "every_argument_lies_where_the_kernel_reads_it", "numbers_of_a_graph", "others_launch_while_a_graph_is_made",
-    "forked",
+    "forked", "loss_scale",
 )  # fmt: skip
 
 
@@ -123,6 +123,10 @@ def test_kernels_are_on_disk_for_the_next_process_their_arguments_lie_as_compile
     assert first["compiled_here"] == [3, 0] and second["compiled_here"] == [0, 3]
     assert first["every_argument_lies_where_the_kernel_reads_it"]["seen"] == 3
     assert not first["every_argument_lies_where_the_kernel_reads_it"]["wrong"]
+
+
+def test_a_run_in_float16_has_its_loss_scale(seen):
+    assert seen["loss_scale"] == [2**16, 0]
 
 
 def test_a_grid_may_have_millions_of_rows_and_columns(seen):
