@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..kernels.cpu.gemm import ROWS
 from ..native.execute import Group
 from ..native.loops import BLOCK, Task
 from ..native.updates import UPDATES
@@ -123,14 +122,14 @@ def _joined(task: Task, before: Sequence[tuple[_Open, list]]) -> tuple[_Open | N
             rows = min(last.rows, task.size)
             if rows and task.size % rows == 0 and last.rows % rows == 0 and (rows == last.rows or rows >= FEWEST_ROWS):
                 return last, rows
-        if alone and last.work + task.work <= SMALL:
+        if alone and task.work + (last.rows > 1) * last.work <= SMALL:  # one row is one thread's already
             return last, 1
     return None, max(task.size, 1)
 
 
 def _block(group: _Open, threads: int) -> int:
-    """Rows of a block: by the work, and in whole tiles where there is a product."""
+    """Rows of a block: by the work, or where there is a product as many for each thread, in pieces of equal size."""
     if any(task.loop.name in PRODUCTS for task in group.tasks):
         rows = -(-group.rows // threads)
-        return rows if rows < 4 * ROWS else -(-rows // (-(-rows // PRODUCT_ROWS) * ROWS)) * ROWS
+        return -(-rows // -(-rows // PRODUCT_ROWS))
     return -(-group.rows // max(1, min(MOST_BLOCKS, group.work // BLOCK)))

@@ -105,7 +105,7 @@ class Step:
         key, given = _key_of(calls[0], {})
         with self._lock:
             recorded = next((x for x in self._recorded.get(key, ()) if x.program is not None and x.holds()), None)
-            if recorded is None or len(calls) < 2 or recorded.series() is None:
+            if recorded is None or recorded.series() is None:
                 return []
             alike = [given]
             for arguments in calls[1:]:
@@ -113,7 +113,7 @@ class Step:
                 if other != key:
                     break
                 alike.append(given)
-            if len(alike) < 2 or any(recorded.aliases.found(given) is not None for given in alike):
+            if any(recorded.aliases.found(given) is not None for given in alike):
                 return []
             self._fruitless.clear()
             return recorded.replay_series(alike, lambda turn: before(first + turn))

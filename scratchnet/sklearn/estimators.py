@@ -22,7 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network._multilayer_perceptron import BaseMultilayerPerceptron
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
-from sklearn.utils import gen_batches, shuffle
+from sklearn.utils import gen_batches
 from sklearn.utils.validation import validate_data
 
 from .. import checks
@@ -200,7 +200,7 @@ class _Engine(BaseMultilayerPerceptron):
             with learner.training_on(X, target, sample_weight, once=incremental) as steps:
                 while self.n_iter_ < self.max_iter:
                     if self.shuffle:
-                        order = shuffle(order, random_state=self._random_state)
+                        order = order[self._random_state.permutation(len(order))]  # as their `shuffle` does, slowly
                     with using(learner.generator):
                         self.loss_ = self._epoch(learner, steps, sample_weight, order)
                     if self._has_ended(learner, X.shape[0], held_out) or incremental:

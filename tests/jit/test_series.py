@@ -105,6 +105,8 @@ def test_most_steps_are_done_in_one_compiled_call(turns):
     training.together(calls_of(ROWS))
     assert turns == [32, 32, 4]  # after two that were recorded
     assert training.begun == list(range(70))
+    training.together(calls_of(ROWS[:1]))  # as the last batch of an epoch, which is shorter than the others
+    assert turns[3:] == [1] and training.begun[70:] == [0]
 
 
 def test_calls_of_other_shapes_are_series_of_their_own(turns):
