@@ -20,6 +20,33 @@ def test_an_op_of_ones_own_has_values_and_gradients_of_any_order():
     gradcheck(lambda x, y: scaled(x, y, factor=2.0), [X, X[:1]], order=2)  # broadcasts
 
 
+def test_a_kernel_of_ones_own_takes_the_place_of_forward_on_its_device(device):
+    def on_cuda(x):
+        global cuda  # the simulator looks for it there
+        from numba import cuda
+
+        @cuda.jit
+        def cubes(x, out):
+            i = cuda.grid(1)
+            if i < x.size:
+                out[i] = x[i] * x[i] * x[i]
+
+        out = cuda.device_array(x.shape, x.dtype)
+        cubes[1, 32](x, out)
+        return out
+
+    def never(x):
+        raise AssertionError("the kernel was not called")
+
+    kernels = {"numpy": lambda x: x**3, "cpu": lambda x: x**3, "cuda": on_cuda}
+    own = sn.op(never, lambda g, y, x: g * 3.0 * x * x, kernels=kernels, name="own")
+    gradcheck(own, [X])
+    others = sn.op(lambda x: x**3, None, kernels={name: never for name in kernels if name != device})
+    assert others(X).to("numpy").numpy().tobytes() == (X**3).tobytes()
+    with pytest.raises(sn.DtypeError, match=f"own: kernel of {device}: expected an array"):
+        sn.op(never, None, kernels={device: lambda x: "no"}, name="own")(X)
+
+
 @pytest.mark.usefixtures("numpy_device")
 def test_a_recorded_step_calls_it_in_each_replay():
     def step(x):
@@ -38,6 +65,9 @@ def test_a_recorded_step_calls_it_in_each_replay():
     [
         (lambda: sn.op(3), sn.ConfigError, "op: forward: expected a function"),
         (lambda: sn.op(np.exp, 3), sn.ConfigError, "op: a vjp: expected a function"),
+        (lambda: sn.op(np.exp, None, kernels=3), sn.ConfigError, "op: kernels: expected a dict, or None"),
+        (lambda: sn.op(np.exp, None, kernels={"gpu": np.exp}), sn.ConfigError, "op: kernels: expected one of numpy"),
+        (lambda: sn.op(np.exp, None, kernels={"cpu": 3}), sn.ConfigError, "op: kernels: cpu: expected a function"),
         (lambda: cube(X, X), sn.ShapeError, "cube: expected 1 inputs"),
         (lambda: sn.op(lambda x: "no", None, name="bad")(X), sn.DtypeError, "bad: forward: expected an array"),
         (lambda: sn.op(lambda x: x.astype("f4"), None, name="bad")(X), sn.DtypeError, "bad: expected .* float64"),

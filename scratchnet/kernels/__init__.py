@@ -47,7 +47,8 @@ class Device:
     >>> device("numpy").exp(x, out)        # out[...] = e ** x
 
     `from_host` and `to_host` move NumPy arrays there and back; `write` puts one over an array that is there; `prefetch`
-    moves tuples of them there, where possible the next one while this one is worked on.
+    moves tuples of them there, where possible the next one while this one is worked on. `for_numba` gives the
+    array of Numba of the same memory, for kernels of a user's own.
     """
 
     def __init__(self, name: str):
@@ -63,7 +64,7 @@ class Device:
             self.replayed, self.prefetch = replayed, staging.prefetch
         self.empty, self.write = memory.empty, memory.write
         self.aligned = aligned if self.is_host else memory.empty  # for what is kept
-        self.from_host, self.to_host = memory.from_host, memory.to_host
+        self.from_host, self.to_host, self.for_numba = memory.from_host, memory.to_host, memory.for_numba
 
     def __reduce__(self) -> tuple:
         return device, (self.name,)  # one of each in a process: copies are the same object
@@ -86,7 +87,7 @@ class _Host:
     def from_host(x: Any) -> Any:
         return x
 
-    to_host = from_host
+    to_host = for_numba = from_host
 
 
 _devices: dict[str, Device] = {}

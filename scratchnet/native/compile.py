@@ -185,7 +185,8 @@ def set_num_threads(n):
 
     Results keep their bits. Raises ConfigError for any other `n`.
     """
-    n = checks.integer("set_num_threads", n, 1, MAX_THREADS)
+    remedy = "NUMBA_NUM_THREADS=n in the environment, before Python starts, allows more, which take turns on the cores"
+    n = checks.integer("set_num_threads", n, 1, MAX_THREADS, remedy=remedy)
     if n > 1 and threading.get_ident() == _main_of_forked:
         raise ConfigError(
             f"set_num_threads: expected 1 in a process forked after kernels ran, whose threads stayed behind, got {n}; "

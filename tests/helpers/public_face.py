@@ -336,7 +336,9 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
         "probabilities": x(), "num_samples": 2, "replacement": True, "generator": scratchnet.random.Generator(1),
     },
     "sn.device": lambda: {"name": "cpu"},
-    "sn.op": lambda: {"forward": np.exp, "vjps": (lambda g, y, x: g * y,), "name": "e"},
+    "sn.op": lambda: {
+        "forward": np.exp, "vjps": (lambda g, y, x: g * y,), "name": "e", "kernels": {"cpu": np.exp},
+    },
     "sn.Generator": lambda: {"seed": 1, "stream": 2},
     **{f"sn.{name}": lambda: {"x": x(), "axis": 1, "keepdims": True, "ddof": 1} for name in ("var", "std")},
     **{

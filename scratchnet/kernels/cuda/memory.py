@@ -376,6 +376,8 @@ def _write(x: DeviceArray, value: DeviceArray) -> None:
 def adopt(x: Any) -> DeviceArray:
     """The memory of another library's array, shared. Raises DeviceError or DtypeError if it has none to share here."""
     interface = getattr(x, "__cuda_array_interface__", None)
+    if interface is None and SIMULATED and hasattr(x, "__cuda_ndarray__"):  # Numba's own array, without an address
+        return DeviceArray(x._ary, x)
     if interface is None:
         raise DeviceError(f"cuda: expected an array with __cuda_array_interface__, got {type(x).__name__}")
     dtype = checked(interface["typestr"])
@@ -389,6 +391,17 @@ def adopt(x: Any) -> DeviceArray:
         found = "memory of the host" if there is None else f"memory of 'cuda:{there}'"
         raise DeviceError(f"cuda: expected memory of 'cuda:{machine.gpu().number}', on which we compute, got {found}")
     return DeviceArray(layout, _Lent(x))
+
+
+def for_numba(x: DeviceArray) -> Any:
+    """Numba's array of the same memory, for kernels of the user's own."""
+    if SIMULATED:
+        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+        return FakeCUDAArray(x.layout)
+    from numba import cuda
+
+    return cuda.as_cuda_array(x)
 
 
 def from_dlpack(x: Any) -> DeviceArray:
