@@ -116,8 +116,7 @@ def initial_gradient(y: Tensor, gradient: ArrayLike | None) -> Tensor:
     if gradient is None:
         if y.size != 1:
             raise ShapeError(f"backward: expected a gradient for a tensor of shape {y.shape}, got none")
-        one = np.array(1, y.dtype) if y.ndim == 0 else np.ones(y.shape, y.dtype)
-        return y._wrap(y._device.from_host(one), y._device)
+        return y._wrap(y._device.from_host(np.ones(y.shape, y.dtype)), y._device)
     is_tensor = isinstance(gradient, TensorBase)
     gradient = as_operand(gradient, y)
     if not is_tensor:  # also a number becomes memory of the device

@@ -112,6 +112,9 @@ def test_recall_and_ndcg_are_their_formulas_by_hand():
     assert ndcg_at_k(SCORES, RELEVANT, k=3) == pytest.approx((first + second) / 2)
     assert ndcg_at_k(RELEVANT.astype(np.float32), RELEVANT, k=2) == 1.0
     assert ndcg_at_k(sn.Tensor(SCORES), RELEVANT, k=1) == 0.0
+    ranks = np.arange(12.0)[::-1][None]  # of twelve items the tenth and the eleventh; k is 10
+    assert recall_at_k(ranks, (ranks == 2) | (ranks == 1)) == 1 / 2
+    assert ndcg_at_k(ranks, ranks == 2) == pytest.approx(1 / np.log2(11)) and ndcg_at_k(ranks, ranks == 1) == 0
 
 
 def test_a_ranking_agrees_with_a_sum_over_ranks():

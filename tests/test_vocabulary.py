@@ -99,8 +99,43 @@ def test_what_gather_takes_of_a_number_is_a_copy():
     assert t.item() == 2.5
 
 
+MATRIX = np.arange(6.0).reshape(2, 3)
+WRONG = [
+    (
+        lambda: sn.Tensor(np.ones((2, 3, 4))).bmm(np.ones((1, 4, 2))),
+        sn.ShapeError,
+        "bmm: expected batches of one length",
+    ),
+    (lambda: sn.Tensor([1, -2]).bincount(), sn.DtypeError, "bincount: expected integers >= 0, got -2"),
+    (lambda: sn.Tensor(MATRIX).T.view(6), sn.ShapeError, r"view: expected memory that lies in the order of \(6,\)"),
+    (lambda: sn.Tensor(MATRIX).flatten(1, 0), sn.ShapeError, "flatten: expected start_dim <= end_dim, got 1 and 0"),
+    (lambda: sn.Tensor(MATRIX).split([1, 2]), sn.ShapeError, "split: expected lengths whose sum is 2"),
+    (lambda: sn.Tensor(MATRIX).split([3, -1]), sn.ShapeError, "split: expected lengths whose sum is 2"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), WRONG)
+def test_shapes_and_numbers_that_do_not_fit_are_refused(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_what_a_word_means_in_its_other_forms():
+    assert sn.Tensor([3.0, -4.0]).norm(1).item() == 7
+    assert sn.Tensor(MATRIX).max(sn.Tensor(MATRIX[::-1].copy())).tolist() == [[3, 4, 5], [3, 4, 5]]
+    values, indices = sn.Tensor(2.5).topk(1)
+    assert values.item() == 2.5 and indices.item() == 0
+
+
+def test_gather_refuses_an_index_that_is_longer_on_another_axis():
+    for index in (np.zeros((3, 1), np.int64), np.zeros(2, np.int64)):
+        with pytest.raises(sn.ShapeError, match=r"gather: expected an index no longer than \(2, 3\) but along 1, got"):
+            sn.Tensor(np.zeros((2, 3))).gather(1, index)
+
+
 def test_booleans_stay_booleans_where_they_are_masked():
     t = sn.Tensor([True, True])
+    assert sn.Tensor(np.ones((2, 2), bool)).tril().tolist() == [[True, False], [True, True]]
     assert t.masked_fill([True, False], False).tolist() == [False, True]
     with pytest.raises(sn.DtypeError, match="masked_fill: expected a number for bool, got int64"):
         t.masked_fill([True, False], 2)

@@ -148,7 +148,7 @@ def _lock_folder(folder: Path) -> int:
         owner = os.pread(descriptor, 20, 0).decode(errors="replace")
         os.close(descriptor)
         if not isinstance(error, BlockingIOError):
-            raise
+            raise CheckpointError(f"{folder}: cannot be locked ({error.strerror})") from error
         raise CheckpointError(f"{folder}: expected a free folder, found another run in it (process {owner})") from error
     with contextlib.suppress(OSError):  # only for the message above
         os.ftruncate(descriptor, 0)
@@ -167,9 +167,8 @@ def new_folder(parent: str | os.PathLike[str], make: bool = True) -> Path:
             if make:
                 os.makedirs(Path(parent) / name)
             return Path(parent) / name
-        except FileExistsError:
-            if not Path(parent).is_dir():
-                raise CheckpointError(f"{parent}: expected a folder, found a file") from None
+        except FileExistsError:  # of another run
+            continue
         except OSError as error:
             raise CheckpointError(f"{parent}: expected a folder to write to: {error.strerror}") from error
     raise AssertionError

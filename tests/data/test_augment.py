@@ -95,6 +95,11 @@ def test_a_flip_turns_about_p_of_the_images():
     np.testing.assert_array_equal(out[3:], IMAGES[3:])
 
 
+def test_augmentations_print_themselves():
+    printed = [repr(RandomCrop(2, 1)), repr(RandomHorizontalFlip(0.25))]
+    assert printed == ["RandomCrop((2, 2), padding=1)", "RandomHorizontalFlip(p=0.25)"]
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -104,6 +109,7 @@ def test_a_flip_turns_about_p_of_the_images():
             r"at least \(9, 9\) .* got \(5, 6\)",
         ),
         (lambda: RandomCrop(2)(np.ones((3, 4)), np.zeros((3, 4))), ShapeError, r"images \(b, h, w\).*reshape"),
+        (lambda: RandomCrop((2, 3, 4)), ConfigError, "one length, or .height, width."),
         (lambda: RandomHorizontalFlip(2), ConfigError, "a number in"),
         (lambda: Augmented(DATA, [RandomCrop]), ConfigError, r"write RandomCrop\(\)"),
         (lambda: Augmented(DATA, [lambda x, u: x[1:]])[0], ShapeError, "expected 1 rows"),

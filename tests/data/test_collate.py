@@ -77,10 +77,12 @@ def test_padded_tensors_keep_their_gradients(batch_first):
 
 
 @pytest.mark.parametrize(
-    "sequences", [[], [1.0], [np.ones((2, 3)), np.ones((2, 4))]], ids=["none", "numbers", "other axes"]
+    ("sequences", "got"),
+    [([], "none"), ([1.0], r"\(\)"), ([np.ones((2, 3)), np.ones((2, 4))], r"\(2, 3\), \(2, 4\)")],
+    ids=["none", "numbers", "other axes"],
 )
-def test_sequences_that_cannot_be_padded_are_refused(sequences):
-    with pytest.raises(ShapeError, match=r"pad_sequence: expected sequences \(length, ...\)"):
+def test_sequences_that_cannot_be_padded_are_refused(sequences, got):
+    with pytest.raises(ShapeError, match=rf"pad_sequence: expected sequences \(length, ...\) .*, got {got}$"):
         pad_sequence(sequences)
 
 
@@ -107,6 +109,12 @@ def numbered(start, n):
     return TensorDataset(np.arange(start, start + n, dtype=np.float32), np.arange(start, start + n))
 
 
+def named(classes):
+    dataset = numbered(0, 2)
+    dataset.classes = classes
+    return dataset
+
+
 def test_data_sets_one_after_the_other_are_one():
     whole = ConcatDataset([numbered(0, 3), numbered(3, 0), numbered(3, 4), [(np.float32(7), 7)]])
     assert len(whole) == 8
@@ -124,8 +132,13 @@ def test_data_sets_one_after_the_other_are_one():
         (lambda: ConcatDataset([numbered(0, 2), [(1.0,)]])[:], ShapeError, "data sets of equal fields"),
         (lambda: ConcatDataset([numbered(0, 2), [(np.ones(2, np.float32), 1)]])[:], ShapeError, "equal rows"),
         (lambda: ConcatDataset([numbered(0, 2)])[2], IndexOutOfRangeError, "from -2 to 1, got 2"),
+        (
+            lambda: ConcatDataset([named(["a", "b"]), named(["b", "a"])]),
+            ConfigError,
+            r"classes, got \['a', 'b'\] and \['b",
+        ),
     ],
-    ids=["none", "a number", "fields", "rows", "index"],
+    ids=["none", "a number", "fields", "rows", "index", "classes"],
 )
 def test_data_sets_that_do_not_go_together_are_refused(make, error, message):
     with pytest.raises(error, match=message):

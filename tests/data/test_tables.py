@@ -175,6 +175,15 @@ def test_arguments_that_make_no_sense_are_refused(write, options, message):
     assert message in refused(ConfigError, lambda: from_csv(write("a,b\n1,2\n"), **options))
 
 
+def test_what_is_as_in_another_data_set_is_not_given_again(write):
+    dataset = from_csv(write("a,b\n1,2\n"))
+    assert "as in `like`" in refused(ConfigError, lambda: from_csv(write("a,b\n1,2\n"), features=["a"], like=dataset))
+
+
+def test_a_table_of_which_no_row_is_left_is_refused(write):
+    assert "in all columns, found none" in refused(DataError, lambda: from_csv(write("a,b\n?,2\n"), missing="drop"))
+
+
 # --- what is not in a file --------------------------------------------------------------------------------------------
 
 

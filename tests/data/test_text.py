@@ -78,11 +78,13 @@ def test_what_is_no_good_is_named_by_file_and_line(tmp_path, case):
 
 def test_what_are_no_sentences_is_refused(tmp_path):
     inputs = TextInputs(["a"], 3)
+    assert repr(inputs) == "TextInputs(1 words, length 3)"
     assert "expected sentences" in refused(ConfigError, lambda: inputs([1]))
     with pytest.raises(DataNotFoundError):
         inputs.read(tmp_path / "none.txt")
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe\xfa")
     assert "expected text in UTF-8" in refused(DataError, lambda: inputs.read(tmp_path / "x.txt"))
+    assert "cannot be read (Is a directory)" in refused(DataError, lambda: inputs.read(tmp_path))
     (tmp_path / "x.txt").write_text("\n")
     assert "a sentence a line" in refused(DataError, lambda: inputs.read(tmp_path / "x.txt"))
 

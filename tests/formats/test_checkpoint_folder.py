@@ -132,10 +132,16 @@ def test_two_runs_in_one_process_cannot_share_a_folder(tmp_path):
 def test_without_locks_a_run_goes_on_with_a_warning(tmp_path, monkeypatch):
     """As on Lustre without -o flock, where every call of flock fails."""
 
-    def flock(descriptor, operation):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    def fails(number):
+        def flock(descriptor, operation):
+            raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+        return flock
+
+    monkeypatch.setattr(fcntl, "flock", fails(errno.EIO))
+    with pytest.raises(CheckpointError, match=r"cannot be locked .Input/output error"):
+        CheckpointFolder(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", fails(errno.ENOSYS))
     with pytest.warns(RuntimeWarning, match="this file system has no locks") as caught:
         checkpoints = CheckpointFolder(tmp_path)
     assert "\n" not in str(caught[0].message)

@@ -314,6 +314,18 @@ REFUSED = [
     (lambda: nn.BatchNorm2d(4)(LINE), "BatchNorm2d: expected x (N, C, H, W), got (3, 4, 9)"),
     (lambda: nn.ConvTranspose2d(4, 2, 3, output_padding=1), "less than stride or dilation, got 1"),
     (lambda: F.conv_transpose2d(X[:, :, :1, :1], np.zeros((4, 2, 1, 1), np.float32), padding=1), "less padding"),
+    (lambda: nn.Conv2d(4, 2, 3, 2, padding="same"), "expected stride 1 with padding 'same', got stride (2, 2)"),
+    (lambda: F.conv2d(X[:, :0], np.zeros((6, 0, 3, 3), np.float32)), "at least one channel and element"),
+    (
+        lambda: F.conv_transpose2d(X, np.zeros((3, 2, 3, 3), np.float32)),
+        "of 1 groups, got (3, 4, 9, 8) and (3, 2, 3, 3)",
+    ),
+    (
+        lambda: F.conv_transpose2d(X, np.zeros((4, 2, 3, 3), np.float32), stride=2, output_padding=2),
+        "output_padding below stride or dilation, got (2, 2)",
+    ),
+    (lambda: nn.AdaptiveAvgPool2d((1, 2, 3)), "output_size: expected an integer or None, or two of them"),
+    (lambda: F.avg_pool2d(X, 3, padding=2), "padding of at most half of kernel_size (3, 3), got (2, 2)"),
 ]
 
 

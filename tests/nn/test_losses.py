@@ -306,6 +306,8 @@ def test_labels_of_small_dtypes_may_be_ignored(device):
     labels = np.array([0, 255, 1, 1, 2], np.uint8)
     expected = F.cross_entropy(LOGITS[[0, 2, 3, 4]], labels[[0, 2, 3, 4]]).item()
     assert F.cross_entropy(LOGITS, labels, ignore_index=255).item() == pytest.approx(expected, rel=1e-12)
+    for unused in (-(2**63), 2**63 - 1):
+        assert F.cross_entropy(LOGITS[:1], labels[:1], ignore_index=unused).item() > 0
     assert F.cross_entropy(LOGITS[:1], labels[:1], ignore_index=-100).item() == pytest.approx(
         cross_entropy(LOGITS[:1], [0]).item(), rel=1e-12
     )
