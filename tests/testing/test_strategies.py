@@ -136,6 +136,15 @@ def test_integers_are_small_or_in_the_range_that_was_asked_for(dtype, data):
     assert ((x >= 50) & (x <= 60)).all()
 
 
+def test_what_an_array_is_drawn_by_names_a_range_of_integers_and_lengths_shrink_to_one():
+    options = {"domain": "real", "special": (), "integers": (50, 60)}
+    for dtype, last in (("int64", "'int64', integers=(50, 60))"), ("float32", "'float32')")):
+        assert strategies._recipe("real", 1, (2,), np.dtype(dtype), **options).endswith(last)
+    lengths = {"n": 7, "m": 5}
+    strategies._shrink(lengths, ["n", "m"], strategies.Content(sizes=(5, 7), max_elements=5))
+    assert lengths == {"n": 5, "m": 1} or lengths == {"n": 1, "m": 5}
+
+
 @given(arrays("mk,kn,mn", dtypes=[("float16", "float16", "float32")], **SIZES))
 def test_each_word_may_have_a_type_of_its_own(inputs):
     assert [x.dtype for x in inputs] == [np.float16, np.float16, np.float32]

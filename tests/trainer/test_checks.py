@@ -11,6 +11,7 @@ from messages import error_line
 
 import scratchnet as sn
 from scratchnet.random import Generator
+from scratchnet.trainer.run import phase_start
 
 X = np.random.default_rng(0).random((16, 4), dtype=np.float32)
 LOADER = sn.data.DataLoader(sn.data.TensorDataset(X, np.arange(16) % 3), 8)
@@ -62,6 +63,11 @@ def test_training_a_head_alone_is_allowed_and_said():
         UserWarning, match=r"^Trainer: 2 trainable parameters .*linear1\.weight, linear1\.bias; requires"
     ):
         make(model, optimizer)
+    deep = sn.nn.MLP(4, 8, 8, 3)
+    for n, end in ((3, "linear2.weight; requires"), (4, "linear2.weight, ...; requires")):
+        with pytest.warns(UserWarning) as found:
+            make(deep, sn.optim.SGD([*deep.parameters()][n:], lr=0.1))
+        assert end in str(found[0].message)
     with pytest.warns(UserWarning) as record:
         make(model, optimizer).fit(LOADER)
     assert {warning.filename for warning in record} == {__file__}
@@ -298,3 +304,17 @@ def test_a_metric_that_a_run_does_not_have_is_refused_before_it_starts():
     ) as error:
         make(model, optimizer, schedules.ReduceLROnPlateau(optimizer, monitor="f1")).fit(LOADER)
     error_line(error)
+
+
+@pytest.mark.parametrize("workers", [True, 0, 1.5, "two"])
+def test_a_number_of_workers_is_an_integer_or_auto(workers):
+    model = sn.nn.Linear(4, 3)
+    with pytest.raises(sn.ConfigError, match="workers to be 'auto' or an integer of at least 1"):
+        make(model, sn.optim.SGD(model.parameters(), 0.1), workers=workers)
+
+
+def test_a_schedule_begins_where_its_phase_did(tmp_path):
+    assert phase_start(tmp_path, None) == phase_start(tmp_path, "auto") == 0
+    model = sn.nn.Linear(4, 3)
+    make(model, sn.optim.SGD(model.parameters(), 0.1), folder=tmp_path).fit(LOADER, epochs=2)
+    assert [phase_start(tmp_path, "auto", new_phase=new) for new in (False, True)] == [0, 2]

@@ -19,6 +19,14 @@ def test_a_history_prints_as_a_table():
     assert len(repr(sn.History(RECORDS * 40)).splitlines()) == 23  # of many the first and the last
 
 
+def test_how_workers_spent_their_time_is_a_line_each_unless_there_is_one():
+    row = {"computing": 3.0, "merging": 1.0, "waiting": 0.0, "shards": 1200, "starts": 1}
+    assert sn.History([], [row]).lines_of_workers() == []
+    lines = sn.History([], [row, {**row, "starts": 2}]).lines_of_workers()
+    assert lines[0] == "worker 0   75% computing   25% merging    0% waiting  1,200 shards"
+    assert lines[1] == lines[0].replace("worker 0", "worker 1") + ", started 2 times"
+
+
 def test_a_notebook_gets_a_table_and_curves():
     shown = ElementTree.fromstring(f"<div>{sn.History(RECORDS)._repr_html_()}</div>")
     assert [cell.text for cell in shown.iter("th")] == ["epoch", "step", "train_loss", "val_loss"]
