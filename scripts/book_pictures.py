@@ -411,10 +411,30 @@ def scaling(path: Path, deviation: float = 0.05) -> None:
     save_figure(figure, path)
 
 
+def half_precision(path: Path) -> None:
+    rng, gaps = np.random.default_rng(0), np.linspace(0, 0.25, 500)
+    x, w = rng.random((784, 200)), rng.normal(0, 784**-0.5, (784, 1))
+    sums, updates, softmax = (figure := new_figure("half_precision", 7, 9)).subplots(3)
+    for dtype, bits, colour in zip((sn.bfloat16, sn.float16, sn.float32), (8, 11, 24), COLOURS, strict=False):
+        a, b, label = x.astype(dtype), w.astype(dtype), f"{dtype}, {bits} bits"
+        for terms, line, what in ((a.astype(float) * b, "--", "operands"), (a * b, "-", "operands and sums")):
+            errors = np.abs(np.add.accumulate(terms).astype(float) - np.cumsum(x * w, 0)).max(1)
+            sums.plot(range(1, 785), errors, line, color=colour, label=f"{label}: {what}")
+        updates.plot(np.add.accumulate(np.array([0.05] + [1e-4] * 1000).astype(dtype)), color=colour, label=label)
+        softmax.plot(gaps, 1 / (1 + np.exp(12 - (12 + gaps).astype(dtype).astype(float))), color=colour, label=label)
+    sums.set(yscale="log", ylim=(1e-14, 1), xlabel="products added up", ylabel="largest error of 200 sums")
+    updates.set(xlabel="updates of 0.0001", ylabel="a weight that was 0.05")
+    softmax.set(xlabel="difference of two logits, 12 and more", ylabel="probability of the larger")
+    for axes in (sums, updates, softmax):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
 LINES = "-", "--", "-.", ":", (0, (5, 1))
 PICTURES = (
     five_steps, house, record, program, speedup, costs, all_reduces, timeline, strategies, roofline, bubbles, pipeline,
-    schedules, kill, links, scaling,
+    schedules, kill, links, scaling, half_precision,
 )  # fmt: skip
 
 
