@@ -1,8 +1,9 @@
 """`workers="auto"`: how many processes, of how many threads, and with how many stages, train fastest?
 
     plan        one process with all threads, or with one ("do not parallelise"); W processes of cores // W threads
-                that share the shards; that have a stage of the model each; or, where the strategy has parts, that
-                share the parts of each shard (not with memory=, since what a part holds is not counted)
+                that share the shards; that have a stage of the model each, or half as many stages twice; or, where
+                the strategy has parts, that share those of each shard, or of each stage (not with memory=, since what
+                a part holds is not counted)
     predict     pieces of a step are timed in this process, one after the other; the timetable of model/timetable.py
                 plays them for W workers, and a hand-over between processes adds alpha + bytes / beta seconds
     measure     a real engine runs the plan on the real model and data for a moment; the timeline says who waited
@@ -37,7 +38,7 @@ from .groups import run
 from .model.plan import traced
 from .model.timetable import Sizes, held, idle, timetable
 from .model.trace import Trace
-from .phases import Phase
+from .phases import Phase, Place
 from .settings import Settings, Start
 from .shards import first_full
 from .strategies import Pipeline, Strategy
@@ -63,7 +64,7 @@ class Plan(NamedTuple):
 
     def __str__(self) -> str:
         text = f"{self.workers} worker{'s' * (self.workers > 1)} x {self.threads} thread{'s' * (self.threads > 1)}"
-        return f"{text}, {self.stages} stages" if self.stages > 1 else f"{text}, by parts" * self.shares_parts or text
+        return text + f", {self.stages} stages" * (self.stages > 1) + ", by parts" * self.shares_parts
 
     def of(self, strategy: Strategy) -> Strategy:
         """The strategy, in stages if the plan has some, or with its parts shared out."""
@@ -144,13 +145,30 @@ def plans(available: int, most: int) -> list[Plan]:
 
 
 def staged(found: Sequence[Plan], available: int, limited: bool) -> list[Plan]:
-    """Plans with a stage for each worker. limited: by memory; then there may be more of them than cores."""
+    """Plans with a stage for each worker, or for two that share its shards. limited: by memory; then there may be more
+    workers than cores.
+    """
     counts = {plan.workers: plan.threads for plan in found if plan.workers > 1}
     count = 2
     while limited and count <= MOST_STAGES:
         counts.setdefault(count, max(1, available // count))
         count *= 2
-    return [Plan(workers, threads, workers) for workers, threads in sorted(counts.items())]
+    plans_of = ((Plan(n, threads, n), Plan(n, threads, n // 2)) for n, threads in sorted(counts.items()))
+    return [
+        plan
+        for plan in itertools.chain.from_iterable(plans_of)
+        if plan.stages == plan.workers or (plan.stages > 1 and 2 * plan.stages == plan.workers <= available)
+    ]
+
+
+def parted(found: Sequence[Plan], parts: int) -> list[Plan]:
+    """The same plans, where some workers can share so many parts of a shard."""
+    several = (plan for plan in found if plan.workers > 1)
+    return [
+        plan._replace(shares_parts=True)
+        for plan in several
+        if Place(0, 0, parts).lanes(plan.stages, plan.workers)[0] > 1
+    ]
 
 
 def choose(settings: Settings, memory: float | None = None) -> Choice:
@@ -164,12 +182,8 @@ def choose(settings: Settings, memory: float | None = None) -> Choice:
     available = min(cores(), threads)
     found = plans(available, settings.shards)
     if settings.strategy.is_plain and settings.strategy.stages == 1:
-        parted = [
-            Plan(plan.workers, plan.threads, shares_parts=True)
-            for plan in found
-            if memory is None and 1 < plan.workers <= settings.strategy.parts
-        ]
-        found += staged(found, available, memory is not None) + parted
+        found += staged(found, available, memory is not None)
+        found += parted(found, settings.strategy.parts) if memory is None else []
     try:
         for plan in found:
             if plan.stages > max(2, available) and any(row.plan.stages > 1 for row in rows):
@@ -270,7 +284,7 @@ def predict(settings: Settings, threads: int, link: Link, counts_bytes: bool = F
         alone = statistics.median(times[phase.name, phase.stage]) / phase.pieces
         if workers == 1:
             return alone
-        return alone + link.alpha + _received(phase, sizes, workers, settings.shards) / link.beta
+        return alone + link.alpha + _received(phase, sizes, replica, workers) / link.beta
 
     spans = timetable(strategy, phases, workers, seconds)
     busy = sum(span.end - span.start for span in spans)
@@ -312,15 +326,18 @@ class _Counts(Trace):
         pass
 
 
-def _received(phase: Phase, sizes: Sequence[Sizes], workers: int, shards: int) -> float:
+def _received(phase: Phase, sizes: Sequence[Sizes], replica: Any, workers: int) -> float:
     """Bytes that another worker wrote and that a piece reads."""
-    s = phase.stage or 0
+    plan = replica.plan
     if phase.name == "slice":  # of the slots of all shards
-        replicas = max(1, workers // len(sizes))
-        return sizes[s].parameters * shards / phase.pieces * (1 - 1 / replicas)
+        extents = list(replica.layout.parameters.values())
+        own = range(len(extents)) if plan is None else plan.members(phase.stage)[0]
+        share = 1 / max(1, workers // replica.strategy.stages)
+        return sum(extents[i].nbytes for i in own) * replica.shards / phase.pieces * (1 - share)
     if phase.stage is None:
         return 0.0
-    return float(sizes[s - 1].sent if phase.name == "forward" and s else sizes[s].sent)
+    others = plan.links[phase.stage].after if phase.name == "forward" else [phase.stage]
+    return float(sum(sizes[s].sent for s in others))
 
 
 # --- measure ----------------------------------------------------------------------------------------------------------

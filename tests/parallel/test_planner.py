@@ -9,7 +9,7 @@ import pytest
 
 import scratchnet as sn
 from scratchnet.parallel import LocalSGD, Pipeline, TensorParallel, planner
-from scratchnet.parallel.planner import Link, Plan, Prediction, choose, plans, predict, waited
+from scratchnet.parallel.planner import Link, Plan, Prediction, choose, parted, plans, predict, staged, waited
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,30 @@ from scratchnet.parallel.planner import Link, Plan, Prediction, choose, plans, p
 )
 def test_plans_share_out_the_cores(cores, most, expected):
     assert plans(cores, most) == [Plan(*plan) for plan in expected]
+
+
+def test_stages_may_have_two_workers_each_which_share_shards_or_parts():
+    found = staged(plans(4, 8), 4, limited=False)
+    assert found == [Plan(2, 2, 2), Plan(4, 1, 4), Plan(4, 1, 2)]
+    shared = parted([*plans(4, 8), *found], 2)
+    assert shared == [Plan(2, 2, 1, True), Plan(4, 1, 1, True), Plan(4, 1, 2, True)]
+    assert str(shared[-1]) == "4 workers x 1 thread, 2 stages, by parts"
+    strategy = shared[-1].of(TensorParallel(2))
+    assert (strategy.stages, strategy.parts, strategy.shares_parts(4)) == (2, 2, True)
+    assert parted(plans(3, 8), 2) == [Plan(2, 1, 1, True)], "three workers cannot share two parts evenly"
+    assert staged(plans(2, 8), 2, limited=True)[:3] == [Plan(2, 1, 2), Plan(4, 1, 4), Plan(8, 1, 8)]
+
+
+def test_no_plan_is_taken_that_measured_slower_than_one_process():
+    tried = [*plans(4, 8), *staged(plans(4, 8), 4, limited=False)]
+    tried += parted(tried, 2)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        seconds = dict(zip(tried, rng.uniform(1, 2, len(tried)), strict=True))
+        choice = planner._choice([planner.Row(plan, own) for plan, own in seconds.items()], {}, None)
+        alone = min(seconds[Plan(1, 4)], seconds[Plan(1, 1)])
+        best = min(seconds.values())
+        assert seconds[choice.plan] == (best if best < planner.MARGIN * alone else alone)
 
 
 class Clock:

@@ -385,6 +385,14 @@ def test_what_cannot_be_cut_is_refused_in_a_line(strategy, model, message):
     assert "\n" not in str(error.value)
 
 
+def test_one_stage_is_the_engine_of_a_model_that_is_not_divided():
+    """So it costs nothing."""
+    for workers in (1, 2):
+        trainer, loader = make(Pipeline(1), workers)
+        assert trainer.strategy.is_plain and not trainer.strategy.divides(workers)
+        assert Replica.of(trainer._settings(loader)).plan is None
+
+
 def test_more_workers_than_stages_must_be_a_multiple():
     with pytest.raises(sn.errors.ConfigError, match="at most 2 workers, one for each stage, or a multiple, got 3"):
         make(Pipeline(2), 3)
