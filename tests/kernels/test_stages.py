@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sizes import DEVICES, JIT, SIMULATED
 
-from scratchnet.kernels.cpu import movement, norm, reduce
+from scratchnet.kernels.cpu import movement, norm, reduce, softmax
 from scratchnet.testing import KERNEL_ROWS, KernelCase, host_kernel
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="blocks are tiny there, so that small sizes cross them")
@@ -56,3 +56,21 @@ def test_rows_are_scattered_over_all_ranges_of_the_result(rows, device):
     np.add.at(expected, index, g[: len(index)])
     host_kernel(device, "scatter_rows")(g[: len(index)], index, out)
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["softmax", "cross_entropy", "cross_entropy_grad"])
+def test_a_row_has_the_same_bits_alone_and_side_by_side(name, device):
+    row, kernel = KERNEL_ROWS[name], host_kernel(device, name)
+    for rows in (1, 9, 2 * softmax.SIDE + 1):
+        for n in (1, 10, softmax.SHORT, softmax.SHORT + 1):
+            random = np.random.default_rng(n)
+            x, labels = 4 * random.standard_normal((rows, n)).astype(np.float32), random.integers(0, n, rows)
+            inputs = {"softmax": (x,), "cross_entropy": (x, labels)}.get(name, (x[:, 0].copy(), x, labels))
+            KernelCase(name, inputs, {}, row.oracle, n, row.roundings, row.magnitude).check(kernel, layouts=("C",))
+            together = np.empty(rows if name == "cross_entropy" else (rows, n), np.float32)
+            kernel(*inputs, together)
+            for i in {0, rows // 2, rows - 1}:
+                alone = np.empty_like(together[:1])
+                kernel(*(array[i : i + 1].copy() for array in inputs), alone)
+                assert alone.tobytes() == together[i : i + 1].tobytes()

@@ -22,9 +22,9 @@ scratchnet.native.loops._over_blocks: l l l l
 scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? ? f2)
 scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? ? ? f2)
 scratchnet.kernels.cpu.elementwise.relu: l l f1 f1
-scratchnet.kernels.cpu.softmax.cross_entropy: l l f2 l1 f1
+scratchnet.kernels.cpu.softmax.cross_entropy: l l f2 l1 f1 d2
 scratchnet.kernels.cpu.reduce.sum: l l f1 f1 l l
-scratchnet.kernels.cpu.softmax.cross_entropy_grad: l l f1 f2 l1 f2
+scratchnet.kernels.cpu.softmax.cross_entropy_grad: l l f1 f2 l1 f2 d2
 scratchnet.kernels.cpu.reduce.sum_strided: l l f1 f1 l l l
 scratchnet.kernels.cpu.elementwise.relu_grad: l l f1 f1 f1 l1
 scratchnet.kernels.cpu.optim.sgd_in_place: l l f1 f1 f1 d1
@@ -37,8 +37,8 @@ scratchnet.kernels.cpu.movement.repeat: l l f1 f1
 scratchnet.native.loops._pack: l l (f1 f1)
 scratchnet.kernels.cpu.guards.in_range: l l l1 l l l1
 scratchnet.native.loops._pack: l l (l1 l l l1)
-scratchnet.native.loops._pack: l l (f2 l1 f1)
-scratchnet.native.loops._pack: l l (f1 f2 l1 f2)
+scratchnet.native.loops._pack: l l (f2 l1 f1 d2)
+scratchnet.native.loops._pack: l l (f1 f2 l1 f2 d2)
 scratchnet.native.loops._pack: l l (f1 f1 l l l)
 scratchnet.native.loops._pack: l l (f1 f1 l l)
 scratchnet.kernels.cpu.guards.finite: l l f1 l1
