@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import order_of_bfloat16
+from ..kernels import get_num_threads, order_of_bfloat16
 from ..native.updates import UPDATES
 from .program import Program
 from .trace import Call, Guard, memory_of
@@ -24,15 +24,21 @@ ROUNDS, SECONDS = 50, 1.0  # steps that are timed: so many, or as many as take s
 
 
 def explain(program: Program, holds: Callable[[], bool]) -> str:
-    """Before: each kernel call with its arrays, arithmetic and bytes. After: stages of fused loops, with their times.
+    """Before: each kernel call with its arrays, arithmetic, bytes and floor. After: stages of fused loops, timed.
+
+    A floor is the time of the arithmetic alone, at the peak of the threads in use, which is measured here and now.
 
     The step is run to be timed, one stage after the other; what it changes that outlives it is put back. Times are
     medians, and those of the stages add up to what all of them take in one go. holds: may the program be replayed?
     """
     program.rearrange()
     recorded = [call for call in program.trace.calls if isinstance(call, Call)]
+    from ..kernels.cpu.peak import peak  # here, not above: it loads Numba's kernels
+
+    threads = get_num_threads()
+    speed = peak(threads) if program.executables else math.inf  # without compiled stages nothing is compared with it
     lines = [f"recorded: {len(recorded)} kernel calls"]
-    lines += [_row(_of_call(call), flops(call), _bytes(call.arrays)) for call in recorded]
+    lines += [_row(_of_call(call), flops(call), _bytes(call.arrays), _floor(call, speed)) for call in recorded]
     if any(call.kernel == "matmul_bfloat16" and call.device.name == "cpu" for call in recorded):
         lines += [f"matmul_bfloat16 takes the way {order_of_bfloat16()!r}"]
     python = [instruction.call for instruction in program.instructions if not instruction.loops]
@@ -42,21 +48,27 @@ def explain(program: Program, holds: Callable[[], bool]) -> str:
     with _Restored(program):
         step, times = _times(program, holds, stages)
     lines += [f"a step takes {step * 1e6:.1f} us: {sum(times) * 1e6:.1f} us the stages, the rest Python around them"]
+    if stages:
+        least, where = sum(_floor(call, speed) for call in recorded), f"{speed / 1e9:.0f} GFLOP/s on {threads} threads"
+        lines += [f"floor {least * 1e6:.1f} us, {least / step:.0%} of the step, by the peak in float32: {where}"]
     call_of = {id(loop): instruction.call for instruction in program.instructions for loop in instruction.loops}
     for number, (executable, stage) in enumerate(stages, 1):
-        rows_of_stage, total = [], 0
+        rows_of_stage, total, least = [], 0, 0.0
         first, end = executable.stages[stage]
         for begin, stop, rows, block, _ in executable.groups[first:end]:
             tasks = executable.kept[begin:stop]
             packs = {id(task) for task in tasks if task.loop.name in PACKING}  # of a later product: no arithmetic
             calls = list({id(call_of[id(task)]): call_of[id(task)] for task in tasks if id(task) not in packs}.values())
-            arithmetic = sum(flops(call) for call in calls if isinstance(call, Call))
+            kernels = [call for call in calls if isinstance(call, Call)]
+            arithmetic, floor = sum(map(flops, kernels)), sum(_floor(call, speed) for call in kernels)
             names = ["pack"] * bool(packs) + [call.kind if isinstance(call, Guard) else call.kernel for call in calls]
             text = f"{rows} rows by {block}: {' > '.join(names)}"
-            rows_of_stage.append(_row(text, arithmetic, _bytes(x for task in tasks for x, _, _ in task.arrays())))
-            total += arithmetic
-        seconds = times[number - 1]
-        lines += [f"stage {number}  {seconds * 1e6:.1f} us  {total / max(seconds, 1e-9) / 1e9:.1f} GFLOP/s"]
+            size = _bytes(x for task in tasks for x, _, _ in task.arrays())
+            rows_of_stage.append(_row(text, arithmetic, size, floor))
+            total, least = total + arithmetic, least + floor
+        seconds = max(times[number - 1], 1e-9)
+        rates = f"{total / seconds / 1e9:.1f} GFLOP/s, {least / seconds:.0%} of peak, floor {least * 1e6:.1f} us"
+        lines += [f"stage {number}  {seconds * 1e6:.1f} us  {rates}"]
         lines += rows_of_stage
     lines += [f"by Python: {_of_call(call) if isinstance(call, Call) else call.kind}" for call in python]
     return "\n".join(lines)
@@ -78,8 +90,13 @@ def flops(call: Call) -> int:
     return 0 if call.kernel in ("copy", "fill", "take_rows") else max((x.size for x in arrays), default=0)
 
 
-def _row(text: str, arithmetic: int, size: int) -> str:
-    return f"  {text:<86} {arithmetic / 1e6:>9.3f} MFLOP {size / 1e3:>9.1f} kB"
+def _floor(call: Call, speed: float) -> float:
+    """Seconds of its arithmetic at this speed in float32; float64 has half of it."""
+    return flops(call) / speed * (2 if call.arrays and call.arrays[0].dtype == np.float64 else 1)
+
+
+def _row(text: str, arithmetic: int, size: int, floor: float) -> str:
+    return f"  {text:<86} {arithmetic / 1e6:>9.3f} MFLOP {size / 1e3:>9.1f} kB {floor * 1e6:>8.1f} us"
 
 
 def _of_call(call: Call) -> str:

@@ -215,7 +215,7 @@ def main(config: Config) -> None:
         }
         Path(config.json).write_text(json.dumps(report, indent=1))
     if config.picture:
-        draw(others, config.picture)
+        draw(others, config.picture, roof, facts["cpu"])
 
 
 if __name__ == "__main__":

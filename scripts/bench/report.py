@@ -24,6 +24,10 @@ class Roof(NamedTuple):
             return Roof()
         return Roof(max(x["flops"] / x["seconds"] for x in answers), max(x["bytes"] / x["copy"] for x in answers))
 
+    def floor(self, work: Work) -> str:
+        """The least time of its arithmetic, in words; nothing for what has none."""
+        return f", floor {scaled(work.flops / self.flops)} at the peak" if work.flops else ""
+
     def share(self, work: Work, seconds: float) -> str:
         if work.flops:
             return f"{work.flops / seconds / 1e9:.1f} GFLOP/s, {work.flops / seconds / self.flops:.0%} of peak"
@@ -38,7 +42,7 @@ def scaled(seconds: float) -> str:
 
 def print_work(work: Work, roof: Roof) -> None:
     """One table: an engine a line, the fastest first."""
-    print(f"\n{work.section}: {work.title}")
+    print(f"\n{work.section}: {work.title}{roof.floor(work)}")
     print(f"  {'engine':<18}{'best':>10}{'median':>10}   {'ours is faster: best, median':<31}")
     for name in sorted(work.seconds, key=work.best):
         best, median = work.best(name), statistics.median(work.seconds[name])
@@ -65,10 +69,12 @@ def print_errors(work: Work) -> None:
 def print_kernels(works: list[Work], roof: Roof) -> None:
     """One line a kernel: the best round of each engine in us, and ours against the fastest peer."""
     names = [n for n in ENGINES if any(n in work.seconds for work in works)]
-    head = "".join(f"{n:>12}" for n in names)
+    head = "".join(f"{n:>12}" for n in ["floor", *names])
     print(f"\nkernels: best round, us\n  {'':<26}{head}   ours is faster: best, median; than; speed")
     for work in works:
-        cells = [f"{work.best(n) * 1e6:>12.1f}" if n in work.seconds else f"{'-':>12}" for n in names]
+        least = work.flops / roof.flops + work.bytes / roof.bytes  # one of the two is 0
+        cells = [f"{least * 1e6:>12.1f}"]
+        cells += [f"{work.best(n) * 1e6:>12.1f}" if n in work.seconds else f"{'-':>12}" for n in names]
         note = ""
         if work.rival:
             best, median = work.ratios(work.rival)
@@ -125,8 +131,8 @@ def finish(figure: Any, axes: Any, path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def draw(works: list[Work], path: str) -> None:
-    """A bar a peer: how many times as long as ours its best round takes."""
+def draw(works: list[Work], path: str, roof: Roof, cpu: str) -> None:
+    """A bar a peer: how many times as long as ours its best round takes. Titles say the floor; cpu: its name."""
     import matplotlib.pyplot as plt
 
     works = [work for work in works if work.rival and work.section != "kernels"]
@@ -143,11 +149,14 @@ def draw(works: list[Work], path: str) -> None:
         bars = ax.barh(list(ratios), ratios.values(), color=colors)
         ax.bar_label(bars, [f"{ratio:.2f}x" for ratio in ratios.values()], padding=3, fontsize=8)
         ax.axvline(1, color="black", linewidth=1)
-        ours = f"{work.ours} {scaled(work.best(work.ours))}"
+        best = work.best(work.ours)
+        ours = f"{work.ours} {scaled(best)}" + f", floor {scaled(work.flops / roof.flops)}" * bool(work.flops)
         ax.set_title(f"{work.section}: {work.title} ({ours})", fontsize=9, loc="left")
         ax.tick_params(labelsize=8)
         ax.margins(x=0.12)
-    axes[-1, 0].set_xlabel("time of its best round / time of ours; right of the line we are faster", fontsize=8)
+    peak = f"{cpu}, peak {roof.flops / 1e9:.0f} GFLOP/s" if roof.flops == roof.flops else cpu
+    label = f"time of its best round / time of ours; right of the line we are faster\n{peak}"
+    axes[-1, 0].set_xlabel(label, fontsize=8)
     finish(figure, axes[:, 0], path)
 
 

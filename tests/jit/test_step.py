@@ -539,4 +539,9 @@ def test_explain_counts_arithmetic_where_it_is_done_and_not_where_an_operand_is_
         product(x, y)
     lines = product.explain().splitlines()
     assert any("pack " in line and "0.000 MFLOP" in line for line in lines)
-    assert sum("3200.000 MFLOP" in line for line in lines) == 2  # as recorded, and in the stage that computes it
+    computed = [line for line in lines if "3200.000 MFLOP" in line]
+    assert len(computed) == 2  # as recorded, and in the stage that computes it
+    peak = re.search(r"by the peak in float32: (\d+) GFLOP/s on \d+ threads", "\n".join(lines))
+    for line in computed:  # the time of its arithmetic at the peak
+        assert float(line.split()[-2]) == pytest.approx(3.2e6 / int(peak[1]), rel=0.05)
+    assert all("% of peak, floor " in line for line in lines if line.startswith("stage"))
