@@ -8,7 +8,7 @@ from the death of a rank until all compute again, and its bits.
 
 The baseline is MPICH's own mpiexec, with the same ranks. All jobs are alive at once and train an epoch in turn. A step
 is compared with that of mpiexec's epoch beside it: the median of these ratios, and then of all starts, because one
-start in four or five is a sixth slower to its end, whoever started it.
+start in four or five is a sixth slower to its end, whoever started it: `again`, a second job of mpiexec, shows it.
 """
 
 import concurrent.futures
@@ -40,13 +40,14 @@ from scratchnet.flags import flag, run_script
 from scratchnet.native.limits import cores
 from scratchnet.parallel.clusters import hydra, launcher, processes
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
+from scratchnet.testing.schedulers import spark_session
 
 NET, BATCH, SAMPLES = (784, 512, 512, 10), 256, 8192
 RATES = (1e8, 1e9, 1e10, None)
 WARM = 3  # epochs that do not count: a Java machine compiles itself for a second
 PATIENCE = 60.0  # seconds that a job waits for its turn
 GROUP = Path("/sys/fs/cgroup/memory")  # of cgroup v1
-NAMES = ("plain", "pool", "mpiexec", "processes", "spark", "ray", "dask")
+NAMES = ("plain", "pool", "mpiexec", "again", "processes", "spark", "ray", "dask")
 FEATURES, PART = 64, 1 << 18  # of the large table, and its rows a file
 BLOCK = 4096  # rows that a batch takes from one place: a row of its own place each would cost a page of the disk
 LIMIT = 512 << 20  # bytes of memory for each rank of it
@@ -157,15 +158,10 @@ def mpiexec(fn: Callable, *args: Any, ranks: int) -> list:
 
 @contextlib.contextmanager
 def spark() -> Iterator[Callable[..., list]]:
-    from pyspark.sql import SparkSession
-
     from scratchnet.parallel.clusters import spark
 
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.master("local[*]").config("spark.ui.enabled", "false")
-    session = builder.config("spark.driver.host", "127.0.0.1").getOrCreate()
-    yield lambda *args, **options: spark.run(*args, spark=session, **options)
-    session.stop()
+    with spark_session(f"local[{cores()}]") as session:
+        yield lambda *args, **options: spark.run(*args, spark=session, **options)
 
 
 @contextlib.contextmanager
@@ -192,6 +188,7 @@ def dask() -> Iterator[Callable[..., list]]:
 
 SCHEDULERS: dict[str, Callable[[], Any]] = {
     "mpiexec": lambda: contextlib.nullcontext(mpiexec),
+    "again": lambda: contextlib.nullcontext(mpiexec),
     "processes": lambda: contextlib.nullcontext(processes.run),
     "spark": spark,
     "ray": ray,

@@ -1,12 +1,7 @@
-"""Spark, Ray and Dask on this machine for the time of a test, and what each must do with a job."""
+"""What each scheduler must do with a job."""
 
-import contextlib
 import os
-import re
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,8 +11,7 @@ import pytest
 import ranks
 
 from scratchnet.errors import ConfigError, WorkerError
-
-START = 60.0  # seconds that a scheduler has to start
+from scratchnet.testing.schedulers import START
 
 
 def check_contract(run, tmp_path, capsys):
@@ -79,56 +73,3 @@ def ancestor(pid, words):
 def lose_task(pids):
     """Kills the process that started the proxy of a rank."""
     os.kill(ranks.parent(ranks.parent(pids[0])), signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def spark(master="local[2]"):
-    from pyspark.sql import SparkSession
-
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-    builder = SparkSession.builder.master(master).config("spark.ui.enabled", "false")
-    builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.ui.showConsoleProgress", "false")
-    builder = builder.config("spark.executor.cores", "1").config("spark.executor.memory", "512m")
-    builder = builder.config("spark.executorEnv.PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    builder = builder.config("spark.sql.shuffle.partitions", "4")
-    session = builder.getOrCreate()
-    session.sparkContext.setLogLevel("FATAL")
-    try:
-        yield session
-    finally:
-        session.stop()
-
-
-@contextlib.contextmanager
-def spark_cluster(folder):
-    """The address of a master with two workers of one core each, on the loopback."""
-    import pyspark
-
-    program = str(Path(pyspark.__file__).parent / "bin" / "spark-class")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    master = f"spark://127.0.0.1:{port}"
-    worker = "org.apache.spark.deploy.worker.Worker"
-    lines = [["org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]]
-    for number in range(2):
-        lines.append(
-            [worker, "--host", "127.0.0.1", "--webui-port", "0", "--cores", "1", "--memory", "1g", "--work-dir"]
-        )
-        lines[-1] += [str(folder / f"worker{number}"), master]
-    environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
-    processes = []
-    try:
-        for line in lines:
-            log = (folder / f"log{len(processes)}").open("w")
-            processes.append(subprocess.Popen([program, *line], env=environment, stdout=log, stderr=log))
-            log.close()
-        deadline = time.monotonic() + START
-        while len(re.findall("Registering worker", (folder / "log0").read_text())) < 2:
-            assert time.monotonic() < deadline, (folder / "log0").read_text()
-            time.sleep(0.1)
-        yield master
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(START)

@@ -58,4 +58,8 @@ def _client(client: Any) -> Any:
     if client is None:
         with contextlib.suppress(ValueError):
             client = default_client()
-    return checks.instance("dask.run: client", client, Client, "a distributed.Client of a cluster that runs")
+    client = checks.instance("dask.run: client", client, Client, "a distributed.Client of a cluster that runs")
+    if client.status != "running" or client.asynchronous:
+        found = "an asynchronous one" if client.asynchronous else f"one that is {client.status}"
+        raise ConfigError(f"dask.run: client: expected a distributed.Client that is running, got {found}")
+    return client

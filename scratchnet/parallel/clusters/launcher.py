@@ -124,8 +124,13 @@ def _payload(what: str, value: tuple) -> bytes:
 def _slots(scheduler: Scheduler, most: int, least: int, patience: float) -> int:
     """How many ranks can start, at most `most`, for which it waits some seconds. ConfigError for fewer than `least`."""
     deadline = time.monotonic() + patience
-    while (free := scheduler.free()) < most and time.monotonic() < deadline:
-        time.sleep(0.2)
+    try:
+        while (free := scheduler.free()) < most and time.monotonic() < deadline:
+            time.sleep(0.2)
+    except Exception as error:  # whatever the scheduler's library raises once its other end has gone
+        raise ConfigError(
+            f"{scheduler.name}.run: expected a scheduler that answers, got {scheduler.explain(error)}"
+        ) from None
     if free < least:
         raise ConfigError(
             f"{scheduler.name}.run: expected {least} free slots, one for each rank, found {free}; "
@@ -241,7 +246,7 @@ class _Attempt:
         done = {rank: value for rank, (kind, value) in replies.items() if kind == "result"}
         if len(done) == self.ranks:
             return [done[rank] for rank in range(self.ranks)]
-        rank = next(rank for rank in range(self.ranks) if rank not in done)
+        rank, *others = (rank for rank in range(self.ranks) if rank not in done)
         how, number = f"ended before its function returned (mpiexec: status {status})", None
         firsts = [sum(map(len, self.machines[:i])) for i in range(len(self.machines))]
         if found := BAD_END.search(self.report):
@@ -256,5 +261,7 @@ class _Attempt:
             how = f"was lost: {self.trouble or 'its task ended, or the scheduler ended it'}"
         elif errors:
             rank, how = min((n, f"raised {error['message']}") for n, error in errors.items())
+        else:  # neither says which of them was the first
+            how = "".join(f"or {other} " for other in others) + how
         kind = WorkerError if "cancel" in self.trouble.lower() else Lost  # who cancels a job wants no restart
         raise kind(f"{name}.run: rank {rank} {how}", rank, number)

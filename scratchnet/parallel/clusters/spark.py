@@ -83,6 +83,8 @@ def _session(spark: Any) -> Any:
         checks.refuse(
             "spark.run: spark", "a SparkSession (not one of Spark Connect, which has no barrier tasks)", spark
         )
+    if spark.sparkContext._jsc is None:
+        raise ConfigError("spark.run: spark: expected a session that runs, got one that was stopped")
     conf = spark.sparkContext.getConf()
     if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise ConfigError(

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import ranks
-import schedulers
 
-from scratchnet.data import from_spark
+from scratchnet.data import from_folder, from_spark
 from scratchnet.data.large.spark import reason_of
 from scratchnet.errors import ConfigError, DataError
+from scratchnet.testing.schedulers import spark_session
 
 
 def test_what_is_no_dataframe_is_refused():
@@ -19,7 +19,7 @@ def test_what_is_no_dataframe_is_refused():
 def test_the_rows_are_those_of_the_frame_in_order_whatever_its_partitions(tmp_path):
     from pyspark.sql import functions as F
 
-    with schedulers.spark() as session:
+    with spark_session() as session:
         n = 1000
         frame = session.range(n).select(
             (F.col("id") % 7).alias("key"), F.when(F.col("id") % 5 == 0, "Oslo").otherwise("Lima").alias("city"),
@@ -40,6 +40,9 @@ def test_the_rows_are_those_of_the_frame_in_order_whatever_its_partitions(tmp_pa
             assert found.feature_names == ("a", "city=Lima", "city=Oslo", "b")
             features, labels = found[:]
             assert np.array_equal(features, x) and np.array_equal(labels, (ids % 3 != 0).astype(int))
+        frame.orderBy("key", "a").write.parquet(str(tmp_path / "files"))  # for machines that share no folder
+        copied = from_folder(tmp_path / "files", "y", features=["a", "city", "b"], store=tmp_path / "copied")
+        assert all(map(np.array_equal, copied[:], found[:])) and copied.feature_names == found.feature_names
         values = from_spark(frame, features=["b"], label="a", order_by="a", store=tmp_path / "values")
         assert values.classes is None and np.array_equal(values[:][1][:, 0], np.arange(n, dtype=np.float32) * 0.5)
 

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import types
 
 import pytest
 import ranks
@@ -35,6 +36,18 @@ def restart(cluster):
 
     with Client(cluster) as other:
         other.restart()
+
+
+def test_a_client_that_cannot_be_asked_is_refused(monkeypatch):
+    module = types.ModuleType("distributed")
+    module.Client, module.default_client = type("Client", (), {"status": "closed", "asynchronous": False}), None
+    monkeypatch.setitem(sys.modules, "distributed", module)
+    words = "dask.run: client: expected a distributed.Client that is running, got "
+    with pytest.raises(ConfigError, match=f"^{words}one that is closed$"):
+        dask.run(print, ranks=2, client=module.Client())
+    module.Client.asynchronous = True
+    with pytest.raises(ConfigError, match=f"^{words}an asynchronous one$"):
+        dask.run(print, ranks=2, client=module.Client())
 
 
 def test_without_dask_there_is_one_line(monkeypatch):

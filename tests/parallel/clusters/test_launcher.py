@@ -132,6 +132,26 @@ def test_what_cannot_start_is_refused_in_one_line(monkeypatch):
         launcher.run(few(2), print, (), 2)
 
 
+def test_a_scheduler_that_has_gone_is_one_line():
+    def free():
+        raise ConnectionError("nobody there\n  stack")
+
+    gone = dataclasses.replace(few(2), free=free)
+    words = "processes.run: expected a scheduler that answers, got ConnectionError: nobody there"
+    with pytest.raises(ConfigError, match=f"^{words}$"):
+        launcher.run(gone, print, (), 2)
+
+
+def test_of_ranks_that_end_without_a_word_none_is_accused():
+    def end(comm):
+        if comm.rank:
+            os._exit(0)
+        comm.barrier()
+
+    with pytest.raises(WorkerError, match=r"^threads.run: rank 0 or 1 ended before its function returned"):
+        launcher.run(ranks.in_threads(), end, (), 2)
+
+
 def test_another_version_on_a_machine_is_named(monkeypatch):
     here = {"host": "there", **task.versions()}
     assert task.misfit([here]) is None

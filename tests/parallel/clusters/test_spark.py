@@ -13,13 +13,14 @@ import schedulers
 
 from scratchnet.errors import ConfigError
 from scratchnet.parallel.clusters import spark
+from scratchnet.testing.schedulers import START, spark_cluster, spark_session
 
 needs_spark = ranks.needs("pyspark")
 
 
 @needs_spark
 def test_a_local_session(tmp_path, capsys):
-    with schedulers.spark() as session:
+    with spark_session() as session:
         run = functools.partial(spark.run, spark=session)
         schedulers.check_contract(run, tmp_path, capsys)
         schedulers.check_loss(run, tmp_path, schedulers.lose_task)
@@ -29,7 +30,7 @@ def test_a_local_session(tmp_path, capsys):
 
 @needs_spark
 def test_a_cluster_of_two_executors(tmp_path, capsys):
-    with schedulers.spark_cluster(tmp_path) as master, schedulers.spark(master) as session:
+    with spark_cluster(tmp_path) as master, spark_session(master) as session:
         run = functools.partial(spark.run, spark=session)
         wait_for_slots(session)
         schedulers.check_contract(run, tmp_path, capsys)
@@ -41,7 +42,7 @@ def kill(pid):
 
 
 def wait_for_slots(session):
-    deadline = time.monotonic() + schedulers.START
+    deadline = time.monotonic() + START
     while spark.scheduler(session).free() < 2:
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -58,8 +59,8 @@ def fake_spark(monkeypatch, version="4.3.0"):
 class Session:
     _jsparkSession = None
 
-    def __init__(self, **options):
-        self.sparkContext = types.SimpleNamespace(getConf=lambda: options)
+    def __init__(self, java="running", **options):
+        self.sparkContext = types.SimpleNamespace(_jsc=java, getConf=lambda: options)
 
 
 def test_what_spark_cannot_do_is_one_line(monkeypatch):
@@ -78,6 +79,8 @@ def test_what_spark_cannot_do_is_one_line(monkeypatch):
         spark.run(print, ranks=2)
     with pytest.raises(ConfigError, match=r"spark.run: spark: expected a SparkSession .*, got 3"):
         spark.run(print, ranks=2, spark=3)
+    with pytest.raises(ConfigError, match=r"spark.run: spark: expected a session that runs, got one that was stopped"):
+        spark.run(print, ranks=2, spark=Session(java=None))
     with pytest.raises(ConfigError, match=r"expected spark.dynamicAllocation.enabled=false, got true: a barrier stage"):
         spark.run(print, ranks=2, spark=Session(**{"spark.dynamicAllocation.enabled": "true"}))
     with pytest.warns(UserWarning, match=r"spark.speculation is on; Spark starts no second copy of a rank"):
