@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import io
 import os
 import pickle
 import platform
@@ -34,6 +35,7 @@ from numba.core import sigutils
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.environment import Environment, _rebuild_env
 from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 
@@ -176,6 +178,25 @@ class _Session:
 session = _Session()
 
 
+def _environment(module, constants, name):
+    """What Numba keeps of a function for Python's objects in it: its module's names, and constants.
+
+    A kernel has no such objects, so its module, perhaps one of Numba's that imports SciPy (0.1 s), need not be there.
+    """
+    found = Environment._memo.get(name)
+    if found is None and not constants:
+        found = Environment({"__name__": module})
+        found.env_name = name
+        Environment._memo[name] = found
+    return found or _rebuild_env(module, constants, name)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        found = super().find_class(module, name)
+        return _environment if found is _rebuild_env else found
+
+
 class KernelCache(_Cache):
     """The machine code of one kernel: a file for each signature, named by a digest of all that determines its content.
 
@@ -197,7 +218,7 @@ class KernelCache(_Cache):
             target_context.refresh()
             return None
         define_functions_in(content)
-        result = CompileResult._rebuild(target_context, *pickle.loads(content))
+        result = CompileResult._rebuild(target_context, *_Unpickler(io.BytesIO(content)).load())
         # These functions start the threads. Numba forgets that a caller which is compiled later needs them, too: a
         # third process that loads the caller from the cache would run its parallel loop without threads, and crash.
         result.library._reload_init.update(result.reload_init)
