@@ -46,6 +46,11 @@ def call(comm, kind, seed, shape, dtype, layout, kwargs):
     return np.array(array if kind != "reduce_scatter" else result)
 
 
+def calls(comm, cases):
+    """Several collectives in a row, each with the arguments of `call`."""
+    return [call(comm, *case) for case in cases]
+
+
 def fold(arrays, op):
     """Fold the arrays in their order with NumPy."""
     function = {"max": np.maximum, "min": np.minimum}.get(op, np.add)

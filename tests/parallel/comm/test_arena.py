@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import ORDERED, call, data, fold, laid_out, of_all
+from cases import ORDERED, call, calls, data, fold, laid_out, of_all
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,36 +34,37 @@ def all_reduces(draw):
     return draw(st.integers(0, 99)), draw(SHAPES), dtype, draw(st.sampled_from(LAYOUTS)), kwargs
 
 
-def check_all_reduce(group, seed, shape, dtype, layout, kwargs):
-    results = group.ask(call, "all_reduce", seed, shape, dtype, layout, kwargs)
-    arrays = of_all(group.size, seed, shape, dtype)
-    expected = fold(arrays, kwargs["op"])
-    assert len({result.tobytes() for result in results}) == 1
-    assert results[0].dtype == expected.dtype and results[0].shape == expected.shape
-    if kwargs["algorithm"] in ORDERED or dtype.startswith("int") or kwargs["op"] in ("max", "min"):
-        np.testing.assert_array_equal(results[0], expected)
-    else:  # another order of additions
-        bound = 2 * group.size * np.finfo(dtype).eps * np.sum(np.abs(arrays), axis=0)
-        assert (np.abs(results[0] - expected) <= bound).all()
+def check_all_reduces(group, cases):
+    """cases: of (seed, shape, dtype, layout, arguments)."""
+    answers = group.ask(calls, [("all_reduce", *case) for case in cases])
+    for (seed, shape, dtype, _, kwargs), results in zip(cases, zip(*answers, strict=True), strict=True):
+        arrays = of_all(group.size, seed, shape, dtype)
+        expected = fold(arrays, kwargs["op"])
+        assert len({result.tobytes() for result in results}) == 1
+        assert results[0].dtype == expected.dtype and results[0].shape == expected.shape
+        if kwargs["algorithm"] in ORDERED or dtype.startswith("int") or kwargs["op"] in ("max", "min"):
+            np.testing.assert_array_equal(results[0], expected)
+        else:  # another order of additions
+            bound = 2 * group.size * np.finfo(dtype).eps * np.sum(np.abs(arrays), axis=0)
+            assert (np.abs(results[0] - expected) <= bound).all()
 
 
 @given(all_reduces())
 def test_all_reduce_is_numpys_with_the_same_bits_on_all_ranks(group, case):
-    check_all_reduce(group, *case)
+    check_all_reduces(group, [case])
 
 
 @pytest.mark.parametrize("shape", LARGE)
 @pytest.mark.parametrize("layout", ["C", "heap", "heap on some ranks"])
 def test_large_arrays_pass_in_chunks(group, shape, layout):
     for op, algorithm in (("sum", "auto"), ("mean", "arena"), ("max", "rabenseifner"), ("sum", "ring")):
-        check_all_reduce(group, 1, shape, "float32", layout, {"op": op, "algorithm": algorithm})
+        check_all_reduces(group, [(1, shape, "float32", layout, {"op": op, "algorithm": algorithm})])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_takes_every_dtype_and_op(group, algorithm):
-    for dtype in DTYPES:
-        for op in ops_of(dtype):
-            check_all_reduce(group, 2, (257,), dtype, "C", {"op": op, "algorithm": algorithm})
+    ways = [(dtype, {"op": op, "algorithm": algorithm}) for dtype in DTYPES for op in ops_of(dtype)]
+    check_all_reduces(group, [(2, (257,), dtype, "C", way) for dtype, way in ways])
 
 
 @given(st.integers(0, 99), SHAPES, st.sampled_from(DTYPES), st.sampled_from(LAYOUTS), st.integers(0, 6))
@@ -225,7 +226,7 @@ def test_bad_arguments_are_named_in_one_line_and_disturb_nobody(group, what):
     _, kind, message = BAD[what]
     for found in [*group.ask(attempt, what), attempt(sn.parallel.SerialCommunicator(), what)]:
         assert found and found[0] == kind and message in found[1] and "\n" not in found[1]
-    check_all_reduce(group, 0, (5,), "float32", "C", {"op": "sum", "algorithm": "auto"})
+    check_all_reduces(group, [(0, (5,), "float32", "C", {"op": "sum", "algorithm": "auto"})])
 
 
 def test_one_process_alone_is_a_communicator_too():

@@ -22,10 +22,9 @@ SHAPES = [(0,), (), (1,), (16,), (17,), (3, 5), (0, 4), (8192 + 3,), (40_001,)]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
 def test_all_reduce_is_numpys_with_the_same_bits_on_all_ranks(group, dtype, algorithm):
-    for seed, shape in enumerate(SHAPES):
-        for op in test_arena.ops_of(dtype):
-            layout = ("C", "F", "strided", "unaligned")[seed % 4]
-            test_arena.check_all_reduce(group, seed, shape, dtype, layout, {"op": op, "algorithm": algorithm})
+    layouts, ops = ("C", "F", "strided", "unaligned"), test_arena.ops_of(dtype)
+    cases = [(seed, shape, dtype, layouts[seed % 4], op) for seed, shape in enumerate(SHAPES) for op in ops]
+    test_arena.check_all_reduces(group, [(*case, {"op": op, "algorithm": algorithm}) for *case, op in cases])
 
 
 @pytest.mark.parametrize("layout", ["C", "F", "strided", "unaligned"])
