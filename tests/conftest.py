@@ -47,7 +47,7 @@ ONCE = {
     "cpu": ("test_pairs", "test_tiles"),
     "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm"),
     "model": ("test_backward", "test_parts", "test_pieces", "test_timetable"),
-    "comm": ("test_collectives", "test_job", "test_memory", "test_tree", "test_virtual"),
+    "comm": ("test_collectives", "test_job", "test_memory", "test_server", "test_tree", "test_virtual"),
     "pool": ("test_launch", "test_pool"),
     "mpi": (
         "test_communicator", "test_faults", "test_hosts", "test_machines", "test_mpi_train", "test_run", "test_slurm",

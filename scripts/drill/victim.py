@@ -20,14 +20,15 @@ from pathlib import Path
 
 import multiprocess
 import numpy as np
-from multiprocess import resource_tracker, util
+from multiprocess import resource_tracker
 
 import scratchnet as sn
 from scratchnet import parallel, precisions
 from scratchnet.flags import flag, run_script
 from scratchnet.formats import checkpoint
+from scratchnet.parallel.comm import server
 from scratchnet.parallel.failpoints import note
-from scratchnet.parallel.pool import pool
+from scratchnet.parallel.pool import launch, pool
 
 SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 8  # the last batch has 2 samples: with 4 or 8 shards, some are empty
 SAVE_EVERY = 4
@@ -204,23 +205,24 @@ def limit_files(config):
 
 def limit_workers(config):
     """Limits of new processes. (RLIMIT_NPROC itself does not bind the superuser.)"""
-    start, left = util.spawnv_passfds, [10**6 if config.processes is None else config.processes]
+    start, left = launch.Process.start, [10**6 if config.processes is None else config.processes]
 
-    def limited(*args):
-        if not left[0]:
-            note("processes:none:left")
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        left[0] -= 1
+    def limited(process):
+        if process.name != server.NAME:
+            if not left[0]:
+                note("processes:none:left")
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            left[0] -= 1
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         if config.memory is not None:
             note(f"memory:{config.memory}")
         resource.setrlimit(resource.RLIMIT_AS, (soft if config.memory is None else config.memory, hard))
         try:
-            return start(*args)
+            return start(process)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
-    util.spawnv_passfds = limited
+    launch.Process.start = limited
 
 
 def resize_at(trainer, loader, plans):
@@ -261,7 +263,8 @@ def open_files():
     for entry in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             found[entry] = os.readlink(f"/proc/self/fd/{entry}")
-    return {(fd, target) for fd, target in found.items() if not target.startswith("/proc")}
+    kept = set(map(str, server.files()))
+    return {(fd, target) for fd, target in found.items() if not target.startswith("/proc") and fd not in kept}
 
 
 def main(config):

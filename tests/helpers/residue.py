@@ -5,14 +5,30 @@ import gc
 import os
 from pathlib import Path
 
+import multiprocess
 from multiprocess import resource_tracker
 from running import shared_memory
+
+from scratchnet.parallel.comm import server
 
 TRACKER = "multiprocess.resource_tracker"  # one helper process of multiprocess, which ends with this one
 
 
 def children(of="self"):
-    """{process: its command line} of the children of a process, dead ones that nobody waited for included."""
+    """{process: its command line} of the children of a process, dead ones that nobody waited for included.
+
+    A server of workers, which stays for a minute, is no child, but what it forked.
+    """
+    multiprocess.active_children()  # takes the status of those that have ended
+    found = _children(of)
+    servers = [pid for pid, command in found.items() if server.NAME in command]
+    for pid in servers:
+        del found[pid]
+        found |= _children(pid)
+    return found
+
+
+def _children(of):
     found = {}
     for task in Path(f"/proc/{of}/task").glob("*/children"):
         for child in task.read_text().split():
@@ -35,7 +51,7 @@ def open_files():
     for entry in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
-    return {fd: target for fd, target in found.items() if not target.startswith("/proc")}
+    return {fd: t for fd, t in found.items() if not t.startswith("/proc") and fd not in server.files()}
 
 
 def alive(pid):

@@ -1,7 +1,8 @@
 """Starts functions in other processes, and brings back their results or the reason why there are none.
 
-Processes are started afresh (spawn), never forked: a fork copies locks and threads' memory in the middle of their work.
-What they are to do travels as ../objects.py says.
+This process is never forked: a fork copies locks and threads' memory in the middle of their work. Another one, which
+does nothing else, forks workers (../comm/server.py), or they are started afresh (spawn). What they are to do travels as
+../objects.py says.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from multiprocess import connection, context, popen_spawn_posix, reduction, spaw
 from ...errors import CollectiveError, ConfigError, WorkerError
 from ...kernels import get_num_threads
 from ...native.limits import cores
+from ..comm import server
 from ..comm.memory import above_standard_streams
 from ..objects import SharedObject, dumps, loads
 
@@ -118,9 +120,8 @@ class Workers:
 
     def _start_now(self, rank: int) -> None:
         ours, theirs = connection.Pipe()
-        arguments = (self._target, theirs, rank, self._args_of(rank))
-        process = _Process(target=_begin, args=arguments, name=f"scratchnet-worker-{rank}", daemon=True)
-        process.variables = _variables(self._threads)
+        arguments = (self._target, theirs, rank, *self._args_of(rank))
+        process = Process(_variables(self._threads), _begin, arguments, f"scratchnet-worker-{rank}")
         try:
             process.start()
         except OSError as error:
@@ -229,14 +230,14 @@ def _death(rank: int, status: int) -> WorkerError:
     return WorkerError(f"worker {rank} ended with {how_it_ended(status)} before its function returned", rank)
 
 
-def _begin(target: Callable, channel: connection.Connection, rank: int, args: tuple) -> None:
-    """The first function that a worker runs."""
+def _begin(target: Callable, *args: Any) -> None:
+    """The first function that a worker runs, and a server."""
     gc.freeze()  # what was imported stays: to look through it would take 0.1 s at the end, and some at each collection
     gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     die_with_parent()
-    target(channel, rank, *args)
+    target(*args)
 
 
 def die_with_parent() -> None:
@@ -248,7 +249,7 @@ def die_with_parent() -> None:
     parent = multiprocess.parent_process()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent.pid:  # it ended before
+        if os.getppid() != (server.forked_by or parent.pid):  # it ended before; a server ends with its program
             os._exit(1)
         return
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
@@ -285,14 +286,17 @@ def _variables(threads: int) -> dict[str, str]:
     }
 
 
-class _Process(multiprocess.context.SpawnProcess):
+class Process(multiprocess.context.SpawnProcess):
     """A process of `multiprocess` that is started without touching this one: other threads may be at work in it.
 
     It does not import the main program, as spawn makes its processes do: what it needs of that, it gets by value, so
     nothing in it runs twice, guarded or not. Nothing here has a name in the system, so no tracker of such names starts.
+    variables: of its environment, besides ours. forks: may a server fork it?
     """
 
-    variables: dict[str, str] = {}  # noqa: RUF012 - of its environment
+    def __init__(self, variables: dict[str, str], target: Callable, args: tuple, name: str, forks: bool = True):
+        super().__init__(target=target, args=args, name=name, daemon=True)
+        self.variables, self.forks = variables, forks and server.is_possible()
 
     @staticmethod
     def _Popen(process):
@@ -306,6 +310,7 @@ def _without_collections(part: str | bytes) -> bytes:
 
 class _Popen(popen_spawn_posix.Popen):
     returncode: Any
+    handle: int | None = None  # of a process that a server forked
 
     def _launch(self, process):
         own = multiprocess.current_process()
@@ -318,22 +323,41 @@ class _Popen(popen_spawn_posix.Popen):
             reduction.dump(process, stream)
         finally:
             context.set_spawning_popen(None)
-        ours, theirs = [], []
+        ours, theirs = self.files, _ = [], []
         try:
             for kept in (0, 1):  # the reading end of the first pipe, which says when the process ends
                 pipe = [above_standard_streams(end) for end in os.pipe()]
                 ours.append(pipe[kept])
                 theirs.append(pipe[1 - kept])
             self.sentinel, orders = ours
-            command = list(map(_without_collections, spawn.get_command_line(pipe_handle=theirs[1])))
-            variables = [f"{name}={value}" for name, value in process.variables.items()]
-            self.pid = util.spawnv_passfds(ENV, [ENV, *variables, *command], [*self._fds, *theirs])
+            if not (process.forks and self._fork(process, *theirs)):
+                self._spawn(process.name, process.variables, *theirs)
+            ours += [] if self.handle is None else [self.handle]
             with open(orders, "wb", closefd=False) as file, contextlib.suppress(BrokenPipeError):  # it died: see poll
                 file.write(stream.getbuffer())
         finally:
             self.finalizer = util.Finalize(self, util.close_fds, ours)
             for end in theirs:
                 os.close(end)
+
+    def _spawn(self, name, variables, end, orders):
+        command = [*map(_without_collections, spawn.get_command_line(pipe_handle=orders)), os.fsencode(name)]
+        settings = [f"{name}={value}" for name, value in variables.items()]
+        self.pid = util.spawnv_passfds(ENV, [ENV, *settings, *command], [*self._fds, end, orders])
+
+    def _fork(self, process, end, orders):
+        """Have a server fork it; False where there is none. One that has ended, after a while, is replaced once."""
+        with contextlib.suppress(OSError):  # no room for a process; a new one perhaps has
+            while True:
+                own = server.of_this_thread(process.variables, lambda *work: _start_server(process, *work))
+                try:
+                    self.pid, self.handle = own.fork(self._fds, end, orders)
+                    return True
+                except ConnectionError:
+                    server.forget(own)
+                    if not own.has_forked:
+                        return False
+        return False
 
     def poll(self, flag=os.WNOHANG):
         """The exit status, None while it runs; REAPED if somebody else of this process has taken the status.
@@ -342,9 +366,33 @@ class _Popen(popen_spawn_posix.Popen):
         """
         if self.returncode is None:
             try:
-                pid, status = os.waitpid(self.pid, flag)
+                status = self._status(flag)
             except ChildProcessError:
                 self.returncode = REAPED
             else:
-                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+                self.returncode = None if status is None else os.waitstatus_to_exitcode(status)
         return self.returncode
+
+    def _status(self, flag):
+        """As waitpid gives it."""
+        if self.handle is None:
+            pid, status = os.waitpid(self.pid, flag)
+            return status if pid else None
+        if flag == os.WNOHANG and not connection.wait([self.sentinel], 0):
+            return None
+        said = os.read(self.sentinel, server.ENDED.size)
+        return server.ENDED.unpack(said)[0] if said else signal.SIGKILL  # it ends with its server
+
+    def _send_signal(self, number):
+        if self.handle is None:
+            super()._send_signal(number)
+        elif self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.handle, number)
+
+
+def _start_server(first: Process, serve: Callable, sock: Any) -> Process:
+    """A server for processes as the first one."""
+    process = Process(first.variables, _begin, (serve, sock, first._args[0]), server.NAME, forks=False)
+    process.start()
+    return process

@@ -16,6 +16,7 @@ from residue import alive, no_residue
 
 import scratchnet as sn
 from scratchnet.native.compile import JIT_ENABLED
+from scratchnet.parallel.comm import server
 from scratchnet.parallel.comm.arena import Arena
 from scratchnet.parallel.pool.launch import Workers, describe
 
@@ -125,15 +126,25 @@ def test_what_python_passes_over_in_its_path_is_no_trouble(monkeypatch):
     assert sn.parallel.run(lambda comm: comm.rank, workers=1) == [0]
 
 
-def test_a_process_without_a_folder_whose_children_somebody_else_reaps(tmp_path, monkeypatch):
-    """As a server that ignores SIGCHLD: the status of a worker is nobody's."""
+def test_a_process_without_a_folder_has_workers(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
+    assert sn.parallel.run(lambda comm: comm.rank, workers=1) == [0]
+
+
+@pytest.mark.parametrize(
+    ("is_possible", "end"),
+    [(True, "status 0 before its function returned"), (False, "an unknown status")],
+    ids=["forked", "started afresh"],
+)
+def test_children_may_be_reaped_by_somebody_else(monkeypatch, is_possible, end):
+    """As in a server that ignores SIGCHLD: the status of a process that it starts is nobody's."""
+    monkeypatch.setattr(server, "is_possible", lambda: is_possible)
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         assert sn.parallel.run(lambda comm: comm.rank, workers=1) == [0]
-        with pytest.raises(sn.WorkerError, match="worker 0 ended with an unknown status"):
+        with pytest.raises(sn.WorkerError, match=f"worker 0 ended with {end}"):
             sn.parallel.run(lambda comm: os._exit(0), workers=1)
     finally:
         signal.signal(signal.SIGCHLD, before)

@@ -1,0 +1,147 @@
+"""Workers that a server forks find what processes find that start afresh, and nobody depends on the server."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import multiprocess
+import numpy as np
+import pytest
+from residue import no_residue
+
+import scratchnet as sn
+from scratchnet.parallel.comm import server
+from scratchnet.parallel.pool import launch
+
+pytestmark = pytest.mark.skipif(not server.is_possible(), reason="no handles of processes here")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    with no_residue():
+        yield
+
+
+def parents():
+    return {child.pid for child in multiprocess.active_children() if child.name == server.NAME}
+
+
+def test_workers_are_children_of_one_server_and_start_in_no_time():
+    first = sn.parallel.run(lambda comm: os.getppid(), workers=3)
+    start = time.process_time(), time.monotonic()
+    assert sn.parallel.run(lambda comm: os.getppid(), workers=3) == first and set(first) <= parents()
+    assert len(set(first)) == 1 and time.process_time() - start[0] < 1
+
+
+def found(comm):
+    """What a worker inherits."""
+    import resource
+
+    with open("/proc/self/status") as file:
+        mask = next(line for line in file if line.startswith("Umask"))
+    names = "SCRATCHNET_FAIL", "SOMETHING"
+    limit = resource.getrlimit(resource.RLIMIT_CORE)
+    return os.getcwd(), [os.environ.get(name) for name in names], mask, limit, os.sched_getaffinity(0)
+
+
+def test_a_worker_inherits_what_its_program_has_changed(tmp_path, monkeypatch):
+    import resource
+
+    before, limits = sn.parallel.run(found, workers=1)[0], resource.getrlimit(resource.RLIMIT_CORE)
+    mask = os.umask(0o027)
+    try:
+        assert before == (*found(None)[:2], f"Umask:\t{mask:04o}\n", *found(None)[3:])
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("SOMETHING", "new")
+        monkeypatch.setenv("SCRATCHNET_FAIL", "never:1:1:raise")
+        resource.setrlimit(resource.RLIMIT_CORE, (0, limits[1]))
+        os.sched_setaffinity(0, {min(before[-1])})
+        now = sn.parallel.run(found, workers=1)[0]
+        assert now == found(None) and now[0] == str(tmp_path) and now[1] == ["never:1:1:raise", "new"]
+        monkeypatch.delenv("SCRATCHNET_FAIL")
+        assert sn.parallel.run(found, workers=1)[0] == found(None)
+    finally:
+        monkeypatch.undo()
+        os.umask(mask)
+        os.sched_setaffinity(0, before[-1])
+        resource.setrlimit(resource.RLIMIT_CORE, limits)
+    assert sn.parallel.run(found, workers=1)[0] == before
+
+
+def test_a_worker_writes_to_the_streams_that_its_program_has_now(capfd):
+    def write(comm):
+        print("out", comm.rank, flush=True)
+        print("err", file=sys.stderr, flush=True)
+
+    sn.parallel.run(write, workers=1)
+    assert capfd.readouterr() == ("out 0\n", "err\n")
+
+
+def test_workers_draw_numbers_of_their_own():
+    def draw(comm):
+        return np.random.rand(), random.random()  # noqa: NPY002
+
+    drawn = [x for _ in range(2) for pair in sn.parallel.run(draw, workers=2) for x in pair]
+    assert len({*drawn}) == 8
+
+
+CLOSED = "import os, scratchnet as sn; os.close(0); os.close(2); print(sn.parallel.run(lambda c: c.rank, workers=2))"
+
+
+def test_a_program_may_have_closed_its_streams():
+    assert subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True).stdout == "[0, 1]\n"
+
+
+# --- its end ----------------------------------------------------------------------------------------------------------
+
+
+def test_workers_of_a_server_that_is_killed_are_dead_and_others_start():
+    def kill_it(comm):
+        comm.barrier()
+        if comm.rank == 0:
+            os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+
+    with pytest.raises(sn.WorkerError, match=r"worker \d was killed by SIGKILL"):
+        sn.parallel.run(kill_it, workers=2)
+    assert sn.parallel.run(lambda comm: comm.rank, workers=2) == [0, 1]
+
+
+def test_a_run_whose_server_is_killed_goes_on_to_the_same_bytes():
+    def weights(workers, *callbacks):
+        sn.manual_seed(0)
+        model = sn.nn.MLP(4, 8, 2)
+        parts = model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss()
+        trainer = sn.Trainer(*parts, workers=workers, shards=4, progress=False, callbacks=callbacks)
+        x = np.random.default_rng(0).normal(size=(48, 4)).astype(np.float32)
+        trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, (x[:, 0] > 0).astype(int)), 8), epochs=2)
+        return b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+
+    class Kill:
+        def on_step_end(self, run):
+            if run.step in (3, 4):
+                killed.append([os.kill(pid, signal.SIGKILL) for pid in parents()])
+
+    killed = []
+    assert weights(2, Kill()) == weights(1) and all(killed) and len(killed) == 2
+
+
+def test_a_server_without_workers_ends_after_a_while():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = launch.Process({}, launch._begin, (server.serve, theirs, None, 0.01), server.NAME, forks=False)
+    process.start()
+    theirs.close()
+    assert ours.recv(1) == b""
+    process.join()
+    assert process.exitcode == 0
+    ours.close()
+    process.close()
+
+
+def test_without_a_server_workers_start_afresh(monkeypatch):
+    monkeypatch.setattr(server, "of_this_thread", lambda *args: (_ for _ in ()).throw(BlockingIOError(11, "no room")))
+    assert sn.parallel.run(lambda comm: os.getppid(), workers=1) == [os.getpid()]
