@@ -26,12 +26,14 @@ FEWEST_ROWS = 16  # a loop over fewer rows does not join one over more: it would
 
 
 class Access(NamedTuple):
-    """What a loop does with a piece of memory; `by_rows`: its i-th item uses the i-th of equal parts alone."""
+    """What a loop does with a piece of memory; `by_rows`: its i-th item uses the i-th of equal parts alone; `later`:
+    its stage comes after the stage of whoever writes there, because nobody looks before that one has ended."""
 
     start: int
     end: int
     written: bool
     by_rows: bool
+    later: bool = False
 
     def conflicts(self, other: Access) -> bool:
         """Must these two stay in order?"""
@@ -42,9 +44,9 @@ class Access(NamedTuple):
         return self.by_rows and other.by_rows and (self.start, self.end) == (other.start, other.end)
 
 
-def access(array: np.ndarray, written: bool, by_rows: bool) -> Access:
+def access(array: np.ndarray, written: bool, by_rows: bool, later: bool = False) -> Access:
     start = array.__array_interface__["data"][0]
-    return Access(start, start + array.nbytes, written, by_rows)
+    return Access(start, start + array.nbytes, written, by_rows, later)
 
 
 @dataclass(eq=False)
@@ -122,7 +124,8 @@ def _joined(task: Task, before: Sequence[tuple[_Open, list]]) -> tuple[_Open | N
             rows = min(last.rows, task.size)
             if rows and task.size % rows == 0 and last.rows % rows == 0 and (rows == last.rows or rows >= FEWEST_ROWS):
                 return last, rows
-        if alone and task.work + (last.rows > 1) * last.work <= SMALL:  # one row is one thread's already
+        small = task.work + (last.rows > 1) * last.work <= SMALL  # one row is one thread's already
+        if alone and small and not any(b.later for _, b in pairs):
             return last, 1
     return None, max(task.size, 1)
 

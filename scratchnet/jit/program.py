@@ -145,7 +145,7 @@ class Program:
 
         found = [access(*data) for data in loop.arrays()]
         if any(written and not self.trace.owns(x) for x, written, _ in loop.arrays()):
-            found.append(access(self.stop, False, False))
+            found.append(access(self.stop, False, False, later=True))
         return found
 
     # --- inputs -------------------------------------------------------------------------------------------------------
