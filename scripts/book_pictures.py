@@ -8,7 +8,6 @@ import itertools
 import os
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -315,8 +314,10 @@ class Killer:
 
     def on_step_end(self, run: Any) -> None:
         if run.step == self.step:
-            children = Path(f"/proc/self/task/{threading.main_thread().native_id}/children").read_text().split()
-            os.kill(int(children[-1]), signal.SIGKILL)
+            found = os.getpid()
+            for _ in range(2):  # its newest child, the server, and that one's, a worker
+                found = int(Path(f"/proc/{found}/task/{found}/children").read_text().split()[-1])
+            os.kill(found, signal.SIGKILL)
 
 
 def kill(path: Path) -> None:

@@ -32,7 +32,6 @@ from scratchnet.parallel.pool import launch, pool
 
 SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 8  # the last batch has 2 samples: with 4 or 8 shards, some are empty
 SAVE_EVERY = 4
-precisions.LEAST.clear()  # here, and in workers by Loss: products as small as these are rounded, too
 JOBS = {  # options of the Trainer; all of these promise the same bytes
     "all_reduce": {},
     "parameter_server": {"strategy": parallel.ParameterServer(staleness=0)},
@@ -269,6 +268,7 @@ def open_files():
 
 def main(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
+    precisions.LEAST.clear()  # here, and in workers by Loss: products as small as these are rounded, too
     Path(config.folder).mkdir(parents=True, exist_ok=True)
     resource_tracker.ensure_running()
     trainer, loader = make(config)

@@ -26,7 +26,6 @@ OPTIMIZERS = {
 
 
 AllReduce, ParameterServer = sn.parallel.AllReduce, sn.parallel.ParameterServer
-precisions.LEAST.clear()  # so that products as small as these are rounded, too
 JOBS = {  # arguments of the trainer, and the optimizer
     "momentum": ({"shards": 4}, "momentum"),
     "adam, more shards than samples at the end": ({"shards": 8}, "adam"),
@@ -157,6 +156,7 @@ def forbidden(*args, **kwargs):
 
 
 def main(config):
+    precisions.LEAST.clear()  # so that products as small as these are rounded, too
     rank, _ = started_as() or (0, 1)
     if started_as():
         library().pickle.__init__(dumps=forbidden, loads=forbidden)

@@ -227,7 +227,9 @@ def test_bench_times_epochs_and_whole_runs(small):
         "--goal", 0.2,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert re.search(r"inference: 784-1024-1024-10, batch 512\n.*\n +numpy +\d", done.stdout), done.stdout
+    assert re.search(r"inference: 784-1024-1024-10, batch 512, floor [\d.]+ ms.*\n.*\n +numpy +\d", done.stdout), (
+        done.stdout
+    )
     assert re.search(r"epochs: 784-128-10.*\n.*\n +numpy +\d", done.stdout)
     assert re.search(r"to 20% test accuracy\n.*\n +numpy .*epochs \d+, accuracy 0\.[2-9]", done.stdout), done.stdout
 
