@@ -313,9 +313,8 @@ class Killer:
     every, step = 1, 60
 
     def on_step_end(self, run: Any) -> None:
-        if run.step == self.step:
-            found = os.getpid()
-            for _ in range(2):  # its newest child, the server, and that one's, a worker
+        if run.step == self.step and (found := os.getpid()):
+            for _ in range(2):  # our newest child is a server, whose newest child is a worker
                 found = int(Path(f"/proc/{found}/task/{found}/children").read_text().split()[-1])
             os.kill(found, signal.SIGKILL)
 
