@@ -215,6 +215,24 @@ def test_the_fastest_plan_is_taken_and_one_process_where_it_is_close(seconds, ta
     assert "us a batch, the epoch took 2,000 us" in choice.compare(2e-3)
 
 
+class Noting:
+    every = 1
+
+    def __init__(self):
+        self.threads = set()
+
+    def on_step_end(self, run):
+        self.threads.add(sn.get_num_threads())
+
+
+def test_one_process_has_the_threads_of_its_plan_for_the_run_alone(monkeypatch):
+    monkeypatch.setattr(planner, "choose", lambda *_: planner.Choice(Plan(1, 1), [], ""))
+    before, noting = sn.get_num_threads(), Noting()
+    trainer, loader = small("auto", callbacks=[noting], progress=False)
+    trainer.fit(loader)
+    assert noting.threads == {1} and sn.get_num_threads() == before
+
+
 def test_a_trial_leaves_nothing_behind(capsys):
     results = []
     for workers in ("auto", 1):
