@@ -105,6 +105,10 @@ def test_the_worst_element_is_named():
     f = op(square, lambda g, y, x: 2.0 * g * x * once(A))
     with pytest.raises(sn.GradcheckError, match=r"element \(1, 2\) of input 0"):
         gradcheck(lambda x: sn.Tensor._apply(f, x), [A])
+    for n, found in ((64, r"element \(7,\)"), (65, "(?!element)")):  # of more, only all together are checked
+        f = op(square, lambda g, y, x, n=n: 2.0 * g * x * np.where(np.arange(n) == 7, 1.001, 1))
+        with pytest.raises(sn.GradcheckError, match=f"gradient at {found}"):
+            gradcheck(lambda x, f=f: sn.Tensor._apply(f, x), [np.linspace(1, 2, n)])
 
 
 @pytest.mark.usefixtures("numpy_device")
