@@ -87,7 +87,7 @@ OTHER_WEIGHTS = {  # flag: its value, and what else is given with and without it
     "accumulate": (2, {}),
     "clip_norm": (0.01, {}),
     "device": ("numpy", {}),
-    "precision": ("bfloat16", {}),
+    "precision": ("bfloat16", {"hidden": (32,), "batch_size": 32}),  # smaller products stay float32
 }
 PIPELINE = {"strategy": "pipeline", "shards": 2, "hidden": (9, 9)}
 SAME_WEIGHTS = {
