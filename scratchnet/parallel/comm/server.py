@@ -45,8 +45,8 @@ forked_by: int | None = None  # in a worker: its server's process
 
 @functools.cache
 def is_possible() -> bool:
-    """Linux, and a kernel that gives handles of processes."""
-    if sys.platform != "linux":
+    """Linux, and a kernel and a Python that give handles of processes."""
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
         return False
     try:
         os.close(os.pidfd_open(os.getpid()))
