@@ -1,5 +1,6 @@
 """What the decorators of compile.py promise, and its thread count."""
 
+import contextlib
 import gc
 import math
 import subprocess
@@ -98,6 +99,22 @@ def test_a_stamp_rebinds_names_and_leaves_the_template_alone():
     assert applied(stamp(elementwise, "squares", function=compiled_square), x) == [1, 9]
     assert applied(stamp(elementwise, "doubles", function=compiled_twice), x) == [2, 6]
     assert applied(elementwise, x) == [1, 3]
+
+
+@needs_jit
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("argument", [1.0, None])
+def test_garbage_is_collected_after_compiling_as_before(enabled, argument):
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with contextlib.nullcontext() if argument else pytest.raises(numba.TypingError):
+            stamp(elementwise, f"garbage_{enabled}", function=compiled_square)(
+                np.ones(1), np.empty(1) if argument else 1.0
+            )
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_a_stamp_has_its_own_name():
