@@ -41,7 +41,7 @@ ONCE = {
         "test_sources",
         "test_tables", "test_text",
     ),
-    "large": ("test_folder", "test_spark", "test_stored"),
+    "large": ("test_folder", "test_scattered", "test_spark", "test_stored"),
     "files": ("test_cells", "test_content", "test_idx", "test_series"),
     "cuda": ("test_compiled", "test_stub", "test_without_gpu"),
     "cpu": ("test_pairs", "test_tiles"),

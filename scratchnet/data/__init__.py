@@ -10,6 +10,7 @@ from .files.content import data_files
 from .files.idx import read_idx, write_idx
 from .images import ImageInputs, image_folder, read_image
 from .large.folder import from_folder
+from .large.scattered import ScatteredRows
 from .large.spark import from_spark
 from .large.stored import StoredRows
 from .loader import DataLoader
@@ -41,6 +42,7 @@ __all__ = [
     "RandomHorizontalFlip",
     "RandomSampler",
     "Sampler",
+    "ScatteredRows",
     "SequentialSampler",
     "SeriesInputs",
     "Standardize",

@@ -8,6 +8,7 @@ with Hosts(2) as hosts:
 import contextlib
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 from ..parallel.clusters import pod
 from ..parallel.clusters.kubernetes import Plan, job
+from ..parallel.clusters.task import MACHINE
 from .hosts import Hosts
 
 START = 120.0  # seconds that a scheduler may take to start, on a busy machine
@@ -48,7 +50,7 @@ def spark_session(master: str = "local[2]") -> Iterator[Any]:
 def spark_cluster(folder: Path, start: tuple[str, ...] = ()) -> Iterator[str]:
     """The address of a master with two workers of one core each, on the loopback. folder: for their logs and work.
 
-    start: the words that start each worker, before its own command line: such as those that give it a disk of its own.
+    start: the words that start each worker, before its own command line, such as those of `own_disk`.
     """
     import pyspark
 
@@ -78,6 +80,12 @@ def spark_cluster(folder: Path, start: tuple[str, ...] = ()) -> Iterator[str]:
             process.terminate()
         for process in processes:
             process.wait(START)
+
+
+def own_disk(folder: Path) -> tuple[str, ...]:
+    """Words before a command line: that program sees an empty disk at `folder`, as on a machine of its own. As root."""
+    line = f'mount -t tmpfs none {shlex.quote(str(folder))} && export {MACHINE}=$$ && exec "$@"'
+    return "unshare", "--mount", "sh", "-c", line, "sh"
 
 
 def pod_of(plan: Plan, index: int, address: str) -> tuple[list[str], dict[str, str]]:

@@ -163,10 +163,10 @@ def stored_rows() -> str:
     def write(name: str) -> None:
         folder = Path(name)
         with stored.filling(folder):
-            stored.begin(folder)
-            with stored.Writer(folder, ["a", "b"], None) as writer:
+            files = stored.begin(folder)
+            with stored.Writer(files, ["a", "b"], None) as writer:
                 writer.write([np.arange(3.0), np.ones(3)], np.arange(3.0))
-            stored.finish(folder, 3, ["a", "b"], None, None)
+            stored.finish(files, 3, ["a", "b"], None, None)
 
     return path("stored", write)
 
@@ -1222,6 +1222,7 @@ NOT_CALLED = {
     "data.Dataset": "abstract",
     "data.from_folder": "it needs pyarrow: tests/data/large calls it",
     "data.from_spark": "it needs Spark: tests/data/large calls it",
+    "data.ScatteredRows": "from_spark makes it: tests/data/large",
     "data.Sampler": "abstract",
     "sn.Predictor": "load_model makes it",
     "data.Sampler.indices": "abstract",

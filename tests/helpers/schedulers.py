@@ -11,6 +11,7 @@ import pytest
 import ranks
 
 from scratchnet.errors import ConfigError, WorkerError
+from scratchnet.parallel.clusters import spark
 from scratchnet.testing.schedulers import START
 
 
@@ -59,6 +60,14 @@ def check_loss(run, tmp_path, lose, comes_back=True):
             run(ranks.wait_long, str(folder), ranks=2, restarts=1)
     watcher.join()
     assert time.monotonic() - begin < START and len(seen) == 2 and ranks.gone(seen)
+
+
+def wait_for_slots(session, count=2):
+    """Until the executors of a session of Spark have so many free slots."""
+    deadline = time.monotonic() + START
+    while spark.scheduler(session).free() < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def ancestor(pid, words):

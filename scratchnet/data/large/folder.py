@@ -82,7 +82,7 @@ def _fill(
         from pyarrow import types
     except ImportError:
         raise ConfigError(f"{files[0]}: expected pyarrow, found none; pip install pyarrow") from None
-    begin(store)
+    into = begin(store)
     tables = [_Table(file, delimiter) for file in files]
     names = chosen or [name for name in tables[0].types if name != target]
     if target in names:
@@ -98,7 +98,7 @@ def _fill(
     categories = {name: sorted(_texts(tables, name, 1)) for name in of_text}
     named = [name for name in names for _ in categories.get(name, (None,))]
     as_text = [*categories, *([target] if classes else ())]
-    with Writer(store, named, texts) as writer:
+    with Writer(into, named, texts) as writer:
         for table in tables:
             row = 1
             for part in table.parts([*names, target], as_text):
@@ -115,7 +115,7 @@ def _fill(
                 row += part.num_rows
         if not writer.rows:
             raise DataError(f"{files[0].parent}: expected at least one row, found none")
-    finish(store, writer.rows, names, texts, source, categories)
+    finish(into, writer.rows, names, texts, source, categories)
 
 
 class _Table:

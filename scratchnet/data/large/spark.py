@@ -9,9 +9,10 @@ import functools
 import itertools
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -19,11 +20,22 @@ from ... import checks
 from ...errors import ConfigError, DataError
 from ..files.cells import names_of
 from ..tables import MOST, _ranked
-from .stored import FEATURES, LABELS, StoredRows, Writer, begin, finish, why_not_shared
+from .scattered import ScatteredRows, seal
+from .stored import FILES, StoredRows, Writer, begin, finish, why_not_shared
 
 REPORT = "part long, rows long, problem string"  # what a task says about its part
 
 
+@overload
+def from_spark(
+    df: Any, *, features: Iterable[str], label: str, order_by: Iterable[str] | str, store: str | os.PathLike,
+    classes: bool | None = None, missing: str = "refuse", shared: Literal[True] = True,
+) -> StoredRows: ...  # fmt: skip
+@overload
+def from_spark(
+    df: Any, *, features: Iterable[str], label: str, order_by: Iterable[str] | str, store: str | os.PathLike,
+    classes: bool | None = None, missing: str = "refuse", shared: Literal[False],
+) -> ScatteredRows: ...  # fmt: skip
 def from_spark(
     df: Any,
     *,
@@ -33,7 +45,8 @@ def from_spark(
     store: str | os.PathLike,
     classes: bool | None = None,
     missing: str = "refuse",
-) -> StoredRows:
+    shared: bool = True,
+) -> StoredRows | ScatteredRows:
     """A DataFrame of Spark as a data set of features float32 and of labels or values, whose rows are in a fixed order.
 
     features: names of columns. Numbers stay as they are; a column of text becomes a feature for each of its texts, 1
@@ -42,6 +55,7 @@ def from_spark(
     numbers values, (n, 1); classes=True or False says which. order_by: the columns that order the rows; rows equal in
     them are ordered by all others, so the order, and what is trained on it, does not depend on partitions. store: a
     folder that all executors and ranks share, such as one of a network file system; executors write their rows there.
+    shared=False: a folder on the disk of each machine, and rows that ranks bring together, see `ScatteredRows`.
 
     Pass the data set to `clusters.spark.run` as an argument: it travels as the name of the folder, and each rank reads
     the rows that it computes on. Raises DataError that names a column and a row in that order, or ConfigError.
@@ -57,6 +71,7 @@ def from_spark(
             raise DataError(f"from_spark: expected a column {name!r:.60}, found {', '.join(df.columns):.200}")
     if label in names or not names or not order:
         raise ConfigError("from_spark: expected features other than the label, and columns to order by")
+    shared = checks.flag("from_spark: shared", shared)
     classes = _is_of_classes(df, label) if classes is None else checks.flag("from_spark: classes", classes)
     if checks.one_of("from_spark: missing", missing, ("refuse", "drop")) == "drop":
         df = df.dropna(subset=[f"`{name}`" for name in (*names, label)])
@@ -74,12 +89,11 @@ def from_spark(
         total = sum(counts.values())
         if not total:
             raise DataError("from_spark: expected at least one row, found none")
-        folder.mkdir(parents=True, exist_ok=True)
-        token = begin(folder)
-        os.truncate(folder / FEATURES, 4 * len(columns) * total)
-        os.truncate(folder / LABELS, (4 if texts is None else 8) * total)
+        if shared:
+            folder.mkdir(parents=True, exist_ok=True)
+        files = begin(folder) if shared else folder / f"{FILES}{secrets.token_hex(8)}"
         named = [name for name, _ in columns]
-        write = functools.partial(_write, os.fspath(folder), token, named, label, texts, starts)
+        write = functools.partial(_write, os.fspath(files), shared, named, label, texts, starts, total)
         reports = _collected(ordered.mapInArrow(write, REPORT))
     finally:
         ordered.unpersist()
@@ -89,7 +103,12 @@ def from_spark(
     written = {part: rows for part, rows, _ in reports}
     if written != counts:
         raise DataError(f"from_spark: expected {total} rows of {len(counts)} parts, wrote {sum(written.values())}")
-    finish(folder, total, names, texts, {"spark": [*names, label, *order]}, categories)
+    source = {"spark": [*names, label, *order]}
+    if not shared:
+        bounds = [*sorted(starts[part] for part, rows in counts.items() if rows), total]
+        about = {"features": names, "classes": texts, "source": source, "categories": categories}
+        return ScatteredRows(os.fspath(files), bounds, len(columns), about)
+    finish(files, total, names, texts, source, categories)
     return StoredRows(folder)
 
 
@@ -153,16 +172,25 @@ def _count(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def _write(
-    folder: str, token: str, names: list[str], label: str, texts: Any, starts: dict[int, int], batches: Iterator[Any]
+    folder: str,
+    shared: bool,
+    names: list[str],
+    label: str,
+    texts: Any,
+    starts: dict[int, int],
+    total: int,
+    batches: Iterator[Any],
 ) -> Iterator[Any]:
     """Writes a part to its place: a task that is tried again writes the same bytes to the same place."""
     from pyspark import TaskContext
 
-    if problem := why_not_shared(Path(folder), token):
+    files = Path(folder)
+    if shared and (problem := why_not_shared(files)):
         yield _report(0, problem)
         return
+    files.mkdir(parents=True, exist_ok=True)
     first = starts[TaskContext.get().partitionId()]  # type: ignore[union-attr]
-    with Writer(Path(folder), names, texts, first) as writer:
+    with Writer(files, names, texts, first, total) as writer:
         for batch in batches:
             *columns, labels = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
             columns = [np.asarray(column, np.float64) for column in columns]
@@ -175,6 +203,8 @@ def _write(
                 yield _report(0, f"column {name!r}: {where}: expected {expected}, found {value!r:.60}")
                 return
         rows = writer.rows - first
+    if rows and not shared:
+        seal(files, first)
     yield _report(rows)
 
 

@@ -1,8 +1,8 @@
 """Rows of numbers in a folder: written once, a part at a time and by any number of processes, then mapped.
 
-    rows.json   what they are; written last, so a folder without it holds nothing
-    features    float32, (rows, features)
-    labels      int64 numbers of classes, (rows,), or float32 values, (rows, 1)
+    rows.json            what they are; written last, so a folder without it holds nothing
+    rows-.../features    float32, (rows, features)
+    rows-.../labels      int64 numbers of classes, (rows,), or float32 values, (rows, 1)
 
 A batch reads its own rows alone, and the system keeps in memory what fits and forgets it when it needs the room.
 """
@@ -14,10 +14,11 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -27,8 +28,9 @@ from ...formats.atomic import write_atomically
 from ..dataset import TensorDataset
 from ..tables import TableInputs
 
-ABOUT, FEATURES, LABELS, LOCK, TOKEN = "rows.json", "features", "labels", "lock", "token"
-FORMAT = 1
+ABOUT, FEATURES, LABELS, LOCK = "rows.json", "features", "labels", "lock"
+FILES = "rows-"  # and random digits: the folder of the files
+FORMAT = 2
 
 
 class StoredRows(TensorDataset):
@@ -49,9 +51,10 @@ class StoredRows(TensorDataset):
         self.inputs = TableInputs(about["features"], about.get("categories", {}))
         self.feature_names = self.inputs.feature_names
         label = (np.int64, (n,)) if about["classes"] is not None else (np.float32, (n, 1))
+        files = self.folder / about["files"]
         self.arrays = (
-            _mapped(self.folder / FEATURES, np.float32, (n, len(self.feature_names))),
-            _mapped(self.folder / LABELS, *label),
+            _mapped(files / FEATURES, np.float32, (n, len(self.feature_names))),
+            _mapped(files / LABELS, *label),
         )
         self.classes = None if about["classes"] is None else tuple(about["classes"])
 
@@ -66,8 +69,9 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     """What the folder holds; None if nothing whole."""
     try:
         about = json.loads((folder / ABOUT).read_text())
-        return about if about["format"] == FORMAT and isinstance(about["rows"], int) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        is_ours = about["format"] == FORMAT and isinstance(about["rows"], int) and about["files"].startswith(FILES)
+        return about if is_ours else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -91,28 +95,34 @@ def filling(folder: Path) -> Iterator[None]:
         yield
 
 
-def begin(folder: Path) -> str:
-    """From now on the folder holds nothing whole. Returns a token, by which others know it, see `why_not_shared`."""
+def begin(folder: Path) -> Path:
+    """From now on the folder holds nothing whole. Returns the folder in it for the files of the next rows."""
     (folder / ABOUT).unlink(missing_ok=True)
-    for name in (FEATURES, LABELS):
-        (folder / name).write_bytes(b"")
-    (folder / TOKEN).write_text(token := secrets.token_hex(8))
-    return token
+    files = folder / f"{FILES}{secrets.token_hex(8)}"
+    files.mkdir()
+    forget_others(files)
+    return files
 
 
-def why_not_shared(folder: Path, token: str) -> str | None:
-    """In a process of another machine: why this is not the folder in which `begin` gave this token; None if it is."""
-    with contextlib.suppress(OSError):
-        if (folder / TOKEN).read_text() == token:
-            return None
+def forget_others(files: Path) -> None:
+    """Removes the files of rows that the folder held before. Who has mapped them reads on."""
+    for old in files.parent.glob(f"{FILES}*"):
+        if old != files:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def why_not_shared(files: Path) -> str | None:
+    """In a process of another machine: why this is not the folder that `begin` made for the driver; None if it is."""
+    if files.is_dir():
+        return None
     return (
-        f"{socket.gethostname()}: expected the driver's folder {folder}, found none or another; rows of a batch come "
-        "from all executors, so store= must name a folder that all machines share, such as one of NFS"
+        f"{socket.gethostname()}: expected the driver's folder {files.parent}, found none or another; store= must name "
+        "one that all machines share, such as one of NFS; with shared=False each machine keeps its parts, see ScatteredRows"
     )
 
 
 def finish(
-    folder: Path,
+    files: Path,
     rows: int,
     features: Sequence[str],
     classes: Sequence[str] | None,
@@ -122,22 +132,41 @@ def finish(
     """All rows are there. source: what tells these rows from others, see `read_about`. features, categories: the
     columns, and the texts of those that hold text, as for TableInputs."""
     for name in (FEATURES, LABELS):
-        with (folder / name).open("rb") as file:
+        with (files / name).open("rb") as file:
             os.fsync(file.fileno())
     classes = None if classes is None else list(classes)
-    about = {"format": FORMAT, "rows": rows, "features": list(features), "classes": classes, "source": source}
-    write_atomically(folder / ABOUT, json.dumps(about | {"categories": dict(categories or {})}).encode())
-    (folder / TOKEN).unlink()
+    about = {"format": FORMAT, "files": files.name, "rows": rows, "features": list(features), "classes": classes}
+    about |= {"source": source, "categories": dict(categories or {})}
+    write_atomically(files.parent / ABOUT, json.dumps(about).encode())
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A file to read and write, which others may be writing to; made if it is not there."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+
+
+def row_sizes(features: int, classes: Sequence[str] | None) -> tuple[int, int]:
+    """Bytes of a row in each of the two files."""
+    return 4 * features, 4 if classes is None else 8
 
 
 class Writer:
-    """Writes rows from number `first` on; a context."""
+    """Writes rows from number `first` on, of `total` in all if that is known; a context."""
 
-    def __init__(self, folder: Path, features: Sequence[str], classes: Sequence[str] | None, first: int = 0):
+    def __init__(
+        self,
+        files: Path,
+        features: Sequence[str],
+        classes: Sequence[str] | None,
+        first: int = 0,
+        total: int | None = None,
+    ):
         self.numbers = None if classes is None else {text: i for i, text in enumerate(classes)}
         self.names, self.rows = list(features), first
-        self._files = [(folder / name).open("r+b") for name in (FEATURES, LABELS)]
-        for file, size in zip(self._files, (4 * len(self.names), 4 if classes is None else 8), strict=True):
+        self._files = [opened(files / name) for name in (FEATURES, LABELS)]
+        for file, size in zip(self._files, row_sizes(len(self.names), classes), strict=True):
+            if total is not None:
+                file.truncate(total * size)  # whoever comes first: it changes nothing for the others
             file.seek(first * size)
 
     def write(self, columns: Sequence[np.ndarray], labels: Any) -> tuple[int, str, str] | None:

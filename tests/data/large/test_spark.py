@@ -1,13 +1,17 @@
 """DataFrames of Spark as stored rows: no row lost or twice, and an order that no partition changes."""
 
+import os
+
 import numpy as np
 import pytest
 import ranks
+import schedulers
 
 from scratchnet.data import from_folder, from_spark
 from scratchnet.data.large.spark import reason_of
 from scratchnet.errors import ConfigError, DataError
-from scratchnet.testing.schedulers import spark_session
+from scratchnet.parallel.clusters import spark
+from scratchnet.testing.schedulers import own_disk, spark_cluster, spark_session
 
 
 def test_what_is_no_dataframe_is_refused():
@@ -70,6 +74,38 @@ def test_the_rows_are_those_of_the_frame_in_order_whatever_its_partitions(tmp_pa
             from_spark(frame, features=["b"], label="a", order_by="a", store=store, classes=True)
         with pytest.raises(DataError, match=r"column 'y': expected 2 to 100 classes, found 0|at least one row"):
             from_spark(frame.filter("a < 0"), features=["a"], label="y", order_by="a", store=store)
+
+
+def bytes_of(data):
+    return b"".join(array.tobytes() for array in data[:])
+
+
+def where_they_lie(comm, rows):
+    """(this rank's parts before it meets the others, the bytes of all rows afterwards)."""
+    before = len(list(rows.files.glob("part-*")))
+    return before, bytes_of(rows.all_gather(comm))
+
+
+@ranks.needs("pyspark", "pyarrow")
+@pytest.mark.skipif(os.geteuid() != 0, reason="expected root, who can give each executor a disk of its own")
+def test_executors_that_share_no_folder_keep_their_parts_and_ranks_bring_them_together(tmp_path):
+    store, shared = tmp_path / "store", tmp_path / "shared"
+    store.mkdir()
+    with spark_cluster(tmp_path, own_disk(store)) as master, spark_session(master) as session:
+        schedulers.wait_for_slots(session)
+        frame = session.range(1000).selectExpr("id % 7 as a", "id * 0.25 as b", "id % 2 as y").repartition(5)
+        words = {"features": ["a", "b"], "label": "y", "order_by": "b"}
+        expected = bytes_of(from_spark(frame, **words, store=shared))
+        with pytest.raises(
+            DataError, match=r"expected the driver's folder .*, found none or another; store= must name"
+        ):
+            from_spark(frame, **words, store=store)
+        rows = from_spark(frame, **words, store=store, shared=False)
+        found = spark.run(where_they_lie, rows, spark=session, ranks=2)
+        assert [data for _, data in found] == [expected] * 2 and len(rows) == 1000
+        assert 0 < found[0][0] < len(rows.bounds) - 1  # parts lay on both
+        assert spark.run(where_they_lie, rows, spark=session, ranks=2) == [(len(rows.bounds) - 1, expected)] * 2
+        assert not list(store.glob("rows-*/part-*"))  # nothing came to the driver
 
 
 def test_an_error_of_spark_is_the_last_line_of_python():

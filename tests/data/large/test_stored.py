@@ -16,12 +16,12 @@ NAMES = ["a", "b"]
 def store(folder, rows, classes=None, parts=1):
     """rows: (n, 3), the last column the label. Parts are written last to first, as tasks of Spark may do it."""
     with stored.filling(folder):
-        stored.begin(folder)
+        files = stored.begin(folder)
         for first, part in reversed(list(zip(*(split(x, parts) for x in (range(len(rows)), rows)), strict=True))):
-            with stored.Writer(folder, NAMES, classes, first[0]) as writer:
+            with stored.Writer(files, NAMES, classes, first[0]) as writer:
                 labels = part[:, 2] if classes is None else [classes[int(k)] for k in part[:, 2]]
                 assert writer.write([part[:, 0], part[:, 1]], labels) is None
-        stored.finish(folder, len(rows), NAMES, classes, "here")
+        stored.finish(files, len(rows), NAMES, classes, "here")
     return StoredRows(folder)
 
 
@@ -70,12 +70,12 @@ def test_they_travel_as_a_name_and_train_as_arrays_do_on_any_number_of_workers(t
 def test_a_bad_row_is_named_and_nothing_of_its_part_is_written(tmp_path, rows, expected):
     rows = np.array(rows, float)
     with stored.filling(tmp_path):
-        stored.begin(tmp_path)
-        with stored.Writer(tmp_path, NAMES, None) as writer:
+        files = stored.begin(tmp_path)
+        with stored.Writer(files, NAMES, None) as writer:
             assert writer.write([rows[:, 0], rows[:, 1]], rows[:, 2]) == expected
-        with stored.Writer(tmp_path, NAMES, ["x"]) as writer:
+        with stored.Writer(files, NAMES, ["x"]) as writer:
             assert writer.write([np.ones(2), np.ones(2)], ["x", None]) == (1, "", "a class")
-    assert (tmp_path / "features").stat().st_size == (tmp_path / "labels").stat().st_size == 0
+    assert (files / "features").stat().st_size == (files / "labels").stat().st_size == 0
 
 
 def test_what_is_not_whole_is_refused(tmp_path):
@@ -83,15 +83,21 @@ def test_what_is_not_whole_is_refused(tmp_path):
         DataNotFoundError, match="expected rows that from_folder or from_spark stored, on every machine"
     ):
         StoredRows(tmp_path)
-    store(tmp_path, np.ones((4, 3)))
-    with (tmp_path / "features").open("r+b") as file:
+    store(tmp_path, np.ones((3, 3)))
+    found = store(tmp_path, np.ones((4, 3)))
+    [files] = tmp_path.glob("rows-*")  # those of the rows before have gone
+    with (files / "features").open("r+b") as file:
         file.truncate(31)
     with pytest.raises(DataError, match=r"features: expected 32 bytes, as rows.json says, found 31; remove the folder"):
         StoredRows(tmp_path)
+    with (files / "features").open("r+b") as file:
+        file.truncate(32)
     stored.begin(tmp_path)
+    assert found[:][0][:3].all()  # who has mapped the rows reads on
     with pytest.raises(DataNotFoundError):
         StoredRows(tmp_path)
-    for text in ("", "[]", "{}", '{"format": 2, "rows": 4}', '{"format": 1, "rows": "4"}'):
+    for text in ("", "[]", "{}", '{"format": 1, "rows": 4, "files": "rows-1"}', '{"format": 2, "rows": 4}',
+                 '{"format": 2, "rows": "4", "files": "rows-1"}', '{"format": 2, "rows": 4, "files": "/x"}'):  # fmt: skip
         (tmp_path / "rows.json").write_text(text)
         with pytest.raises(DataNotFoundError):
             StoredRows(tmp_path)
@@ -99,11 +105,10 @@ def test_what_is_not_whole_is_refused(tmp_path):
 
 def test_a_folder_that_another_machine_does_not_share_is_named(tmp_path):
     own, other = tmp_path / "own", tmp_path / "other"  # the same name, on two machines
-    other.mkdir()
-    with stored.filling(own):
-        token = stored.begin(own)
-    assert stored.why_not_shared(own, token) is None
-    words = "other, found none or another; rows of a batch come from all executors, so store= must name a folder that"
-    assert words in stored.why_not_shared(other, token)
-    stored.begin(other)
-    assert words in stored.why_not_shared(other, token)
+    with stored.filling(own), stored.filling(other):
+        files, _ = stored.begin(own), stored.begin(other)
+    assert stored.why_not_shared(files) is None
+    words = (
+        "other, found none or another; store= must name one that all machines share, such as one of NFS; with shared"
+    )
+    assert words in stored.why_not_shared(other / files.name)

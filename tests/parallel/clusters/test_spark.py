@@ -4,7 +4,6 @@ import functools
 import os
 import signal
 import sys
-import time
 import types
 
 import pytest
@@ -13,7 +12,7 @@ import schedulers
 
 from scratchnet.errors import ConfigError
 from scratchnet.parallel.clusters import spark
-from scratchnet.testing.schedulers import START, spark_cluster, spark_session
+from scratchnet.testing.schedulers import spark_cluster, spark_session
 
 needs_spark = ranks.needs("pyspark")
 
@@ -32,20 +31,13 @@ def test_a_local_session(tmp_path, capsys):
 def test_a_cluster_of_two_executors(tmp_path, capsys):
     with spark_cluster(tmp_path) as master, spark_session(master) as session:
         run = functools.partial(spark.run, spark=session)
-        wait_for_slots(session)
+        schedulers.wait_for_slots(session)
         schedulers.check_contract(run, tmp_path, capsys)
         schedulers.check_loss(run, tmp_path, lambda pids: kill(schedulers.ancestor(pids[0], "CoarseGrained")))
 
 
 def kill(pid):
     os.kill(pid, signal.SIGKILL)
-
-
-def wait_for_slots(session):
-    deadline = time.monotonic() + START
-    while spark.scheduler(session).free() < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def fake_spark(monkeypatch, version="4.3.0"):
