@@ -74,10 +74,10 @@ class ScatteredRows:
             part = int(known.argmin())
             raise DataError(
                 f"{self.files}: rows {self.bounds[part]} to {self.bounds[part + 1] - 1}: expected a machine of this "
-                "job that has them, found none; ask for ranks on all machines of the executors, or call from_spark again"
+                "job that has them, found none; ask for ranks on all machines of the executors, or call from_spark anew"
             )
         buffer = np.empty(PIECE, np.int32)
-        for part in np.flatnonzero(~has.all(axis=0)):
+        for part in np.flatnonzero(~has.all(axis=0)).tolist():
             owners, bounds = np.flatnonzero(has[:, part]), self.bounds[part : part + 2]
             root, lacks = int(owners[part % len(owners)]), writes and not has[comm.rank, part]
             for name, size in zip((FEATURES, LABELS), row_sizes(self.columns, self.about["classes"]), strict=True):
@@ -89,7 +89,7 @@ class ScatteredRows:
                             raise DataError(f"{self.files / name}: expected {len(self) * size} bytes, found fewer")
                         comm.broadcast(numbers, root)
                         if lacks:
-                            file.write(numbers)
+                            file.write(numbers.data)
             if lacks:
                 seal(self.files, bounds[0])
 

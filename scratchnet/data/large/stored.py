@@ -117,7 +117,7 @@ def why_not_shared(files: Path) -> str | None:
         return None
     return (
         f"{socket.gethostname()}: expected the driver's folder {files.parent}, found none or another; store= must name "
-        "one that all machines share, such as one of NFS; with shared=False each machine keeps its parts, see ScatteredRows"
+        "one that all machines share, such as one of NFS; with shared=False each machine keeps its own rows"
     )
 
 

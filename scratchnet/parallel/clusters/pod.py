@@ -26,6 +26,7 @@ DRIVER, TOKEN, WAIT = "SCRATCHNET_DRIVER", "SCRATCHNET_TOKEN", "SCRATCHNET_WAIT"
 PORT = 29410
 LOST = 1  # the status of pods whose job ended because another pod did
 POLL = 0.05
+TELL = 5.0  # seconds in which the first pod tells all others how the job ended
 
 
 def main(words: list[str]) -> int:
@@ -37,8 +38,18 @@ def main(words: list[str]) -> int:
         raise ConfigError(f"pod: expected {INDEX} below {MACHINES}={machines}, got {index}")
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    driver = threading.Thread(target=_drive, args=(address, token, machines, ranks, words, seconds), daemon=True)
     if index == 0:
-        threading.Thread(target=_drive, args=(address, token, machines, ranks, words, seconds), daemon=True).start()
+        driver.start()
+    try:
+        return _follow(index, address, token, seconds, asked)
+    finally:
+        if index == 0:
+            driver.join(TELL)  # it has told this pod how the job ended, and may have to tell others
+
+
+def _follow(index: int, address: str, token: str, seconds: float, asked: list[int]) -> int:
+    """Meets the first pod, and runs the ranks that it orders; returns the status of the job."""
     deadline, order = time.monotonic() + seconds, dict[str, list[str]]()
     while not order.get("command"):  # an earlier start of the first pod may still answer, and end
         peer = connect(

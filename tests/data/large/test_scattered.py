@@ -88,9 +88,7 @@ def test_rows_that_no_machine_has_are_an_error(tmp_path):
         rows.all_gather(SerialCommunicator())
     with pytest.raises(DataError):
         StoredRows(tmp_path)  # nothing whole
-    with pytest.raises(
-        ConfigError, match="ScatteredRows.all_gather: comm: expected the Communicator of the job, got 3"
-    ):
+    with pytest.raises(ConfigError, match=r"all_gather: comm: expected the Communicator of the job, got 3"):
         rows.all_gather(3)
     write(rows, 2)
     assert len(rows.all_gather(SerialCommunicator())) == len(rows) == 100

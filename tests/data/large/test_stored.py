@@ -1,5 +1,6 @@
 """Stored rows: what was written is what is read, nothing half-written is read, and they travel by name."""
 
+import json
 import pickle
 
 import numpy as np
@@ -96,8 +97,9 @@ def test_what_is_not_whole_is_refused(tmp_path):
     assert found[:][0][:3].all()  # who has mapped the rows reads on
     with pytest.raises(DataNotFoundError):
         StoredRows(tmp_path)
-    for text in ("", "[]", "{}", '{"format": 1, "rows": 4, "files": "rows-1"}', '{"format": 2, "rows": 4}',
-                 '{"format": 2, "rows": "4", "files": "rows-1"}', '{"format": 2, "rows": 4, "files": "/x"}'):  # fmt: skip
+    whole = {"format": 2, "rows": 4, "files": "rows-1"}
+    bad = ({}, whole | {"format": 1}, whole | {"rows": "4"}, whole | {"files": "x"}, {"format": 2, "rows": 4})
+    for text in ("", "[]", *map(json.dumps, bad)):
         (tmp_path / "rows.json").write_text(text)
         with pytest.raises(DataNotFoundError):
             StoredRows(tmp_path)

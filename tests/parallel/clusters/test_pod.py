@@ -1,11 +1,15 @@
 """Pods, as processes in network namespaces with the environment and the command line of a Job's manifest."""
 
+import contextlib
 import hashlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -14,7 +18,7 @@ import ranks
 from sizes import THOROUGH
 
 from scratchnet.errors import ConfigError
-from scratchnet.parallel.clusters import pod
+from scratchnet.parallel.clusters import pod, rendezvous
 from scratchnet.parallel.clusters.kubernetes import Plan
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 from scratchnet.testing.schedulers import Pods, pod_of
@@ -82,6 +86,37 @@ def test_a_pod_that_cannot_meet_the_others_is_refused(changes, words):
     with mock.patch.dict(os.environ, environment | changes), pytest.raises(ConfigError, match=re.escape(words)):
         pod.main([])
     signal.signal(signal.SIGTERM, before)
+
+
+def test_the_first_pod_ends_after_it_has_told_the_others(monkeypatch):
+    """Else the others of a job that ended well would end with status 1, start again, and wait for one that is done."""
+
+    def send_slowly(peer, **message):
+        if "refused" in message:
+            refusals.append(message)
+            time.sleep(0.3 * (len(refusals) - 1))  # the first pod hears at once
+        send(peer, **message)
+
+    def call():
+        hello = {"token": environment[pod.TOKEN], "task": 1, "host": "there"}
+        others.append(rendezvous.connect("127.0.0.1", pod.PORT, 10, **hello))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(pod, "PORT", server.getsockname()[1])
+    refusals, others, send = [], [], rendezvous.Peer.send
+    monkeypatch.setattr(rendezvous.Peer, "send", send_slowly)
+    _, environment = pod_of(Plan("image", ("train",)), 0, "127.0.0.1")
+    before, other = signal.getsignal(signal.SIGTERM), threading.Thread(target=call)
+    other.start()
+    with (
+        mock.patch.dict(os.environ, environment),
+        pytest.raises(ConfigError, match=r"pod: expected mpich .* on there, as here, got none"),
+    ):
+        pod.main([])
+    signal.signal(signal.SIGTERM, before)
+    other.join()
+    with contextlib.closing(others[0]) as peer:
+        assert peer.has_ended() and "expected mpich" in peer.receive()["refused"]
 
 
 def test_what_a_pod_refuses_is_one_line():
