@@ -112,6 +112,13 @@ def stuck(how: str, point: str, workers: int, shards: int = 4) -> Trial:
     return ended_by(point, how, workers, shards, f"--patience 5 --ready {4 if point == 'start' else 20}")
 
 
+def stopped_server(workers: int, shards: int = 4) -> Trial:
+    """The process that forks workers stops, and then one of them dies: nobody says how, nor forks another."""
+    flags = "--patience 5 --strike submit:5:stopped-server"
+    plan = {"fail": "shard.claimed:6+:1:SIGKILL", "flags": flags, "mark": "s", "fires": 2, "restarts": True}
+    return sized("the server of workers stops, one dies", "workers: stopped server", workers, shards, **plan)
+
+
 def several(workers: int, shards: int = 4) -> list[Trial]:
     two = "shard.claimed:5+:0:SIGKILL,shard.half_written:5+:1:SIGKILL"
     again, once = "shard.written:2+:1:!SIGKILL", "shard.written:5+:1:SIGKILL"
@@ -266,6 +273,7 @@ def quick() -> list[Trial]:
         stuck("SIGSTOP", "shard.half_written", 2),
         stuck("SIGSTOP", "start", 2),
         stuck("loop", "slice.claimed", 2),
+        stopped_server(2),
     ]
     trials += in_each_strategy([ended_together([("shard.half_written", "SIGKILL"), ("slice.half_written", "SIGKILL")])])
     kill, ctrl_c = (trial for trial in parents(2) if trial.group in ("parent: kill", "parent: Ctrl-C"))
@@ -283,7 +291,7 @@ def sweep() -> list[Trial]:
     for workers in SIZES:
         trials += errors(workers)
         for shards in OPTIMIZERS:
-            trials += several(workers, shards) + parents(workers, shards)
+            trials += [*several(workers, shards), *parents(workers, shards), stopped_server(workers, shards)]
             killed = [ended_by(p, "SIGKILL", workers, shards) for p in POINTS]
             trials += in_each_strategy([*killed, *several(workers, shards), *parents(workers, shards)])
             points = (*STAGE_POINTS, "idle", "slice.half_written")  # idle: in a bubble

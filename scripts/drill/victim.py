@@ -57,7 +57,7 @@ class Config:
     optimizer: str = flag("momentum", "rule of the updates", ["momentum", "adam"])
     strategy: str = flag("all_reduce", "how gradients become new parameters", list(JOBS))
     data: str = flag("plain", "data set", ["plain", "nan", "raises", "kills"])
-    strike: str = flag("", "point:number:signal in the parent, or an error's name; several separated by commas")
+    strike: str = flag("", "point:number:signal in the parent, an error's name or stopped-server; several by commas")
     resize: str = flag("", "batch:workers, from that batch on; several separated by commas")
     memory: int | None = flag(None, "bytes of address space of a worker")
     processes: int | None = flag(None, "processes that can be started in all")
@@ -161,6 +161,10 @@ def strikes(plans):
                     raise OSError(getattr(errno, how), os.strerror(getattr(errno, how)))
                 if how == "SIGINT":
                     os.killpg(0, signal.SIGINT)
+                elif how == "stopped-server":
+                    for child in multiprocess.active_children():
+                        if child.name == server.NAME:
+                            os.kill(child.pid, signal.SIGSTOP)
                 else:
                     os.kill(os.getpid(), signal.Signals[how])
 
@@ -269,6 +273,7 @@ def open_files():
 def main(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
     precisions.LEAST.clear()  # here, and in workers by Loss: products as small as these are rounded, too
+    server.ANSWERS = config.patience
     Path(config.folder).mkdir(parents=True, exist_ok=True)
     resource_tracker.ensure_running()
     trainer, loader = make(config)

@@ -7,11 +7,12 @@ the middle of their work.)
 
 A server belongs to one thread and to its surroundings: environment, limits, cores. A thread in others has another one.
 It ends with its program, whatever ends that, and when it had no worker for a minute. Nobody depends on it: where it is
-not there, a worker starts afresh.
+not there, a worker starts afresh. One that is stopped, or stuck, is killed when it has not answered for a while.
 """
 
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import functools
 import json
@@ -33,6 +34,7 @@ from ... import kernels
 
 NAME = "scratchnet-server"  # in its command line, which its workers have, too
 IDLE = 60.0  # seconds after which a server without workers ends
+IMPORTS, ANSWERS = 60.0, 15.0  # seconds in which one answers, first and later; a machine that does much else is slow
 STATUS_LINES = ("Umask", "Uid", "Gid", "Groups", "Cpus_allowed", "SigIgn")  # of /proc/self/status, all inherited
 CHANGING = ("PYTEST_CURRENT_TEST", "SCRATCHNET_FAIL", "SCRATCHNET_FIRED")  # variables that no import looks at
 ENDED = struct.Struct("i")  # how a worker ended, as waitpid says it
@@ -81,8 +83,9 @@ class Server:
         """(process, handle) of a worker, who finds these descriptors, and reads what to do from `orders`.
 
         When it ends, ENDED comes through `status`. Raises OSError: there is no room for a process; ConnectionError:
-        there is no server any more.
+        there is no server any more; TimeoutError: it does not answer.
         """
+        self._socket.settimeout(ANSWERS if self.has_forked else IMPORTS)
         folder = os.open(".", os.O_PATH)
         try:
             kept = [orders, *(fd for fd in (0, 1, 2) if _is_open(fd)), *descriptors]
@@ -101,15 +104,19 @@ class Server:
         return process, handles[0]
 
     def is_alive(self) -> bool:
-        return os.getpid() == self._program and self._process.is_alive()
+        return not self._is_closed() and os.getpid() == self._program and self._process.is_alive()
 
     def files(self) -> list[int]:
-        return [self._socket.fileno(), *self._process._popen.files]
+        return [] if self._is_closed() else [self._socket.fileno(), *self._process._popen.files]
+
+    def _is_closed(self) -> bool:  # perhaps by another thread, which waited for the end of a worker
+        return self._socket.fileno() < 0
 
     def close(self) -> None:
-        """End it; in a process that was forked after it started, only forget it."""
+        """End it, stopped or not; in a process that was forked after it started, only forget it."""
+        was_closed = self._is_closed()
         self._socket.close()
-        if os.getpid() == self._program:
+        if not was_closed and os.getpid() == self._program:
             self._process.kill()
             self._process.join()
             self._process.close()
@@ -129,7 +136,7 @@ def of_this_thread(variables: dict[str, str], start: Callable[..., Any]) -> Serv
 
 
 def forget(server: Server) -> None:
-    """It has ended."""
+    """It has ended, or does not answer, and ends now."""
     server.close()
     _own.servers = {key: other for key, other in _servers().items() if other is not server}
 
@@ -137,6 +144,14 @@ def forget(server: Server) -> None:
 def files() -> set[int]:
     """The open files of this program that belong to servers of this thread."""
     return set().union(*(server.files() for server in _servers().values()))
+
+
+def die_with(parent: int) -> None:
+    """End this process, a child of that one, when the thread that started it ends; the kernel does it, also while this
+    process is stopped."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it ended before
+        os._exit(1)
 
 
 def _servers() -> dict[tuple, Server]:
@@ -215,6 +230,7 @@ def _work(server: int, places: dict[int, int], variables: dict[str, Any], others
     code = 1
     try:
         forked_by = server
+        die_with(server)  # now: nobody else may read orders that are for another
         signal.signal(signal.SIGCHLD, inherited)
         for fd in others:
             os.close(fd)

@@ -6,7 +6,6 @@ does nothing else, forks workers (../comm/server.py), or they are started afresh
 """
 
 import contextlib
-import ctypes
 import gc
 import io
 import os
@@ -243,14 +242,11 @@ def _begin(target: Callable, *args: Any) -> None:
 def die_with_parent() -> None:
     """End this process, a child of `multiprocess`, when its parent ends, whatever the reason.
 
-    On Linux the kernel does it, even if this process is stopped: it sends SIGKILL when the thread that started the
-    process ends. Elsewhere a thread waits for the end of a pipe.
+    On Linux the kernel does it, even if this process is stopped. Elsewhere a thread waits for the end of a pipe.
     """
     parent = multiprocess.parent_process()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != (server.forked_by or parent.pid):  # it ended before; a server ends with its program
-            os._exit(1)
+        server.die_with(server.forked_by or parent.pid)  # a server ends with its program
         return
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
@@ -311,6 +307,7 @@ def _without_collections(part: str | bytes) -> bytes:
 class _Popen(popen_spawn_posix.Popen):
     returncode: Any
     handle: int | None = None  # of a process that a server forked
+    server: Any = None
 
     def _launch(self, process):
         own = multiprocess.current_process()
@@ -329,10 +326,12 @@ class _Popen(popen_spawn_posix.Popen):
                 pipe = [above_standard_streams(end) for end in os.pipe()]
                 ours.append(pipe[kept])
                 theirs.append(pipe[1 - kept])
-            self.sentinel, orders = ours
+            self.sentinel, orders = self.end, _ = ours
             if not (process.forks and self._fork(process, *theirs)):
                 self._spawn(process.name, process.variables, *theirs)
-            ours += [] if self.handle is None else [self.handle]
+            if self.handle is not None:
+                self.sentinel = self.handle  # the pipe would end when the server says so, which may be stopped
+                ours.append(self.handle)
             with open(orders, "wb", closefd=False) as file, contextlib.suppress(BrokenPipeError):  # it died: see poll
                 file.write(stream.getbuffer())
         finally:
@@ -346,14 +345,15 @@ class _Popen(popen_spawn_posix.Popen):
         self.pid = util.spawnv_passfds(ENV, [ENV, *settings, *command], [*self._fds, end, orders])
 
     def _fork(self, process, end, orders):
-        """Have a server fork it; False where there is none. One that has ended, after a while, is replaced once."""
+        """Have a server fork it; False where there is none. One that has ended, or is stuck, is replaced once."""
         with contextlib.suppress(OSError):  # no room for a process; a new one perhaps has
             while True:
                 own = server.of_this_thread(process.variables, lambda *work: _start_server(process, *work))
                 try:
                     self.pid, self.handle = own.fork(self._fds, end, orders)
+                    self.server = own
                     return True
-                except ConnectionError:
+                except (ConnectionError, TimeoutError):
                     server.forget(own)
                     if not own.has_forked:
                         return False
@@ -378,10 +378,15 @@ class _Popen(popen_spawn_posix.Popen):
         if self.handle is None:
             pid, status = os.waitpid(self.pid, flag)
             return status if pid else None
-        if flag == os.WNOHANG and not connection.wait([self.sentinel], 0):
+        if not connection.wait([self.handle], 0 if flag == os.WNOHANG else None):
             return None
-        said = os.read(self.sentinel, server.ENDED.size)
+        if not connection.wait([self.end], server.ANSWERS):
+            server.forget(self.server)
+        said = os.read(self.end, server.ENDED.size)
         return server.ENDED.unpack(said)[0] if said else signal.SIGKILL  # it ends with its server
+
+    def terminate(self):  # what multiprocess does to those that are left as the program ends, and then waits for them
+        self.kill()
 
     def _send_signal(self, number):
         if self.handle is None:

@@ -89,11 +89,21 @@ def test_workers_draw_numbers_of_their_own():
     assert len({*drawn}) == 8
 
 
-CLOSED = "import os, scratchnet as sn; os.close(0); os.close(2); print(sn.parallel.run(lambda c: c.rank, workers=2))"
+CLOSED = """
+import os, signal, multiprocess, scratchnet as sn
+from scratchnet.parallel.comm import server
+server.ANSWERS = 2.0
+os.close(0); os.close(2)
+for _ in range(2):
+    print(sn.parallel.run(lambda comm: comm.rank, workers=2))
+    (child,) = (child for child in multiprocess.active_children() if child.name == server.NAME)
+    os.kill(child.pid, signal.SIGSTOP)
+"""
 
 
-def test_a_program_may_have_closed_its_streams():
-    assert subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True).stdout == "[0, 1]\n"
+def test_a_program_may_have_closed_its_streams_and_starts_workers_and_ends_while_its_server_is_stopped():
+    done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "[0, 1]\n" * 2 and done.returncode == 0
 
 
 # --- its end ----------------------------------------------------------------------------------------------------------
@@ -111,7 +121,19 @@ def test_workers_of_a_server_that_is_killed_are_dead_and_others_start():
     assert sn.parallel.run(lambda comm: comm.rank, workers=2) == [0, 1]
 
 
-def test_a_run_whose_server_is_killed_goes_on_to_the_same_bytes():
+def kill():
+    return [os.kill(pid, signal.SIGKILL) for pid in parents()]
+
+
+def stop_as_a_worker_dies():
+    (worker, *_) = (child.pid for child in multiprocess.active_children() if child.name != server.NAME)
+    return [os.kill(pid, signal.SIGSTOP) for pid in parents()] + [os.kill(worker, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize(("strike", "steps"), [(kill, (3, 4)), (stop_as_a_worker_dies, (3,))])
+def test_a_run_whose_server_is_killed_or_stopped_goes_on_to_the_same_bytes(strike, steps, monkeypatch):
+    monkeypatch.setattr(server, "ANSWERS", 2.0)
+
     def weights(workers, *callbacks):
         sn.manual_seed(0)
         model = sn.nn.MLP(4, 8, 2)
@@ -121,13 +143,13 @@ def test_a_run_whose_server_is_killed_goes_on_to_the_same_bytes():
         trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, (x[:, 0] > 0).astype(int)), 8), epochs=2)
         return b"".join(p.detach().numpy().tobytes() for p in model.parameters())
 
-    class Kill:
+    class Strike:
         def on_step_end(self, run):
-            if run.step in (3, 4):
-                killed.append([os.kill(pid, signal.SIGKILL) for pid in parents()])
+            if run.step in steps:
+                struck.append(strike())
 
-    killed = []
-    assert weights(2, Kill()) == weights(1) and all(killed) and len(killed) == 2
+    struck = []
+    assert weights(2, Strike()) == weights(1) and all(struck) and len(struck) == len(steps)
 
 
 def test_a_server_without_workers_ends_after_a_while():
