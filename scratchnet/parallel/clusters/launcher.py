@@ -34,8 +34,8 @@ from .rendezvous import Rendezvous
 from .task import misfit, work
 
 RANK = "scratchnet.parallel.clusters.rank"
-START = 60.0  # seconds that a scheduler may take to start all tasks
-SETTLE = 3.0  # seconds in which the slots of a job that has just ended become free
+START = 60.0  # seconds that a scheduler may take to start all tasks, or a part of it again that has died
+SETTLE = 5.0  # seconds in which the slots of a job that has just ended become free
 RECOVER = 20.0  # and those of a part that has died come back, before a restart goes on with fewer
 END = 20.0  # seconds in which tasks have to end
 LATE = 5.0  # and if one of them is lost, the others
@@ -97,7 +97,7 @@ def run(
         timeout = None if timeout > YEARS else timeout
     payload = _payload(what, (fn, args, timeout))
     for attempt in range(restarts + 1):
-        count = _slots(scheduler, ranks, at_least if attempt else ranks, RECOVER if attempt else SETTLE)
+        count = _slots(scheduler, ranks, at_least, RECOVER, START) if attempt else _slots(scheduler, ranks, ranks)
         try:
             return _Attempt(scheduler, count, payload, attempt).results()
         except Lost as error:
@@ -121,11 +121,14 @@ def _payload(what: str, value: tuple) -> bytes:
         ) from None
 
 
-def _slots(scheduler: Scheduler, most: int, least: int, patience: float) -> int:
-    """How many ranks can start, at most `most`, for which it waits some seconds. ConfigError for fewer than `least`."""
-    deadline = time.monotonic() + patience
+def _slots(scheduler: Scheduler, most: int, least: int, patience: float = 0.0, limit: float | None = None) -> int:
+    """How many ranks can start, at most `most`, for which it waits so many seconds. ConfigError for fewer than `least`,
+    for which it waits to the limit."""
+    begin, limit = time.monotonic(), SETTLE if limit is None else limit
     try:
-        while (free := scheduler.free()) < most and time.monotonic() < deadline:
+        while (free := scheduler.free()) < most:
+            if time.monotonic() - begin >= (limit if free < least else patience):
+                break
             time.sleep(0.2)
     except Exception as error:  # whatever the scheduler's library raises once its other end has gone
         raise ConfigError(
