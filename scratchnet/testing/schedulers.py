@@ -1,11 +1,13 @@
 """Schedulers on one machine, for tests and comparisons: a cluster of Spark, and the pods of a Job of Kubernetes.
 
-with spark_cluster(folder) as master, spark_session(master) as session: ...     # a master and two workers
+with SparkCluster(folder) as cluster, spark_session(cluster.master) as session: ...     # a master and two workers
+with PARTS["ray"](folder) as parts: ...                                                 # a part can go, and come
 with Hosts(2) as hosts:
     statuses = Pods(hosts, plan, folder).run()                                  # as the manifest says, without it
 """
 
 import contextlib
+import functools
 import os
 import re
 import shlex
@@ -14,10 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..parallel.clusters import pod
+from ..parallel.clusters import dask, pod, ray, spark
 from ..parallel.clusters.kubernetes import Plan, job
 from ..parallel.clusters.task import MACHINE
 from .hosts import Hosts
@@ -46,45 +49,125 @@ def spark_session(master: str = "local[2]") -> Iterator[Any]:
         session.stop()
 
 
-@contextlib.contextmanager
-def spark_cluster(folder: Path, start: tuple[str, ...] = ()) -> Iterator[str]:
-    """The address of a master with two workers of one core each, on the loopback. folder: for their logs and work.
+class SparkCluster:
+    """A context: `master` is the address of a master with two workers of one core each, on the loopback.
 
-    start: the words that start each worker, before its own command line, such as those of `own_disk`.
+    folder: for their logs and work. start: the words that start each worker, before its own command line, such as those
+    of `own_disk`.
     """
-    import pyspark
 
-    program = str(Path(pyspark.__file__).parent / "bin" / "spark-class")
-    with socket.create_server((LOOPBACK, 0)) as server:
-        port = server.getsockname()[1]
-    deploy, listen = "org.apache.spark.deploy", ["--host", LOOPBACK, "--webui-port", "0"]
-    master = f"spark://{LOOPBACK}:{port}"
-    lines = [[program, f"{deploy}.master.Master", *listen, "--port", str(port)]]
-    for number in range(2):
-        limits = ["--cores", "1", "--memory", "1g", "--work-dir", str(folder / f"worker{number}")]
-        lines.append([*start, program, f"{deploy}.worker.Worker", *listen, *limits, master])
-    environment = {**os.environ, "SPARK_LOCAL_IP": LOOPBACK, "PYSPARK_PYTHON": sys.executable}
-    processes: list[subprocess.Popen] = []
-    try:
-        for line in lines:
-            with (folder / f"log{len(processes)}").open("w") as log:
-                processes.append(subprocess.Popen(line, env=environment, stdout=log, stderr=log))
+    def __init__(self, folder: Path, start: tuple[str, ...] = ()):
+        self.folder, self.start = folder, start
+        with socket.create_server((LOOPBACK, 0)) as server:
+            port = server.getsockname()[1]
+        self.master, self.processes = f"spark://{LOOPBACK}:{port}", list[subprocess.Popen]()
+        self._run("master.Master", "--port", str(port))
+
+    def start_worker(self) -> None:
+        """One more, which has come when this returns."""
+        number = len(self.processes)
+        limits = ["--cores", "1", "--memory", "1g", "--work-dir", str(self.folder / f"worker{number}")]
+        self._run("worker.Worker", *limits, self.master, start=(*self.start, "env", f"{MACHINE}={number}"))
         deadline = time.monotonic() + START
-        while len(re.findall("Registering worker", said := (folder / "log0").read_text())) < 2:
+        while len(re.findall("Registering worker", said := (self.folder / "log0").read_text())) < number:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"expected two workers of Spark within {START:.0f} s, the master says: {said}")
+                raise TimeoutError(f"expected {number} workers of Spark within {START:.0f} s, the master says: {said}")
             time.sleep(0.1)
-        yield master
-    finally:
-        for process in processes:
+
+    def _run(self, name: str, *words: str, start: tuple[str, ...] = ()) -> None:
+        import pyspark
+
+        program = str(Path(pyspark.__file__).parent / "bin" / "spark-class")
+        line = [*start, program, f"org.apache.spark.deploy.{name}", "--host", LOOPBACK, "--webui-port", "0", *words]
+        environment = {**os.environ, "SPARK_LOCAL_IP": LOOPBACK, "PYSPARK_PYTHON": sys.executable}
+        with (self.folder / f"log{len(self.processes)}").open("w") as log:
+            self.processes.append(subprocess.Popen(line, env=environment, stdout=log, stderr=log))
+
+    def __enter__(self) -> "SparkCluster":
+        try:
+            self.start_worker()
+            self.start_worker()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for process in self.processes:
             process.terminate()
-        for process in processes:
+        for process in self.processes:
             process.wait(START)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A cluster of two parts with a slot each, which count as machines. run: as in the module of its scheduler.
+
+    lose: the second part is killed. come: another one comes.
+    """
+
+    run: Callable[..., list]
+    lose: Callable[[], Any]
+    come: Callable[[], Any]
+
+
+@contextlib.contextmanager
+def spark_parts(folder: Path) -> Iterator[Parts]:
+    with SparkCluster(folder) as cluster, spark_session(cluster.master) as session:
+        while spark.scheduler(session).free() < 2:
+            time.sleep(0.2)
+        yield Parts(functools.partial(spark.run, spark=session), cluster.processes[2].kill, cluster.start_worker)
+
+
+@contextlib.contextmanager
+def ray_parts(folder: Path) -> Iterator[Parts]:
+    import ray as library
+    from ray.cluster_utils import Cluster
+
+    def add() -> Any:
+        nodes.append(cluster.add_node(num_cpus=1, env_vars={MACHINE: f"{len(nodes)}", "PYTHONPATH": _python_path()}))
+
+    cluster, nodes = Cluster(), list[Any]()
+    try:
+        add()
+        library.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        add()
+        yield Parts(ray.run, lambda: cluster.remove_node(nodes[1], allow_graceful=False), add)
+    finally:
+        library.shutdown()
+        cluster.shutdown()
+
+
+@contextlib.contextmanager
+def dask_parts(folder: Path) -> Iterator[Parts]:
+    from distributed import Client, LocalCluster
+
+    def add() -> None:
+        line = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address, "--no-nanny"]
+        line += ["--nthreads", "1", "--no-dashboard", "--local-directory", str(folder)]
+        own = {**os.environ, MACHINE: f"{len(workers)}", "PYTHONPATH": _python_path()}
+        with (folder / f"log{len(workers)}").open("w") as log:
+            workers.append(subprocess.Popen(line, env=own, stdout=log, stderr=log))
+
+    workers = list[subprocess.Popen]()
+    with LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as cluster, Client(cluster) as client:
+        try:
+            add()
+            add()
+            client.wait_for_workers(2, timeout=START)
+            yield Parts(functools.partial(dask.run, client=client), workers[1].kill, add)
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+
+
+PARTS = {"spark": spark_parts, "ray": ray_parts, "dask": dask_parts}
 
 
 def own_disk(folder: Path) -> tuple[str, ...]:
     """Words before a command line: that program sees an empty disk at `folder`, as on a machine of its own. As root."""
-    line = f'mount -t tmpfs none {shlex.quote(str(folder))} && export {MACHINE}=$$ && exec "$@"'
+    line = f'mount -t tmpfs none {shlex.quote(str(folder))} && exec "$@"'
     return "unshare", "--mount", "sh", "-c", line, "sh"
 
 

@@ -26,7 +26,7 @@ from scratchnet.parallel.clusters import hydra, processes
 from scratchnet.parallel.clusters import spark as on_spark
 from scratchnet.parallel.clusters.kubernetes import Plan
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
-from scratchnet.testing.schedulers import Pods, spark_cluster, spark_session
+from scratchnet.testing.schedulers import Pods, SparkCluster, spark_session
 
 WORDS = ("train", "--epochs", "2", "--batch-size", "256", "--hidden", "16", "--shards", "4", "--folder")
 RANKS = 2
@@ -62,7 +62,11 @@ def in_pods(folder: str) -> None:
 
 @contextlib.contextmanager
 def spark_on_executors() -> Iterator[Callable[..., Any]]:
-    with tempfile.TemporaryDirectory() as logs, spark_cluster(Path(logs)) as master, spark_session(master) as session:
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        SparkCluster(Path(logs)) as cluster,
+        spark_session(cluster.master) as session,
+    ):
         yield lambda *args, **options: on_spark.run(*args, spark=session, **options)
 
 

@@ -1,12 +1,15 @@
 """Ranks as tasks of a Dask cluster, each on a thread of a worker that was free."""
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
 from ... import checks
 from ...errors import ConfigError
 from . import launcher
+
+LOOK = 1.0  # seconds between two looks whether all workers are there: Dask keeps the task of a dead one for another
 
 
 def run(
@@ -38,10 +41,15 @@ def scheduler(client: Any) -> launcher.Scheduler:
         return [name for name, about in workers.items() for _ in range(about["nthreads"] - len(busy.get(name, ())))]
 
     def collect(do: Callable[[int], dict], n: int) -> list:
+        names = idle()[:n]
         futures[:] = [
             client.submit(do, i, pure=False, retries=0, workers=[name], allow_other_workers=False)
-            for i, name in enumerate(idle()[:n])
+            for i, name in enumerate(names)
         ]
+        while (found := {future.status for future in futures}) <= {"pending", "finished"} and "pending" in found:
+            if gone := set(names) - client.scheduler_info(n_workers=-1)["workers"].keys():
+                raise RuntimeError(f"the worker {gone.pop()} has gone")
+            time.sleep(LOOK)
         return client.gather(futures)
 
     return launcher.Scheduler(

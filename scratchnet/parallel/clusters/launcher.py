@@ -142,6 +142,10 @@ def _slots(scheduler: Scheduler, most: int, least: int, patience: float = 0.0, l
     return min(free, most)
 
 
+def one_of(others: list[int]) -> str:
+    return "".join(f"or {other} " for other in others)
+
+
 class _Attempt:
     """One start of the job."""
 
@@ -260,11 +264,11 @@ class _Attempt:
             ended = f"ended with status {code} before its function returned"
             how = f"was killed by {signal_name(number)}" if number else ended
         elif lost or self.trouble:
-            rank = lost[0] if lost else rank
-            how = f"was lost: {self.trouble or 'its task ended, or the scheduler ended it'}"
+            rank, others = (lost[0], []) if lost else (rank, others)  # else nobody knows which of them was the first
+            how = f"{one_of(others)}was lost: {self.trouble or 'its task ended, or the scheduler ended it'}"
         elif errors:
             rank, how = min((n, f"raised {error['message']}") for n, error in errors.items())
-        else:  # neither says which of them was the first
-            how = "".join(f"or {other} " for other in others) + how
+        else:
+            how = one_of(others) + how
         kind = WorkerError if "cancel" in self.trouble.lower() else Lost  # who cancels a job wants no restart
         raise kind(f"{name}.run: rank {rank} {how}", rank, number)

@@ -11,7 +11,7 @@ from scratchnet.data import from_folder, from_spark
 from scratchnet.data.large.spark import reason_of
 from scratchnet.errors import ConfigError, DataError
 from scratchnet.parallel.clusters import spark
-from scratchnet.testing.schedulers import own_disk, spark_cluster, spark_session
+from scratchnet.testing.schedulers import SparkCluster, own_disk, spark_session
 
 
 def test_what_is_no_dataframe_is_refused():
@@ -91,7 +91,7 @@ def where_they_lie(comm, rows):
 def test_executors_that_share_no_folder_keep_their_parts_and_ranks_bring_them_together(tmp_path):
     store, shared = tmp_path / "store", tmp_path / "shared"
     store.mkdir()
-    with spark_cluster(tmp_path, own_disk(store)) as master, spark_session(master) as session:
+    with SparkCluster(tmp_path, own_disk(store)) as cluster, spark_session(cluster.master) as session:
         schedulers.wait_for_slots(session)
         frame = session.range(1000).selectExpr("id % 7 as a", "id * 0.25 as b", "id % 2 as y").repartition(5)
         words = {"features": ["a", "b"], "label": "y", "order_by": "b"}

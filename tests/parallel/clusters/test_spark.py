@@ -12,7 +12,7 @@ import schedulers
 
 from scratchnet.errors import ConfigError
 from scratchnet.parallel.clusters import spark
-from scratchnet.testing.schedulers import spark_cluster, spark_session
+from scratchnet.testing.schedulers import SparkCluster, spark_session
 
 needs_spark = ranks.needs("pyspark")
 
@@ -29,7 +29,7 @@ def test_a_local_session(tmp_path, capsys):
 
 @needs_spark
 def test_a_cluster_of_two_executors(tmp_path, capsys):
-    with spark_cluster(tmp_path) as master, spark_session(master) as session:
+    with SparkCluster(tmp_path) as cluster, spark_session(cluster.master) as session:
         run = functools.partial(spark.run, spark=session)
         schedulers.wait_for_slots(session)
         schedulers.check_contract(run, tmp_path, capsys)
