@@ -70,7 +70,8 @@ ONCE = {
     "testing": ("test_bounds", "test_calls", "test_planted", "test_threads"),
     "sklearn": ("test_estimators",),
     "scripts": (
-        "test_book_pictures", "test_cluster_elastic", "test_doctor", "test_drill", "test_estimators", "test_exercises", "test_flags",
+        "test_book_pictures", "test_cluster_elastic", "test_doctor", "test_drill", "test_estimators", "test_exercises",
+        "test_flags",
         "test_from_cpu_to_gpu", "test_jobs", "test_runs", "test_scripts", "test_train_images", "test_tune",
     ),
     "tests": (
