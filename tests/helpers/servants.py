@@ -60,6 +60,7 @@ def mpirun(ranks, *command):
         return [MPIRUN, "-n", str(ranks), *command]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     quiet = ["--mca", "btl_vader_single_copy_mechanism", "none"]  # containers may not allow any, and then it complains
+    quiet += ["--mca", "mpi_yield_when_idle", "1"]  # ranks that wait in the library leave their core to others
     return [MPIRUN, *root, "--oversubscribe", "--bind-to", "none", *quiet, "-n", str(ranks), *command]
 
 

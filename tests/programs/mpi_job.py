@@ -15,8 +15,10 @@ import scratchnet as sn
 from scratchnet import precisions
 from scratchnet.flags import flag, run_script
 from scratchnet.formats import checkpoint
+from scratchnet.parallel import failpoints
 from scratchnet.parallel.comm.job import started_as
-from scratchnet.parallel.mpi.communicator import library
+from scratchnet.parallel.mpi import machines
+from scratchnet.parallel.mpi.communicator import library, world
 
 SAMPLES, FEATURES, CLASSES, BATCH = 50, 6, 3, 8  # the last batch has 2 samples: with 4 or 8 shards, some are empty
 OPTIMIZERS = {
@@ -48,11 +50,16 @@ JOBS = {  # arguments of the trainer, and the optimizer
     "by rows, local": ({"shards": 4, "strategy": sn.parallel.LocalSGD(every=2)}, "adam"),
     "low rank, skipped": ({"shards": 4, "strategy": AllReduce(sn.parallel.PowerSGD(1)), "nonfinite": "skip"}, "adam"),
 }
-DIVIDED = {  # strategies with the bits of one process, or of two parts
-    "three stages": sn.parallel.Pipeline(3),
-    "two stages": sn.parallel.Pipeline(2, schedule="zero_bubble"),
-    "two stages of two parts": sn.parallel.Pipeline(2, schedule="gpipe", parts=2),
-    "two parts": sn.parallel.TensorParallel(2),
+Pipeline, TensorParallel = sn.parallel.Pipeline, sn.parallel.TensorParallel
+DIVIDED = {  # strategies with the bits of one process, or of so many parts
+    "": None,
+    "four stages": Pipeline(4, recompute=True),
+    "three stages": Pipeline(3),
+    "two stages": Pipeline(2, schedule="zero_bubble"),
+    "two stages of two parts": Pipeline(2, schedule="gpipe", parts=2),
+    "one stage of three parts": Pipeline(1, parts=3),
+    "two parts": TensorParallel(2),
+    "three parts": TensorParallel(3),
 }
 
 
@@ -60,8 +67,11 @@ DIVIDED = {  # strategies with the bits of one process, or of two parts
 class Config:
     """Train a tiny network."""
 
-    jobs: tuple[str, ...] = flag(("momentum",), "what to do, one after the other: names of JOBS")
-    divided: str = flag("", "how the model is: a name of DIVIDED")
+    jobs: tuple[str, ...] = flag(
+        ("momentum",), "what to do, one after the other: names of JOBS, or NAME @ LAYOUT @ SHARE @ FAIL: a name of "
+        "DIVIDED, ranks that count as one machine, a fail point; what is left out is as the environment has it",
+    )  # fmt: skip
+    workers: int = flag(1, "processes of a pool")
     folder: str | None = flag(None, "of checkpoints")
     epochs: int = flag(2, "passes over the data, of 7 batches each")
     resume: str | None = flag(None, "as in Trainer.fit")
@@ -155,28 +165,39 @@ def forbidden(*args, **kwargs):
     raise AssertionError("an object was pickled for MPI")
 
 
+def arranged(text):
+    """The job and the strategy of an entry of --jobs; the environment and machines as it says."""
+    name, divided, share, fail = (*text.split(" @ "), "", "", "")[:4]
+    if share:
+        os.environ[machines.SHARE_VARIABLE] = share
+        machines.machine_of.cache_clear()
+    if fail:
+        os.environ[failpoints.VARIABLE] = fail
+    return name, DIVIDED[divided]
+
+
 def main(config):
     precisions.LEAST.clear()  # so that products as small as these are rounded, too
     rank, _ = started_as() or (0, 1)
     if started_as():
         library().pickle.__init__(dumps=forbidden, loads=forbidden)
-    for name in config.jobs:
+    for text in config.jobs:
+        name, strategy = arranged(text)
         fault = "nan" if name.endswith("skipped") else config.fault
         arguments, rule = JOBS[name]
-        if config.divided:
-            arguments = arguments | {"strategy": DIVIDED[config.divided]}
-        trainer, history, dataset = train(config, arguments, rule, fault, name)
-        state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
-        digest = hashlib.sha256(checkpoint.dumps(state)).hexdigest()
-        weights = [float(p.detach().numpy().sum(dtype=np.float64)) for p in trainer.model.parameters()]
-        result = {
-            "job": name,
-            "rank": rank,
-            "host": socket.gethostname(),
-            "digest": digest,
-            "asked": dataset.asked,
-            "sums": weights,
-        }
+        arguments = arguments | {"workers": config.workers} | ({"strategy": strategy} if strategy else {})
+        result = {"job": text, "rank": rank, "host": socket.gethostname()}
+        try:
+            trainer, history, dataset = train(config, arguments, rule, fault, name)
+        except sn.ConfigError as error:
+            if not started_as() or world().is_broken:  # not all ranks have raised it
+                raise
+            result |= {"refused": str(error), "reported": not error.already_reported}
+        else:
+            state = {"model": trainer.model, "optimizer": trainer.optimizer, "history": history.records}
+            digest = hashlib.sha256(checkpoint.dumps(state)).hexdigest()
+            weights = [float(p.detach().numpy().sum(dtype=np.float64)) for p in trainer.model.parameters()]
+            result |= {"digest": digest, "asked": dataset.asked, "sums": weights}
         with open(os.path.join(os.environ["RESULTS"], f"{rank}.jsonl"), "a") as file:  # mpirun mixes what ranks print
             file.write(json.dumps(result) + "\n")
 

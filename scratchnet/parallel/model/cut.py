@@ -46,7 +46,7 @@ def cut_into(trace: Trace, model: Module, stages: int, cut: Any) -> list[int]:
         named = [name for name, _ in (model.named_parameters() if kind == "parameters" else model.named_buffers())]
         raise ConfigError(
             f"{WHO}: expected a cut after which each parameter and buffer is in one stage, got {list(cut)}, which "
-            f"leaves {named[i]!r} in stages {', '.join(map(str, stages_of))}"
+            f"leaves {named[i]!r} in stages {', '.join(map(str, stages_of))}; cut='auto' keeps such layers together"
         )
     return found
 

@@ -13,7 +13,7 @@ from .parts_plan import children_of, is_chain, plan_of, runs
 
 def network(model: Module, parts: int, plan: Mapping[str, str] | None) -> Module:
     """What computes `model` in so many parts: see parts_layers.py; for one part the model itself."""
-    if parts == 1 or not plan_of(model, parts, plan):
+    if not plan_of(model, parts, plan) or parts == 1:  # a plan is checked also for one part
         return model
     return Network(model, parts, plan)
 

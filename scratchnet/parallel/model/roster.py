@@ -7,6 +7,7 @@ from typing import Any
 from ..comm.job import started_as
 from ..strategies import Strategy
 from .parts_plan import aligned
+from .timetable import GRADIENTS, idle, timetable
 
 
 def roster(engine: Any, strategy: Strategy, shards: int) -> list[str]:
@@ -32,4 +33,16 @@ def roster(engine: Any, strategy: Strategy, shards: int) -> list[str]:
             if mine:
                 shown = "all" if len(parts) == len(own) else " ".join(parts)
                 rows.append((str(rank), str(stage), name or "the input", shown, " ".join(map(str, mine))))
-    return [f"data x pipeline x parts: {replicas} x {min(workers, strategy.stages)} x {lanes}", *aligned(rows)]
+    first = f"data x pipeline x parts: {replicas} x {min(workers, strategy.stages)} x {lanes}"
+    return [first, *aligned(rows), *_bubble(strategy, shards, workers // lanes)]
+
+
+def _bubble(strategy: Strategy, shards: int, workers: int) -> list[str]:
+    """How long workers wait while the pipeline fills and drains, if all stages take equal time, and a backward pass
+    that of two forwards. Those that share the parts of a stage count as one."""
+    if workers == 1 or strategy.stages == 1:
+        return []
+    phases = [p for p in strategy.phases(shards, strategy.slices(workers), False) if p.name in GRADIENTS]
+    spans = timetable(strategy, phases, workers, lambda phase, piece: 2.0 if phase.name == "backward" else 1.0)
+    few = f"; {shards} of {strategy.stages} stages are busy at most: more shards help" if shards < strategy.stages else ""
+    return [f"bubble: workers wait for {idle(spans, workers):.0%} of a step, if stages take equal time{few}"]

@@ -215,7 +215,10 @@ def own_array(out: np.ndarray, inputs: Sequence[Tensor]) -> np.ndarray:
 
 
 def _refuse(what: str) -> None:
-    raise ConfigError(f"{WHO}: expected a forward that looks at no values, as another stage may have them, got {what}")
+    raise ConfigError(
+        f"{WHO}: expected a forward that looks at no values, as another stage may have them, got {what}; sn.where "
+        "chooses without a look"
+    )
 
 
 def _unsteady(what: str, got: str, before: str) -> ConfigError:

@@ -63,6 +63,7 @@ REFUSED = {
     "nothing is found": (lambda: nn.Linear(3, 2), 2, None, r"of at least 2 columns or heads, found none; plan="),
     "a hook, found": (hooked, 2, None, r"found none"),
     "an empty plan": (lambda: nn.MLP(3, 4, 2), 2, {}, r"layers in plan, or None to find some, got \{\}"),
+    "one part of no layer": (lambda: nn.MLP(3, 4, 2), 1, {"0": "rows"}, r"in plan \(linear1, linear2\), got '0'"),
     "no such layer": (lambda: nn.MLP(3, 4, 2), 2, {"0": "rows"}, r"in plan \(linear1, linear2\), got '0'"),
     "no such kind": (lambda: nn.MLP(3, 4, 2), 2, {"linear1": "heads"}, r"'columns' or 'rows', got 'heads'"),
     "no layer to cut": (lambda: nn.MLP(3, 4, 2), 2, {"relu1": "rows"}, r"cut \(Linear, .*\), got 'rows' for 'relu1'"),
