@@ -44,5 +44,7 @@ def _bubble(strategy: Strategy, shards: int, workers: int) -> list[str]:
         return []
     phases = [p for p in strategy.phases(shards, strategy.slices(workers), False) if p.name in GRADIENTS]
     spans = timetable(strategy, phases, workers, lambda phase, piece: 2.0 if phase.name == "backward" else 1.0)
-    few = f"; {shards} of {strategy.stages} stages are busy at most: more shards help" if shards < strategy.stages else ""
+    few = (
+        f"; {shards} of {strategy.stages} stages are busy at most: more shards help" if shards < strategy.stages else ""
+    )
     return [f"bubble: workers wait for {idle(spans, workers):.0%} of a step, if stages take equal time{few}"]

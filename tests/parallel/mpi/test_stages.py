@@ -56,7 +56,9 @@ def test_stages_and_parts_on_ranks_have_the_bits_of_one_process(ranks):
     assert lines == ["Pipeline: expected at most 2 workers, one for each stage, or a multiple, got 3"] * len(refused)
 
 
-def test_a_rank_that_dies_in_a_stage_ends_the_job_with_one_line_and_any_other_layout_goes_on_to_the_same_bytes(tmp_path):
+def test_a_rank_that_dies_in_a_stage_ends_the_job_with_one_line_and_any_other_layout_goes_on_to_the_same_bytes(
+    tmp_path,
+):
     """Killed with half an activation written, then with half a gradient; in the end a pool has other stages."""
     folder, expected = ("--folder", tmp_path, "--resume", "auto"), undisturbed()["momentum"]["digest"]
     for ranks, layout, step, fail in [
