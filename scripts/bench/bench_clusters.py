@@ -73,16 +73,12 @@ class Turns:
 
     def __init__(self, word: str, number: int, count: int, counts: bool):
         self.turn = np.memmap(word, np.int64, "r+") if word else np.zeros(1, np.int64)
-        self.next, self.count, self.counts = number, count, counts
+        self.next, self.number, self.count, self.counts = number, number, count, counts
         self.began, self.seconds = 0.0, list[float]()
 
     def begin(self) -> None:
         self.end()
-        late = time.monotonic() + PATIENCE
-        while self.turn[0] != self.next:
-            if time.monotonic() > late:
-                raise TimeoutError(f"turn {self.next} has not come within {PATIENCE:.0f} s")
-            time.sleep(1e-3)
+        self._wait_for(self.next)
         self.next, self.began = self.next + self.count, time.perf_counter()
 
     def end(self) -> None:
@@ -90,6 +86,18 @@ class Turns:
             self.seconds.append(time.perf_counter() - self.began)
             self.turn[0] += self.counts
             self.began = 0.0
+
+    def leave(self) -> None:
+        """Waits for the last epoch of all jobs: processes that end take the cores from those that still train."""
+        self.end()
+        self._wait_for(self.next - self.number)
+
+    def _wait_for(self, turn: int) -> None:
+        late = time.monotonic() + PATIENCE
+        while self.turn[0] < turn:
+            if time.monotonic() > late:
+                raise TimeoutError(f"turn {turn} has not come within {PATIENCE:.0f} s")
+            time.sleep(1e-3)
 
     def __deepcopy__(self, memo: dict) -> "Turns":  # a Trainer copies its loader
         return self
@@ -121,7 +129,7 @@ def job(
     loader = Timed(data, BATCH, shuffle=True)
     loader.turns = Turns(word, number, count, bool(word) and comm.rank == 0)
     trainer.fit(loader, epochs=epochs)
-    loader.turns.end()
+    loader.turns.leave()
     state = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
     steps = [seconds / (SAMPLES // BATCH) for seconds in loader.turns.seconds]
     return {"steps": steps, "digest": hashlib.sha256(state).hexdigest()[:16]}

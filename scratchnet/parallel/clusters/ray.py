@@ -39,7 +39,11 @@ def scheduler(resources: dict[str, float]) -> launcher.Scheduler:
     except ImportError as error:
         raise ConfigError(f"ray.run: needs Ray (pip install ray), got: {error}") from None
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False)
+        except Exception as error:  # RAY_ADDRESS names one that is not there, for example
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"ray.run: expected a Ray to connect to, got {type(error).__name__}: {reason}") from None
     running: list[Any] = []
 
     def free() -> int:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import types
 
 import pytest
 import ranks
@@ -51,6 +52,22 @@ def in_a_task(library, folder):
 
     task = library.remote(num_cpus=0, max_retries=0)(drive).remote()
     return lambda: library.cancel(task)
+
+
+def test_a_ray_that_is_not_there_is_one_line(monkeypatch):
+    def init(**options):
+        raise ConnectionError("nobody at 127.0.0.1:1\n  is it running?")
+
+    library = types.ModuleType("ray")
+    library.is_initialized, library.init = (lambda: False), init
+    placement, strategies = types.ModuleType("placement_group"), types.ModuleType("scheduling_strategies")
+    placement.placement_group = placement.remove_placement_group = strategies.PlacementGroupSchedulingStrategy = None
+    for name, module in (("", library), (".util", types.ModuleType("util")), (".util.placement_group", placement),
+                         (".util.scheduling_strategies", strategies)):  # fmt: skip
+        monkeypatch.setitem(sys.modules, f"ray{name}", module)
+    words = r"^ray.run: expected a Ray to connect to, got ConnectionError: nobody at 127.0.0.1:1 is it running\?$"
+    with pytest.raises(ConfigError, match=words):
+        ray.run(print, ranks=2)
 
 
 def test_without_ray_there_is_one_line(monkeypatch):
