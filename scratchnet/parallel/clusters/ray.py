@@ -1,5 +1,7 @@
 """Ranks as tasks of Ray in a placement group, which holds the resources of all of them or of none."""
 
+import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +10,7 @@ from ...errors import ConfigError
 from . import launcher
 
 RESERVE = 30.0  # seconds that Ray may take to reserve the resources
+REACH = 5.0  # seconds in which it answers a connection
 
 
 def run(
@@ -39,11 +42,14 @@ def scheduler(resources: dict[str, float]) -> launcher.Scheduler:
     except ImportError as error:
         raise ConfigError(f"ray.run: needs Ray (pip install ray), got: {error}") from None
     if not ray.is_initialized():
+        host, _, port = (address := os.environ.get("RAY_ADDRESS", "")).rpartition(":")
         try:
+            if host and port.isdigit():  # Ray itself looks for minutes for one that is not there
+                socket.create_connection((host, int(port)), REACH).close()
             ray.init(include_dashboard=False, log_to_driver=False)
-        except Exception as error:  # RAY_ADDRESS names one that is not there, for example
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"ray.run: expected a Ray to connect to, got {type(error).__name__}: {reason}") from None
+        except Exception as error:
+            where, reason = f" at RAY_ADDRESS={address}" if address else "", " ".join(str(error).split())[:200]
+            raise ConfigError(f"ray.run: expected a Ray{where}, got {type(error).__name__}: {reason}") from None
     running: list[Any] = []
 
     def free() -> int:

@@ -1,6 +1,7 @@
 """Ranks as tasks of Ray."""
 
 import os
+import socket
 import sys
 import types
 
@@ -56,7 +57,7 @@ def in_a_task(library, folder):
 
 def test_a_ray_that_is_not_there_is_one_line(monkeypatch):
     def init(**options):
-        raise ConnectionError("nobody at 127.0.0.1:1\n  is it running?")
+        raise ConnectionError("nobody\n  is it running?")
 
     library = types.ModuleType("ray")
     library.is_initialized, library.init = (lambda: False), init
@@ -65,7 +66,13 @@ def test_a_ray_that_is_not_there_is_one_line(monkeypatch):
     for name, module in (("", library), (".util", types.ModuleType("util")), (".util.placement_group", placement),
                          (".util.scheduling_strategies", strategies)):  # fmt: skip
         monkeypatch.setitem(sys.modules, f"ray{name}", module)
-    words = r"^ray.run: expected a Ray to connect to, got ConnectionError: nobody at 127.0.0.1:1 is it running\?$"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=r"^ray.run: expected a Ray, got ConnectionError: nobody is it running\?$"):
+        ray.run(print, ranks=2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    words = f"^ray.run: expected a Ray at RAY_ADDRESS=127.0.0.1:{port}, got ConnectionRefusedError: "
     with pytest.raises(ConfigError, match=words):
         ray.run(print, ranks=2)
 
