@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import DtypeError
 from .signatures import HALVES
 
-CPU, CUDA = 1, 2
+CPU, CUDA, OPENCL = 1, 2, 4
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # kDLInt, kDLUInt, kDLFloat, kDLBool
 _BFLOAT16, _BFLOAT16_CODE = HALVES[0], 4
 

@@ -42,7 +42,8 @@ def host_kernel(name: str, kernel: str) -> Callable[..., None]:
         from ..kernels.cuda.memory import DeviceArray
 
         memory = memory_of(x)
-        memory = np.ascontiguousarray(memory) if not memory.flags.c_contiguous else memory
+        if not memory.flags.c_contiguous:  # the same bytes in C order, if there are any: what is written must come back
+            memory = memory.T if memory.flags.f_contiguous else np.ascontiguousarray(memory)
         if not np.may_share_memory(x, memory):
             memory = x = np.ascontiguousarray(x)
         if id(memory) not in moved:

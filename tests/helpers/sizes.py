@@ -12,7 +12,8 @@ from scratchnet.testing import EDGES
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"  # `make thorough`: hours
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
-DEVICES = ("cuda",) if SIMULATED else ("numpy", "cpu")
+OPENCL = os.environ.get("SCRATCHNET_GPU") == "opencl"
+DEVICES = ("cuda",) if SIMULATED or OPENCL else ("numpy", "cpu")
 JIT = not numba.config.DISABLE_JIT and not SIMULATED
 SIZES = {"sizes": EDGES, "max_elements": 2**13} if JIT else {"sizes": EDGES[:7], "max_elements": 2**7}
 if SIMULATED:

@@ -2,11 +2,13 @@
 
 A kernel is a plain Python function that `kernel(threads)` marks; its first launch compiles it. `device` marks helpers.
 `launch` is the only way to run a kernel, so that tests can interpret the same source instead. In Numba's simulator
-(NUMBA_ENABLE_CUDASIM=1) every thread of a kernel is a thread of Python.
+(NUMBA_ENABLE_CUDASIM=1) every thread of a kernel is a thread of Python. With SCRATCHNET_GPU=opencl kernels are
+translated to OpenCL C, and numba-cuda is not needed.
 """
 
 import importlib.util
 import math
+import os
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cached_property
@@ -17,23 +19,35 @@ import numba
 import numpy as np
 from llvmlite import ir
 
+from ... import checks
 from ...errors import DeviceError
 from . import machine_code
 
-try:
-    from numba import cuda as _numba_cuda
-    from numba.cuda import libdevice as _libdevice
-except ImportError:  # a Numba that no longer brings a cuda target of its own
-    raise DeviceError("cuda: expected the package numba-cuda; pip install 'numba-cuda[cu13]', got none") from None
-
-numba_cuda: Any = _numba_cuda
-libdevice: Any = _libdevice  # the GPU's functions of one number
+VARIABLE = "SCRATCHNET_GPU"
+OPENCL = checks.one_of(VARIABLE, os.environ.get(VARIABLE, "cuda"), ("cuda", "opencl")) == "opencl"
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
+if OPENCL and SIMULATED:
+    raise DeviceError(f"cuda: expected {VARIABLE}=opencl or NUMBA_ENABLE_CUDASIM=1, got both")
+
+numba_cuda: Any = None
+libdevice: Any = None  # the GPU's functions of one number
+if not OPENCL:  # which has no use for them: it translates the source
+    try:
+        from numba import cuda as _numba_cuda
+        from numba.cuda import libdevice as _libdevice
+
+        numba_cuda, libdevice = _numba_cuda, _libdevice
+    except ImportError:  # a Numba that no longer brings a cuda target of its own
+        raise DeviceError("cuda: expected the package numba-cuda; pip install 'numba-cuda[cu13]', got none") from None
+
+PYTHON = SIMULATED or OPENCL  # do helpers stay functions of Python?
 
 
 machine: Any  # the GPU
 if SIMULATED:
     from . import host as machine
+elif OPENCL:
+    from ..opencl import driver as machine
 else:
     from . import driver as machine
 
@@ -72,9 +86,7 @@ class Kernel:
         """The kernel for arguments of these codes (see machine_code.py), and how their bytes are packed."""
         found = self._loaded.get(codes)
         if found is None:
-            architecture = "sm_{}{}".format(*machine.gpu().capability)
-            name, code = machine_code.compiled(self.function, codes, self.bounds, architecture)
-            found = self._loaded[codes] = machine.loaded(code, name), Struct(machine_code.layout(codes))
+            found = self._loaded[codes] = machine.compiled(self.function, codes, self.bounds)
         return found
 
 
@@ -85,7 +97,7 @@ def kernel(threads: int, resident: int = 1) -> Callable[[Callable[..., None]], K
 
 def device(function: Callable[..., Any]) -> Any:
     """Marks a helper, which is compiled into each kernel that calls it."""
-    return function if SIMULATED else numba_cuda.jit(function, device=True, inline="always")
+    return function if PYTHON else numba_cuda.jit(function, device=True, inline="always")
 
 
 def _ready(kernel: Kernel, blocks: Any, threads: Any, arguments: tuple) -> tuple:
@@ -170,7 +182,8 @@ def _mover(name: str, aligned_source: bool) -> Callable[..., None]:
         for v in range(16 // source.dtype.itemsize):
             target[j + v] = source[i + v]
 
-    if SIMULATED:
+    in_python.__name__ = name
+    if PYTHON:
         return in_python
     from numba.cuda import extending, types
 
@@ -220,14 +233,14 @@ def use_gpu(number: int) -> None:
 
 
 def is_available() -> bool:
-    """Is there a GPU that can be used, with its driver and numba-cuda? The simulator is none."""
+    """Is there a GPU that can be used, with its driver and numba-cuda, or by OpenCL? The simulator is none."""
     return not SIMULATED and why_unavailable() is None
 
 
 def why_unavailable() -> str | None:
     """What is missing, in a few words; None in the simulator, where nothing is. It puts no context on the GPU."""
-    if SIMULATED:
-        return None
+    if PYTHON:
+        return machine.why_unavailable(0)
     if importlib.util.find_spec("numba_cuda") is None:
         return "expected the package numba-cuda; pip install 'numba-cuda[cu13]', got none"
     try:

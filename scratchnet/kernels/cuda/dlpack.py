@@ -11,9 +11,9 @@ import numpy as np
 
 from ...errors import DeviceError
 from .. import dlpack
-from .compile import SIMULATED, Event, machine, stream
+from .compile import OPENCL, SIMULATED, Event, machine, stream
 
-HERE = dlpack.CPU if SIMULATED else dlpack.CUDA
+HERE = dlpack.CPU if SIMULATED else dlpack.OPENCL if OPENCL else dlpack.CUDA
 
 
 def order_after_us(consumer: int | None) -> None:
@@ -40,6 +40,12 @@ def _theirs(what: str, handle: int) -> machine.Stream:
     return machine.Stream(handle)
 
 
+def check_shared(what: str) -> None:
+    """Raises DeviceError for memory of OpenCL, whose addresses mean nothing to other libraries."""
+    if OPENCL:
+        raise DeviceError(f"{what}: expected memory of CUDA, got OpenCL's, which is not shared; .numpy() copies it")
+
+
 def export(x: Any) -> Any:
     """A capsule with the memory of a DeviceArray."""
     return dlpack.capsule(x, x.address, HERE, machine.gpu().number)
@@ -50,6 +56,7 @@ def take(source: Any) -> tuple[np.ndarray, Any]:
 
     Raises DeviceError or DtypeError if it cannot be shared.
     """
+    check_shared("from_dlpack")
     if not hasattr(source, "__dlpack__"):
         raise DeviceError(f"from_dlpack: expected an object with __dlpack__, got {type(source).__name__}")
     kind, number = source.__dlpack_device__()

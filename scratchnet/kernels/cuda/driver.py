@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import DeviceError
+from . import machine_code
 
 try:
     from cuda.bindings import driver as _api
@@ -256,6 +257,13 @@ def receive(flat: np.ndarray, address: int, by: Stream) -> None:
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def compiled(function: Callable, codes: tuple, bounds: tuple[int, int]) -> tuple[Any, Struct]:
+    """The kernel for arguments of these codes (see machine_code.py), and how their bytes are packed."""
+    architecture = "sm_{}{}".format(*gpu().capability)
+    name, code = machine_code.compiled(function, codes, bounds, architecture)
+    return loaded(code, name), Struct(machine_code.layout(codes))
 
 
 def loaded(code: bytes, name: str) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from ...errors import DeviceError, DtypeError
 from ..signatures import DTYPES, bits_of
 from . import dlpack, movement
-from .compile import SIMULATED, Event, machine, stream
+from .compile import OPENCL, SIMULATED, Event, machine, stream
 
 GRAIN = 512  # bytes; blocks are multiples of it, so arrays of nearly one size share them
 _BASIC = (int, np.integer, slice, type(None), type(Ellipsis))
@@ -245,6 +245,8 @@ class DeviceArray:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """Version 3 of the protocol by which CuPy, PyTorch and Numba share device memory."""
+        if OPENCL:
+            raise AttributeError("memory of OpenCL has no __cuda_array_interface__")
         return {
             "shape": self.shape,
             "strides": None if self.flags.c_contiguous else self.strides,
@@ -266,6 +268,7 @@ class DeviceArray:
             raise DeviceError(
                 f"__dlpack__: expected dl_device {own} or None, got {dl_device}; .numpy() copies to the host"
             )
+        dlpack.check_shared("__dlpack__")
         dlpack.order_after_us(stream)
         return dlpack.export(self.copy() if copy else self)
 
@@ -375,6 +378,7 @@ def _write(x: DeviceArray, value: DeviceArray) -> None:
 
 def adopt(x: Any) -> DeviceArray:
     """The memory of another library's array, shared. Raises DeviceError or DtypeError if it has none to share here."""
+    dlpack.check_shared("from_host")
     interface = getattr(x, "__cuda_array_interface__", None)
     if interface is None and SIMULATED and hasattr(x, "__cuda_ndarray__"):  # Numba's own array, without an address
         return DeviceArray(x._ary, x)
@@ -395,6 +399,7 @@ def adopt(x: Any) -> DeviceArray:
 
 def for_numba(x: DeviceArray) -> Any:
     """Numba's array of the same memory, for kernels of the user's own."""
+    dlpack.check_shared("for_numba")
     if SIMULATED:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 

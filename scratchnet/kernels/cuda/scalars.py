@@ -7,18 +7,18 @@ from functools import cache
 import numpy as np
 
 from .. import scalars as shared
-from .compile import SIMULATED, device, libdevice
+from .compile import PYTHON, device, libdevice
 
 # Of a GPU's library, under Python's names. The simulator computes with NumPy's functions, as they stand in the table:
-# Python's raise where IEEE has an answer.
+# Python's raise where IEEE has an answer. OpenCL has its own for those.
 OF_LIBRARY = "exp log log1p log2 log10 expm1 sin cos sqrt tanh erf floor ceil"
-OWN = {} if SIMULATED else {name: getattr(math, name) for name in OF_LIBRARY.split()}
+OWN = {} if PYTHON else {name: getattr(math, name) for name in OF_LIBRARY.split()}
 
 
 @cache
 def scalars(dtype: np.dtype) -> dict[str, Callable]:
     """name -> function."""
-    own = OWN if SIMULATED else OWN | {"round": libdevice.rintf if dtype == np.float32 else libdevice.rint}
+    own = OWN if PYTHON else OWN | {"round": libdevice.rintf if dtype == np.float32 else libdevice.rint}
     own |= {"flushed": _flushing(dtype)} if dtype.kind == "f" else {}
     return shared.lifted(device, dtype.type, own)
 

@@ -3,7 +3,7 @@
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
-from .compile import SIMULATED
+from .compile import PYTHON, SIMULATED
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Tuning:
     threads: int = 256
     blocks: int = 16384
     warp: int = 32
-    shuffles: bool = not SIMULATED
+    shuffles: bool = not PYTHON
     chunk: int = 8192
     columns: int = 8  # 32 bytes side by side, which is what memory hands out at least
     small_rows: int = 256

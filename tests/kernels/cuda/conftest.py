@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from sizes import SIMULATED
+from sizes import OPENCL, SIMULATED
 
 from scratchnet.data import read_idx, write_idx
 
@@ -13,7 +13,7 @@ IMAGES = Path(__file__).parents[3] / "scratchnet" / "data" / "fashion_mnist_mini
 NEEDS = {
     "simulated": (SIMULATED, "set NUMBA_ENABLE_CUDASIM=1"),
     "compiled": (
-        not SIMULATED and importlib.util.find_spec("numba_cuda") is not None,
+        not SIMULATED and not OPENCL and importlib.util.find_spec("numba_cuda") is not None,
         "needs numba-cuda, not simulated",
     ),
 }
