@@ -37,6 +37,7 @@ thorough:  ## hours: many more random examples, new ones each time; all tests wi
 	NUMBA_DISABLE_JIT=1 $(PYTHON) -m pytest -m "not once"
 	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest -m "not once" tests/kernels tests/ops tests/nn tests/optim \
 	    tests/test_tensor.py tests/test_autograd.py tests/test_functions.py tests/test_graphs.py
+	SCRATCHNET_GPU=opencl $(PYTHON) -m pytest -m "not once" -k cuda tests/kernels/test_*.py tests/ops
 
 ci:  ## what .ci/run checks of a clean checkout; replaces .venv
 	.ci/run

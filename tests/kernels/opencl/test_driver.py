@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from sizes import SIMULATED
+from sizes import SIMULATED, THOROUGH
 
 from scratchnet.kernels.opencl import driver
 
@@ -77,7 +77,17 @@ print(np.allclose(cpu, eager, rtol=1e-5), eager == jit, sn.cuda.is_available(), 
 """
 
 
-@pytest.mark.skipif(not HAS_OPENCL, reason="needs pyopencl and a device of OpenCL, such as pocl's")
+needs_opencl = pytest.mark.skipif(not HAS_OPENCL, reason="needs pyopencl and a device of OpenCL, such as pocl's")
+
+
+@needs_opencl
+def test_a_kernel_with_barriers_and_shared_memory_computes():
+    code = "import scratchnet as sn; print(sn.ones(3, 300, device='cuda').softmax(1).sum().item())"
+    assert abs(float(run(code, SCRATCHNET_GPU="opencl")) - 3) < 1e-6
+
+
+@needs_opencl
+@pytest.mark.skipif(not THOROUGH, reason="compiles for half a minute: make thorough")
 def test_a_network_learns_there_as_on_the_cpu_recorded_or_not():
     assert run(TRAIN, SCRATCHNET_GPU="opencl") == "True True True 3"
 
