@@ -224,7 +224,8 @@ def compare(config: Config) -> None:
             for name, run in runs.items():
                 begin = time.time()
                 starts[name].append(max(run(now, ranks=ranks)) - begin)
-            side_by_side = in_turn(runs, f"{folder}/turn{number}", config)
+            order = dict(reversed(runs.items())) if number % 2 else runs  # the first one has the machine as it starts
+            side_by_side = in_turn(order, f"{folder}/turn{number}", config)
             found |= side_by_side
             for name in runs if "mpiexec" in runs else ():
                 pairs = zip(side_by_side[name]["steps"], side_by_side["mpiexec"]["steps"], strict=True)

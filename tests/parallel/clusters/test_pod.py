@@ -94,7 +94,7 @@ def test_the_first_pod_ends_after_it_has_told_the_others(monkeypatch):
     def send_slowly(peer, **message):
         if "refused" in message:
             refusals.append(message)
-            time.sleep(0.3 * (len(refusals) - 1))  # the first pod hears at once
+            time.sleep(0.1 * (len(refusals) - 1))  # the first pod hears at once
         send(peer, **message)
 
     def call():
