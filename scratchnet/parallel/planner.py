@@ -5,7 +5,8 @@
                 the strategy has parts, that share those of each shard, or of each stage (not with memory=, since what
                 a part holds is not counted)
     predict     pieces of a step are timed in this process, one after the other; the timetable of model/timetable.py
-                plays them for W workers, and a hand-over between processes adds alpha + bytes / beta seconds
+                plays them for W workers, and a hand-over between processes adds alpha + bytes / beta seconds; beside
+                each other pieces take longer, as cores share caches and memory: as much as in the plan before
     measure     a real engine runs the plan on the real model and data for a moment; the timeline says who waited
     choose      the fastest as measured: prediction explains, it does not decide
 
@@ -178,7 +179,7 @@ def choose(settings: Settings, memory: float | None = None) -> Choice:
     """
     parts = {"model": settings.model, "optimizer": settings.optimizer}
     before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
-    threads, rows, too_large, link = get_num_threads(), list[Row](), dict[Plan, int](), None
+    threads, rows, too_large, link, beside = get_num_threads(), list[Row](), dict[Plan, int](), None, 1.0
     available = min(cores(), threads)
     found = plans(available, settings.shards)
     if settings.strategy.is_plain and settings.strategy.stages == 1:
@@ -201,7 +202,11 @@ def choose(settings: Settings, memory: float | None = None) -> Choice:
                     continue
                 with _threads(plan.threads if plan.workers == 1 else threads):
                     seconds, waits = measure(trial)
-                rows.append(Row(plan, seconds, waits, predicted if plan.workers > 1 else None))
+                if plan.workers == 1 or predicted is None:
+                    rows.append(Row(plan, seconds, waits))
+                    continue
+                rows.append(Row(plan, seconds, waits, predicted._replace(seconds=beside * predicted.seconds)))
+                beside = slowed(predicted, seconds, waits)
             except ConfigError:
                 if plan.workers == 1:
                     raise
@@ -209,6 +214,12 @@ def choose(settings: Settings, memory: float | None = None) -> Choice:
         for name, part in parts.items():
             part.load_state_dict(before[name])
     return _choice(rows, too_large, memory)
+
+
+def slowed(predicted: Prediction, seconds: float, waits: float) -> float:
+    """How much longer pieces took beside each other, as measured, than alone, as predicted; 1 where nobody knows."""
+    alone, together = predicted.seconds * (1 - predicted.waits), seconds * (1 - waits)
+    return together / alone if together > 0 and alone > 0 else 1.0
 
 
 def _choice(rows: list[Row], too_large: dict[Plan, int], memory: float | None) -> Choice:

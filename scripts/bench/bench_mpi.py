@@ -266,13 +266,17 @@ def simulation(config: Config) -> None:
 
 
 def schedules(config: Config) -> None:
-    """Two stages of equal layers in two processes: what planner.py predicts, and what the timeline of the pool says."""
+    """Two stages of equal layers in two processes: what planner.py predicts, and what the timeline of the pool says.
+
+    pieces: how much longer they took beside each other than alone, which explains most of the error.
+    """
     rng, n = np.random.default_rng(0), 512
     samples = rng.normal(size=(n, STAGED)).astype(np.float32), rng.integers(0, STAGED, n)
     loader = sn.data.DataLoader(sn.data.TensorDataset(*samples), n)
     print(f"\nstages of {LAYERS // 2} layers of {STAGED} x {STAGED}, batch {n}, 8 shards, 2 workers of one thread")
     print(
-        f"{'schedule':<12} {'predicted':>12} {'measured':>12} {'error':>7} {'waits':>7} {'measured':>9} {'formula':>8}"
+        f"{'schedule':<12} {'predicted':>12} {'measured':>12} {'error':>7} {'waits':>7} {'measured':>9} {'formula':>8} "
+        f"{'pieces':>7}"
     )
     link = planner.measured_link()
     for schedule in SCHEDULES:
@@ -285,7 +289,7 @@ def schedules(config: Config) -> None:
         print(
             f"{schedule:<12} {1e3 * predicted.seconds:>9.1f} ms {1e3 * seconds:>9.1f} ms "
             f"{predicted.seconds / seconds - 1:>+7.0%} {predicted.waits:>7.0%} {waits:>9.0%} "
-            f"{bubble(schedule, 2, 8, 1, 1, 1):>8.0%}"
+            f"{bubble(schedule, 2, 8, 1, 1, 1):>8.0%} {planner.slowed(predicted, seconds, waits):>7.2f}"
         )
 
 

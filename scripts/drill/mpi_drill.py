@@ -5,6 +5,7 @@
 Each trial is scripts/train.py under mpirun under scripts/mpi_train.py, in a folder of its own. One rank fails, at a
 step drawn at random; the job must end with one line that names it and the step, be restarted, and leave the checkpoint
 that one process leaves that nothing disturbs. The exit status is 1 if anything else happens, or a fault did not fire.
+With `--stages 2` the ranks, a multiple of two, have stages of the model, and fail in the midst of them.
 """
 
 import hashlib
@@ -20,7 +21,8 @@ from pathlib import Path
 from running import LIMIT, Ended, Result, run, run_trials
 
 from scratchnet.flags import flag, run_script
-from scratchnet.parallel.failpoints import LOG, VARIABLE
+from scratchnet.parallel.failpoints import LOG, STAGE_POINTS, VARIABLE
+from scratchnet.parallel.mpi.machines import SHARE_VARIABLE
 from scratchnet.parallel.mpi.watch import SILENT
 
 SCRIPTS = Path(__file__).parents[1]
@@ -30,6 +32,7 @@ TRAIN = [sys.executable, str(SCRIPTS / "train.py"), *JOB.split()]
 MPI_TRAIN = [sys.executable, str(SCRIPTS / "mpi_train.py"), "--restarts", "1", "--pause", "0", "--grace", "3", "--"]
 MPIRUN = ["mpirun", *["--allow-run-as-root"] * (os.geteuid() == 0), "--oversubscribe", "--bind-to", "none", "-n"]
 POINTS = ("shard.claimed", "shard.written", "slice.claimed", "slice.written")
+STAGED = (*STAGE_POINTS, "slice.claimed", "slice.half_written")  # mid-activation, mid-gradient, mid-update
 ACTIONS = ("SIGKILL", "SIGSEGV", "SIGSTOP", "exit")
 
 
@@ -38,6 +41,8 @@ class Config:
     """Disturb ranks, and compare the bytes that come out."""
 
     ranks: int = flag(3, "ranks of the job")
+    stages: int = flag(1, "of the model, as many as ranks or a divisor; each rank counts as a machine then")
+    only: str = flag("", "run only trials whose name contains this")
     patience: float = flag(3.0, "seconds without a sign of life")
     seed: int = flag(0, "of the ranks and steps at which something happens")
 
@@ -68,15 +73,17 @@ def run_job(command: list[str], folder: str, **variables: str) -> tuple[Ended, s
 
 
 def main(config: Config) -> None:
+    layout = ["--strategy", "pipeline", "--stages", str(config.stages)] if config.stages > 1 else []
+    share = {SHARE_VARIABLE: "1"} if layout else {}  # machines of one rank: all that crosses a cut is a message
     with tempfile.TemporaryDirectory() as folder:
-        _, expected = run_job(TRAIN, folder)
+        _, expected = run_job([*TRAIN, *layout], folder)  # a checkpoint names its flags
 
     def one(trial: Trial) -> Result:
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder, "fired")
             fault = {VARIABLE: f"{trial.point}:{trial.step}:{trial.rank}:{trial.action}", LOG: str(log)}
-            job = [*MPI_TRAIN, *MPIRUN, str(config.ranks), *TRAIN]
-            ended, found = run_job(job, folder, SCRATCHNET_MPI_PATIENCE=str(config.patience), **fault)
+            job = [*MPI_TRAIN, *MPIRUN, str(config.ranks), *TRAIN, *layout]
+            ended, found = run_job(job, folder, SCRATCHNET_MPI_PATIENCE=str(config.patience), **share, **fault)
             result = Result("lost", log.exists(), f"status {ended.status}", ended.leaks)
         named = [line for line in ended.words.splitlines() if SILENT in line]
         if ended.status is None:
@@ -90,9 +97,9 @@ def main(config: Config) -> None:
         return result
 
     draw = random.Random(config.seed)
-    faults = itertools.product(POINTS, ACTIONS)
+    faults = itertools.product(STAGED if layout else POINTS, ACTIONS)
     trials = [Trial(*fault, draw.randrange(STEPS), draw.randrange(config.ranks)) for fault in faults]
-    run_trials(one, trials, side_by_side=1, verbose=True)
+    run_trials(one, [trial for trial in trials if config.only in trial.name], side_by_side=1, verbose=True)
 
 
 if __name__ == "__main__":

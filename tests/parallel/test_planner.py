@@ -118,6 +118,10 @@ def test_memory_excludes_plans(two_cores, memory, taken, why):
     text = choice.explain()
     assert f"auto: -> {taken}: {why}" in text
     assert all(str(row.plan) in text for row in choice.rows)
+    beside = 1.0  # each prediction is of 1 ms, a tenth of it waits; a fifth as measured
+    for row in (row for row in choice.rows if row.plan.workers > 1):
+        assert row.predicted.seconds == pytest.approx(1e-3 * beside)
+        beside = (row.seconds * 0.8) / (1e-3 * 0.9)
     assert sorted(choice.too_large.values()) == sorted(
         size for plan, (size, _) in table.items() for _ in range(1 + (plan == Plan(1, 2))) if memory and size > memory
     )
