@@ -85,7 +85,7 @@ ONCE = {
 THREADS = {
     "kernels": ("test_contract", "test_stages"),
     "cpu": ("test_conv_in_place", "test_cpu_specific", "test_gemm", "test_gemm_bfloat16", "test_gemm_tuning"),
-    "jit": ("test_aliases", "test_guards", "test_names", "test_programs", "test_series", "test_step"),
+    "jit": ("test_aliases", "test_explain", "test_guards", "test_names", "test_programs", "test_series", "test_step"),
     "nn": ("test_images",),
 }
 

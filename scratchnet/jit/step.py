@@ -172,8 +172,7 @@ class Step:
         ready = [x for found in self._recorded.values() for x in found if x.program is not None]
         if not ready:
             raise JitError("explain: expected a step that was called at least twice, got one without a program")
-        assert ready[-1].program is not None
-        return explain(ready[-1].program, ready[-1].holds)
+        return explain(ready[-1])
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows: the newest program as a graph; nothing of its own before there is one."""
