@@ -26,17 +26,22 @@ FEWEST_ROWS = 16  # a loop over fewer rows does not join one over more: it would
 
 
 class Access(NamedTuple):
-    """What a loop does with a piece of memory; `by_rows`: its i-th item uses the i-th of equal parts alone; `later`:
-    its stage comes after the stage of whoever writes there, because nobody looks before that one has ended."""
+    """What a loop does with a piece of memory; `by_rows`: its i-th item uses the i-th of equal parts alone.
+
+    is_stop: it is the word that guards write, all of them the same, so in any order. Who reads it comes in a later
+    stage than they, because nobody looks before their stage has ended.
+    """
 
     start: int
     end: int
     written: bool
     by_rows: bool
-    later: bool = False
+    is_stop: bool = False
 
     def conflicts(self, other: Access) -> bool:
         """Must these two stay in order?"""
+        if self.is_stop:
+            return other.is_stop and self.written != other.written
         return (self.written or other.written) and self.start < other.end and other.start < self.end
 
     def matches(self, other: Access) -> bool:
@@ -44,17 +49,18 @@ class Access(NamedTuple):
         return self.by_rows and other.by_rows and (self.start, self.end) == (other.start, other.end)
 
 
-def access(array: np.ndarray, written: bool, by_rows: bool, later: bool = False) -> Access:
+def access(array: np.ndarray, written: bool, by_rows: bool, is_stop: bool = False) -> Access:
     start = array.__array_interface__["data"][0]
-    return Access(start, start + array.nbytes, written, by_rows, later)
+    return Access(start, start + array.nbytes, written, by_rows, is_stop)
 
 
 @dataclass(eq=False)
 class _Open:
-    """A group that may still grow."""
+    """A group that may still grow. before: the groups of earlier stages that it waits for."""
 
-    stage: int
     rows: int
+    before: list[_Open]
+    stage: int = 0
     tasks: list[Task] = field(default_factory=list)
     accesses: list[Access] = field(default_factory=list)
     work: int = 0
@@ -68,28 +74,38 @@ class _Open:
         """All that another group of this stage does; neither has to wait for the other."""
         self.tasks += other.tasks
         self.accesses += other.accesses
+        self.before += other.before
         self.work += other.work
 
 
 def arrange(tasks: Sequence[tuple[Task, Sequence[Access]]], threads: int) -> list[list[Group]]:
     """Stages of groups in which every task comes after all that it conflicts with."""
     groups: list[_Open] = []
-    floor = 0  # the first stage for large work
     for task, accesses in tasks:
         before = [(group, _conflicts(group, accesses)) for group in groups]
         before = _merged([(group, pairs) for group, pairs in before if pairs], groups)
         group, rows = _joined(task, before)
         if group is None:
-            earliest = floor if task.work > SMALL and task.loop.name != "pack" else 0
-            group = _Open(max(earliest, 1 + max((group.stage for group, _ in before), default=-1)), rows)
+            group = _Open(rows, [])
             groups.append(group)
+        group.before += [other for other, _ in before if other is not group]
+        _settle(group, groups)
         group.add(task, accesses, rows)
-        if task.loop.name == "in_range":  # guards of arguments come first, and then a stage begins for all others
-            floor = 1
     stages: list[list[Group]] = [[] for _ in range(1 + max((group.stage for group in groups), default=-1))]
     for group in sorted(groups, key=lambda group: -group.work):  # the largest first, so that threads end together
         stages[group.stage].append(Group(group.tasks, group.rows, _block(group, threads)))
     return stages
+
+
+def _settle(group: _Open, groups: Sequence[_Open]) -> None:
+    """Puts a group after those that it waits for, and those that wait for it after it."""
+    moved = [group]
+    while moved:
+        group = moved.pop()
+        stage = 1 + max((other.stage for other in group.before), default=-1)
+        if stage > group.stage:
+            group.stage = stage
+            moved += [other for other in groups if group in other.before]
 
 
 def _conflicts(group: _Open, accesses: Sequence[Access]) -> list[tuple[Access, Access]]:
@@ -112,20 +128,26 @@ def _merged(before: list[tuple[_Open, list]], groups: list[_Open]) -> list[tuple
         first.take(group)
         together += pairs
         groups.remove(group)
+        for other in groups:
+            other.before = [first if x is group else x for x in other.before]
     return [item for item in before if item[0].stage < stage] + [(first, together)]
 
 
 def _joined(task: Task, before: Sequence[tuple[_Open, list]]) -> tuple[_Open | None, int]:
-    """The group that the task can join, if there is one, and the rows of the group with it."""
+    """The group that the task can join, if there is one, and the rows of the group with it.
+
+    It is the last of those that it has to wait for; or the largest of the last ones, which then waits a stage for the
+    others, if these are so small that they are better done before: numbers that a gradient is multiplied by.
+    """
     if before:
-        last, pairs = max(before, key=lambda item: item[0].stage)
-        alone = all(group is last or group.stage < last.stage for group, _ in before)
-        if alone and all(a.matches(b) for a, b in pairs):
+        last, pairs = max(before, key=lambda item: (item[0].stage, item[0].work))
+        others = [group for group, _ in before if group is not last and group.stage == last.stage]
+        if all(a.matches(b) for a, b in pairs) and all(group.work <= SMALL < last.work for group in others):
             rows = min(last.rows, task.size)
             if rows and task.size % rows == 0 and last.rows % rows == 0 and (rows == last.rows or rows >= FEWEST_ROWS):
                 return last, rows
         small = task.work + (last.rows > 1) * last.work <= SMALL  # one row is one thread's already
-        if alone and small and not any(b.later for _, b in pairs):
+        if not others and small and not any(b.is_stop for _, b in pairs):
             return last, 1
     return None, max(task.size, 1)
 

@@ -56,7 +56,7 @@ class Program:
     def run(self, inputs: list[np.ndarray]) -> None:
         """Does the step. Raises Stopped, with all as it was, where a guard or an effect of it fails."""
         self.rearrange()
-        self._take(inputs)
+        self.take(inputs)
         undo: list[Undo] = []
         try:
             self.begin(undo)
@@ -143,9 +143,10 @@ class Program:
         """What a loop does with memory. It reads `stop` before it writes what outlives the step: guards come first."""
         from .fuse import access
 
-        found = [access(*data) for data in loop.arrays()]
-        if any(written and not self.trace.owns(x) for x, written, _ in loop.arrays()):
-            found.append(access(self.stop, False, False, later=True))
+        found = [access(x, written, by_rows, x is self.stop) for x, written, by_rows in loop.arrays()]
+        is_guard = any(x.is_stop for x in found)
+        if not is_guard and any(written and not self.trace.owns(x) for x, written, _ in loop.arrays()):
+            found.append(access(self.stop, False, False, is_stop=True))
         return found
 
     # --- inputs -------------------------------------------------------------------------------------------------------
@@ -164,7 +165,8 @@ class Program:
             self.addresses.append(places)
         self.sources = list(self.inputs)
 
-    def _take(self, inputs: list[np.ndarray]) -> None:
+    def take(self, inputs: list[np.ndarray]) -> None:
+        """The next run is for these arrays."""
         for i, (x, own, addresses) in enumerate(zip(inputs, self.inputs, self.addresses, strict=True)):
             if x is self.sources[i]:
                 continue
@@ -195,6 +197,8 @@ class Results:
     def __init__(self, result: Any, inputs: list[np.ndarray], trace: Trace):
         self._positions, self._trace = {id(x): i for i, x in enumerate(inputs)}, trace
         self._give = mapped(result, self._planned)  # with functions, told where the arguments are, in place of values
+        is_plain = type(result) is tuple and all(isinstance(give, FunctionType) for give in self._give)
+        self._each = self._give if is_plain else None  # most results are a tuple of tensors: faster than `mapped`
         data = [x._data if isinstance(x, Tensor) else x for x in leaves_of(result)]
         self.memory = [*{id(x): x for x in map(memory_of, filter(is_array, data)) if trace.owns(x)}.values()]
 
@@ -220,6 +224,8 @@ class Results:
         """The results of the newest replay, for these arguments."""
         if isinstance(self._give, FunctionType):
             return self._give(arguments)
+        if self._each is not None:
+            return tuple([give(arguments) for give in self._each])
         return mapped(self._give, lambda give: give(arguments))
 
 

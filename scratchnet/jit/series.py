@@ -3,10 +3,14 @@
 Between two replays, Python takes longer than a small step. What differs from step to step is little: the inputs, what
 effects fill in (the numbers of an optimizer, keys of random numbers), the results. So Python prepares these for many
 steps at a time, each in a row of memory of its own, and the threads go from step to step by themselves (execute.py).
+
+A small step may be faster on one thread: what several win is lost again when each fetches from the caches of the others
+what they have just written. Bits do not depend on that, so it is measured as the series run.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,6 +22,9 @@ from .program import Program, Stopped, take_back
 
 TURNS = 32  # that one compiled call takes at most
 SMALL = 1 << 16  # bytes of what differs from turn to turn; more is not copied
+LIGHT = 1 << 23  # work of a turn, about 1 ms; only up to here one thread may be faster than several
+TRIAL = 32  # of so many runs, one has the number of threads that was slower: this may have changed
+FORGOTTEN = 1.02  # the least seconds of a run count for less with each one that takes longer
 
 
 class Series:
@@ -37,6 +44,8 @@ class Series:
                 firsts.append(first + offset)
         self._places = np.array(places, np.int64)
         self._addresses = np.array(firsts, np.int64).reshape(-1, TURNS).T.copy()  # a row for each turn
+        self._runs, shared = 0, self._executable.shared
+        self._seconds = {shared: 0.0} | ({False: 0.0} if self._executable.work <= LIGHT else {})  # of a turn, by shared
 
     @classmethod
     def of(cls, program: Program, results: Sequence[np.ndarray]) -> Series | None:
@@ -71,12 +80,22 @@ class Series:
                 for memory, rows in self._fills:
                     rows[turn] = memory
             if undo:
-                executable.run_turns(self._places, self._addresses[: len(undo)])
+                self._run_turns(self._addresses[: len(undo)])
         finally:  # a signal may have come at any time
             self.program.stop[0] = 0
             executable.words[self._places] = fitting
             take_back([action for actions in undo[executable.done[0] :] for action in actions])
         return int(executable.done[0])
+
+    def _run_turns(self, addresses: np.ndarray) -> None:
+        """On all threads or on one, whichever took less time before; the other one gets a trial now and then."""
+        self._runs += 1
+        by_seconds = sorted(self._seconds, key=lambda shared: self._seconds[shared])
+        shared = by_seconds[-1 if self._runs % TRIAL == 0 else 0]
+        start = time.perf_counter()
+        self._executable.run_turns(self._places, addresses, shared)
+        seconds, known = (time.perf_counter() - start) / len(addresses), self._seconds[shared]
+        self._seconds[shared] = min(seconds, FORGOTTEN * known or seconds)
 
     def results(self, turn: int) -> None:
         """Puts the results of a turn of the last run where the program itself leaves its results."""

@@ -16,20 +16,22 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from .atomics import LINE, SPINS, fetch_add, let_others_run, load_acquire, pause
-from .compile import jit
+from .atomics import LINE, SPINS, clock, fetch_add, let_others_run, load_acquire, pause
+from .compile import MAX_THREADS, jit
 from .loops import PACKED_WORDS, PARALLEL_FROM, Task, call
 
 # --- one thread's part ----------------------------------------------------------------------------------------------
 
 
 @jit
-def _run_block(block, group, groups, tasks):
-    """All tasks of a group on one block of its rows."""
+def _run_block(block, group, groups, tasks, stop):
+    """All tasks of a group on one block of its rows, until a guard among them stops the program."""
     first, end, rows, size = groups[group, 0], groups[group, 1], groups[group, 2], groups[group, 3]
     lo = block * size
     hi = min(lo + size, rows)
     for t in range(first, end):
+        if load_acquire(stop, 0) != 0:
+            return
         items = tasks[t, 2]  # of all rows
         call(tasks[t, 0], items // rows * lo, items // rows * hi, tasks[t, 1])
 
@@ -47,10 +49,15 @@ def _wait(counters, at, value):
 
 
 @jit
-def _turn(me, counters, tables):
-    """Thread `me`'s part of a turn: the blocks of its own queue, then what is left in the others'. Does it go on?"""
+def _turn(me, counters, marks, tables):
+    """Thread `me`'s part of a turn: the blocks of its own queue, then what is left in the others'. Does it go on?
+
+    marks: see Executable.run_watched; may be empty.
+    """
     queues, blocks, groups, tasks, stop = tables
     threads = queues.shape[1] - 1
+    if marks.size:
+        marks[0] = clock(marks[-2:])
     for stage in range(len(queues)):
         if load_acquire(stop, 0) != 0:  # written before the last stage ended, so all threads see it here, or none
             return False
@@ -62,7 +69,9 @@ def _turn(me, counters, tables):
                 at = queues[stage, queue] + fetch_add(counters, taken + LINE * queue, 1)
                 if at >= queues[stage, queue + 1]:
                     break
-                _run_block(blocks[at, 1], blocks[at, 0], groups, tasks)
+                _run_block(blocks[at, 1], blocks[at, 0], groups, tasks, stop)
+                if marks.size:
+                    marks[1 + stage] = clock(marks[-2:])
                 fetch_add(counters, done, 1)
         _wait(counters, done, all_blocks)
     return True
@@ -71,7 +80,7 @@ def _turn(me, counters, tables):
 @jit
 def _work(me, turns, tables):
     """Thread `me`'s part of all turns, whose counters are rows. done, places, addresses: see Executable.run_turns."""
-    counters, done, words, places, addresses = turns
+    counters, done, words, places, addresses, marks = turns
     stop = tables[4]
     for turn in range(len(counters)):
         own = counters[turn]
@@ -84,7 +93,7 @@ def _work(me, turns, tables):
                     words[places[i]] = addresses[turn, i]
                 fetch_add(own, LINE, 1)
             _wait(own, LINE, 1)
-        if not _turn(me, own[2 * LINE :], tables):
+        if not _turn(me, own[2 * LINE :], marks[me], tables):
             return
     if load_acquire(stop, 0) == 0:
         done[0] = len(counters)
@@ -99,6 +108,7 @@ def _work_together(threads, turns, tables):
 # --- a program ------------------------------------------------------------------------------------------------------
 
 NO_PLACES, NO_ADDRESSES = np.zeros(0, np.int64), np.zeros((1, 0), np.int64)
+NO_MARKS = np.zeros((MAX_THREADS, 0), np.int64)
 
 
 class Group(NamedTuple):
@@ -145,30 +155,46 @@ class Executable:
         )
         self.words, self.done = self.arguments.reshape(-1), np.zeros(1, np.int64)
         self.counters = np.zeros((1, LINE * ((threads + 1) * len(stages) + 2)), np.int64)
-        self.threads, self.stop, self.kept = threads, stop, tasks
-        self.shared = threads > 1 and sum(group.work for group in groups) >= PARALLEL_FROM
+        self.threads, self.stop, self.kept, self.marks = threads, stop, tasks, NO_MARKS
+        self.work = sum(group.work for group in groups)
+        self.shared = threads > 1 and self.work >= PARALLEL_FROM
 
     def run(self, stage: int | None = None) -> None:
         """Runs all tasks, or those of one stage; on all threads if the work is large enough."""
         queues = self.queues if stage is None else self.queues[stage : stage + 1]
-        self._run(self.counters[:1], NO_PLACES, NO_ADDRESSES, queues)
+        self._run(self.counters[:1], NO_PLACES, NO_ADDRESSES, queues, self.shared)
 
-    def run_turns(self, places: np.ndarray, addresses: np.ndarray) -> None:
+    def run_watched(self) -> np.ndarray:
+        """`run`, and when each thread began, and when it ended its last block of each stage: (threads, 1 + stages).
+
+        Nanoseconds, as of `atomics.nanoseconds`; 0 where it did nothing. A program that is not watched pays nothing.
+        """
+        self.marks = np.zeros((self.threads, 1 + len(self.queues) + 2), np.int64)
+        try:
+            self.run()
+            return self.marks[:, :-2]
+        finally:
+            self.marks = NO_MARKS
+
+    def run_turns(self, places: np.ndarray, addresses: np.ndarray, shared: bool) -> None:
         """Runs all tasks once for each row of `addresses`, which stands at `places` in the tables then.
 
-        places: int64 (words,), see `places_of`. addresses: int64 (turns, words). `done[0]` counts the turns that are
-        done: where a task writes to `stop`, the turn in which it did is not, and no later one begins.
+        places: int64 (words,), see `places_of`. addresses: int64 (turns, words). shared: on all threads, or on one?
+        `done[0]` counts the turns that are done: where a task writes to `stop`, the turn in which it did is not, and no
+        later one begins.
         """
         turns = len(addresses)
         if len(self.counters) < turns:
             self.counters = np.zeros((turns, self.counters.shape[1]), np.int64)
-        self._run(self.counters[:turns], places, addresses, self.queues)
+        self._run(self.counters[:turns], places, addresses, self.queues, shared)
 
-    def _run(self, counters: np.ndarray, places: np.ndarray, addresses: np.ndarray, queues: np.ndarray) -> None:
+    def _run(
+        self, counters: np.ndarray, places: np.ndarray, addresses: np.ndarray, queues: np.ndarray, shared: bool
+    ) -> None:
         counters.fill(0)
-        turns = counters, self.done, self.words, places, addresses
+        turns = counters, self.done, self.words, places, addresses, self.marks
         tables = queues, self.blocks, self.groups, self.tasks, self.stop
-        if self.shared:
+        if shared:
             _work_together(self.threads, turns, tables)
         else:
             _work(0, turns, tables)

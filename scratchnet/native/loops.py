@@ -19,7 +19,7 @@ from numba import prange
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .aligned import aligned
+from .aligned import aligned, unwritten
 from .compile import JIT_ENABLED, MAX_THREADS, entry_of, jit, stamp
 
 # The one table of thresholds. Work is counted in light operations: reading, adding and writing one element, 0.1-0.3 ns.
@@ -73,7 +73,7 @@ def scratch(size: int, dtype: np.dtype) -> np.ndarray:
     plan = _plan.get()
     known = _memory.scratch if plan is None else plan.scratch
     if (size, dtype) not in known:
-        known[size, dtype] = aligned((MAX_THREADS, size), dtype)  # no memory is used before it is written
+        known[size, dtype] = unwritten((MAX_THREADS, size), dtype)
     return known[size, dtype]
 
 

@@ -252,7 +252,8 @@ class _Engine(BaseMultilayerPerceptron):
     def _epoch(self, learner: Learner, steps: Any, sample_weight: Any, order: np.ndarray) -> float:
         """One pass over the rows in an order; their mean loss."""
         n, accumulated = len(order), np.float64(0.0)
-        learner.module.train()
+        if self.n_iter_ == 0 or self.early_stopping:  # after which rows were predicted
+            learner.module.train()
         is_sgd = isinstance(self._optimizer, SGDOptimizer)  # partial_fit goes on with it, whatever `solver` says by now
         rate = np.asarray(self._optimizer.learning_rate if is_sgd else 1.0, learner.dtype)
         chosen = [order[batch] for batch in gen_batches(n, self._rows_of_batch(n))]

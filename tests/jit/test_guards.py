@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sizes import JIT
 
 import scratchnet as sn
 
@@ -45,6 +46,25 @@ def test_a_bad_label_in_a_step_of_several_stages_changes_nothing():
     assert state_of(model, optimizer) == before
     step(sn.Tensor(X), sn.Tensor(Y))
     assert state_of(model, optimizer) != before
+
+
+def test_an_index_far_outside_stops_a_recorded_step_before_it_is_used():
+    """The rows of a guard and those of its readers are one block, of which the rest is not run."""
+    table = sn.nn.Embedding(50, 8)
+
+    @sn.jit
+    def looked_up(index):
+        return table(index) * 2.0
+
+    index = RNG.integers(0, 50, 64)
+    for _ in range(3):
+        looked_up(sn.Tensor(index))
+    if JIT:
+        (executable,) = looked_up.programs[0].executables
+        assert [task.loop.name for task in executable.kept][:2] == ["in_range", "take_rows"]
+        assert len(executable.stages) == 1
+    with pytest.raises(sn.IndexOutOfRangeError):
+        looked_up(sn.Tensor(np.where(np.arange(64) == 40, 2**48, index)))  # to read there ends the process
 
 
 def slow_loss(outputs, labels):

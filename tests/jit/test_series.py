@@ -201,3 +201,35 @@ def test_results_are_tensors_of_their_own_and_arguments_are_themselves():
     results = list(step.series(calls, lambda i: None))
     assert [r.numpy().tolist() for _, r in results] == [[2.0 * i] * 3 for i in range(6)]
     assert [x.numpy().tolist() for x, _ in results] == [[float(i)] * 3 for i in range(6)]
+
+
+@pytest.mark.skipif(sn.get_num_threads() < 2, reason="there is one thread")
+def test_a_series_runs_on_the_number_of_threads_that_takes_less_time_and_tries_the_other_again(monkeypatch):
+    training = Training(width=640)
+    training.one_by_one(calls_of(ROWS[:2]))
+    (recorded,) = training.step._recorded.popitem()[1]
+    series, now, seen = recorded.series(), [0.0], []
+    seconds = {True: 3.0, False: 2.0}
+
+    def run_turns(places, addresses, shared):
+        seen.append(shared)
+        now[0] += seconds[shared] * len(addresses)
+
+    monkeypatch.setattr(series._executable, "run_turns", run_turns)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    for _ in range(2 * module.TRIAL):
+        series._run_turns(np.zeros((5, 0), np.int64))
+    assert seen[:3] == [True, False, False] and seen.count(True) == 3 and seen[module.TRIAL - 1]
+    seconds[False] = 4.0  # another program has come to this core
+    for _ in range(2 * module.TRIAL):
+        series._run_turns(np.zeros((5, 0), np.int64))
+    assert seen[-2]
+
+
+def test_all_threads_run_a_series_of_large_steps(monkeypatch):
+    training = Training(width=640)
+    training.one_by_one(calls_of(ROWS[:2]))
+    (recorded,) = training.step._recorded.popitem()[1]
+    monkeypatch.setattr(module, "LIGHT", 0)
+    series = module.Series.of(recorded.program, recorded.results.memory)
+    assert list(series._seconds) == [series._executable.shared]

@@ -1,4 +1,8 @@
-"""Loops that check values, and write 1 to `stop` where the check fails, which ends a program: see native/execute.py."""
+"""Loops that check values, and write 1 to `stop` where the check fails, which ends a program: see native/execute.py.
+
+Item i checks the i-th value. So a guard may run block by block with those who read the values after it: where it stops
+the program, the rest of the block is not run.
+"""
 
 import numpy as np
 
@@ -21,8 +25,8 @@ def _finite(lo, hi, x, stop):
 
 
 # A guard counts as a writer of the array that it checks, so that every later reader waits for it.
-_run_in_range = ranged(_in_range, "in_range", writes=(0, 3), whole=(0, 3))
-_run_finite = ranged(_finite, "finite", writes=(0, 1), whole=(0, 1))
+_run_in_range = ranged(_in_range, "in_range", writes=(0, 3), whole=(3,))
+_run_finite = ranged(_finite, "finite", writes=(0, 1), whole=(1,))
 
 
 def in_range(x, low, high, stop):
