@@ -159,9 +159,12 @@ def reason_of(error: BaseException) -> str:
     raised = [
         line for line in lines if re.match(r"(?!org\.|java\.|py4j\.)[\w.]*(Error|Exception|Mismatch)\b.*: ", line)
     ]
+    thrown = [line[2:] for line in lines if line.startswith(": ")]  # what Java threw, below the call that Python made
     aborted = [line for line in lines if "Job aborted" in line or "cancelled" in line]
     unfit = [line for line in lines if "Cannot run program" in line]  # the Python of executors is not there
-    return [f"{type(error).__name__}: {next(iter(lines), '')}", *aborted[:1], *unfit[:1], *raised[-1:]][-1][:500]
+    return [f"{type(error).__name__}: {next(iter(lines), '')}", *thrown[:1], *aborted[:1], *unfit[:1], *raised[-1:]][
+        -1
+    ][:500]
 
 
 # --- what tasks do ---------------------------------------------------------------------------------------------------

@@ -114,3 +114,5 @@ def test_an_error_of_spark_is_the_last_line_of_python():
     assert reason_of(Exception("a\n: org.SparkException: Job aborted: b\n")).endswith("Job aborted: b")
     assert reason_of(Exception("a\nJob aborted\njava.io.IOException: Cannot run program x\n")).endswith("run program x")
     assert reason_of(ValueError("c\nd")) == "ValueError: c"
+    stack = "An error occurred while calling None.org.x\n: java.lang.IllegalStateException: context stopped\n\tat y\n"
+    assert reason_of(Exception(stack)) == "java.lang.IllegalStateException: context stopped"
