@@ -290,10 +290,11 @@ def test_weight_decay_ends_at_zero_before_it_is_subnormal(name, dtype, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_scatter_adds_in_the_order_of_the_index(device):
-    g = np.array([[1e8], [1.0], [-1e8], [1.0]], np.float32)  # 1 in this order, 2 or 0 in others
-    out = np.empty((2, 1), np.float32)
-    kernel(device, "scatter_rows")(g, np.array([1, 1, 1, 1]), out)
-    assert out.tolist() == [[0.0], [1.0]]
+    g = np.array([[1e8], [1.0], [-1e8], [1.0]], np.float32)  # 1 in this order, 2 or 0 in others, or in float64
+    for dtype, total in ((np.float64, 2.0), (np.int64, 2), (np.float32, 1.0)):  # no kernel of a wider type is taken
+        out = np.empty((2, 1), dtype)
+        kernel(device, "scatter_rows")(g.astype(dtype), np.array([1, 1, 1, 1]), out)
+        assert out.tolist() == [[0.0], [total]]
 
 
 @pytest.mark.parametrize("device", DEVICES)

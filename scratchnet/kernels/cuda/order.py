@@ -104,13 +104,13 @@ def _largest(total, i, column, inner, x, source, scale):
 
 
 @cache
-def folding_rows(step: Callable[..., Any], start: Any, threads: int) -> Kernel:
+def folding_rows(step: Callable[..., Any], dtype: np.dtype, start: int, threads: int) -> Kernel:
     """Folds the rows that go to one row of out, by `step` from `start`, in the order of the index, without atomics.
 
     `order` is the index sorted, equal numbers in their order: where one begins, a row of threads takes all of it, each
     thread one column.
     """
-    START = start
+    START = dtype.type(start)  # made here: as a key of the cache, 0 is the same in every dtype
 
     @kernel(threads)
     def loop(x, source, index, order, scale, out, inner):
@@ -134,7 +134,7 @@ def _fold(step, start, x, source, index, scale, out):
     if out.size and index.size:
         inner, order = out.shape[1], memory.empty((1, index.size), np.int64)
         argsort(index.reshape(1, index.size), order)
-        loop = folding_rows(step, out.dtype.type(start), tuning.current().threads)
+        loop = folding_rows(step, out.dtype, start, tuning.current().threads)
         launch(loop, *in_plane(index.size, inner), x, source, index, order, scale, out, inner)
 
 
