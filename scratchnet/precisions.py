@@ -29,7 +29,9 @@ DEVICES = {"float16": ("cuda",)}  # of a precision that not all devices have
 # A product that is rounded has no side (m, k, n) shorter than this, and more multiplications than that. Rounding an
 # element takes as long as 24 of them, and a matrix unit sums up 32 terms at once. A layer's product and the two of its
 # gradients have the same three sides, so all of them are rounded, or none. GPUs alone have float16: it needs no limit.
-LEAST = {"bfloat16": (32, 1 << 18)}
+# A CPU without units for bfloat16 wins nothing: there each side is so long that rounding takes no more than a fiftieth
+# of the time (docs/precision.md). LEAST has what a precision needs, and what an order of sums (kernels.order_of) does.
+LEAST = {"bfloat16": (32, 1 << 18), "widened": (1024, 1 << 18)}
 SCALED = "float16"  # the precision whose loss is scaled
 
 FIRST_SCALE, LEAST_SCALE, MOST_SCALE = 2.0**16, 1.0, 2.0**24
@@ -56,9 +58,17 @@ def check_device(what: str, name: str | None, kinds: Iterable[str]) -> None:
         raise ConfigError(f"{what}: expected {expected}, got {others[0]!r}; all devices have 'bfloat16'")
 
 
-def is_rounded(precision: str, *sides: int) -> bool:
-    """Does a product of sides (m, k, n) read its operands in the precision? One that is small stays float32."""
-    side, multiplications = LEAST.get(precision, (0, 0))
+def least(*names: str | None) -> tuple[int, int]:
+    """(the shortest side, multiplications) of LEAST that a product needs by all of these names."""
+    return max(LEAST.get(name or "", (0, 0)) for name in names)
+
+
+def is_rounded(precision: str, order: str | None, *sides: int) -> bool:
+    """Does a product of sides (m, k, n) read its operands in the precision? One that is small stays float32.
+
+    order: of its sums, as `kernels.order_of` says.
+    """
+    side, multiplications = least(precision, order)
     return min(sides) >= side and math.prod(sides) > multiplications
 
 
@@ -81,10 +91,10 @@ class precision:
             loss = loss_of(model(x), y)
 
     name: "float32"; "bfloat16": operands are rounded to its 8 significant bits, to the nearest, ties to even, but for
-    small products, of a side below 32 or of at most 262,144 multiplications, which rounding would make slower; or on
-    "cuda" "float16", of 11 bits, whose loss a loop of your own has to scale. Parameters, gradients, sums and all other
-    ops stay float32. Raises ConfigError, also for "tf32", which no device has; a product of float64 inside raises
-    DtypeError, one in "float16" on another device ConfigError.
+    small products, of a side below 32 (on a CPU without units for bfloat16: 1,024) or of at most 262,144
+    multiplications, which rounding would make slower; or on "cuda" "float16", of 11 bits, whose loss a loop of your
+    own has to scale. Parameters, gradients, sums and all other ops stay float32. Raises ConfigError, also for "tf32",
+    which no device has; a product of float64 inside raises DtypeError, one in "float16" on another device ConfigError.
     """
 
     def __init__(self, name: str):

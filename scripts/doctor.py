@@ -26,6 +26,7 @@ from scratchnet.native import cache
 from scratchnet.native.limits import available_bytes, cores
 from scratchnet.parallel.comm.job import started_as
 from scratchnet.parallel.failpoints import VARIABLE
+from scratchnet.precisions import least
 
 SHM, ROOM = Path("/dev/shm"), 1 << 28  # bytes that a run may well need there
 EXTRAS = "tqdm", "matplotlib", "Pillow", "mpi4py", "tensorboardX", "sqlalchemy", "numba-cuda"
@@ -129,8 +130,9 @@ def half_precision() -> str:
                 x @ y
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
         found.append(f"{seconds['float32'] / seconds['bfloat16']:.1f} times the speed of float32 {what}")
-    way = f"bfloat16 takes the way {order_of_bfloat16()!r}"
-    return f"{way}, at {', '.join(found)}; products with a side below 32 stay float32"
+    side, _ = least("bfloat16", way := order_of_bfloat16())
+    takes = f"bfloat16 takes the way {way!r}, at {', '.join(found)}"
+    return f"{takes}; products with a side below {side} stay float32"
 
 
 def products() -> str:

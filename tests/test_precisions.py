@@ -9,7 +9,7 @@ from messages import error_line
 
 import scratchnet as sn
 from scratchnet import precisions
-from scratchnet.ops import OPS
+from scratchnet.ops import OPS, products
 from scratchnet.testing.oracles.half import bfloat16, float16
 
 RNG = np.random.default_rng(0)
@@ -64,8 +64,9 @@ LAYERS = [lambda a, b, c: a @ b, sn.nn.functional.linear, lambda a, b, c: sn.sta
 def test_small_products_and_their_gradients_stay_float32_and_others_do_not(sides, device, monkeypatch):
     """In any order of the sides the answer is the same, so a layer's three products are rounded, or none of them."""
     monkeypatch.undo()
+    monkeypatch.delitem(precisions.LEAST, "widened")  # on all CPUs the limit of those with units
     large = tuple(side + 1 for side in sides)
-    assert not precisions.is_rounded("bfloat16", *sides) and precisions.is_rounded("float16", *sides)
+    assert not precisions.is_rounded("bfloat16", None, *sides) and precisions.is_rounded("float16", None, *sides)
     for (m, k, n), layer in itertools.product((sides, large) if device != "cuda" else (), LAYERS):
         shapes, found = ((m, k), (k, n), (n,)), {}
         a, b, c = (sn.Tensor(RNG.standard_normal(s).astype(np.float32), requires_grad=True) for s in shapes)
@@ -77,6 +78,19 @@ def test_small_products_and_their_gradients_stay_float32_and_others_do_not(sides
             found[precision] = [t.detach().numpy() for t in (y, a.grad, b.grad)]
         are_equal = [np.array_equal(*pair) for pair in zip(*found.values(), strict=True)]
         assert are_equal == [(m, k, n) == sides] * 3
+
+
+def test_a_cpu_without_units_rounds_where_each_side_is_long(device, monkeypatch):
+    monkeypatch.undo()
+    found = [precisions.is_rounded("bfloat16", order, 1023, 1024, 1024) for order in ("tiles", "widened")]
+    assert found == [True, False] and precisions.is_rounded("bfloat16", "widened", 1024, 1024, 1024)
+    monkeypatch.setattr(precisions, "LEAST", {"widened": (6, 0)})
+    monkeypatch.setattr(products, "order_of", lambda precision, kinds: "widened" if "cpu" in kinds else None)
+    for rows in (5, 6):
+        a, b = (sn.Tensor(RNG.standard_normal(shape).astype(np.float32)) for shape in ((rows, 40), (40, 7)))
+        with sn.precision("bfloat16"):
+            rounded = a @ b
+        assert np.array_equal(rounded.numpy(), (a @ b).numpy()) == (device == "cpu" and rows == 5)
 
 
 def test_float16_is_of_gpus_alone(device):

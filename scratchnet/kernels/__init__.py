@@ -7,7 +7,7 @@ other table.
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from functools import cache
 from typing import Any
 
@@ -121,6 +121,11 @@ def order_of_bfloat16() -> str:
     from .cpu.gemm_bfloat16 import way
 
     return way()
+
+
+def order_of(precision: str, kinds: Container[str]) -> str | None:
+    """How devices of these kinds add up products in the precision, if that depends on the CPU."""
+    return order_of_bfloat16() if precision == "bfloat16" and "cpu" in kinds else None
 
 
 def set_num_threads(n: int) -> None:

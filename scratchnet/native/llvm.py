@@ -158,6 +158,17 @@ class Function:
         small = self.intrinsic(f"llvm.is.fpclass.{self.suffix}", mask, x, classes)
         return self.builder.select(small, self.vector(None), x)
 
+    def rounded(self, x):
+        """x, float32, rounded to the nearest bfloat16, ties to even: the upper half of its bits; a NaN stays one."""
+        numbers = ir.VectorType(i32, self.lanes)
+        constant = lambda value: numbers([value] * self.lanes)  # noqa: E731
+        bits = self.builder.bitcast(x, numbers)
+        last = self.builder.and_(self.builder.lshr(bits, constant(16)), constant(1))
+        near = self.builder.add(self.builder.add(bits, constant(0x7FFF)), last)
+        is_nan = self.builder.fcmp_unordered("uno", x, x)
+        near = self.builder.select(is_nan, self.builder.or_(bits, constant(0x400000)), near)
+        return self.builder.bitcast(self.builder.and_(near, constant(-0x10000)), self.vector)
+
     def columns(self, vectors):
         """Offsets of the vectors of a row, and the mask of a row that is shorter than one vector."""
         if vectors:

@@ -9,6 +9,7 @@ import itertools
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 
 from .compile import JIT_ENABLED
@@ -143,20 +144,28 @@ def _tile_in_place(a: Operand, b: Operand, out: Operand, places: Operand, sums: 
         _row(out, t, i, width)[:] += total
 
 
-def _copy_rows(source: Operand, target: Operand, count: int, vectors: int, last: int):
-    """target[i, j] = source[i, j] for `count` rows as wide as those of a Strip."""
+def bfloat16(x: np.ndarray) -> np.ndarray:
+    """float32 x rounded to the nearest bfloat16, ties to even, as float32: bfloat16 is its upper half."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), bits | np.uint32(0x400000), rounded).view(np.float32) if x.size else x.copy()
+
+
+def _copy_rows(source: Operand, target: Operand, count: int, vectors: int, last: int, rounds: int):
+    """target[i, j] = source[i, j] for `count` rows as wide as those of a Strip, if `rounds` rounded to bfloat16."""
     width = _width(vectors, last, target)
     for i in range(count):
-        _row(target, 0, i, width)[:] = _row(source, 0, i, width)
+        row = _row(source, 0, i, width)
+        _row(target, 0, i, width)[:] = bfloat16(row) if rounds else row
 
 
-def _transpose(source: Operand, target: Operand, count: int):
-    """target[j, i] = source[i, j] for `count` squares of SQUARE_BYTES by SQUARE_BYTES."""
+def _transpose(source: Operand, target: Operand, count: int, rounds: int):
+    """target[j, i] = source[i, j] for `count` squares of SQUARE_BYTES by SQUARE_BYTES, if `rounds` rounded as well."""
     side = SQUARE_BYTES // target.array.itemsize
     for t, i in itertools.product(range(count), range(side)):
-        target.array.reshape(-1)[target.at + t * target.next + i :][: side * target.row : target.row] = _row(
-            source, t, i, side
-        )
+        column = target.array.reshape(-1)[target.at + t * target.next + i :][: side * target.row : target.row]
+        row = _row(source, t, i, side)
+        column[:] = bfloat16(row) if rounds else row
 
 
 def _width(vectors, last, operand):
@@ -300,14 +309,14 @@ def _write_tile_in_place(module, dtype, lanes, rows, vectors, lists_rows):
     return f.llvm
 
 
-def _write_copy_rows(module, dtype, lanes, vectors):
-    f = Function(module, f"copy_rows_{dtype}_{vectors}", _copy_rows, dtype, lanes)
+def _write_copy_rows(module, dtype, lanes, vectors, rounds):
+    f = Function(module, f"copy_rows_{dtype}_{vectors}_{rounds}", _copy_rows, dtype, lanes)
     columns, mask = f.columns(vectors)
 
     def copy_row(pointers):
         source, target = pointers
-        for column in columns:
-            f.store(f.load(f.at(source, column), mask), f.at(target, column), mask)
+        for x, column in [(f.load(f.at(source, column), mask), column) for column in columns]:
+            f.store(f.rounded(x) if rounds else x, f.at(target, column), mask)
         return [f.at(source, f["source_row"]), f.at(target, f["target_row"])]
 
     f.loop(f["count"], [f["source"], f["target"]], copy_row)
@@ -315,18 +324,19 @@ def _write_copy_rows(module, dtype, lanes, vectors):
     return f.llvm
 
 
-def _write_transpose(module, dtype, side):
-    f = Function(module, symbol(_transpose, dtype), _transpose, dtype, side)
+def _write_transpose(module, dtype, side, rounds):
+    f = Function(module, f"transpose_{dtype}_{rounds}", _transpose, dtype, side)
 
     def square(pointers):
         source, target = pointers
         rows = [f.load(f.at(source, f.times(i, f["source_row"]))) for i in range(side)]
         for i, row in enumerate(f.transposed(rows)):
-            f.store(row, f.at(target, f.times(i, f["target_row"])))
+            f.store(f.rounded(row) if rounds else row, f.at(target, f.times(i, f["target_row"])))
         return [f.at(source, f["source_next"]), f.at(target, f["target_next"])]
 
     f.loop(f["count"], [f["source"], f["target"]], square)
     f.builder.ret_void()
+    return f.llvm
 
 
 def _tiles(module, dtype, tile, update=None):
@@ -354,9 +364,12 @@ def llvm_module(dtype, tile=TILE) -> str:
     module = ir.Module("scratchnet")
     size = int(dtype[-2:]) // 8
     _tiles(module, dtype, tile)
-    copies = {(v,): _write_copy_rows(module, dtype, tile.vector_bytes // size, v) for v in {0, 1, *tile.vectors}}
-    write_choice(module, _copy_rows, dtype, copies, vectors=16)
-    _write_transpose(module, dtype, min(32, tile.vector_bytes) // size)
+    rounding = (0, 1) if dtype == "float32" else (0,)
+    keys = list(itertools.product(sorted({0, 1, *tile.vectors}), rounding))
+    copies = {key: _write_copy_rows(module, dtype, tile.vector_bytes // size, *key) for key in keys}
+    write_choice(module, _copy_rows, dtype, copies, vectors=16, rounds=2)
+    squares = {(r,): _write_transpose(module, dtype, min(32, tile.vector_bytes) // size, r) for r in rounding}
+    write_choice(module, _transpose, dtype, squares, rounds=2)
     return str(module)
 
 

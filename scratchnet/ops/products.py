@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import checks, tracing
 from ..errors import DtypeError, ShapeError
+from ..kernels import order_of
 from ..kernels.signatures import HALVES
 from ..precisions import check_device, is_rounded, options_of
 from .movement import checked_index, reshape_op
@@ -46,7 +47,10 @@ def _reads(device, dtype, sides, precision=None):
         return None
     if dtype != np.float32:
         raise DtypeError(f"matmul: expected float32 with precision {precision!r}, got {dtype}; use .astype('float32')")
-    return precision if is_rounded(precision, *sides) else None
+    if not is_rounded(precision, None, *sides):  # a small one does not ask for the way of this CPU
+        return None
+    order = order_of(precision, (device.name,))
+    return precision if is_rounded(precision, order, *sides) else None
 
 
 # (..., m, k) @ (..., k, n), after transposing

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..data.dataset import gather, selects
-from ..kernels import order_of_bfloat16
+from ..kernels import order_of
 from ..nn import Module
 from ..parallel.model.parts_plan import plan_of
 from ..parallel.settings import Settings
 from ..parallel.strategies import options_of
-from ..precisions import LEAST
+from ..precisions import least
 
 # What a new phase of a run may change: how it goes on. What it is stays: model, optimizer, loss, shards, seed.
 OF_A_PHASE = {
@@ -75,9 +75,8 @@ def _products(settings: Settings) -> dict[str, Any] | None:
     """Which products are rounded, and their order of sums, if that depends on the CPU; None: none is rounded."""
     if settings.precision == "float32":
         return None
-    depends = settings.precision == "bfloat16" and "cpu" in settings.placement.kinds
-    side, multiplications = LEAST.get(settings.precision, (0, 0))
-    order = order_of_bfloat16() if depends else None
+    order = order_of(settings.precision, settings.placement.kinds)
+    side, multiplications = least(settings.precision, order)
     return {"order": order, "sides from": side, "multiplications above": multiplications}
 
 

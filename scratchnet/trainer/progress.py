@@ -32,7 +32,7 @@ def first_line(count: int, what: str, shards: int, is_default: bool, is_exact: b
 
 
 ORDERS = {  # what precision_lines says of kernels/cpu/gemm_bfloat16.py, WAYS
-    "widened": "rounded as they are packed, and multiplied as float32: none is faster here, thin ones are slower",
+    "widened": "rounded as they are packed, and multiplied as float32: none is faster here",
     "pairs": "multiplied by this CPU's vectors of pairs (avx512_bf16); a CPU without them gets other last bits",
     "tiles": "multiplied by this CPU's matrix units (AMX); a CPU without them gets other last bits",
 }
@@ -46,7 +46,8 @@ def precision_lines(identity: Mapping[str, Any]) -> list[str]:
     how = ORDERS.get(products["order"] or "", "rounded as they are read, and multiplied as float32")
     lines = [f"{identity['precision']} products, added up in float32: {how}"]
     if side := products["sides from"]:
-        few = f"; a shard has {rows} rows: more rows, or fewer shards, let bfloat16 help" if rows < side else ""
+        helps = rows < side and products["order"] != "widened"
+        few = f"; a shard has {rows} rows: more rows, or fewer shards, let bfloat16 help" if helps else ""
         small = f"of at most {products['multiplications above']:,} multiplications"
         lines += [f"products with fewer than {side} rows, columns or terms, or {small}, stay float32{few}"]
     return lines

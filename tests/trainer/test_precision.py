@@ -1,5 +1,7 @@
 """Training in bfloat16: the same bits for any workers, deaths and recordings; what the run says and remembers."""
 
+import functools
+
 import numpy as np
 import pytest
 from messages import error_line
@@ -10,16 +12,26 @@ from scratchnet.parallel import failpoints
 from scratchnet.parallel.pool import steps
 from scratchnet.trainer import identity
 
-X, WIDE = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((48, 20), (432, 128)))
-DATA, WIDE_DATA = (sn.data.TensorDataset(x, (x[:, 0] > 0).astype(np.int64)) for x in (X, WIDE))
+X = np.random.default_rng(0).standard_normal((48, 20)).astype(np.float32)
+DATA = sn.data.TensorDataset(X, (X[:, 0] > 0).astype(np.int64))
+
+
+@functools.cache
+def wide():
+    """(data, rows of a shard, hidden units) of a run whose first layer alone is rounded, by any CPU."""
+    side, _ = precisions.least("bfloat16", sn.kernels.order_of_bfloat16())
+    rows, columns, hidden = max(36, side), max(128, side), max(64, side)
+    x = np.random.default_rng(0).standard_normal((12 * rows, columns)).astype(np.float32)
+    return sn.data.TensorDataset(x, (x[:, 0] > 0).astype(np.int64)), rows, hidden
 
 
 def trained(epochs=2, dtype="float32", resume=None, **options):
     sn.manual_seed(0)
-    model = sn.nn.MLP(128, 64, 2).to(dtype=dtype)  # shards of 36 rows: the first layer is rounded, the second too small
+    data, rows, hidden = wide()
+    model = sn.nn.MLP(data[0][0].shape[0], hidden, 2).to(dtype=dtype)
     options = {"precision": "bfloat16", "progress": False, "shards": 4} | options
     trainer = sn.Trainer(model, sn.optim.SGD(model.parameters(), 0.1, 0.9), sn.nn.CrossEntropyLoss(), **options)
-    trainer.fit(sn.data.DataLoader(WIDE_DATA, 144, shuffle=True), epochs=epochs, resume=resume)
+    trainer.fit(sn.data.DataLoader(data, 4 * rows, shuffle=True), epochs=epochs, resume=resume)
     return b"".join(p.detach().numpy().tobytes() for p in model.parameters())
 
 
@@ -50,7 +62,7 @@ def test_a_run_goes_on_with_the_same_bits(alone, tmp_path):
 
 
 def test_a_run_whose_products_were_added_up_in_another_order_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(identity, "order_of_bfloat16", lambda: "elsewhere")
+    monkeypatch.setattr(identity, "order_of", lambda precision, kinds: "elsewhere")
     trained(epochs=1, folder=tmp_path)
     monkeypatch.undo()
     with pytest.raises(sn.CheckpointError, match="expected order=elsewhere, as saved, got ") as error:
@@ -68,10 +80,12 @@ def test_a_run_says_how_its_products_are_computed(capsys):
     trained(epochs=1, progress=True)
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("bfloat16 products, added up in float32: ") for line in lines) == 1
-    small = "products with fewer than 32 rows, columns or terms, or of at most 262,144 multiplications, stay float32"
-    assert sum(line == small for line in lines) == 1
+    side, _ = precisions.least("bfloat16", order := sn.kernels.order_of_bfloat16())
+    few = f"products with fewer than {side} rows, columns or terms, or of at most 262,144 multiplications, stay float32"
+    assert sum(line == few for line in lines) == 1
     trained(epochs=1, progress=True, shards=8)
-    assert f"{small}; a shard has 18 rows" in capsys.readouterr().out
+    more = "; a shard has 18 rows: more rows, or fewer shards, let bfloat16 help" if order != "widened" else ""
+    assert few + more in capsys.readouterr().out.splitlines()
     trained(epochs=1, progress=True, precision="float32")
     assert "bfloat16" not in capsys.readouterr().out
 

@@ -85,7 +85,7 @@ def _copy_image(x, at, shape, target, to):
             vectors = (rest >= lanes) + (rest > lanes) + (rest > 2 * lanes) + (rest > 3 * lanes)
             source = Operand(x, at + c * shape.height * shape.width + done, shape.width, 0)
             into = Operand(target, to + c * plane + top * pitch + left + done, pitch, 0)
-            copy_rows(source, into, shape.height, vectors, rest - lanes if vectors else rest)
+            copy_rows(source, into, shape.height, vectors, rest - lanes if vectors else rest, False)
             done += rest
 
 

@@ -114,7 +114,7 @@ def _pack_rows(source, plane, shape, block, down, right, target, to):
         rest = min(width - done, 4 * lanes)
         vectors = (rest >= lanes) + (rest > lanes) + (rest > 2 * lanes) + (rest > 3 * lanes)
         from_, into = Operand(source, line + done, row, 0), Operand(target, first + before + done, columns, 0)
-        copy_rows(from_, into, count, vectors, rest - lanes if vectors else rest)
+        copy_rows(from_, into, count, vectors, rest - lanes if vectors else rest, False)
         done += rest
 
 

@@ -19,22 +19,20 @@ import numpy as np
 
 from ... import checks
 from ...native.cache import kept_text
-from ...native.compile import JIT_ENABLED, get_num_threads, jit, stamp
+from ...native.compile import JIT_ENABLED, jit, stamp
 from ...native.llvm import Operand
 from ...native.loops import Plan, constant, planning, ranged, scratch, workspace
-from ...native.simd import TILE
 from . import gemm, pairs, tiles
 from .gemm import own_scratch
 from .gemm_blocks import multiply
-from .gemm_cuts import FEW_COLUMNS, MEMORY_BOUND, PANEL, SHARED, Factors, Region, Scratch, get_cuts, whole_sums
-from .gemm_pack import copy_rounded, pack_b
+from .gemm_cuts import MEMORY_BOUND, Factors, Region, Scratch, get_cuts, whole_sums
+from .gemm_pack import copy_rounded
 from .pairs import DEPTH, SIDE, WORDS, multiply_pairs, pack_tiles
 from .tiles import begin_tiles, end_tiles, multiply_tiles
 
 BLOCK = 2 * SIDE  # rows and columns of a block of `out`
 PART_BLOCKS, PART_TILES = 16, 32  # of op(b) that stays in L2: 512 columns and 1,024 terms, 1 MiB
 SMALL = 1 << 16  # elements of two factors that are rounded apart from packing
-IN_L2 = 1 << 18  # elements of op(b) that each thread packs for itself
 _BLOCK_SCRATCH = BLOCK * BLOCK  # elements: a block of `out` at the edge, or a block of a factor
 _SCRATCH = _BLOCK_SCRATCH + 2 * PART_TILES * WORDS  # and the panels of a block of the longer factor
 PACKING = 24  # packing an element takes as long as so many multiplications of it
@@ -42,18 +40,6 @@ _CONFIGURATION = constant(tiles.configuration())
 
 
 # --- as the float32 product -------------------------------------------------------------------------------------------
-
-
-@jit
-def _multiply_widened(a, b, start, out, transpose_a, transpose_b, region, own):
-    """A region of a product. op(b) is packed to this thread's scratch memory, op(a) where that is used."""
-    columns = region.j1 - region.j0
-    k, panel = b.shape[1] if transpose_b else b.shape[0], PANEL * (TILE.vector_bytes // out.itemsize)
-    end = own.at + k * columns
-    right = own.array.ravel()[own.at : end].reshape((k, columns))
-    pack_b(0, (columns + panel - 1) // panel, b, transpose_b, region.j0, right, True)
-    factors = Factors(a, right, transpose_a, False, out.shape[1] > FEW_COLUMNS, region.j0, True)
-    multiply(factors, whole_sums(start, out), region, Scratch(own.array, end))
 
 
 @jit
@@ -70,43 +56,18 @@ def _products(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
         multiply(factors, whole_sums(start, out[i]), region, Scratch(work, end))
 
 
-@jit
-def _rows(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
-    """Rows lo to hi of a product."""
-    region = Region(lo, hi, 0, out.shape[1])
-    _multiply_widened(a, b, start, out, transpose_a, transpose_b, region, own_scratch(work))
-
-
-@jit
-def _panels(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
-    """Pieces lo to hi of the columns of a product."""
-    width = SHARED * (TILE.vector_bytes // out.itemsize)
-    region = Region(0, out.shape[0], lo * width, min(hi * width, out.shape[1]))
-    _multiply_widened(a, b, start, out, transpose_a, transpose_b, region, own_scratch(work))
-
-
 _by_products = ranged(_products, "widened_products", writes=(3,), whole=(2,), private=(6,), weight=1 / 8)
-_by_rows = ranged(_rows, "widened_rows", writes=(3,), whole=(0, 1, 2), private=(6,), weight=1 / 8)
-_by_panels = ranged(_panels, "widened_panels", writes=(3,), whole=(0, 1, 2, 3), private=(6,), weight=1 / 8)
 
 
 def _widened(a, b, out, transpose_a, transpose_b):
     (count, m, n), k, float32 = out.shape, a.shape[1 if transpose_a else 2], np.dtype(np.float32)
-    work, start = scratch(IN_L2 + gemm._SCRATCH[float32], float32), gemm.ZEROS[float32]
-    cost, threads = max(m, MEMORY_BOUND) * n * max(k, MEMORY_BOUND), get_num_threads()
-    flags = transpose_a, transpose_b
+    cost = max(m, MEMORY_BOUND) * n * max(k, MEMORY_BOUND)
     if (m + n) * k <= SMALL and (count > 1 or cost <= get_cuts().small_product):
-        _by_products(count, cost, a, b, start, out, *flags, work)
+        work = scratch(SMALL + gemm._SCRATCH[float32], float32)
+        _by_products(count, cost, a, b, gemm.ZEROS[float32], out, transpose_a, transpose_b, work)
         return
     for left, right, product in zip(a, b, out, strict=True):
-        if k * n > IN_L2:
-            gemm.matmul(left, right, product, *flags, rounds=True)
-        elif n > max(m, FEW_COLUMNS):  # each thread packs all of the shorter side
-            panels = -(-n // (SHARED * gemm.LANES[float32]))
-            _by_panels(panels, cost // panels, left, right, start, product, *flags, work, block=-(-panels // threads))
-        else:
-            block = gemm._even_rows(m, threads)
-            _by_rows(m, cost // m, left, right, start, product, *flags, work, block=block)
+        gemm.matmul(left, right, product, transpose_a, transpose_b, rounds=True)
 
 
 # --- units of bfloat16 ------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def _multiply_transposed_b(factors, sums, region, scratch):
         columns, _, _ = next_panel(j1 - j, PANEL, lanes)
         for k0 in range(0, max(k, 1), steps):
             depth = min(steps, k - k0)
-            pack_transposed_b(factors.b, j, columns, k0, depth, work, scratch.at)
+            pack_transposed_b(factors.b, j, columns, k0, depth, work, scratch.at, False)
             right, block = Right(work, scratch.at, j, True), Region(i0, i1, j, j + columns)
             multiply_block(left, right, sums, block, k0, depth, scratch, others if k0 else START)
         j += columns

@@ -4,7 +4,7 @@ from ...native.compile import jit
 from ...native.llvm import Operand
 from ...native.simd import TILE, Strip, copy_rows, tile
 from .gemm_cuts import PACK_TRANSPOSED_B_K, PACKED_AS_READ, VECTORS, next_panel, span_of, steps_of
-from .gemm_pack import pack_transposed_b, round_bfloat16, transpose_block
+from .gemm_pack import pack_transposed_b, transpose_block
 
 
 @jit(inline=True)
@@ -43,12 +43,10 @@ def multiply_few_columns(factors, sums, region, scratch):
                 partial[:] = 0
             depth = min(k_block, min(k, (k0 // span + 1) * span) - k0)
             if not transpose_a:
-                pack_transposed_b(a, i, columns, k0, depth, work, packed_at)
+                pack_transposed_b(a, i, columns, k0, depth, work, packed_at, rounds)
             elif rounds:
                 source = Operand(a, k0 * a.shape[1] + i, a.shape[1], 0)
-                copy_rows(source, Operand(work, packed_at, columns, 0), depth, vectors, last)
-            if rounds:
-                round_bfloat16(flat[packed_at : packed_at + depth * columns])
+                copy_rows(source, Operand(work, packed_at, columns, 0), depth, vectors, last, True)
             tile(
                 Operand(b, k0 * b_step, b_row, 0),
                 Operand(

@@ -22,14 +22,6 @@ def _rounded(bits):
 
 
 @jit
-def round_bfloat16(x):
-    """Round x, float32 of one axis, to bfloat16 in place."""
-    bits = x.view(np.uint32)
-    for i in range(bits.size):
-        bits[i] = _rounded(bits[i])
-
-
-@jit
 def copy_rounded(x, out):
     """out = x rounded to bfloat16; two pieces of memory. In one, a loop of two arrays would not vectorise."""
     bits, target = x.view(np.uint32), out.view(np.uint32)
@@ -80,7 +72,7 @@ def _pack_transposed_a(a, i0, i1, k0, depth, target, at, rounds):
 
     A tile takes whole vectors, where a has as many elements: what is too much of a step, the next one overwrites.
     """
-    lanes, flat = TILE.vector_bytes // a.itemsize, target.ravel()
+    lanes = TILE.vector_bytes // a.itemsize
     row, tile = packed_row(True, depth), packed_tile(True, depth, lanes)
     tiles = (i1 - i0 + ROWS - 1) // ROWS
     low, high_tiles = tile_rows(i1 - i0, tiles)
@@ -93,17 +85,15 @@ def _pack_transposed_a(a, i0, i1, k0, depth, target, at, rounds):
                 vectors, last = 1, 0
             to = at + t * tile + done * row
             source = Operand(a, (k0 + done) * a.shape[1] + i, a.shape[1], 0)
-            copy_rows(source, Operand(target, to, row, 0), steps, vectors, last)
-            if rounds:
-                round_bfloat16(flat[to : to + steps * row])
+            copy_rows(source, Operand(target, to, row, 0), steps, vectors, last, rounds)
             i += rows
 
 
 @jit
-def transpose_block(source, rows, columns, target):
+def transpose_block(source, rows, columns, target, rounds=False):
     """target[j, i] = source[i, j] for so many rows and columns: by squares, the last of which overlap their neighbours.
 
-    source, target: Operands.
+    source, target: Operands; if `rounds`, of float32 that is rounded to bfloat16.
     """
     side = SQUARE_BYTES // source.array.itemsize
     if rows < side or columns < side:
@@ -111,28 +101,35 @@ def transpose_block(source, rows, columns, target):
         for i in range(rows):
             for j in range(columns):
                 flat_target[target.at + j * target.row + i] = flat[source.at + i * source.row + j]
+        if rounds:
+            for j in range(columns):
+                at = target.at + j * target.row
+                copy_rounded(flat_target[at : at + rows], flat_target[at : at + rows])
         return
     for next_i in range(0, rows, side):
         i, rest = min(next_i, rows - side), columns - side
         from_at, to_at = source.at + i * source.row, target.at + i
         squares = Operand(source.array, from_at, source.row, side)
-        transpose(squares, Operand(target.array, to_at, target.row, side * target.row), columns // side)
+        transpose(squares, Operand(target.array, to_at, target.row, side * target.row), columns // side, rounds)
         if columns % side:
             square = Operand(source.array, from_at + rest, source.row, 0)
-            transpose(square, Operand(target.array, to_at + rest * target.row, target.row, 0), 1)
+            transpose(square, Operand(target.array, to_at + rest * target.row, target.row, 0), 1, rounds)
 
 
 @jit
-def pack_transposed_b(b, j, columns, k0, depth, target, at):
-    """target[k, c] = b[j + c, k0 + k], from element `at` on: one panel."""
+def pack_transposed_b(b, j, columns, k0, depth, target, at, rounds):
+    """target[k, c] = b[j + c, k0 + k], from element `at` on: one panel; if `rounds`, rounded to bfloat16."""
     source = Operand(b, j * b.shape[1] + k0, b.shape[1], 0)
-    transpose_block(source, columns, depth, Operand(target, at, columns, 0))
+    transpose_block(source, columns, depth, Operand(target, at, columns, 0), rounds)
 
 
 @jit
 def pack_b(lo, hi, b, transposed, first, packed, rounds):
-    """Copy columns of op(b), from `first` on, to `packed` (k, columns): panels lo to hi of each block of k."""
-    (k, n), flat = packed.shape, packed.ravel()
+    """Copy columns of op(b), from `first` on, to `packed` (k, columns): panels lo to hi of each block of k.
+
+    If `rounds`, they are rounded to bfloat16 on the way.
+    """
+    k, n = packed.shape
     lanes = TILE.vector_bytes // b.itemsize
     k_block = span_of(k)
     for k0 in range(0, k, k_block):
@@ -145,9 +142,7 @@ def pack_b(lo, hi, b, transposed, first, packed, rounds):
                 columns, vectors, last = next_panel(n - j, PANEL, lanes)
                 at, row = k0 * n + j * depth + done * columns, k0 + done
                 if transposed:
-                    pack_transposed_b(b, first + j, columns, row, count, packed, at)
+                    pack_transposed_b(b, first + j, columns, row, count, packed, at, rounds)
                 else:
                     source = Operand(b, row * b.shape[1] + first + j, b.shape[1], 0)
-                    copy_rows(source, Operand(packed, at, columns, 0), count, vectors, last)
-                if rounds:
-                    round_bfloat16(flat[at : at + count * columns])
+                    copy_rows(source, Operand(packed, at, columns, 0), count, vectors, last, rounds)

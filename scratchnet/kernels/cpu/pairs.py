@@ -17,6 +17,7 @@ from llvmlite import ir
 
 from ...native.compile import JIT_ENABLED, jit
 from ...native.llvm import Function, Operand, external, i32, i64, provide, symbol, write_choice
+from ...native.simd import bfloat16
 
 SIDE, DEPTH, WORDS = 16, 32, 256  # rows or columns of a tile, terms of its sums, words
 ROWS = 8  # of a tile at a time: with two vectors of sums each, they stay in registers
@@ -52,13 +53,6 @@ def _obey():
 
 
 # --- the definition ---------------------------------------------------------------------------------------------------
-
-
-def bfloat16(x: np.ndarray) -> np.ndarray:
-    """float32 x rounded to the nearest bfloat16, ties to even, as float32: bfloat16 is its upper half."""
-    bits = np.asarray(x, np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
-    return np.where(np.isnan(x), bits | np.uint32(0x400000), rounded).view(np.float32) if x.size else x.copy()
 
 
 def tiny(x):

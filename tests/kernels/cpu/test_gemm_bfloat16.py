@@ -1,5 +1,6 @@
 """Products of bfloat16 on the CPU: the bits of both ways, and which one is taken."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from messages import error_line
@@ -39,6 +40,22 @@ def test_widened_factors_have_the_bits_of_their_float32_product(shape, flags):
     for i in range(len(out)):
         gemm.matmul(pairs.bfloat16(a[i]), pairs.bfloat16(b[i]), expected[i], *flags)
     assert out.tobytes() == expected.tobytes()
+
+
+SPECIAL = [0x3F808000, 0x3F818000, 0x3F807FFF, 0x80000000, 0x8000, 0x18001, 0x7F7FFFFF, 0xFF800000, 0x7F800001]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_packing_rounds_ties_subnormal_numbers_and_nan_as_ml_dtypes_does(transposed):
+    lanes = gemm.LANES[np.dtype(np.float32)]
+    for columns in (3, lanes, lanes + 1):
+        b = np.resize(np.uint32(SPECIAL), (20, columns)).view(np.float32)
+        with np.errstate(invalid="ignore"):  # one of them is a NaN that signals
+            packed, expected = np.empty_like(b), b.astype(ml_dtypes.bfloat16).astype(np.float32)
+        gemm.pack_b(0, 1, np.ascontiguousarray(b.T) if transposed else b, transposed, 0, packed, True)
+        bits, exact = (np.where(np.isnan(x), 0, x.view(np.uint32)) for x in (packed, expected))
+        np.testing.assert_array_equal(bits, exact)
+        np.testing.assert_array_equal(np.isnan(packed), np.isnan(b))
 
 
 @pytest.mark.skipif(not JIT, reason="without the JIT nothing is planned")
