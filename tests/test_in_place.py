@@ -147,6 +147,13 @@ def test_the_derivative_of_an_op_keeps_the_value_that_the_op_gave(change):
     np.testing.assert_allclose(numbers(x.grad), [1.0, np.e], rtol=1e-6)
 
 
+def test_what_changed_before_it_was_read_is_no_change_since():
+    x, w = plain(1.0, 2.0, 3.0), leaf(1.0, 1.0)
+    x += 1.0
+    (x[1:] * w).sum().backward()  # a view's changes are those of its memory
+    assert numbers(w.grad) == [3.0, 4.0]
+
+
 def test_views_and_arrays_of_the_same_memory_see_the_change():
     x = plain(1.0, 2.0, 3.0)
     view, array = x[1:], x.numpy()
