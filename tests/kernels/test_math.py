@@ -18,8 +18,8 @@ INF, NAN = np.inf, np.nan
 STRIDE = 1021 if JIT else 2**22 - 3  # odd: all exponents, with other bits below
 BITS = np.arange(0, 2**32, STRIDE, dtype=np.uint64).astype(np.uint32)
 EDGES = [0, -0.0, INF, -INF, NAN, 1e-45, -1e-45, 1, -1, 0.625, 0.875, 88.7, 88.8, -103.9, -104.1, 3e38, -3e38]
-NANS = (np.uint32(0x7F800000) + np.uint32([1 << 31]) * [[0], [1]] + 2 ** np.arange(23, dtype=np.uint32)).view(np.float32)
-EVERY_KIND = np.concatenate([BITS.view(np.float32), np.float32(EDGES), NANS.ravel()])  # denormal, infinite, NaN
+NANS = np.uint32([sign | 0x7F800000 | 1 << k for sign in (0, 1 << 31) for k in range(23)]).view(np.float32)
+EVERY_KIND = np.concatenate([BITS.view(np.float32), np.float32(EDGES), NANS])  # denormal, infinite, NaN
 
 
 def applied(function, x):
