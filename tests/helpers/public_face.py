@@ -1223,6 +1223,7 @@ NOT_CALLED = {
     "data.from_folder": "it needs pyarrow: tests/data/large calls it",
     "data.from_spark": "it needs Spark: tests/data/large calls it",
     "data.ScatteredRows": "from_spark makes it: tests/data/large",
+    "data.ScatteredRows.all_gather": "the same",
     "data.Sampler": "abstract",
     "sn.Predictor": "load_model makes it",
     "data.Sampler.indices": "abstract",

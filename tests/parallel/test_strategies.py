@@ -228,7 +228,7 @@ LEARNERS = {
     "local_sgd": {"strategy": LocalSGD(4, warmup=20)},
     "hogwild": {"strategy": Hogwild(), "lr": 0.01, "epochs": 8},  # likewise: on a busy machine delays are long
     "float16": {"strategy": AllReduce(Float16())},
-    "top_k": {"strategy": AllReduce(TopK(0.05))},
+    "top_k": {"strategy": AllReduce(TopK(0.1))},
     "power_sgd": {"strategy": AllReduce(PowerSGD(2))},
     "clipped": {"strategy": AllReduce(), "clip_norm": 1.0},
 }

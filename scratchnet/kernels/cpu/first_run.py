@@ -5,9 +5,9 @@ Products come first, then the others, both in the order of their calls. Printed 
 """
 
 FIRST_RUN = """\
-scratchnet.kernels.cpu.gemm.matmul_columns: l l f2 f2 f2 f2 ? ? f2
 scratchnet.kernels.cpu.gemm.matmul: l l f2 f2 f2 f2 ? ? ? f2
 scratchnet.kernels.cpu.gemm._direct: f2 f2 f2 ? ? ? f1
+scratchnet.kernels.cpu.gemm.matmul_columns: l l f2 f2 f2 f2 ? ? f2
 scratchnet.kernels.cpu.gemm_update.matmul_sgd_columns: l l f2 f2 f2 f2 f2 l d1 f2
 scratchnet.kernels.cpu.gemm_pack.pack: l l f2 ? l f2 ?
 scratchnet.kernels.cpu.gemm.matmul_packed: l l f2 f2 f2 f2 ? l ? f2
@@ -19,7 +19,6 @@ scratchnet.kernels.cpu.elementwise.sub: l l f1 f1 f1 l1
 scratchnet.kernels.cpu.elementwise.div: l l f1 f1 f1 l1
 scratchnet.native.loops._pack: l l (f1 f1 f1 l1)
 scratchnet.native.loops._over_blocks: l l l l
-scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? ? f2)
 scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? ? ? f2)
 scratchnet.kernels.cpu.elementwise.relu: l l f1 f1
 scratchnet.kernels.cpu.softmax.cross_entropy: l l f2 l1 f1 d2
@@ -33,10 +32,11 @@ scratchnet.native.loops._pack: l l (l2 l1 l2)
 scratchnet.native.loops._pack: l l (B2 l1 B2)
 scratchnet.kernels.cpu.movement.copy: l l B1 f1
 scratchnet.native.loops._pack: l l (B1 f1)
-scratchnet.kernels.cpu.movement.repeat: l l f1 f1
-scratchnet.native.loops._pack: l l (f1 f1)
 scratchnet.kernels.cpu.guards.in_range: l l l1 l l l1
 scratchnet.native.loops._pack: l l (l1 l l l1)
+scratchnet.kernels.cpu.movement.repeat: l l f1 f1
+scratchnet.native.loops._pack: l l (f1 f1)
+scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? ? f2)
 scratchnet.native.loops._pack: l l (f2 l1 f1 d2)
 scratchnet.native.loops._pack: l l (f1 f2 l1 f2 d2)
 scratchnet.native.loops._pack: l l (f1 f1 l l l)
@@ -44,6 +44,7 @@ scratchnet.native.loops._pack: l l (f1 f1 l l)
 scratchnet.kernels.cpu.guards.finite: l l f1 l1
 scratchnet.native.loops._pack: l l (f1 l1)
 scratchnet.native.loops._pack: l l (f2 f2 f2 f2 f2 l d1 f2)
-scratchnet.native.execute._work_together: l (l2 l1 l1 l1 l2) (l2 l2 l2 l2 l1)
+scratchnet.native.execute._work_together: l (l2 l1 l1 l1 l2 l2) (l2 l2 l2 l2 l1)
+scratchnet.native.execute._work: l (l2 l1 l1 l1 l2 l2) (l2 l2 l2 l2 l1)
 scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? l ? f2)
 """.splitlines()
