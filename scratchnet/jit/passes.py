@@ -5,6 +5,7 @@
     copies_in_place        a loop writes to where its result would be copied
     updates_in_products    a product that is a gradient updates the weight at once
     guards_first           guards of arguments come before all that they may stop
+    changes_last           what outlives the step is written after all guards
     outputs_early          an output comes as soon as all that it depends on is there
 
 They look at nothing but the memory that instructions read and write, and change the arithmetic of no loop.
@@ -65,6 +66,13 @@ class Instruction:
     def writes_to(self, arrays: Sequence[np.ndarray]) -> bool:
         return any(np.may_share_memory(x, y) for x in self.writes for y in arrays)
 
+    def changes(self, scope: Scope) -> list[np.ndarray]:
+        """What it writes of the host's memory that outlives the step; nothing for a guard."""
+        if isinstance(self.call, Guard):
+            return []
+        written = [x for x, written, _ in self.data() if written] if self.loops else self.call.written()
+        return [x for x in written if isinstance(x, np.ndarray) and not scope.trace.owns(x)]
+
     def conflicts(self, other: Instruction) -> bool:
         """Must these two stay in order?"""
         return self.writes_to(other.touches) or other.writes_to(self.touches)
@@ -90,7 +98,7 @@ def compiled(trace: Trace, inputs: Sequence[np.ndarray], kept: Sequence[np.ndarr
     instructions = drop_dead(lower(trace, stop), scope)
     instructions = copies_in_place(instructions, scope)
     instructions = updates_in_products(instructions, scope)
-    return guards_first(instructions, inputs)
+    return changes_last(guards_first(instructions, inputs), scope)
 
 
 def lower(trace: Trace, stop: np.ndarray) -> Instructions:
@@ -217,6 +225,28 @@ def guards_first(instructions: Instructions, inputs: Sequence[np.ndarray]) -> In
         return not (isinstance(call, Guard) and id(memory_of(call.array)) in given)
 
     return sorted(filter(is_new, instructions), key=comes_later)
+
+
+def changes_last(instructions: Instructions, scope: Scope) -> Instructions:
+    """What outlives the step is written after all guards, unless what a guard checks depends on it."""
+    end = 1 + max((at for at, x in enumerate(instructions) if isinstance(x.call, Guard)), default=-1)
+    first: Instructions = []
+    late: Instructions = []
+    for instruction in instructions[:end]:
+        waits = any(instruction.conflicts(other) for other in late)
+        if isinstance(instruction.call, Guard):
+            first, late = (first + late, []) if waits else (first, late)
+            first.append(instruction)
+        else:
+            (late if waits or instruction.changes(scope) else first).append(instruction)
+    return first + late + instructions[end:]
+
+
+def changed_early(instructions: Instructions, scope: Scope) -> list[np.ndarray]:
+    """The memory that outlives the step and is written before a guard."""
+    end = 1 + max((at for at, x in enumerate(instructions) if isinstance(x.call, Guard)), default=-1)
+    found = {id(memory_of(y)): memory_of(y) for x in instructions[:end] for y in x.changes(scope)}
+    return list(found.values())
 
 
 def outputs_early(instructions: Instructions, outputs: Sequence[np.ndarray]) -> Instructions:

@@ -50,6 +50,7 @@ class Program:
         self.instructions = passes.compiled(trace, inputs, kept, self.stop)
         if outputs:
             self.instructions = passes.outputs_early(self.instructions, outputs.arrays)
+        self.early = passes.changed_early(self.instructions, passes.Scope(trace, set()))
         self.count_threads = get_num_threads
         self._build(get_num_threads())
 
@@ -57,6 +58,8 @@ class Program:
         """Does the step. Raises Stopped, with all as it was, where a guard or an effect of it fails."""
         self.rearrange()
         self.take(inputs)
+        given = dict(zip(map(id, self.inputs), self.sources, strict=True))
+        saved = [(x, x.copy()) for x in (given.get(id(x), x) for x in self.early)]
         undo: list[Undo] = []
         try:
             self.begin(undo)
@@ -64,6 +67,8 @@ class Program:
                 part()
                 if self.stop[0]:
                     self.stop[0] = 0
+                    for x, before in saved:
+                        np.copyto(x, before)
                     raise Stopped
             give_back(inputs, self.sources)
         except BaseException:

@@ -49,9 +49,9 @@ class Series:
 
     @classmethod
     def of(cls, program: Program, results: Sequence[np.ndarray]) -> Series | None:
-        """None where a step needs Python between its kernels, or where much differs from turn to turn."""
+        """None where a step needs Python between its kernels or after them, or where much differs from turn to turn."""
         moving = [*program.inputs, *program.trace.filled.values(), *results]
-        is_compiled = len(program.parts) == len(program.executables) == 1 and not program.outputs
+        is_compiled = len(program.parts) == len(program.executables) == 1 and not (program.outputs or program.early)
         is_plain = all(isinstance(x, np.ndarray) and x.flags.carray and 0 < x.nbytes <= SMALL for x in moving)
         is_apart = len({id(x) for x in moving}) == len(moving) and None not in program.addresses
         series = cls(program, results) if is_compiled and is_plain and is_apart else None

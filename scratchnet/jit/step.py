@@ -346,7 +346,7 @@ class _Recorded:
     def _take_gradients(self, trace: Trace) -> None:
         self.gradients = []
         for key, (leaf, old) in trace.touched.items():
-            if trace.varies(leaf._data) or id(leaf) in trace.new:
+            if trace.is_inside(leaf._data) or id(leaf) in trace.new:
                 continue  # it does not outlive the step
             zeroed = key in trace.forgotten
             self.gradients.append(_Gradient(leaf, old, zeroed, dropped=zeroed and key in trace.consumed))

@@ -124,6 +124,7 @@ class Trace(Tracing):
         self.owned: dict[int, np.ndarray] = {}  # memory that the step made, by id
         self.filled: dict[int, np.ndarray] = {}
         self.outside: dict[int, Outside] = {}
+        self.rewritten: set[int] = set()  # memory that a kernel wrote to
         self.varying = {id(memory_of(x)): x for x in inputs}
         self.named: dict[int, list[tuple[np.ndarray, bytes, str]]] = {}  # by memory
         for entry in named:
@@ -153,6 +154,7 @@ class Trace(Tracing):
     def wrote(self, array: Any) -> None:
         """A kernel wrote to `array`."""
         key = id(memory_of(array))
+        self.rewritten.add(key)
         if key in self.named:
             self.by_kernels.add(key)
             self.named[key] = [(x, content_of(x), name) for x, _, name in self.named[key]]
@@ -162,7 +164,7 @@ class Trace(Tracing):
     def on(self, device: Device, inputs: tuple[Any, ...] = ()) -> Device:
         """The device whose kernels are run and noted. Parameters and buffers are read where they lie now."""
         for t in inputs:
-            if t._node is None and (t._requires_grad or type(t) is not Tensor) and not self.varies(t._data):
+            if t._node is None and (t._requires_grad or type(t) is not Tensor) and not self.is_inside(t._data):
                 for attribute in ("_data", "_requires_grad", "_device"):
                     self.watch(t, attribute)
         return _Recorder(device, self)  # type: ignore[return-value]
@@ -215,6 +217,10 @@ class Trace(Tracing):
         return x._given if type(x) is Argument else x
 
     def varies(self, array: np.ndarray) -> bool:
+        return self.is_inside(array) or id(memory_of(array)) in self.rewritten
+
+    def is_inside(self, array: np.ndarray) -> bool:
+        """Is it an argument's, or made by the step?"""
         return id(memory_of(array)) in self.varying or self.owns(array)
 
     def watch(self, thing: Any, attribute: str) -> None:
@@ -231,7 +237,7 @@ class Trace(Tracing):
         self.new[id(thing)] = thing
 
     def writes(self, thing: Any, attribute: str) -> None:
-        if id(thing) in self.new or (isinstance(thing, Tensor) and self.varies(thing._data)):
+        if id(thing) in self.new or (isinstance(thing, Tensor) and self.is_inside(thing._data)):
             return
         self.written.setdefault((id(thing), attribute), (thing, getattr(thing, attribute, None), user_line()))
 
@@ -245,7 +251,7 @@ class Trace(Tracing):
             return
         before = None
         grad = leaf._grad
-        if isinstance(grad, Tensor) and not self.varies(grad._data):
+        if isinstance(grad, Tensor) and not self.is_inside(grad._data):
             before = leaf._grad = Tensor._wrap(grad._data.copy(), grad._device)
             self.varying[id(before._data)] = before._data
         self.touched[id(leaf)] = leaf, before
@@ -315,7 +321,7 @@ class _Recorder:
             for x in call.touched():
                 trace.enters(x)
             kernel(*arguments, **numbers)
-            for x in call.written() if trace.named else ():
+            for x in call.written():
                 trace.wrote(x)
             trace._note(call)
 

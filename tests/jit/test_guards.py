@@ -156,3 +156,58 @@ def test_parameters_that_no_longer_share_a_count_of_steps_have_their_own():
         return state_of(layer, optimizer)
 
     assert trained(True) == trained(False)
+
+
+def through(step, jit, indices):
+    """What calls of the step give, or raise."""
+    step, found = sn.jit(step) if jit else step, []
+    for index in indices:
+        try:
+            found.append(step(sn.Tensor(np.array(index))).numpy().tolist())
+        except sn.IndexOutOfRangeError as error:
+            found.append(str(error))
+    return found
+
+
+def test_what_a_step_changes_before_it_checks_its_own_values_is_changed_once():
+    def of(jit):
+        labels, table = sn.Tensor(np.array([0, 1, 2, 9])), sn.Tensor(np.arange(5, dtype=np.float32))
+        weight, model = sn.Tensor(np.zeros(3, np.float32)), sn.nn.BatchNorm1d(3)
+
+        def step(index):
+            weight.add_(1.0)
+            model(weight.reshape(1, 3) * [[1.0], [3.0]])
+            return table[labels[index]].sum()
+
+        found = through(step, jit, [[0, 1]] * 4 + [[0, 3]] + [[0, 2]] * 2)
+        return found, weight.numpy().tolist(), [x.numpy().tolist() for _, x in model.named_buffers()]
+
+    assert of(True) == of(False)
+    assert of(True)[1] == [7.0] * 3
+
+
+def test_a_check_of_what_the_step_has_changed_sees_the_change_and_takes_it_back():
+    def of(jit):
+        table, rows = sn.Tensor(np.arange(50, dtype=np.float32)), sn.Tensor(np.zeros(2, np.int64))
+
+        def step(more):
+            rows.add_(more)
+            return table[rows].sum()
+
+        return through(step, jit, [[1, 1]] * 4 + [[60, 1], [-60, 1], [1, 1]]), rows.numpy().tolist()
+
+    assert of(True) == of(False)
+
+
+def test_statistics_of_a_trainer_have_a_bad_batch_once_with_jit_and_without():
+    def of(jit):
+        sn.manual_seed(0)
+        x, y = X[:, :4], np.where(np.arange(96) == 85, 5, Y % 5)
+        model = sn.nn.Sequential(sn.nn.BatchNorm1d(4, momentum=0.5), sn.nn.Linear(4, 5))
+        optimizer = sn.optim.SGD(model.parameters(), 0.1)
+        trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), jit=jit, progress=False)
+        with pytest.raises(sn.IndexOutOfRangeError):
+            trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, y), 8), epochs=1)
+        return state_of(model, optimizer)
+
+    assert of(True) == of(False)
