@@ -137,9 +137,11 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
 def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Arithmetic mean, in x's float dtype (float32 for integers)."""
     axes, keepdims = checks.axes("mean", axis, x.ndim), checks.flag("mean: keepdims", keepdims)
-    if x.dtype not in FLOATS:  # their sum is exact
+    if x.dtype in FLOATS:
+        return mean_op(x, axes=axes, keepdims=keepdims)
+    if x.dtype.itemsize < 8:  # their sum is exact
         return sum_op(x, axes=axes, keepdims=keepdims) / _count(x.shape, axes)
-    return mean_op(x, axes=axes, keepdims=keepdims)
+    return mean_op(x.astype(np.float64), axes=axes, keepdims=keepdims).astype(np.float32)  # theirs may not fit
 
 
 def var(x: Tensor, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:

@@ -186,6 +186,15 @@ def test_what_a_step_changes_before_it_checks_its_own_values_is_changed_once():
     assert of(True)[1] == [7.0] * 3
 
 
+def test_what_may_wait_for_all_checks_is_not_copied_for_them():
+    labels, table, model = sn.Tensor(np.arange(4)), sn.Tensor(np.ones(5, np.float32)), sn.nn.BatchNorm1d(4)
+    step = sn.jit(lambda x, index: model(x).sum() + table[labels[index]].sum())
+    for _ in range(3):
+        step(sn.Tensor(X[:8, :4]), sn.Tensor(np.array([0, 1])))
+    ((recorded,),) = step._recorded.values()
+    assert not recorded.program.early
+
+
 def test_a_check_of_what_the_step_has_changed_sees_the_change_and_takes_it_back():
     def of(jit):
         table, rows = sn.Tensor(np.arange(50, dtype=np.float32)), sn.Tensor(np.zeros(2, np.int64))

@@ -64,6 +64,13 @@ def test_var_and_std_divide_by_n_minus_ddof(ddof):
         np.testing.assert_allclose(y.numpy(), getattr(np, name)(X, axis=1, ddof=ddof), rtol=1e-13)
 
 
+def test_the_mean_of_integers_whose_sum_does_not_fit_is_right():
+    x = np.array([[2**62, 2**62, 2**62], [-(2**63), -(2**63), 1]])
+    found = sn.Tensor(x).mean(axis=1)
+    assert found.dtype == np.float32 and sn.Tensor(x[:1]).var().item() == 0
+    np.testing.assert_array_equal(found.numpy(), x.mean(axis=1).astype(np.float32))
+
+
 def test_sums_of_nothing_are_zero_and_means_of_nothing_are_nan():
     empty = sn.Tensor(np.zeros((0, 3)))
     assert empty.sum().item() == 0 and empty.sum(0).numpy().tolist() == [0.0] * 3
