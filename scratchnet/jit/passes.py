@@ -228,8 +228,11 @@ def guards_first(instructions: Instructions, inputs: Sequence[np.ndarray]) -> In
 
 
 def changes_last(instructions: Instructions, scope: Scope) -> Instructions:
-    """What outlives the step is written after all guards, unless what a guard checks depends on it."""
-    end = 1 + max((at for at, x in enumerate(instructions) if isinstance(x.call, Guard)), default=-1)
+    """What outlives the step is written after all guards, unless what a guard checks depends on it.
+
+    A guard that Python calls raises the error itself, so all is as after the plain call, and nothing is done twice.
+    """
+    end = _end_of_guards(instructions)
     first: Instructions = []
     late: Instructions = []
     for instruction in instructions[:end]:
@@ -242,9 +245,14 @@ def changes_last(instructions: Instructions, scope: Scope) -> Instructions:
     return first + late + instructions[end:]
 
 
+def _end_of_guards(instructions: Instructions) -> int:
+    """How many instructions there are up to the last compiled guard."""
+    return 1 + max((at for at, x in enumerate(instructions) if x.loops and isinstance(x.call, Guard)), default=-1)
+
+
 def changed_early(instructions: Instructions, scope: Scope) -> list[np.ndarray]:
     """The memory that outlives the step and is written before a guard."""
-    end = 1 + max((at for at, x in enumerate(instructions) if isinstance(x.call, Guard)), default=-1)
+    end = _end_of_guards(instructions)
     found = {id(memory_of(y)): memory_of(y) for x in instructions[:end] for y in x.changes(scope)}
     return list(found.values())
 
