@@ -58,8 +58,7 @@ class Program:
         """Does the step. Raises Stopped, with all as it was, where a guard or an effect of it fails."""
         self.rearrange()
         self.take(inputs)
-        given = dict(zip(map(id, self.inputs), self.sources, strict=True))
-        saved = [(x, x.copy()) for x in (given.get(id(x), x) for x in self.early)]
+        saved = self._saved() if self.early else ()
         undo: list[Undo] = []
         try:
             self.begin(undo)
@@ -74,6 +73,11 @@ class Program:
         except BaseException:
             take_back(undo)
             raise
+
+    def _saved(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What is written before a guard, as it is now: (memory, copy)."""
+        given = dict(zip(map(id, self.inputs), self.sources, strict=True))
+        return [(x, x.copy()) for x in (given.get(id(x), x) for x in self.early)]
 
     def rearrange(self) -> None:
         """For another number of threads."""
