@@ -211,7 +211,7 @@ class Foreign:
         mark = driver.Event()
         mark.record(self.stream)
         mark.wait(driver.Stream(stream))
-        return memory.dlpack.export(memory.DeviceArray(np.asarray(memory._Address(self.memory.address, self.n)), self))
+        return memory.dlpack.export(memory.DeviceArray(np.asarray(memory.Address(self.memory.address, self.n)), self))
 
     def __del__(self):
         self.write(9)

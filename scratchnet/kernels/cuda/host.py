@@ -90,21 +90,23 @@ def gpu_of(address: int) -> int | None:
     return 0
 
 
-class _Address:
+class Address:
+    """An address, as an object of which NumPy makes an array."""
+
     def __init__(self, address: int, nbytes: int):
         self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
 
 
 def send(address: int, flat: np.ndarray, by: Stream) -> None:
-    np.asarray(_Address(address, flat.nbytes))[...] = flat.view(np.uint8)
+    np.asarray(Address(address, flat.nbytes))[...] = flat.view(np.uint8)
 
 
 def receive(flat: np.ndarray, address: int, by: Stream) -> None:
-    flat.view(np.uint8)[...] = np.asarray(_Address(address, flat.nbytes))
+    flat.view(np.uint8)[...] = np.asarray(Address(address, flat.nbytes))
 
 
 def copy(address: int, source: int, nbytes: int, by: Stream) -> None:
-    np.asarray(_Address(address, nbytes))[...] = np.asarray(_Address(source, nbytes))
+    np.asarray(Address(address, nbytes))[...] = np.asarray(Address(source, nbytes))
 
 
 class Graph:

@@ -18,6 +18,7 @@ from ...errors import DeviceError, DtypeError
 from ..signatures import DTYPES, bits_of
 from . import dlpack, movement
 from .compile import OPENCL, SIMULATED, Event, machine, stream
+from .host import Address
 
 GRAIN = 512  # bytes; blocks are multiples of it, so arrays of nearly one size share them
 _BASIC = (int, np.integer, slice, type(None), type(Ellipsis))
@@ -117,13 +118,6 @@ def let_go() -> None:
     with contextlib.suppress(IndexError):
         while _lent[0][0].is_done():
             _lent.popleft()
-
-
-class _Address:
-    """An address, as an object of which NumPy makes an array."""
-
-    def __init__(self, address: int, nbytes: int):
-        self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
 
 
 class DeviceArray:
@@ -240,7 +234,7 @@ class DeviceArray:
             reach = (n - 1) * stride // self.itemsize
             low, high = low + min(reach, 0), high + max(reach, 0)
         start, nbytes = self.address + low * self.itemsize, (high - low + 1) * self.itemsize
-        return self._view(np.asarray(_Address(start, nbytes)).view(self.dtype)), -low
+        return self._view(np.asarray(Address(start, nbytes)).view(self.dtype)), -low
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -317,7 +311,7 @@ def empty(shape: Any, dtype: Any) -> DeviceArray:
     memory = block.memory
     if memory.last != (shape, dtype):
         memory.last = shape, dtype
-        memory.layout = np.asarray(_Address(block.address, nbytes)).view(dtype).reshape(shape)
+        memory.layout = np.asarray(Address(block.address, nbytes)).view(dtype).reshape(shape)
         memory.flat = _argument(memory.layout.reshape(-1))
     out = DeviceArray(memory.layout, block)
     out._address, out._flat = block.address, memory.flat
@@ -388,7 +382,7 @@ def adopt(x: Any) -> DeviceArray:
     if (producer := interface.get("stream")) is not None:
         dlpack.order_before_us(producer)  # its kernels may still be writing
     strides, address = interface.get("strides"), interface["data"][0]
-    described = _Address(address, 0)
+    described = Address(address, 0)
     described.__array_interface__ |= {"shape": tuple(interface["shape"]), "typestr": dtype.str, "strides": strides}
     layout = np.asarray(described)
     if layout.size and (there := machine.gpu_of(address)) != machine.gpu().number:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import DeviceError
+from ..cuda import host
 from . import source
 
 try:
@@ -97,15 +98,7 @@ def stream(name: str = "compute") -> Stream:
     return _stream
 
 
-class Event:
-    def __init__(self, timing: bool = False):
-        pass
-
-    def record(self, stream: Stream) -> None:
-        pass
-
-    wait = record
-
+class Event(host.Event):
     def is_done(self) -> bool:
         self.synchronize()
         return True
@@ -142,13 +135,8 @@ def gpu_of(address: int) -> int | None:
     return None
 
 
-class _Address:
-    def __init__(self, address: int, nbytes: int):
-        self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
-
-
 def _memory(address: int, nbytes: int = 1) -> Any:
-    return cl.SVM(np.asarray(_Address(address, nbytes)))
+    return cl.SVM(np.asarray(host.Address(address, nbytes)))
 
 
 def _copy(target: int, source: int, nbytes: int) -> None:
