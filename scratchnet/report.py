@@ -171,7 +171,7 @@ def plot_timeline(
         _axes(figure, axes)
         axes.get_legend().remove()
         if title:
-            axes.set_title(f"{title}: workers wait {_waits(bars):.0%}", fontsize=10, loc="right")
+            axes.set_title(f"{title}: workers wait {_waits(bars, len(names)):.0%}", fontsize=10, loc="right")
     rows[-1].set_xlabel("milliseconds")
     handles = [shown[kind] for kind in kinds]
     figure.legend(handles, kinds, frameon=False, fontsize=9, ncols=6, loc="outside upper left")
@@ -196,18 +196,19 @@ def _bars(file: Path, steps: int) -> tuple[dict[int, str], list[_Bar]]:
         first = max(e["args"]["step"] for e in spans if "step" in e.get("args", ())) - steps + 1
         begin = min(e["ts"] for e in spans if e.get("args", {}).get("step", -1) >= first)
         bars = [_Bar(e["tid"], e["name"], (e["ts"] - begin) / 1e3, e["dur"] / 1e3) for e in spans if e["ts"] >= begin]
+        workers = {line for line, name in named.items() if name != "parent"}  # also one that only waited
     except FileNotFoundError:
         raise DataNotFoundError(f"{file}: expected the timeline of a run, found no such file") from None
     except (OSError, ValueError, TypeError, LookupError):
         raise DataError(f"{file}: expected the timeline of a run, as Trainer(timeline=...) writes it") from None
-    return {line: named.get(line, str(line)) for line in sorted({bar.line for bar in bars})}, bars
+    return {line: named.get(line, str(line)) for line in sorted(workers | {bar.line for bar in bars})}, bars
 
 
-def _waits(bars: Sequence[_Bar]) -> float:
+def _waits(bars: Sequence[_Bar], lines: int) -> float:
     """The part of the time of all lines in which nothing is done."""
     works = [bar for bar in bars if bar.kind != "wait"]
     length = max(bar.start + bar.length for bar in works) - min(bar.start for bar in works)
-    return 1 - sum(bar.length for bar in works) / (len({bar.line for bar in works}) * length)
+    return 1 - sum(bar.length for bar in works) / (lines * length)
 
 
 # --- speed-up ---------------------------------------------------------------------------------------------------------

@@ -92,7 +92,23 @@ def test_the_part_of_the_time_in_which_workers_wait():
         _Bar(2, "compute", 2.0, 1.0),
         _Bar(2, "update", 3.0, 1.0),
     ]
-    assert _waits(bars) == 0.25
+    assert _waits(bars, 2) == 0.25
+    assert _waits(bars, 3) == 0.5  # one did nothing at all
+
+
+def test_a_worker_whose_shards_others_took_has_a_line_and_counts(tmp_path):
+    events = [
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": line, "args": {"name": name}}
+        for line, name in enumerate(("parent", "worker 0", "worker 1"))
+    ]
+    events.append(
+        {"ph": "X", "name": "compute", "cat": "compute", "pid": 0, "tid": 2, "ts": 0, "dur": 5, "args": {"step": 0}}
+    )
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"traceEvents": events}))
+    shown = words(plot_timeline({"late": file})).split(" | ")
+    assert "worker 0" in shown and "worker 1" in shown and "parent" not in shown
+    assert "late: workers wait 50%" in shown
 
 
 def test_the_serial_part_is_that_of_amdahls_law():
