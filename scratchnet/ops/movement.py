@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import checks, tracing
-from ..errors import DtypeError, IndexOutOfRangeError, ShapeError
+from ..errors import DeviceError, DtypeError, IndexOutOfRangeError, ShapeError
 from ..grad_mode import is_recording
 from ..kernels import device as find_device
 from ..row_gradient import WHAT, RowGradient
@@ -301,8 +301,14 @@ def index(x: Tensor, key: Any) -> Tensor:
     if all(isinstance(p, _BASIC) and not isinstance(p, bool | np.bool_) for p in parts):
         _check_key(x, key)
         return getitem(x, key=parts if any(p is Ellipsis for p in parts) else (*parts, Ellipsis))
-    if len(parts) == 1 and x.ndim and hasattr(parts[0], "layout") and parts[0].dtype.kind in "iu":  # it is on a GPU
-        return take_rows(x, checked_index("index", parts[0], x.shape[0]))
+    if on_gpu := [p for p in parts if hasattr(p, "layout")]:
+        if x._device.is_host:
+            raise DeviceError(f"index: expected one on {x.device!r}, got one on 'cuda'; use .to({x.device!r})")
+        if len(on_gpu) == len(parts) <= x.ndim and all(p.dtype.kind in "iu" for p in on_gpu):
+            return _index_by_arrays(x, parts)
+        if any(tracing.current().varies(p) for p in on_gpu):
+            tracing.current().refuse("index: booleans, or slices beside arrays")
+        parts = tuple(x._device.to_host(p) if hasattr(p, "layout") else p for p in parts)
     arrays = tuple(p if isinstance(p, _BASIC) else array_of(p) for p in parts)
     for a in arrays:
         if isinstance(a, np.ndarray) and a.size and a.dtype.kind not in "iub":
@@ -335,7 +341,7 @@ def _index_by_arrays(x: Tensor, arrays: tuple) -> Tensor:
 def _elementwise(device: Any, kernel: str, a: np.ndarray, b: Any, dtype: Any = np.int64) -> np.ndarray:
     """a kernel of two arrays of integers, or of one and a number."""
     out = device.empty(a.shape, dtype)
-    getattr(device, kernel)(a, np.asarray(b, np.int64), out)
+    getattr(device, kernel)(a, b if hasattr(b, "layout") else np.asarray(b, np.int64), out)
     return out
 
 
@@ -363,21 +369,18 @@ def checked_index(name: str, array: ArrayLike, n: int, from_end: bool = True) ->
         raise IndexOutOfRangeError(
             f"{name}: expected integers in [{lowest}, {n}), got {least if least < lowest else most}"
         )
-    if tracing.current().varies(array):
-        if isinstance(array, np.ndarray):
-            return _traced_index(name, given, array, n, from_end)
-        if array.dtype != np.int64 or least < 0:
-            tracing.current().refuse(f"{name}: integers on a GPU that are not int64, or that count from the end")
-        tracing.current().guard("in_range", array, (0, n), lambda: checked_index(name, array, n, from_end))
+    if tracing.current().varies(array) or (least < 0 and hasattr(array, "layout")):
+        return _index_by_kernels(name, given, array, n, from_end)
     if least < 0:
         array = array.astype(np.int64, copy=False)
         return np.where(array < 0, array + n, array)
     return given if array.dtype == np.int64 else array.astype(np.int64, copy=False)
 
 
-def _traced_index(name: str, given: ArrayLike, array: np.ndarray, n: int, from_end: bool) -> Any:
-    """The same by kernels, and a guard: the numbers of a step's argument are others in each call."""
-    device = given._kernels if isinstance(given, TensorBase) else tracing.active(find_device("cpu"))
+def _index_by_kernels(name: str, given: ArrayLike, array: Any, n: int, from_end: bool) -> Any:
+    """The same of numbers on a GPU; or, with a guard, of an argument of a step, whose numbers differ in each call."""
+    home = "cuda" if hasattr(array, "layout") else "cpu"
+    device = given._kernels if isinstance(given, TensorBase) else tracing.active(find_device(home))
     if array.dtype != np.int64:
         given = array = copied(array, np.dtype(np.int64), find_device(device.name))
     lowest = -n if from_end else 0

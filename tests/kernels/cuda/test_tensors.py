@@ -450,12 +450,6 @@ def test_labels_of_a_replay_are_checked_before_anything_is_written():
     step(x, on_gpu([2, 1, 0]))
 
 
-@pytest.mark.parametrize("rows", [np.array([0, 2], np.int32), np.array([0, -1])])
-def test_rows_on_the_device_that_only_python_could_convert_are_refused_in_a_recorded_step(rows):
-    with pytest.raises(sn.JitError, match="integers on a GPU that are not int64, or that count from the end"):
-        sn.jit(lambda x, i: x[i])(on_gpu(floats(3, 4)), on_gpu(rows))
-
-
 def test_the_training_script_takes_the_device(tmp_path, capsys, few_images):
     import train
 
