@@ -37,8 +37,8 @@ class Step:
 
     outputs: see `Outputs`. relies_on: objects whose Python values the function reads, besides those that it can reach
     by name. tolerant: where a program could not stand for the function, the function is called as it is, and a warning
-    says why, instead of a JitError; the function is one of this package, which hands arrays to kernels alone, and
-    seeds `random` and `np.random` for the user's code in it.
+    says why, instead of a JitError; the function is one of this package, which watches what it reads itself (relies_on are
+    the user's parts), hands arrays to kernels alone, and seeds `random` and `np.random` for the user's code in it.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Step:
     def _record(self, key: Any, args: tuple, kwargs: dict, arrays: list[np.ndarray], alike: list[_Recorded]) -> Any:
         """Runs the step once more and notes what it does; with what an earlier call did, that makes a program."""
         others = [x for x in leaves_of((args, kwargs)) if not isinstance(x, Tensor | np.ndarray)]
-        roots = (self.function, *self.relies_on, *others)
+        roots = (*self.relies_on, *others) if self.tolerant else (self.function, *self.relies_on, *others)
         recorded, result = _Recorded.of(self.function, args, kwargs, arrays, Names(roots, self.tolerant), self.tolerant)
         shapes = tuple([(x.shape, x.dtype) for x in arrays])
         self._fruitless[shapes] = count = self._fruitless.get(shapes, 0) + 1
@@ -135,7 +135,8 @@ class Step:
             self._refuse(_refusal(different[0], "it was something else in the call before, with arguments alike"))
         elif count > FRUITLESS:
             self._is_plain = True
-            self._warn(f"jit: expected Python values that stay as they are, but in {count} calls in a row one was new")
+            new = next(filter(None, (x.names.changed() for x in self._recorded.get(key, ()))), "one")
+            self._warn(f"jit: expected Python values that stay the same, but in {count} calls in a row {new} was new")
         elif recorded.unsettled is None:
             if alike:
                 recorded.build(self.outputs)

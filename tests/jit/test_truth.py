@@ -559,9 +559,18 @@ def test_minus_zero_and_nan_are_numbers_of_their_own():
 
 def test_a_new_number_in_each_call_neither_lies_nor_fills_the_memory():
     step = sn.jit(lambda x, s: x * s)
-    with pytest.warns(UserWarning, match="without a program"):
+    with pytest.warns(UserWarning, match="one was new.*without a program"):
         assert [step(sn.Tensor([2.0]), float(i)).item() for i in range(200)] == [2.0 * i for i in range(200)]
     assert sum(map(len, step._recorded.values())) <= 64
+
+
+def test_a_value_that_is_new_in_each_call_is_named():
+    scale = [0.0]
+    step = sn.jit(lambda x: x * scale[0])
+    with pytest.warns(UserWarning, match="in 17 calls in a row scale was new.*without a program"):
+        for i in range(20):
+            scale[0] = float(i)
+            assert step(sn.Tensor([2.0])).item() == 2.0 * i
 
 
 def test_a_gradient_that_a_program_used_up_is_an_error_and_not_none():
@@ -637,7 +646,7 @@ def test_generators_and_coroutines_are_refused():
 # --- a Trainer gives the same bits with and without -------------------------------------------------------------------
 
 
-def same_with_and_without_jit(make_model, epochs=3):
+def same_with_and_without_jit(make_model, epochs=3, **options):
     """Trains with jit and without; returns the texts of the warnings of the first."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(32, 1)).astype(np.float32), rng.normal(size=(32, 1)).astype(np.float32)
@@ -645,7 +654,8 @@ def same_with_and_without_jit(make_model, epochs=3):
     for jit in (True, False):
         sn.manual_seed(0)
         model = make_model()
-        trainer = sn.Trainer(model, sn.optim.Adam(model.parameters(), 0.02), sn.nn.MSELoss(), progress=False, jit=jit)
+        optimizer = sn.optim.Adam(model.parameters(), 0.02)
+        trainer = sn.Trainer(model, optimizer, sn.nn.MSELoss(), progress=False, jit=jit, **options)
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             history = trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, y), 8), epochs=epochs)
@@ -676,6 +686,15 @@ DETOURS = {
 def test_a_trainer_goes_on_without_a_program_and_says_once_why(name):
     (text,) = same_with_and_without_jit(lambda: Detour(DETOURS[name]))
     assert "test_truth.py:" in text and "without a program" in text
+
+
+@pytest.mark.parametrize("engine", ["one program", "pages and slots, as in a pool"])
+def test_a_model_that_may_read_any_attribute_is_recorded(tmp_path, engine):
+    """`getattr` watches all attributes that the model can reach; what the engine counts in its own is none of these."""
+    options = {} if engine == "one program" else {"timeline": tmp_path / "run.json"}
+    reading = Detour(lambda m, y: y * getattr(m, f"scale{m.training}"))
+    reading.scaleTrue = 0.5
+    assert same_with_and_without_jit(lambda: copy.deepcopy(reading), epochs=12, **options) == []
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])
