@@ -37,8 +37,8 @@ class Step:
 
     outputs: see `Outputs`. relies_on: objects whose Python values the function reads, besides those that it can reach
     by name. tolerant: where a program could not stand for the function, the function is called as it is, and a warning
-    says why, instead of a JitError; the function is one of this package, which watches what it reads itself (relies_on are
-    the user's parts), hands arrays to kernels alone, and seeds `random` and `np.random` for the user's code in it.
+    says why, instead of a JitError; the function is one of this package, which watches what it reads itself (relies_on
+    are the user's parts), hands arrays to kernels alone, and seeds `random` and `np.random` for the user's code in it.
     """
 
     def __init__(
