@@ -24,6 +24,7 @@ TURNS = 32  # that one compiled call takes at most
 SMALL = 1 << 16  # bytes of what differs from turn to turn; more is not copied
 LIGHT = 1 << 23  # work of a turn, about 1 ms; only up to here one thread may be faster than several
 TRIAL = 32  # of so many runs, one has the number of threads that was slower: this may have changed
+PROBE = 8  # turns of such a run, some of which it takes to wake a thread
 FORGOTTEN = 1.02  # the least seconds of a run count for less with each one that takes longer
 
 
@@ -58,16 +59,17 @@ class Series:
         return series if series is not None and len(series._places) else None
 
     def run(self, calls: Sequence[Sequence[np.ndarray]], before: Callable[[int], Any]) -> int:
-        """Does the step for the inputs of each of `calls`, of which there are at most TURNS, in order.
+        """Does the step for the inputs of the first of `calls`, of which there are at most TURNS, in order.
 
-        before(i): called before the effects of step i. Returns how many steps are done: at the next one, a guard does
-        not hold, or an effect failed; all is as it was before that step.
+        before(i): called before the effects of step i. Returns how many steps are done. If none is, a guard of the
+        first one does not hold, or an effect failed; all is as it was before it.
         """
         undo: list[list[Undo]] = []
         executable, fitting = self._executable, self._executable.words[self._places]
         executable.done[0] = 0
+        shared, most = self._choice()
         try:
-            for turn, inputs in enumerate(calls):
+            for turn, inputs in enumerate(calls[:most]):
                 undo.append([])
                 before(turn)
                 for (_, rows), x in zip(self._inputs, inputs, strict=True):
@@ -80,18 +82,20 @@ class Series:
                 for memory, rows in self._fills:
                     rows[turn] = memory
             if undo:
-                self._run_turns(self._addresses[: len(undo)])
+                self._run_turns(self._addresses[: len(undo)], shared)
         finally:  # a signal may have come at any time
             self.program.stop[0] = 0
             executable.words[self._places] = fitting
             take_back([action for actions in undo[executable.done[0] :] for action in actions])
         return int(executable.done[0])
 
-    def _run_turns(self, addresses: np.ndarray) -> None:
-        """On all threads or on one, whichever took less time before; the other one gets a trial now and then."""
+    def _choice(self) -> tuple[bool, int]:
+        """On all threads, or on one? Whichever took less time before; the other one gets a few turns now and then."""
         self._runs += 1
-        by_seconds = sorted(self._seconds, key=lambda shared: self._seconds[shared])
-        shared = by_seconds[-1 if self._runs % TRIAL == 0 else 0]
+        faster, *slower = sorted(self._seconds, key=lambda shared: self._seconds[shared])
+        return (slower[0], PROBE) if slower and self._runs % TRIAL == 1 else (faster, TURNS)
+
+    def _run_turns(self, addresses: np.ndarray, shared: bool) -> None:
         start = time.perf_counter()
         self._executable.run_turns(self._places, addresses, shared)
         seconds, known = (time.perf_counter() - start) / len(addresses), self._seconds[shared]

@@ -217,13 +217,28 @@ def test_a_series_runs_on_the_number_of_threads_that_takes_less_time_and_tries_t
 
     monkeypatch.setattr(series._executable, "run_turns", run_turns)
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    for _ in range(2 * module.TRIAL):
-        series._run_turns(np.zeros((5, 0), np.int64))
-    assert seen[:3] == [True, False, False] and seen.count(True) == 3 and seen[module.TRIAL - 1]
+
+    def run_many():
+        mosts = []
+        for _ in range(2 * module.TRIAL):
+            shared, most = series._choice()
+            series._run_turns(np.zeros((most, 0), np.int64), shared)
+            mosts.append(most)
+        return mosts
+
+    mosts = run_many()
+    assert seen[:4] == [False, True, False, False] and seen.count(True) == 2 and seen[module.TRIAL]
+    assert [i for i, most in enumerate(mosts) if most < module.TURNS] == [0, module.TRIAL]  # a trial is short
     seconds[False] = 4.0  # another program has come to this core
-    for _ in range(2 * module.TRIAL):
-        series._run_turns(np.zeros((5, 0), np.int64))
+    run_many()
     assert seen[-2]
+
+
+@pytest.mark.skipif(sn.get_num_threads() < 2, reason="there is one thread")
+def test_a_trial_is_short_and_the_next_run_goes_on_where_it_ended(turns):
+    ours, plain = Training(width=640), Training(width=640)
+    assert numbers_in(ours.together(calls_of(ROWS))) == numbers_in(plain.one_by_one(calls_of(ROWS)))
+    assert ours.state() == plain.state() and turns == [module.PROBE, module.TURNS, 68 - module.PROBE - module.TURNS]
 
 
 def test_all_threads_run_a_series_of_large_steps(monkeypatch):
