@@ -24,6 +24,8 @@ def main(config: Config) -> None:
     file = tuning.kept_in()
     if config.show and config.forget:
         raise ConfigError("tune: expected --show or --forget, got both")
+    if not config.show and file is not None and file.is_dir():
+        raise ConfigError(f"tune: expected a file or nothing at {file}, got a folder; remove it")
     if config.forget and file is not None:
         file.unlink(missing_ok=True)
     tuning.load()

@@ -25,6 +25,7 @@ OF_A_PHASE = {
 }  # fmt: skip
 PARTS = "parts"  # another number of them changes bits, but no checkpoint depends on it
 SCHEDULED = "lr", "momentum", "betas"  # what the schedule of somebody else may set
+ORDER_VARIABLE = "SCRATCHNET_BFLOAT16"  # chooses among the orders of this CPU, see kernels/cpu/gemm_bfloat16.py
 
 
 def identity_of(settings: Settings) -> dict[str, Any]:
@@ -108,6 +109,8 @@ def _differences(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[
         if isinstance(was, dict) and isinstance(value, dict):
             name = next(k for k in {**was, **value} if was.get(k) != value.get(k))
             was, value = was.get(name), value.get(name)
+            if (key, name) == ("products", "order") and was and value:
+                name = ORDER_VARIABLE
         yield key, name, was, value
 
 

@@ -10,8 +10,8 @@ A callback is any object with some of these methods, whose argument is a `Progre
 (under MPI, in rank 0), when all steps so far are done, and draw random numbers of their own: one that only looks
 changes no bit of the run. Where one changes values of parameters, the run goes on from them, with any number of
 workers. Until the last step neither the parameters that the optimizer has may change, nor dtype, shape or device of the
-model's; nor what else workers have copies of, and nothing may under MPI: that is a CallbackError. What its `state_dict`
-gives is in the checkpoints.
+model's, nor the Trainer's callbacks; nor what else workers have copies of, and nothing may under MPI: that is a
+CallbackError. What its `state_dict` gives is in the checkpoints.
 """
 
 from __future__ import annotations
@@ -236,10 +236,15 @@ def _form(progress: Progress) -> dict[str, Any]:
 
 
 def _require_form(progress: Progress, before: dict[str, Any]) -> None:
-    for what, now in _form(progress).items():
-        if (was := before.get(what, now)) != now:
-            found = f"{what} of {now} instead of {was}" if isinstance(now, str) else f"new {what}"
-            raise ConfigError(f"expected callbacks that change values alone, got {found}; end the run and fit again")
+    found = [
+        f"{what} of {now} instead of {was}" if isinstance(now, str) else f"new {what}"
+        for what, now in _form(progress).items()
+        if (was := before.get(what, now)) != now
+    ]
+    pairs = itertools.zip_longest(progress.trainer.callbacks, progress._run.callbacks.all)
+    found += ["new callbacks of the Trainer"] * any(now is not was for now, was in pairs)
+    if found:
+        raise ConfigError(f"expected callbacks that change values alone, got {found[0]}; end the run and fit again")
 
 
 def _line(error: Exception) -> str:

@@ -35,6 +35,11 @@ def test_what_could_not_be_used_later_is_not_searched_for(folder, monkeypatch):
     monkeypatch.setenv(gemm_tuning.VARIABLE, "off")
     with pytest.raises(ConfigError, match="SCRATCHNET_TUNING to be on, got off"):
         tune.main(Config())
+    gemm_tuning.kept_in().mkdir()
+    for config in (Config(), Config(forget=True)):
+        with pytest.raises(ConfigError, match=r"expected a file or nothing at .*json, got a folder; remove it"):
+            tune.main(config)
+    gemm_tuning.kept_in().rmdir()
     monkeypatch.setattr(gemm_tuning, "writable_folder", lambda: None)
     with pytest.raises(ConfigError, match="set SCRATCHNET_CACHE_DIR"):
         tune.main(Config())

@@ -101,6 +101,7 @@ CHANGES = {
         "got new groups of",
     ),
     "dtype": (lambda run: run.model.to(dtype="float64"), "'linear1.weight' of float64 .* instead of float32"),
+    "callbacks": (lambda run: run.trainer.callbacks.append(Diary()), "got new callbacks of the Trainer"),
 }
 
 
@@ -112,6 +113,7 @@ CHANGES = {
         ("dtype", {}),
         ("dtype", {"clip_norm": 1.0}),
         ("dtype", {"workers": 2}),
+        ("callbacks", {}),
     ],
     ids=str,
 )

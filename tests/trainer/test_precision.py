@@ -65,7 +65,7 @@ def test_a_run_whose_products_were_added_up_in_another_order_is_refused(monkeypa
     monkeypatch.setattr(identity, "order_of", lambda precision, kinds: "elsewhere")
     trained(epochs=1, folder=tmp_path)
     monkeypatch.undo()
-    with pytest.raises(sn.CheckpointError, match="expected order=elsewhere, as saved, got ") as error:
+    with pytest.raises(sn.CheckpointError, match="expected SCRATCHNET_BFLOAT16=elsewhere, as saved, got ") as error:
         trained(folder=tmp_path, resume="auto")
     error_line(error)
 

@@ -24,7 +24,7 @@ from ...errors import DeviceError
 from . import machine_code
 
 VARIABLE = "SCRATCHNET_GPU"
-OPENCL = checks.one_of(VARIABLE, os.environ.get(VARIABLE, "cuda"), ("cuda", "opencl")) == "opencl"
+OPENCL = checks.one_of(VARIABLE, os.environ.get(VARIABLE) or "cuda", ("cuda", "opencl")) == "opencl"
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
 if OPENCL and SIMULATED:
     raise DeviceError(f"cuda: expected {VARIABLE}=opencl or NUMBA_ENABLE_CUDASIM=1, got both")

@@ -37,7 +37,7 @@ class Network(Module):
                 if name not in before or before[name] is not value:
                     vars(self)["_seen"] = None
                     raise ConfigError(
-                        "TensorParallel: expected a forward that sets no attribute of a module around layers that are "
+                        "parts: expected a forward that sets no attribute of a module around layers that are "
                         f"cut, as that is a copy, got {type(twin).__name__}.{name}; return it, or leave the layers out "
                         "of plan="
                     )
@@ -117,7 +117,7 @@ def _twin(module: Module, kind: type, **own: Any) -> Module:
     """An object of this class with the attributes of the module, and others in their place."""
     if "forward" in vars(module):
         raise ConfigError(
-            "TensorParallel: expected the forward of its class in a module around layers that are cut, got one that "
+            "parts: expected the forward of its class in a module around layers that are cut, got one that "
             f"was set, in {type(module).__name__}; leave its layers out of plan="
         )
     twin: Module = object.__new__(kind)

@@ -218,7 +218,7 @@ class Parted(nn.Module):
         if self._around is not None and not self._around:
             count = len(self._unit.layers)
             raise ConfigError(
-                f"TensorParallel: expected a Sequential to be called as a whole, as {count} of its layers are one, "
+                f"parts: expected a Sequential to be called as a whole, as {count} of its layers are one, "
                 f"got a call of the first of them, {type(self._unit.layers[0][0]).__name__}; leave them out of plan="
             )
         return self._unit(x)

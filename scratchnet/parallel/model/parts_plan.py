@@ -15,7 +15,7 @@ from .parts_layers import KINDS, LOCAL, LOCAL_OF_CHANNELS, Kind
 
 # In modules that are no Sequential: which two layers follow each other, with what is local between them.
 PAIRS: dict[type, tuple[str, str]] = {nn.TransformerEncoderLayer: ("linear1", "linear2")}
-WHAT = "TensorParallel"
+WHAT = "parts"  # of TensorParallel, or of Pipeline
 
 
 def is_chain(module: Module) -> bool:

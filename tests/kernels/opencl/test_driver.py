@@ -47,6 +47,10 @@ def test_a_setting_that_means_nothing_is_refused(environment, message):
     assert run("import scratchnet as sn; sn.Tensor([1.0]).to('cuda')", **environment).endswith(message)
 
 
+def test_an_empty_setting_is_none():
+    assert run("import scratchnet as sn; print(sn.cuda.is_available())", SCRATCHNET_GPU="") in ("True", "False")
+
+
 TRAIN = """
 import numpy as np, scratchnet as sn
 

@@ -85,7 +85,7 @@ def test_steps_in_pieces_have_the_bits_of_one_program():
 
 def test_kills_change_no_bit(monkeypatch, tmp_path):
     expected = trained(TensorParallel(2))
-    monkeypatch.setenv(VARIABLE, "shard.half_written:1:0:SIGKILL,slice.written:3:1:SIGSEGV")
+    monkeypatch.setenv(VARIABLE, "shard.half_written:1+:0:SIGKILL,slice.written:3+:1:SIGSEGV")
     monkeypatch.setenv(LOG, str(tmp_path / "fired"))
     with no_residue():
         assert trained(TensorParallel(2), workers=2) == expected

@@ -4,7 +4,7 @@ import pytest
 
 import scratchnet as sn
 from scratchnet import nn
-from scratchnet.parallel import TensorParallel
+from scratchnet.parallel import Pipeline, TensorParallel
 from scratchnet.parallel.model.parts_plan import plan_of, table
 
 TRANSFORMER = {"self_attn": "heads", "linear1": "columns", "linear2": "rows"}
@@ -82,9 +82,9 @@ def test_a_plan_that_does_not_fit_is_one_line(case):
     with pytest.raises(sn.ConfigError, match=message) as caught:
         plan_of(model, parts, plan)
     assert "\n" not in str(caught.value)
-    with pytest.raises(sn.ConfigError, match=message):  # before a run begins
-        strategy = TensorParallel(parts, plan)
-        sn.Trainer(model, sn.optim.SGD(model.parameters(), 0.1), nn.MSELoss(), strategy=strategy)
+    for strategy in (TensorParallel(parts, plan), Pipeline(parts=parts, plan=plan)):  # before a run begins
+        with pytest.raises(sn.ConfigError, match=f"^parts: .*{message}"):
+            sn.Trainer(model, sn.optim.SGD(model.parameters(), 0.1), nn.MSELoss(), strategy=strategy)
 
 
 def test_a_strategy_keeps_its_plan_and_refuses_what_is_none():
