@@ -1,5 +1,7 @@
 """What elementwise ops promise beyond the contract of all ops: casts, kinks, bounds."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,17 @@ def test_a_cast_converts_and_its_gradient_comes_back_in_the_dtype_it_left(source
     np.testing.assert_array_equal(y.detach().numpy(), x.detach().numpy().astype(target))
     np.testing.assert_array_equal(x.grad.numpy(), np.array([1.3, 1.4], target).astype(source))
     gradcheck(lambda x: OPS["cast"](x, dtype=np.dtype(np.float64)), [np.array([1.1, 2.2])], order=2)
+
+
+@pytest.mark.parametrize("target", [np.uint8, np.int32, np.int64])
+def test_a_cast_of_what_an_integer_type_cannot_hold_is_silent(device, target):
+    values = np.array([1e10, -1e20, np.nan, np.inf, 300.0, -1.0], np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sn.Tensor(values).astype(target).numpy()
+    if device != "cuda":
+        with np.errstate(all="ignore"):
+            assert found.tolist() == values.astype(target).tolist()
 
 
 TIES = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])
