@@ -44,7 +44,7 @@ def test_reductions_across_runs_and_tiles(name, shape, device):
 def test_standardization_across_strips(name, shape, device):
     row = KERNEL_ROWS[name]
     inputs = tuple(np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i in range(1 + ("_" in name)))
-    case = KernelCase(name, inputs, {"eps": 1e-5}, row.oracle, shape[1], row.roundings, row.magnitude)
+    case = KernelCase(name, inputs, {"eps": 0.5}, row.oracle, shape[1], row.roundings, row.magnitude)
     case.check(host_kernel(device, name), layouts=("C",))
 
 
