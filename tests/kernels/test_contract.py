@@ -2,12 +2,14 @@
 
 import contextlib
 import inspect
+import itertools
 import os
 import re
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -64,6 +66,19 @@ def test_signatures_are_the_same_on_all_devices(device, name):
 def test_floats_match_the_oracle(name, device, data):
     case = data.draw(kernel_cases(name, **SIZES))
     case.check(kernel(device, name))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", [name for name, row in KERNEL_ROWS.items() if row.params])
+@settings(max_examples=1)
+@given(data=st.data())
+def test_every_combination_of_parameters_matches_the_oracle(name, device, data):
+    row = KERNEL_ROWS[name]
+    for values in itertools.product(*row.params.values()):
+        one = {key: (value,) for key, value in zip(row.params, values, strict=True)}
+        with mock.patch.dict(KERNEL_ROWS, {name: replace(row, params=one)}):
+            case = data.draw(kernel_cases(name, dtypes=[row.dtypes[0]], sizes=(3,)))
+        case.check(kernel(device, name), layouts=("C",))
 
 
 ELEMENTWISE = [name for name, row in KERNEL_ROWS.items() if row.shapes in ("*", "* *", "* * *") and row.special]

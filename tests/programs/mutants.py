@@ -9,6 +9,7 @@ of kernels are planted without the JIT. The exit status is 1 if one survives tha
 longer in the file, once, or if its test cannot run.
 """
 
+import compileall
 import os
 import shlex
 import shutil
@@ -21,6 +22,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from queue import SimpleQueue
 
 PROJECT = Path(__file__).parents[2]
@@ -68,12 +70,14 @@ def load() -> list[Mutant]:
 
 
 def copy_of_the_project(folder: Path) -> Path:
+    """Compiled to files that hold the hash of their source, as a fault may change it within a tick of the clock."""
     for name in COPIED:
         source = PROJECT / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, folder / name)
+    compileall.compile_dir(folder, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
     return folder
 
 
