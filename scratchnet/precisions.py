@@ -17,18 +17,19 @@ from typing import Any
 from . import checks
 from .errors import ConfigError
 
-PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 TYPES: dict[str, dict[str, str]] = {  # precision -> the ops that have it, with the type in which they read operands
     "float32": {},
     "bfloat16": {
         "matmul": "bfloat16"
     },  # by which go x @ y, linear, attention, einsum and the inputs of recurrent layers
     "float16": {"matmul": "float16"},
+    "tf32": {"matmul": "tf32"},
 }
-DEVICES = {"float16": ("cuda",)}  # of a precision that not all devices have
+PRECISIONS = tuple(TYPES)
+DEVICES = {"float16": ("cuda",), "tf32": ("cuda",)}  # of a precision that not all devices have
 # A product that is rounded has no side (m, k, n) shorter than this, and more multiplications than that. Rounding an
 # element takes as long as 24 of them, and a matrix unit sums up 32 terms at once. A layer's product and the two of its
-# gradients have the same three sides, so all of them are rounded, or none. GPUs alone have float16: it needs no limit.
+# gradients have the same three sides, so all of them are rounded, or none. What GPUs alone have needs no limit.
 # A CPU without units for bfloat16 wins nothing: there each side is so long that rounding takes no more than a fiftieth
 # of the time (docs/precision.md). LEAST has what a precision needs, and what an order of sums (kernels.order_of) does.
 LEAST = {"bfloat16": (32, 1 << 18), "widened": (1024, 1 << 18)}
@@ -44,10 +45,7 @@ current_precision = _precision.get
 
 def checked_precision(what: str, value: Any) -> str:
     """value, a precision that there is. Raises ConfigError."""
-    name = checks.one_of(what, value, PRECISIONS)
-    if name not in TYPES:
-        checks.refuse(what, f"one of {', '.join(map(repr, TYPES))}, which devices have", name)
-    return name
+    return checks.one_of(what, value, PRECISIONS)
 
 
 def check_device(what: str, name: str | None, kinds: Iterable[str]) -> None:
@@ -92,9 +90,10 @@ class precision:
 
     name: "float32"; "bfloat16": operands are rounded to its 8 significant bits, to the nearest, ties to even, but for
     small products, of a side below 32 (on a CPU without units for bfloat16: 1,024) or of at most 262,144
-    multiplications, which rounding would make slower; or on "cuda" "float16", of 11 bits, whose loss a loop of your
-    own has to scale. Parameters, gradients, sums and all other ops stay float32. Raises ConfigError, also for "tf32",
-    which no device has; a product of float64 inside raises DtypeError, one in "float16" on another device ConfigError.
+    multiplications, which rounding would make slower; or on "cuda" "tf32", of 11 bits with the range of float32, or
+    "float16", of 11 bits, whose loss a loop of your own has to scale. Parameters, gradients, sums and all other ops
+    stay float32. Raises ConfigError; a product of float64 inside raises DtypeError, one in "tf32" or "float16" on
+    another device ConfigError.
     """
 
     def __init__(self, name: str):

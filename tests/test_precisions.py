@@ -10,7 +10,7 @@ from messages import error_line
 import scratchnet as sn
 from scratchnet import precisions
 from scratchnet.ops import OPS, products
-from scratchnet.testing.oracles.half import bfloat16, float16
+from scratchnet.testing.oracles.half import ROUNDED, bfloat16
 
 RNG = np.random.default_rng(0)
 A, B = (RNG.standard_normal(shape).astype(np.float32) for shape in ((5, 40), (40, 3)))
@@ -32,10 +32,9 @@ def close(found, exact):
 
 def test_the_table_names_rows_of_the_op_table_and_what_has_no_entry_is_refused():
     assert {op for ops in precisions.TYPES.values() for op in ops} <= set(OPS)
-    for name in set(precisions.PRECISIONS) - set(precisions.TYPES):
-        with pytest.raises(sn.ConfigError, match=f"one of 'float32', 'bfloat16', 'float16'.*got '{name}'") as error:
-            sn.precision(name)
-        error_line(error)
+    with pytest.raises(sn.ConfigError, match=r"one of float32, bfloat16, float16, tf32, got 'float8'") as error:
+        sn.precision("float8")
+    error_line(error)
 
 
 @pytest.mark.parametrize(
@@ -93,16 +92,23 @@ def test_a_cpu_without_units_rounds_where_each_side_is_long(device, monkeypatch)
         assert np.array_equal(rounded.numpy(), (a @ b).numpy()) == (device == "cpu" and rows == 5)
 
 
-def test_float16_is_of_gpus_alone(device):
+@pytest.mark.parametrize("name", ["float16", "tf32"])
+def test_float16_and_tf32_are_of_gpus_alone(name, device):
+    with sn.precision(name):
+        if device == "cuda":
+            close((sn.Tensor(A) @ sn.Tensor(B)).numpy(), product(ROUNDED[name](A), ROUNDED[name](B)))
+            return
+        with pytest.raises(sn.ConfigError, match=f"on 'cuda' .*'{name}', got '{device}'; .*'bfloat16'") as error:
+            sn.Tensor(A) @ sn.Tensor(B)
+        error_line(error)
+
+
+def test_gradients_of_float16_need_a_scale(device):
+    if device != "cuda":
+        return
     a, b = sn.Tensor(A, requires_grad=True), sn.Tensor(B)
     with sn.precision("float16"):
-        if device != "cuda":
-            with pytest.raises(sn.ConfigError, match=f"on 'cuda' .*'float16', got '{device}'; .*'bfloat16'") as error:
-                a @ b
-            error_line(error)
-            return
         y = a @ b
-    close(y.detach().numpy(), product(float16(A), float16(B)))
     g = np.full(y.shape, 1e-8, np.float32)  # below float16's least number
     y.backward(g)
     assert not a.grad.numpy().any()

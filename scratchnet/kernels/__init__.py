@@ -123,9 +123,18 @@ def order_of_bfloat16() -> str:
     return way()
 
 
+def order_of_gpu() -> str | None:
+    """How the GPU adds up products of rounded operands: by "tensor cores", or None, in the order of float32."""
+    from .cuda.compile import machine
+
+    return "tensor cores" if machine.has_tensor_cores() else None
+
+
 def order_of(precision: str, kinds: Container[str]) -> str | None:
-    """How devices of these kinds add up products in the precision, if that depends on the CPU."""
-    return order_of_bfloat16() if precision == "bfloat16" and "cpu" in kinds else None
+    """How devices of these kinds add up products in the precision, if that depends on the CPU or on the GPU."""
+    if precision == "bfloat16" and "cpu" in kinds:
+        return order_of_bfloat16()
+    return order_of_gpu() if precision != "float32" and "cuda" in kinds else None
 
 
 def set_num_threads(n: int) -> None:

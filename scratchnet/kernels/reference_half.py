@@ -1,4 +1,4 @@
-"""The reference kernels of half precision: operands are rounded, products are added up in float32."""
+"""The reference kernels of half precision and TF32: operands are rounded, products are added up in float32."""
 
 import numpy as np
 
@@ -12,6 +12,13 @@ def _bfloat16(x):
     return np.where(np.isnan(x), bits | np.uint32(0x400000), rounded).view(np.float32).astype(x.dtype)
 
 
+def _tf32(x):
+    """float32 x rounded to 11 significant bits, the nearest, ties to even; the exponent stays that of a float32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0xFFF) + (bits >> 13 & 1)) & np.uint32(0xFFFFE000)
+    return np.where(np.isnan(x), bits | np.uint32(0x400000), rounded).view(np.float32).astype(x.dtype)
+
+
 def matmul_bfloat16(a, b, out, transpose_a=False, transpose_b=False):
     """batched_matmul of a and b, float32, rounded to the nearest bfloat16, ties to even; sums are float32."""
     reference.batched_matmul(_bfloat16(a), _bfloat16(b), out, transpose_a, transpose_b)
@@ -21,3 +28,8 @@ def matmul_float16(a, b, out, transpose_a=False, transpose_b=False):
     """The same of operands rounded to the nearest float16, ties to even; from 65,520 on they are infinite."""
     a, b = (x.astype(np.float16).astype(x.dtype) for x in (a, b))
     reference.batched_matmul(a, b, out, transpose_a, transpose_b)
+
+
+def matmul_tf32(a, b, out, transpose_a=False, transpose_b=False):
+    """The same of operands rounded to TF32: 11 significant bits, with the range of float32."""
+    reference.batched_matmul(_tf32(a), _tf32(b), out, transpose_a, transpose_b)

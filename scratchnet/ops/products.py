@@ -49,7 +49,7 @@ def _reads(device, dtype, sides, precision=None):
         raise DtypeError(f"matmul: expected float32 with precision {precision!r}, got {dtype}; use .astype('float32')")
     if not is_rounded(precision, None, *sides):  # a small one does not ask for the way of this CPU
         return None
-    order = order_of(precision, (device.name,))
+    order = order_of(precision, (device.name,)) if device.is_host else None
     return precision if is_rounded(precision, order, *sides) else None
 
 

@@ -73,7 +73,7 @@ def parts_line(parts: Mapping[str, Any]) -> str:
 
 
 def _products(settings: Settings) -> dict[str, Any] | None:
-    """Which products are rounded, and their order of sums, if that depends on the CPU; None: none is rounded."""
+    """Which products are rounded, and their order of sums, if that depends on the machine; None: none is rounded."""
     if settings.precision == "float32":
         return None
     order = order_of(settings.precision, settings.placement.kinds)

@@ -31,10 +31,11 @@ def first_line(count: int, what: str, shards: int, is_default: bool, is_exact: b
     return f"{each}: any other number gives the same bits, one with shards={shards}"
 
 
-ORDERS = {  # what precision_lines says of kernels/cpu/gemm_bfloat16.py, WAYS
+ORDERS = {  # what precision_lines says of kernels/cpu/gemm_bfloat16.py, WAYS, and of a GPU
     "widened": "rounded as they are packed, and multiplied as float32: none is faster here",
     "pairs": "multiplied by this CPU's vectors of pairs (avx512_bf16); a CPU without them gets other last bits",
     "tiles": "multiplied by this CPU's matrix units (AMX); a CPU without them gets other last bits",
+    "tensor cores": "rounded as they are read, and multiplied by tensor cores; a GPU without them gets other last bits",
 }
 
 

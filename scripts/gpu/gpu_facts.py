@@ -10,10 +10,11 @@ import math
 import multiprocessing
 import os
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -49,11 +50,13 @@ class Gpu:
     latency: float = 600e-9  # seconds that a read from memory takes, about; so much must be under way at any time
     shared_bytes: int = 128  # that a multiprocessor reads from shared memory in a cycle
     issues: int = 4  # instructions of a warp that it starts in a cycle
+    tensor: dict[str, float] = field(default_factory=dict)  # operations/s of tensor cores, dense
 
 
 # NVIDIA A100 40GB SXM, data sheet: 1555 GB/s, 19.5 and 9.7 TFLOP/s without tensor cores, 108 multiprocessors, 1410 MHz;
 # limits of compute capability 8.0 from the CUDA C++ Programming Guide, technical specifications.
-A100 = Gpu("NVIDIA A100 40GB SXM", "sm_80", 1555e9, 19.5e12, 9.7e12, 108, 1.41e9)
+TENSOR_CORES = {"bfloat16": 312e12, "float16": 312e12, "tf32": 156e12}
+A100 = Gpu("NVIDIA A100 40GB SXM", "sm_80", 1555e9, 19.5e12, 9.7e12, 108, 1.41e9, tensor=TENSOR_CORES)
 
 # --- launches on paper ------------------------------------------------------------------------------------------------
 
@@ -98,6 +101,10 @@ class Launch:
     def factory(self) -> str:
         return self.kernel.function.__qualname__.partition(".")[0]
 
+    def is_for(self, architecture: str) -> bool:
+        """Has a GPU of this architecture what the kernel needs?"""
+        return int(architecture[3:]) >= (80 if self.factory == "product_in_warps" else 0)
+
     @property
     def is_float32(self) -> bool:
         return "f" in self.dtypes and "d" not in self.dtypes
@@ -109,7 +116,8 @@ def on_paper() -> Iterator[list]:
     noted: list = []
     token = compile.launcher.set(lambda *launch: noted.append(launch))
     try:
-        with mock.patch.object(memory, "pool", _Paper()), mock.patch.object(table, "_numbers", {}):
+        has_tensor_cores = mock.patch.object(compile.machine, "has_tensor_cores", lambda: True)
+        with mock.patch.object(memory, "pool", _Paper()), mock.patch.object(table, "_numbers", {}), has_tensor_cores:
             yield noted
     finally:
         compile.launcher.reset(token)
@@ -147,10 +155,8 @@ SHAPES = {
     "add_rows": [[(50_000, 256), (8192,), (8192,), (8192,), (512, 256)]],
     "argmax_rows": [[(50_000, 256), (8192,), (8192,), (512, 256)]],
     "matmul": [[(m, k), (k, n), (m, n)] for m, k, n in PRODUCTS],
-    **{
-        name: [[(256, 64, 32), (256, 32, 64), (256, 64, 64)]]
-        for name in ("batched_matmul", "matmul_bfloat16", "matmul_float16")
-    },
+    "batched_matmul": [[(256, 64, 32), (256, 32, 64), (256, 64, 64)]],
+    **{f"matmul_{name}": [[(1, M, K), (1, K, N), (1, M, N)]] for name in TENSOR_CORES},
     "linear": [[(m, k), (k, n), (n,), (m, n)] for m, k, n in PRODUCTS],
     "conv2d": [[IMAGES, FILTERS, FILTERS[:1], IMAGES]],
     "conv2d_input": [[IMAGES, FILTERS, IMAGES]],
@@ -182,6 +188,7 @@ SHAPES = {
     "adagrad": [[(M * N,)] * 5],
 }
 TRANSPOSED = list(itertools.product((False, True), repeat=2))
+ALL_WAYS = "matmul", "matmul_bfloat16"
 NUMBERS = {
     "matmul": TRANSPOSED[0],
     "sgd": (np.array([0.1, 0.9, 0.0, 1e-4]),),
@@ -209,10 +216,11 @@ def launches() -> list[Launch]:
         for name in SIGNATURES:
             for dtypes in accepted(name, "cuda"):
                 for shapes in SHAPES[name]:
-                    for numbers in TRANSPOSED if name == "matmul" else [NUMBERS.get(name, ())]:
+                    for numbers in TRANSPOSED if name in ALL_WAYS else [NUMBERS.get(name, ())]:
                         arrays = [memory.empty(*pair) for pair in zip(shapes, dtypes, strict=True)]
-                        if name == "matmul":
-                            arrays[:2] = [x.T.copy() if t else x for x, t in zip(arrays, numbers, strict=False)]
+                        if name in ALL_WAYS:
+                            ways = zip(arrays, numbers, strict=False)
+                            arrays[:2] = [x.swapaxes(-1, -2).copy() if t else x for x, t in ways]
                         _note(name, arrays, numbers, noted, found)
         for source, target in itertools.product(DTYPES, repeat=2):  # conversions, and copies between strides
             for x in memory.empty((N, M), source).T, memory.empty((2 * M, N), source)[::2]:
@@ -245,17 +253,33 @@ IN_PTX = {  # fact: instructions that are counted
     "fma": r"\bfma\.rn\.f(?:32|64)\b",
     "wide_loads": r"\bld\.global(?:\.nc)?\.v[24]\.",
     "wide_stores": r"\bst\.global\.v[24]\.",
+    "mma": r"\bmma\.sync",
 }
 
 
 def facts(launch: Launch, architecture: str) -> dict:
-    """registers, spills, stack (bytes), shared (bytes), barriers, and counts of instructions in the PTX."""
+    """registers, spills, stack (bytes), shared (bytes), barriers, counts of instructions in the PTX; hmma: see HMMA."""
     ptx = machine_code.ptx_of(launch.kernel.function, launch.codes, launch.kernel.bounds, architecture)
-    _, log = machine_code.linked(ptx, architecture, "-Xptxas=-v", "-verbose")
+    code, log = machine_code.linked(ptx, architecture, "-Xptxas=-v", "-verbose")
     body = re.sub(r"//.*", "", ptx)
     found = {name: sum(int(n) for p in patterns for n in re.findall(p, log)[:1]) for name, patterns in IN_LOG.items()}
     found |= {name: len(re.findall(pattern, body)) for name, pattern in IN_PTX.items()}
-    return found | {"under_way": most_read(body), "loop": inner_loop(body)}
+    return found | {"under_way": most_read(body), "loop": inner_loop(body), "hmma": count_hmma(code)}
+
+
+HMMA = 0x23C  # the lowest 12 bits of an instruction, of 16 bytes, that multiplies in tensor cores; nvdisasm agrees
+
+
+def count_hmma(code: bytes) -> int:
+    """Instructions of tensor cores in machine code: in the sections of an ELF file that are executed."""
+    (headers,), (size, count) = struct.unpack_from("Q", code, 40), struct.unpack_from("HH", code, 58)
+    found = 0
+    for i in range(count):
+        flags, _, start, length = struct.unpack_from("4Q", code, headers + i * size + 8)
+        if flags & 4:  # executed
+            first = np.frombuffer(code, np.uint64, length // 8, start)[::2]
+            found += int(((first & np.uint64(0xFFF)) == HMMA).sum())
+    return found
 
 
 def facts_of_all(wanted: Sequence[tuple[int, str]]) -> list[dict]:
@@ -319,10 +343,10 @@ def work_of(name: str, shapes: Sequence, dtypes: Sequence[np.dtype]) -> tuple[in
     """(bytes that must be read and written once, multiplications and additions) of a call."""
     sizes = [math.prod(shape) for shape in shapes]
     size = sum(n * dtype.itemsize for n, dtype in zip(sizes, dtypes, strict=True))
-    if name not in ("matmul", "linear"):
+    if "matmul" not in name and name != "linear":
         return size, max(sizes)
-    m, n = shapes[-1]
-    return size, 2 * math.isqrt(sizes[0] * sizes[1] * m * n)  # sqrt(m k * k n * m n) = m k n
+    rows = sizes[-1] // (shapes[-1][-1] or 1)
+    return size, 2 * sizes[-1] * (sizes[0] // (rows or 1))
 
 
 def roofline(launch: Launch, found: dict, gpu: Gpu = A100) -> dict:
@@ -335,7 +359,8 @@ def roofline(launch: Launch, found: dict, gpu: Gpu = A100) -> dict:
     multiplications. Caches, clocks that fall and the distance between peak and possible bandwidth are not counted.
     """
     size, operations = work(launch)
-    peak = gpu.float64 if "d" in launch.dtypes else gpu.float32
+    tensor = gpu.tensor.get(launch.name.removeprefix("matmul_"))
+    peak = tensor or (gpu.float64 if "d" in launch.dtypes else gpu.float32)
     by_memory, by_arithmetic = size / gpu.bandwidth, operations / peak
     resident, part = occupancy(launch, found, gpu)
     blocks = launch.blocks[0] * launch.blocks[1]
@@ -380,8 +405,8 @@ class Config:
 
 COLUMNS = {
     "kernel": "<20", "written as": "<27", "types": "<9", "regs": ">8", "spill": ">6", "shared": ">8", "bar": ">4",
-    "f64": ">4", "wide": ">5", "fma/read": ">9", "occup.": ">8", "MB": ">8", "GFLOP": ">8", "floor us": ">10",
-    "fraction": ">10", "  limit": "",
+    "f64": ">4", "wide": ">5", "fma/read": ">9", "hmma": ">5", "occup.": ">8", "MB": ">8", "GFLOP": ">8",
+    "floor us": ">10", "fraction": ">10", "  limit": "",
 }  # fmt: skip
 
 
@@ -393,10 +418,11 @@ def main(config: Config) -> None:
     print("".join(f"{title:{form}}" for title, form in COLUMNS.items()))
     rows = []
     chosen = [(i, launch) for i, launch in enumerate(launches()) if config.only in launch.name]
-    wanted = [(i, arch) for i, _ in chosen for arch in config.architectures]
+    wanted = [(i, arch) for i, launch in chosen for arch in config.architectures if launch.is_for(arch)]
     by_number = dict(zip(wanted, facts_of_all(wanted), strict=True))
     for number, launch in chosen:
-        found = {arch: by_number[number, arch] for arch in config.architectures}
+        if not (found := {arch: by_number[number, arch] for arch in config.architectures if launch.is_for(arch)}):
+            continue
         first = found.get(A100.architecture) or next(iter(found.values()))
         roof, loop = roofline(launch, first), first["loop"]
         reads = loop["shared_wide"] + loop["shared_narrow"]
@@ -404,9 +430,9 @@ def main(config: Config) -> None:
             launch.name, launch.factory, launch.dtypes, "/".join(str(f["registers"]) for f in found.values()),
             sum(f["spills"] for f in found.values()), first["shared"], first["barriers"],
             first["f64"] if launch.is_float32 else "", first["wide_loads"],
-            f"{loop['fma'] / reads:.0f}" if reads and loop["fma"] > 8 else "", f"{roof['occupancy']:.0%}",
-            f"{roof['bytes'] / 1e6:.1f}", f"{roof['operations'] / 1e9:.3f}", f"{roof['floor'] * 1e6:.1f}",
-            f"{roof['fraction']:.0%}", f"  {roof['reason']}",
+            f"{loop['fma'] / reads:.0f}" if reads and loop["fma"] > 8 else "", first["hmma"] or "",
+            f"{roof['occupancy']:.0%}", f"{roof['bytes'] / 1e6:.1f}", f"{roof['operations'] / 1e9:.3f}",
+            f"{roof['floor'] * 1e6:.1f}", f"{roof['fraction']:.0%}", f"  {roof['reason']}",
         )  # fmt: skip
         print("".join(f"{cell:{form}}" for cell, form in zip(cells, COLUMNS.values(), strict=True)))
         rows.append({"kernel": launch.name, "factory": launch.factory, "types": launch.dtypes, "facts": found} | roof)

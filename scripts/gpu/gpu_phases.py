@@ -44,6 +44,7 @@ def _processes() -> ProcessPoolExecutor:
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 LANES = {(7, 0): 64, (7, 5): 64, (8, 0): 64}  # float32 multiplications a multiprocessor starts in a cycle; others 128
+HALVES = {(8, 0): 1024, (9, 0): 2048}  # of bfloat16 and float16 in its tensor cores, dense; others 512. Of TF32 half
 CACHE = 128 << 20  # bytes: inputs rotate through so much memory that no cache holds them all
 
 
@@ -69,15 +70,17 @@ def machine() -> dict:
     gpu = driver.gpu()
     attribute = partial(driver.attribute, number=gpu.number)
     clock, bus = attribute("memory_clock_rate") * 1e3, attribute("global_memory_bus_width") / 8
-    lanes = LANES.get(gpu.capability, 128) * attribute("multiprocessor_count")
+    count = attribute("multiprocessor_count")
+    lanes = LANES.get(gpu.capability, 128) * count
     return found | {
         "gpu": driver.call("cuDeviceGetName", 256, gpu.number).partition(b"\0")[0].decode(),
         "driver": driver.call("cuDriverGetVersion"),
         "compute_capability": gpu.capability,
-        "multiprocessors": attribute("multiprocessor_count"),
+        "multiprocessors": count,
         "memory": driver.call("cuMemGetInfo")[1],
         "bandwidth": 2 * clock * bus or None,
         "float32": 2 * lanes * attribute("clock_rate") * 1e3 or None,
+        "halves": 2 * HALVES.get(gpu.capability, 512) * count * attribute("clock_rate") * 1e3,
     }
 
 
@@ -194,6 +197,7 @@ PEERS = {  # name -> what a peer calls it, of its own arrays in the order of our
     "mul": lambda xp, a, b: a * b,
     "sum": lambda xp, x: x.sum(1),
     "matmul": lambda xp, a, b: a @ b,
+    "matmul_bfloat16": lambda xp, a, b: (a.bfloat16() @ b.bfloat16()).float() if hasattr(xp, "bfloat16") else None,
     "linear": lambda xp, x, w, b: xp.addmm(b, x, w) if hasattr(xp, "addmm") else x @ w + b,
     "softmax": lambda xp, x: xp.softmax(x, 1) if hasattr(xp, "softmax") else None,
     "cross_entropy": lambda xp, x, y: (
@@ -224,7 +228,8 @@ def _time(config: Any, name: str, shapes: list, facts: dict, peers: dict, row: d
     row["seconds"] = seconds_of(name, there, config.rounds)
     size, operations = gpu_facts.work_of(name, shapes, dtypes)
     if facts["bandwidth"] and facts["float32"]:
-        row["floor"] = max(size / facts["bandwidth"], operations / facts["float32"])
+        peak = facts["halves" if name.startswith("matmul_") else "float32"] / (2 if name == "matmul_tf32" else 1)
+        row["floor"] = max(size / facts["bandwidth"], operations / peak)
     for peer, module in peers.items() if name in PEERS else ():
         row[peer] = _peer_time(peer, module, name, sets, config)
 

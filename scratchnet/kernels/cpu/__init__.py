@@ -124,7 +124,8 @@ _COMPILED: dict[str, Any] = {
     "batched_matmul": gemm.batched_matmul,
     "linear": _linear,
     "matmul_bfloat16": gemm_bfloat16.matmul_bfloat16,
-    "matmul_float16": REFERENCE["matmul_float16"],  # no precision of this device: the GPU's are compared with it
+    # No precisions of this device: the GPU's are compared with them.
+    **{name: REFERENCE[name] for name in ("matmul_float16", "matmul_tf32")},
 }
 
 KERNELS = {name: kernel if name in ANY_LAYOUT else _guarded(name, kernel) for name, kernel in _COMPILED.items()}

@@ -15,7 +15,22 @@ import numpy as np
 from ...errors import DeviceError, DtypeError
 from ..dispatch import entry
 from ..signatures import accepted, arrays_of
-from . import cells, elementwise, fusion, gemm, memory, movement, norm, optim, order, random, reduce, rows, windows
+from . import (
+    cells,
+    elementwise,
+    fusion,
+    gemm,
+    gemm_tensor,
+    memory,
+    movement,
+    norm,
+    optim,
+    order,
+    random,
+    reduce,
+    rows,
+    windows,
+)
 from .memory import DeviceArray
 from .replay import Replay
 
@@ -122,6 +137,7 @@ _COMPILED: dict[str, Any] = {
     **random.KERNELS,
     **optim.KERNELS,
     **gemm.KERNELS,
+    **gemm_tensor.KERNELS,
     **windows.KERNELS,
     **cells.KERNELS,
 }

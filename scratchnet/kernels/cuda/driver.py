@@ -26,6 +26,7 @@ except ImportError:  # compile.py says so where it matters
     _api = _linker = None  # type: ignore[assignment]
 
 LEAST_CAPABILITY = 7, 5  # what the toolkit of CUDA 13 compiles for
+TENSOR_CORES = 8, 0  # from which on they have the shapes and types of tensor_cores.py
 NOT_INITIALIZED, OUT_OF_MEMORY, NOT_READY = 3, 2, 600
 LEGACY_STREAM = 1  # of other libraries, where they name none
 
@@ -80,6 +81,11 @@ def capability_of(number: int) -> tuple[int, int]:
     """The compute capability of a GPU, for which its kernels are compiled."""
     major, minor = (attribute(f"compute_capability_{part}", number) for part in ("major", "minor"))
     return major, minor
+
+
+def has_tensor_cores() -> bool:
+    """Does the GPU of this process multiply bfloat16, float16 and TF32 by units of their own?"""
+    return capability_of(_chosen) >= TENSOR_CORES
 
 
 def why_unavailable(number: int) -> str | None:

@@ -14,14 +14,12 @@ A factor lies in memory along the tile's edge (b as it is, a transposed) or acro
 all that transposition changes.
 """
 
-from collections.abc import Callable
 from functools import cache, lru_cache
 
 import numba
 import numpy as np
 
 from ..reference import SPAN
-from ..signatures import HALVES
 from . import gemm_few, memory, reduce, tuning
 from .compile import ALIGNED, Kernel, cuda, kernel, launch, load_wide, store_wide
 from .ends import PLAIN
@@ -119,25 +117,30 @@ def chosen_cut(dtype: np.dtype, m: int, n: int, k: int) -> tuple[Tile, int]:
 
 @lru_cache(1024)
 def cut(numbers: Tuning, dtype: np.dtype, m: int, n: int, k: int) -> tuple[Tile, int]:
+    """The tile and the span of a block."""
+    return span_of(numbers, numbers.tiles if dtype.itemsize == 4 else numbers.tiles_of_8_bytes, 1, m, n, k)
+
+
+def span_of(numbers: Tuning, tiles: tuple[Tile, ...], count: int, m: int, n: int, k: int) -> tuple[Tile, int]:
     """The largest tile that leaves no multiprocessor without a block, or else the smallest; and the span of a block.
 
     With the smallest, whose blocks are small too, the sum is cut into parts of at least SHORTEST tiles where that gives
     a multiprocessor up to PARTS blocks. All this depends on the shapes and on a number of multiprocessors that is the
-    same for every GPU, and so do the bits.
+    same for every GPU, and so do the bits. count: of products.
     """
-    tiles = numbers.tiles if dtype.itemsize == 4 else numbers.tiles_of_8_bytes
-    counts = [-(-m // tile.rows) * -(-n // tile.columns) for tile in tiles]
-    for tile, count in zip(tiles[:-1], counts, strict=False):
-        if count >= numbers.multiprocessors:
-            return tile, _span(tile, m, n, k, 1)
+    blocks = [count * -(-m // tile.rows) * -(-n // tile.columns) for tile in tiles]
+    size = count * m * n
+    for tile, found in zip(tiles[:-1], blocks, strict=False):
+        if found >= numbers.multiprocessors:
+            return tile, _span(tile, size, k, 1)
     tile, steps = tiles[-1], -(-k // tiles[-1].depth)
-    parts = max(1, min(PARTS * numbers.multiprocessors // counts[-1], steps // SHORTEST))
-    return tile, _span(tile, m, n, k, parts)
+    parts = max(1, min(PARTS * numbers.multiprocessors // blocks[-1], steps // SHORTEST))
+    return tile, _span(tile, size, k, parts)
 
 
-def _span(tile: Tile, m: int, n: int, k: int, parts: int) -> int:
-    """The terms of a part, in whole tiles; parts: how many there are at least."""
-    parts = max(parts, min(-(-k // SPAN), PARTIAL_SUMS // max(m * n, 1)))
+def _span(tile: Tile, size: int, k: int, parts: int) -> int:
+    """The terms of a part, in whole tiles; parts: how many there are at least, of `size` elements each."""
+    parts = max(parts, min(-(-k // SPAN), PARTIAL_SUMS // max(size, 1)))
     return max(-(-k // (parts * tile.depth)) * tile.depth, 1)
 
 
@@ -205,22 +208,4 @@ def batched_matmul(a, b, out, transpose_a=False, transpose_b=False):
         launch(loop, blocks, threads, a, b, out, m, n, k)
 
 
-def _rounding(half: np.dtype) -> Callable[..., None]:
-    """The product of operands that are rounded to a half, and widened again."""
-
-    def run(a, b, out, transpose_a=False, transpose_b=False):
-        a, b = (x.astype(half).astype(x.dtype) for x in (a, b))
-        if len(out) == 1:
-            matmul(a[0], b[0], out[0], transpose_a, transpose_b)
-        else:
-            batched_matmul(a, b, out, transpose_a, transpose_b)
-
-    return run
-
-
-KERNELS = {
-    "matmul": matmul,
-    "linear": linear,
-    "batched_matmul": batched_matmul,
-    **{f"matmul_{half}": _rounding(half) for half in HALVES},
-}
+KERNELS = {"matmul": matmul, "linear": linear, "batched_matmul": batched_matmul}

@@ -67,6 +67,10 @@ def why_unavailable(number: int) -> str | None:
 _number = 0
 
 
+def has_tensor_cores() -> bool:
+    return True  # their arithmetic is that of tensor_cores.py
+
+
 def use_gpu(number: int) -> None:
     global _number
     _number = number

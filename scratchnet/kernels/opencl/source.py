@@ -37,6 +37,7 @@ OPERATORS: dict[type, tuple[str, Callable]] = {
     ast.Eq: ("==", operator.eq), ast.NotEq: ("!=", operator.ne),
 }  # fmt: skip
 LIBRARY = "exp log log1p log2 log10 expm1 sin cos sqrt tanh erf erfc floor ceil rint"
+CASTS = {"bits_of_float": ("as_uint", "I"), "float_of_bits": ("as_float", "f")}
 HEADER = """
 #pragma OPENCL FP_CONTRACT OFF
 long divided(long a, long b) { long q = a / b; return q - ((a % b != 0) & ((a < 0) != (b < 0))); }
@@ -75,8 +76,7 @@ def _argument(code: Any) -> Any:
 
 def letter(dtype: Any) -> str:
     """Of a dtype; NumPy has two for integers of 8 bytes."""
-    char = np.dtype(dtype).char
-    return {"l": "q", "L": "Q"}.get(char, char)
+    return np.dtype(dtype).char.replace("l", "q").replace("L", "Q")
 
 
 def _stored(kind: str) -> str:
@@ -376,6 +376,8 @@ class _Function:
             return Constant(np.dtype(arguments[0].kind).type)
         if name in ("load_wide", "store_wide"):
             return self._moved(*arguments)
+        if name in CASTS:
+            return Number(f"{CASTS[name][0]}({self.number(arguments[0]).text})", CASTS[name][1])
         if function in (min, max):
             a, b = map(self.number, arguments)
             widest = promoted(a.kind, b.kind)

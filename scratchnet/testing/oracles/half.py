@@ -1,4 +1,4 @@
-"""Oracles of half precision: numbers are rounded by their exponents, where the kernels look at bits."""
+"""Oracles of half precision and TF32: numbers are rounded by their exponents, where the kernels look at bits."""
 
 import numpy as np
 
@@ -16,8 +16,8 @@ def _rounded(bits, lowest, end):
     return rounded
 
 
-bfloat16, float16 = _rounded(8, -133, 128), _rounded(11, -24, 16)
-ROUNDED = {"bfloat16": bfloat16, "float16": float16}
+bfloat16, float16, tf32 = _rounded(8, -133, 128), _rounded(11, -24, 16), _rounded(11, -136, 128)
+ROUNDED = {"bfloat16": bfloat16, "float16": float16, "tf32": tf32}
 
 
 def products(a, b, transpose_a, transpose_b):

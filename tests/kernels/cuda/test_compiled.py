@@ -11,7 +11,7 @@ from sizes import THOROUGH
 
 NEEDS = "compiled"
 
-HOT = {"unary", "binary", "folding_strips", "exponential_rows", "product"}
+HOT = {"unary", "binary", "folding_strips", "exponential_rows", "product", "product_in_warps"}
 HOT |= {"standardizing", "folding_rows", "dropping", "updating"}
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU
 
@@ -48,7 +48,8 @@ def compiled(known):
     wanted += [(i, "sm_80") for i, _ in first_of_each(lambda x: x.factory, others, OF_A_LOOP)]
     for arch in ARCHITECTURES:
         if arch != "sm_80":
-            chosen = first_of_each(lambda x: x.factory, [(i, known[i]) for i in hot.values()], ON_OTHERS)
+            there = [(i, known[i]) for i in hot.values() if known[i].is_for(arch)]
+            chosen = first_of_each(lambda x: x.factory, there, ON_OTHERS)
             wanted += [(i, arch) for i, _ in chosen]
     return [(known[i], arch, f) for (i, arch), f in zip(wanted, facts_of_all(wanted), strict=True)]
 
@@ -56,18 +57,10 @@ def compiled(known):
 def test_every_signature_has_a_launch_and_every_loop_is_compiled(known, compiled):
     from scratchnet.kernels.signatures import SIGNATURES, accepted
 
-    # A kernel is compiled for the first call that needs it: copies, sums and fills serve several, and products of
-    # rounded matrices are copies and products.
+    # A kernel is compiled for the first call that needs it: copies, sums and fills serve several.
     wanted = {(name, dtypes) for name in SIGNATURES for dtypes in accepted(name, "cuda")}
     called = {(launch.name, tuple(x.dtype for x in launch.arrays)) for launch in known}
-    assert {name for name, _ in wanted - called} <= {
-        "take_rows",
-        "fill",
-        "sum",
-        "copy",
-        "matmul_bfloat16",
-        "matmul_float16",
-    }
+    assert {name for name, _ in wanted - called} <= {"take_rows", "fill", "sum", "copy"}
     assert {launch.factory for launch, arch, _ in compiled if arch == "sm_90"} == HOT
     assert {launch.factory for launch, _, _ in compiled} == {launch.factory for launch in known}
 
@@ -119,6 +112,18 @@ def test_the_loop_of_a_product_multiplies_much_more_than_it_reads(compiled):
             assert loop["fma"] / loop["shared_wide"] == 16 and loop["other"] <= 20
         assert loop["fma"] >= 2 * loop["shared_wide"], launch.dtypes
     assert sum(loop["fma"] == 64 for launch, loop in products if launch.is_float32) >= 5
+
+
+def test_products_in_halves_and_tf32_are_made_by_tensor_cores(compiled):
+    """One instruction is 16 x 8 elements: a warp has 64 x 32 of a tile, and reads each word once for each step."""
+    products = [(x, arch, f) for x, arch, f in compiled if x.factory == "product_in_warps"]
+    assert {x.name for x, _, _ in products} == {"matmul_bfloat16", "matmul_float16", "matmul_tf32"}
+    assert {arch for _, arch, _ in products} == {"sm_80", "sm_90"} and len(products) >= 7
+    for launch, arch, f in products:
+        assert f["mma"] == f["hmma"] == 16, (launch.name, arch)
+        assert f["wide_loads"] and f["fma"] == 0
+    others = [(x.name, f["mma"], f["hmma"]) for x, _, f in compiled if x.factory != "product_in_warps"]
+    assert not [other for other in others if any(other[1:])]
 
 
 def test_a_spill_would_be_seen():

@@ -1,0 +1,243 @@
+"""Matrix products by tensor cores, one or many: operands in bfloat16, float16 or TF32, sums in float32.
+
+As in gemm.py a block computes a tile of the result, and its threads bring `depth` columns of a and rows of b to shared
+memory while they compute with the ones before. What they read is float32; it is rounded on its way, as words of
+tensor_cores.py, so no pass over memory is added. A warp computes a part of the tile, in pieces of 16 x 8 elements.
+
+A word holds neighbouring terms of a sum. So where memory runs along the sum, a thread reads four terms of a row (or
+column) and writes words that lie side by side; where it runs along the tile's edge, it reads four elements of as many
+terms as a word has, and writes a word for each. Rows of words are as far apart as lets a warp read its words at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from . import gemm, memory, reduce, tuning
+from .compile import ALIGNED, Kernel, cuda, device, kernel, launch, load_wide, machine, store_wide
+from .grids import in_row, is_wide
+from .tensor_cores import COLUMNS as PIECE_COLUMNS
+from .tensor_cores import LANES, PRECISIONS, WORDS, float_of_bits, multiplying, sum_place, word, word_of_tf32
+from .tensor_cores import ROWS as PIECE_ROWS
+from .tuning import Tile, Tuning
+
+ZERO = np.float32(0)
+
+
+class _Factor(NamedTuple):
+    """How a block brings the tiles of one factor to shared memory.
+
+    words: of one tile. steps: how far its next (row or column, word) is. numbers: float32, that a thread is moving.
+    load(x, edges, terms, first, term, thread, own, wide), put(own, words, tile, start, thread): see gemm_tiles.py.
+    edges, terms: where a matrix ends in memory; of many, its own may begin beyond 0. words: four of the thread itself.
+    """
+
+    words: int
+    steps: tuple[int, int]
+    numbers: int
+    load: Callable
+    put: Callable
+
+
+@cache
+def factor(name: str, edge: int, depth: int, threads: int, across: bool) -> _Factor:
+    """edge: how many rows of op(a), or columns of op(b), a tile has. across: memory runs along the sum."""
+    TERMS = PRECISIONS[name].terms
+    EDGE, WORD = (depth // TERMS + 4, 1) if across else (1, edge + 8)
+    WHOLE_WORDS = edge * EDGE if across else depth // TERMS * WORD
+    LINE = (depth if across else edge) // 4  # groups of 16 bytes in a line of memory
+    TOTAL = edge * depth // 4 // (1 if across else TERMS)  # groups, or where words need several lines, sets of them
+    SETS, LINES = -(-TOTAL // threads), 1 if across else TERMS
+    OWN, EACH = 4 * LINES, 4 // TERMS if across else 4  # numbers and words of a set
+    WHOLE, APART = TOTAL % threads == 0, TERMS if across else 1  # APART: the first terms of two words of a set
+    LINE_WORDS = EDGE if across else WORD
+    SECOND = (1 if across else 4) * (TERMS - 1)  # from the first term of a word to its last one
+    made = word(name)
+
+    @device
+    def load(x, edges, terms, first, term, thread, own, wide):
+        for s in range(SETS):
+            group = thread + s * threads
+            for n in range(LINES):
+                if across:
+                    line, at, room_from = first + group // LINE, term + group % LINE * 4, terms
+                    inside, start = line < edges, line * terms + at
+                else:
+                    line, at, room_from = term + group // LINE * LINES + n, first + group % LINE * 4, edges
+                    inside, start = line < terms, line * edges + at
+                if not WHOLE:
+                    inside = inside and group < TOTAL
+                to = s * OWN + n * 4
+                if wide and inside and at + 4 <= room_from:
+                    load_wide(x, start, own, to)
+                else:
+                    for v in range(4):
+                        own[to + v] = ZERO
+                        if inside and at + v < room_from:
+                            own[to + v] = x[start + v]
+
+    @device
+    def put(own, words, tile, start, thread):
+        for s in range(SETS):
+            group = thread + s * threads
+            if WHOLE or group < TOTAL:
+                at = start + group // LINE * LINE_WORDS + group % LINE * EACH
+                for v in range(EACH):
+                    words[v] = made(own[s * OWN + v * APART], own[s * OWN + v * APART + SECOND])
+                if EACH == 4:
+                    store_wide(words, 0, tile, at)
+                else:
+                    for v in range(EACH):
+                        tile[at + v] = words[v]
+
+    return _Factor(WHOLE_WORDS, (EDGE, WORD), SETS * OWN, load, put)
+
+
+@cache
+def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool) -> Kernel:
+    """The kernel (a, b, out, sizes, wide) of `count` products: a, b, out are float32 (count, ...), one after the other.
+
+    sizes: (count, m, n, k, span); span, and out where it is less than k: as in gemm.py, with (parts, count, m, n).
+    """
+    ROWS, COLUMNS, DEPTH, THREADS = tile.rows, tile.columns, tile.depth, tile.threads
+    OWN_ROWS, OWN_COLUMNS = tile.own_rows * 8, tile.own_columns * 4  # of a warp, whose threads are 8 x 4
+    DOWN, ACROSS, WARPS = OWN_ROWS // PIECE_ROWS, OWN_COLUMNS // PIECE_COLUMNS, COLUMNS // OWN_COLUMNS
+    A_ACROSS, B_ACROSS, STEPS = not transpose_a, transpose_b, DEPTH // (WORDS * PRECISIONS[name].terms)
+    A_WORDS, A_STEPS, A_NUMBERS, load_a, put_a = factor(name, ROWS, DEPTH, THREADS, A_ACROSS)
+    B_WORDS, B_STEPS, B_NUMBERS, load_b, put_b = factor(name, COLUMNS, DEPTH, THREADS, B_ACROSS)
+    A_EDGE, A_WORD, B_EDGE, B_WORD = *A_STEPS, *B_STEPS
+    A_SHARED, B_SHARED, SUMS = 2 * A_WORDS, 2 * B_WORDS, DOWN * ACROSS * 4
+    multiply_add = multiplying(name, A_STEPS, B_STEPS)
+    WORD, NUMBER = numba.uint32, numba.float32
+
+    @kernel(THREADS, resident=2)
+    def multiply(a, b, out, sizes, wide):
+        a_tiles = cuda.shared.array(A_SHARED, WORD, ALIGNED)
+        b_tiles = cuda.shared.array(B_SHARED, WORD, ALIGNED)
+        sums = cuda.local.array(SUMS, NUMBER)
+        a_staged = cuda.local.array(A_NUMBERS, NUMBER)
+        b_staged = cuda.local.array(B_NUMBERS, NUMBER)
+        words = cuda.local.array(4, WORD)
+        count, m, n, k, span = sizes
+        thread = cuda.threadIdx.x
+        lane, warp = thread % LANES, thread // LANES
+        own_row, own_column = warp // WARPS * OWN_ROWS, warp % WARPS * OWN_COLUMNS
+        bands, strips = (m + ROWS - 1) // ROWS, (n + COLUMNS - 1) // COLUMNS
+        band, first_column = cuda.blockIdx.x // strips, cuda.blockIdx.x % strips * COLUMNS
+        item, first_row = band // bands, band % bands * ROWS
+        part, item = item // count, item % count
+        start, end = part * span, min(part * span + span, k)
+        # Where memory runs along the sum, the rows of all products are one column of rows; or else their terms are.
+        a_edges, a_first, a_terms, a_term = m, first_row, k, 0
+        if A_ACROSS:
+            a_edges, a_first = m + item * m, first_row + item * m
+        else:
+            a_terms, a_term = k + item * k, item * k
+        b_edges, b_first, b_terms, b_term = n, first_column, k, 0
+        if B_ACROSS:
+            b_edges, b_first = n + item * n, first_column + item * n
+        else:
+            b_terms, b_term = k + item * k, item * k
+        for i in range(SUMS):
+            sums[i] = ZERO
+
+        load_a(a, a_edges, a_terms, a_first, a_term + start, thread, a_staged, wide[0])
+        load_b(b, b_edges, b_terms, b_first, b_term + start, thread, b_staged, wide[1])
+        put_a(a_staged, words, a_tiles, 0, thread)
+        put_b(b_staged, words, b_tiles, 0, thread)
+        cuda.syncthreads()
+        half = 0
+        for term in range(start, end, DEPTH):
+            if term + DEPTH < end:
+                load_a(a, a_edges, a_terms, a_first, a_term + term + DEPTH, thread, a_staged, wide[0])
+                load_b(b, b_edges, b_terms, b_first, b_term + term + DEPTH, thread, b_staged, wide[1])
+            for step in range(STEPS):
+                for i in range(DOWN):
+                    a_at = half * A_WORDS + (own_row + i * PIECE_ROWS) * A_EDGE + step * WORDS * A_WORD
+                    for j in range(ACROSS):
+                        b_at = half * B_WORDS + (own_column + j * PIECE_COLUMNS) * B_EDGE + step * WORDS * B_WORD
+                        multiply_add(a_tiles, a_at, b_tiles, b_at, lane, sums, (i * ACROSS + j) * 4)
+            if term + DEPTH < end:
+                half = 1 - half
+                put_a(a_staged, words, a_tiles, half * A_WORDS, thread)
+                put_b(b_staged, words, b_tiles, half * B_WORDS, thread)
+            cuda.syncthreads()
+
+        for i in range(DOWN):
+            for j in range(ACROSS):
+                for v in range(4):
+                    row, column = sum_place(lane, v)
+                    row += first_row + own_row + i * PIECE_ROWS
+                    column += first_column + own_column + j * PIECE_COLUMNS
+                    if row < m and column < n:
+                        out[((part * count + item) * m + row) * n + column] = sums[(i * ACROSS + j) * 4 + v]
+
+    return multiply
+
+
+@lru_cache(1024)
+def cut(numbers: Tuning, count: int, m: int, n: int, k: int) -> tuple[Tile, int]:
+    """The tile and the span of a block, by the law of gemm.py."""
+    return gemm.span_of(numbers, numbers.tensor_tiles, count, m, n, k)
+
+
+def multiply(name: str, a, b, out, transpose_a: bool, transpose_b: bool) -> None:
+    """out = op(a) @ op(b) of each two matrices, float32 (count, ...), whose elements are read in a precision."""
+    (count, m, n), k = out.shape, a.shape[1 if transpose_a else 2]
+    tile, span = cut(tuning.current(), count, m, n, k)
+    parts = max(-(-k // span), 1)
+    target = out if parts == 1 else memory.empty((1, parts, out.size), out.dtype)
+    edges = m if transpose_a else k, k if transpose_b else n
+    wide = tuple(is_wide(x) and edge % 4 == 0 for x, edge in zip((a, b), edges, strict=True))
+    loop = product_in_warps(name, tile, transpose_a, transpose_b)
+    blocks = -(-n // tile.columns) * -(-m // tile.rows) * parts * count
+    a, b = (x if x.size else out for x in (a, b))  # k = 0: no element is read
+    launch(loop, blocks, tile.threads, a, b, target, (count, m, n, k, span), wide)
+    if parts > 1:
+        reduce.KERNELS["sum"](target, out.reshape(1, out.size))
+
+
+# --- GPUs without tensor cores for these types: operands are rounded first, and multiplied as float32 -----------------
+
+
+@cache
+def rounding(threads: int) -> Kernel:
+    @kernel(threads)
+    def loop(x, out):
+        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            out[i] = float_of_bits(word_of_tf32(x[i], ZERO))
+
+    return loop
+
+
+def _rounded(name: str, x):
+    if name != "tf32":
+        return x.astype(name).astype(x.dtype)
+    out, grid = memory.empty(x.shape, x.dtype), in_row(x.size)
+    if x.size:
+        launch(rounding(grid[1]), *grid, x, out)
+    return out
+
+
+def _matmul(name: str) -> Callable[..., None]:
+    def run(a, b, out, transpose_a=False, transpose_b=False):
+        if not out.size:
+            return
+        if machine.has_tensor_cores():
+            multiply(name, a, b, out, bool(transpose_a), bool(transpose_b))
+            return
+        a, b = (_rounded(name, x) for x in (a, b))
+        if len(out) == 1:
+            gemm.matmul(a[0], b[0], out[0], transpose_a, transpose_b)
+        else:
+            gemm.batched_matmul(a, b, out, transpose_a, transpose_b)
+
+    return run
+
+
+KERNELS = {f"matmul_{name}": _matmul(name) for name in PRECISIONS}
