@@ -100,6 +100,14 @@ def test_the_left_tail_of_gelu_is_not_cut_off():
     np.testing.assert_allclose(applied(SCALARS["gelu"], x), exact, rtol=1e-5)
 
 
+def test_gelu_keeps_its_bound_relative_to_the_result():
+    """Of a rounded square, half a unit in the last place is x**2 / 4 of them in its exponential."""
+    x = np.linspace(-14, 14, 1_000_001 if JIT else 3001).astype(np.float32)
+    found = errors(applied(SCALARS["gelu"], x), x * special.ndtr(x.astype(np.float64)))
+    assert found[x >= 0].max() <= 4
+    assert (found - x**2)[x < 0].max() <= 5
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("function", "points"),

@@ -1,10 +1,13 @@
 """Kernels that work in chunks, tiles or stages, across several of them with a rest: sizes that random ones miss."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from sizes import DEVICES, JIT, SIMULATED
 
 from scratchnet.kernels.cpu import movement, norm, reduce, softmax
+from scratchnet.native import loops
 from scratchnet.testing import KERNEL_ROWS, KernelCase, host_kernel
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="blocks are tiny there, so that small sizes cross them")
@@ -74,3 +77,47 @@ def test_a_row_has_the_same_bits_alone_and_side_by_side(name, device):
                 alone = np.empty_like(together[:1])
                 kernel(*(array[i : i + 1].copy() for array in inputs), alone)
                 assert alone.tobytes() == together[i : i + 1].tobytes()
+
+
+LONG_ROWS = [softmax.SHORT + 1, softmax.BLOCK - 1, softmax.BLOCK, softmax.BLOCK + 1, 2 * softmax.BLOCK + 7]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["softmax", "logsumexp", "log_softmax", "cross_entropy"])
+@pytest.mark.parametrize("n", LONG_ROWS if JIT else LONG_ROWS[:1])
+def test_long_rows_match_the_oracle_wherever_their_maximum_is(n, name, device):
+    row, last = KERNEL_ROWS[name], [0, n // 4, n // 2, n - n // 4, n - 2, n - 1]
+    rows = np.random.default_rng(n).standard_normal((len(last), n)).astype(np.float32)
+    rows[range(len(last)), last] = 90  # without this one's shift, the sum would overflow
+    inputs = (rows, np.array(last))[: len(row.shapes.split())]
+    KernelCase(name, inputs, {}, row.oracle, n, row.roundings, row.magnitude).check(host_kernel(device, name))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["softmax", "logsumexp", "log_softmax", "cross_entropy"])
+@pytest.mark.parametrize("n", [1, 2, 5, 33, 67])
+def test_a_nan_anywhere_in_a_row_is_in_all_its_results(n, name, device):
+    rows = np.where(np.eye(n, dtype=bool), np.nan, drawn(n, n)).astype(np.float32)
+    labels = (np.zeros(n, np.int64),) * (name == "cross_entropy")
+    out = np.zeros((n, n) if "softmax" in name else n, np.float32)
+    host_kernel(device, name)(rows, *labels, out)
+    assert np.isnan(out).all()
+
+
+@pytest.mark.skipif(not JIT, reason="NumPy copies")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shift", [0, 3, -3])
+def test_a_large_copy_is_exact_and_may_overlap(shift, dtype):
+    memory = drawn(loops.PARALLEL_FROM + 77).astype(dtype)
+    memory[5] = np.nan
+    start, end = max(0, -shift), len(memory) - max(0, shift)
+    source = memory[start:end] if shift else memory.copy()
+    target, expected = memory[start + shift : end + shift], source.copy()
+    kernel = host_kernel("cpu", "copy")
+    if shift == 0:
+        target = np.full_like(source, 7)
+        with mock.patch.object(np, "copyto", side_effect=AssertionError("by one thread")):
+            kernel(source, target)
+    else:
+        kernel(source, target)
+    np.testing.assert_array_equal(target, expected)

@@ -4,14 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...native.compile import jit
-from ...native.loops import is_planning, ranged
+from ...native.compile import get_num_threads, jit
+from ...native.loops import PARALLEL_FROM, is_planning, ranged, workspace
 from .. import reference
 from ..signatures import HALVES
 from .elementwise import SCALARS
 
 F4, F8, U1 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8)
 PLANNED_COPIES = {(F4, F4), (F8, F8), (U1, F4), (U1, F8)}  # these become loops of a program; NumPy does the others
+FLOATS = (F4, F8)  # all threads copy these
 BITS = {F4: np.dtype(np.uint32), **dict.fromkeys(HALVES, np.dtype(np.uint16))}  # as which halves are converted
 RANGES = 16  # of destination rows, each an item of scatter_rows, which reads the whole index
 
@@ -49,16 +50,29 @@ def _take_rows(lo, hi, x, index, out):
 
 
 @jit
-def _scatter_rows(lo, hi, g, index, out):
+def _scatter_rows(lo, hi, g, index, out, lists):
+    """Each row of `out` is written once: from the list of its rows of g. lists (rows of out and g,): int64 memory."""
     first, last = out.shape[0] * lo // RANGES, out.shape[0] * hi // RANGES
-    for target in out[first:last]:
-        for j in range(target.size):
-            target[j] = 0
-    for i in range(index.size):
+    firsts, followers = lists[: out.shape[0]], lists[out.shape[0] :]  # -1: none
+    firsts[first:last] = -1
+    for i in range(index.size - 1, -1, -1):
         if first <= index[i] < last:
-            source, target = g[i], out[index[i]]
+            followers[i], firsts[index[i]] = firsts[index[i]], i
+    zero = out.dtype.type(0)
+    for row in range(first, last):
+        i, target = firsts[row], out[row]
+        if i < 0:
+            target[:] = zero
+            continue
+        source = g[i]
+        for j in range(target.size):
+            target[j] = zero + source[j]
+        i = followers[i]
+        while i >= 0:
+            source = g[i]
             for j in range(target.size):
                 target[j] += source[j]
+            i = followers[i]
 
 
 @jit
@@ -99,7 +113,7 @@ _CONVERSIONS = {
 }
 run_copy, _run_repeat = ranged(_copy, "copy", writes=(1,)), ranged(_repeat, "repeat", writes=(1,), whole=(0,))
 _run_take = ranged(_take_rows, "take_rows", writes=(2,), whole=(0,))
-_run_scatter = ranged(_scatter_rows, "scatter_rows", writes=(2,), whole=(0, 1, 2))
+_run_scatter = ranged(_scatter_rows, "scatter_rows", writes=(2, 3), whole=(0, 1, 2, 3))
 _run_add = ranged(_add_rows, "add_rows", writes=(4,), whole=(0, 1, 2, 3, 4))
 _run_argmax = ranged(_argmax_rows, "argmax_rows", writes=(3,), whole=(0, 1, 2, 3))
 
@@ -120,7 +134,17 @@ def copy(x, out):
     ):
         _plan_copy(x, out)
     elif x.dtype == out.dtype:
-        np.copyto(out, x)
+        threads_pay = out.size >= PARALLEL_FROM and get_num_threads() > 1 and x.dtype in FLOATS
+        if (
+            threads_pay
+            and x.shape == out.shape
+            and x.flags.carray
+            and out.flags.carray
+            and not np.may_share_memory(x, out)
+        ):
+            run_copy(out.size, 1, x.ravel(), out.ravel())
+        else:
+            np.copyto(out, x)
     else:
         with np.errstate(all="ignore"):  # a conversion that overflows has an IEEE answer
             np.copyto(out, x, casting="unsafe")
@@ -151,7 +175,8 @@ def take_rows(x, index, out):
 
 
 def scatter_rows(g, index, out):
-    _run_scatter(RANGES, (g.size + out.size) // RANGES, g, index, out)
+    lists = workspace((len(out) + len(g),), np.dtype(np.int64))
+    _run_scatter(RANGES, (g.size + out.size) // RANGES, g, index, out, lists)
 
 
 def add_rows(x, source, target, scale, out):
