@@ -93,26 +93,42 @@ class Function:
         else:
             self.intrinsic(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), value, pointer, i32(self.size), mask)
 
-    def prefetch(self, pointer):
-        """Fetch the cache line of `pointer` into the first cache, for writing."""
+    def prefetch(self, pointer, writes=1):
+        """Fetch the cache line of `pointer` into the first cache, for writing or reading."""
         pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
-        self.intrinsic("llvm.prefetch.p0", ir.VoidType(), pointer, i32(1), i32(3), i32(1))
+        self.intrinsic("llvm.prefetch.p0", ir.VoidType(), pointer, i32(writes), i32(3), i32(1))
 
     def shuffle(self, low, high, lanes):
         """Lane i of the result is lane `lanes[i]` of `low` and `high` side by side."""
         return self.builder.shuffle_vector(low, high, ir.VectorType(i32, self.lanes)(lanes))
 
     def transposed(self, rows):
-        """As many vectors as they have lanes, transposed: off-diagonal quarters of 2x2, 4x4, 8x8 .. are swapped."""
-        rows, side, distance = list(rows), len(rows), 1
-        while distance < side:
-            keep = [lane + (side - distance if lane & distance else 0) for lane in range(side)]
-            swap = [lane + (side if lane & distance else distance) for lane in range(side)]
-            for i in [i for i in range(side) if not i & distance]:
-                low, high = rows[i], rows[i + distance]
-                rows[i], rows[i + distance] = self.shuffle(low, high, keep), self.shuffle(low, high, swap)
-            distance *= 2
-        return rows
+        """As many vectors as they have lanes, transposed: blocks of 16 bytes change places, then elements within them.
+
+        The latter costs least, as no element leaves its block.
+        """
+        per_block, count = 16 // self.size, self.lanes * self.size // 16
+        blocks = [self._transposed_blocks(rows[i::per_block], per_block, count) for i in range(per_block)]
+        return [
+            column for group in zip(*blocks, strict=True) for column in self._transposed_blocks(group, 1, per_block)
+        ]
+
+    def _transposed_blocks(self, rows, size, count):
+        """`count` vectors, transposed in each run of `count` blocks of `size` elements; count: 1, 2 or 4."""
+        runs = range(0, self.lanes, size * count)
+
+        def pick(pair, blocks):
+            """Of each run the blocks (of the first or the second vector, which one)."""
+            places = [run + size * i + self.lanes * k for run in runs for k, i in blocks]
+            return self.shuffle(*pair, [place + j for place in places for j in range(size)])
+
+        if count == 1:
+            return list(rows)
+        if count == 2:
+            return [pick(rows, [(0, i), (1, i)]) for i in (0, 1)]
+        halves = [[pick(rows[k : k + 2], [(0, i), (0, i + 1), (1, i), (1, i + 1)]) for i in (0, 2)] for k in (0, 2)]
+        pairs = list(zip(*halves, strict=True))
+        return [pick(pair, [(0, i), (0, i + 2), (1, i), (1, i + 2)]) for pair in pairs for i in (0, 1)]
 
     def splat(self, scalar):
         """`scalar` in every lane."""

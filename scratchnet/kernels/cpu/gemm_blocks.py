@@ -45,7 +45,7 @@ from .gemm_cuts import (
     steps_of,
     tile_rows,
 )
-from .gemm_few import multiply_few_columns, multiply_one_row, multiply_one_step
+from .gemm_few import multiply_few_columns, multiply_one_row, multiply_one_step, multiply_row_transposed
 from .gemm_pack import pack_a, pack_transposed_b, packed_row, packed_tile
 
 
@@ -87,6 +87,8 @@ def multiply(factors, sums, region, scratch):
         multiply_one_step(factors.a, factors.b, sums.start, sums.out, region)
     elif not factors.transpose_b and sums.out.shape[0] == 1 and columns >= lanes:
         multiply_one_row(factors.a, factors.b, sums.start, sums.out, region.j0, region.j1, scratch)
+    elif factors.transpose_b and sums.out.shape[0] == 1 and columns >= lanes:
+        multiply_row_transposed(factors.a, factors.b, sums.start, sums.out, region.j0, region.j1)
     elif factors.transpose_b:
         _multiply_transposed_b(factors, sums, region, scratch)
     elif rows <= FEW_ROWS:
@@ -155,11 +157,12 @@ def _multiply_few_rows(factors, sums, region, scratch):
 
 @jit(inline=True)
 def _multiply_transposed_b(factors, sums, region, scratch):
-    """b transposed: it is packed panel by panel, and used while it is in L1."""
+    """b transposed: it is packed, if all of it stays in L2, else panel by panel, and used while that is in L1."""
     k, work = steps_of(factors), scratch.array
     i0, i1, j0, j1 = region
     left = Left(factors.a, 0, factors.transpose_a, False)
     lanes = TILE.vector_bytes // work.itemsize
+    in_l2 = k <= L2_K and k * (j1 - j0) * work.itemsize <= L2_BYTES
     steps = PACK_TRANSPOSED_B_K if k <= SPAN else span_of(k)
     others = CONTINUE if k <= SPAN else ADD
     j = j0
@@ -167,10 +170,14 @@ def _multiply_transposed_b(factors, sums, region, scratch):
         columns, _, _ = next_panel(j1 - j, PANEL, lanes)
         for k0 in range(0, max(k, 1), steps):
             depth = min(steps, k - k0)
-            pack_transposed_b(factors.b, j, columns, k0, depth, work, scratch.at, False)
-            right, block = Right(work, scratch.at, j, True), Region(i0, i1, j, j + columns)
-            multiply_block(left, right, sums, block, k0, depth, scratch, others if k0 else START)
+            at = scratch.at + ((j - j0) * k if in_l2 else 0)
+            pack_transposed_b(factors.b, j, columns, k0, depth, work, at, False)
+            if not in_l2:
+                right, block = Right(work, scratch.at, j, True), Region(i0, i1, j, j + columns)
+                multiply_block(left, right, sums, block, k0, depth, scratch, others if k0 else START)
         j += columns
+    if in_l2:
+        multiply_block(left, Right(work, scratch.at, j0, True), sums, region, 0, k, scratch, START)
 
 
 @jit
@@ -203,7 +210,7 @@ def multiply_block(left, right, sums, region, k0, depth, scratch, begin):
         height = 1 if few_steps else TILE.most_rows if vectors == 2 and not left.packed else ROWS
         tiles = (rows_in_all + height - 1) // height
         low, high_tiles = tile_rows(rows_in_all, tiles)
-        along_rows = panels > 1 and depth <= L2_K and depth * columns * panels * out.itemsize <= L2_BYTES
+        along_rows = panels > 2 and depth <= L2_K and depth * columns * panels * out.itemsize <= L2_BYTES
         top = 1 if packs and vectors > 1 else 0  # tiles that pack
         for panel in range(1 if along_rows else panels):
             column = j + panel * columns

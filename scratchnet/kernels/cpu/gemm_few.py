@@ -3,6 +3,7 @@
 from ...native.compile import jit
 from ...native.llvm import Operand
 from ...native.simd import TILE, Strip, copy_rows, tile
+from .dot_rows import dot_rows
 from .gemm_cuts import PACK_TRANSPOSED_B_K, PACKED_AS_READ, VECTORS, next_panel, span_of, steps_of
 from .gemm_pack import pack_transposed_b, transpose_block
 
@@ -100,6 +101,20 @@ def multiply_one_row(a, b, start, out, j0, j1, scratch):
             _add_rows(left, b, partial, j, k0, min(k, k0 + span))
             for c in range(columns):
                 total[c] += partial[c]
+
+
+@jit
+def multiply_row_transposed(a, b, start, out, j0, j1):
+    """One row of a, b transposed: its rows, squares of which are transposed in registers."""
+    k = b.shape[1]
+    span = span_of(k)
+    is_whole = start.shape[1] == out.shape[1]
+    first = Operand(start, j0 if is_whole else 0, 0, 1 if is_whole else 0)
+    for k0 in range(0, max(k, 1), span):
+        dot_rows(
+            Operand(a, k0, 0, 0), Operand(b, j0 * k + k0, k, 0), first, Operand(out, j0, 0, 0),
+            min(span, k - k0), j1 - j0, k0 > 0,
+        )  # fmt: skip
 
 
 @jit(inline=True)

@@ -106,14 +106,25 @@ def transpose_block(source, rows, columns, target, rounds=False):
                 at = target.at + j * target.row
                 copy_rounded(flat_target[at : at + rows], flat_target[at : at + rows])
         return
+    array, into = source.array, target.array
+    if columns < rows:  # as many squares as can be in one call: those of a column
+        for next_j in range(0, columns, side):
+            j, rest = min(next_j, columns - side), rows - side
+            from_at, to_at = source.at + j, target.at + j * target.row
+            squares = Operand(array, from_at, source.row, side * source.row)
+            transpose(squares, Operand(into, to_at, target.row, side), rows // side, rounds)
+            if rows % side:
+                square = Operand(array, from_at + rest * source.row, source.row, 0)
+                transpose(square, Operand(into, to_at + rest, target.row, 0), 1, rounds)
+        return
     for next_i in range(0, rows, side):
         i, rest = min(next_i, rows - side), columns - side
         from_at, to_at = source.at + i * source.row, target.at + i
-        squares = Operand(source.array, from_at, source.row, side)
-        transpose(squares, Operand(target.array, to_at, target.row, side * target.row), columns // side, rounds)
+        squares = Operand(array, from_at, source.row, side)
+        transpose(squares, Operand(into, to_at, target.row, side * target.row), columns // side, rounds)
         if columns % side:
-            square = Operand(source.array, from_at + rest, source.row, 0)
-            transpose(square, Operand(target.array, to_at + rest * target.row, target.row, 0), 1, rounds)
+            square = Operand(array, from_at + rest, source.row, 0)
+            transpose(square, Operand(into, to_at + rest * target.row, target.row, 0), 1, rounds)
 
 
 @jit

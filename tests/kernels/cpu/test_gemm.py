@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sizes import THOROUGH
 
 from scratchnet import errors
-from scratchnet.kernels.cpu import gemm
+from scratchnet.kernels.cpu import dot_rows, gemm
 from scratchnet.kernels.cpu import gemm_cuts as cuts
 from scratchnet.native import loops as blocks
 from scratchnet.native import simd
@@ -54,6 +54,9 @@ LARGE += [
     (cuts.FEW_ROWS, 40, cuts.FEW_ROWS_ELEMENTS // 40 + 3),  # b in whole rows
     (5, 70, cuts.FEW_STEPS),  # row by row
     (9, 70, cuts.PACK_TRANSPOSED_B_K + 9),  # b transposed by blocks of k
+    (1, 2 * simd.TILE.vector_bytes // 4 + 1, simd.TILE.vector_bytes // 2 + 3),  # squares of b, and parts of squares
+    (1, simd.TILE.vector_bytes // 4, cuts.SPAN + 5),  # a vector of long sums
+    (2 * cuts.ROWS + 1, 40, 9),  # b transposed, all of it at once
 ]
 if JIT_ENABLED:
     LARGE += [(300, 130, 2 * cuts.SPAN + 3), (64, 128, 784), (784, 128, 64), (512, 10, 128), (301, 299, 302)]
@@ -288,7 +291,17 @@ def before_a_wall(x):
 @pytest.mark.parametrize("transposed", TRANSPOSED)
 def test_nothing_beyond_the_arrays_is_touched(transposed, dtype, threads):
     set_num_threads(1)  # one block, so that the sizes below reach every way of packing
-    shapes = [(1, 1, 1), (2, 3, 5), (7, 9, 4), (13, 10, 3), (50, 33, 17), (5, 300, 7), (61, 67, 260)]
+    shapes = [
+        (1, 1, 1),
+        (1, 64, 32),
+        (1, 35, 21),
+        (2, 3, 5),
+        (7, 9, 4),
+        (13, 10, 3),
+        (50, 33, 17),
+        (5, 300, 7),
+        (61, 67, 260),
+    ]
     for m, n, k in shapes:
         a, b = operands(m, n, k, *transposed, dtype)
         bias = before_a_wall(np.ones(n, dtype))
@@ -395,3 +408,18 @@ def test_tiles_stay_in_registers(kind):
     body = assembly.split(f"tile_float32_{tile.rows}x{vectors}_00:")[1].split(".Lfunc_end")[0]
     copies = 2 if tile.rows * vectors >= 16 else 1  # of a step, between two jumps
     assert len(re.findall(multiply_add, body, re.MULTILINE)) == copies * tile.rows * vectors
+
+
+@needs_jit
+@pytest.mark.once
+@pytest.mark.parametrize("kind", MACHINES)
+def test_squares_are_transposed_in_registers(kind):
+    triple, cpu, multiply_add, spill = MACHINES[kind]
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
+    size = simd.TILES[kind].vector_bytes
+    loops = innermost_loops(machine.emit_assembly(llvm.parse_assembly(dot_rows.module("float32", size))))
+    whole, *_ = loops  # squares; the others are parts of them
+    assert len(re.findall(multiply_add, whole, re.MULTILINE)) == size // 4
+    assert len(re.findall(spill, whole)) <= (2 if kind == "avx2" else 0)
