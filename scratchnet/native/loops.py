@@ -20,7 +20,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .aligned import aligned, unwritten
-from .compile import JIT_ENABLED, MAX_THREADS, entry_of, jit, stamp
+from .compile import JIT_ENABLED, MAX_THREADS, entry_of, get_num_threads, jit, stamp
 
 # The one table of thresholds. Work is counted in light operations: reading, adding and writing one element, 0.1-0.3 ns.
 PARALLEL_FROM = 131072  # 15 us or more: a parallel region costs 2 us under omp or tbb, and more where it wakes threads
@@ -131,7 +131,7 @@ class Loop:
         tasks = _plan.get()
         if tasks is not None:
             tasks.append(Task(self, size, work, block, arguments))
-        elif work < PARALLEL_FROM or not JIT_ENABLED:
+        elif work < PARALLEL_FROM or not JIT_ENABLED or get_num_threads() == 1:
             self.serial(0, size, *arguments)
         else:
             function = self.pack(_memory.address, *arguments)

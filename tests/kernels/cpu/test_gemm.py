@@ -154,6 +154,12 @@ def test_bits_do_not_depend_on_how_operands_are_stored(m, n, k, transposed, dtyp
     assert same_bits(multiply(*stored, *transposed), multiply(a, b))
 
 
+def test_a_sum_that_underflows_keeps_its_sign():
+    """In parts of vectors, too: what fills them up changes no sum, not even -0."""
+    a, b = np.float32([[0, -1e-30]]), np.full((33, 2), 1e-30, np.float32)
+    assert same_bits(multiply(a, b, False, True), multiply(a, np.ascontiguousarray(b.T)))
+
+
 @pytest.mark.parametrize("transposed", TRANSPOSED)
 @pytest.mark.parametrize("m, n, k", [(150, 40, 21), (60, 300, 9), (10, 17, cuts.SPAN + 5)])
 def test_bits_of_a_row_or_column_do_not_depend_on_the_others(m, n, k, transposed):
