@@ -120,7 +120,8 @@ class Function:
         def pick(pair, blocks):
             """Of each run the blocks (of the first or the second vector, which one)."""
             places = [run + size * i + self.lanes * k for run in runs for k, i in blocks]
-            return self.shuffle(*pair, [place + j for place in places for j in range(size)])
+            low, high = pair
+            return self.shuffle(low, high, [place + j for place in places for j in range(size)])
 
         if count == 1:
             return list(rows)

@@ -8,6 +8,7 @@ from sizes import DEVICES, JIT, SIMULATED
 
 from scratchnet.kernels.cpu import movement, norm, reduce, softmax
 from scratchnet.native import loops
+from scratchnet.native.compile import MAX_THREADS, get_num_threads, set_num_threads
 from scratchnet.testing import KERNEL_ROWS, KernelCase, host_kernel
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="blocks are tiny there, so that small sizes cross them")
@@ -88,7 +89,7 @@ LONG_ROWS = [softmax.SHORT + 1, softmax.BLOCK - 1, softmax.BLOCK, softmax.BLOCK 
 def test_long_rows_match_the_oracle_wherever_their_maximum_is(n, name, device):
     row, last = KERNEL_ROWS[name], [0, n // 4, n // 2, n - n // 4, n - 2, n - 1]
     rows = np.random.default_rng(n).standard_normal((len(last), n)).astype(np.float32)
-    rows[range(len(last)), last] = 90  # without this one's shift, the sum would overflow
+    rows[range(len(last)), last] = 200  # without this one's shift, the sum would overflow
     inputs = (rows, np.array(last))[: len(row.shapes.split())]
     KernelCase(name, inputs, {}, row.oracle, n, row.roundings, row.magnitude).check(host_kernel(device, name))
 
@@ -104,20 +105,30 @@ def test_a_nan_anywhere_in_a_row_is_in_all_its_results(n, name, device):
     assert np.isnan(out).all()
 
 
-@pytest.mark.skipif(not JIT, reason="NumPy copies")
+@pytest.fixture
+def two_threads():
+    before = get_num_threads()
+    set_num_threads(2)
+    yield
+    set_num_threads(before)
+
+
+@pytest.mark.skipif(not JIT or MAX_THREADS < 2, reason="NumPy copies")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shift", [0, 3, -3])
-def test_a_large_copy_is_exact_and_may_overlap(shift, dtype):
-    memory = drawn(loops.PARALLEL_FROM + 77).astype(dtype)
-    memory[5] = np.nan
+def test_two_threads_make_a_large_copy(dtype, two_threads):
+    source = drawn(loops.PARALLEL_FROM + 77).astype(dtype)
+    source[5] = np.nan
+    target = np.full_like(source, 7)
+    with mock.patch.object(np, "copyto", side_effect=AssertionError("by one thread")):
+        host_kernel("cpu", "copy")(source, target)
+    np.testing.assert_array_equal(target, source)
+
+
+@pytest.mark.skipif(not JIT or MAX_THREADS < 2, reason="NumPy copies")
+@pytest.mark.parametrize("shift", [3, -3])
+def test_a_large_copy_may_overlap(shift, two_threads):
+    memory = drawn(loops.PARALLEL_FROM + 77)
     start, end = max(0, -shift), len(memory) - max(0, shift)
-    source = memory[start:end] if shift else memory.copy()
-    target, expected = memory[start + shift : end + shift], source.copy()
-    kernel = host_kernel("cpu", "copy")
-    if shift == 0:
-        target = np.full_like(source, 7)
-        with mock.patch.object(np, "copyto", side_effect=AssertionError("by one thread")):
-            kernel(source, target)
-    else:
-        kernel(source, target)
-    np.testing.assert_array_equal(target, expected)
+    expected = memory[start:end].copy()
+    host_kernel("cpu", "copy")(memory[start:end], memory[start + shift : end + shift])
+    np.testing.assert_array_equal(memory[start + shift : end + shift], expected)

@@ -1,4 +1,4 @@
-"""Prints how many LLVM modules a process has loaded after a sum, a product in float32, and one in float64: two a type."""
+"""Prints how many LLVM modules a process has loaded after a sum, then products in float32 and in float64: two each."""
 
 import json
 

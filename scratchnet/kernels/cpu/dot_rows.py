@@ -6,6 +6,7 @@ native/simd.py there is a plain NumPy twin, which says what it does, and takes i
 
 import functools
 
+import numpy as np
 from llvmlite import ir
 
 from ...native.compile import JIT_ENABLED
@@ -20,7 +21,7 @@ def _dot_rows(a: Operand, b: Operand, start: Operand, out: Operand, k: int, colu
     """
     factors, target = a.array.reshape(-1)[a.at :], out.array.reshape(-1)[out.at : out.at + columns]
     first = start.array.reshape(-1)[start.at :][: columns if start.next else 1]
-    total = target * 0 + (0 if add else first)
+    total = np.zeros_like(target) if add else np.broadcast_to(first, target.shape)
     for i in range(k):
         total = total + factors[i] * b.array.reshape(-1)[b.at + i :: b.row][:columns]
     target[:] = target + total if add else total

@@ -160,6 +160,15 @@ def test_a_sum_that_underflows_keeps_its_sign():
     assert same_bits(multiply(a, b, False, True), multiply(a, np.ascontiguousarray(b.T)))
 
 
+@pytest.mark.parametrize("k", [5, cuts.SPAN + 5])
+def test_a_row_times_a_transposed_matrix_is_added_once(k):
+    """Vectors of sums may overlap those that are done."""
+    for n in range(1, 4 * simd.TILE.vector_bytes // 4, 1 if JIT_ENABLED else 7):
+        a, b = operands(1, n, k, False, True, np.float32)
+        options = {"out": np.arange(float(n), dtype=np.float32)[None], "accumulate": True}
+        assert same_bits(multiply(a, b, False, True, **options), multiply(a, np.ascontiguousarray(b.T), **options))
+
+
 @pytest.mark.parametrize("transposed", TRANSPOSED)
 @pytest.mark.parametrize("m, n, k", [(150, 40, 21), (60, 300, 9), (10, 17, cuts.SPAN + 5)])
 def test_bits_of_a_row_or_column_do_not_depend_on_the_others(m, n, k, transposed):
