@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import get_num_threads, order_of_bfloat16
+from ..kernels import device, get_num_threads, order_of_bfloat16
 from ..native.updates import UPDATES
 from .program import Program, take_back
 from .trace import Call, Guard, memory_of
@@ -39,17 +39,23 @@ def explain(recorded: Any) -> str:
     threads = get_num_threads()
     speed = peak(threads) if program.executables else math.inf  # without compiled stages nothing is compared with it
     lines = [f"recorded: {len(kernels)} kernel calls"]
-    lines += [_row(_of_call(call), flops(call), _bytes(call.arrays), _floor(call, speed)) for call in kernels]
+    lines += [_row(_of_call(call), flops(call), _bytes(call.touched()), _floor(call, speed)) for call in kernels]
     if any(call.kernel == "matmul_bfloat16" and call.device.name == "cpu" for call in kernels):
         lines += [f"matmul_bfloat16 takes the way {order_of_bfloat16()!r}"]
-    python = [instruction.call for instruction in program.instructions if not instruction.loops]
+    python = [instruction.call for instruction in program.instructions if instruction.by == "Python"]
     stages = [(executable, stage) for executable in program.executables for stage in range(len(executable.stages))]
     lines += ["", f"run: {len(stages)} stages in {len(program.executables)} compiled calls"]
     lines[-1] += f", {len(python)} calls by Python"
+    graphs = _graphs(program)
+    launched = [(graph, i) for graph in graphs for i in range(len(graph.stages))]
+    lines[-1] += f", {sum(len(x.launches) for x in graphs)} launches in {len(graphs)} graphs" if graphs else ""
     with _Restored(program):
         step, times = _times(recorded)
-    of_stages, rest = sum(times[x] for x in stages), sum(s for x, s in times.items() if x not in stages)
+    of_stages = sum(times[x] for x in stages + launched)
+    rest = sum(s for x, s in times.items() if x not in stages + launched)
     lines += [f"a step takes {step * 1e6:.1f} us: {of_stages * 1e6:.1f} us the stages, {rest * 1e6:.1f} us the rest"]
+    if graphs:
+        lines[-1] += "; stages of a GPU are started and waited for one by one here, as a graph by a step"
     if stages:
         least, where = sum(_floor(call, speed) for call in kernels), f"{speed / 1e9:.0f} GFLOP/s on {threads} threads"
         lines += [f"floor {least * 1e6:.1f} us, {least / step:.0%} of the step, by the peak in float32: {where}"]
@@ -73,10 +79,18 @@ def explain(recorded: Any) -> str:
         rates = f"{total / seconds / 1e9:.1f} GFLOP/s, {least / seconds:.0%} of peak, floor {least * 1e6:.1f} us"
         lines += [f"stage {number}  {seconds * 1e6:.1f} us  {rates}"]
         lines += rows_of_stage
+    for number, (graph, i) in enumerate(launched, len(stages) + 1):
+        names, texts = graph.stages[i]
+        lines += [f"stage {number}  {times[graph, i] * 1e6:.1f} us  {' > '.join(names)}", *(f"  {x}" for x in texts)]
     lines += [_of_line(line, times) for line in (END, CALLS) if line in times]
     lines += [f"  {_of_call(call) if isinstance(call, Call) else call.kind}" for call in python]
-    lines += [_of_line(RESULTS, times)]
+    lines += [_of_line(line, times) for line in (WAITING, RESULTS) if line in times]
     return "\n".join(lines)
+
+
+def _graphs(program: Program) -> list[Any]:
+    """The parts that are launches on a GPU."""
+    return [part for part in program.parts if hasattr(part, "run_watched")]
 
 
 def flops(call: Call) -> int:
@@ -84,7 +98,7 @@ def flops(call: Call) -> int:
 
     Of anything else one for each element.
     """
-    arrays = call.arrays
+    arrays = call.touched()
     if call.kernel in CONVOLUTIONS:
         outputs, weight = (arrays[i] for i in CONVOLUTIONS[call.kernel])
         return 2 * outputs.size * (weight.size // (len(weight) or 1))
@@ -97,7 +111,7 @@ def flops(call: Call) -> int:
 
 def _floor(call: Call, speed: float) -> float:
     """Seconds of its arithmetic at this speed in float32; float64 has half of it."""
-    return flops(call) / speed * (2 if call.arrays and call.arrays[0].dtype == np.float64 else 1)
+    return flops(call) / speed * (2 if call.touched() and call.touched()[0].dtype == np.float64 else 1)
 
 
 def _row(text: str, arithmetic: int, size: int, floor: float) -> str:
@@ -109,13 +123,13 @@ def _of_line(line: str, times: dict[Line, float]) -> str:
 
 
 def _of_call(call: Call) -> str:
-    shapes = ", ".join("x".join(map(str, x.shape)) or "()" for x in call.arrays)
+    shapes = ", ".join("x".join(map(str, x.shape)) or "()" for x in call.touched())
     return f"{call.kernel}({shapes})"
 
 
 def _bytes(arrays: Any) -> int:
     """Of memory that is touched, each piece counted once."""
-    return sum({x.__array_interface__["data"][0]: x.nbytes for x in arrays}.values())
+    return sum({getattr(x, "layout", x).__array_interface__["data"][0]: x.nbytes for x in arrays}.values())
 
 
 # --- the step as it runs ----------------------------------------------------------------------------------------------
@@ -128,6 +142,7 @@ ARGUMENTS, VALUES, INPUTS, EFFECTS, RESULTS = BY_PYTHON = (
     "results and gradients, copied for the caller",
 )
 CALLS, START, END = "calls by Python", "threads start", "threads end"
+WAITING = "waiting for the GPU"
 Line = str | tuple[Any, int]  # what a time is of: one of the names above, or a stage of an executable
 
 
@@ -143,6 +158,7 @@ def timed_step(recorded: Any, clock: Callable[[], int], watched: bool) -> list[E
     program = recorded.program
     given = [x.view() if isinstance(x, np.ndarray) else x for x in program.sources]
     undo: list[Any] = []
+    graphs = _graphs(program)
     ends: list[End] = [(ARGUMENTS, clock(), None)]
     try:
         keys: list[Any] = []
@@ -162,9 +178,14 @@ def timed_step(recorded: Any, clock: Callable[[], int], watched: bool) -> list[E
             if watched and executable in program.executables:
                 marks = executable.run_watched()
                 ends.append((executable, clock(), marks))
+            elif watched and part in graphs:
+                ends += [((part, i), end, None) for i, end in enumerate(part.run_watched(clock))]
             else:
                 part()
                 ends.append((CALLS, clock(), None))
+        for graph in graphs[:1]:  # of which a run only starts the launches
+            graph.synchronize()
+            ends.append((WAITING, clock(), None))
         recorded.results.of(given)
         for gradient in recorded.gradients:
             gradient.left is not None and gradient.left.copy()
@@ -218,7 +239,7 @@ class _Restored:
         tasks = [task for executable in program.executables for task in executable.kept]
         arrays = [x for task in tasks for x, is_written, _ in task.arrays() if is_written]
         by_python = [x.call for x in program.instructions if not x.loops and isinstance(x.call, Call)]
-        arrays += [x for call in by_python for x in call.written() if isinstance(x, np.ndarray)]
+        arrays += [x for call in by_python for x in call.written()]
         written = {id(memory_of(x)): memory_of(x) for x in arrays}
         self.arrays = [x for key, x in written.items() if key not in program.trace.owned]
 
@@ -227,4 +248,4 @@ class _Restored:
 
     def __exit__(self, *exc_info: Any) -> None:
         for x, old in zip(self.arrays, self.before, strict=True):
-            np.copyto(x, old)
+            np.copyto(x, old) if isinstance(x, np.ndarray) else device("cuda").write(x, old)

@@ -84,7 +84,7 @@ def replayed(
             parts += [x.run for x in group]
         else:
             private = partial(_is_within, is_private, others)
-            parts.append(Replay(x.run for x in fusion.fused(group, private)))
+            parts.append(Replay(fusion.fused(group, private)))
     return parts
 
 

@@ -151,16 +151,21 @@ def launch(kernel: Kernel, blocks: Any, threads: Any, *arguments: Any) -> None:
     launcher.get()(kernel, blocks, threads, arguments)
 
 
-def captured(call: Callable[[], None]) -> list[Callable[[], None]]:
-    """The launches of a call in order, as functions that start them; the call itself starts none."""
+def captured(call: Callable[[], None]) -> list[tuple[Callable[[], None], str]]:
+    """The launches of a call in order, as functions that start them, and as texts; the call itself starts none."""
     make = _packed_once if launcher.get() is _run and not SIMULATED else _again
-    found: list[Callable[[], None]] = []
-    token = launcher.set(lambda *launched: found.append(make(launched)))
+    found: list[tuple[Callable[[], None], str]] = []
+    token = launcher.set(lambda *launched: found.append((make(launched), _text(*launched[:3]))))
     try:
         call()
     finally:
         launcher.reset(token)
     return found
+
+
+def _text(kernel: Kernel, blocks: Any, threads: Any) -> str:
+    grid = " of ".join("x".join(map(str, n if type(n) is tuple else (n,))) for n in (blocks, threads))
+    return f"{kernel.function.__qualname__.partition('.')[0]}, {grid} threads"
 
 
 def _packed_once(launched: tuple) -> Callable[[], None]:

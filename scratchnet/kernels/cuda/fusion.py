@@ -20,13 +20,17 @@ from .memory import DeviceArray
 
 @dataclass(eq=False)
 class Item:
-    """One call. kind: what rules know it by. parts: what it reads and writes, as the rules need it, by name."""
+    """One call. kind: what rules know it by. parts: what it reads and writes, as the rules need it, by name.
+
+    names: the kernels that it computes.
+    """
 
     kind: str
     reads: Sequence[DeviceArray]
     writes: Sequence[DeviceArray]
     run: Callable[[], None]
     parts: dict[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
     @cached_property
     def touched(self) -> set[int]:
@@ -56,24 +60,25 @@ def item(name: str, run: Callable[[], None], arguments: tuple) -> Item:
     inputs, count = arrays_of(name)
     arrays, others = arguments[:count], arguments[count:]
     reads, writes = arrays[:inputs], arrays[inputs:]
-    parts = {"name": name, "reads": reads, "others": others}
+    parts: dict[str, Any] = {"name": name, "reads": reads, "others": others}
     if name in ("matmul", "linear"):
         bias = reads[2] if name == "linear" else None
         transposed = (bool(others[0]), bool(others[1])) if name == "matmul" else (False, False)
         (m, n), k = writes[0].shape, reads[0].shape[0 if transposed[0] else 1]
         if writes[0].dtype.kind != "f" or not gemm.is_few(writes[0].dtype, m, n, k):
-            return Item(name, reads, writes, run)
-        return Item("product", reads, writes, run, parts | {"bias": bias, "transposed": transposed, "k": k})
+            return Item(name, reads, writes, run, names=(name,))
+        parts |= {"bias": bias, "transposed": transposed, "k": k}
+        return Item("product", reads, writes, run, parts, (name,))
     if (
         name == "sum"
         and reads[0].dtype == writes[0].dtype
         and reads[0].dtype.kind == "f"
         and reduce.is_single(reads[0])
     ):
-        return Item("single sum", reads, writes, run, parts)
+        return Item("single sum", reads, writes, run, parts, (name,))
     kind = "unary" if name in kernels_of(1) else "binary" if name in kernels_of(2) else name
     kind = "update" if name in optim.CONSTANTS else kind
-    return Item(kind, reads, writes, run, parts)
+    return Item(kind, reads, writes, run, parts, (name,))
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -228,6 +233,7 @@ def _joined(
     one = rule.joins(a, b)
     if one is None:
         return None
+    one.names = (*a.names, *b.names)
     before: list[Item] = []
     after: list[Item] = []
     for x in items[i + 1 : j]:

@@ -7,6 +7,7 @@ learning rate, the key of random numbers) lie in memory of the GPU, where they a
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -74,11 +75,17 @@ class Replay:
     Where no graph can be made of them, as in the simulator, they are always started one by one.
     """
 
-    def __init__(self, calls: Iterable[Callable[[], None]]):
+    def __init__(self, items: Iterable[Any]):
+        """items: of fusion.py. stages: of each of them the kernels that it computes, and its launches as texts."""
         self.numbers = Numbers()
+        self.launches: list[Callable[[], None]] = []
+        self.stages: list[tuple[Sequence[str], list[str]]] = []
         token = _numbers.set(self.numbers)
         try:
-            self.launches = [launch for call in calls for launch in captured(call)]
+            for item in items:
+                found = captured(item.run)
+                self.launches += [launch for launch, _ in found]
+                self.stages.append((item.names, [text for _, text in found]))
         finally:
             _numbers.reset(token)
         self._started: Callable[[], None] = self._first
@@ -86,6 +93,21 @@ class Replay:
     def __call__(self) -> None:
         self.numbers.refresh()
         self._started()
+
+    def run_watched(self, clock: Callable[[], int]) -> list[int]:
+        """Starts the launches of one stage after the other, and waits for each: when each of them had ended."""
+        self.numbers.refresh()
+        ends, launches = [], iter(self.launches)
+        for _, texts in self.stages:
+            for launch in itertools.islice(launches, len(texts)):
+                launch()
+            memory.synchronize()
+            ends.append(clock())
+        return ends
+
+    def synchronize(self) -> None:
+        """Waits for the launches."""
+        memory.synchronize()
 
     def _one_by_one(self) -> None:
         for launch in self.launches:
