@@ -73,6 +73,10 @@ class Function:
     def times(self, n, value):
         return self.builder.mul(value, i64(n))
 
+    def equal(self, value, n):
+        """Is this integer n? 1 or 0."""
+        return self.builder.zext(self.builder.icmp_signed("==", value, i64(n)), i64)
+
     def intrinsic(self, name, result, *values):
         signature = ir.FunctionType(result, [value.type for value in values])
         known = self.llvm.module.globals

@@ -36,7 +36,7 @@ from .gemm_cuts import (
     SMALL_PRODUCT,
     SPAN,
     WEIGHT_BYTES,
-    WIDEST,
+    ZERO_VECTORS,
     Factors,
     Region,
     Scratch,
@@ -99,7 +99,7 @@ def _products(lo, hi, a, b, start, out, transpose_a, transpose_b, work):
 # --- the public function ----------------------------------------------------------------------------------------------
 
 LANES = {np.dtype(t): TILE.vector_bytes // np.dtype(t).itemsize for t in (np.float32, np.float64)}
-ZEROS = {dtype: constant(np.zeros((1, WIDEST * lanes), dtype)) for dtype, lanes in LANES.items()}
+ZEROS = {dtype: constant(np.zeros((1, ZERO_VECTORS * lanes), dtype)) for dtype, lanes in LANES.items()}
 # Elements of b packed as it is read, of packed a, and the numbers of an update.
 _SCRATCH = dict.fromkeys(LANES, NUMBERS + PACKED_AS_READ + MOST_M_BLOCK * (SPAN + PAD))
 
@@ -213,7 +213,7 @@ def _direct(a, b, out, transpose_a, transpose_b, alone, work):
         return False
     lanes = TILE.vector_bytes // out.itemsize
     memory = work.view(out.dtype)
-    zeros = memory[: WIDEST * lanes]
+    zeros = memory[: ZERO_VECTORS * lanes]
     zeros[:] = 0
     start = zeros.reshape((1, zeros.size))
     if m == 1 and not transpose_b and n >= lanes:  # as `multiply` does; called from here, it takes a tenth less time
@@ -228,7 +228,7 @@ class _Scratch(threading.local):
     """Memory of this Python thread for `_direct`."""
 
     def __init__(self):
-        self.work = np.empty(WIDEST * TILE.vector_bytes // 4 + 2 * max(_SCRATCH.values()), np.float32)
+        self.work = np.empty(ZERO_VECTORS * TILE.vector_bytes // 4 + 2 * max(_SCRATCH.values()), np.float32)
 
 
 def at_once(general):

@@ -12,7 +12,7 @@ import numpy as np
 from ...native.compile import jit, stamp
 from ...native.llvm import Operand
 from ...native.loops import uncounted
-from ...native.simd import TILE, Strip, tile
+from ...native.simd import ADDS, FROM_ZERO, TILE, Strip, tile
 from .gemm_cuts import (
     ADD,
     CONTINUE,
@@ -196,6 +196,7 @@ def multiply_block(left, right, sums, region, k0, depth, scratch, begin):
         start, start_from, start_row, start_column = out, sums.at, n, 1
     elif begin == START:
         start_row, start_column = n if start.shape[0] > 1 else 0, 1 if start.shape[1] == n else 0
+    add = ADDS if begin == ADD else 0 if start_column else FROM_ZERO
     a_row = packed_row(transposed, depth) if left.packed else a.shape[1]
     few_steps = depth <= FEW_STEPS and not left.packed
     rows_in_all = region.i1 - region.i0
@@ -253,7 +254,7 @@ def multiply_block(left, right, sums, region, k0, depth, scratch, begin):
                         Operand(work, sums.numbers_at, 0, 0),
                         Strip(
                             panels if along_rows else count, depth, rows, vectors, last,
-                            transposed, packs_now, begin == ADD,
+                            transposed, packs_now, add,
                         ),
                     )  # fmt: skip
         j += panels * columns

@@ -60,7 +60,7 @@ WEIGHT_BYTES = 512 << 10  # of a weight and its velocity that a thread may count
 ROWS, VECTORS = TILE.rows, np.array(TILE.vectors)
 PANEL = TILE.vectors[ROWS]  # vectors of a panel of packed b: the width of the highest tile
 SHARED = 2  # vectors: threads that share out columns take them in pieces so wide, which divide more evenly than panels
-WIDEST = max(TILE.vectors)
+ZERO_VECTORS = max(TILE.vectors) + 1  # of the row of zeros that sums begin with: other rows are seldom as long
 FEW_COLUMNS = TILE.most_rows  # a product of at most so many columns is computed transposed, with rows along the vectors
 PAD = 16  # elements between packed rows of a, so that rows do not compete for the same lines of L1
 CHUNK = 16  # rows of b that are packed together, so that memory is read in streams
@@ -93,7 +93,8 @@ class Factors(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Where sums begin and end: in `start`, which is `out`, or (1, n), a row for all rows, or zeros; and in `out`.
+    """Where sums begin and end: in `start`, which is `out`, or (1, n), a row for all rows, or a row of zeros of another
+    length; and in `out`.
 
     Element (i, j) of the result lies at `at + i * row + j` of `out`; that is `out` itself but for partial sums.
 
