@@ -152,11 +152,64 @@ def test_pooling_rounds_up(kind, k, step, pad, tmp_path):
     np.testing.assert_allclose(found, pooled(X, kind, k, step, pad), rtol=1e-5, atol=1e-6)
 
 
-def test_windows_without_an_element_are_refused(tmp_path):
-    """Caffe would give the smallest number, or 0 / 0."""
-    text = HEAD + pool("data", "y", "pool: MAX kernel_size: 2 stride: 3")
-    with pytest.raises(CheckpointError, match=r"layer 'y' \(Pooling\): expected windows that begin inside"):
-        sn.caffe.load(*files(tmp_path, text))(X)
+def deconvolved(x, w, b):
+    """Each number of x times the filter, at steps of 2, added up where they overlap; a frame of 1 is cut off."""
+    out = np.zeros((len(x), w.shape[1], 2 * x.shape[2] + 1, 2 * x.shape[3] + 1))
+    for i, j in np.ndindex(*x.shape[2:]):
+        out[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] += np.einsum("nc,cohw->nohw", x[:, :, i, j], w)
+    return out[:, :, 1:-1, 1:-1] + b[:, None, None]
+
+
+def within_planes(x):
+    squares = np.pad(x * x, [(0, 0), (0, 0), (1, 1), (1, 1)])
+    mean = sum(squares[:, :, i : i + x.shape[2], j : j + x.shape[3]] for i in range(3) for j in range(3)) / 9
+    return x * (1 + 0.5 * mean) ** -0.75
+
+
+FORMULAS = {  # (kind, options, shapes of weights, what Caffe's documentation says)
+    "transposed": ("Deconvolution", "convolution_param { num_output: 2 kernel_size: 3 stride: 2 pad: 1 }",
+                   [(3, 2, 3, 3), (2,)], deconvolved),
+    "planes": ("LRN", "lrn_param { norm_region: WITHIN_CHANNEL local_size: 3 alpha: 0.5 beta: 0.75 }", [],
+               within_planes),
+    "reshape": ("Reshape", "reshape_param { shape { dim: 0 dim: -1 dim: 4 } }", [], lambda x: x.reshape(2, -1, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FORMULAS)
+def test_a_layer_computes_what_its_formula_says(case, tmp_path):
+    kind, options, shapes, formula = FORMULAS[case]
+    model = sn.caffe.load(*files(tmp_path, HEAD + layer(kind, "data", "y", options), {"y": shapes}))
+    expected = formula(X, *[p.detach().numpy() for p in model.parameters()])
+    np.testing.assert_allclose(model(X).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_scale_may_be_an_input(tmp_path):
+    text = HEAD + 'input: "factor" input_shape { dim: 3 }\n' + layer("Scale", "data factor", "y")
+    model, factor = sn.caffe.load(*files(tmp_path, text)), np.array([2, -1, 0.5], np.float32)
+    np.testing.assert_array_equal(model(X, factor).numpy(), X * factor[:, None, None])
+    with pytest.raises(sn.ShapeError, match=r"Net: expected 2 inputs \(data, factor\), got 1"):
+        model(X)
+
+
+REFUSED = {  # (kind, bottoms, options, message); of the first, Caffe would give the smallest number, or 0 / 0
+    "no element": ("Pooling", "data", "pooling_param { pool: MAX kernel_size: 2 stride: 3 }", "windows that begin"),
+    "stochastic": ("Pooling", "data", "pooling_param { pool: STOCHASTIC kernel_size: 2 }", "expected pool MAX or AVE"),
+    "wide": ("Pooling", "data", "pooling_param { kernel_size: 2 pad: 70000 }", "expected pad of at least 0 for height"),
+    "even": ("LRN", "data", "lrn_param { local_size: 4 }", "expected an odd local_size, found 4"),
+    "dilated": ("Convolution", "data", "convolution_param { kernel_size: 1 dilation: 1 dilation: 2 }", "one dilation"),
+    "unweighed": ("Eltwise", "data data", "eltwise_param { operation: SUM coeff: 1 }", "expected 2 coefficients"),
+    "some axes": ("Reshape", "data", "reshape_param { axis: 1 shape { dim: 2 } }", "expected a Reshape of all axes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_layer_that_cannot_be_computed_is_one_line(case, tmp_path):
+    kind, bottoms, options, message = REFUSED[case]
+    shapes = [(1, 3, 1, 1), (1,)] if kind == "Convolution" else []
+    model = sn.caffe.load(*files(tmp_path, HEAD + layer(kind, bottoms, "y", options), {"y": shapes}))
+    with pytest.raises(CheckpointError, match=rf"layer 'y' \({kind}\): .*{message}") as error:
+        model(X)
+    assert "\n" not in str(error.value)
 
 
 def test_layers_of_training_are_left_out(tmp_path):
@@ -165,7 +218,7 @@ def test_layers_of_training_are_left_out(tmp_path):
     data += layer("Data", "", "data label", "include { phase: TEST }", name="test")
     text = data + layer("InnerProduct", "data", "y", "inner_product_param { num_output: 2 }")
     text += layer("Accuracy", "y label", "accuracy", "include { phase: TEST }")
-    text += layer("SoftmaxWithLoss", "y label", "loss")
+    text += layer("SoftmaxWithLoss", "y label", "loss") + layer("Unknown", "y", "z", "exclude { phase: TEST }")
     model = sn.caffe.load(*files(tmp_path, text, {"y": [(2, 6), (2,)]}))
     assert model(rng.normal(size=(3, 6)).astype(np.float32)).shape == (3, 2)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.special
 
 import scratchnet as sn
 from scratchnet.errors import CheckpointError
@@ -246,6 +247,12 @@ def test_an_operator_computes_what_onnxruntime_does(op, inputs, attributes, opse
     compared(op, inputs, attributes, opset)
 
 
+def test_an_older_softmax_is_over_all_axes_from_one_on():
+    for op, function in (("Softmax", scipy.special.softmax), ("LogSoftmax", scipy.special.log_softmax)):
+        found = graph_of(file_of(op, [S], {"axis": 1}, 11).SerializeToString())(S).numpy()
+        np.testing.assert_allclose(found, function(S.reshape(2, -1), axis=1).reshape(S.shape), rtol=1e-5)
+
+
 def test_every_operator_is_tried():
     """Those of shapes alone are tried in whole models, see test_read.py, the recurrent ones in test_write.py."""
     tried = {op for op, *_ in CASES + BEYOND_REFERENCE}
@@ -272,6 +279,11 @@ def test_every_operator_is_tried():
         ("Cast", [X], {"to": 99}, "found type 99"),
         ("Softmax", [X], {"axis": 5}, "expected an axis of 2, found 5"),
         ("BatchNormalization", [I, *C4], {"training_mode": 1}, "expected training_mode of 0"),
+        ("Div", [N, ints(2, 0, -2)], {}, "expected divisors other than 0, found 0"),
+        ("CumSum", [X, ints(0, 1)], {}, "as a constant of one element"),
+        ("GRU", [S, np.ones((1, 6, 9), f32), np.ones((1, 6, 2), f32)], {}, "expected a GRU with linear_before_reset=1"),
+        ("RNN", [S, np.ones((2, 2, 9), f32), np.ones((1, 2, 2), f32)], {}, "expected weights of 1 directions"),
+        ("MatMul", [X, Y], {}, "expected"),
     ],
 )  # fmt: skip
 def test_what_an_operator_cannot_do_is_refused_in_one_line(op, inputs, attributes, message):
