@@ -16,7 +16,7 @@ import pytest
 import scratchnet as sn
 from scratchnet.callbacks import Database, database
 from scratchnet.callbacks.tables import connect, public, read_runs, read_steps
-from scratchnet.errors import CallbackError, ConfigError, ScratchnetError
+from scratchnet.errors import CallbackError, ConfigError, DatabaseError, ScratchnetError
 from tests.trainer.test_moments import STEPS, Diary
 from tests.trainer.test_trainer import make, weights
 
@@ -182,6 +182,12 @@ def test_a_database_that_is_none_is_named_before_the_first_step(bad, message):
     assert [m[0] for m in diary.moments] == ["CallbackError"]
 
 
+def test_reading_makes_no_database(tmp_path):
+    with pytest.raises(DatabaseError, match=r"expected a database at sqlite:///.*none\.db, found no such file"):
+        read_runs(f"sqlite:///{tmp_path}/none.db")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_run_is_refused(tmp_path):
     url = f"sqlite:///{tmp_path}/runs.db"
     connect("test", url).dispose()
@@ -246,6 +252,7 @@ SECRETS = [
     "postgresql+psycopg://me:x@s3cret@localhost:1/runs",
     "postgresql://me:s3cret",
     "oracle+nothing://me:s3cret@x",
+    "sqlite://me:x@s3cret@localhost/runs",
     "me:s3cret@localhost/runs",
     "host=localhost password=s3cret",
 ]

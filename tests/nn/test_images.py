@@ -324,6 +324,8 @@ REFUSED = [
         lambda: F.conv_transpose2d(X, np.zeros((4, 2, 3, 3), np.float32), stride=2, output_padding=2),
         "output_padding below stride or dilation, got (2, 2)",
     ),
+    (lambda: F.max_pool2d(X[0], 2), "with elements, got (4, 9, 8); of a single one take x.unsqueeze(0)"),
+    (lambda: F.max_pool2d(X[:, :, :0], 2), "expected x (n, c, h, w) with elements, got (3, 4, 0, 8)"),
     (lambda: nn.AdaptiveAvgPool2d((1, 2, 3)), "output_size: expected an integer or None, or two of them"),
     (lambda: F.avg_pool2d(X, 3, padding=2), "padding of at most half of kernel_size (3, 3), got (2, 2)"),
 ]

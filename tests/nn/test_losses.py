@@ -329,6 +329,7 @@ def test_weights_of_float64_serve_logits_of_float32_and_move_with_the_loss():
         (lambda: F.cross_entropy(LOGITS, LABELS * 0 - 100), sn.IndexOutOfRangeError, "got -100"),
         (lambda: F.cross_entropy(LOGITS, LABELS, ignore_index=1.0), sn.ConfigError, "ignore_index: expected"),
         (lambda: F.nll_loss(LOGITS, PROBABILITIES), sn.ShapeError, "nll_loss"),
+        (lambda: F.nll_loss(LOGITS, LABELS, weight=WEIGHT[:3]), sn.ShapeError, r"weight: .*\(4,\), got \(3,\)"),
         (lambda: sn.nn.CrossEntropyLoss("sum"), sn.ConfigError, "write reduction='sum'"),
         (lambda: sn.nn.BCEWithLogitsLoss(["a"]), sn.DtypeError, "numbers"),
         (lambda: F.binary_cross_entropy(TARGET, TARGET, weight=np.ones((5, 3, 4))), sn.ShapeError, "weight: expected"),

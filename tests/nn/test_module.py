@@ -85,6 +85,11 @@ def test_parameters_require_grad_and_have_memory_of_their_own():
         Parameter([1, 2])
 
 
+def test_a_leaf_that_would_not_be_trained_is_refused():
+    with pytest.raises(sn.ConfigError, match=r"^Block.extra: expected a Parameter, got .*; nn.Parameter\(...\) is"):
+        Block().extra = sn.Tensor([1.0], requires_grad=True)
+
+
 def test_the_result_of_an_op_on_a_parameter_is_no_parameter():
     block = Block()
     block.doubled = block.scale * 2
@@ -280,6 +285,8 @@ def test_what_is_inside_is_found_by_its_dotted_name():
     ]:  # fmt: skip
         with pytest.raises(sn.UnknownAttributeError, match=r"expected the name of a \w+ in Sequential, got"):
             get(target)
+        with pytest.raises(sn.ConfigError, match=r"get_\w+: expected a dotted name, got 0"):
+            get(0)
 
 
 def test_what_is_registered_is_an_attribute():

@@ -89,6 +89,8 @@ def test_a_generator_that_was_used_up_is_refused():
     for optimizer in (sn.optim.SGD, sn.optim.Adam):
         with pytest.raises(sn.ConfigError, match="at least one parameter"):
             optimizer(used_up, lr=0.1)
+    with pytest.raises(sn.ConfigError, match="parameters_to_vector: expected at least one parameter, got none"):
+        sn.nn.utils.parameters_to_vector([])
     clip_grad_norm_(model.parameters(), 1.0)
     assert np.linalg.norm(flat(list(model.parameters()))) == pytest.approx(1.0, rel=1e-5)
 

@@ -340,6 +340,7 @@ BAD_OPTIONS = [
     lambda: ReduceLROnPlateau(sgd(), patience=-1),
     lambda: ReduceLROnPlateau(sgd(), monitor=3),
     lambda: OneCycleLR(None, 1.0, 10),
+    lambda: OneCycleLR(sn.optim.Adagrad([sn.nn.Parameter(np.zeros(1))]), 1.0, 10),
 ]
 
 

@@ -306,6 +306,30 @@ def test_a_metric_that_a_run_does_not_have_is_refused_before_it_starts():
     error_line(error)
 
 
+NONE = sn.data.DataLoader(LOADER.dataset, 32, drop_last=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda trainer, path: trainer.fit(LOADER, epochs=-1), sn.ConfigError, "fit: expected epochs >= 0, got -1"),
+        (lambda trainer, path: trainer.fit(NONE), sn.ConfigError, "fit: expected at least one batch to train on"),
+        (lambda trainer, path: trainer.evaluate(NONE), sn.ConfigError, "evaluate: expected at least one batch, got"),
+        (lambda trainer, path: trainer.predict(1.0), sn.ShapeError, "predict: expected rows, got"),
+        (lambda trainer, path: trainer.fit(LOADER, resume="auto"), sn.ConfigError, r"Trainer\(folder=\.\.\.\) with"),
+        (lambda trainer, path: trainer.fit(LOADER, resume=path), sn.CheckpointError, "got one without .identity."),
+    ],
+)  # fmt: skip
+def test_what_nothing_can_be_computed_of_is_refused_and_changes_nothing(call, error, message, tmp_path):
+    sn.save(tmp_path / "other", weights=X)
+    model = sn.nn.Linear(4, 3)
+    before, trainer = state(model), make(model, sn.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(error, match=message) as caught:
+        call(trainer, tmp_path / "other")
+    error_line(caught)
+    assert state(model) == before
+
+
 @pytest.mark.parametrize("workers", [True, 0, 1.5, "two"])
 def test_a_number_of_workers_is_an_integer_or_auto(workers):
     model = sn.nn.Linear(4, 3)

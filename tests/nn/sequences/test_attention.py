@@ -193,6 +193,7 @@ def test_the_mask_of_later_steps_is_minus_infinity_above_the_diagonal():
         (lambda: F.scaled_dot_product_attention(Q, K, V, SEEN.T), sn.ShapeError, "mask that broadcasts"),
         (lambda: F.scaled_dot_product_attention(Q, K, V, SEEN.astype(int)), sn.DtypeError, "mask of booleans or"),
         (lambda: F.scaled_dot_product_attention(Q, K, V, SEEN, is_causal=True), sn.ConfigError, "None with is_causal"),
+        (lambda: F.scaled_dot_product_attention(Q, K[..., :0, :], V[..., :0, :]), sn.ShapeError, "at least one key"),
         (lambda: nn.MultiheadAttention(8, 3), sn.ConfigError, "that 3 heads divide, got 8"),
         (lambda: heads(batch_first=True)(X, Y, X), sn.ShapeError, "as many values as keys"),
         (lambda: heads()(X[0], X, X), sn.ShapeError, r"query \(steps, n, 8\)"),
