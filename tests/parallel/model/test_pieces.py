@@ -285,8 +285,9 @@ def test_a_worker_keeps_no_parameters_and_states_of_its_own(expected):
     assert digest(trainer, trainer.fit(loader, epochs=2)) == expected
 
 
-def test_a_graph_of_an_older_step_is_not_taken_for_that_of_this_step():
-    """A stage is done forward here, then by others, then backward here: with other parameters by now."""
+@pytest.mark.parametrize("backward", [["backward"], ["backward_inputs", "backward_weights"]], ids=str)
+def test_a_graph_of_an_older_step_is_not_taken_for_that_of_this_step(backward):
+    """Pieces of a stage are done here, then by others, then its last one here: with other parameters by now."""
     trainer, loader = make(Pipeline(2))
     replica = Replica.of(trainer._settings(loader))
     layout, plan = replica.layout, replica.plan
@@ -299,12 +300,12 @@ def test_a_graph_of_an_older_step_is_not_taken_for_that_of_this_step():
     parts = [Part(0, 0, loader.indices(0)[:3], 1.0)]
     for back in (there, here):
         old, new = (Memory(page[0], np.zeros(layout.nbytes, np.uint8), *sent) for page in pages)
-        for stage in (0, 1):
-            here.forward(stage, 0, 0, parts, old)
-        for stage in (0, 1):
-            there.forward(stage, 0, 1, parts, new)
+        for stages, step, memory in ((here, 0, old), (there, 1, new)):
+            for piece in ("forward", *backward[:-1]):
+                for stage in (0, 1) if piece == "forward" else (1, 0):
+                    getattr(stages, piece)(stage, 0, step, parts, memory)
         for stage in (1, 0):
-            back.backward(stage, 0, 1, parts, new)
+            getattr(back, backward[-1])(stage, 0, 1, parts, new)
         found.append(new.slot.tobytes())
     assert found[0] == found[1]
 
