@@ -6,8 +6,9 @@ Until a worker writes to it, its memory is the server's. (A fork of the program 
 the middle of their work.)
 
 A server belongs to one thread and to its surroundings: environment, limits, cores. A thread in others has another one.
-It ends with its program, whatever ends that, and when it had no worker for a minute. Nobody depends on it: where it is
-not there, a worker starts afresh. One that is stopped, or stuck, is killed when it has not answered for a while.
+It ends with its program, whatever ends that, and when it had no worker for a minute, or at once where a thread has MOST
+newer ones. Nobody depends on it: where it is not there, a worker starts afresh. One that is stopped, or stuck, is killed
+when it has not answered for a while.
 """
 
 import atexit
@@ -34,6 +35,7 @@ from ... import kernels
 
 NAME = "scratchnet-server"  # in its command line, which its workers have, too
 IDLE = 60.0  # seconds after which a server without workers ends
+MOST = 2  # servers of a thread, each of 119 MB, that wait so long
 IMPORTS, ANSWERS = 60.0, 15.0  # seconds in which one answers, first and later; a machine that does much else is slow
 STATUS_LINES = ("Umask", "Uid", "Gid", "Groups", "Cpus_allowed", "SigIgn")  # of /proc/self/status, all inherited
 CHANGING = ("PYTEST_CURRENT_TEST", "SCRATCHNET_FAIL", "SCRATCHNET_FIRED")  # variables that no import looks at
@@ -75,7 +77,7 @@ class Server:
 
     def __init__(self, start: Callable[..., Any]):
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._program, self.has_forked = os.getpid(), False
+        self._program, self.has_forked, self._idle = os.getpid(), False, IDLE
         with theirs:
             self._process = start(serve, theirs)
 
@@ -103,6 +105,14 @@ class Server:
         self.has_forked = True
         return process, handles[0]
 
+    def wait(self, idle: float) -> None:
+        """From now on it ends after so many seconds without workers."""
+        if self._idle != idle:
+            self._idle = idle
+            with contextlib.suppress(OSError):  # it has ended, or is stuck
+                self._socket.settimeout(0)
+                self._socket.send(json.dumps(idle).encode())
+
     def is_alive(self) -> bool:
         return not self._is_closed() and os.getpid() == self._program and self._process.is_alive()
 
@@ -129,10 +139,12 @@ class Server:
 def of_this_thread(variables: dict[str, str], start: Callable[..., Any]) -> Server:
     """The server for workers with these variables, started where there is none yet."""
     key = surroundings(variables)
-    servers = _own.servers = {k: server for k, server in _servers().items() if server.is_alive()}
-    if key not in servers:
-        servers[key] = Server(start)
-    return servers[key]
+    servers = {k: server for k, server in _servers().items() if server.is_alive()}
+    found = servers.pop(key, None) or Server(start)
+    _own.servers = {**servers, key: found}  # the newest is the last one
+    for age, server in enumerate(reversed(_own.servers.values())):
+        server.wait(IDLE if age < MOST else 0.0)
+    return found
 
 
 def forget(server: Server) -> None:
@@ -188,8 +200,11 @@ def serve(sock: socket.socket, work: Callable | None = None, idle: float = IDLE)
                 order, given, _, _ = socket.recv_fds(sock, 1 << 16, 253)
                 if not order:
                     return
+                if isinstance(asked := json.loads(order), float):
+                    idle = asked
+                    continue
                 children = [fd for key in selector.get_map().values() if key.data for fd in (key.fd, key.data[1])]
-                forked = _fork(order, given, [sock.fileno(), selector.fileno(), *children], inherited)
+                forked = _fork(asked, given, [sock.fileno(), selector.fileno(), *children], inherited)
                 if isinstance(forked, OSError):
                     sock.send(ANSWER.pack(0, forked.errno))
                 else:
@@ -206,9 +221,9 @@ def _report(handle: int, process: int, status: int) -> None:
     os.close(handle)
 
 
-def _fork(order: bytes, given: list[int], servers: list[int], inherited: Any) -> tuple[int, int] | OSError:
+def _fork(order: Any, given: list[int], servers: list[int], inherited: Any) -> tuple[int, int] | OSError:
     """A worker's process, and the descriptor through which its end is to be said."""
-    numbers, variables = json.loads(order)
+    numbers, variables = order
     places = dict(zip(numbers, given, strict=True))
     parent, status = os.getpid(), places.pop(STATUS)
     found: tuple[int, int] | OSError

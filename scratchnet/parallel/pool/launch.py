@@ -299,9 +299,14 @@ class Process(multiprocess.context.SpawnProcess):
         return _Popen(process)
 
 
-def _without_collections(part: str | bytes) -> bytes:
-    """A part of a worker's command: its imports make no garbage, so none is looked for before `_begin`."""
-    return os.fsencode(part).replace(b"from multiprocess.spawn", b"import gc; gc.disable(); from multiprocess.spawn")
+# Before a worker's first imports: a folder that was deleted is left, as some imports ask which it is. And they make no
+# garbage, so none is looked for before `_begin`.
+FIRST = b"import gc, os; os.stat('.').st_nlink or os.chdir('/'); gc.disable(); "
+
+
+def _prepared(part: str | bytes) -> bytes:
+    """A part of a worker's command."""
+    return os.fsencode(part).replace(b"from multiprocess.spawn", FIRST + b"from multiprocess.spawn")
 
 
 class _Popen(popen_spawn_posix.Popen):
@@ -340,7 +345,7 @@ class _Popen(popen_spawn_posix.Popen):
                 os.close(end)
 
     def _spawn(self, name, variables, end, orders):
-        command = [*map(_without_collections, spawn.get_command_line(pipe_handle=orders)), os.fsencode(name)]
+        command = [*map(_prepared, spawn.get_command_line(pipe_handle=orders)), os.fsencode(name)]
         settings = [f"{name}={value}" for name, value in variables.items()]
         self.pid = util.spawnv_passfds(ENV, [ENV, *settings, *command], [*self._fds, end, orders])
 

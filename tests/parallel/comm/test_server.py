@@ -164,6 +164,63 @@ def test_a_server_without_workers_ends_after_a_while():
     process.close()
 
 
+def test_of_many_surroundings_the_newest_servers_stay_and_older_ones_end(monkeypatch):
+    seen = []
+    for value in ("a", "b", "c", "a"):
+        monkeypatch.setenv("SOMETHING", value)
+        ((names, parent),) = sn.parallel.run(lambda comm: (os.environ["SOMETHING"], os.getppid()), workers=1)
+        assert names == value
+        seen.append(parent)
+    deadline = time.monotonic() + 30
+    while set(seen) & parents() != set(seen[-server.MOST :]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(seen) & parents() == set(seen[-server.MOST :])
+
+
+def test_a_server_that_is_to_end_does_so_after_its_workers(monkeypatch, caplog):
+    def fit(workers, callbacks):
+        sn.manual_seed(0)
+        model, x = sn.nn.Linear(4, 2), np.ones((24, 4), np.float32)
+        parts = model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss()
+        trainer = sn.Trainer(*parts, workers=workers, shards=2, progress=False, callbacks=callbacks)
+        trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, np.ones(24, int)), 4), epochs=1)
+        return model.weight.detach().numpy().tobytes()
+
+    class Meanwhile:
+        def on_step_end(self, run):
+            if run.step == 2:
+                for value in "abc":
+                    os.environ["SOMETHING"] = value
+                    others.append(sn.parallel.run(lambda comm: os.getppid(), workers=1)[0])
+
+    others = []
+    monkeypatch.setenv("SOMETHING", "")
+    assert fit(2, [Meanwhile()]) == fit(1, []) and len(set(others)) == 3 > server.MOST
+    assert caplog.records == []  # no worker died
+
+
+GONE = """
+import os
+import numpy as np
+import scratchnet as sn
+if __name__ == "__main__":
+    model = sn.nn.Linear(4, 2)
+    loader = sn.data.DataLoader(sn.data.TensorDataset(np.ones((8, 4), np.float32), np.ones(8, int)), 4)
+    parts = model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss()
+    model(sn.ones(1, 4))
+    os.rmdir(os.getcwd())
+    sn.Trainer(*parts, workers=2, shards=2, progress=False).fit(loader, epochs=1)
+    print("fitted")
+"""
+
+
+def test_a_program_whose_folder_was_deleted_starts_workers(tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    ended = subprocess.run([sys.executable, "-c", GONE], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert ended.stdout == "fitted\n", ended.stderr
+
+
 def test_without_a_server_workers_start_afresh(monkeypatch):
     monkeypatch.setattr(server, "of_this_thread", lambda *args: (_ for _ in ()).throw(BlockingIOError(11, "no room")))
     assert sn.parallel.run(lambda comm: os.getppid(), workers=1) == [os.getpid()]
