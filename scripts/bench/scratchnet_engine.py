@@ -10,6 +10,7 @@ from convolution import built, values
 from engine import Engine, aligned, initial_layers, operands, product, training_step
 
 import scratchnet as sn
+from scratchnet.jit.step import Step
 
 
 class Scratchnet(Engine):
@@ -48,9 +49,14 @@ class Scratchnet(Engine):
         self.gathering_step = self.transform(gathering)
 
     def epoch(self):
-        """As a Trainer does it: the step gathers the samples itself."""
-        for positions in self.loader.batch_indices(next(self.epochs_done)):
-            self.gathering_step(positions)
+        """As a Trainer does it: the step gathers the samples itself, and many steps are one call."""
+        calls = [(positions,) for positions in self.loader.batch_indices(next(self.epochs_done))]
+        if isinstance(self.gathering_step, Step):
+            done = self.gathering_step.series(calls, lambda number: None)
+        else:
+            done = itertools.starmap(self.gathering_step, calls)
+        for _ in done:
+            pass
 
     def logits(self, x):
         with sn.no_grad():

@@ -27,6 +27,7 @@ VARIABLE = "SCRATCHNET_TUNING"
 
 STARTS = {  # by the first feature that the CPU has
     "amx-tile": Cuts(288, NEVER, 320, 1 << 20, 1 << 25),  # Sapphire Rapids and later: 2 MiB of L2, 12 ways of L1
+    "avx512vp2intersect": Cuts(288, NEVER, 320, 1 << 20, 1 << 23),  # Zen 5, Tiger Lake: 12 ways of L1, 1 MiB of L2
     "": Cuts({64: 144, 32: 72, 16: 72}[TILE.vector_bytes], 256, 160, 1 << 20, 1 << 23),  # Zen 3, Zen 4
 }
 

@@ -6,9 +6,9 @@ Until a worker writes to it, its memory is the server's. (A fork of the program 
 the middle of their work.)
 
 A server belongs to one thread and to its surroundings: environment, limits, cores. A thread in others has another one.
-It ends with its program, whatever ends that, and when it had no worker for a minute, or at once where a thread has MOST
-newer ones. Nobody depends on it: where it is not there, a worker starts afresh. One that is stopped, or stuck, is killed
-when it has not answered for a while.
+It ends with its program, whatever ends that, and when it had no worker for a minute, or at once where its thread has
+MOST newer ones. Nobody depends on it: where it is not there, a worker starts afresh. One that is stopped, or stuck, is
+killed when it has not answered for a while.
 """
 
 import atexit
