@@ -31,8 +31,9 @@ DEVICES = {"float16": ("cuda",), "tf32": ("cuda",)}  # of a precision that not a
 # element takes as long as 24 of them, and a matrix unit sums up 32 terms at once. A layer's product and the two of its
 # gradients have the same three sides, so all of them are rounded, or none. What GPUs alone have needs no limit.
 # A CPU without units for bfloat16 wins nothing: there each side is so long that rounding takes no more than a fiftieth
-# of the time (docs/precision.md). LEAST has what a precision needs, and what an order of sums (kernels.order_of) does.
-LEAST = {"bfloat16": (32, 1 << 18), "widened": (1024, 1 << 18)}
+# of the time; vectors of pairs win less than a matrix unit does (docs/precision.md). LEAST has what a precision needs,
+# and what an order of sums (kernels.order_of) does.
+LEAST = {"bfloat16": (32, 1 << 18), "pairs": (64, 3 << 19), "widened": (1024, 1 << 18)}
 SCALED = "float16"  # the precision whose loss is scaled
 
 FIRST_SCALE, LEAST_SCALE, MOST_SCALE = 2.0**16, 1.0, 2.0**24
@@ -89,7 +90,7 @@ class precision:
             loss = loss_of(model(x), y)
 
     name: "float32"; "bfloat16": operands are rounded to its 8 significant bits, to the nearest, ties to even, but for
-    small products, of a side below 32 (on a CPU without units for bfloat16: 1,024) or of at most 262,144
+    small products, of a side below 32 (with vectors of pairs 64, on a CPU without units 1,024) or of few
     multiplications, which rounding would make slower; or on "cuda" "tf32", of 11 bits with the range of float32, or
     "float16", of 11 bits, whose loss a loop of your own has to scale. Parameters, gradients, sums and all other ops
     stay float32. Raises ConfigError; a product of float64 inside raises DtypeError, one in "tf32" or "float16" on

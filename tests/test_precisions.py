@@ -63,7 +63,8 @@ LAYERS = [lambda a, b, c: a @ b, sn.nn.functional.linear, lambda a, b, c: sn.sta
 def test_small_products_and_their_gradients_stay_float32_and_others_do_not(sides, device, monkeypatch):
     """In any order of the sides the answer is the same, so a layer's three products are rounded, or none of them."""
     monkeypatch.undo()
-    monkeypatch.delitem(precisions.LEAST, "widened")  # on all CPUs the limit of those with units
+    for order in ("pairs", "widened"):  # on all CPUs the limit of those with matrix units
+        monkeypatch.delitem(precisions.LEAST, order)
     large = tuple(side + 1 for side in sides)
     assert not precisions.is_rounded("bfloat16", None, *sides) and precisions.is_rounded("float16", None, *sides)
     for (m, k, n), layer in itertools.product((sides, large) if device != "cuda" else (), LAYERS):
@@ -81,8 +82,9 @@ def test_small_products_and_their_gradients_stay_float32_and_others_do_not(sides
 
 def test_a_cpu_without_units_rounds_where_each_side_is_long(device, monkeypatch):
     monkeypatch.undo()
-    found = [precisions.is_rounded("bfloat16", order, 1023, 1024, 1024) for order in ("tiles", "widened")]
-    assert found == [True, False] and precisions.is_rounded("bfloat16", "widened", 1024, 1024, 1024)
+    limits = {("tiles", 31): False, ("tiles", 32): True, ("pairs", 63): False, ("pairs", 64): True}
+    limits |= {("widened", 1023): False, ("widened", 1024): True}
+    assert {key: precisions.is_rounded("bfloat16", *key, 1024, 1024) for key in limits} == limits
     monkeypatch.setattr(precisions, "LEAST", {"widened": (6, 0)})
     monkeypatch.setattr(products, "order_of", lambda precision, kinds: "widened" if "cpu" in kinds else None)
     for rows in (5, 6):

@@ -19,8 +19,9 @@ DATA = sn.data.TensorDataset(X, (X[:, 0] > 0).astype(np.int64))
 @functools.cache
 def wide():
     """(data, rows of a shard, hidden units) of a run whose first layer alone is rounded, by any CPU."""
-    side, _ = precisions.least("bfloat16", sn.kernels.order_of_bfloat16())
-    rows, columns, hidden = max(36, side), max(128, side), max(64, side)
+    side, most = precisions.least("bfloat16", sn.kernels.order_of_bfloat16())
+    rows, hidden = max(36, side), max(64, side)
+    columns = max(128, side, most // (rows * hidden) + 1)
     x = np.random.default_rng(0).standard_normal((12 * rows, columns)).astype(np.float32)
     return sn.data.TensorDataset(x, (x[:, 0] > 0).astype(np.int64)), rows, hidden
 
@@ -80,11 +81,13 @@ def test_a_run_says_how_its_products_are_computed(capsys):
     trained(epochs=1, progress=True)
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("bfloat16 products, added up in float32: ") for line in lines) == 1
-    side, _ = precisions.least("bfloat16", order := sn.kernels.order_of_bfloat16())
-    few = f"products with fewer than {side} rows, columns or terms, or of at most 262,144 multiplications, stay float32"
+    side, most = precisions.least("bfloat16", order := sn.kernels.order_of_bfloat16())
+    few = f"products with fewer than {side} rows, columns or terms, or of at most {most:,} multiplications"
+    few += ", stay float32"
     assert sum(line == few for line in lines) == 1
     trained(epochs=1, progress=True, shards=8)
-    more = "; a shard has 18 rows: more rows, or fewer shards, let bfloat16 help" if order != "widened" else ""
+    rows = max(36, side) // 2
+    more = f"; a shard has {rows} rows: more rows, or fewer shards, let bfloat16 help" if order != "widened" else ""
     assert few + more in capsys.readouterr().out.splitlines()
     trained(epochs=1, progress=True, precision="float32")
     assert "bfloat16" not in capsys.readouterr().out

@@ -35,6 +35,7 @@ PART_BLOCKS, PART_TILES = 16, 32  # of op(b) that stays in L2: 512 columns and 1
 SMALL = 1 << 16  # elements of two factors that are rounded apart from packing
 _BLOCK_SCRATCH = BLOCK * BLOCK  # elements: a block of `out` at the edge, or a block of a factor
 _SCRATCH = _BLOCK_SCRATCH + 2 * PART_TILES * WORDS  # and the panels of a block of the longer factor
+TOGETHER = 2  # tiles of a panel along rows of memory that are packed before those beside them, in the same rows
 PACKING = 24  # packing an element takes as long as so many multiplications of it
 _CONFIGURATION = constant(tiles.configuration())
 
@@ -165,9 +166,11 @@ def _multiply(lo, hi, longer, k_first, short, out, by_columns, packs, config, wo
                     at, next_at = (matrix * panels + 2 * i) * panel + first * WORDS, panel
                     if packs:
                         at, next_at = own.at + _BLOCK_SCRATCH, depth * WORDS
-                        for p in range(2 * i, min(2 * i + 2, panels)):
-                            to = at + (p - 2 * i) * next_at
-                            _pack_panel(longer, matrix, p, k_first, not by_columns, first, depth, room, to, own)
+                        together = TOGETHER if k_first else depth
+                        for t in range(0, depth, together):
+                            for p in range(2 * i, min(2 * i + 2, panels)):
+                                to, few = at + (p - 2 * i) * next_at + t * WORDS, min(together, depth - t)
+                                _pack_panel(longer, matrix, p, k_first, not by_columns, first + t, few, room, to, own)
                     for j in range(part, min(part + part_blocks, blocks)):
                         this = Operand(mine, at, 0, next_at)
                         that = Operand(other, (matrix * short_panels + 2 * j) * panel + first * WORDS, 0, panel)
