@@ -88,7 +88,7 @@ def relu(x, out):
     np.maximum(x, 0, out=out)  # NaN stays NaN
 
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+_erf, _erfc = (np.vectorize(function, otypes=[np.float64]) for function in (math.erf, math.erfc))
 
 
 def erf(x, out):
@@ -103,7 +103,7 @@ def softplus(x, out):
 
 def gelu(x, out):
     """out = x * Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016, the exact form)."""
-    out[...] = 0.5 * x * (1 + _erf(x / math.sqrt(2))) if x.size else 0
+    out[...] = 0.5 * x * _erfc(-x / math.sqrt(2)) if x.size else 0
 
 
 def silu(x, out):
@@ -134,7 +134,7 @@ def relu_grad(g, y, out):
 
 def gelu_grad(g, x, out):
     """out = g * (Phi(x) + x * phi(x)), phi the normal density."""
-    cdf = 0.5 * (1 + _erf(x / math.sqrt(2))) if x.size else 0
+    cdf = 0.5 * _erfc(-x / math.sqrt(2)) if x.size else 0
     out[...] = g * (cdf + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
 
 

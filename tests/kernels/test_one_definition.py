@@ -56,6 +56,18 @@ def test_silu_is_a_function_a_method_and_a_kernel_of_every_device(device):
     np.testing.assert_array_equal(sn.tensor(x, device=device).silu().to("numpy").numpy(), out.to("numpy").numpy())
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_gelu_and_its_derivative_have_their_left_tails_on_every_device(device):
+    """1 + erf(x / sqrt(2)) has none below -8.3, where it rounds to 0."""
+    x = np.linspace(-12, -4, 17, dtype=np.float32)
+    given = sn.tensor(x, device=device, requires_grad=True)
+    out, wide = sn.nn.functional.gelu(given), x.astype(np.float64)
+    out.sum().backward()
+    tail, density = scipy.special.ndtr(wide), np.exp(-0.5 * wide**2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(out.detach().to("numpy").numpy(), wide * tail, rtol=2e-5)
+    np.testing.assert_allclose(given.grad.to("numpy").numpy(), tail + wide * density, rtol=2e-5)
+
+
 def test_silu_is_differentiable_twice_and_part_of_a_compiled_step():
     x = np.linspace(-3, 3, 7)
     gradcheck(sn.silu, [x], order=2)
