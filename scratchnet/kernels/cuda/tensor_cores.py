@@ -54,10 +54,11 @@ def float_of_bits(x: Any) -> Any:
 def _cast(name: str, to_bits: bool) -> Any:
     from numba.cuda import extending, types
 
-    source, target = types.float32, types.uint32  # type: ignore[attr-defined]
-    source, target, llvm = (source, target, ir.IntType(32)) if to_bits else (target, source, ir.FloatType())
+    llvm = ir.IntType(32) if to_bits else ir.FloatType()
 
-    def cast(typing_context, x):
+    def cast(typing_context, x):  # types are looked up here: without numba-cuda, a table is only read for its names
+        kinds = types.float32, types.uint32  # type: ignore[attr-defined]
+        source, target = kinds if to_bits else kinds[::-1]
         return target(source), lambda context, builder, signature, arguments: builder.bitcast(arguments[0], llvm)
 
     cast.__name__ = name
