@@ -22,6 +22,7 @@ from unittest import mock
 import numpy as np
 
 from scratchnet.flags import flag, run_script
+from scratchnet.jit.explain import CONVOLUTIONS
 from scratchnet.kernels import cuda as table
 from scratchnet.kernels.cuda import compile, machine_code, memory
 from scratchnet.kernels.cuda.compile import Kernel
@@ -188,7 +189,7 @@ SHAPES = {
     "adagrad": [[(M * N,)] * 5],
 }
 TRANSPOSED = list(itertools.product((False, True), repeat=2))
-ALL_WAYS = "matmul", "matmul_bfloat16"
+ALL_WAYS = "matmul", "batched_matmul", "matmul_bfloat16"
 NUMBERS = {
     "matmul": TRANSPOSED[0],
     "sgd": (np.array([0.1, 0.9, 0.0, 1e-4]),),
@@ -335,7 +336,6 @@ def occupancy(launch: Launch, found: dict, gpu: Gpu = A100) -> tuple[int, float]
 
 
 def work(launch: Launch) -> tuple[int, int]:
-    """`work_of` the call that a launch is for."""
     return work_of(launch.name, [x.shape for x in launch.arrays], [x.dtype for x in launch.arrays])
 
 
@@ -343,10 +343,11 @@ def work_of(name: str, shapes: Sequence, dtypes: Sequence[np.dtype]) -> tuple[in
     """(bytes that must be read and written once, multiplications and additions) of a call."""
     sizes = [math.prod(shape) for shape in shapes]
     size = sum(n * dtype.itemsize for n, dtype in zip(sizes, dtypes, strict=True))
+    if name in CONVOLUTIONS:
+        return size, 2 * sizes[CONVOLUTIONS[name][0]] * math.prod(shapes[CONVOLUTIONS[name][1]][1:])
     if "matmul" not in name and name != "linear":
         return size, max(sizes)
-    rows = sizes[-1] // (shapes[-1][-1] or 1)
-    return size, 2 * sizes[-1] * (sizes[0] // (rows or 1))
+    return size, 2 * sizes[-1] * (sizes[0] * shapes[-1][-1] // (sizes[-1] or 1))  # 2 m n k
 
 
 def roofline(launch: Launch, found: dict, gpu: Gpu = A100) -> dict:

@@ -24,7 +24,7 @@ from . import gemm_few, memory, reduce, tuning
 from .compile import ALIGNED, Kernel, cuda, kernel, launch, load_wide, store_wide
 from .ends import PLAIN
 from .gemm_tiles import factor
-from .grids import in_row, is_wide
+from .grids import is_wide
 from .tuning import Tile, Tuning
 
 SHORTEST, PARTS = 2, 4
@@ -181,31 +181,102 @@ def linear(x, weight, bias, out):
 
 
 @cache
-def products(dtype: np.dtype, threads: int, transpose_a: bool, transpose_b: bool) -> Kernel:
-    """Of many small matrices: a thread has an element of a product, which is one chain of k terms."""
-    ZERO = dtype.type(0)
+def products(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool) -> Kernel:
+    """Of many matrices, one after the other in memory: a block has a tile of one of them, by tiles as in `product`.
 
-    @kernel(threads)
-    def loop(a, b, out, m, n, k):
-        for at in range(cuda.grid(1), out.size, cuda.gridsize(1)):
-            item, row, column = at // (m * n), at // n % m, at % n
-            total = ZERO
-            for step in range(k):
-                left = a[(item * k + step) * m + row] if transpose_a else a[(item * m + row) * k + step]
-                right = b[(item * n + column) * k + step] if transpose_b else b[(item * k + step) * n + column]
-                total += left * right
-            out[at] = total
+    An element is one chain of k terms, in order. sizes: (m, n, k).
+    """
+    kind, ZERO, WIDTH = numba.from_dtype(dtype), dtype.type(0), 16 // dtype.itemsize
+    ROWS, COLUMNS, DEPTH, OWN_ROWS, OWN_COLUMNS = tile.rows, tile.columns, tile.depth, tile.own_rows, tile.own_columns
+    ACROSS, THREADS, OWN = COLUMNS // OWN_COLUMNS, tile.threads, OWN_ROWS * OWN_COLUMNS
+    DOWN, ROW_GROUPS, COLUMN_GROUPS = ROWS // OWN_ROWS, OWN_ROWS // WIDTH, OWN_COLUMNS // WIDTH
+    A_WORDS, A_STRIDE, A_GROUPS, load_a, put_a = factor(dtype, ROWS, DEPTH, THREADS, not transpose_a)
+    B_WORDS, B_STRIDE, B_GROUPS, load_b, put_b = factor(dtype, COLUMNS, DEPTH, THREADS, transpose_b)
+    A_STAGED, B_STAGED = A_GROUPS * WIDTH, B_GROUPS * WIDTH
 
-    return loop
+    @kernel(THREADS, resident=2)
+    def multiply_many(a, b, out, sizes, wide):
+        m, n, k = sizes
+        a_tile = cuda.shared.array(A_WORDS, kind, ALIGNED)
+        b_tile = cuda.shared.array(B_WORDS, kind, ALIGNED)
+        sums = cuda.local.array(OWN, kind)
+        a_staged = cuda.local.array(A_STAGED, kind)
+        b_staged = cuda.local.array(B_STAGED, kind)
+        left = cuda.local.array(OWN_ROWS, kind)
+        right = cuda.local.array(OWN_COLUMNS, kind)
+        thread = cuda.threadIdx.x
+        x, y = thread % ACROSS, thread // ACROSS
+        bands, strips = (m + ROWS - 1) // ROWS, (n + COLUMNS - 1) // COLUMNS
+        band, first_column = cuda.blockIdx.x // strips, cuda.blockIdx.x % strips * COLUMNS
+        item, first_row = band // bands, band % bands * ROWS
+        # Where memory runs along the sum, rows of all matrices are one column of rows; or else their terms are.
+        a_edges, a_first, a_terms, a_term = m, first_row, k, 0
+        if transpose_a:
+            a_terms, a_term = k + item * k, item * k
+        else:
+            a_edges, a_first = m + item * m, first_row + item * m
+        b_edges, b_first, b_terms, b_term = n, first_column, k, 0
+        if transpose_b:
+            b_edges, b_first = n + item * n, first_column + item * n
+        else:
+            b_terms, b_term = k + item * k, item * k
+        for i in range(OWN):
+            sums[i] = ZERO
+        load_a(a, a_edges, a_terms, a_first, a_term, thread, a_staged, wide[0])
+        load_b(b, b_edges, b_terms, b_first, b_term, thread, b_staged, wide[1])
+        for term in range(0, k, DEPTH):
+            put_a(a_staged, a_tile, 0, thread)
+            put_b(b_staged, b_tile, 0, thread)
+            cuda.syncthreads()
+            if term + DEPTH < k:
+                load_a(a, a_edges, a_terms, a_first, a_term + term + DEPTH, thread, a_staged, wide[0])
+                load_b(b, b_edges, b_terms, b_first, b_term + term + DEPTH, thread, b_staged, wide[1])
+            for t in range(DEPTH):
+                for g in range(ROW_GROUPS):
+                    load_wide(a_tile, t * A_STRIDE + (g * DOWN + y) * WIDTH, left, g * WIDTH)
+                for g in range(COLUMN_GROUPS):
+                    load_wide(b_tile, t * B_STRIDE + (g * ACROSS + x) * WIDTH, right, g * WIDTH)
+                for i in range(OWN_ROWS):
+                    for j in range(OWN_COLUMNS):
+                        sums[i * OWN_COLUMNS + j] += left[i] * right[j]
+            cuda.syncthreads()
+        for g in range(COLUMN_GROUPS):
+            column = first_column + (g * ACROSS + x) * WIDTH
+            for i in range(OWN_ROWS):
+                row = first_row + (i // WIDTH * DOWN + y) * WIDTH + i % WIDTH
+                if row < m:
+                    at = (item * m + row) * n + column
+                    if wide[2] and column < n:
+                        store_wide(sums, i * OWN_COLUMNS + g * WIDTH, out, at)
+                    else:
+                        for v in range(WIDTH):
+                            if column + v < n:
+                                out[at + v] = sums[i * OWN_COLUMNS + g * WIDTH + v]
+
+    return multiply_many
+
+
+@lru_cache(1024)
+def tile_of_many(numbers: Tuning, dtype: np.dtype, count: int, m: int, n: int) -> Tile:
+    """The largest tile that is less than half empty along each side and leaves no multiprocessor without a block."""
+    is_narrow = dtype.itemsize == 4
+    for tile in numbers.tiles if is_narrow else numbers.tiles_of_8_bytes:
+        blocks = count * -(-m // tile.rows) * -(-n // tile.columns)
+        if tile.rows < 2 * m and tile.columns < 2 * n and blocks >= numbers.multiprocessors:
+            return tile
+    return numbers.few if is_narrow else numbers.few_of_8_bytes
 
 
 def batched_matmul(a, b, out, transpose_a=False, transpose_b=False):
     if out.size:
-        (_, m, n), k = out.shape, a.shape[1 if transpose_a else 2]
-        blocks, threads = in_row(out.size)
-        loop = products(out.dtype, threads, bool(transpose_a), bool(transpose_b))
+        (count, m, n), k = out.shape, a.shape[1 if transpose_a else 2]
+        tile, width = tile_of_many(tuning.current(), out.dtype, count, m, n), 16 // out.itemsize
+        edges = m if transpose_a else k, k if transpose_b else n, n
+        wide = tuple(is_wide(x) and edge % width == 0 for x, edge in zip((a, b, out), edges, strict=True))
+        loop = products(out.dtype, tile, bool(transpose_a), bool(transpose_b))
         a, b = (x if x.size else out for x in (a, b))  # k = 0: no element is read
-        launch(loop, blocks, threads, a, b, out, m, n, k)
+        blocks = count * -(-m // tile.rows) * -(-n // tile.columns)
+        launch(loop, blocks, tile.threads, a, b, out, (m, n, k), wide)
 
 
 KERNELS = {"matmul": matmul, "linear": linear, "batched_matmul": batched_matmul}

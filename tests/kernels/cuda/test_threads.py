@@ -58,6 +58,9 @@ CALLS = [
     ("matmul", (floats(5, 9), floats(9, 6)), (5, 6), "f", (False, False)),
     ("update of a layer", (floats(9, 5), floats(9, 6)), (5, 6), "f", ()),
     ("linear", (floats(17, 13), floats(13, 18), floats(18)), (17, 18), "f", ()),
+    ("batched_matmul", (floats(2, 17, 13), floats(2, 13, 18)), (2, 17, 18), "f", (False, False)),
+    ("batched_matmul", (floats(3, 13, 17), floats(3, 18, 13)), (3, 17, 18), "f", (True, True)),
+    ("batched_matmul", (floats(2, 3, 9), floats(2, 9, 2)), (2, 3, 2), "f", (False, False)),
     ("matmul_bfloat16", (floats(2, 17, 35), floats(2, 35, 9)), (2, 17, 9), "f", (False, False)),
     ("matmul_tf32", (floats(1, 35, 17), floats(1, 9, 35)), (1, 17, 9), "f", (True, True)),
 ]
