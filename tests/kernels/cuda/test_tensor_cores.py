@@ -180,3 +180,28 @@ def test_opencl_gets_the_same_source(name):
     loop = gemm_tensor.product_in_warps(name, tuning.PRODUCTION.tensor_tiles[0], False, True)
     text = translated(loop.function, ("[f", "[f", "[f", ("q",) * 5, ("?",) * 2))
     assert "as_uint(" in text and "as_float(" in text and "__local uint" in text
+
+
+def test_a_run_in_tf32_says_what_multiplies_and_keeps_it(tmp_path, capsys):
+    x = RNG.standard_normal((8, 4)).astype(np.float32)
+    data = sn.data.TensorDataset(x, np.arange(8) % 2)
+
+    def run(device, **options):
+        model = sn.nn.Linear(4, 2).to(device)
+        trainer = sn.Trainer(
+            model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss(), shards=1, folder=tmp_path, **options
+        )
+        trainer.fit(sn.data.DataLoader(data, 4), epochs=1, resume="auto")
+
+    run("cuda", precision="tf32")
+    expected = "tf32 products, added up in float32: rounded as they are read, and multiplied by tensor cores; a GPU"
+    assert expected in capsys.readouterr().out
+    with (
+        mock.patch.object(compile.machine, "has_tensor_cores", lambda: False),
+        pytest.raises(sn.ScratchnetError, match="expected order=tensor cores, as saved, got None"),
+    ):
+        run("cuda", precision="tf32")
+    with pytest.raises(sn.ScratchnetError, match="precision"):
+        run("cuda", precision="float32")
+    with pytest.raises(sn.ConfigError, match="Trainer: expected tensors on 'cuda' in precision 'tf32', got 'cpu'"):
+        run("cpu", precision="tf32")
