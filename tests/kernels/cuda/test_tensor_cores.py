@@ -78,7 +78,8 @@ def test_threads_hold_what_the_instruction_expects(name):
             assert tensor_cores.sum_place(lane, i) == sums(lane // 4, lane % 4, i)
 
 
-VALUES = [0.0, -0.0, 1.0, 1 + 2**-9, 1 + 3 * 2**-9, 1 + 2**-12, 1 + 3 * 2**-12, 65504, 65520, 1e-7, 6e-8, 2e-8, 3.4e38]
+TIES = [1 + odd * 2.0**-bits + more for bits in (8, 11) for odd in (1, 3) for more in (0, 2.0**-23, -(2.0**-23))]
+VALUES = [*TIES, 0.0, -0.0, 1.0, 65504, 65520, 1e-7, 6e-8, 2e-8, 3.4e38]
 VALUES = np.float32([*VALUES, *RNG.standard_normal(50), np.inf, np.nan, 1e-40, 2**-149])
 VALUES = np.concatenate([VALUES, -VALUES])
 
