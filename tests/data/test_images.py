@@ -97,6 +97,8 @@ def test_no_folder_no_file_no_pillow(tmp_path, monkeypatch):
         image_folder(tmp_path)
     with pytest.raises(DataNotFoundError):
         read_image(tmp_path / "none.png")
+    assert "found a folder" in refused(DataError, lambda: read_image(tmp_path))
+    assert "(height, width)" in refused(ConfigError, lambda: read_image("x.png", size=(1, 2, 3)))
     assert "3 for color" in refused(ConfigError, lambda: read_image("x.png", channels=2))
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     assert refused(ConfigError, lambda: read_image("x.png")).endswith("expected Pillow, found none; pip install pillow")
