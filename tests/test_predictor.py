@@ -126,6 +126,16 @@ def test_probabilities_are_those_that_the_loss_means(tmp_path, outputs, raw, exp
     np.testing.assert_allclose(model.predict_proba(raw.astype(np.float32)), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "shape", "message"),
+    [("binary logits", (3, 2), "one output a row for two classes, got (3, 2)"), ("logits", (3, 2, 2), "(n, classes)")],
+)
+def test_outputs_that_are_of_no_classes_have_no_probabilities(tmp_path, outputs, shape, message):
+    sn.save_model(tmp_path / "m", nn.Sequential(nn.Identity()), outputs=outputs)
+    model = sn.load_model(tmp_path / "m")
+    assert message in refused(ShapeError, lambda: model.predict_proba(np.ones(shape, np.float32)))
+
+
 def test_what_a_model_gives_is_told_by_its_loss():
     F = nn.functional
     pairs = {nn.CrossEntropyLoss(): "logits", F.cross_entropy: "logits", nn.NLLLoss(): "log-probabilities"}
@@ -181,6 +191,18 @@ def test_functions_that_map_the_data_are_given_by_the_user(flowers, tmp_path):
     assert model.outputs([[1, "red"]]).tobytes() == expected.tobytes()
     with pytest.raises(ConfigError, match="functions: expected 2, got 3"):
         sn.load_model(tmp_path / "run", functions=[double, np.negative, double])
+
+
+@pytest.mark.parametrize("is_alike", [True, False])
+def test_data_sets_in_one_are_prepared_alike_or_raw_inputs_are_refused(flowers, tmp_path, is_alike):
+    parts = [flowers.map(double), flowers.map(double) if is_alike else flowers]
+    trainer = trained(sn.data.ConcatDataset(parts), nn.MLP(3, 2), tmp_path / "run")
+    if is_alike:
+        found = sn.load_model(tmp_path / "run", functions=[double]).outputs([[1, "red"]])
+        assert found.tobytes() == trainer.predict(np.array([[2, 0, 2]], np.float32)).tobytes()
+    else:
+        model = sn.load_model(tmp_path / "run")
+        assert "prepared in several ways" in refused(CheckpointError, lambda: model.outputs([[1, "red"]]))
 
 
 def changed_option():
