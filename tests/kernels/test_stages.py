@@ -7,7 +7,6 @@ import pytest
 from sizes import DEVICES, JIT, SIMULATED
 
 from scratchnet.kernels.cpu import movement, norm, reduce, softmax
-from scratchnet.native import loops
 from scratchnet.native.compile import MAX_THREADS, get_num_threads, set_num_threads
 from scratchnet.testing import KERNEL_ROWS, KernelCase, host_kernel
 
@@ -116,7 +115,7 @@ def two_threads():
 @pytest.mark.skipif(not JIT or MAX_THREADS < 2, reason="NumPy copies")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_two_threads_make_a_large_copy(dtype, two_threads):
-    source = drawn(loops.PARALLEL_FROM + 77).astype(dtype)
+    source = drawn(movement.COPIED_TOGETHER + 77).astype(dtype)
     source[5] = np.nan
     target = np.full_like(source, 7)
     with mock.patch.object(np, "copyto", side_effect=AssertionError("by one thread")):
@@ -127,7 +126,7 @@ def test_two_threads_make_a_large_copy(dtype, two_threads):
 @pytest.mark.skipif(not JIT or MAX_THREADS < 2, reason="NumPy copies")
 @pytest.mark.parametrize("shift", [3, -3])
 def test_a_large_copy_may_overlap(shift, two_threads):
-    memory = drawn(loops.PARALLEL_FROM + 77)
+    memory = drawn(movement.COPIED_TOGETHER + 77)
     start, end = max(0, -shift), len(memory) - max(0, shift)
     expected = memory[start:end].copy()
     host_kernel("cpu", "copy")(memory[start:end], memory[start + shift : end + shift])

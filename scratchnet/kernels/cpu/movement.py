@@ -12,7 +12,8 @@ from .elementwise import SCALARS
 
 F4, F8, U1 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8)
 PLANNED_COPIES = {(F4, F4), (F8, F8), (U1, F4), (U1, F8)}  # these become loops of a program; NumPy does the others
-FLOATS = (F4, F8)  # all threads copy these
+FLOATS = (F4, F8)  # all threads copy these, from so many numbers on: of fewer, waking a thread takes longer
+COPIED_TOGETHER = 4 * PARALLEL_FROM
 BITS = {F4: np.dtype(np.uint32), **dict.fromkeys(HALVES, np.dtype(np.uint16))}  # as which halves are converted
 RANGES = 16  # of destination rows, each an item of scatter_rows, which reads the whole index
 
@@ -134,7 +135,7 @@ def copy(x, out):
     ):
         _plan_copy(x, out)
     elif x.dtype == out.dtype:
-        threads_pay = out.size >= PARALLEL_FROM and get_num_threads() > 1 and x.dtype in FLOATS
+        threads_pay = out.size >= COPIED_TOGETHER and get_num_threads() > 1 and x.dtype in FLOATS
         if (
             threads_pay
             and x.shape == out.shape
