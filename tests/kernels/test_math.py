@@ -8,6 +8,7 @@ import pytest
 from scipy import special
 from sizes import JIT
 
+from scratchnet.kernels import device
 from scratchnet.kernels.cpu import elementwise, exponential
 from scratchnet.kernels.cpu.elementwise import SCALARS
 from scratchnet.native import cache
@@ -106,6 +107,17 @@ def test_gelu_keeps_its_bound_relative_to_the_result():
     found = errors(applied(SCALARS["gelu"], x), x * special.ndtr(x.astype(np.float64)))
     assert found[x >= 0].max() <= 4
     assert (found - x**2)[x < 0].max() <= 5
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_derivative_of_gelu_keeps_its_bound_for_every_kind_of_number(dtype):
+    """Also for -0.0, which is not below zero: a half."""
+    x = EVERY_KIND[np.isfinite(EVERY_KIND)].astype(dtype)
+    wide, got = x.astype(np.float64), np.empty_like(x)
+    device("cpu").gelu_grad(np.ones_like(x), x, got)
+    exact = special.ndtr(wide) + wide * np.exp(-0.5 * wide**2) / np.sqrt(2 * np.pi)
+    assert errors(got, exact, scale=np.ones_like(x)).max() <= 4
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

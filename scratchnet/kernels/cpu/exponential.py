@@ -143,7 +143,8 @@ def _normal_32(x):
     """(Phi(x), phi(x)). phi of NaN may be any number."""
     share, mills, peak = _tail_32(x)
     tail = mills * ((ONE - share) * peak)  # (1 - share) / c is 1 / (s + c)
-    return (ZERO if x < ZERO else ONE) - np.copysign(LOWER_BY_CENTRE, x) * tail, peak * LOWER_BY_ROOT
+    below = x < ZERO  # -0.0 is not, whatever its sign says
+    return (ZERO if below else ONE) - (-LOWER_BY_CENTRE if below else LOWER_BY_CENTRE) * tail, peak * LOWER_BY_ROOT
 
 
 @jit(inline=True)
