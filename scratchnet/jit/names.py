@@ -8,6 +8,8 @@ matters which they are, as kernels read their memory where it lies.
 
 from __future__ import annotations
 
+import argparse
+import collections
 import dis
 import functools
 import operator
@@ -15,6 +17,7 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterable
+from importlib.util import resolve_name
 from typing import Any
 
 import numpy as np
@@ -31,10 +34,16 @@ LARGE = 1 << 14  # bytes; an array of more is not compared: its memory may be re
 TRUSTED = {"scratchnet", "numpy", "scipy", "numba", "multiprocess", "dill", "tqdm", *sys.stdlib_module_names} - {
     "__main__"
 }
+# Of the standard library, what holds values of the user: as attributes, in an attribute, as a container.
+HOLDERS = (types.SimpleNamespace, argparse.Namespace)
+HOLDERS_IN = {collections.UserDict: "data", collections.UserList: "data", collections.ChainMap: "maps"}
+MAPPINGS = (dict, types.MappingProxyType)
+CONTAINERS = (*MAPPINGS, list, tuple, set, frozenset, collections.deque)
 # Who uses these may read any attribute.
 DYNAMIC = {"getattr", "hasattr", "vars", "dir", "attrgetter", "methodcaller", "__dict__"}
 MADE_WITH = "_arguments"  # of a layer, for whoever saves it: no step reads them
 MAKERS = {"__init__", "__new__"}  # run where a class is called; its objects are made already
+GETTERS = (operator.attrgetter, operator.methodcaller)  # made before the step
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 _MISSING = object()
 
@@ -113,7 +122,7 @@ class _Items:
         self.items, self.size = items, len(items)
         few = self.size <= MANY
         self.keys = tuple(items) if few else ()  # of a dictionary the keys, else the items themselves
-        self.were = tuple(items.values()) if few and isinstance(items, dict) else self.keys
+        self.were = tuple(items.values()) if few and isinstance(items, MAPPINGS) else self.keys
 
     def get(self, key: str, default: Any) -> Any:
         items = self.items
@@ -126,7 +135,7 @@ class _Items:
     def _agree(self, same: Callable[[Any, Any], bool]) -> bool:
         if not all(map(same, self.items, self.keys)):
             return False
-        return not isinstance(self.items, dict) or all(map(same, self.items.values(), self.were))
+        return not isinstance(self.items, MAPPINGS) or all(map(same, self.items.values(), self.were))
 
 
 class _Attributes:
@@ -169,6 +178,8 @@ class _Walk:
         elif isinstance(value, functools.partial):
             for part in (value.func, value.args, value.keywords):
                 self.visit(part, name)
+        elif isinstance(value, GETTERS):
+            self.used.add("getattr")
         elif isinstance(value, Tensor):
             always = type(value) is Tensor  # changes of parameters and buffers are counted
             for attribute in ("_requires_grad",) if always else ("_requires_grad", "_data", "_device"):
@@ -185,21 +196,29 @@ class _Walk:
         elif isinstance(value, Optimizer):
             self._items(self.always, value.states, f"{name}.states", enter=False)
             self._items(self.always, value.param_groups, f"{name}.param_groups", enter=False)
-        elif isinstance(value, dict | list | tuple | set | frozenset):
+        elif isinstance(value, CONTAINERS):
             self._items(self.always, value, name)
+            if not _is_trusted(value):
+                self._object(value, name)
         elif "__wrapped__" in _attributes(value):
             self.visit(value.__wrapped__, name)
-        elif not isinstance(value, Stateful) and (not _is_trusted(value) or _is_object_of_package(value)):
+        elif not isinstance(value, Stateful) and (not _is_trusted(value) or _holds(value)):
             self._object(value, name)
 
     def _function(self, function: types.FunctionType) -> None:
         if _is_trusted(function):
             return
-        names, attributes = names_in(function.__code__)
+        names, attributes, imports = names_in(function.__code__)
         self.used |= attributes
         scope = function.__globals__
         for name in names & scope.keys():
             self._read(self.always, scope, name, name)
+        for imported in imports:
+            module = resolve_name(imported, scope.get("__package__")) if imported[0] == "." else imported
+            self.visit(sys.modules.get(module), module)
+        for key in vars(function):
+            if (key in self.used or self._everything) and not key.startswith("__"):
+                self._read(self.always, vars(function), key, f"{function.__name__}.{key}")
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             self._read(self.always, _Cell(cell), name, name)
         for part in ("__code__", "__defaults__", "__kwdefaults__"):
@@ -212,11 +231,12 @@ class _Walk:
         """The attributes that are used of an object, a class or a Python module."""
         attributes = _attributes(thing)
         slots = [slot for kind in type(thing).__mro__ for slot in _slots_of(kind)]
+        inner = {key for kind, key in HOLDERS_IN.items() if isinstance(thing, kind)}  # its own methods read it
         if not isinstance(thing, types.ModuleType):
             self.always.append((_Attributes(thing), "__class__", type(thing), name))
             self._keys(attributes, name)
         for key in [*attributes, *slots]:
-            if (key in self.used or self._everything) and not key.startswith("__"):
+            if (key in self.used or key in inner or self._everything) and not key.startswith("__"):
                 where = attributes if key in attributes and isinstance(attributes, dict) else _Attributes(thing)
                 self._read(self.always, where, key, f"{name}.{key}")
         self._methods(thing if isinstance(thing, type) else type(thing), name)
@@ -244,12 +264,13 @@ class _Walk:
     def _of_class(self, kind: type, key: str) -> None:
         self._read(self.always, vars(kind), key, f"{kind.__name__}.{key}")
         value = vars(kind)[key]
-        self.visit(getattr(value, "__func__", None) or getattr(value, "fget", None), f"{kind.__name__}.{key}")
+        for inner in ("__func__", "fget", "func"):  # of class methods and static ones, properties, partial methods
+            self.visit(getattr(value, inner, None), f"{kind.__name__}.{key}")
 
     def _items(self, entries: list, items: Any, name: str, enter: bool = True) -> None:
         holder = _Items(items)
         entries.append((holder, "items", holder.were, name))
-        for key, item in zip(items, items.values(), strict=True) if isinstance(items, dict) else enumerate(items):
+        for key, item in zip(items, items.values(), strict=True) if isinstance(items, MAPPINGS) else enumerate(items):
             if enter and holder.were and key != MADE_WITH:
                 self.visit(item, f"{name}.{key}" if isinstance(key, str) else f"{name}[{key!r}]")
 
@@ -269,23 +290,25 @@ def _state(generator: Any) -> Any:
 
 
 @functools.cache
-def names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """The globals and the attributes that code, and functions within it, may read."""
-    names, attributes = set(), set()
-    for instruction in dis.get_instructions(code):
+def names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """The globals and the attributes that code, and functions within it, may read; the Python modules it imports."""
+    names, attributes, imports = set[str](), set[str](), set[str]()
+    instructions = list(dis.get_instructions(code))
+    for i, instruction in enumerate(instructions):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             names.add(instruction.argval)
             attributes.add(instruction.argval)  # getattr, vars
-        elif "ATTR" in instruction.opname or "METHOD" in instruction.opname:
+        elif "ATTR" in instruction.opname or "METHOD" in instruction.opname or instruction.opname == "IMPORT_FROM":
             attributes.add(instruction.argval)
+        elif instruction.opname == "IMPORT_NAME":  # what is before it on the stack: the level, the names
+            imports.add("." * instructions[i - 2].argval + instruction.argval)
     if "globals" in names:  # `globals()["scale"]`
         names |= {text for text in code.co_consts if isinstance(text, str)}
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
-            of_inner = names_in(inner)
-            names |= of_inner[0]
-            attributes |= of_inner[1]
-    return frozenset(names), frozenset(attributes)
+            for mine, its in zip((names, attributes, imports), names_in(inner), strict=True):
+                mine |= its
+    return frozenset(names), frozenset(attributes), frozenset(imports)
 
 
 def _attributes(thing: Any) -> Any:
@@ -301,9 +324,10 @@ def _slots_of(kind: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _is_object_of_package(value: Any) -> bool:
-    """Is it an object of this package, such as a Trainer, through which a step may reach a model?"""
-    return _package(value) == "scratchnet" and not isinstance(value, types.ModuleType | type | types.FunctionType)
+def _holds(value: Any) -> bool:
+    """May a step reach the user's values through this object: of this package, such as a Trainer, or of HOLDERS?"""
+    is_object = not isinstance(value, types.ModuleType | type | types.FunctionType)
+    return isinstance(value, (*HOLDERS, *HOLDERS_IN)) or (_package(value) == "scratchnet" and is_object)
 
 
 def _is_trusted(value: Any) -> bool:

@@ -1,7 +1,11 @@
 """What a step can reach by name: where it changes, the step is recorded again."""
 
+import argparse
+import collections
 import functools
 import operator
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -117,6 +121,87 @@ def test_a_change_by_name_is_noticed(name):
     assert not np.array_equal(plain(x).numpy(), before)
     for _ in range(3):
         np.testing.assert_array_equal(step(x).numpy(), plain(x).numpy())
+
+
+class Items(dict):
+    size = 2.0
+
+
+class Data(collections.UserDict):
+    pass
+
+
+class Partial:
+    def _times(self, factor, by):
+        return factor * scale * by
+
+    twice = functools.partialmethod(_times, by=2.0)
+
+
+def by_import(_):
+    import made_for_this_test as made
+
+    return made.size
+
+
+def from_import(_):
+    from made_for_this_test import size
+
+    return size
+
+
+def by_function(_):
+    return by_function.size
+
+
+def module():
+    made = sys.modules["made_for_this_test"] = types.ModuleType("made_for_this_test")
+    made.size = 2.0
+    return made.__name__
+
+
+def with_attribute():
+    by_function.size = 2.0
+    return by_function
+
+
+SIZE, ITEM = lambda holder: holder.size, lambda holder: holder["size"]
+SET_SIZE, SET_ITEM = lambda holder: setattr(holder, "size", 3.0), lambda holder: holder.__setitem__("size", 3.0)
+BEHIND = {"size": 2.0}
+HOLDERS = {  # what is made, what the step reads of it, the change
+    "a namespace": (lambda: types.SimpleNamespace(size=2.0), SIZE, SET_SIZE),
+    "arguments of a script": (lambda: argparse.Namespace(size=2.0), SIZE, SET_SIZE),
+    "a namespace, by getattr": (lambda: types.SimpleNamespace(size=2.0), lambda x: getattr(x, "siz" + "e"), SET_SIZE),
+    "a getter made before": (lambda: types.SimpleNamespace(size=2.0), operator.attrgetter("size"), SET_SIZE),
+    "a deque": (lambda: collections.deque([2.0]), lambda x: x[0], lambda x: x.append(x.popleft() + 1)),
+    "a UserDict": (lambda: collections.UserDict(size=2.0), ITEM, SET_ITEM),
+    "a class of UserDict": (lambda: Data(size=2.0), ITEM, SET_ITEM),
+    "a UserList": (lambda: collections.UserList([2.0]), lambda x: x[0], lambda x: x.__setitem__(0, 3.0)),
+    "a ChainMap": (lambda: collections.ChainMap({"size": 2.0}), ITEM, SET_ITEM),
+    "a view of a dictionary": (
+        lambda: types.MappingProxyType(BEHIND), ITEM, lambda _: BEHIND.__setitem__("size", BEHIND["size"] + 1)
+    ),
+    "an attribute of a dictionary": (Items, SIZE, SET_SIZE),
+    "an attribute of a function": (with_attribute, by_function, SET_SIZE),
+    "a partial method": (Partial, lambda x: x.twice(1.0), lambda _: set_scale()),
+    "a module imported in the step": (module, by_import, lambda name: SET_SIZE(sys.modules[name])),
+    "a name imported in the step": (module, from_import, lambda name: SET_SIZE(sys.modules[name])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_a_change_in_what_holds_values_is_noticed(name):
+    make, read, change = HOLDERS[name]
+    holder, x = make(), sn.Tensor(X)
+    step = sn.jit(lambda x: x * read(holder))
+    for _ in range(3):
+        before = step(x).numpy()
+    assert step.programs
+    change(holder)
+    assert not np.array_equal((x * read(holder)).numpy(), before)
+    for _ in range(3):
+        np.testing.assert_array_equal(step(x).numpy(), (x * read(holder)).numpy())
+    assert len(step.programs) == 2
 
 
 def test_an_array_that_kernels_and_numpy_read_is_looked_at():
