@@ -411,7 +411,7 @@ class _Recorded:
         """The results of the first calls, as many as are done together: see Series.run."""
         series, results = self.series(), self.results
         assert series is not None and results is not None
-        done = series.run(calls, before)
+        done = series.run(calls, before, self.holds)
         if done:
             for gradient in self.gradients:
                 gradient.after()

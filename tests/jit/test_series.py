@@ -72,8 +72,8 @@ def turns(monkeypatch):
     """How many turns each compiled call of a series did."""
     done, run = [], module.Series.run
 
-    def counted(self, calls, before):
-        done.append(run(self, calls, before))
+    def counted(self, *args):
+        done.append(run(self, *args))
         return done[-1]
 
     monkeypatch.setattr(module.Series, "run", counted)
@@ -175,6 +175,31 @@ def test_a_value_that_changed_is_noticed_between_two_series():
         training.model.eval()
         way(calls_of(ROWS[10:20]))
     assert together.state() == alone.state()
+
+
+def test_a_schedule_whose_function_sets_what_the_step_reads_ends_a_series(turns):
+    def made():
+        training, scale = Training(dropout=0), [1.0]
+        ordinary_step = training.ordinary_step
+
+        def rate(step):
+            scale[0] = 1.0 + step // 20
+            return 1.0
+
+        def scaled(rows):
+            factor = scale[0]  # for this step; `ordinary_step` ends with the schedule
+            loss, found = ordinary_step(rows)
+            return loss * factor, found
+
+        training.schedule = sn.optim.lr_scheduler.LambdaLR(training.optimizer, rate)
+        training.step = Step(scaled, relies_on=(training.model, training.optimizer))
+        return training
+
+    together, plain = made(), made()
+    found = numbers_in(together.together(calls_of(ROWS)))
+    expected = [plain.step.function(*call) for call in calls_of(ROWS)]
+    assert found == [(loss.item(), by_row["each"].detach().numpy().tobytes()) for loss, by_row in expected]
+    assert together.state()[1:] == plain.state()[1:] and turns[0] == 18  # after two that were recorded
 
 
 def test_a_gradient_that_is_added_to_keeps_a_step_out_of_a_series(turns):
