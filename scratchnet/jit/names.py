@@ -60,7 +60,8 @@ class Names:
         while True:  # until no function is found that uses names which nobody looked for
             walk = _Walk(used)
             for root in roots:
-                walk.visit(root, "")
+                owner = getattr(root, "__self__", root)
+                walk.visit(root, getattr(owner, "__name__", type(owner).__name__))
             if walk.used == used:
                 break
             used = walk.used

@@ -67,6 +67,11 @@ class Settings:
         """The scheduler, if it steps with the optimizer; Trainer steps one that goes by epochs or by a metric."""
         return self.scheduler if getattr(self.scheduler, "by", "step") == "step" else None
 
+    @property
+    def functions(self) -> list[Any]:
+        """What a step calls of the user, besides the model: the loss, and functions of the data set."""
+        return [self.loss, *_functions(self.dataset if self.loader else None)]
+
     def recorded(self, step: Callable[..., Any], outputs: Outputs | None = None) -> Callable[..., Any]:
         """`step`, recorded in its first calls and replayed later, if the run is to; else as it is.
 
@@ -74,8 +79,7 @@ class Settings:
         """
         if not self.jit:
             return step
-        functions = list(_functions(self.dataset if self.loader else None))
-        return Step(step, outputs, (self.model, self.loss, *functions), tolerant=True)
+        return Step(step, outputs, (self.model, *self.functions), tolerant=True)
 
 
 def _functions(dataset: Any) -> Iterator[Any]:

@@ -95,6 +95,36 @@ def test_what_workers_cannot_see_is_refused():
         trainer.fit(loader, epochs=2)
 
 
+class Weighted:
+    weight = 1.0
+
+    def __call__(self, outputs, labels):
+        return sn.nn.functional.cross_entropy(outputs, labels) * self.weight
+
+
+class WeightedModule(sn.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = 1.0
+
+    forward = Weighted.__call__
+
+
+@pytest.mark.parametrize("kind", [Weighted, WeightedModule])
+def test_a_loss_that_workers_cannot_see_changed_is_refused_and_one_process_follows_it(kind):
+    def run(**options):
+        weighted = kind()
+        anneals = type("Anneals", (), {"on_step_end": lambda self, run: setattr(weighted, "weight", 0.5)})
+        trainer, loader = make(shards=2, callbacks=[anneals()], **options)
+        trainer.loss = weighted
+        trainer.fit(loader, epochs=2)
+        return weights(trainer)
+
+    with pytest.raises(CallbackError, match=r"of 2 workers has a copy of the .* another Weighted.*; workers=1 sees it"):
+        run(workers=2)
+    assert run() == run(jit=False)
+
+
 CHANGES = {
     "groups": (
         lambda run: run.optimizer.add_param_group({"params": run.model.linear1.parameters()}),

@@ -8,6 +8,7 @@ dies is replaced, and what it had not sealed is done once more.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import time
@@ -19,8 +20,10 @@ import numpy as np
 from multiprocess import connection
 
 from ...errors import ConfigError, NonFiniteError, WorkerError
+from ...jit.names import Names
 from ...native.atomics import SPINS, publish
 from ...native.limits import cores
+from ...nn import Module
 from ...tensor import Tensor
 from ..objects import SharedObject, generator_in, loads
 from ..phases import Phase
@@ -118,6 +121,7 @@ class Pool(Steps):
         self.placement, self._modules = settings.placement, job.modules
         self.patience, self._first = patience or settings.patience, self.submitted
         self._stop = stop
+        self._read: Names | None = None  # what the user's functions read by Python
         self._deaths: Counter[Any] = Counter()
         self._seals, self._since, self._seconds = 0, time.monotonic(), math.inf
         self._longest = replica.reading  # seconds: this process has read a shard already
@@ -138,16 +142,25 @@ class Pool(Steps):
 
     @contextlib.contextmanager
     def following(self, within_epoch: bool) -> Iterator[None]:
-        before = _attributes(self.replica.model, within_epoch)
+        modules = [x for x in (self.replica.model, self.settings.loss) if isinstance(x, Module)]
+        before = _attributes(modules, within_epoch)
+        if self._read is None or not self._read.hold():
+            self._read = Names(self.settings.functions)
+            self._read.of_modules.clear()  # they may have other values; and see `before`
         with super().following(within_epoch):
             yield
-        for (module, old), (_, new) in zip(before, _attributes(self.replica.model, within_epoch), strict=False):
+        for (module, old), (_, new) in zip(before, _attributes(modules, within_epoch), strict=False):
             for name in old.keys() | new.keys():
                 if old.get(name, self) is not new.get(name, self):
-                    raise ConfigError(
-                        f"expected callbacks that change values alone, as each of {self.workers} workers has a copy of "
-                        f"the model, got another {type(module).__name__}.{name}; workers=1 sees it"
-                    )
+                    raise self._unseen("the model", f"{type(module).__name__}.{name}")
+        if (changed := self._read.changed()) is not None:
+            raise self._unseen("the loss and the data", changed)
+
+    def _unseen(self, what: str, name: str) -> ConfigError:
+        return ConfigError(
+            f"expected callbacks that change values alone, as each of {self.workers} workers has a copy of {what}, "
+            f"got another {name}; workers=1 sees it"
+        )
 
     def resize(self, workers: int) -> bool:
         """A worker that is not needed any more is ended, at any point of its work."""
@@ -360,10 +373,10 @@ class Pool(Steps):
         self._processes.__exit__(error and type(error), error, None)
 
 
-def _attributes(model: Any, with_mode: bool) -> list[tuple[Any, dict[str, Any]]]:
+def _attributes(modules: Sequence[Module], with_mode: bool) -> list[tuple[Module, dict[str, Any]]]:
     """Of each module what it consists of, and which of its parameters are trained."""
     found = []
-    for module in model.modules():
+    for module in itertools.chain.from_iterable(x.modules() for x in modules):
         own = {name: value for name, value in vars(module).items() if with_mode or name != "training"}
         trained = {f"{name}.requires_grad": t.requires_grad for name, t in own.items() if isinstance(t, Tensor)}
         found.append((module, own | trained))
