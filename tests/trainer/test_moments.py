@@ -125,6 +125,24 @@ def test_a_loss_that_workers_cannot_see_changed_is_refused_and_one_process_follo
     assert run() == run(jit=False)
 
 
+def test_a_change_deep_in_the_model_that_workers_cannot_see_is_a_warning():
+    class Scaled(sn.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.config = sn.nn.Linear(6, 4), {"scale": 1.0}
+
+        def forward(self, x):
+            return self.layer(x) * self.config["scale"]
+
+    class Doubles:
+        def on_epoch_end(self, run):
+            run.model.config["scale"] *= 2.0
+
+    trainer, loader = make(workers=2, shards=2, model=Scaled(), callbacks=[Doubles()])
+    with pytest.warns(RuntimeWarning, match=r"of 2 workers has a copy of the model, got another Scaled.config"):
+        trainer.fit(loader, epochs=2)
+
+
 CHANGES = {
     "groups": (
         lambda run: run.optimizer.add_param_group({"params": run.model.linear1.parameters()}),

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -47,6 +48,7 @@ STARTS = 10  # of each worker that may die over no piece, without any progress: 
 SLOW_EVERY = 0.5  # seconds between two looks for slow workers
 SLOW = 5.0  # times the time of other workers for a shard: deserves a warning
 SLOW_AFTER = 10  # shards of each worker: recording the first ones takes longer
+MODEL, LOSS = "the model", "the loss and the data"  # of which workers have copies
 
 
 class _Processes(Workers):
@@ -121,7 +123,7 @@ class Pool(Steps):
         self.placement, self._modules = settings.placement, job.modules
         self.patience, self._first = patience or settings.patience, self.submitted
         self._stop = stop
-        self._read: Names | None = None  # what the user's functions read by Python
+        self._read: dict[str, Names] = {}  # what the user's code in workers reads by Python
         self._deaths: Counter[Any] = Counter()
         self._seals, self._since, self._seconds = 0, time.monotonic(), math.inf
         self._longest = replica.reading  # seconds: this process has read a shard already
@@ -144,17 +146,20 @@ class Pool(Steps):
     def following(self, within_epoch: bool) -> Iterator[None]:
         modules = [x for x in (self.replica.model, self.settings.loss) if isinstance(x, Module)]
         before = _attributes(modules, within_epoch)
-        if self._read is None or not self._read.hold():
-            self._read = Names(self.settings.functions)
-            self._read.of_modules.clear()  # they may have other values; and see `before`
+        for what, roots in {LOSS: self.settings.functions, MODEL: [self.replica.model]}.items():
+            if what not in self._read or not self._read[what].hold():
+                self._read[what] = Names(roots)
+                self._read[what].of_modules.clear()  # they may have other values; and see `before`
         with super().following(within_epoch):
             yield
         for (module, old), (_, new) in zip(before, _attributes(modules, within_epoch), strict=False):
             for name in old.keys() | new.keys():
                 if old.get(name, self) is not new.get(name, self):
-                    raise self._unseen("the model", f"{type(module).__name__}.{name}")
-        if (changed := self._read.changed()) is not None:
-            raise self._unseen("the loss and the data", changed)
+                    raise self._unseen(MODEL, f"{type(module).__name__}.{name}")
+        if (changed := self._read[LOSS].changed()) is not None:
+            raise self._unseen(LOSS, changed)
+        if (changed := self._read[MODEL].changed()) is not None:  # perhaps what it only keeps for another call
+            warnings.warn(str(self._unseen(MODEL, changed)), RuntimeWarning, stacklevel=2)
 
     def _unseen(self, what: str, name: str) -> ConfigError:
         return ConfigError(
