@@ -171,7 +171,7 @@ def timed_step(recorded: Any, clock: Callable[[], int], watched: bool) -> list[E
         program.rearrange()
         program.take(given)
         ends.append((INPUTS, clock(), None))
-        program.begin(undo)
+        program.begin(undo, recorded.holds)
         ends.append((EFFECTS, clock(), None))
         for part in program.parts:
             executable: Any = getattr(part, "__self__", None)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..kernels import device as find_device
+from ..optim.lr_scheduler import LRScheduler
 from ..tensor import Tensor
 from ..tracing import Undo
 from . import passes
@@ -46,6 +47,8 @@ class Program:
 
         self.trace, self.inputs, self.outputs, self.kept = trace, inputs, outputs, kept
         self.effects = trace.effects
+        # A schedule may call a function of the user, which may set what the step, or the next one, reads.
+        self.is_scheduled = any(isinstance(getattr(x, "__self__", None), LRScheduler) for x in self.effects)
         self.stop = np.zeros(1, np.int64)
         self.instructions = passes.compiled(trace, inputs, kept, self.stop)
         if outputs:
@@ -54,14 +57,14 @@ class Program:
         self.count_threads = get_num_threads
         self._build(get_num_threads())
 
-    def run(self, inputs: list[np.ndarray]) -> None:
-        """Does the step. Raises Stopped, with all as it was, where a guard or an effect of it fails."""
+    def run(self, inputs: list[np.ndarray], holds: Callable[[], bool]) -> None:
+        """Does the step. Raises Stopped, with all as it was, where a guard or an effect of it fails; see `begin`."""
         self.rearrange()
         self.take(inputs)
         saved = self._saved() if self.early else ()
         undo: list[Undo] = []
         try:
-            self.begin(undo)
+            self.begin(undo, holds)
             for part in self.parts:
                 part()
                 if self.stop[0]:
@@ -85,14 +88,19 @@ class Program:
         if self.threads != threads:
             self._build(threads)
 
-    def begin(self, undo: list[Undo]) -> None:
-        """Runs the effects; `undo` collects what takes them back. Raises Stopped if one fails."""
+    def begin(self, undo: list[Undo], holds: Callable[[], bool]) -> None:
+        """Runs the effects; `undo` collects what takes them back.
+
+        holds: are the Python values that the step reads as they were? Raises Stopped if an effect fails or changes one.
+        """
         try:
             for effect in self.effects:
                 if (back := effect()) is not None:
                     undo.append(back)
         except Exception as error:
             raise Stopped from error
+        if self.is_scheduled and not holds():
+            raise Stopped
 
     # --- building -----------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from ..native.aligned import aligned
-from ..optim.lr_scheduler import LRScheduler
 from ..tracing import Undo
 from .program import Program, Stopped, take_back
 
@@ -46,8 +45,6 @@ class Series:
                 firsts.append(first + offset)
         self._places = np.array(places, np.int64)
         self._addresses = np.array(firsts, np.int64).reshape(-1, TURNS).T.copy()  # a row for each turn
-        # A schedule may call a function of the user, which may set what the next turn reads.
-        self._is_scheduled = any(isinstance(getattr(x, "__self__", None), LRScheduler) for x in program.effects)
         self._runs, shared = 0, self._executable.shared
         self._seconds = {shared: 0.0} | ({False: 0.0} if self._executable.work <= LIGHT else {})  # of a turn, by shared
 
@@ -66,9 +63,8 @@ class Series:
     ) -> int:
         """Does the step for the inputs of the first of `calls`, of which there are at most TURNS, in order.
 
-        before(i): called before the effects of step i. holds: are the Python values that the step reads as they were?
-        Returns how many steps are done. If none is, a guard of the first one does not hold, or an effect failed; all is
-        as it was before it.
+        before(i): called before the effects of step i. holds: see `Program.begin`. Returns how many steps are done. If
+        none is, a guard of the first one does not hold, or an effect failed; all is as it was before it.
         """
         undo: list[list[Undo]] = []
         executable, fitting = self._executable, self._executable.words[self._places]
@@ -81,14 +77,12 @@ class Series:
                 for (_, rows), x in zip(self._inputs, inputs, strict=True):
                     rows[turn] = x
                 try:
-                    self.program.begin(undo[turn])
+                    self.program.begin(undo[turn], holds)
                 except Stopped:
                     take_back(undo.pop())
                     break
                 for memory, rows in self._fills:
                     rows[turn] = memory
-                if self._is_scheduled and not holds():
-                    break
             if undo:
                 self._run_turns(self._addresses[: len(undo)], shared)
         finally:  # a signal may have come at any time

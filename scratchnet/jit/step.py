@@ -26,7 +26,7 @@ from .names import Names
 from .program import Outputs, Program, Results, Stopped, give_back
 from .series import TURNS, Series
 from .trace import Trace, line_of, user_line
-from .values import Argument, is_constant, is_same, key_of, leaves_of, mapped
+from .values import Argument, detached, is_constant, is_same, key_of, leaves_of, mapped
 
 MOST = 64  # programs of a step; the oldest makes room for a new one
 FRUITLESS = 16  # recordings without a replay in between, after which the step is called as it is
@@ -75,7 +75,7 @@ class Step:
                     try:
                         return recorded.replay(arrays)
                     except Stopped:  # the step itself knows what is wrong
-                        return self.function(*args, **kwargs)
+                        return detached(self.function(*args, **kwargs))
             if self._refusal is not None:
                 raise self._refusal
             if self._is_plain:
@@ -391,7 +391,7 @@ class _Recorded:
             gradient.before()
         program = self.program
         assert program is not None
-        program.run(arrays)
+        program.run(arrays, self.holds)
         for gradient in self.gradients:
             gradient.after()
         assert self.results is not None

@@ -70,6 +70,11 @@ def _number(array: np.ndarray, arrays: list[np.ndarray]) -> int:
     return len(arrays) - 1
 
 
+def detached(result: Any) -> Any:
+    """The result of a step that was called as it is, without a record, as a replay gives it."""
+    return mapped(result, lambda x: x.detach() if isinstance(x, Tensor) else x)
+
+
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """The same with `change` of each value that is no container in it."""
     if type(value) in LEAVES:

@@ -26,7 +26,7 @@ def test_every_nanosecond_of_a_step_belongs_to_one_line_and_effects_are_taken_ba
         sources=[np.zeros(3), 1.0],
         rearrange=lambda: done.append("rearrange"),
         take=lambda given: done.append("take"),
-        begin=lambda undo: undo.append(lambda: done.append("take back")),
+        begin=lambda undo, holds: undo.append(lambda: done.append("take back")),
         parts=[executable.run, lambda: done.append("by Python")],
         executables=[executable],
         stop=np.zeros(1, np.int64),

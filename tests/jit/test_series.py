@@ -177,7 +177,8 @@ def test_a_value_that_changed_is_noticed_between_two_series():
     assert together.state() == alone.state()
 
 
-def test_a_schedule_whose_function_sets_what_the_step_reads_ends_a_series(turns):
+@pytest.mark.parametrize("reads_before", [True, False])
+def test_a_schedule_whose_function_sets_what_the_step_reads_ends_a_series(turns, reads_before):
     def made():
         training, scale = Training(dropout=0), [1.0]
         ordinary_step = training.ordinary_step
@@ -187,19 +188,21 @@ def test_a_schedule_whose_function_sets_what_the_step_reads_ends_a_series(turns)
             return 1.0
 
         def scaled(rows):
-            factor = scale[0]  # for this step; `ordinary_step` ends with the schedule
-            loss, found = ordinary_step(rows)
-            return loss * factor, found
+            factor = scale[0]
+            loss, found = ordinary_step(rows)  # which ends with the schedule
+            return loss * (factor if reads_before else scale[0]), found
 
         training.schedule = sn.optim.lr_scheduler.LambdaLR(training.optimizer, rate)
         training.step = Step(scaled, relies_on=(training.model, training.optimizer))
         return training
 
-    together, plain = made(), made()
+    together, alone, plain = made(), made(), made()
     found = numbers_in(together.together(calls_of(ROWS)))
     expected = [plain.step.function(*call) for call in calls_of(ROWS)]
     assert found == [(loss.item(), by_row["each"].detach().numpy().tobytes()) for loss, by_row in expected]
-    assert together.state()[1:] == plain.state()[1:] and turns[0] == 18  # after two that were recorded
+    assert found == numbers_in(alone.one_by_one(calls_of(ROWS)))
+    assert together.state()[1:] == alone.state()[1:] == plain.state()[1:]
+    assert turns[0] == 17  # after two that were recorded; the schedule of the next one sets it
 
 
 def test_a_gradient_that_is_added_to_keeps_a_step_out_of_a_series(turns):
