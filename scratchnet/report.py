@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -197,6 +198,8 @@ def _bars(file: Path, steps: int) -> tuple[dict[int, str], list[_Bar]]:
         begin = min(e["ts"] for e in spans if e.get("args", {}).get("step", -1) >= first)
         bars = [_Bar(e["tid"], e["name"], (e["ts"] - begin) / 1e3, e["dur"] / 1e3) for e in spans if e["ts"] >= begin]
         workers = {line for line, name in named.items() if name != "parent"}  # also one that only waited
+        if not all(math.isfinite(bar.start + bar.length) for bar in bars):
+            raise ValueError
     except FileNotFoundError:
         raise DataNotFoundError(f"{file}: expected the timeline of a run, found no such file") from None
     except (OSError, ValueError, TypeError, LookupError):
@@ -207,8 +210,9 @@ def _bars(file: Path, steps: int) -> tuple[dict[int, str], list[_Bar]]:
 def _waits(bars: Sequence[_Bar], lines: int) -> float:
     """The part of the time of all lines in which nothing is done."""
     works = [bar for bar in bars if bar.kind != "wait"]
-    length = max(bar.start + bar.length for bar in works) - min(bar.start for bar in works)
-    return 1 - sum(bar.length for bar in works) / (lines * length)
+    ends, starts = [bar.start + bar.length for bar in works], [bar.start for bar in works]
+    length = max(ends, default=0.0) - min(starts, default=0.0)
+    return 1 - sum(bar.length for bar in works) / (lines * length) if length > 0 else 1.0
 
 
 # --- speed-up ---------------------------------------------------------------------------------------------------------

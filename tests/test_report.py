@@ -79,7 +79,8 @@ def test_a_timeline_shows_the_newest_steps_of_each_worker(tmp_path):
 
 def test_what_is_no_timeline_is_refused(tmp_path):
     assert "no such file" in refused(DataNotFoundError, lambda: plot_timeline(tmp_path / "none.json"))
-    for text in ("", "[]", '{"traceEvents": []}', '{"traceEvents": [{"ph": "X"}]}'):
+    span = '{"ph": "X", "name": "compute", "tid": 1, "ts": NaN, "dur": 1, "args": {"step": 0}}'
+    for text in ("", "[]", '{"traceEvents": []}', '{"traceEvents": [{"ph": "X"}]}', f'{{"traceEvents": [{span}]}}'):
         (tmp_path / "other.json").write_text(text)
         assert "expected the timeline of a run" in refused(DataError, lambda: plot_timeline(tmp_path / "other.json"))
     assert "a file, or a dict of names and files" in refused(ConfigError, lambda: plot_timeline({}))
@@ -94,6 +95,7 @@ def test_the_part_of_the_time_in_which_workers_wait():
     ]
     assert _waits(bars, 2) == 0.25
     assert _waits(bars, 3) == 0.5  # one did nothing at all
+    assert _waits(bars[1:2], 1) == _waits([_Bar(1, "compute", 1.0, 0.0)], 1) == 1  # nobody did anything
 
 
 def test_a_worker_whose_shards_others_took_has_a_line_and_counts(tmp_path):
