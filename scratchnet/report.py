@@ -198,7 +198,7 @@ def _bars(file: Path, steps: int) -> tuple[dict[int, str], list[_Bar]]:
         begin = min(e["ts"] for e in spans if e.get("args", {}).get("step", -1) >= first)
         bars = [_Bar(e["tid"], e["name"], (e["ts"] - begin) / 1e3, e["dur"] / 1e3) for e in spans if e["ts"] >= begin]
         workers = {line for line, name in named.items() if name != "parent"}  # also one that only waited
-        if not all(math.isfinite(bar.start + bar.length) for bar in bars):
+        if not bars or not all(math.isfinite(bar.start + bar.length) for bar in bars):
             raise ValueError
     except FileNotFoundError:
         raise DataNotFoundError(f"{file}: expected the timeline of a run, found no such file") from None
