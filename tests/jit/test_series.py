@@ -262,6 +262,14 @@ def test_a_series_runs_on_the_number_of_threads_that_takes_less_time_and_tries_t
     assert seen[-2]
 
 
+def test_a_call_after_a_series_reads_the_argument_that_it_had_before(turns):
+    step, x = sn.jit(lambda x: x * 2.0), sn.Tensor(np.full(3, 7, np.float32))
+    for _ in range(3):
+        step(x)
+    list(step.series([(sn.Tensor(np.full(3, i, np.float32)),) for i in range(6)], lambda i: None))
+    assert turns == [6] and step(x).numpy().tolist() == [14.0] * 3
+
+
 @pytest.mark.skipif(sn.get_num_threads() < 2, reason="there is one thread")
 def test_a_trial_is_short_and_the_next_run_goes_on_where_it_ended(turns):
     ours, plain = Training(width=640), Training(width=640)
