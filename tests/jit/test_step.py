@@ -483,9 +483,17 @@ def test_a_weight_gradient_that_only_an_update_reads_is_never_written(options, f
 
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_update_in_a_product_keeps_no_velocity_that_is_subnormal(dtype):
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        (lambda p: sn.optim.SGD(p, 0.1, 0.5), "matmul_sgd"),
+        (lambda p: sn.optim.Adam(p, 0.1, (0.5, 0.999)), "matmul_adam"),
+    ],
+    ids=["sgd", "adam"],
+)
+def test_an_update_in_a_product_keeps_no_state_that_is_subnormal(dtype, rule, name):
     layer = sn.nn.Linear(40, 40).to(dtype=dtype)
-    optimizer = sn.optim.SGD(layer.parameters(), 0.1, 0.5)
+    optimizer = rule(layer.parameters())
     tiny = np.finfo(dtype).tiny
 
     @sn.jit
@@ -499,9 +507,11 @@ def test_an_update_in_a_product_keeps_no_velocity_that_is_subnormal(dtype):
     seen = []
     for scale in (tiny * 8, 0, 0, 0, 0):
         step(sn.Tensor(np.full((64, 40), scale / 64, dtype)))
-        seen.append(optimizer.state_dict()["state"][0]["velocity"][3].copy())
-    assert "matmul_sgd" in step.explain()
-    np.testing.assert_array_equal(seen, [np.full(40, v, dtype) for v in (8 * tiny, 4 * tiny, 2 * tiny, tiny, 0)])
+        seen.append(optimizer.states[0].arrays[0][3].copy())
+    assert name in step.explain()
+    first = 8 * tiny if name == "matmul_sgd" else 4 * tiny
+    expected = [first / 2**i for i in range(5)]
+    np.testing.assert_array_equal(seen, [np.full(40, v if v >= tiny else 0, dtype) for v in expected])
 
 
 @pytest.mark.skipif(not JIT or sn.get_num_threads() < 2, reason="one thread has all columns")
