@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dis
 import functools
 import operator
@@ -215,8 +216,9 @@ class _Walk:
         for name in names & scope.keys():
             self._read(self.always, scope, name, name)
         for imported in imports:
-            module = resolve_name(imported, scope.get("__package__")) if imported[0] == "." else imported
-            self.visit(sys.modules.get(module), module)
+            with contextlib.suppress(ImportError):  # a script is in no package
+                module = resolve_name(imported, scope.get("__package__"))
+                self.visit(sys.modules.get(module), module)
         for key in vars(function):
             if (key in self.used or self._everything) and not key.startswith("__"):
                 self._read(self.always, vars(function), key, f"{function.__name__}.{key}")
@@ -294,7 +296,7 @@ def _state(generator: Any) -> Any:
 def names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """The globals and the attributes that code, and functions within it, may read; the Python modules it imports."""
     names, attributes, imports = set[str](), set[str](), set[str]()
-    instructions = list(dis.get_instructions(code))
+    instructions = [x for x in dis.get_instructions(code) if x.opname != "EXTENDED_ARG"]  # a part of the next one
     for i, instruction in enumerate(instructions):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             names.add(instruction.argval)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import scratchnet as sn
+from scratchnet.jit.names import names_in
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -256,3 +257,19 @@ def test_a_masked_array_and_its_mask_are_guarded():
     assert [step(x).item() for _ in range(3)] == [1.0] * 3
     numbers.mask = False
     assert [step(x).item() for _ in range(3)] == [3.0] * 3
+
+
+def test_an_import_in_a_long_function_is_found():
+    """From the 257th constant on, each stands behind a prefix."""
+    lines = [f"    y = {i}.5" for i in range(300)]
+    scope = {}
+    exec("\n".join(["def f(x):", *lines, "    from collections import abc", "    return abc"]), scope)
+    assert names_in(scope["f"].__code__)[2] == {"collections"}
+
+
+def test_a_relative_import_in_a_script_names_no_module():
+    scope = {"__name__": "__main__", "__package__": None}
+    lines = "try:", "    from .layers import scale", "except ImportError:", "    scale = 2.0", "return x * scale"
+    exec("\n".join(["def f(x):", *(f"    {line}" for line in lines)]), scope)
+    step = sn.jit(scope["f"])
+    assert [step(sn.Tensor([3.0])).item() for _ in range(4)] == [6.0] * 4
