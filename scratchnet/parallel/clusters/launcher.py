@@ -163,7 +163,8 @@ class _Attempt:
                     work, address=self.scheduler.address, port=meeting.port, token=meeting.token,
                     payload=self.payload, attempt=self.attempt,
                 )  # fmt: skip
-                threading.Thread(target=self._collect, args=(do,), daemon=True).start()
+                thread = threading.Thread(target=self._collect, args=(do,), daemon=True)
+                thread.start()
                 if not meeting.gather(self.ranks, START, self.tasks.done):
                     raise self._not_started(len(meeting.peers))
                 if wrong := misfit(hello for _, hello in meeting.peers.values()):
@@ -173,7 +174,10 @@ class _Attempt:
                 meeting.close()  # then tasks end their ranks
                 self._cancel()
                 raise
-        return self._outcome(self._replies(LATE if lost else END), lost, status)
+        replies = self._replies(LATE if lost else END)
+        if self.tasks.done():
+            thread.join()  # and with it ends what belongs to it, such as a server of workers
+        return self._outcome(replies, lost, status)
 
     def _collect(self, do: Callable) -> None:
         try:
