@@ -30,7 +30,7 @@ from .stops import Stops, barriers_of, helpers_of, plain, scope_of, tree_of
 __all__ = ["ORDERS", "barriers_of", "find_races", "interpreted"]
 
 MANY = -1
-_ACCESS = {"read": "a read", "write": "a write", "atomic": "an atomic update"}
+SHARED = 1 << 40  # bytes between the addresses that shared arrays are given, below zero
 
 
 def find_races(kernel: Any, launch: tuple[Any, Any], *arguments: Any, order: str = "ascending") -> None:
@@ -90,34 +90,42 @@ def interpreted(order: str = "ascending", without: tuple[str, int] | None = None
 
 
 class _Log:
-    """Who touched which word since the last barrier (or, across blocks, since the launch)."""
+    """Which thread touched which word since the last barrier, or which block since the launch. who: the one that runs.
+
+    Each access returns who else touched the word before in a way that forbids it, or None.
+    """
 
     def __init__(self) -> None:
-        self.writes: dict[Any, int] = {}
-        self.reads: dict[Any, int] = {}
-        self.atomics: dict[Any, int] = {}
+        self.who = 0
+        self.writes: dict[int, int] = {}
+        self.reads: dict[int, int] = {}
+        self.atomics: dict[int, int] = {}
 
-    def read(self, word: Any, who: int) -> int | None:
-        """Notes a read; returns who wrote the word before, if that is somebody else."""
-        self.reads[word] = self._all(self.reads, word, who)
-        return self._other(who, self.writes.get(word, who), self.atomics.get(word, who))
+    def read(self, word: int) -> int | None:
+        who = self.who
+        if self.reads.setdefault(word, who) != who:
+            self.reads[word] = MANY
+        if self.writes.get(word, who) == who and not self.atomics:
+            return None
+        return self._other(word, self.writes, self.atomics)
 
-    def write(self, word: Any, who: int) -> int | None:
-        """Notes a write; returns who read or wrote the word before, if that is somebody else."""
-        writer, reader = self.writes.get(word, who), self.reads.get(word, who)
+    def write(self, word: int) -> int | None:
+        who = self.who
+        other = None
+        if self.writes.get(word, who) != who or self.reads.get(word, who) != who or self.atomics:
+            other = self._other(word, self.writes, self.reads, self.atomics)
         self.writes[word] = who
-        return self._other(who, writer, reader, self.atomics.get(word, who))
+        return other
 
-    def atomic(self, word: Any, who: int) -> int | None:
-        """Notes an atomic update, beside which there may be others; returns who else read or wrote the word."""
-        self.atomics[word] = self._all(self.atomics, word, who)
-        return self._other(who, self.writes.get(word, who), self.reads.get(word, who))
+    def atomic(self, word: int) -> int | None:
+        """Beside an atomic update there may be others."""
+        if self.atomics.setdefault(word, self.who) != self.who:
+            self.atomics[word] = MANY
+        return self._other(word, self.writes, self.reads)
 
-    def _all(self, log: dict[Any, int], word: Any, who: int) -> int:
-        return who if log.get(word, who) == who else MANY
-
-    def _other(self, who: int, *others: int) -> int | None:
-        return next((other for other in others if other != who), None)
+    def _other(self, word: int, *logs: dict[int, int]) -> int | None:
+        found = (log.get(word, self.who) for log in logs)
+        return next((other for other in found if other != self.who), None)
 
     def clear(self) -> None:
         for log in (self.writes, self.reads, self.atomics):
@@ -125,37 +133,46 @@ class _Log:
 
 
 class _Words:
-    """An array as a kernel sees it, which reports each access to the interpreter."""
+    """An array as a kernel sees it, which reports each access to the logs of the interpreter.
+
+    address: of its first word, in memory or, below zero, in the shared memory of a block. known: the words that were
+    written, unless all were.
+    """
 
     def __init__(self, run: Interpreter, data: np.ndarray, kind: str, address: int, known: set[int] | None):
         self.run, self.data, self.kind, self.address, self.known = run, data, kind, address, known
         self.dtype, self.size, self.shape, self.ndim = data.dtype, data.size, data.shape, data.ndim
-        self.flat = data.reshape(-1)
+        self.flat, self.itemsize = data.reshape(-1), data.dtype.itemsize
+        self.length = self.size if self.ndim == 1 else 0  # of what one number may index
+        self.logs = run.logs[kind]
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Any:
-        i = self._word(index)
+        i = index if index.__class__ is int and 0 <= index < self.length else self._word(index)
         if self.known is not None and i not in self.known:
             self.run.fail(f"word {i} of a {self.kind} array is read before it is written")
-        if self.kind != "local":
-            self.run.note("read", self, i)
+        for log in self.logs:
+            if (other := log.read(self.address + i * self.itemsize)) is not None:
+                self._refuse("a read", i, log, other)
         return self.flat[i]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        i = self._word(index)
+        i = index if index.__class__ is int and 0 <= index < self.length else self._word(index)
         if self.known is not None:
             self.known.add(i)
-        if self.kind != "local":
-            self.run.note("write", self, i)
+        for log in self.logs:
+            if (other := log.write(self.address + i * self.itemsize)) is not None:
+                self._refuse("a write", i, log, other)
         self.flat[i] = value
 
     def update(self, index: Any, function: Callable[[Any, Any], Any], value: Any) -> Any:
         """An atomic update; returns what stood there."""
         i = self._word(index)
-        if self.kind != "local":
-            self.run.note("atomic", self, i)
+        for log in self.logs:
+            if (other := log.atomic(self.address + i * self.itemsize)) is not None:
+                self._refuse("an atomic update", i, log, other)
         before = self.flat[i]
         self.flat[i] = function(before, value)
         return before
@@ -172,8 +189,13 @@ class _Words:
             word = word * n + int(i)
         return word
 
+    def _refuse(self, what: str, i: int, log: _Log, other: int) -> None:
+        unit, end = ("block", "") if log is self.run.by_block else ("thread", ", without a barrier between")
+        who = f"another {unit}" if other == MANY else f"{unit} {other}"
+        self.run.fail(f"{what} of word {i} of a {self.kind} array that {who} touches too{end}")
+
     def check_wide(self, i: int) -> None:
-        if (self.address + int(i) * self.dtype.itemsize) % 16:
+        if (self.address + int(i) * self.itemsize) % 16:
             self.run.fail(f"16 bytes at index {i} of a {self.kind} array are not aligned")
 
 
@@ -235,7 +257,9 @@ class _Arrays:
         number = run.shared_counts[run.thread]  # all threads make the same arrays in the same order
         run.shared_counts[run.thread] += 1
         if number == len(run.shared):
-            run.shared.append(_Words(run, np.empty(shape, dtype), "shared", alignment % 16, set()))
+            run.shared.append(
+                _Words(run, np.empty(shape, dtype), "shared", alignment % 16 - (number + 1) * SHARED, set())
+            )
         return run.shared[number]
 
 
@@ -260,10 +284,14 @@ class Interpreter:
         if count > kernel.threads:
             self.fail(f"{count} threads in a block, for which at most {kernel.threads} were promised")
         self.by_thread, self.by_block = _Log(), _Log()
+        among_threads = (self.by_thread,) if count > 1 else ()
+        among_blocks = (self.by_block,) if self.grid_dim.x * self.grid_dim.y > 1 else ()
+        self.logs = {"local": (), "shared": among_threads, "global": among_blocks + among_threads}
         given = [self._argument(x) for x in arguments]
         with np.errstate(all="ignore"):
             for block in range(self.grid_dim.x * self.grid_dim.y):
-                self.block, self.block_at = block, _Dim(block % self.grid_dim.x, block // self.grid_dim.x)
+                self.block = self.by_block.who = block
+                self.block_at = _Dim(block % self.grid_dim.x, block // self.grid_dim.x)
                 self._run_block(body, count, given)
 
     def _argument(self, x: Any) -> Any:
@@ -324,25 +352,8 @@ class Interpreter:
         return turns[::-1] if self.order == "descending" else turns
 
     def _enter(self, t: int) -> None:
-        self.thread = t
+        self.thread = self.by_thread.who = t
         self.thread_at = _Dim(t % self.block_dim.x, t // self.block_dim.x)
-
-    # --- what accesses tell ---------------------------------------------------------------------------------------
-
-    def note(self, what: str, words: _Words, i: Any) -> None:
-        if words.kind == "shared":
-            word: Any = (id(words), int(i))
-        else:
-            word = words.address + int(i) * words.dtype.itemsize
-            other = getattr(self.by_block, what)(word, self.block)
-            if other is not None:
-                self.fail(f"{_ACCESS[what]} of word {i} of a global array that {_other('block', other)} touches too")
-        other = getattr(self.by_thread, what)(word, self.thread)
-        if other is not None:
-            self.fail(
-                f"{_ACCESS[what]} of word {i} of a {words.kind} array that {_other('thread', other)} touches too, "
-                "without a barrier between"
-            )
 
     def fail(self, what: str) -> None:
         raise ContractError(f"{self.name}, block {self.block}, thread {self.thread}: {what}")
@@ -373,10 +384,6 @@ class Interpreter:
 
 def _dim(n: Any) -> _Dim:
     return _Dim(*n) if isinstance(n, tuple) else _Dim(n, 1)
-
-
-def _other(what: str, who: int) -> str:
-    return f"another {what}" if who == MANY else f"{what} {who}"
 
 
 def _load_wide(source: _Words, i: int, target: _Words, j: int) -> None:

@@ -115,6 +115,39 @@ def mixes_atomics_and_stores(x, out):
 
 
 @cuda.jit
+def reads_what_others_add_to(x, out):
+    i = cuda.grid(1)
+    cuda.atomic.add(out, 0, x[i])
+    if i == 7:
+        x[i] = out[0]
+
+
+@cuda.jit
+def writes_what_others_add_to(x, out):
+    i = cuda.grid(1)
+    cuda.atomic.add(out, 0, x[i])
+    if i == 7:
+        out[0] = 0
+
+
+@cuda.jit
+def writes_what_another_has_read(x, out):
+    i = cuda.grid(1)
+    if i == 0:
+        out[0] = x[1]
+    else:
+        x[i] = 0
+
+
+@cuda.jit
+def writes_what_all_have_read(x, out):
+    i = cuda.grid(1)
+    out[i] = x[7]
+    if i == 7:
+        x[7] = 0
+
+
+@cuda.jit
 def takes_a_row(x, out):
     out[0] = x[0:2]
 
@@ -138,6 +171,10 @@ FAULTS = {
     leaves_before_the_barrier: "wait for each other at different places",
     reads_what_nobody_wrote: "read before it is written",
     mixes_atomics_and_stores: "an atomic update of word 0 .* that thread 0 touches too",
+    reads_what_others_add_to: "a read of word 0 of a global array that another thread touches too",
+    writes_what_others_add_to: "a write of word 0 of a global array that another thread touches too",
+    writes_what_another_has_read: "a write of word 1 of a global array that thread 0 touches too",
+    writes_what_all_have_read: "a write of word 7 of a global array that another thread touches too",
     takes_a_row: "index every one",
     uses_a_vote: "cuda.ballot_sync is not known to find_races",
 }
@@ -151,10 +188,36 @@ def test_each_fault_is_named_with_kernel_block_and_thread(kernel):
     assert kernel.__name__ in one_line(error)
 
 
+@cuda.jit
+def one_block_reads_what_another_writes(x, out):
+    if cuda.blockIdx.x == 0:
+        out[cuda.threadIdx.x] = x[4]
+    else:
+        x[cuda.grid(1)] = 0
+
+
 def test_two_blocks_that_touch_one_word_are_named():
     x, out = np.arange(8, dtype=np.float32), np.zeros(8, np.float32)
     with pytest.raises(sn.ContractError, match=r"block 1, thread 0: a write of word 0 .* that block 0 touches too"):
         find_races(two_blocks_write_one_word, (2, 4), x, out)
+    with pytest.raises(sn.ContractError, match=r"block 1, thread 0: a write of word 4 .* that block 0 touches too$"):
+        find_races(one_block_reads_what_another_writes, (2, 4), x, out)
+
+
+@cuda.jit
+def swaps_by_two_arrays(x, out):
+    first, second = cuda.shared.array(8, float32), cuda.shared.array(8, float32)
+    t = cuda.threadIdx.x
+    first[t], second[7 - t] = x[t], x[t]
+    cuda.syncthreads()
+    first[7 - t] = second[t]
+    out[7 - t] = first[7 - t]
+
+
+def test_words_of_two_shared_arrays_are_not_taken_for_each_other():
+    x, out = np.arange(8, dtype=np.float32), np.zeros(8, np.float32)
+    find_races(swaps_by_two_arrays, (1, 8), x, out)
+    np.testing.assert_array_equal(out, x)
 
 
 def test_what_is_no_kernel_or_no_order_is_refused():
