@@ -29,7 +29,7 @@ class Access(NamedTuple):
     """What a loop does with a piece of memory; `by_rows`: its i-th item uses the i-th of equal parts alone.
 
     is_stop: it is the word that guards write, all of them the same, so in any order. Who reads it comes in a later
-    stage than they, because nobody looks before their stage has ended.
+    stage than they, or after them in the only block of a group, since a block ends where a guard has stopped it.
     """
 
     start: int
@@ -147,7 +147,7 @@ def _joined(task: Task, before: Sequence[tuple[_Open, list]]) -> tuple[_Open | N
             if rows and task.size % rows == 0 and last.rows % rows == 0 and (rows == last.rows or rows >= FEWEST_ROWS):
                 return last, rows
         small = task.work + (last.rows > 1) * last.work <= SMALL  # one row is one thread's already
-        if not others and small and not any(b.is_stop for _, b in pairs):
+        if not others and small:
             return last, 1
     return None, max(task.size, 1)
 

@@ -432,6 +432,24 @@ def test_the_gradient_of_a_layer_does_not_wait_for_that_of_earlier_ones():
 
 
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+@pytest.mark.parametrize(
+    ("other", "stages"),
+    [  # what the rows of x @ w are multiplied by, and the (first group, end) of each stage
+        (lambda u, v, small: u @ v, [[0, 2], [2, 3]]),
+        (lambda u, v, small: small.exp(), [[0, 1], [1, 2]]),
+    ],
+)
+def test_large_products_share_a_stage_and_small_work_comes_before_them(other, stages):
+    shapes = (1024, 64), (64, 64), (64, 512), (512, 64), (64, 4)
+    x, w, *others = (sn.Tensor(np.ones(shape, np.float32)) for shape in shapes)
+    step = sn.jit(lambda x: (x @ w) @ other(*others))
+    for _ in range(3):
+        step(x)
+    (executable,) = step.programs[0].executables
+    assert executable.stages.tolist() == stages
+
+
 def test_the_reference_step_is_one_compiled_call_of_few_stages():
     training = Training(width=128)
     training.run([64, 64])

@@ -158,6 +158,8 @@ def test_loops_use_vectors_and_not_the_c_library(name, dtype, monkeypatch):
     (assembly,) = loop.inspect_asm().values()
     widest = "z" if llvm.get_host_cpu_features().get("avx512f") else "y"
     assert re.search(rf"vfn?m(add|sub)\w+p{'s' if dtype == 'f4' else 'd'}.*%{widest}mm", assembly)
+    (code,) = loop.inspect_llvm().values()
+    assert '"prefer-vector-width"="512"' in code  # of CPUs with AVX-512 some need to be asked for it
     assert not re.search(r"\b(exp|log|tanh|erf|erfc)f?\b", assembly)  # the C library's
 
 

@@ -510,7 +510,8 @@ def test_kernels_are_given_c_contiguous_arrays(name, monkeypatch):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", [name for name, cases in CASES.items() if any(map(is_smooth, cases))])
 def test_gradients_keep_dtype_and_shape_on_every_layout_and_own_their_memory(name, dtype):
-    for case, layout in itertools.product(CASES[name], LAYOUTS.values()):
+    names = ("C", "reversed") if SIMULATED else LAYOUTS  # a GPU has a copy, which is C in any case
+    for case, layout in itertools.product(CASES[name], map(LAYOUTS.get, names)):
         arrays = [layout(x) for x in case.arrays(dtype)]
         wide = [x.astype(np.float64) if x.dtype == dtype else x for x in arrays]
         leaves, wide_leaves = (tensors(case, xs, requires_grad=True) for xs in (arrays, wide))

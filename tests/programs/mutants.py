@@ -4,15 +4,16 @@
     python tests/programs/mutants.py --sample 10    # as many cheap ones, spread over the tables, which CI runs
     python tests/programs/mutants.py --only reduce  # those whose file, text or test has this in it
 
-A mutant is found if its test fails. Compiled kernels are compiled anew for each fault in their sources, so most faults
-of kernels are planted without the JIT. The exit status is 1 if one survives that is not explained, if its text is no
-longer in the file, once, or if its test cannot run; it may be skipped, where a package is missing.
+A mutant is found if its test fails, or crashes. Compiled kernels are compiled anew for each fault in their sources, so
+most faults of kernels are planted without the JIT. The exit status is 1 if one survives that is not explained, if its
+text is no longer in the file, once, or if its test cannot run; it may be skipped, where a package is missing.
 """
 
 import compileall
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,9 @@ from scratchnet.flags import flag, run_script  # noqa: E402
 
 LIMIT = 900  # seconds until a test counts as hung
 COPIED = "scratchnet", "tests", "scripts", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"
-OUTCOMES = {0: "SURVIVED", 1: "found"}  # by pytest's exit status; any other means that no test could run
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)  # what a wrong address ends in
+# By pytest's exit status; any other means that no test could run.
+OUTCOMES = {0: "SURVIVED", 1: "found", **{-number: "found" for number in CRASHES}}
 SKIPPED = "skipped: the test needs what is not here"  # and must run elsewhere: no fault, and none found
 
 
