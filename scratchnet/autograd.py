@@ -21,6 +21,7 @@ from .grad_mode import is_recording, recording
 from .half import in_float32
 from .kernels import Device
 from .ops.operands import ArrayLike, TensorBase, as_operand, copied, prepare, refusal
+from .ops.reductions import sum_op
 from .ops.table import Op, Tensor
 from .row_gradient import RowGradient, total
 
@@ -200,9 +201,9 @@ def unbroadcast(g: Tensor, shape: tuple[int, ...]) -> Tensor:
         return g
     extra = g.ndim - len(shape)
     if extra:
-        g = g.sum(tuple(range(extra)))
+        g = sum_op(g, axes=tuple(range(extra)), keepdims=False)
     repeated = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
-    return g.sum(repeated, keepdims=True) if repeated else g
+    return sum_op(g, axes=repeated, keepdims=True) if repeated else g
 
 
 def history(y: Tensor) -> Iterator[tuple[Tensor, Node | None]]:

@@ -256,12 +256,12 @@ def cross_entropy(
         if ignore_index is not None:
             raise ConfigError(f"{name}: expected labels with ignore_index, got probabilities of classes")
         spread = target * (1.0 - smoothing) + even if smoothing else target
-        return _reduced(_expected(rows, spread, factors).reshape(shape), reduction)
+        return _reduced(_shaped(_expected(rows, spread, factors), shape), reduction)
     rows, labels, counted, weights = _labels(name, target, rows, factors, ignore_index)
-    loss = _times(ops.cross_entropy(rows, labels), weights)
+    loss = _times(ops.cross_entropy_op(rows, labels), weights)
     if smoothing:
         loss = loss * (1.0 - smoothing) + _times(_expected(rows, even, factors), counted)
-    return _reduced(loss.reshape(shape), reduction, weights)
+    return _reduced(_shaped(loss, shape), reduction, weights)
 
 
 def nll_loss(
@@ -281,7 +281,8 @@ def nll_loss(
     rows, labels, _, weights = _labels(name, target, rows, factors, ignore_index)
     n, classes = rows.shape
     flat = as_tensor(labels, rows) + np.arange(n) * classes
-    return _reduced(_times(-ops.take_rows(rows.reshape(n * classes), flat), weights).reshape(shape), reduction, weights)
+    loss = _times(-ops.take_rows(rows.reshape(n * classes), flat), weights)
+    return _reduced(_shaped(loss, shape), reduction, weights)
 
 
 def _rows(name: str, x: Tensor, target: ArrayLike) -> tuple[Tensor, Tensor, tuple[int, ...]]:
@@ -330,6 +331,10 @@ def _labels(
         rows = ops.where(is_counted.unsqueeze(-1), rows, 0.0)  # 0 times an infinity or NaN would be NaN
     checked = ops.checked_index(name, labels, rows.shape[1], from_end=False)
     return rows, checked, counted, counted if factors is None else _times(ops.take_rows(factors, checked), counted)
+
+
+def _shaped(loss: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return loss if loss.shape == shape else loss.reshape(shape)
 
 
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:

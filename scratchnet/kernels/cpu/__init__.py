@@ -132,5 +132,6 @@ KERNELS = {name: kernel if name in ANY_LAYOUT else _guarded(name, kernel) for na
 gemm_tuning.prepare()
 if JIT_ENABLED:
     KERNELS["matmul"] = gemm.at_once(KERNELS["matmul"])
+    KERNELS["linear"] = gemm.linear_at_once(KERNELS["linear"])
 
 ahead.offer(__name__, first_run.FIRST_RUN)

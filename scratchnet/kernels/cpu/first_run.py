@@ -6,7 +6,7 @@ Products come first, then the others, both in the order of their calls. Printed 
 
 FIRST_RUN = """\
 scratchnet.kernels.cpu.gemm.matmul: l l f2 f2 f2 f2 ? ? ? f2
-scratchnet.kernels.cpu.gemm._direct: f2 f2 f2 ? ? ? f1
+scratchnet.kernels.cpu.gemm._direct: f2 f2 f2 f2 ? ? ? f1
 scratchnet.kernels.cpu.gemm.matmul_columns: l l f2 f2 f2 f2 ? ? f2
 scratchnet.kernels.cpu.gemm_update.matmul_sgd_columns: l l f2 f2 f2 f2 f2 l d1 f2
 scratchnet.kernels.cpu.gemm_pack.pack: l l f2 ? l f2 ?

@@ -196,10 +196,10 @@ def shares_columns(m, k, n, threads, itemsize):
 
 
 @jit
-def _direct(a, b, out, transpose_a, transpose_b, alone, work):
-    """out = op(a) @ op(b), if that is little enough to do at once; was it? work: float32, for scratch.
+def _direct(a, b, start, out, transpose_a, transpose_b, alone, work):
+    """out = start + op(a) @ op(b), if that is little enough to do at once; was it? work: float32, for scratch.
 
-    alone: is there no other thread that could help?
+    start: (1, n), or a row of zeros of another length. alone: is there no other thread that could help?
     """
     (m, n), (rows, k), (depth, columns) = out.shape, a.shape, b.shape
     if transpose_a:
@@ -211,16 +211,13 @@ def _direct(a, b, out, transpose_a, transpose_b, alone, work):
         return False
     if m >= cut(PACK_B_ROWS) and n > FEW_COLUMNS and (k > L2_K or k * n * out.itemsize > L2_BYTES):
         return False
-    lanes = TILE.vector_bytes // out.itemsize
     memory = work.view(out.dtype)
-    zeros = memory[: ZERO_VECTORS * lanes]
-    zeros[:] = 0
-    start = zeros.reshape((1, zeros.size))
-    if m == 1 and not transpose_b and n >= lanes:  # as `multiply` does; called from here, it takes a tenth less time
-        multiply_one_row(a, b, start, out, 0, n, Scratch(memory.reshape((1, memory.size)), zeros.size))
+    memory = memory.reshape((1, memory.size))
+    if m == 1 and not transpose_b and n >= TILE.vector_bytes // out.itemsize:  # as `multiply` does; called from here,
+        multiply_one_row(a, b, start, out, 0, n, Scratch(memory, 0))  # it takes a tenth less time
         return True
     factors, sums = Factors(a, b, transpose_a, transpose_b, False, 0, False), whole_sums(start, out)
-    multiply(factors, sums, Region(0, m, 0, n), Scratch(memory.reshape((1, memory.size)), zeros.size))
+    multiply(factors, sums, Region(0, m, 0, n), Scratch(memory, 0))
     return True
 
 
@@ -228,7 +225,37 @@ class _Scratch(threading.local):
     """Memory of this Python thread for `_direct`."""
 
     def __init__(self):
-        self.work = np.empty(ZERO_VECTORS * TILE.vector_bytes // 4 + 2 * max(_SCRATCH.values()), np.float32)
+        self.work = np.empty(2 * max(_SCRATCH.values()), np.float32)
+
+
+_own = _Scratch()
+
+
+def _at_once(a, b, start, out, transpose_a, transpose_b):
+    """Was this product done at once? No, if arrays or flags are others than there is machine code for."""
+    try:
+        return _direct(a, b, start, out, transpose_a, transpose_b, False, _own.work) or (
+            get_num_threads() == 1 and _direct(a, b, start, out, transpose_a, transpose_b, True, _own.work)
+        )
+    except TypeError:
+        return False
+
+
+def _only_for_floats(compile_for):
+    """What compiles `_direct` for new types, if they are such that its general twin would compute with them, too."""
+
+    def compile_for_floats(a, b, start, out, transpose_a, transpose_b, alone, work):
+        arrays, dtype = (a, b, start, out), getattr(out, "dtype", None)
+        plain = dtype in LANES and all(x.dtype == dtype and x.ndim == 2 and x.flags.carray for x in arrays)
+        if not plain or not type(transpose_a) is type(transpose_b) is bool:
+            raise TypeError
+        return compile_for(a, b, start, out, transpose_a, transpose_b, alone, work)
+
+    return compile_for_floats
+
+
+if JIT_ENABLED:
+    _direct._compile_for_args = _only_for_floats(_direct._compile_for_args)
 
 
 def at_once(general):
@@ -237,29 +264,25 @@ def at_once(general):
     """
     if not JIT_ENABLED:
         return general
-    compile_for, scratch = _direct._compile_for_args, _Scratch()
-
-    def compile_for_floats(a, b, out, transpose_a, transpose_b, alone, work):
-        arrays, dtype = (a, b, out), getattr(out, "dtype", None)
-        plain = dtype in LANES and all(x.dtype == dtype and x.ndim == 2 and x.flags.carray for x in arrays)
-        if not plain or not type(transpose_a) is type(transpose_b) is bool:
-            raise TypeError
-        return compile_for(a, b, out, transpose_a, transpose_b, alone, work)
-
-    _direct._compile_for_args = compile_for_floats
 
     def matmul(a, b, out, transpose_a=False, transpose_b=False):
-        try:
-            if _direct(a, b, out, transpose_a, transpose_b, False, scratch.work):
-                return
-            if get_num_threads() == 1 and _direct(a, b, out, transpose_a, transpose_b, True, scratch.work):
-                return
-        except TypeError:
-            pass
-        general(a, b, out, transpose_a, transpose_b)
+        if not _at_once(a, b, ZEROS.get(out.dtype), out, transpose_a, transpose_b):
+            general(a, b, out, transpose_a, transpose_b)
 
     matmul.__doc__ = general.__doc__
     return matmul
+
+
+def linear_at_once(general):
+    """The same for `linear`."""
+
+    def linear(x, weight, bias, out):
+        fits = bias.ndim == 1 and bias.shape == out.shape[1:]
+        if not (fits and _at_once(x, weight, bias.reshape(1, -1), out, False, False)):
+            general(x, weight, bias, out)
+
+    linear.__doc__ = general.__doc__
+    return linear
 
 
 def _packed(b, transposed, j0, j1, rounds):

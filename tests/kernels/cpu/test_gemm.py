@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from sizes import THOROUGH
 
 from scratchnet import errors
+from scratchnet.kernels import device
 from scratchnet.kernels.cpu import dot_rows, gemm
 from scratchnet.kernels.cpu import gemm_cuts as cuts
 from scratchnet.native import loops as blocks
@@ -369,6 +370,13 @@ BAD = [
 def test_bad_arrays_are_named(a, b, out, options, error, message):
     with pytest.raises(error, match=message):
         gemm.matmul(a, b, out, **options)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (128,), (1, 5)])
+def test_a_small_layer_refuses_a_bias_of_another_shape(shape):
+    """Which its fast way would take for the row of zeros that sums without a bias begin with."""
+    with pytest.raises(errors.ShapeError, match=r"bias of shape \(5,\)"):
+        device("cpu").linear(*(Z(sizes, "f") for sizes in ((2, 3), (3, 5), shape, (2, 5))))
 
 
 # --- code -------------------------------------------------------------------------------------------------------------
