@@ -34,7 +34,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # Tests that come out the same whatever the threading layer, with the JIT and without: files, data sets, reports, and
 # processes, which have kernels of their own. They are marked `once`, as are those on the reference device, see below;
-# .ci/run repeats the others without the JIT and in simulators, `-m "not once"`.
+# .ci/run repeats the others without the JIT and in simulators, `-m "not once"`, and those that are marked `threads`, as
+# they start parallel loops, on each threading layer.
 ONCE = {
     "data": (
         "test_augment", "test_collate", "test_images", "test_loader", "test_samplers", "test_series",
@@ -81,14 +82,6 @@ ONCE = {
     ),
 }  # fmt: skip
 
-# Of the others, those that start parallel loops, which .ci/run repeats on each threading layer, `-m threads`.
-THREADS = {
-    "kernels": ("test_contract", "test_stages"),
-    "cpu": ("test_conv_in_place", "test_cpu_specific", "test_gemm", "test_gemm_bfloat16", "test_gemm_tuning"),
-    "jit": ("test_aliases", "test_explain", "test_guards", "test_names", "test_programs", "test_series", "test_step"),
-    "nn": ("test_images",),
-}
-
 
 def computes_with_numpy_alone(item):
     """Does a test run on the reference device, which has no compiled kernels and no threads? (Of 1,517 that do, three
@@ -97,12 +90,12 @@ def computes_with_numpy_alone(item):
     return "numpy_device" in item.fixturenames or (call is not None and call.params.get("device") == "numpy")
 
 
-# pytest-xdist runs a group of tests in one process, the groups in this order. Those that start processes are one
-# group: they look at processes, shared memory and clocks, which the others of them would disturb. All other files are
-# a group each; those that take longest come first, so that both processes end at about the same time.
+# pytest-xdist runs a file's tests in one of two processes, which take the files in this order. Files that start
+# processes wait much of the time, the others compute: they take turns, so that mostly one of the two computes.
+# Of each kind, what takes longest comes first, so that both end at about the same time.
 TESTS = Path(__file__).parent
 START_PROCESSES = (
-    "parallel", "scripts", "trainer", "test_docs.py", "test_time_limit.py",
+    "trainer", "parallel/pool", "scripts", "test_docs.py", "parallel", "test_time_limit.py",
     "kernels/cuda/test_workers.py", "kernels/cuda/test_stub.py", "nn/sequences/test_workers.py",
 )  # fmt: skip
 LONG = (
@@ -115,35 +108,30 @@ LONG = (
 )
 
 
-def group_of(path):
-    """(place in the order, name) of the group of a test file."""
+def place_of(path, first):
+    """Where a file comes among those of its kind, by what their names begin with."""
     name = path.relative_to(TESTS).as_posix()
-    if name.startswith(START_PROCESSES):
-        return 0, "processes"
-    return next((place for place, long in enumerate(LONG, 1) if name.startswith(long)), len(LONG) + 1), name
+    return next((place for place, start in enumerate(first) if name.startswith(start)), len(first))
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """Its own `loadgroup` looks for the group in the name of a test, where pytest 9.2 lets nobody write it."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Groups(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            return group_of(config.rootpath / nodeid.partition("::")[0])[1]
-
-    config.option.loadscopereorder = False  # the order is ours
-    return Groups(config, log)
+def in_turns(paths):
+    """{file: when it comes}: of each of the two kinds the same part at any time."""
+    kinds = ([], [])
+    for path in dict.fromkeys(paths):
+        kinds[place_of(path, START_PROCESSES) == len(START_PROCESSES)].append(path)
+    found = {}
+    for kind, first in zip(kinds, (START_PROCESSES, LONG), strict=True):
+        kind.sort(key=lambda path, first=first: place_of(path, first))
+        found |= {path: i / len(kind) for i, path in enumerate(kind)}
+    return found
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: group_of(item.path)[0])
+    when = in_turns(item.path for item in items)
+    items.sort(key=lambda item: when[item.path])
     for item in items:
-        name, folder = item.path.stem, item.path.parent.name
-        if name in ONCE.get(folder, ()) or computes_with_numpy_alone(item):
+        if item.path.stem in ONCE.get(item.path.parent.name, ()) or computes_with_numpy_alone(item):
             item.add_marker("once")
-        elif name in THREADS.get(folder, ()) and not item.get_closest_marker("once"):
-            item.add_marker("threads")
 
 
 def pytest_configure(config):
@@ -170,7 +158,7 @@ def pytest_runtest_makereport(item):
 
 @pytest.fixture(autouse=True)
 def _parallel_loops_only_where_they_are_expected(request):
-    """A test that has neither mark and starts one fails: it would not be repeated on other threading layers."""
+    """A test that has neither mark and starts one fails: .ci/run would not repeat it on other threading layers."""
     if not JIT or any(map(request.node.get_closest_marker, ("once", "threads"))):
         yield
         return

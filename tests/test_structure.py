@@ -267,10 +267,12 @@ def test_lines_of_code_are_neither_blank_nor_comments_nor_docstrings(plant):
 # --- tables and names -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("marks", [conftest.ONCE, conftest.THREADS], ids=["once", "threads"])
-def test_marks_name_files_of_tests(marks):
-    wanted = {f"{folder}/{name}.py" for folder, names in marks.items() for name in names}
-    assert wanted <= {f"{path.parent.name}/{path.name}" for path in (PROJECT / "tests").rglob("*.py")}
+def test_tables_of_files_name_files_of_tests():
+    files = [path.relative_to(PROJECT / "tests") for path in (PROJECT / "tests").rglob("*.py")]
+    wanted = {f"{folder}/{name}.py" for folder, names in conftest.ONCE.items() for name in names}
+    assert wanted <= {f"{path.parent.name or 'tests'}/{path.name}" for path in files}
+    for name in conftest.START_PROCESSES + conftest.LONG:
+        assert any(path.as_posix().startswith(name) for path in files), name
 
 
 def test_tables_hold_the_same_kernels_with_the_same_signatures():

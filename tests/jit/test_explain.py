@@ -57,6 +57,7 @@ def test_every_nanosecond_of_a_step_belongs_to_one_line_and_effects_are_taken_ba
     assert done == ["found", "holds", "rearrange", "take", "by Python", "results", "take back"]
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 def test_a_watched_run_marks_the_ends_of_stages_in_order():
     from scratchnet.native.atomics import nanoseconds

@@ -75,6 +75,7 @@ def slow_loss(outputs, labels):
     return sn.nn.functional.cross_entropy(outputs, labels) + slow.mean()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("loss", [sn.nn.CrossEntropyLoss(), slow_loss])
 def test_a_loss_that_is_not_finite_in_a_step_of_several_stages_changes_nothing(loss):
     """Of a recorded run, the third batch is bad: what is left is what two batches gave."""
@@ -122,6 +123,7 @@ def move(model):
     model.double().float()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("change", [load_another, replace_buffers, move])
 def test_buffers_that_are_loaded_or_replaced_are_followed(change):
     plain, recorded = network(norm=True), network(norm=True)

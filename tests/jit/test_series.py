@@ -231,6 +231,7 @@ def test_results_are_tensors_of_their_own_and_arguments_are_themselves():
     assert [x.numpy().tolist() for x, _ in results] == [[float(i)] * 3 for i in range(6)]
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(sn.get_num_threads() < 2, reason="there is one thread")
 def test_a_series_runs_on_the_number_of_threads_that_takes_less_time_and_tries_the_other_again(monkeypatch):
     training = Training(width=640)
@@ -270,6 +271,7 @@ def test_a_call_after_a_series_reads_the_argument_that_it_had_before(turns):
     assert turns == [6] and step(x).numpy().tolist() == [14.0] * 3
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(sn.get_num_threads() < 2, reason="there is one thread")
 def test_a_trial_is_short_and_the_next_run_goes_on_where_it_ended(turns):
     ours, plain = Training(width=640), Training(width=640)
@@ -277,6 +279,7 @@ def test_a_trial_is_short_and_the_next_run_goes_on_where_it_ended(turns):
     assert ours.state() == plain.state() and turns == [module.PROBE, module.TURNS, 68 - module.PROBE - module.TURNS]
 
 
+@pytest.mark.threads
 def test_all_threads_run_a_series_of_large_steps(monkeypatch):
     training = Training(width=640)
     training.one_by_one(calls_of(ROWS[:2]))

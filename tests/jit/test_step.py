@@ -113,6 +113,7 @@ def test_random_networks_keep_the_bits_of_the_ordinary_step(sizes, **options):
     same(sizes, **options)
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 @settings(max_examples=40, deadline=None)
 @given(
@@ -184,6 +185,7 @@ def test_an_embedding_bag_is_recorded_with_bags_that_stay_and_refused_with_bags_
             sn.jit(lambda words, offsets: table(words, offsets))(sn.Tensor([1, 2, 3]), offsets)
 
 
+@pytest.mark.threads
 def test_a_network_of_the_reference_size_keeps_its_bits():
     same([64, 64, 64, 30, 64] if JIT else [8, 8], layers=["linear", "relu", "dropout"], width=300 if JIT else 20)
 
@@ -192,6 +194,7 @@ def test_the_numpy_device_keeps_its_bits():
     same([8, 8, 5, 8], layers=["linear", "tanh", "dropout"], device="numpy")
 
 
+@pytest.mark.threads
 def test_bits_do_not_depend_on_threads():
     most = sn.get_num_threads()
     results = []
@@ -202,6 +205,7 @@ def test_bits_do_not_depend_on_threads():
     assert all(result == results[0] for result in results)
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 def test_the_number_of_threads_may_change_between_calls():
     most = sn.get_num_threads()
@@ -431,6 +435,7 @@ def test_the_gradient_of_a_layer_does_not_wait_for_that_of_earlier_ones():
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 @pytest.mark.parametrize(
@@ -450,6 +455,7 @@ def test_large_products_share_a_stage_and_small_work_comes_before_them(other, st
     assert executable.stages.tolist() == stages
 
 
+@pytest.mark.threads
 def test_the_reference_step_is_one_compiled_call_of_few_stages():
     training = Training(width=128)
     training.run([64, 64])
@@ -459,6 +465,7 @@ def test_the_reference_step_is_one_compiled_call_of_few_stages():
     assert len(native) == 1 and len(executable.stages) <= 4
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 def test_gradients_of_one_weight_are_added_up_block_by_block_where_they_are_computed():
     layer = sn.nn.Linear(128, 64)
@@ -532,6 +539,7 @@ def test_an_update_in_a_product_keeps_no_state_that_is_subnormal(dtype, rule, na
     np.testing.assert_array_equal(seen, [np.full(40, v if v >= tiny else 0, dtype) for v in expected])
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not JIT or sn.get_num_threads() < 2, reason="one thread has all columns")
 def test_threads_that_share_out_the_columns_of_a_weight_keep_the_bits():
     training = Training(width=128)
@@ -555,6 +563,7 @@ def test_explain_shows_calls_and_stages_and_changes_nothing():
     assert abs(sum(times) - stages) < 0.1 * len(times) + 0.1 and 0 <= stages <= step and bool(times) == JIT
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 def test_explain_counts_arithmetic_where_it_is_done_and_not_where_an_operand_is_packed():
     @sn.jit

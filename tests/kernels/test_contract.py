@@ -60,6 +60,7 @@ def test_signatures_are_the_same_on_all_devices(device, name):
     assert [p.default for p in own.parameters.values()] == [p.default for p in reference.parameters.values()]
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", KERNEL_ROWS)
 @given(data=st.data())
@@ -129,6 +130,7 @@ def test_integers_match_the_oracle(name, device, data):
     case.check(kernel(device, name))
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("device", OTHERS)
 @pytest.mark.parametrize("name", KERNEL_ROWS)
 @given(data=st.data())
@@ -137,6 +139,7 @@ def test_devices_match_the_reference(name, device, data):
     case.check(kernel(device, name), reference=kernel("numpy", name), layouts=("C",))
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(SIMULATED, reason="of the cpu table")
 @pytest.mark.parametrize("name", KERNEL_ROWS)
 @given(data=st.data())
@@ -171,6 +174,7 @@ def test_a_kernel_writes_nothing_outside_its_loops(name, data):
         assert re.search("read-only|writable", str(error)) and not plan, error
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not JIT, reason="large")
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 1), (1, 3), (9, 1), (1, 65)])
 def test_thin_products_of_great_length_match(m, n):
@@ -216,6 +220,7 @@ def test_copy_takes_any_layout_and_converts(device, operands):
             np.testing.assert_array_equal(out, x.astype(dtype))
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("half", HALVES, ids=str)
 def test_copies_to_a_half_are_rounded_to_the_nearest_even_and_those_from_it_are_exact(half, device):
@@ -334,6 +339,7 @@ def test_dropout_draws_depend_on_the_element_and_its_stream_alone(device):
     )
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("device", DEVICES)
 def test_dropout_keeps_the_share_that_it_promises(device):
     x, out = np.ones(20_000 if JIT else 2_000, np.float64), np.empty(20_000 if JIT else 2_000)

@@ -28,6 +28,7 @@ def drawn(*shape):
     return np.random.default_rng(sum(shape)).integers(-9, 10, shape).astype(np.float32)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["sum", "max", "min", "argmax"])
@@ -112,6 +113,7 @@ def two_threads():
     set_num_threads(before)
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not JIT or MAX_THREADS < 2, reason="NumPy copies")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_two_threads_make_a_large_copy(dtype, two_threads):

@@ -7,6 +7,7 @@ from messages import error_line, refused
 
 import scratchnet as sn
 from scratchnet import nn
+from scratchnet.native import loops
 from scratchnet.nn import functional as F
 
 RNG = np.random.default_rng(0)
@@ -88,6 +89,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_convolution_is_scipys_correlation_at_all_sizes(size, dtype):
@@ -241,6 +243,7 @@ def test_an_infinity_or_nan_reaches_only_the_adaptive_windows_that_hold_it():
     np.testing.assert_allclose(x.grad.numpy()[0, 0, 0], [1 / 2, 5 / 6, 1 / 3, 5 / 6, 1 / 2], rtol=1e-6)
 
 
+@pytest.mark.threads
 def test_a_wide_window_is_checked_at_once():
     x = np.array([[[1.0, 5.0, 3.0]]], np.float32)
     assert F.max_pool1d(x, 100_000, 1, 50_000).tolist() == [[[5.0] * 4]]
@@ -254,8 +257,10 @@ def test_with_ceil_mode_a_window_may_be_larger_than_x():
         F.max_pool1d(x, 4, 1, ceil_mode=True)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_bits_depend_neither_on_threads_nor_on_the_rest_of_the_batch(groups):
+def test_bits_depend_neither_on_threads_nor_on_the_rest_of_the_batch(groups, monkeypatch):
+    monkeypatch.setattr(loops, "PARALLEL_FROM", 1)
     x = np.repeat(X, 6, axis=0)
     layer = nn.Conv2d(4, 8, 3, padding=1, groups=groups)
     results = []

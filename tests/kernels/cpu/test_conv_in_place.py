@@ -37,6 +37,7 @@ def both(name, inputs, shape, at):
     return outs
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_patches_in_place_make_the_same_sums(case, dtype):

@@ -125,6 +125,7 @@ def two_threads():
     set_num_threads(before)
 
 
+@pytest.mark.threads
 @needs_jit
 @pytest.mark.parametrize("name", COMPILED)
 def test_bits_do_not_depend_on_threads(name, two_threads):
@@ -134,6 +135,7 @@ def test_bits_do_not_depend_on_threads(name, two_threads):
     assert answer(name, *case(name)) == one
 
 
+@pytest.mark.threads
 @needs_jit
 @pytest.mark.parametrize("name", [name for name in COMPILED if name not in ("matmul", "linear")])
 def test_bits_do_not_depend_on_the_path(name, monkeypatch):
@@ -142,6 +144,7 @@ def test_bits_do_not_depend_on_the_path(name, monkeypatch):
     assert answer(name, *case(name)) == large
 
 
+@pytest.mark.threads
 @needs_jit
 @pytest.mark.parametrize("shape", [(3, 70_000, 1), (2, 3000, 33), (1, 5, 9000)])
 def test_bits_of_a_sum_do_not_depend_on_threads_for_any_shape(shape, two_threads):
@@ -156,6 +159,7 @@ def test_bits_of_a_sum_do_not_depend_on_threads_for_any_shape(shape, two_threads
 # --- accuracy ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("shape", [(1, 300_001, 1), (1, 300_001, 3)] if JIT else [(1, 601, 1), (1, 601, 3)])
 def test_a_long_sum_is_not_a_long_chain(shape):
     """Adding 0.1 in one chain of float32 is off by 1e-3 and more; runs of at most 4096 / 16 keep it near 256 eps."""
@@ -191,6 +195,7 @@ def _misaligned(x):
     return y
 
 
+@pytest.mark.threads
 @needs_jit
 @pytest.mark.parametrize("layout", [_read_only, _misaligned, np.asfortranarray], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", COMPILED)

@@ -98,6 +98,7 @@ def same_bits(x, y):
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.threads
 @MANY
 @given(SIZES, SIZES, SIZES, st.sampled_from(TRANSPOSED), st.sampled_from(DTYPES), st.booleans(), st.booleans())
 def test_equals_numpy_within_the_bound(m, n, k, transposed, dtype, with_bias, accumulate):
@@ -110,6 +111,7 @@ def test_equals_numpy_within_the_bound(m, n, k, transposed, dtype, with_bias, ac
     assert_close(got, a, b, *transposed, start + np.zeros((m, n)))
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", TRANSPOSED)
 @pytest.mark.parametrize("m, n, k", LARGE)
@@ -147,6 +149,7 @@ def test_nan_and_infinity_stay_in_their_row_and_column(transposed, value):
 # --- bits -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.threads
 @MANY
 @given(SIZES, SIZES, SIZES, st.sampled_from(TRANSPOSED), st.sampled_from(DTYPES))
 def test_bits_do_not_depend_on_how_operands_are_stored(m, n, k, transposed, dtype):
@@ -189,6 +192,7 @@ def test_bits_of_a_row_or_column_do_not_depend_on_the_others(m, n, k, transposed
 SPANNED = [(1, 1), (40, 5), (70, 3), (1, 40), (3, 9), (2, 70), (13, 33), (170, 40), (61, 300), (3, 16500), (1, 70000)]
 
 
+@pytest.mark.threads
 @needs_jit
 @pytest.mark.parametrize("transposed", TRANSPOSED)
 @pytest.mark.parametrize("m, n", SPANNED)
@@ -225,10 +229,12 @@ def threads():
     set_num_threads(before)
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(MAX_THREADS < 2, reason="one core")
 @pytest.mark.parametrize("transposed", TRANSPOSED)
 @pytest.mark.parametrize("m, n, k", [(150, 130, 30), (3, 700, 70), (1100, 10, 20)] if JIT_ENABLED else [(20, 30, 5)])
-def test_bits_do_not_depend_on_threads(m, n, k, transposed, threads):
+def test_bits_do_not_depend_on_threads(m, n, k, transposed, threads, monkeypatch):
+    monkeypatch.setattr(blocks, "PARALLEL_FROM", 1)
     a, b = operands(m, n, k, *transposed, np.float32)
     results = []
     for count in range(1, min(MAX_THREADS, 4) + 1):

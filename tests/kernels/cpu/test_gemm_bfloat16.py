@@ -31,6 +31,7 @@ def operands(count, m, k, n, transpose_a, transpose_b):
     return a, b, np.full((count, m, n), np.nan, np.float32)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("flags", [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("shape", WIDENED)
 def test_widened_factors_have_the_bits_of_their_float32_product(shape, flags):
@@ -58,6 +59,7 @@ def test_packing_rounds_ties_subnormal_numbers_and_nan_as_ml_dtypes_does(transpo
         np.testing.assert_array_equal(np.isnan(packed), np.isnan(b))
 
 
+@pytest.mark.threads
 @pytest.mark.skipif(not JIT, reason="without the JIT nothing is planned")
 def test_an_update_takes_in_the_product_of_rounded_factors():
     rng = np.random.default_rng(0)
@@ -75,6 +77,7 @@ def test_an_update_takes_in_the_product_of_rounded_factors():
     assert fused[0].tobytes() == plain[0].tobytes() and fused[1].tobytes() == plain[1].tobytes()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("way", UNITS)
 @pytest.mark.parametrize("flags", [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -97,6 +100,7 @@ def test_units_have_the_bits_of_their_definition(shape, flags, way):
     assert out.tobytes() == expected.tobytes()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("way", UNITS)
 def test_bits_of_units_do_not_depend_on_threads(way):
     a, b, out = operands(1, 200, 700, 150, False, False)

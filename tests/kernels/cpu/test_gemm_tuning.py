@@ -31,6 +31,7 @@ def as_before():
     set_num_threads(threads)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("transposed", [*itertools.product([False, True], repeat=2)])
 def test_bits_depend_neither_on_the_tuning_nor_on_threads(transposed):
     multiply, rng = gemm.at_once(gemm.matmul), np.random.default_rng(0)
