@@ -20,7 +20,7 @@ from ..native.updates import UPDATES
 
 SMALL = 16384  # light operations; so little work is done by one thread, in order, rather than in stages
 MOST_BLOCKS = 16  # of a group without products: enough for threads of uneven speed, and each block is large
-PRODUCT_ROWS = 200  # most rows of a block with a product: each block reads, and may pack, the whole other factor
+PRODUCT_ROWS = 256  # most rows of a block with a product: each block reads, and may pack, the whole other factor
 PRODUCTS = {"matmul", "matmul_packed", *(f"matmul_{update}" for update in UPDATES)}
 FEWEST_ROWS = 16  # a loop over fewer rows does not join one over more: it would take its blocks away
 

@@ -22,6 +22,7 @@ from .gemm_cuts import (
     FEW_COLUMNS,
     L2_BYTES,
     L2_K,
+    LARGE_BYTES,
     MEMORY_BOUND,
     MOST_M_BLOCK,
     NUMBERS,
@@ -150,6 +151,8 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False, bias=None, accumulat
     transpose_a = bool(transpose_a)
     transpose_b = bool(transpose_b)
     pack_b_rows = threads * cut_now(PACK_B_ROWS)
+    if is_planning() and k * n * out.itemsize > LARGE_BYTES:  # a program packs beside other work, in an earlier stage
+        pack_b_rows //= 2
     in_l2 = k <= L2_K and k * n * out.itemsize <= L2_BYTES
     packing = transpose_b and not in_l2 and m < pack_b_rows  # by rows, every thread would pack all of b
     is_plain = not (transpose_a or transpose_b)

@@ -47,6 +47,7 @@ cut = _read if JIT_ENABLED else cut_now
 
 # The others are the same everywhere, as measured on Zen 3 (AVX2, 512 KiB of L2) and Zen 4 (AVX-512, 1 MiB of L2).
 L2_K, L2_BYTES = 128, 256 << 10  # b of so few rows and bytes stays in L2: each row of tiles may read all of it
+LARGE_BYTES = 1 << 20  # of b, which no L2 keeps beside what else it needs: it pays sooner to pack it
 PACKED_ELEMENTS = 1 << 23  # of b at a time: a wider b is packed part by part
 PACK_AS_READ_TILES = 3  # else, of so many tiles one above the other, the first packs what it reads for the others
 PACK_TRANSPOSED_A_COLUMNS, PACK_TRANSPOSED_A_K = 64, 256  # a transposed is slower to read from many lines of cache
