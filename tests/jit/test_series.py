@@ -238,6 +238,7 @@ def test_a_series_runs_on_the_number_of_threads_that_takes_less_time_and_tries_t
     training.one_by_one(calls_of(ROWS[:2]))
     (recorded,) = training.step._recorded.popitem()[1]
     series, now, seen = recorded.series(), [0.0], []
+    assert series._seconds == {True: 0.0, False: 0.0}, (sn.get_num_threads(), series._executable.work)
     seconds = {True: 3.0, False: 2.0}
 
     def run_turns(places, addresses, shared):
