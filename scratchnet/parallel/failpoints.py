@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels import device
+
 VARIABLE = "SCRATCHNET_FAIL"
 LOG = "SCRATCHNET_FIRED"
 POINTS = (
@@ -49,11 +51,22 @@ def armed(rank: int, starts: int) -> Callable[..., None]:
         for name, when, action in mine:
             if name == point and (when in ("*", str(step)) or (when.endswith("+") and step >= int(when[:-1]))):
                 note(f"{point}:{step}:{rank}:{action}")
-                for array in map(np.atleast_1d, memory()):  # which may be a block of a larger one
-                    array[len(array) // 2 :] = np.full(array.itemsize, 0xFF, np.uint8).view(array.dtype)[0]
+                for array in memory():
+                    _spoil(array)
                 _ACTIONS.get(action.partition("=")[0], _signal)(action.partition("=")[2] or action)
 
     return fail if mine else never
+
+
+def _spoil(array: Any) -> None:
+    """Overwrite the second half."""
+    if isinstance(array, np.ndarray):
+        array = np.atleast_1d(array)  # which may be a block of a larger one
+        array[len(array) // 2 :] = np.full(array.itemsize, 0xFF, np.uint8).view(array.dtype)[0]
+        return
+    half, gpu = array.reshape(-1)[array.size // 2 :], device("cuda")
+    gpu.write(half, np.full(half.nbytes, 0xFF, np.uint8).view(half.dtype))
+    gpu.to_host(half)  # which waits for it
 
 
 def note(line: str) -> None:

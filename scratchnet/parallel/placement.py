@@ -52,6 +52,10 @@ class Placement:
         """The name of a worker's device."""
         return self._default if self.names is None else self.names[rank]
 
+    def gpu(self, rank: int) -> int:
+        """The number of a worker's GPU."""
+        return int(self.of(rank).partition(":")[2] or 0)
+
     def kind(self, rank: int) -> str:
         """ "cuda", "cpu" or "numpy"."""
         return self.kinds[rank % len(self.kinds)]

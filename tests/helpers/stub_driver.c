@@ -10,12 +10,17 @@
  *   not suffice, and during a capture all that cannot be captured.
  * - Of each launch it reads the arguments, as the machine code lays them out, and finds arrays that are not where the
  *   context may read, reach beyond their memory, or are not aligned.
+ * - Memory that one process exports is the same bytes in another that opens it, there as far from the host as here. It is
+ *   gone, in all of them, when it is freed, or when its process ends.
  *
  * Environment: STUB_DEVICES (1), STUB_CAPABILITY (90), STUB_MEMORY (bytes of each device), STUB_VERSION (13000),
+ * STUB_NO_PEERS (1: no GPU reads the memory of another), STUB_NO_IPC (1), STUB_EXCLUSIVE (1: one process a GPU),
  * STUB_NO_GRAPHS (1: captures are refused), STUB_TRACE (a file for one line a call). Functions called stub_... are for tests.
  */
 #define _GNU_SOURCE
 #include <elf.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -23,11 +28,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum {
     OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
-    INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600,
+    INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, MAP_FAILS = 205, NOT_FOUND = 500, NOT_READY = 600,
     ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701, MISALIGNED = 716, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALID = 901
 };
 enum { MOST_DEVICES = 8, MOST_PARAMETERS = 128 };
@@ -49,7 +55,10 @@ typedef struct Stream {
     struct Stream *next; Context *context; int alive, blocking; Op *first, *last; uint64_t queued, done;
     Graph *capture; int broken; pthread_t capturer;
 } Stream;
-typedef struct { uintptr_t start; size_t n; int device; char *shadow; } Memory;  /* device -1: pinned memory of the host */
+typedef struct {
+    uintptr_t start; size_t n; int device; char *shadow;  /* device -1: pinned memory of the host */
+    int file, holder, opened;  /* file: of memory that was exported; holder: a pidfd, of memory of another process */
+} Memory;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int started, devices, capability, version, sticky;
@@ -105,9 +114,17 @@ static Memory *holding(uintptr_t at, size_t n) {
     int i = find(at);
     return i >= 0 && at + n <= memory[i].start + memory[i].n ? &memory[i] : NULL;
 }
+static int *freed(Memory *m) { return (int *)(m->shadow + (m->n + 4095) / 4096 * 4096); }  /* a word that all see */
+static int is_there(Memory *m) {  /* of memory that another process holds: does it live, and has it not freed it? */
+    if (!m->opened) return 1;
+    struct pollfd ends = {.fd = m->holder, .events = POLLIN};
+    int gone = poll(&ends, 1, 0) != 0 || *freed(m);
+    if (gone) note("stub: memory is gone", "%p", (void *)m->start);
+    return !gone;
+}
 static int readable(const void *at, size_t n, int device) {
     Memory *m = holding((uintptr_t)at, n);
-    return m && (m->device == device || m->device < 0);
+    return m && (m->device == device || m->device < 0 || m->opened) && is_there(m);
 }
 static size_t pages(size_t n) { return (n + 4095) / 4096 * 4096; }
 static void *obtain(size_t n, int device) {
@@ -120,13 +137,15 @@ static void *obtain(size_t n, int device) {
     if (memories == room) memory = realloc(memory, sizeof *memory * (room = room ? 2 * room : 256));
     int i = find((uintptr_t)at) + 1;
     memmove(memory + i + 1, memory + i, sizeof *memory * (memories++ - i));
-    memory[i] = (Memory){(uintptr_t)at, n, device, shadow};
+    memory[i] = (Memory){(uintptr_t)at, n, device, shadow, -1, -1, 0};
     if (device >= 0) used[device] += n;
     return at;
 }
 static int release(void *at, int pinned) {
     int i = find((uintptr_t)at);
-    if (i < 0 || memory[i].start != (uintptr_t)at || (memory[i].device < 0) != pinned) return INVALID_VALUE;
+    if (i < 0 || memory[i].start != (uintptr_t)at || (memory[i].device < 0) != pinned || memory[i].opened)
+        return INVALID_VALUE;
+    if (memory[i].file >= 0) { *freed(&memory[i]) = 1; close(memory[i].file); munmap(freed(&memory[i]), 4096); }
     munmap(at, pages(memory[i].n));
     if (!pinned) { munmap(memory[i].shadow, pages(memory[i].n)); used[memory[i].device] -= memory[i].n; }
     memmove(memory + i, memory + i + 1, sizeof *memory * (--memories - i));
@@ -156,7 +175,7 @@ static int check_arguments(Kernel *k, const unsigned char *arguments, int device
 static char *reached(void *at, size_t n, int on_device, int device) {  /* where the bytes really are; NULL if nowhere */
     Memory *m = holding((uintptr_t)at, n);
     if (!on_device) return at;
-    return m && (m->device == device || m->device < 0) ? m->shadow + ((uintptr_t)at - m->start) : NULL;
+    return m && readable(at, n, device) ? m->shadow + ((uintptr_t)at - m->start) : NULL;
 }
 static void perform(Op *op) {
     int device = op->stream->context->device;
@@ -258,6 +277,8 @@ API cuDeviceGetAttribute(int *out, int attribute, int device) {
     *out = 0;
     if (attribute == 75) *out = capability / 10;
     if (attribute == 76) *out = capability % 10;
+    if (attribute == 125) *out = !setting("STUB_NO_IPC", 0);
+    if (attribute == 20) *out = setting("STUB_EXCLUSIVE", 0) ? 3 : 0;
     for (unsigned i = 0; i < sizeof known / sizeof *known; i++) if (known[i][0] == attribute) *out = known[i][1];
     if (attribute == 34) *out = device + 1;  /* PCI device */
     BACK(OK);
@@ -313,7 +334,12 @@ API cuCtxSynchronize(void) {
     run_all(here());
     BACK(sticky);
 }
-API cuDeviceCanAccessPeer(int *out, int a, int b) { (void)a, (void)b; *out = 0; return OK; }
+API cuDeviceCanAccessPeer(int *out, int a, int b) {
+    BEGIN("cuDeviceCanAccessPeer", "%d %d", a, b);
+    if (a < 0 || b < 0 || a >= devices || b >= devices) BACK(INVALID_DEVICE);
+    *out = a != b && !setting("STUB_NO_PEERS", 0);
+    BACK(OK);
+}
 
 /* --- memory and copies --------------------------------------------------------------------------------------------- */
 
@@ -335,6 +361,61 @@ API cuMemFree(void *at) {
     NOT_CAPTURED;
     run_all(here());  /* as the driver does */
     BACK(at ? release(at, 0) : OK);
+}
+/* A handle: the process that exports, the file there, the device, and the bytes. */
+typedef struct { int pid, file, device, magic; uint64_t n; char rest[40]; } Handle;
+enum { MAGIC = 0x5ca7c4 };
+
+API cuIpcGetMemHandle(Handle *out, void *at) {
+    BEGIN_IN_CONTEXT("cuIpcGetMemHandle", "%p", at);
+    int i = find((uintptr_t)at);
+    if (i < 0 || memory[i].start != (uintptr_t)at || memory[i].device < 0 || memory[i].opened) BACK(INVALID_VALUE);
+    Memory *m = &memory[i];
+    if (setting("STUB_NO_IPC", 0)) BACK(MAP_FAILS);
+    if (m->file < 0) {  /* a file with the same bytes, and a page more for `freed`, takes the place of the shadow */
+        size_t whole = pages(m->n);
+        int file = memfd_create("stub-exported", MFD_CLOEXEC);
+        if (file < 0 || ftruncate(file, (off_t)(whole + 4096))) BACK(MAP_FAILS);
+        char *shadow = mmap(NULL, whole + 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+        if (shadow == MAP_FAILED) BACK(MAP_FAILS);
+        memcpy(shadow, m->shadow, m->n);
+        munmap(m->shadow, whole);
+        m->shadow = shadow; m->file = file;
+    }
+    *out = (Handle){.pid = getpid(), .file = m->file, .device = m->device, .magic = MAGIC, .n = m->n};
+    BACK(OK);
+}
+API cuIpcOpenMemHandle(void **out, Handle handle, unsigned flags) {
+    BEGIN_IN_CONTEXT("cuIpcOpenMemHandle", "%d %d %u", handle.pid, handle.device, flags);
+    NOT_CAPTURED;
+    if (flags != 1 || handle.magic != MAGIC) BACK(INVALID_VALUE);
+    if (handle.pid == getpid()) BACK(INVALID_CONTEXT);  /* no process opens its own */
+    if (handle.device != here()->device && setting("STUB_NO_PEERS", 0)) BACK(MAP_FAILS);
+    char name[64];
+    snprintf(name, sizeof name, "/proc/%d/fd/%d", handle.pid, handle.file);
+    int file = open(name, O_RDWR | O_CLOEXEC), holder = (int)syscall(SYS_pidfd_open, handle.pid, 0);
+    size_t whole = pages(handle.n);
+    char *shadow = file < 0 || holder < 0 ? MAP_FAILED
+        : mmap(NULL, whole + 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (file >= 0) close(file);
+    if (shadow == MAP_FAILED) BACK(INVALID_HANDLE);
+    void *at = obtain(handle.n, handle.device);
+    Memory *m = at ? holding((uintptr_t)at, 1) : NULL;
+    if (!m) BACK(OUT_OF_MEMORY);
+    used[handle.device] -= handle.n;  /* it is the other process that uses it */
+    munmap(m->shadow, whole);
+    m->shadow = shadow; m->holder = holder; m->opened = 1;
+    *out = at;
+    BACK(OK);
+}
+API cuIpcCloseMemHandle(void *at) {
+    BEGIN_IN_CONTEXT("cuIpcCloseMemHandle", "%p", at);
+    run_all(here());
+    int i = find((uintptr_t)at);
+    if (i < 0 || memory[i].start != (uintptr_t)at || !memory[i].opened) BACK(INVALID_VALUE);
+    munmap(at, pages(memory[i].n)); munmap(memory[i].shadow, pages(memory[i].n) + 4096); close(memory[i].holder);
+    memmove(memory + i, memory + i + 1, sizeof *memory * (--memories - i));
+    BACK(OK);
 }
 API cuMemHostAlloc(void **out, size_t n, unsigned flags) {
     BEGIN_IN_CONTEXT("cuMemHostAlloc", "%zu %u", n, flags);
@@ -378,9 +459,10 @@ API cuPointerGetAttribute(void *out, int attribute, uintptr_t at) {
 static int host_to_device(Stream *s, void *to, const void *from, size_t n, int waits) {
     if (!readable(to, n, s->context->device)) return INVALID_VALUE;
     Op op = {.kind = COPY, .on_device = 1, .to = to, .from = from, .n = n};
-    if (!holding((uintptr_t)from, n)) memcpy(op.kept = malloc(n), from, n);  /* pageable memory is read at once */
+    int is_pinned = holding((uintptr_t)from, n) != NULL;
+    if (!is_pinned) memcpy(op.kept = malloc(n), from, n);  /* pageable memory is read at once, and sent at any time */
     queue(s, op);
-    if (waits) run_to(s, s->queued);
+    if (waits && is_pinned) run_to(s, s->queued);
     return OK;
 }
 static int device_to_host(Stream *s, void *to, const void *from, size_t n, int waits) {
@@ -712,7 +794,7 @@ __attribute__((visibility("default"))) long stub_most_grid(void) { long most = m
 __attribute__((visibility("default"))) long stub_performed(void) { return performed; }
 __attribute__((visibility("default"))) long stub_used(int device) { return (long)used[device]; }
 __attribute__((visibility("default"))) long stub_memories(void) { return memories; }
-__attribute__((visibility("default"))) int stub_is_active(int device) { return primary[device] != NULL; }
+__attribute__((visibility("default"))) int stub_is_active(int device) { return retained[device] > 0; }
 __attribute__((visibility("default"))) void stub_forgive(void) { sticky = 0; }
 __attribute__((visibility("default"))) void stub_forget(void) { started = 0; }  /* as in a process that was forked */
 

@@ -1,16 +1,19 @@
-"""Folds within a block: the values of its threads become one value that all of them get, in a fixed order.
+"""Folds: within a block the values of its threads become one value that all of them get, in a fixed order; and of
+several arrays their sum, in the order of a tree.
 
 In a block of several columns, thread t is layer t // columns of column t % columns, and the layers of a column are
 folded. With one column, the lanes of a warp exchange values by shuffles; with `shuffles=False` all values go through
 shared memory, for the simulator, which has no shuffles. Every thread of the block must take part.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from .compile import cuda, device
+from .compile import Kernel, cuda, device, kernel, launch
+from .grids import in_row
 from .scalars import scalars
 
 OPERATIONS = {"sum": "add", "max": "maximum", "min": "minimum"}
@@ -107,3 +110,45 @@ def folding_lanes(name: str, dtype: np.dtype, lanes: int, shuffles: bool) -> Cal
         return result
 
     return fold_lanes_in_memory
+
+
+# --- several arrays, along a tree -------------------------------------------------------------------------------------
+
+
+@cache
+def folding_tree(tree: Any, dtype: np.dtype, threads: int) -> Kernel:
+    """tree: the number of an array, or a pair of trees, whose sums are added."""
+    add = scalars(dtype)["add"]
+
+    def sum_of(tree: Any) -> Callable:
+        if isinstance(tree, int):
+            NUMBER = tree
+
+            @device
+            def leaf(arrays, i):
+                return arrays[NUMBER][i]
+
+            return leaf
+        left, right = map(sum_of, tree)
+
+        @device
+        def fork(arrays, i):
+            return add(left(arrays, i), right(arrays, i))
+
+        return fork
+
+    total = sum_of(tree)
+
+    @kernel(threads)
+    def fold_tree(arrays, out):
+        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+            out[i] = total(arrays, i)
+
+    return fold_tree
+
+
+def fold_tree(tree: Any, arrays: Sequence[Any], out: Any) -> None:
+    """out = the sum of the arrays, all of one length, in the order of a tree: ((0, 1), 2) is (a0 + a1) + a2."""
+    if out.size:
+        grid = in_row(out.size)
+        launch(folding_tree(tree, out.dtype, grid[1]), *grid, tuple(arrays), out)

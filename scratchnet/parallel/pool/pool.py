@@ -31,6 +31,7 @@ from ..phases import Phase
 from ..settings import Settings, Start
 from ..shards import first_full, split
 from .claims import NOTHING, allow, allow_pieces, lay_out, stop, table_of, take
+from .device_memory import Blocks
 from .launch import Workers, how_it_ended, threads_of
 from .replica import Gradient, Replica
 from .slices import Average, Slice, sum_of_squares
@@ -58,6 +59,7 @@ class _Processes(Workers):
     """
 
     started = False
+    blocks: Blocks | None = None  # see `memory_for`
 
     def __init__(self, workers: int, threads: int, *args: Any):
         available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -66,7 +68,7 @@ class _Processes(Workers):
 
     def _args_of(self, rank: int) -> tuple:
         own = self._cores[rank * self._threads : (rank + 1) * self._threads]
-        return (*self._args, own)
+        return (*self._args, self.blocks, own)
 
     def start(self, rank: int) -> None:
         """Start the process of the next rank."""
@@ -108,7 +110,8 @@ class Pool(Steps):
     pause so far, too, in which reading the first shard counts. stop: see `engine_of`.
 
     Raises ConfigError for what cannot be sent; SharedMemoryError; while it runs, WorkerError for an exception in a
-    worker, for a piece over which RETRIES workers died, or for workers that cannot be started, and NonFiniteError.
+    worker, for a piece over which RETRIES workers died, or for workers that cannot be started, and NonFiniteError;
+    DeviceError where a GPU has no room for its part of the pages and slots.
     """
 
     def __init__(self, settings: Settings, start: Start, *, patience: float | None = None, stop: Any = None):
@@ -136,10 +139,12 @@ class Pool(Steps):
         self._slow: set[int] = set()
         self._looked = time.monotonic()
         try:
+            if self.placement.kind(0) == "cuda":
+                self._processes.blocks = self.use_gpus([*map(self.placement.gpu, range(workers))])
             self.resize(workers)
             self._warm_up(job)
         except BaseException:
-            self._processes.end()
+            self._end()
             raise
 
     @contextlib.contextmanager
@@ -373,9 +378,16 @@ class Pool(Steps):
                 log.warning("worker %d takes %.1f times as long as others for a shard", rank, ratio)
 
     def close(self, error: BaseException | None = None) -> None:
-        super().close(error)
-        stop(self.arena.words)
-        self._processes.__exit__(error and type(error), error, None)
+        try:
+            super().close(error)
+            stop(self.arena.words)
+            self._processes.__exit__(error and type(error), error, None)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._processes.end()
+        self.leave_gpus()  # once nobody uses their memory any more
 
 
 def _attributes(modules: Sequence[Module], with_mode: bool) -> list[tuple[Module, dict[str, Any]]]:

@@ -52,11 +52,12 @@ class Slice:
         self.buffers = _buffers(buffers, part, gradients if slots is None else slots, new)
         self.before = [buffer for _, buffer in _buffers(buffers, part, {}, old)]
         self.kernel = replica.optimizer.kernel
-        self.device = replica.at(old[0])  # local steps of a worker on a GPU are updates there
+        self.device = replica.at(old[0])  # updates may be made on a GPU, see device_memory.py
         self.numbers = np.empty((len(self.segments), replica.optimizer.n_numbers))
         clips = replica.settings.clip_norm is not None
         self.by_rows = [replica.layout.segments[number].by_rows for number in self.numbers_of]
-        self.factors = [np.ones((), old[0].dtype) for old, _, _ in self.segments] if clips else None
+        one = [self.device.from_host(np.ones((), old[0].dtype)) for old, _, _ in self.segments]
+        self.factors = one if clips else None
         # Of arrays that stay where they are, so a replay looks nothing up; but which rows occur is looked at.
         self._step = self._merge if any(self.by_rows) else replica.settings.recorded(self._merge)
 
@@ -64,16 +65,16 @@ class Slice:
         """numbers: see `Replica.next_numbers`. weights: of each slot's buffers. factor: scales the gradient."""
         self.numbers[...] = numbers[self.numbers_of]
         for own in self.factors or []:
-            own[...] = factor
+            self.device.write(own, np.full((), factor, own.dtype))
         self._step(tuple(weights) if self.buffers else ())
 
     def skip(self) -> None:
         """The new page is the old one."""
         for old, _, new in self.segments:
             for source, target in zip(old, new, strict=True):
-                np.copyto(target, source)
+                self.device.write(target, source)
         for source, (_, target) in zip(self.before, self.buffers, strict=True):
-            np.copyto(target, source)
+            self.device.write(target, source)
 
     @property
     def written(self) -> list[np.ndarray]:

@@ -23,6 +23,7 @@ from ..settings import Settings, Start
 from ..shards import StepResult, nonfinite_loss
 from .claims import allow
 from .compress import Compressor
+from .device_memory import Blocks, DeviceArena, why_on_host
 from .replica import Replica
 from .timeline import Timeline
 from .training_arena import COMPUTE, MERGE, SHARDS, WAIT, TrainingArena
@@ -40,6 +41,7 @@ class Steps:
     """
 
     workers: int
+    _on_gpus: DeviceArena | None = None  # pages and slots, if they are not in the arena
 
     def __init__(
         self, replica: Replica, start: Start, slices: int, memory: Callable[[int], SharedMemory] = SharedMemory
@@ -50,7 +52,7 @@ class Steps:
         self.timeline = None if timeline is None else Timeline(timeline, self.arena)
         for pieces in self.arena.pieces:
             pieces.sealed(self.arena.words)[:] = start.step
-        replica.write(replica.layout.page(self.arena.newest()))
+        self.write()
         allow(self.arena.words, start.step)
         self.submitted = self._collected = start.step
         self._samples, self._next_batch = positions_of(replica.dataset), start.batch
@@ -64,6 +66,21 @@ class Steps:
         if self.settings.precision == SCALED:
             arena.scales[start.step % arena.window] = FIRST_SCALE, 0, 0
         self._load_state(start.state)
+
+    def use_gpus(self, numbers: Sequence[int] | None) -> Blocks | None:
+        """Have pages and slots on GPUs of these numbers, see DeviceArena, if there can be: what workers are told."""
+        if (why := why_on_host(self.replica)) is not None:
+            log.info("gradients go through the memory of the host: %s", why)
+            return None
+        self._on_gpus = DeviceArena(self.arena, numbers)
+        self._on_gpus.send(self.arena.newest_page())
+        return self._on_gpus.blocks
+
+    def leave_gpus(self) -> None:
+        """Give their memory back."""
+        if self._on_gpus:
+            self._on_gpus.free()
+            self._on_gpus = None
 
     # --- the engine -------------------------------------------------------------------------------------------------
 
@@ -91,7 +108,7 @@ class Steps:
     @contextlib.contextmanager
     def following(self, within_epoch: bool) -> Iterator[None]:
         yield
-        self.replica.write(self.replica.layout.page(self.arena.newest()))
+        self.write()
 
     def state(self) -> dict[str, np.ndarray]:
         """Older pages, for gradients that are behind; residuals and factors of compression; the loss scale."""
@@ -168,8 +185,16 @@ class Steps:
         """Return when all submitted steps are done."""
         raise NotImplementedError
 
+    def write(self) -> None:
+        """The model and the optimizer go to the newest page."""
+        self.replica.write(self.replica.layout.page(self.arena.newest()))
+        if self._on_gpus:
+            self._on_gpus.send(self.arena.newest_page())
+
     def read(self) -> None:
         """The newest page goes to the model and the optimizer."""
+        if self._on_gpus:
+            self._on_gpus.receive(self.arena.newest_page())
         self.replica.read(self.replica.layout.page(self.arena.newest()))
 
     def collect(self) -> int:
@@ -226,7 +251,8 @@ class Solo(Steps):
     def __init__(self, settings: Settings, start: Start):
         super().__init__(Replica.of(settings), start, slices=1)
         self.arena.starts[0] = 1
-        self._worker = Worker(0, self.arena, self.replica, spins=-1)
+        blocks = None if self.replica.device.is_host else self.use_gpus(None)
+        self._worker = Worker(0, self.arena, self.replica, spins=-1, blocks=blocks)
 
     def submit_step(self, batches: Sequence[np.ndarray], numbers: Sequence[np.ndarray], is_local: bool) -> None:
         super().submit_step(batches, numbers, is_local)

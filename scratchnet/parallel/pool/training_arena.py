@@ -144,4 +144,8 @@ class TrainingArena:
 
     def newest(self) -> np.ndarray:
         """The page with the newest parameters."""
-        return self.pages[(self.updates() if self.counts_pushes else self.committed()) % len(self.pages)]
+        return self.pages[self.newest_page()]
+
+    def newest_page(self) -> int:
+        """Its number."""
+        return (self.updates() if self.counts_pushes else self.committed()) % len(self.pages)

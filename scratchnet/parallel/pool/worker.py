@@ -28,10 +28,10 @@ from ..placement import Placement, go_to
 from ..shards import Shares
 from .claims import NOTHING, OWNERS, STOPPED, table_of, take
 from .compress import Compressor
-from .device_memory import memory_for
+from .device_memory import Blocks, memory_for
 from .launch import describe
 from .replica import Gradient, Replica
-from .slices import Average, Slice, sum_of_squares
+from .slices import Average, Slice
 from .training_arena import COMPUTE, EVENTS, MERGE, SHARDS, WAIT, TrainingArena
 
 LOSS_IS_BAD = -1  # in `bad`; else 1 + the number of the parameter whose gradient is not finite
@@ -45,9 +45,12 @@ def work(
     job: SharedObject,
     spins: int,
     placement: Placement,
+    blocks: Blocks | None,
     own: Sequence[int],
 ) -> None:
-    """What a worker process runs. job: the replica. placement: of all workers. own: cores to keep to; none: any."""
+    """What a worker process runs. job: the replica. placement: of all workers. blocks: see `memory_for`. own: cores to
+    keep to; none: any.
+    """
     if own:
         os.sched_setaffinity(0, own)
     channel.recv()
@@ -62,7 +65,7 @@ def work(
             replica.let_go()
         with default_device(device):
             may = placement.shards_of(rank, replica.shards) if placement.are_mixed else None
-            worker = Worker(rank, arena, replica.to(device), spins, fail, may)
+            worker = Worker(rank, arena, replica.to(device), spins, fail, may, blocks)
             worker.run()
     except NonFiniteError as error:
         channel.send_bytes(dumps(("nonfinite", worker and worker.doing, str(error))))
@@ -75,9 +78,10 @@ def work(
 
 class Worker:
     """Worker `rank` of those that share `arena`. Gradients are computed on the device of the replica, all else on the
-    host.
+    host, or where the blocks are.
 
-    spins: see `take`. fail: see failpoints. may: bools, the shards that it may compute; None: all.
+    spins: see `take`. fail: see failpoints. may: bools, the shards that it may compute; None: all. blocks: see
+    `memory_for`.
     """
 
     folded: np.ndarray | None = None  # the sum of all slots, where somebody else makes it: see mpi/engine.py
@@ -91,10 +95,11 @@ class Worker:
         spins: int,
         fail: Callable[..., None] = failpoints.never,
         may: np.ndarray | None = None,
+        blocks: Blocks | None = None,
     ):
         self.rank, self.arena, self.replica, self.fail = rank, arena, replica, fail
         self.spins, self.scratch = spins, np.zeros(2, np.int64)
-        self.gradients = memory_for(replica, arena)
+        self.gradients = memory_for(replica, arena, blocks)
         self.pages = self.gradients.pages
         self.doing: tuple[int, int] | None = None  # step and piece
         self.last = time.perf_counter()  # end of the last piece
@@ -125,6 +130,7 @@ class Worker:
         self.doing, self.stage = (step, piece), pieces.phase.stage
         self.fail(f"{name}.claimed", step)
         getattr(self, name)(piece, step)
+        self.gradients.wait()
         self.fail(f"{name}.written", step)
         end = time.perf_counter()  # noted before the seal: whoever sees a step done sees all its events
         self.times[WAIT] += begin - self.last
@@ -149,7 +155,7 @@ class Worker:
             if self.compressor:
                 self.compressor.send(k, step, k in self.shares_of(step).full)
         self.times[SHARDS] += 1
-        self.fail("shard.half_written", step, lambda: self.replica.layout.arrays(arena.slots[ring, k]))
+        self.fail("shard.half_written", step, lambda: self.replica.layout.arrays(self.gradients.slots[ring][k]))
 
     def _version(self, step: int) -> int:
         """Of the parameters at which the gradients of a step are computed."""
@@ -172,9 +178,7 @@ class Worker:
                     fresh = False
                 arena.losses[entry, a, k] = loss
             if not fresh:
-                self.gradients.flush(ring, k)
-                replica.unscale(arena.slots[ring, k], arena.scales[entry, 0])
-                bad = 1 + replica.find_nonfinite(arena.slots[ring, k])
+                bad = self.gradients.finish(ring, k, arena.scales[entry, 0])
         except NonFiniteError:
             bad, arena.losses[entry, :, k] = LOSS_IS_BAD, math.nan
         self._mark(k, step, bad)
@@ -265,20 +269,20 @@ class Worker:
     def norm(self, i: int, step: int) -> None:
         """Part i of the squared norm of the merged gradient."""
         squares = self.arena.squares[step % len(self.arena.squares)]
-        squares[i] = sum_of_squares(self.replica.layout, (i, NORMS), self._to_fold(step))
+        squares[i] = self.gradients.sum_of_squares((i, NORMS), self._to_fold(step))
 
     def slice(self, s: int, step: int) -> None:
         """Slice s of the page after the step, from the page before it and all slots."""
         arena, replica, entry, ring = self.arena, self.replica, step % self.arena.window, step % len(self.arena.slots)
         part, shares, stage = (s, arena.pieces[-1].count), self.shares_of(step), self.stage
         old, new = (t % len(self.pages) for t in (step, step + 1))
-        fold, slots = self._to_fold(step), {k: arena.slots[ring, k] for k in shares.full}
+        slots = {k: self.gradients.slots[ring][k] for k in shares.full}
         if arena.local[entry]:
-            pages = {k: replica.layout.page(memory) for k, memory in fold.items()}
+            pages = {k: replica.layout.page(memory) for k, memory in self._to_fold(step).items()}
             merge = self._kept(("mean", s, new, shares.full), Average, replica, part, pages, self.pages[new], slots)
             merge.update(shares.weights)
         else:
-            kind = "slice", s, stage, old, ring, shares.full
+            kind, fold = ("slice", s, stage, old, ring, shares.full), self.gradients.folded(part, self._to_fold(step))
             merge = self._kept(kind, Slice, replica, part, self.pages[old], self.pages[new], fold, slots, stage)
             window, is_skipped = arena.window, self._is_skipped(step)
             if self.is_scaled:  # each slice writes the same
@@ -338,7 +342,7 @@ class Worker:
         if self.folded is not None:
             return {0: self.folded}
         arena = self.arena
-        slots = arena.sent if len(arena.sent) else arena.slots[step % len(arena.slots)]
+        slots = arena.sent if len(arena.sent) else self.gradients.slots[step % len(arena.slots)]
         return {k: slots[k] for k in self.leaves(self.shares_of(step).full)}
 
     def _is_skipped(self, step: int) -> bool:
