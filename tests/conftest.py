@@ -44,7 +44,7 @@ ONCE = {
     ),
     "large": ("test_folder", "test_scattered", "test_spark", "test_stored"),
     "files": ("test_cells", "test_content", "test_idx", "test_series"),
-    "cuda": ("test_compiled", "test_stub", "test_without_gpu"),
+    "cuda": ("test_compiled", "test_several_gpus", "test_stub", "test_without_gpu"),
     "cpu": ("test_pairs", "test_tiles"),
     "opencl": ("test_driver", "test_source"),
     "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm"),
@@ -96,7 +96,8 @@ def computes_with_numpy_alone(item):
 TESTS = Path(__file__).parent
 START_PROCESSES = (
     "trainer", "parallel/pool", "scripts", "test_docs.py", "parallel", "test_time_limit.py",
-    "kernels/cuda/test_workers.py", "kernels/cuda/test_stub.py", "nn/sequences/test_workers.py",
+    "kernels/cuda/test_workers.py", "kernels/cuda/test_several_gpus.py", "kernels/cuda/test_stub.py",
+    "nn/sequences/test_workers.py",
 )  # fmt: skip
 LONG = (
     "kernels/cuda/test_compiled.py",

@@ -372,6 +372,7 @@ API cuIpcGetMemHandle(Handle *out, void *at) {
     if (i < 0 || memory[i].start != (uintptr_t)at || memory[i].device < 0 || memory[i].opened) BACK(INVALID_VALUE);
     Memory *m = &memory[i];
     if (setting("STUB_NO_IPC", 0)) BACK(MAP_FAILS);
+    if (m->n % (1 << 21)) BACK(INVALID_VALUE);  /* a driver would also export what lies beside it */
     if (m->file < 0) {  /* a file with the same bytes, and a page more for `freed`, takes the place of the shadow */
         size_t whole = pages(m->n);
         int file = memfd_create("stub-exported", MFD_CLOEXEC);

@@ -43,7 +43,8 @@ SKIPPED = "skipped: the test needs what is not here"  # and must run elsewhere: 
 class Mutant:
     """A fault: `old` becomes `new` in `file`, and `test` (what pytest takes) must fail.
 
-    jit: are kernels compiled for the test? why: it need not be found; an explanation.
+    jit: are kernels compiled for the test? simulated: those of "cuda" run in Numba's simulator. why: it need not be
+    found; an explanation.
     """
 
     table: str
@@ -52,6 +53,7 @@ class Mutant:
     new: str
     test: str
     jit: bool = False
+    simulated: bool = False
     why: str = ""
 
 
@@ -97,6 +99,8 @@ def outcome(mutant: Mutant, copy: Path) -> str:
         variables["SCRATCHNET_CACHE_DIR"] = str(copy.parent / "kernels")  # shared by all copies
     else:
         variables["NUMBA_DISABLE_JIT"] = "1"
+    if mutant.simulated:
+        variables["NUMBA_ENABLE_CUDASIM"] = "1"
     command = [
         sys.executable,
         "-m",

@@ -26,6 +26,7 @@ from .memory import DeviceArray
 from .staging import PinnedTransfer
 
 HANDLE = 64  # bytes
+GRAIN = 1 << 21  # bytes: what is smaller may share a block with other memory of the process, which would be seen, too
 PEERS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS: memory of another GPU, too
 
 
@@ -58,10 +59,12 @@ class _Held:
 
     def __init__(self, number: int, nbytes: int):
         self.number, self._address = number, 0
+        machine.count_gpus()  # which starts the driver
         self._context = machine.call("cuDevicePrimaryCtxRetain", number)
         try:
             with self._inside():
                 try:
+                    nbytes = -(-nbytes // GRAIN) * GRAIN
                     self._address = int(machine.call("cuMemAlloc", nbytes))
                 except MemoryError:
                     free = machine.call("cuMemGetInfo")[0]

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import checks
+from ...errors import DeviceError
 from ...native import vectors
 from ..comm.memory import round_up
 from ..comm.tree import tree_sum
@@ -267,8 +268,10 @@ class DeviceArena:
         try:
             for i, number in enumerate(numbers):
                 self._held.append(make(number, max(self.blocks.size(i), 1)))
-        except BaseException:
+        except BaseException as error:
             self.free()
+            if isinstance(error, DeviceError):
+                raise DeviceError(f"{error}; {VARIABLE}=host keeps pages and slots in the memory of the host") from None
             raise
         self.blocks = self.blocks._replace(handles=[held.handle for held in self._held])
 

@@ -11,6 +11,7 @@ from losses import Divided, Interpreted, Where
 import scratchnet as sn
 from scratchnet.parallel import AllReduce, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK, engines
 from scratchnet.parallel.failpoints import LOG, VARIABLE
+from scratchnet.parallel.pool import device_memory, steps
 from scratchnet.parallel.pool.pool import Pool
 
 NEEDS = "simulated"
@@ -199,6 +200,82 @@ def test_steps_that_are_not_finite_are_skipped_or_said():
         trainer, loader = make("cuda", 2, loss=Divided())
         with pytest.raises(sn.NonFiniteError, match=r"got nan at step \d, shard \d, from "):
             trainer.fit(loader)
+
+
+# --- gradients stay on the GPUs, see device_memory.py -----------------------------------------------------------------
+
+THREE = ["cuda:0", "cuda:1", "cuda:0"]
+
+
+@functools.cache
+def by_one(**options):
+    """Five shards of batches of eight; of the last batch, of four, a shard has none."""
+    return trained("cpu", 1, ["cuda:0"], shards=5, samples=MORE, **options)[0]
+
+
+def test_no_bit_depends_on_the_number_of_gpus_nor_of_workers():
+    seen, expected = [], by_one()
+
+    def noted(arena, numbers):
+        seen.append(numbers)
+        return device_memory.DeviceArena(arena, numbers)
+
+    with mock.patch.object(steps, "DeviceArena", noted):
+        assert_same(trained("cpu", 2, ["cuda:0", "cuda:1"], shards=5, samples=MORE)[0], expected)
+        assert_same(trained("cpu", 3, THREE, shards=5, samples=MORE)[0], expected)
+    assert seen == [[0, 1], [0, 1, 0]]
+    assert_same(trained("cuda", shards=5, samples=MORE)[0], expected)  # in this process, as one program
+    assert_near(by_one(), trained("cpu", shards=5, samples=MORE)[0])
+
+
+def test_the_way_through_the_host_gives_nearly_the_same(monkeypatch):
+    monkeypatch.setenv(device_memory.VARIABLE, "host")
+    with mock.patch.object(steps, "DeviceArena", side_effect=AssertionError):
+        assert_near(trained("cpu", 2, ["cuda:0", "cuda:1"], shards=5, samples=MORE)[0], by_one())
+
+
+@pytest.mark.parametrize("point", ["shard.claimed", "shard.written", "slice.claimed", "slice.written", "idle"])
+def test_workers_that_die_at_the_same_point_take_nothing_along(point, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, f"{point}:1:*:SIGKILL")
+    monkeypatch.setenv(LOG, str(tmp_path / "fired"))
+    found, history = trained("cpu", 3, THREE, shards=5, samples=MORE)
+    assert_same(found, by_one())
+    fired = (tmp_path / "fired").read_text().count("\n")
+    assert fired > 1 and sum(row["starts"] for row in history.workers) == 3 + fired
+
+
+class _Halves:
+    """A callback that halves a weight, and asks for another number of workers."""
+
+    def __init__(self, trainer, workers):
+        self.trainer, self.workers = trainer, workers
+
+    def on_epoch_end(self, run):
+        weight = next(iter(run.model.parameters()))
+        with sn.no_grad():
+            weight.copy_(weight * 0.5)
+        self.trainer.resize(self.workers)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_a_callback_changes_reaches_the_gpus_and_workers_come_and_go(workers):
+    found = []
+    for first, then in ((1, 1), (2, workers)):
+        trainer, loader = make("cpu", first, THREE[: max(first, then)], shards=2)
+        trainer.callbacks = [_Halves(trainer, then)]
+        trainer.fit(loader, epochs=2)
+        found.append(trainer.model.state_dict())
+    assert_same(*found)
+
+
+def test_a_run_on_gpus_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path):
+    expected, _ = trained("cuda", 2, shards=2, epochs=2)
+    trainer, loader = make("cuda", 2, shards=2, folder=tmp_path)
+    trainer.fit(loader, epochs=1)
+    trainer, loader = make("cuda", 1, ["cuda:1", "cuda:0"], shards=2, folder=tmp_path)
+    trainer.fit(loader, epochs=2, resume="auto")
+    found = trainer.model.state_dict()
+    assert_same(found, {name: expected[name] for name in found})
 
 
 # --- bad input: one typed line each -----------------------------------------------------------------------------------
