@@ -162,6 +162,17 @@ def test_numpys_words_ask_for_numpys_meaning():
         assert getattr(np, name)(t).item() == getattr(np, name)(x)
 
 
+@pytest.mark.parametrize("name", ["var", "std"])
+def test_the_place_after_the_axis_says_whether_a_spread_is_unbiased_as_in_pytorch(name):
+    x = np.array([[1.0, 4.0, 5.0], [3.0, 3.0, 9.0]])
+    spread, right = getattr(sn.Tensor(x), name), getattr(np, name)
+    for unbiased in (False, True):
+        np.testing.assert_allclose(spread(1, unbiased).numpy(), right(x, 1, ddof=int(unbiased)), rtol=1e-12)
+        kept = right(x, 1, ddof=int(unbiased), keepdims=True)
+        np.testing.assert_allclose(spread(1, unbiased, True).numpy(), kept, rtol=1e-12)
+        np.testing.assert_allclose(spread(unbiased).item(), right(x, ddof=int(unbiased)), rtol=1e-12)
+
+
 def test_of_ties_the_first_takes_the_gradient_of_max_with_an_axis_and_all_share_that_of_amax():
     for f, expected in {
         "dim": (lambda x: x.max(dim=0).values, [1, 0, 0]),

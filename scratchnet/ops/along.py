@@ -232,8 +232,10 @@ def _spread(name: str):
     numpys = getattr(reductions, name)
 
     def spread(
-        x: Tensor, dim: Any = None, keepdim: bool = False, correction: int = 1, unbiased: bool | None = None
+        x: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: int = 1
     ) -> Tensor:
+        if isinstance(dim, bool):  # PyTorch's other order, of all elements
+            dim, unbiased = None, dim
         if unbiased is not None:
             correction = int(checks.flag(f"{name}: unbiased", unbiased))
         return numpys(x, dim, keepdim, correction)
