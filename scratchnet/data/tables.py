@@ -16,7 +16,7 @@ import numpy as np
 from .. import checks
 from ..errors import ConfigError, DataError, DataNotFoundError, ShapeError
 from .dataset import TensorDataset
-from .files.cells import MISSING, Table, checked_dialect, is_number, names_of, read_table
+from .files.cells import GROUPING, MISSING, Table, checked_dialect, is_number, names_of, read_table
 from .files.idx import MAX_BYTES
 from .rows import as_rows
 
@@ -250,7 +250,7 @@ def _ranked(cells: Iterable[str]) -> list[str]:
 
 
 def _is_whole(cell: str) -> bool:
-    return cell.lstrip("+-").isdecimal()
+    return cell.removeprefix("-" if cell.startswith("-") else "+").isdecimal()
 
 
 def described(dataset: TensorDataset, inputs: Any, classes: Any = None) -> TensorDataset:
@@ -283,6 +283,8 @@ def require_columns(table: Table, names: Iterable[Any]) -> None:
 def _floats(table: Table, name: str) -> np.ndarray:
     cells = table.columns[name]
     try:
+        if any(GROUPING in cell for cell in cells):
+            raise ValueError(GROUPING)
         numbers = np.fromiter(map(float, cells), np.float64, len(cells))
     except ValueError:
         row = next(i for i, cell in enumerate(cells) if not is_number(cell))

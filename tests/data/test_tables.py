@@ -36,6 +36,18 @@ def test_numbers_stay_text_becomes_one_feature_a_category_and_the_target_classes
     assert dataset.classes == ("setosa", "virginica") and y.tolist() == [0, 1, 0, 0] and y.dtype == np.int64
 
 
+def test_a_name_of_digits_with_an_underscore_is_no_number(write):
+    names = from_csv(write("flat,y\n1_2,0\n13_1,1\n1_2,1\n"), target="y")
+    assert names.feature_names == ("flat=13_1", "flat=1_2") and names.arrays[0].tolist() == [[0, 1], [1, 0], [0, 1]]
+    assert from_csv(write("x,y\n1,1_2\n2,1_3\n"), target="y").classes == ("1_2", "1_3")
+    with pytest.raises(DataError, match="line 3: column 'x': expected a number, found '1_000'"):
+        from_csv(write("x,y\n5,0\n1_000,1\n"), target="y")
+
+
+def test_a_class_with_several_signs_is_a_text(write):
+    assert from_csv(write("x,y\n1,--1\n2,+-2\n"), target="y").classes == ("+-2", "--1")
+
+
 def test_a_view_knows_what_its_data_set_knows(write):
     dataset = from_csv(write(FLOWERS), target="species")
     part = random_split(dataset, [2, 2])[0].map(sn.data.Standardize.fit(dataset))

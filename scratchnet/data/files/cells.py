@@ -57,13 +57,16 @@ def checked_dialect(what: str, delimiter: Any, encoding: Any) -> tuple[str, str]
     return delimiter, checks.instance(f"{what}: encoding", encoding, str, "a name, such as 'utf-8' or 'cp1252'")
 
 
+GROUPING = "_"  # float() reads 1_2 as 12, as in a program; in a file it is a name
+
+
 def is_number(cell: str) -> bool:
-    """Does float() read it?"""
+    """Does float() read it, and is it no name such as 1_2?"""
     try:
         float(cell)
     except ValueError:
         return False
-    return True
+    return GROUPING not in cell
 
 
 def read_table(
