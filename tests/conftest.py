@@ -66,7 +66,7 @@ ONCE = {
     "caffe": ("test_net",),
     "onnx": ("test_operators", "test_read", "test_write"),
     "optim": ("test_lr_scheduler",),
-    "trainer": ("test_checks", "test_metrics_log", "test_moments", "test_precision", "test_trainer"),
+    "trainer": ("test_checks", "test_evaluation", "test_metrics_log", "test_moments", "test_precision", "test_trainer"),
     "callbacks": ("test_database", "test_finder", "test_monitors", "test_tensorboard"),
     "sequences": ("test_workers",),
     "testing": ("test_bounds", "test_calls", "test_planted", "test_threads"),

@@ -60,6 +60,8 @@ class Loss(FunctionModule):
     """Base of the losses."""
 
     reductions = REDUCTIONS
+    weight: Any  # of losses of classes, as the next one
+    ignore_index: int | None
 
     @property
     def has_weighted_mean(self) -> bool:
@@ -69,6 +71,15 @@ class Loss(FunctionModule):
 
     def __init__(self, reduction: str = "mean"):
         self.reduction = checks.one_of("reduction", reduction, self.reductions)
+
+    def _weight_of(self, target: Tensor) -> float:
+        """What the mean over a target is divided by: its rows, or the weights of their labels."""
+        if not self.has_weighted_mean or target.dtype in FLOATS:
+            return len(target)
+        labels: Any = target.detach().numpy()
+        if self.ignore_index is not None:
+            labels = labels[labels != self.ignore_index]
+        return labels.size if self.weight is None else float(self.weight.numpy()[labels].sum())
 
 
 def _kept(name: str, value: ArrayLike | None) -> Buffer | None:

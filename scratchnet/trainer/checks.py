@@ -12,6 +12,7 @@ import numpy as np
 from .. import checks
 from ..errors import ConfigError
 from ..nn import Module
+from ..nn.losses import Loss
 from ..optim import Optimizer
 from ..precisions import SCALED, check_device
 
@@ -91,7 +92,13 @@ def step_schedule(scheduler: Any, record: dict[str, Any]) -> None:
 
 
 def check_loss(loss: Any, parts: int) -> None:
-    """Warns of a mean that is not divided by the number of samples, where a batch has several parts."""
+    """Raises ConfigError for a loss that is no mean over the batch, for it would weigh as one. Warns of a mean that is
+    not divided by the number of samples, where a batch has several parts.
+    """
+    if isinstance(loss, Loss) and loss.reduction in ("sum", "none"):
+        raise ConfigError(
+            f"Trainer: expected a loss that is a mean over the batch, got {loss!r}; write reduction='mean'"
+        )
     if parts > 1 and getattr(loss, "has_weighted_mean", False):
         warnings.warn(
             f"Trainer: {loss!r} divides by the weights of the labels, each of the {parts} shards of a step by its "

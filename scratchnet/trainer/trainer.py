@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from .. import checks
 from ..data import DataLoader
 from ..data.dataset import gather, selects
 from ..errors import CallbackError, ConfigError, ShapeError
-from ..grad_mode import no_grad
 from ..kernels import get_num_threads, set_num_threads
 from ..kernels.signatures import FLOATS
 from ..nn import Module
@@ -30,12 +29,13 @@ from ..parallel.model.parts_plan import plan_of, table
 from ..parallel.model.roster import roster
 from ..parallel.placement import Placement
 from ..parallel.settings import Settings
-from ..parallel.shards import SHARDS, output_and_target, tensors_of
+from ..parallel.shards import SHARDS
 from ..parallel.strategies import Strategy, strategy_of
-from ..precisions import checked_precision, current_precision, precision
+from ..precisions import checked_precision, current_precision
 from ..sealed import Sealed
 from ..tensor import Tensor
 from .checks import check_hooks, check_loss, check_parts, check_precision, check_schedule, step_schedule
+from .evaluation import evaluated, evaluating
 from .history import History
 from .metrics_log import append_jsonl
 from .moments import Callbacks, checked_callbacks
@@ -410,41 +410,21 @@ class Trainer(Sealed):
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def evaluate(self, loader: DataLoader) -> dict[str, float]:
-        """{"loss": ..., "accuracy": ...} over a loader, in evaluation mode; accuracy if targets are class numbers."""
+        """{"loss": ..., "accuracy": ...} over a loader, in evaluation mode; accuracy if targets are class numbers.
+
+        Labels that the loss ignores count for neither; class weights are those of all labels together.
+        """
         checks.instance("evaluate", loader, DataLoader, "a DataLoader", LOADER)
         if not len(loader):
             raise ConfigError("evaluate: expected at least one batch, got none")
-        loss_sum, correct, samples, classes = 0.0, 0, 0, True
-        with _evaluating(self.model):
-            for batch in self._typed(loader).batches(0):
-                tensors = tensors_of(batch, lambda array: Tensor(array, device=self._device))
-                output, target = output_and_target(self.model, tensors)
-                loss_sum += self.loss(output, target).item() * len(target)
-                samples += len(target)
-                classes = classes and output.ndim == 2 and target.ndim == 1 and target.dtype.kind in "iu"
-                if classes:
-                    correct += int((output.numpy().argmax(axis=1) == target.numpy()).sum())
-        result = {"loss": loss_sum / samples}
-        return result | {"accuracy": correct / samples} if classes else result
+        return evaluated(self.model, self.loss, self._typed(loader).batches(0), self._device)
 
     def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
         """The model's outputs for the rows of x (for a classifier: logits), in evaluation mode, as a NumPy array."""
         x, batch_size = checks.array("predict", x), checks.integer("predict: batch_size", batch_size, 1)
         if not x.ndim:
             checks.refuse("predict", "rows", x, ShapeError)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             starts = range(0, max(len(x), 1), batch_size)
             outputs = [self.model(Tensor(x[i : i + batch_size], device=self._device)).numpy() for i in starts]
         return np.concatenate(outputs)
-
-
-@contextlib.contextmanager
-def _evaluating(model: Module) -> Iterator[None]:
-    """Evaluation mode without a graph, in float32; afterwards the modes are as before."""
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad(), precision("float32"):
-            yield
-    finally:
-        model.train(was_training)

@@ -1,0 +1,78 @@
+"""What `evaluate` says is the mean over all rows together, and neither it nor `predict` leaves a trace in the model."""
+
+import numpy as np
+import pytest
+import scipy.special
+from messages import error_line
+
+import scratchnet as sn
+
+X = np.random.default_rng(0).standard_normal((37, 4)).astype(np.float32)
+Y = np.arange(37) % 3
+WEIGHTS = np.array([1.0, 5.0, 0.25], np.float32)
+
+
+def trainer_of(model, loss):
+    return sn.Trainer(model, sn.optim.SGD(model.parameters(), lr=0.1), loss, progress=False)
+
+
+def evaluated(loss, labels, batch_size):
+    """The result, and -log p of the label and the class of each row, by SciPy."""
+    sn.manual_seed(0)
+    trainer = trainer_of(sn.nn.Linear(4, 3), loss)
+    found = trainer.evaluate(sn.data.DataLoader(sn.data.TensorDataset(X, labels), batch_size))
+    logits = trainer.predict(X).astype(np.float64)
+    return found, -scipy.special.log_softmax(logits, axis=1), logits.argmax(axis=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 36, 37, 100])
+@pytest.mark.parametrize("ignored", [None, -100, 1])
+@pytest.mark.parametrize("weight", [None, WEIGHTS])
+def test_labels_weigh_alike_whichever_batch_they_come_in_and_what_is_ignored_counts_for_nothing(
+    batch_size, ignored, weight
+):
+    labels = Y.copy()
+    if ignored is not None:
+        labels[5:25] = ignored  # whole batches of them
+    found, losses, classes = evaluated(sn.nn.CrossEntropyLoss(weight, ignored), labels, batch_size)
+    rows = np.flatnonzero(labels != ignored) if ignored is not None else np.arange(37)
+    shares = np.ones(3) if weight is None else weight
+    expected = np.average(losses[rows, labels[rows]], weights=shares[labels[rows]])
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["accuracy"] == (classes[rows] == labels[rows]).mean()
+
+
+def test_a_mean_of_labels_that_are_all_ignored_is_nan():
+    found, _, _ = evaluated(sn.nn.CrossEntropyLoss(ignore_index=-100), np.full(37, -100), 8)
+    assert np.isnan(found["loss"]) and np.isnan(found["accuracy"])
+
+
+def test_probabilities_as_targets_weigh_by_rows():
+    targets = np.random.default_rng(1).dirichlet(np.ones(3), 37).astype(np.float32)
+    found, losses, _ = evaluated(sn.nn.CrossEntropyLoss(WEIGHTS), targets, 8)
+    assert found == {"loss": pytest.approx((losses * targets * WEIGHTS).sum(axis=1).mean(), rel=1e-5)}
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_each_module_is_in_its_own_mode_afterwards(is_broken):
+    model = sn.nn.Sequential(sn.nn.Linear(4, 5), sn.nn.BatchNorm1d(5), sn.nn.Dropout(), sn.nn.Linear(5, 3))
+    model[1].eval()  # frozen, as in fine-tuning
+    trainer = trainer_of(model, sn.nn.CrossEntropyLoss())
+    modes = [module.training for module in model.modules()]
+    for call in (
+        lambda: trainer.predict(X[:, : 3 if is_broken else 4]),
+        lambda: trainer.evaluate(sn.data.DataLoader(sn.data.TensorDataset(X, Y + 3 * is_broken), 8)),
+    ):
+        if is_broken:
+            with pytest.raises(sn.ScratchnetError):
+                call()
+        else:
+            call()
+        assert [module.training for module in model.modules()] == modes == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_loss_that_is_no_mean_is_refused(reduction):
+    with pytest.raises(sn.ConfigError, match=f"a mean over the batch, got MSELoss.reduction='{reduction}'") as error:
+        trainer_of(sn.nn.Linear(4, 3), sn.nn.MSELoss(reduction))
+    error_line(error)
