@@ -46,13 +46,11 @@ def built(tmp_path_factory):
 def test_nobody_is_told_to_install_the_name_that_is_not_ours():
     """Neither `pip install` with the bare name or one of its extras, nor with ours, which no index has."""
     wrong = re.compile(r"pip\S* install\b[^\n`]*?(?<![\w./])scratchnet(?!_engine)[\w-]*(?![\w./-])|scratchnet\[")
-    for path in ROOT.rglob("*"):
-        relative = path.relative_to(ROOT)
-        if path.suffix in (".py", ".md", ".toml", ".ipynb", ".sh", ".yaml", "") and path.is_file():
-            hidden = [part for part in relative.parts if part.startswith(".") and part != ".ci"]
-            if not hidden and path != Path(__file__):
-                found = wrong.search(path.read_text())
-                assert not found, f"{relative}: {found.group()}"
+    for name in checkout():
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".toml", ".ipynb", ".sh", ".yaml", "") and path != Path(__file__):
+            found = wrong.search(path.read_text())
+            assert not found, f"{name}: {found.group()}"
     for text in ("pip install scratchnet", "pip install -U 'scratchnet[cuda]'", "pip install scratchnet-engine"):
         assert wrong.search(text)
     for text in ('pip install -e ".[train]" && python scripts/train.py', "pip install dist/scratchnet_engine-1.whl"):

@@ -1,7 +1,7 @@
 """Kernels compiled without a GPU: registers, memory, instructions are as they should be.
 
-Each float32 kernel and each matrix product, of other dtypes two of each loop; `make thorough` compiles every signature,
-and the hot ones for every architecture.
+Each float32 kernel and each matrix product; of other dtypes, and of loops that do the same to other strides, two of
+each loop. `make thorough` compiles every signature, and the hot ones for every architecture.
 """
 
 from collections import Counter
@@ -13,6 +13,7 @@ NEEDS = "compiled"
 
 HOT = {"unary", "binary", "folding_strips", "exponential_rows", "product", "product_in_warps"}
 HOT |= {"standardizing", "folding_rows", "dropping", "updating"}
+BY_STRIDES = {"broadcasting", "strided_copying", "transposing"}  # what "binary" and "copying" do to rows of memory
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU
 
 
@@ -41,7 +42,10 @@ def compiled(known):
     """(launch, architecture, facts), for sm_80, and of hot float32 kernels for the others."""
     from gpu_facts import ARCHITECTURES, facts_of_all
 
-    is_needed = [x.is_float32 or (x.factory == "product" and "l" not in x.dtypes) for x in known]
+    is_needed = [
+        (x.is_float32 and x.factory not in BY_STRIDES) or (x.factory == "product" and "l" not in x.dtypes)
+        for x in known
+    ]
     hot = {(x.name, x.factory, x.threads): i for i, x in enumerate(known) if x.is_float32 and x.factory in HOT}
     others = [(i, x) for i, x in enumerate(known) if not is_needed[i]]
     wanted = [(i, "sm_80") for i in range(len(known)) if is_needed[i]]
