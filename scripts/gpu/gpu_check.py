@@ -81,10 +81,10 @@ def main(config: Config) -> None:
 
 def run_phase(config: Config, phase: str) -> None:
     """One phase in this process."""
-    from scratchnet.kernels.cuda import tuning
+    from scratchnet.testing import interpreted
 
     function = OTHERS.get(phase) or PHASES[phase][1]
-    with tuning.use(tuning.SIMULATED_SMALL) if gpu_phases.is_simulated() else nullcontext():
+    with interpreted() if gpu_phases.is_simulated() else nullcontext():
         function(config, note(config, phase))
 
 
