@@ -4,7 +4,6 @@ The kernels of the table are called on arrays that exist on paper only, and thei
 then compiled for the types of its launch, to PTX by numba-cuda and to machine code by nvJitLink, whose report is read.
 """
 
-import gc
 import itertools
 import json
 import math
@@ -287,7 +286,7 @@ def count_hmma(code: bytes) -> int:
 def facts_of_all(wanted: Sequence[tuple[int, str]]) -> list[dict]:
     """Facts of launches, by number in `launches()`, each for an architecture; every core compiles."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), context, gc.set_threshold, (100_000,)) as pool:  # a compiler has little
+    with ProcessPoolExecutor(os.cpu_count(), context) as pool:
         return list(pool.map(_facts_of_one, wanted, chunksize=4))
 
 
