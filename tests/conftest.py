@@ -47,7 +47,7 @@ ONCE = {
     "cuda": ("test_compiled", "test_several_gpus", "test_stub", "test_without_gpu"),
     "cpu": ("test_pairs", "test_tiles"),
     "opencl": ("test_driver", "test_source"),
-    "native": ("test_ahead", "test_cache", "test_compile", "test_limits", "test_llvm"),
+    "native": ("test_ahead", "test_aligned", "test_cache", "test_compile", "test_limits", "test_llvm"),
     "model": ("test_backward", "test_parts", "test_pieces", "test_timetable"),
     "comm": ("test_collectives", "test_job", "test_memory", "test_server", "test_tree", "test_virtual"),
     "pool": ("test_launch", "test_pool"),

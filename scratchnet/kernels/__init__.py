@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import checks
 from ..errors import DeviceError
-from ..native.aligned import aligned
+from ..native.aligned import aligned, keep_freed_memory
 
 Kernel = Callable[..., None]
 
@@ -56,6 +56,7 @@ class Device:
         self.kernels = TABLES[name]()
         self.__dict__.update(self.kernels)
         self.is_host = name != "cuda"  # are its arrays NumPy's?
+        keep_freed_memory()
         memory: Any = _Host
         self.prefetch: Callable[[Iterable[Any]], Iterable[Any]] = _Host.from_host
         if not self.is_host:
