@@ -141,17 +141,24 @@ def div(a, b):
 @operator("Mod")
 def mod(a, b, *, fmod=0):
     a, b = _pair(a, b)
-    shares = a.astype(np.float64) / b.astype(np.float64)
-    whole = shares.floor() if not only("fmod", fmod, 0, 1) else shares.sign() * shares.abs().floor()
-    return a - whole.astype(a.dtype) * b
+    dtype, is_signed = a.dtype, only("fmod", fmod, 0, 1) and a.dtype.kind != "u"
+    if dtype in FLOATS:
+        a, b = a.astype(np.float64), b.astype(np.float64)
+    rest, by = (a.abs(), b.abs()) if is_signed else (a, b)
+    for _ in range(2):  # the share of large integers is rounded; what is left after the first time is small
+        rest = rest - (rest.astype(np.float64) / by.astype(np.float64)).floor().astype(rest.dtype) * by
+    return (rest * a.sign() if is_signed else rest).astype(dtype)
 
 
 @operator("Pow")
 def power(a, b):
     a = as_tensor(a, b)
-    return a ** (
+    if a.dtype not in FLOATS and b.dtype.kind not in "iu":
+        return (a.astype(np.float64) ** as_tensor(b, a).astype(np.float64)).astype(a.dtype)
+    exponent = (
         number("an exponent", b) if isinstance(b, np.ndarray) and b.size == 1 else as_tensor(b, a).astype(a.dtype)
     )
+    return (a**exponent).astype(a.dtype)
 
 
 @operator("Min", "Max", "Sum", "Mean")
@@ -243,6 +250,7 @@ REDUCTIONS = {
     "ReduceSumSquare": lambda x, axis, keep: (x * x).sum(axis, keep),
     "ReduceLogSum": lambda x, axis, keep: x.sum(axis, keep).log(),
 }  # fmt: skip
+REAL = {"ReduceMean", "ReduceLogSumExp", "ReduceL2", "ReduceLogSum"}  # of integers in float64, then cut
 
 
 @operator(*REDUCTIONS)
@@ -251,7 +259,9 @@ def reduced(x, axes=None, *, name, keepdims=1, noop_with_empty_axes=0):
     given = None if axes is None else ints("axes", axes)
     if not given and noop_with_empty_axes:
         return x
-    return REDUCTIONS[name](x, tuple(axis_of(a, x.ndim) for a in given) if given else None, bool(keepdims))
+    exact = x.astype(np.float64) if name in REAL and x.dtype not in FLOATS else x
+    y = REDUCTIONS[name](exact, tuple(axis_of(a, x.ndim) for a in given) if given else None, bool(keepdims))
+    return y.astype(x.dtype)
 
 
 @operator("ArgMax", "ArgMin")

@@ -22,10 +22,11 @@ def scaler(x, *, offset, scale):
 
 @operator("Normalizer", domain=LEARN)
 def normalizer(x, *, norm="MAX"):
-    """Rows divided by the sum of their sizes, by their length, or by their largest element."""
+    """Rows divided by the sum of their sizes, by their length, or by their largest element; by 1 where that is 0."""
     x = as_tensor(x)
     sizes = {"L1": x.abs().sum(1, True), "L2": sn.norm(x, 2, 1, True), "MAX": sn.amax(x, 1, True)}
-    return x / sizes[only("norm", norm, *sizes)]
+    size = sizes[only("norm", norm, *sizes)]
+    return x / sn.where(size == 0, 1.0, size)
 
 
 def _scores(x, coefficients, intercepts, rows: int, transform: str) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import functions as sn
 from ...errors import CheckpointError
-from ...tensor import as_tensor
+from ...tensor import FLOATS, as_tensor
 from .operators import axis_of, dtype_of, ints, number, only, operator, room
 
 
@@ -130,8 +130,8 @@ def cut(x, starts=None, ends=None, axes=None, steps=None):
         n = x.shape[axis]
         if not step:
             raise CheckpointError("expected steps other than 0, found 0")
-        low, high = (0, n) if step > 0 else (-1, n - 1)  # as the specification clamps them
-        start, end = (min(max(p + n if p < 0 else p, low), high) for p in (start, end))
+        low, high = (0, n) if step > 0 else (-1, n - 1)  # as the specification clamps them, a start to what is there
+        start, end = (min(max(p + n if p < 0 else p, least), high) for p, least in ((start, 0), (end, low)))
         key[axis] = slice(start, None if end < 0 else end, step)
     return x[tuple(key)]
 
@@ -148,7 +148,7 @@ def gather(x, index, *, axis=0):
         numbers = as_tensor(np.where(index < 0, index + n, index).astype(np.int64), x)
     if axis == 0:
         return x[numbers]
-    rows = x.index_select(axis, numbers.reshape(-1))
+    rows = x.index_select(axis, sn.where(numbers < 0, numbers + n, numbers).reshape(-1))
     return rows.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
 
 
@@ -208,6 +208,8 @@ def trilu(x, k=None, *, upper=1):
 def one_hot(index, depth, values, *, axis=-1):
     n = int(number("a depth", depth))
     index = as_tensor(index)
+    index = index if index.dtype in FLOATS else index.astype(np.int64)
+    index = sn.where(index < 0, index + n, index)
     room(*index.shape, n)
     off, on = as_tensor(values)[0], as_tensor(values)[1]
     place = axis_of(axis, index.ndim + 1)

@@ -44,11 +44,15 @@ CASES = [
     ("Where", [B, X, Y], {}),
     ("Pow", [P, Y], {}),
     ("Pow", [X, f32(2)], {}),
+    *[("Pow", [np.abs(N), power], {}) for power in (f32(2), f32(0.5), f32([0.5, 2, -1]), ints(3), ints(1, 2, 3))],
     ("Equal", [N, N.copy()], {}),
     ("Div", [N, ints(2, 3, -2)], {}),
     ("Mod", [N, ints(3, 3, 4)], {}),
     ("Mod", [X, P], {"fmod": 1}),
     ("Mod", [N, ints(3, 3, 4)], {"fmod": 1}),
+    *[("Mod", [ints(2**60 + 1, -(2**60) - 1, 7), ints(3, 7, -3)], {"fmod": k}) for k in (0, 1)],
+    *[("Mod", [np.uint8([200, 7]), np.uint8([7, 3])], {"fmod": k}) for k in (0, 1)],
+    ("Mod", [f32([6, -6, 1e10, 5.3]), f32([0.1, 0.1, 3, -2])], {"fmod": 1}),
     ("ThresholdedRelu", [X], {"alpha": 0.5}),
     ("LeakyRelu", [X], {"alpha": 0.3}),
     ("Elu", [X], {"alpha": 0.3}),
@@ -78,6 +82,7 @@ CASES = [
     ("ReduceSum", [S], {}),
     ("ReduceSum", [X, ints()], {"noop_with_empty_axes": 1}),
     ("ReduceMax", [N, ints(0)], {}),
+    *[(f"Reduce{op}", [np.abs(N).astype(np.int32), ints(1)], {}) for op in ("Sum", "Prod", "L1")],
     ("ArgMax", [S], {"axis": -1, "keepdims": 0}),
     ("ArgMin", [S], {"axis": 1}),
     ("Softmax", [S], {"axis": 1}),
@@ -99,6 +104,7 @@ CASES = [
     ("Split", [S, ints(1, 3)], {"axis": 1}),
     ("Slice", [S, ints(1, -3), ints(3, 99), ints(1, 2)], {}),
     ("Slice", [S, ints(-1), ints(-99), ints(2), ints(-2)], {}),
+    ("Slice", [S, ints(20), ints(-20), ints(2), ints(-1)], {}),
     ("Slice", [S, ints(0), ints(1)], {}),
     ("Slice", [S, ints(5), ints(2), ints(2)], {}),
     ("Gather", [X, ints(2, 0, -1)], {}),
@@ -142,7 +148,7 @@ CASES = [
     ("GroupNormalization", [I, C4[0], C4[1]], {"num_groups": 2}),
     ("ArrayFeatureExtractor", [X, ints(2, 0)], {}),
     ("Scaler", [X], {"offset": [0.5, 1.0, 0.0, 2.0], "scale": [2.0, 1.0, 0.5, 3.0]}),
-    *[("Normalizer", [P], {"norm": norm}) for norm in ("L1", "L2", "MAX")],
+    *[("Normalizer", [x], {"norm": norm}) for norm in ("L1", "L2", "MAX") for x in (P, X * f32([[1], [0], [-1]]))],
     ("LinearRegressor", [X], {"coefficients": [*map(float, range(8))], "intercepts": [0.5, 1.0], "targets": 2}),
     *[
         (
@@ -179,6 +185,9 @@ BEYOND_REFERENCE = [
     ("Pad", [X, ints(-1, 1, 0, -1)], {}, 21),
     ("OneHot", [ints(1, 0, 2), ints(3), f32([2, 5])], {}, 21),
     ("OneHot", [N % 3, ints(3), f32([0, 1])], {"axis": 1}, 21),
+    *[(f"Reduce{op}", [np.abs(N), ints(1)], {}, 18) for op in ("Mean", "LogSumExp", "L2", "LogSum")],
+    ("ReduceSumSquare", [N.astype(np.int32), ints(1)], {}, 18),
+    *[("Slice", [S, ints(-20), ints(end), ints(2), ints(-1)], {}, 21) for end in (3, -30)],
     (
         "ConvTranspose",
         [I, rng.normal(size=(4, 2, 3, 2)).astype(f32), np.ones(4, f32)],
@@ -245,6 +254,30 @@ def test_older_versions_of_an_operator(op, inputs, attributes, opset):
 def test_an_operator_computes_what_onnxruntime_does(op, inputs, attributes, opset):
     pytest.importorskip("onnxruntime", reason="ONNX's reference evaluator is wrong here")
     compared(op, inputs, attributes, opset)
+
+
+def test_positions_that_are_an_input_count_from_the_end_too():
+    model = file_of("Gather", [S, ints(-1, 0, -4)], {"axis": 1})
+    del model.graph.initializer[:]
+    model.graph.input.append(helper.make_tensor_value_info("i1", 7, None))
+    found = graph_of(model.SerializeToString())(S, ints(-1, 0, -4))
+    np.testing.assert_array_equal(found.numpy(), S.take([-1, 0, -4], axis=1))
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_classes_below_0_count_from_the_end(axis):
+    numbers = ints(-1, 0, 3, -4, -3)
+    found = graph_of(file_of("OneHot", [numbers, ints(3), f32([2, 5])], {"axis": axis}).SerializeToString())(numbers)
+    expected = np.where([[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0]], 5, 2)
+    np.testing.assert_array_equal(found.detach().numpy(), expected if axis else expected.T)
+
+
+def test_a_slice_that_goes_back_from_before_the_first_element_begins_there():
+    """As the specification says, and onnxruntime does: a start is clamped to what is there."""
+    for end in (-30, 3):
+        model = file_of("Slice", [S, ints(-20), ints(end), ints(2), ints(-1)], {})
+        found = graph_of(model.SerializeToString())(S).numpy()
+        np.testing.assert_array_equal(found, S[:, :, :1] if end < 0 else S[:, :, :0])
 
 
 def test_an_older_softmax_is_over_all_axes_from_one_on():
