@@ -1,6 +1,7 @@
 """Initialisers: they fill a tensor in place, with numbers from one stream of the current generator, and return it.
 
-The fans are read off a weight of shape (fan_in, fan_out), this package's layout: a layer is x @ weight + bias.
+The fans of a matrix are read off as (fan_in, fan_out), the layout of Linear: a layer is x @ weight + bias. Filters of a
+convolution, (o, c, ...), have c and o times the size of a window, as in PyTorch.
 """
 
 import math
@@ -16,7 +17,15 @@ from ..ops.operands import overwrite
 from ..tensor import Tensor
 
 # The factor by which a nonlinearity shrinks a signal's standard deviation, to be made up for by the weight before it.
-GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
+GAINS = {
+    "linear": 1.0,
+    "conv1d": 1.0,
+    "conv2d": 1.0,
+    "sigmoid": 1.0,
+    "tanh": 5 / 3,
+    "relu": math.sqrt(2),
+    "selu": 3 / 4,
+}
 NORMAL = NormalDist()
 
 
@@ -128,9 +137,12 @@ def _kaiming_std(name: str, tensor: Tensor, a: float, mode: str, nonlinearity: s
 
 
 def _fans(name: str, tensor: Tensor) -> tuple[int, int]:
-    if _checked(name, tensor).ndim != 2 or not tensor.size:
-        raise ShapeError(f"{name}: expected a weight of shape (fan_in, fan_out), got {tensor.shape}")
-    return tensor.shape[0], tensor.shape[1]
+    if _checked(name, tensor).ndim < 2 or not tensor.size:
+        raise ShapeError(f"{name}: expected a weight (fan_in, fan_out), or filters (o, c, ...), got {tensor.shape}")
+    if tensor.ndim == 2:
+        return tensor.shape[0], tensor.shape[1]
+    window = math.prod(tensor.shape[2:])
+    return tensor.shape[1] * window, tensor.shape[0] * window
 
 
 def _matrix(name: str, tensor: Tensor) -> tuple[int, int]:

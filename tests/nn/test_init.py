@@ -43,6 +43,18 @@ def test_draws_follow_their_distribution(name, dtype):
     assert scipy.stats.kstest(values.ravel(), expected.cdf).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("shape", [(40, 20, 3, 5), (300, 8, 5)])
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out"])
+def test_fans_of_filters_count_the_elements_of_a_window(shape, mode):
+    fan = {"fan_in": shape[1], "fan_out": shape[0]}[mode] * np.prod(shape[2:])
+    with using(Generator(1)):
+        values = init.kaiming_normal_(sn.Tensor(np.empty(shape)), mode=mode, nonlinearity="relu").numpy()
+        both = init.xavier_uniform_(sn.Tensor(np.empty(shape))).numpy()
+    assert scipy.stats.kstest(values.ravel(), scipy.stats.norm(0, np.sqrt(2 / fan)).cdf).pvalue > 1e-3
+    bound = np.sqrt(6 / ((shape[0] + shape[1]) * np.prod(shape[2:])))
+    assert scipy.stats.kstest(both.ravel(), distribution("uniform", bound).cdf).pvalue > 1e-3
+
+
 def test_constants_fill():
     t = sn.Tensor(np.empty((2, 3)))
     for initialise, value in ((init.zeros_, 0), (init.ones_, 1), (lambda t: init.constant_(t, -2.5), -2.5)):
@@ -83,12 +95,12 @@ def test_a_filled_tensor_counts_as_changed():
         y.backward()
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (0, 3), (2, 3, 4)])
+@pytest.mark.parametrize("shape", [(), (3,), (0, 3), (2, 0, 4)])
 @pytest.mark.parametrize(
     "initialise", [init.xavier_uniform_, init.xavier_normal_, init.kaiming_uniform_, init.kaiming_normal_]
 )
-def test_fans_are_read_off_matrices_only(initialise, shape):
-    with pytest.raises(sn.ShapeError, match=rf"^{initialise.__name__}: expected .*\(fan_in, fan_out\), got"):
+def test_fans_are_read_off_matrices_and_filters_only(initialise, shape):
+    with pytest.raises(sn.ShapeError, match=rf"^{initialise.__name__}: expected .*\(fan_in, fan_out\), or .* got"):
         initialise(sn.Tensor(np.zeros(shape)))
 
 
