@@ -20,6 +20,7 @@ from .errors import ConfigError, DtypeError, ShapeError
 from .kernels import Device
 from .kernels import device as find_device
 from .kernels.signatures import FLOATS, HALVES
+from .ops.elementwise import where
 from .ops.movement import element
 from .ops.operands import ArrayLike, checked_dtype, copied, fitted
 from .random import Generator
@@ -290,11 +291,12 @@ def randint_like(x: ArrayLike, low: int, high: int | None = None, dtype: Any = N
 
 
 def bernoulli(p: ArrayLike, generator: Generator | None = None) -> Tensor:
-    """1 with probability p[i], else 0, in the shape and dtype of p, floats in [0, 1]."""
+    """1 with probability p[i], else 0, in the shape and dtype of p, floats in [0, 1]; NaN where p is no probability."""
     p = p if isinstance(p, Tensor) else Tensor(p)
     wide = p.detach().float() if p.dtype in HALVES else p.detach()
     _float("bernoulli", wide.dtype)
-    return (rand(p.shape, dtype=wide.dtype, device=p.device, generator=generator) < wide).astype(p.dtype)
+    drawn = rand(p.shape, dtype=wide.dtype, device=p.device, generator=generator) < wide
+    return where((wide >= 0) & (wide <= 1), drawn.astype(wide.dtype), math.nan).astype(p.dtype)
 
 
 def multinomial(

@@ -105,6 +105,14 @@ def test_multinomial_without_replacement_draws_each_class_once():
         sn.multinomial([1.0, 1.0, 0.0], 3)
 
 
+@pytest.mark.parametrize("dtype", [sn.float32, sn.float64, sn.bfloat16])
+def test_what_is_no_probability_draws_nan(dtype):
+    p = sn.tensor([0.0, 1.0, -0.5, 1.5, np.nan, np.inf], dtype=dtype)
+    drawn = sn.bernoulli(p)
+    assert drawn.dtype == dtype
+    np.testing.assert_array_equal(drawn.float().numpy(), [0, 1, np.nan, np.nan, np.nan, np.nan])
+
+
 @pytest.mark.parametrize("name", ["rand", "randn", "randint", "randperm", "bernoulli", "normal"])
 def test_a_recorded_step_draws_other_numbers_in_each_call_those_of_the_plain_step(name):
     def step(x):

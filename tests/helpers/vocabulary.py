@@ -199,7 +199,7 @@ ROWS: dict[str, Row] = {
                    **MATRIX, **WHOLE, torch="`F.one_hot`", numpy="none"),
     "nonzero": Row(lambda x: (x > 0).nonzero(), lambda x: np.argwhere(x > 0), **WHOLE, looks=True, numpy="`argwhere`"),
     "unique": Row(lambda x: sn.unique(x.round()), lambda x: np.unique(np.round(x)), **WHOLE, looks=True,
-                  torch="no inverse"),
+                  torch="no inverse; of several NaN one"),
     "bincount": Row(lambda x: (x > 0).ravel().long().bincount(), lambda x: np.bincount((x > 0).ravel().astype(int)),
                     **MATRIX, **WHOLE, looks=True),
     "numel": Row(lambda x: sn.tensor(x.numel()), lambda x: np.array(x.size), **WHOLE, numpy="`size`"),
