@@ -3,7 +3,8 @@
     plan        one process with all threads, or with one ("do not parallelise"); W processes of cores // W threads
                 that share the shards; that have a stage of the model each, or half as many stages twice; or, where
                 the strategy has parts, that share those of each shard, or of each stage (not with memory=, since what
-                a part holds is not counted)
+                a part holds is not counted). Where devices are named, or the model is on a GPU: workers on the first
+                1, 2, 4, ... and on all devices; these are measured and not predicted
     predict     pieces of a step are timed in this process, one after the other; the timetable of model/timetable.py
                 plays them for W workers, and a hand-over between processes adds alpha + bytes / beta seconds; beside
                 each other pieces take longer, as cores share caches and memory: as much as in the plan before
@@ -40,6 +41,7 @@ from .model.plan import traced
 from .model.timetable import Sizes, held, idle, timetable
 from .model.trace import Trace
 from .phases import Phase, Place
+from .placement import Placement
 from .settings import Settings, Start
 from .shards import first_full
 from .strategies import Pipeline, Strategy
@@ -55,15 +57,18 @@ LARGE = 1 << 18  # elements of the array by which beta is measured
 
 class Plan(NamedTuple):
     """So many processes, with so many threads each. stages: of the model; 1: those of the strategy. shares_parts: do
-    they share the parts of each shard's layers?
+    they share the parts of each shard's layers? devices: those on which they compute, one each; "": the cores.
     """
 
     workers: int
     threads: int
     stages: int = 1
     shares_parts: bool = False
+    devices: str = ""
 
     def __str__(self) -> str:
+        if self.devices:
+            return f"{self.workers} worker{'s' * (self.workers > 1)} on {self.devices}"
         text = f"{self.workers} worker{'s' * (self.workers > 1)} x {self.threads} thread{'s' * (self.threads > 1)}"
         return text + f", {self.stages} stages" * (self.stages > 1) + ", by parts" * self.shares_parts
 
@@ -145,6 +150,13 @@ def plans(available: int, most: int) -> list[Plan]:
     return list(dict.fromkeys(found))
 
 
+def on_devices(placement: Placement, available: int, most: int) -> list[Plan]:
+    """Plans whose workers have the first devices of `placement`, one each; see `plans`."""
+    names = placement.names or ()
+    counts = dict.fromkeys(plan.workers for plan in plans(len(names), most))
+    return [Plan(n, max(1, available // n), devices=", ".join(names[:n])) for n in counts]
+
+
 def staged(found: Sequence[Plan], available: int, limited: bool) -> list[Plan]:
     """Plans with a stage for each worker, or for two that share its shards. limited: by memory; then there may be more
     workers than cores.
@@ -181,8 +193,9 @@ def choose(settings: Settings, memory: float | None = None) -> Choice:
     before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
     threads, rows, too_large, link, beside = get_num_threads(), list[Row](), dict[Plan, int](), None, 1.0
     available = min(cores(), threads)
-    found = plans(available, settings.shards)
-    if settings.strategy.is_plain and settings.strategy.stages == 1:
+    most, has_devices = settings.shards, settings.placement.names is not None
+    found = on_devices(settings.placement, available, most) if has_devices else plans(available, most)
+    if settings.strategy.is_plain and settings.strategy.stages == 1 and not has_devices:
         found += staged(found, available, memory is not None)
         found += parted(found, settings.strategy.parts) if memory is None else []
     try:
@@ -194,7 +207,7 @@ def choose(settings: Settings, memory: float | None = None) -> Choice:
             )
             try:
                 predicted = None
-                if plan.workers > 1 or memory is not None:
+                if (plan.workers > 1 or memory is not None) and not has_devices:
                     link = link or (measured_link() if plan.workers > 1 else None)
                     predicted = predict(trial, plan.threads, link or Link(0.0, math.inf), memory is not None)
                 if memory is not None and predicted and (predicted.bytes or 0) > memory:
@@ -233,10 +246,11 @@ def _choice(rows: list[Row], too_large: dict[Plan, int], memory: float | None) -
     alone = min((row for row in rows if row.plan.workers == 1), key=lambda row: row.seconds, default=None)
     if alone is None:
         return Choice(best.plan, rows, "the fastest that fits the memory", too_large)
+    kind = "device" if best.plan.devices else "core"
     ratio = alone.seconds / best.seconds if best.seconds else 1.0
     if best.plan.workers == 1 or best.seconds >= MARGIN * alone.seconds:
         why = "do not parallelise" if alone.plan.threads == 1 and len(rows) > 1 else "more processes are not faster"
-        return Choice(alone.plan, rows, why if len(rows) > 1 else "there is one core", too_large)
+        return Choice(alone.plan, rows, why if len(rows) > 1 else f"there is one {kind}", too_large)
     return Choice(best.plan, rows, f"{ratio:.2f} times as fast as {alone.plan}", too_large)
 
 

@@ -59,11 +59,9 @@ class Trainer(Sealed):
     workers: processes that compute, 1 for this one alone; "auto" measures and picks. With an exact strategy (all but
         the asynchronous ones) neither their number nor how often any of them dies changes a bit.
     devices: where the workers compute, a name for each, such as ("cuda:0", "cuda:1") or ("cuda:0", "cpu"). None: on
-        the model's device, and if that is "cuda", on a GPU each. Parameters, merges and updates stay in the host's
-        memory, so the bits of workers on GPUs do not depend on their number either; but they differ from those of
-        workers=1 without `devices`, where one process updates on the GPU. GPUs and CPUs round differently: where there
-        are both, shard k is always computed on the kind of device of devices[k mod len(devices)]. MPI supports no GPUs
-        yet, and "auto" does not consider them.
+        the model's device, and if that is "cuda", on a GPU each. The bits of workers on GPUs do not depend on their
+        number either, see docs/gpu.md. GPUs and CPUs round differently: where there are both, shard k is always
+        computed on the kind of device of devices[k mod len(devices)], and "auto" is refused.
     strategy: how gradients become new parameters: a value of `scratchnet.parallel`, such as LocalSGD(every=8), or the
         name of one: "all_reduce" (the default), "parameter_server", "local_sgd", "hogwild".
     shards: K. None means 1 with one worker, and 8 with any other number, "auto" and the ranks of an MPI job, too; one a
@@ -171,8 +169,10 @@ class Trainer(Sealed):
         if isinstance(self.workers, int):
             self._placement.check(self.workers)
             self.strategy.check_workers(self.workers)
-        elif self._placement.names is not None:
-            raise ConfigError("Trainer: expected a number of workers with devices, or a model on 'cuda', got 'auto'")
+        elif self._placement.are_mixed:
+            raise ConfigError(f"Trainer: expected a number of workers on {self._placement}, of two kinds, got 'auto'")
+        elif self._placement.names is not None and self.memory is not None:
+            raise ConfigError(f"Trainer: expected no memory with 'auto' on {self._placement}, got {self.memory!r}")
         self.folder = None if self.folder is None else Path(checks.path("Trainer: folder", self.folder))
         self.timeline = None if self.timeline is None else Path(checks.path("Trainer: timeline", self.timeline))
 

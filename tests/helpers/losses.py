@@ -43,3 +43,10 @@ class Divided(Interpreted):
 
     def forward(self, output, target):
         return super().forward(output, target) + 0.0 * (1.0 / target.astype(np.float32)).mean()
+
+
+class Vertical(Interpreted):
+    """The gradient, not the loss, is NaN for a shard with a label 0: that of a square root at 0."""
+
+    def forward(self, output, target):
+        return super().forward(output, target) + ((output * 0.0).sum() + target.astype(np.float32).min()).sqrt()

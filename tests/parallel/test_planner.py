@@ -9,7 +9,19 @@ import pytest
 
 import scratchnet as sn
 from scratchnet.parallel import LocalSGD, Pipeline, TensorParallel, planner
-from scratchnet.parallel.planner import Link, Plan, Prediction, choose, parted, plans, predict, staged, waited
+from scratchnet.parallel.placement import Placement
+from scratchnet.parallel.planner import (
+    Link,
+    Plan,
+    Prediction,
+    choose,
+    on_devices,
+    parted,
+    plans,
+    predict,
+    staged,
+    waited,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +36,14 @@ from scratchnet.parallel.planner import Link, Plan, Prediction, choose, parted, 
 )
 def test_plans_share_out_the_cores(cores, most, expected):
     assert plans(cores, most) == [Plan(*plan) for plan in expected]
+
+
+@pytest.mark.parametrize(("names", "most", "workers"), [(1, 8, [1]), (3, 8, [1, 2, 3]), (8, 4, [1, 2, 4])])
+def test_plans_on_devices_take_the_first_ones(names, most, workers):
+    placement = Placement(["cpu"] * names, "cpu")
+    found = on_devices(placement, 4, most)
+    assert [(plan.workers, plan.threads) for plan in found] == [(n, max(1, 4 // n)) for n in workers]
+    assert str(found[-1]) == f"{workers[-1]} worker{'s' * (workers[-1] > 1)} on {', '.join(['cpu'] * workers[-1])}"
 
 
 def test_stages_may_have_two_workers_each_which_share_shards_or_parts():

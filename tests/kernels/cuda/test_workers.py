@@ -6,10 +6,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from losses import Divided, Interpreted, Where
+from losses import Divided, Interpreted, Vertical, Where
 
 import scratchnet as sn
-from scratchnet.parallel import AllReduce, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK, engines
+from scratchnet.parallel import AllReduce, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK, engines, planner
 from scratchnet.parallel.failpoints import LOG, VARIABLE
 from scratchnet.parallel.pool import device_memory, steps
 from scratchnet.parallel.pool.pool import Pool
@@ -113,6 +113,7 @@ def test_float16_has_one_loss_scale_for_all_workers():
     assert_same(found, first)
     assert one.records == two.records and one.records[-1]["loss_scale"] == 2**16
     assert first["0.weight"].tobytes() != by_two_gpus()["0.weight"].tobytes()
+    np.testing.assert_allclose(first["0.weight"], by_two_gpus()["0.weight"], atol=0.01)  # its gradients are unscaled
 
 
 @pytest.mark.parametrize("fault", ["shard.half_written:1:*:SIGKILL", "slice.half_written:1:*:SIGKILL"])
@@ -197,6 +198,11 @@ def test_steps_that_are_not_finite_are_skipped_or_said():
         skipped, _ = trained("cuda", 2, nonfinite="skip", loss=Divided())
         assert np.isfinite(skipped["0.weight"]).all()
         assert_near(skipped, trained("cpu", nonfinite="skip", loss=Divided())[0])
+        other, _ = trained("cuda", 2, nonfinite="skip", loss=Vertical())
+        assert_near(other, trained("cpu", nonfinite="skip", loss=Vertical())[0])
+        trainer, loader = make("cuda", 2, loss=Vertical())
+        with pytest.raises(sn.NonFiniteError, match=r"expected a finite gradient of '\d.*', got one that is not"):
+            trainer.fit(loader)
         trainer, loader = make("cuda", 2, loss=Divided())
         with pytest.raises(sn.NonFiniteError, match=r"got nan at step \d, shard \d, from "):
             trainer.fit(loader)
@@ -260,12 +266,28 @@ class _Halves:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_what_a_callback_changes_reaches_the_gpus_and_workers_come_and_go(workers):
     found = []
-    for first, then in ((1, 1), (2, workers)):
-        trainer, loader = make("cpu", first, THREE[: max(first, then)], shards=2)
+    for first, then, devices in ((1, 1, ["cpu"]), (1, 1, THREE), (2, workers, THREE)):
+        trainer, loader = make("cpu", first, devices[: max(first, then)], shards=2)
         trainer.callbacks = [_Halves(trainer, then)]
         trainer.fit(loader, epochs=2)
         found.append(trainer.model.state_dict())
-    assert_same(*found)
+    assert_near(found[1], found[0])
+    assert_same(found[2], found[1])
+
+
+@pytest.mark.parametrize(("devices", "best"), [(None, 2), (["cuda:1", "cuda:0", "cuda:1"], 3), (["cuda:1"], 1)])
+def test_auto_tries_one_gpu_and_more_and_takes_the_fastest(devices, best, monkeypatch):
+    tried = []
+    monkeypatch.setattr(planner, "measure", lambda settings: (tried.append(settings.workers), (1 / tried[-1], 0.1))[1])
+    trainer, loader = make("cuda", "auto", devices, shards=2 if best < 3 else 3)
+    trainer.fit(loader)
+    assert tried == [1, 2, 3][:best] and trainer.workers == best
+    assert_same(trainer.model.state_dict(), by_weights(trainer.shards))
+
+
+def by_weights(shards):
+    expected = by_two_gpus(shards=shards)
+    return {name: x for name, x in expected.items() if "weight" in name or "bias" in name}
 
 
 def test_a_run_on_gpus_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path):
@@ -299,9 +321,12 @@ def test_devices_that_are_not_there_are_one_typed_line(call, words):
     assert "\n" not in str(caught.value)
 
 
-def test_auto_is_refused_with_gpus():
-    with pytest.raises(sn.ConfigError, match=r"expected a number of workers with devices, .*, got 'auto'"):
-        make("cuda", "auto")
+def test_auto_is_refused_on_devices_of_two_kinds_and_with_memory():
+    words = r"expected a number of workers on cuda:0, cpu, of two kinds, got 'auto'"
+    with pytest.raises(sn.ConfigError, match=words):
+        make("cuda", "auto", ["cuda:0", "cpu"])
+    with pytest.raises(sn.ConfigError, match=r"expected no memory with 'auto' on cuda:0, cuda:1, got 1000000.0"):
+        make("cuda", "auto", memory=1e6)
 
 
 def test_gpus_are_refused_under_mpi():
