@@ -286,11 +286,13 @@ def engine_of(settings: Settings, start: Start, stop: Any = None) -> Engine:
     strategy = settings.strategy
     settings = dataclasses.replace(settings, model=network(settings.model, strategy.parts, strategy.plan))
     if is_distributed():
-        if "cuda" in settings.placement.kinds:
-            raise DeviceError("Trainer: expected a model on 'cpu' and no GPU among devices under MPI, got 'cuda'")
+        divides = strategy.divides(started_as()[1])  # type: ignore[index]
+        if "cuda" in settings.placement.kinds and (settings.placement.is_given or divides):
+            found = str(strategy) if divides else f"devices {settings.placement}"
+            expected = "neither devices nor a divided model with GPUs under MPI, where each rank has one by its place"
+            raise DeviceError(f"Trainer: expected {expected}, got {found}")
         from .mpi import engine, stages
 
-        divides = strategy.divides(started_as()[1])  # type: ignore[index]
         return (stages.StagedRanks if divides else engine.Ranks)(settings, start, stop)
     if not settings.is_local:
         from .pool.pool import Pool

@@ -8,6 +8,7 @@ this file. tests/helpers/stub_driver.c is a driver without a GPU, under which al
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -60,8 +61,10 @@ class Gpu(NamedTuple):
     context: Any
 
 
+# In which launchers give a process its place among those of its machine: Open MPI, Hydra, MVAPICH, Slurm.
+PLACES = "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"
 _gpu: Gpu | None = None
-_chosen = 0
+_chosen: int | None = None
 _starting = threading.Lock()
 _local = threading.local()  # is_current: does this thread compute on the GPU?
 
@@ -85,7 +88,7 @@ def capability_of(number: int) -> tuple[int, int]:
 
 def has_tensor_cores() -> bool:
     """Does the GPU of this process multiply bfloat16, float16 and TF32 by units of their own?"""
-    return capability_of(_chosen) >= TENSOR_CORES
+    return capability_of(chosen()) >= TENSOR_CORES
 
 
 def why_unavailable(number: int) -> str | None:
@@ -107,6 +110,14 @@ def why_unavailable(number: int) -> str | None:
     return None
 
 
+def chosen() -> int:
+    """The number of the GPU of this process: `use_gpu` says it, or else its place among the ranks of this machine."""
+    if _chosen is not None:
+        return _chosen
+    places = (os.environ.get(name, "") for name in PLACES)
+    return next((int(place) for place in places if place.isdecimal()), 0) % max(1, count_gpus())
+
+
 def use_gpu(number: int) -> None:
     """Lets this process compute on the GPU of this number. Raises DeviceError if it has used another one."""
     global _chosen
@@ -121,8 +132,9 @@ def gpu() -> Gpu:
     if not getattr(_local, "is_current", False):
         with _starting:
             if _gpu is None:
+                number = chosen()
                 count_gpus()
-                _gpu = Gpu(_chosen, capability_of(_chosen), call("cuDevicePrimaryCtxRetain", _chosen))
+                _gpu = Gpu(number, capability_of(number), call("cuDevicePrimaryCtxRetain", number))
         call("cuCtxSetCurrent", _gpu.context)
         _local.is_current = True
     assert _gpu is not None

@@ -210,7 +210,8 @@ class Ranks(Steps):
         yield
         theta = self.replica.layout.page(self.arena.newest())[0]
         for i, extent in self.replica.layout.parameters.items():
-            if extent.of(theta).tobytes() != self.replica.optimizer.states[i].param._data.tobytes():
+            own = self.replica.optimizer.states[i].param._data
+            if extent.of(theta).tobytes() != self.replica.at(own).to_host(own).tobytes():
                 raise self._changed(i)
 
     def _changed(self, i: int) -> ConfigError:

@@ -136,7 +136,9 @@ class Slices:
     def attach(self, arena: TrainingArena, worker: Worker) -> None:
         """Before the first step. All ranks call this at once."""
         self.arena, self.worker = arena, worker
-        self.replica.on_final, worker.leaves = self.send_final, self._leaves
+        worker.leaves = self._leaves
+        if self.replica.device.is_host:  # a GPU's gradients are there when all are
+            self.replica.on_final = self.send_final
         own, size = self._subtrees[self.machine.number], arena.slots.shape[-1]
         sums = [subtree for subtree in own if len(subtree) > 1]
         begin, words = round_up(len(sums) * size), self.replica.shards * self._stride

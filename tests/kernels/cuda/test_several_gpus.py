@@ -5,10 +5,14 @@ memory that is gone. Values are the matter of test_workers.py, in the simulator.
 """
 
 import importlib.util
+import json
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 import stub_driver
+from servants import NO_MPI, mpirun
 from sizes import SIMULATED
 
 pytestmark = [
@@ -129,3 +133,19 @@ def test_a_worker_that_is_killed_takes_no_memory_along(faults, tmp_path, monkeyp
     assert fired and sum(found["starts"]) == 2 + fired
     assert not [line for line in lines if line[1].startswith("stub")]  # no call on memory that is gone
     assert large(calls, TO_HOST) == 0 and found["left"] == [0, 0, 0]
+
+
+# --- MPI --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(NO_MPI is not None, reason=str(NO_MPI))
+def test_a_rank_has_the_gpu_of_its_place_on_its_machine(tmp_path):
+    trace = tmp_path / "trace"
+    line = mpirun(3, sys.executable, str(stub_driver.HERE.parent / "programs" / "mpi_gpus.py"))
+    environment = stub_driver.environment(devices=2, trace=trace)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [json.loads(line.split("RESULT ")[1])["gpu"] for line in done.stdout.splitlines() if "RESULT" in line]
+    assert sorted(found) == [0, 0, 1]
+    retained = [line.split() for line in trace.read_text().splitlines() if "cuDevicePrimaryCtxRetain" in line]
+    assert sorted(number for _, _, number in retained) == ["0", "0", "1"]

@@ -1,15 +1,28 @@
 """Training with workers on GPUs, which are names in a simulator here: real processes, each with an interpreter."""
 
 import functools
+import json
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+from jobs import program
 from losses import Divided, Interpreted, Vertical, Where
+from servants import NO_MPI, mpirun
 
 import scratchnet as sn
-from scratchnet.parallel import AllReduce, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK, engines, planner
+from scratchnet.parallel import (
+    AllReduce,
+    Hogwild,
+    LocalSGD,
+    ParameterServer,
+    Pipeline,
+    PowerSGD,
+    TopK,
+    engines,
+    planner,
+)
 from scratchnet.parallel.failpoints import LOG, VARIABLE
 from scratchnet.parallel.pool import device_memory, steps
 from scratchnet.parallel.pool.pool import Pool
@@ -329,13 +342,34 @@ def test_auto_is_refused_on_devices_of_two_kinds_and_with_memory():
         make("cuda", "auto", memory=1e6)
 
 
-def test_gpus_are_refused_under_mpi():
-    trainer, loader = make("cuda")
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"devices": ["cuda:1"]}, "devices cuda:1"),
+        ({"strategy": Pipeline(2)}, r"Pipeline\(stages=2, .*\)"),
+    ],
+)
+def test_devices_and_stages_are_refused_with_gpus_under_mpi(options, found):
+    trainer, loader = make("cuda", **options)
     with (
         mock.patch.object(engines, "is_distributed", lambda: True),
-        pytest.raises(sn.DeviceError, match=r"expected a model on 'cpu' and .* under MPI, got 'cuda'"),
+        mock.patch.object(engines, "started_as", lambda: (0, 2)),
+        pytest.raises(sn.DeviceError, match=f"expected neither devices nor a divided .* under MPI, .*, got {found}"),
     ):
         engines.engine_of(trainer._settings(loader), engines.Start())
+
+
+@pytest.mark.skipif(NO_MPI is not None, reason=str(NO_MPI))
+def test_ranks_of_an_mpi_job_on_gpus_have_the_bits_of_one_process(monkeypatch):
+    monkeypatch.setenv(device_memory.VARIABLE, "host")  # as ranks do, which merge on the host
+    digests = set()
+    for command, share in ((lambda ranks, *line: line, 0), (mpirun, 0), (mpirun, 1)):  # share=1: as two machines
+        status, said = program(2, "mpi_gpus", command=command, SCRATCHNET_MPI_SHARE=str(share))
+        assert status == 0, said
+        found = [json.loads(line.split("RESULT ")[1])["digest"] for line in said.splitlines() if "RESULT" in line]
+        assert len(found) == (2 if command is mpirun else 1)
+        digests.update(found)
+    assert len(digests) == 1
 
 
 def test_a_run_on_other_kinds_of_devices_does_not_go_on_with_a_mixed_one(tmp_path):
