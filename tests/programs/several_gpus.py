@@ -130,6 +130,7 @@ def trained(loss, devices, workers=2, shards=4, **options):
         "shards": [int(row["shards"]) for row in history.workers],
         "starts": [int(row["starts"]) for row in history.workers],
         "left": [stub().stub_used(i) - n for i, n in enumerate(before)],
+        "workers": trainer.workers,
         "contexts": [stub().stub_is_active(i) for i in range(2)], "log": lines, "parent": os.getpid(),
     }  # fmt: skip
 
@@ -144,6 +145,10 @@ def three():
 
 def alone():
     return trained("Stubbed", None, workers=1, clip_norm=1.0)
+
+
+def auto():
+    return trained("Stubbed", None, workers="auto")
 
 
 def watched():

@@ -146,3 +146,25 @@ def test_a_spill_would_be_seen():
         crowded = Kernel(loop.function, 1024)  # 64 registers a thread at most
         f = facts(Launch("matmul", [x] * 3, crowded, (1, 1), 1024, arguments), "sm_80")
     assert f["spills"] > 0 and not noted
+
+
+@pytest.mark.parametrize("shards", [2, 9, 64])
+def test_a_fold_along_the_tree_adds_in_registers(shards):
+    """64 shards are the most that device_memory.py gives it, whose addresses fill the arguments of a launch."""
+    import numpy as np
+    from gpu_facts import Launch, facts, memory, on_paper
+
+    from scratchnet.kernels.cuda import driver, folds, machine_code
+    from scratchnet.parallel.comm.tree import tree_sum
+    from scratchnet.parallel.pool.device_memory import MOST_SHARDS
+
+    assert shards <= MOST_SHARDS
+    with on_paper() as noted:
+        x = memory.empty(1000, np.float32)
+        folds.fold_tree(tree_sum(range(shards), int, lambda left, right: (left, right)), [x] * shards, x)
+        ((kernel, blocks, threads, arguments),) = noted
+        launch = Launch("fold", [x], kernel, blocks, threads, arguments)
+        f = facts(launch, "sm_80")
+    assert f["spills"] + f["stack"] + f["local"] + f["f64"] + f["fma"] == 0
+    assert f["registers"] * kernel.bounds[0] <= 65536
+    assert len(machine_code.layout(launch.codes)) * 8 <= driver.MOST_BYTES

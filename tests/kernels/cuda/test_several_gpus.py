@@ -101,6 +101,13 @@ def test_the_way_through_the_host_can_be_asked_for(tmp_path, monkeypatch):
     assert large(calls, TO_HOST) == STEPS * SHARDS
 
 
+def test_auto_runs_plans_on_one_gpu_and_on_both_and_leaves_nothing(tmp_path):
+    found, _, lines = run("auto", tmp_path)
+    opened = Counter(pid for pid, name, *_ in lines if name == "cuIpcOpenMemHandle")
+    assert len(opened) >= 2 and set(opened.values()) == {2}  # the workers of a trial, each the memory of both GPUs
+    assert found["workers"] in (1, 2) and found["left"][1] == 0 and found["contexts"] == [1, 0]
+
+
 def test_one_process_that_does_a_step_piece_by_piece_keeps_its_gradients_on_the_gpu(tmp_path):
     trace = tmp_path / "trace"
     stub_driver.facts_of("several_gpus.py", "alone", trace=trace)
