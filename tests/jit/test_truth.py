@@ -9,6 +9,7 @@ import random
 import threading
 import warnings
 
+import numba
 import numpy as np
 import pytest
 
@@ -471,6 +472,37 @@ def test_what_python_does_inside_is_refused(name):
 
     calls = [(sn.Tensor(np.float32([[1, 2], [3, 5], [0, -1]])),)] * 4
     compare(make, calls, REFUSED)
+
+
+def replaced_in(x):
+    x[0] += 1.0
+    return x.sum()
+
+
+def reshaped(x):
+    x.shape = (-1,)
+    return x * 2.0
+
+
+def typed(x):
+    return str(numba.typeof(x))
+
+
+LOOKED_AT = {  # what a step does with an array that it was given, beside NumPy's arithmetic
+    "writes an element": replaced_in,
+    "sets its shape": reshaped,
+    "asks for Numba's type": typed,
+    "looks for a number in it": lambda x: 2.0 in x,
+    "makes it a number": lambda x: float(x[0, 0]) * x,
+    "gives its address": lambda x: x.__array_interface__["data"][0] % 2,
+    "puts numbers into another array": lambda x: np.copyto(np.zeros_like(x), x),
+}
+
+
+@pytest.mark.parametrize("name", LOOKED_AT)
+def test_what_is_done_to_an_array_argument_beside_arithmetic_is_refused(name):
+    calls = [(np.float32([[1, 2], [3, i]]),) for i in range(4)]
+    compare(of(LOOKED_AT[name]), calls, REFUSED)
 
 
 def test_what_python_sets_and_puts_back_does_not_count():
