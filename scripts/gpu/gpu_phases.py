@@ -4,6 +4,7 @@ Compile every kernel; compare each with its oracle; arrays above 2**31 elements;
 their peers; the reference network on CPU and GPU; the same launches under NVIDIA's checkers.
 """
 
+import hashlib
 import importlib
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ import numpy as np
 import scratchnet as sn
 from scratchnet.kernels import device
 from scratchnet.kernels.signatures import accepted, arrays_of
+from scratchnet.parallel.pool.device_memory import VARIABLE as GRADIENTS
 from scratchnet.testing import EDGES, KERNEL_ROWS, KernelCase, host_kernel, kernel_cases
 
 Note = Callable[..., None]
@@ -317,12 +319,12 @@ def _between_events(calls: list, rounds: int, new: Callable, record: Callable, e
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-RUNS = ("cpu", "cuda", "workers")
+RUNS = {"cpu": 0, "cuda": 0, "one worker": 1, "workers": 2, "workers, through the host": 2}  # workers on GPUs
 
 
 def _training(config: Any) -> dict:
-    """The reference network on CPU, on GPU, and with two workers on GPUs, or on the only one: training losses, test
-    accuracies, and the largest relative difference of losses."""
+    """The reference network on CPU, on GPU, and with workers on GPUs, or on the only one: training losses, test
+    accuracies, and the largest relative difference of losses; digests of what was trained."""
     train, test = sn.data.load("fashion-mnist-mini")
     simulated = is_simulated()
     if simulated:  # the first 16 pixels of 8 and 4 images
@@ -332,19 +334,23 @@ def _training(config: Any) -> dict:
         )
     features, hidden, batch = (16, 4, 4) if simulated else (784, 128, 64)
     result: dict = {}
-    workers = {"workers": 2, "devices": [f"cuda:{rank % sn.cuda.device_count()}" for rank in range(2)]}
-    for where in RUNS:
+    devices = [f"cuda:{rank % sn.cuda.device_count()}" for rank in range(2)]
+    for where, count in RUNS.items():
+        os.environ[GRADIENTS] = "host" if "host" in where else "gpu"
         sn.manual_seed(config.seed)
         model = sn.nn.MLP(features, hidden, 10).to("cuda" if where == "cuda" else "cpu")
         optimizer = sn.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        options = {"shards": 2, "seed": config.seed, "progress": False} | (workers if where == "workers" else {})
+        options = {"shards": 2, "seed": config.seed, "progress": False} | (
+            {"workers": count, "devices": devices[:count]} if count else {}
+        )
         trainer = sn.Trainer(model, optimizer, sn.nn.CrossEntropyLoss(), **options)
         loader = sn.data.DataLoader(train, batch, shuffle=True, seed=config.seed)
         start = time.perf_counter()
         history = trainer.fit(loader, epochs=1 if simulated else config.epochs)
         seconds = time.perf_counter() - start
         score = trainer.evaluate(sn.data.DataLoader(test, 1024))
-        result[where] = {"train_loss": history["train_loss"], "seconds": seconds, **score}
+        digest = hashlib.sha256(b"".join(x.tobytes() for x in model.state_dict().values())).hexdigest()
+        result[where] = {"train_loss": history["train_loss"], "seconds": seconds, "digest": digest, **score}
         print(f"  {where:<7} losses {' '.join(f'{x:.5f}' for x in history['train_loss'])}  {score}", flush=True)
     expected, *others = (np.array(result[where]["train_loss"]) for where in RUNS)
     result["largest_relative_difference"] = max(float((np.abs(x - expected) / expected).max()) for x in others)
@@ -353,11 +359,16 @@ def _training(config: Any) -> dict:
 
 
 def training(config: Any, note: Note) -> None:
-    """The reference network on CPU, GPU and with workers."""
+    """The reference network on CPU, GPU and with workers, whose number changes no bit."""
+    from scratchnet.kernels.cuda.ipc import why_not_shared
+
     result = _training(config)
     difference, allowed = result["largest_relative_difference"], result["allowed"]
     wrong = f"the losses of CPU and GPU are {difference:.2%} apart, expected at most {allowed:.0%}"
-    note(**result, wrong=None if difference <= allowed else wrong)
+    one, two = (result[where]["digest"] for where in ("one worker", "workers"))
+    if difference <= allowed:
+        wrong = None if one == two else "two workers on GPUs gave other bits than one"
+    note(**result, through_the_host=why_not_shared(), wrong=wrong)
 
 
 # --- checkers ---------------------------------------------------------------------------------------------------------

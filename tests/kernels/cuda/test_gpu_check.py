@@ -26,7 +26,9 @@ def test_it_runs_to_the_end_and_leaves_both_reports(tmp_path):
     assert report["simulated"] and report["wrong"] == []
     assert set(KERNEL_ROWS) == {x["kernel"] for x in report["properties"] if "kernel" in x}
     assert set(KERNEL_ROWS) == {x["kernel"] for x in report["kernels"] if "kernel" in x}
-    assert report["training"][0]["largest_relative_difference"] < 1e-5
+    (trained, *_) = report["training"]
+    assert trained["largest_relative_difference"] < 1e-5 and "through_the_host" not in trained
+    assert trained["one worker"]["digest"] == trained["workers"]["digest"] == trained["cuda"]["digest"]
     assert len(report["large"]) == 5 and [x["step"] for x in report["steps"][:2]] == ["scratchnet", "scratchnet jit"]
     assert "simulated: times mean nothing" in (tmp_path / "report.html").read_text()
 
@@ -45,6 +47,17 @@ def test_a_wrong_kernel_is_named():
 
 def _two():
     return {name: KERNEL_ROWS[name] for name in ("neg", "exp")}
+
+
+def test_workers_whose_number_changes_bits_are_told_of(monkeypatch):
+    import gpu_phases
+
+    found, same = [], {"digest": "a"}
+    result = {"largest_relative_difference": 0.0, "allowed": 0.01, "one worker": same, "workers": same}
+    for workers in (same, {"digest": "b"}):
+        monkeypatch.setattr(gpu_phases, "_training", lambda config, w=workers: result | {"workers": w})
+        gpu_phases.training(None, lambda **row: found.append(row["wrong"]))
+    assert found == [None, "two workers on GPUs gave other bits than one"]
 
 
 def test_without_a_gpu_it_says_what_is_missing(tmp_path):
