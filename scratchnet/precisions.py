@@ -24,9 +24,10 @@ TYPES: dict[str, dict[str, str]] = {  # precision -> the ops that have it, with 
     },  # by which go x @ y, linear, attention, einsum and the inputs of recurrent layers
     "float16": {"matmul": "float16"},
     "tf32": {"matmul": "tf32"},
+    "tf32x3": {"matmul": "tf32x3"},  # three products in TF32 for one of float32
 }
 PRECISIONS = tuple(TYPES)
-DEVICES = {"float16": ("cuda",), "tf32": ("cuda",)}  # of a precision that not all devices have
+DEVICES = dict.fromkeys(("float16", "tf32", "tf32x3"), ("cuda",))  # of a precision that not all devices have
 # A product that is rounded has no side (m, k, n) shorter than this, and more multiplications than that. Rounding an
 # element takes as long as 24 of them, and a matrix unit sums up 32 terms at once. A layer's product and the two of its
 # gradients have the same three sides, so all of them are rounded, or none. What GPUs alone have needs no limit.
@@ -91,9 +92,10 @@ class precision:
 
     name: "float32"; "bfloat16": operands are rounded to its 8 significant bits, to the nearest, ties to even, but for
     small products, of a side below 32 (with vectors of pairs 64, on a CPU without units 1,024) or of few
-    multiplications, which rounding would make slower; or on "cuda" "tf32", of 11 bits with the range of float32, or
-    "float16", of 11 bits, whose loss a loop of your own has to scale. Parameters, gradients, sums and all other ops
-    stay float32. Raises ConfigError; a product of float64 inside raises DtypeError, one in "tf32" or "float16" on
+    multiplications, which rounding would make slower; or on "cuda" "tf32", of 11 bits with the range of float32,
+    "tf32x3", two such numbers each, which loses little of float32, or "float16", of 11 bits, whose loss a loop of your
+    own has to scale. Parameters, gradients, sums and all other ops
+    stay float32. Raises ConfigError; a product of float64 inside raises DtypeError, one of the others on
     another device ConfigError.
     """
 

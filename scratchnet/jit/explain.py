@@ -17,7 +17,8 @@ from .values import key_of
 
 CONVOLUTIONS = {"conv2d": (-1, 1), "conv2d_input": (0, 1), "conv2d_weight": (0, 2)}  # of the outputs, of the weight
 UPDATING = {f"matmul_{update}" for update in UPDATES}
-PRODUCTS = {"matmul", "batched_matmul", "matmul_bfloat16", "matmul_float16", "matmul_tf32", "linear", *UPDATING}
+PRODUCTS = {"matmul", "batched_matmul", "linear", *UPDATING}
+PRODUCTS |= {f"matmul_{name}" for name in ("bfloat16", "float16", "tf32", "tf32x3")}
 PACKING = {"pack", "pack_bfloat16"}
 ROUNDS, SECONDS = 50, 1.0  # steps that are timed: so many, or as many as take so long, but three
 

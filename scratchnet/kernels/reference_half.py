@@ -33,3 +33,17 @@ def matmul_float16(a, b, out, transpose_a=False, transpose_b=False):
 def matmul_tf32(a, b, out, transpose_a=False, transpose_b=False):
     """The same of operands rounded to TF32: 11 significant bits, with the range of float32."""
     reference.batched_matmul(_tf32(a), _tf32(b), out, transpose_a, transpose_b)
+
+
+def matmul_tf32x3(a, b, out, transpose_a=False, transpose_b=False):
+    """The same of operands that are two numbers of TF32 each, of which three products are added up.
+
+    What is left out and rounded away is at most 8 half units in the last place of each product of two elements.
+    """
+    rest_a, rest_b = (_tf32(x - _tf32(x)) for x in (a, b))
+    large, small = np.empty_like(out), np.empty_like(out)
+    matmul_tf32(rest_a, b, small, transpose_a, transpose_b)
+    matmul_tf32(a, rest_b, large, transpose_a, transpose_b)
+    small += large
+    matmul_tf32(a, b, large, transpose_a, transpose_b)
+    np.add(large, small, out=out)

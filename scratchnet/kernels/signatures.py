@@ -41,7 +41,7 @@ SIGNATURES: dict[str, str] = {
     "argmax_rows": "fll->l",
     **dict.fromkeys(("matmul", "batched_matmul"), "ff->f | ll->l"),
     "linear": "fff->f | lll->l",
-    **dict.fromkeys(("matmul_bfloat16", "matmul_float16", "matmul_tf32"), "ss->s"),
+    **dict.fromkeys(("matmul_bfloat16", "matmul_float16", "matmul_tf32", "matmul_tf32x3"), "ss->s"),
     "conv2d": "fff->f",
     **dict.fromkeys(("conv2d_input", "conv2d_weight"), "ff->f"),
     "channel_moments": "f->f",

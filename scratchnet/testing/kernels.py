@@ -183,7 +183,7 @@ KERNEL_ROWS: dict[str, Row] = {
         f"matmul_{name}": Row(
             lambda **flags: " ".join(f"b{word}" for word in oracles.product_shapes(**flags).split()),
             oracle,
-            roundings=1,
+            roundings=10 if name == "tf32x3" else 1,
             params={"transpose_a": (False, True), "transpose_b": (False, True)},
             dtypes=FLOATS[:1],
             **_PRODUCT | {"integers": False},

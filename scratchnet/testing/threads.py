@@ -25,7 +25,7 @@ import numpy as np
 from .. import checks
 from ..errors import ContractError
 from ..kernels.signatures import bits_of
-from .stops import Stops, barriers_of, helpers_of, plain, scope_of, tree_of
+from .stops import Stops, barriers_of, helpers_of, plain, scope_of, stops, tree_of
 
 __all__ = ["ORDERS", "barriers_of", "find_races", "interpreted"]
 
@@ -179,6 +179,8 @@ class _Words:
 
     def _word(self, index: Any) -> int:
         """The number of an element in memory."""
+        if isinstance(index, np.integer) and 0 <= index < self.length:
+            return int(index)
         numbers = index if isinstance(index, tuple) else (index,)
         if len(numbers) != self.ndim or isinstance(numbers[0], slice):
             self.run.fail(f"index {index} of a {self.kind} array of {self.ndim} dimensions; index every one")
@@ -377,7 +379,8 @@ class Interpreter:
         definition.body.append(ast.parse("if False: yield").body[0])  # a generator, even without a barrier
         ast.fix_missing_locations(tree)
         space = scope | {name: self._generator(f) for name, f in helpers.items()} | {"cuda": self.cuda}
-        space |= {"load_wide": _load_wide, "store_wide": _store_wide, "ALIGNED": 16}
+        space |= {name: _checking(f) for name, f in space.items() if _moves_wide(f)}
+        space |= {**_WIDE, "ALIGNED": 16}
         exec(compile(tree, inspect.getsourcefile(function) or "?", "exec"), space)
         return space[definition.name]
 
@@ -396,3 +399,16 @@ def _store_wide(source: _Words, i: int, target: _Words, j: int) -> None:
     target.check_wide(j)
     for v in range(16 // source.dtype.itemsize):
         target[j + v] = source[i + v]
+
+
+_WIDE = {"load_wide": _load_wide, "store_wide": _store_wide}
+
+
+def _moves_wide(f: Any) -> bool:
+    """Is this a helper that moves 16 bytes at once? One that stops is rewritten as kernels are."""
+    return isinstance(f, FunctionType) and not set(_WIDE).isdisjoint(f.__code__.co_names) and not stops(f)
+
+
+def _checking(f: FunctionType) -> FunctionType:
+    """The helper with moves that are checked."""
+    return FunctionType(f.__code__, {**f.__globals__, **_WIDE}, f.__name__, f.__defaults__, f.__closure__)

@@ -56,7 +56,7 @@ class Gpu:
 
 # NVIDIA A100 40GB SXM, data sheet: 1555 GB/s, 19.5 and 9.7 TFLOP/s without tensor cores, 108 multiprocessors, 1410 MHz;
 # limits of compute capability 8.0 from the CUDA C++ Programming Guide, technical specifications.
-TENSOR_CORES = {"bfloat16": 312e12, "float16": 312e12, "tf32": 156e12}
+TENSOR_CORES = {"bfloat16": 312e12, "float16": 312e12, "tf32": 156e12, "tf32x3": 52e12}
 A100 = Gpu("NVIDIA A100 40GB SXM", "sm_80", 1555e9, 19.5e12, 9.7e12, 108, 1.41e9, tensor=TENSOR_CORES)
 
 # --- launches on paper ------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ SHAPES = {
     "batched_matmul": [[(256, 64, 32), (256, 32, 64), (256, 64, 64)]],
     **{f"matmul_{name}": [[(1, M, K), (1, K, N), (1, M, N)]] for name in TENSOR_CORES},
     "linear": [[(m, k), (k, n), (n,), (m, n)] for m, k, n in PRODUCTS],
-    "conv2d": [[IMAGES, FILTERS, FILTERS[:1], IMAGES]],
+    "conv2d": [[IMAGES, (n, *FILTERS[1:]), (n,), (128, n, 28, 28)] for n in (64, 8)],
     "conv2d_input": [[IMAGES, FILTERS, IMAGES]],
     "conv2d_weight": [[IMAGES, IMAGES, FILTERS]],
     "channel_moments": [[CHANNELS, (2, 64)]],

@@ -230,7 +230,8 @@ def _time(config: Any, name: str, shapes: list, facts: dict, peers: dict, row: d
     row["seconds"] = seconds_of(name, there, config.rounds)
     size, operations = gpu_facts.work_of(name, shapes, dtypes)
     if facts["bandwidth"] and facts["float32"]:
-        peak = facts["halves" if name.startswith("matmul_") else "float32"] / (2 if name == "matmul_tf32" else 1)
+        slower = {"matmul_tf32": 2, "matmul_tf32x3": 6}.get(name, 1)
+        peak = facts["halves" if name.startswith("matmul_") else "float32"] / slower
         row["floor"] = max(size / facts["bandwidth"], operations / peak)
     for peer, module in peers.items() if name in PEERS else ():
         row[peer] = _peer_time(peer, module, name, sets, config)

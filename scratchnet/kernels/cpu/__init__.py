@@ -125,7 +125,7 @@ _COMPILED: dict[str, Any] = {
     "linear": _linear,
     "matmul_bfloat16": gemm_bfloat16.matmul_bfloat16,
     # No precisions of this device: the GPU's are compared with them.
-    **{name: REFERENCE[name] for name in ("matmul_float16", "matmul_tf32")},
+    **{name: REFERENCE[name] for name in ("matmul_float16", "matmul_tf32", "matmul_tf32x3")},
 }
 
 KERNELS = {name: kernel if name in ANY_LAYOUT else _guarded(name, kernel) for name, kernel in _COMPILED.items()}

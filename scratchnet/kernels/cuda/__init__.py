@@ -17,6 +17,7 @@ from ..dispatch import entry
 from ..signatures import accepted, arrays_of
 from . import (
     cells,
+    convolution,
     elementwise,
     fusion,
     gemm,
@@ -138,6 +139,7 @@ _COMPILED: dict[str, Any] = {
     **optim.KERNELS,
     **gemm.KERNELS,
     **gemm_tensor.KERNELS,
+    **convolution.KERNELS,
     **windows.KERNELS,
     **cells.KERNELS,
 }

@@ -1,4 +1,4 @@
-"""Matrix products: out = op(a) @ op(b), with a bias added to each row where there is one.
+"""Matrix products, one or many: out = op(a) @ op(b), with a bias added to each row where there is one.
 
 The story of the kernel. One thread an element would read both factors from memory once for each product: memory is the
 limit. So a block of threads computes a *tile* of the result: it brings `depth` columns of a and rows of b to shared
@@ -21,9 +21,9 @@ import numpy as np
 
 from ..reference import SPAN
 from . import gemm_few, memory, reduce, tuning
-from .compile import ALIGNED, Kernel, cuda, kernel, launch, load_wide, store_wide
+from .compile import ALIGNED, Kernel, cuda, kernel, launch, store_wide
 from .ends import PLAIN
-from .gemm_tiles import factor
+from .gemm_tiles import factor, lines_of, multiplying
 from .grids import is_wide
 from .tuning import Tile, Tuning
 
@@ -32,22 +32,25 @@ PARTIAL_SUMS = 1 << 26  # elements, at most, of the parts of a sum that is long:
 
 
 @cache
-def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, has_bias: bool) -> Kernel:
-    """The kernel (a, b, bias, out, m, n, k, span, wide); `bias` is read only if has_bias.
+def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, has_bias: bool, many: bool) -> Kernel:
+    """The kernel (a, b, bias, out, sizes, wide) of one product, or of `many`, one after the other in memory.
 
-    span: how many terms of the sum a block adds up; with less than k, `out` is (parts, m, n), to be folded.
+    `bias` is read only if has_bias. sizes: (m, n, k, span). span: how many terms of the sum a block adds up, in one
+    chain; with less than k, `out` of one product is (parts, m, n), to be folded. Many have no parts.
     wide: may 16 bytes be moved at once from a, from b, and to out? Then their rows are multiples of that.
     """
     kind, ZERO, WIDTH = numba.from_dtype(dtype), dtype.type(0), 16 // dtype.itemsize
     ROWS, COLUMNS, DEPTH, OWN_ROWS, OWN_COLUMNS = tile.rows, tile.columns, tile.depth, tile.own_rows, tile.own_columns
     ACROSS, THREADS, OWN = COLUMNS // OWN_COLUMNS, tile.threads, OWN_ROWS * OWN_COLUMNS
-    DOWN, ROW_GROUPS, COLUMN_GROUPS = ROWS // OWN_ROWS, OWN_ROWS // WIDTH, OWN_COLUMNS // WIDTH
-    A_WORDS, A_STRIDE, A_GROUPS, load_a, put_a = factor(dtype, ROWS, DEPTH, THREADS, not transpose_a)
-    B_WORDS, B_STRIDE, B_GROUPS, load_b, put_b = factor(dtype, COLUMNS, DEPTH, THREADS, transpose_b)
+    DOWN, COLUMN_GROUPS = ROWS // OWN_ROWS, OWN_COLUMNS // WIDTH
+    A_ACROSS, B_ACROSS = not transpose_a, transpose_b
+    A_WORDS, A_STRIDE, A_GROUPS, load_a, put_a = factor(dtype, ROWS, DEPTH, THREADS, A_ACROSS)
+    B_WORDS, B_STRIDE, B_GROUPS, load_b, put_b = factor(dtype, COLUMNS, DEPTH, THREADS, B_ACROSS)
     A_SHARED, B_SHARED, A_STAGED, B_STAGED = 2 * A_WORDS, 2 * B_WORDS, A_GROUPS * WIDTH, B_GROUPS * WIDTH
+    add_products = multiplying(dtype, tile, A_STRIDE, B_STRIDE)
 
     @kernel(THREADS, resident=2)
-    def multiply(a, b, bias, out, m, n, k, span, wide):
+    def multiply(a, b, bias, out, sizes, wide):
         a_tiles = cuda.shared.array(A_SHARED, kind, ALIGNED)
         b_tiles = cuda.shared.array(B_SHARED, kind, ALIGNED)
         sums = cuda.local.array(OWN, kind)
@@ -55,34 +58,31 @@ def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, h
         b_staged = cuda.local.array(B_STAGED, kind)
         left = cuda.local.array(OWN_ROWS, kind)
         right = cuda.local.array(OWN_COLUMNS, kind)
+        m, n, k, span = sizes
         thread = cuda.threadIdx.x
         x, y = thread % ACROSS, thread // ACROSS
         # Blocks are numbered along one axis: of the other two a grid has 65,535 at most, and a long matrix more tiles.
         bands, strips = (m + ROWS - 1) // ROWS, (n + COLUMNS - 1) // COLUMNS
         band, first_column = cuda.blockIdx.x // strips, cuda.blockIdx.x % strips * COLUMNS
-        part, first_row = band // bands, band % bands * ROWS
+        item, first_row = band // bands, band % bands * ROWS
+        part, matrix = (0, item) if many else (item, 0)
         start, end = part * span, min(part * span + span, k)
+        a_edges, a_first, a_terms, a_term = lines_of(matrix, m, first_row, k, A_ACROSS)
+        b_edges, b_first, b_terms, b_term = lines_of(matrix, n, first_column, k, B_ACROSS)
         for i in range(OWN):
             sums[i] = ZERO
 
-        load_a(a, m, k, first_row, start, thread, a_staged, wide[0])
-        load_b(b, n, k, first_column, start, thread, b_staged, wide[1])
+        load_a(a, a_edges, a_terms, a_first, a_term + start, thread, a_staged, wide[0])
+        load_b(b, b_edges, b_terms, b_first, b_term + start, thread, b_staged, wide[1])
         put_a(a_staged, a_tiles, 0, thread)
         put_b(b_staged, b_tiles, 0, thread)
         cuda.syncthreads()
         half = 0
         for term in range(start, end, DEPTH):
             if term + DEPTH < end:
-                load_a(a, m, k, first_row, term + DEPTH, thread, a_staged, wide[0])
-                load_b(b, n, k, first_column, term + DEPTH, thread, b_staged, wide[1])
-            for t in range(DEPTH):
-                for g in range(ROW_GROUPS):
-                    load_wide(a_tiles, half * A_WORDS + t * A_STRIDE + (g * DOWN + y) * WIDTH, left, g * WIDTH)
-                for g in range(COLUMN_GROUPS):
-                    load_wide(b_tiles, half * B_WORDS + t * B_STRIDE + (g * ACROSS + x) * WIDTH, right, g * WIDTH)
-                for i in range(OWN_ROWS):
-                    for j in range(OWN_COLUMNS):
-                        sums[i * OWN_COLUMNS + j] += left[i] * right[j]
+                load_a(a, a_edges, a_terms, a_first, a_term + term + DEPTH, thread, a_staged, wide[0])
+                load_b(b, b_edges, b_terms, b_first, b_term + term + DEPTH, thread, b_staged, wide[1])
+            add_products(a_tiles, half * A_WORDS, b_tiles, half * B_WORDS, left, right, sums, x, y)
             if term + DEPTH < end:
                 half = 1 - half
                 put_a(a_staged, a_tiles, half * A_WORDS, thread)
@@ -99,7 +99,7 @@ def product(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool, h
             for i in range(OWN_ROWS):
                 row = first_row + (i // WIDTH * DOWN + y) * WIDTH + i % WIDTH
                 if row < m:
-                    at = (part * m + row) * n + column
+                    at = (item * m + row) * n + column
                     if wide[2] and column < n:
                         store_wide(sums, i * OWN_COLUMNS + g * WIDTH, out, at)
                     else:
@@ -159,17 +159,23 @@ def multiply(a, b, bias, out, transpose_a=False, transpose_b=False, end=PLAIN):
     if is_few(out.dtype, m, n, k):
         gemm_few.multiply(a, b, bias, out, (transpose_a, transpose_b), m, n, k, end)
         return
-    (tile, span), width = chosen_cut(out.dtype, m, n, k), 16 // out.itemsize
+    tile, span = chosen_cut(out.dtype, m, n, k)
     parts = max(-(-k // span), 1)
     target = out if parts == 1 else memory.empty((1, parts, m * n), out.dtype)
-    edges = (m if transpose_a else k, k if transpose_b else n, n)
-    wide = tuple(is_wide(x) and edge % width == 0 for x, edge in zip((a, b, target), edges, strict=True))
-    loop = product(out.dtype, tile, transpose_a, transpose_b, bias is not None)
-    blocks = -(-n // tile.columns) * -(-m // tile.rows) * parts
-    a, b = (x if x.size else out for x in (a, b))  # k = 0: no element is read
-    launch(loop, blocks, tile.threads, a, b, out if bias is None else bias, target, m, n, k, span, wide)
+    _by_tiles(tile, a, b, bias, target, (transpose_a, transpose_b), (m, n, k, span))
     if parts > 1:
         reduce.KERNELS["sum"](target, out.reshape(1, m * n))
+
+
+def _by_tiles(tile: Tile, a, b, bias, out, transposed: tuple[bool, bool], sizes: tuple[int, ...]) -> None:
+    """Launches `product`."""
+    m, n, k, _ = sizes
+    width, edges = 16 // out.itemsize, (m if transposed[0] else k, k if transposed[1] else n, n)
+    wide = tuple(is_wide(x) and edge % width == 0 for x, edge in zip((a, b, out), edges, strict=True))
+    loop = product(out.dtype, tile, *transposed, bias is not None, a.ndim == 3)
+    blocks = -(-n // tile.columns) * -(-m // tile.rows) * (out.size // (m * n))
+    a, b = (x if x.size else out for x in (a, b))  # k = 0: no element is read
+    launch(loop, blocks, tile.threads, a, b, out if bias is None else bias, out, sizes, wide)
 
 
 def matmul(a, b, out, transpose_a=False, transpose_b=False):
@@ -178,82 +184,6 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False):
 
 def linear(x, weight, bias, out):
     multiply(x, weight, bias, out)
-
-
-@cache
-def products(dtype: np.dtype, tile: Tile, transpose_a: bool, transpose_b: bool) -> Kernel:
-    """Of many matrices, one after the other in memory: a block has a tile of one of them, by tiles as in `product`.
-
-    An element is one chain of k terms, in order. sizes: (m, n, k).
-    """
-    kind, ZERO, WIDTH = numba.from_dtype(dtype), dtype.type(0), 16 // dtype.itemsize
-    ROWS, COLUMNS, DEPTH, OWN_ROWS, OWN_COLUMNS = tile.rows, tile.columns, tile.depth, tile.own_rows, tile.own_columns
-    ACROSS, THREADS, OWN = COLUMNS // OWN_COLUMNS, tile.threads, OWN_ROWS * OWN_COLUMNS
-    DOWN, ROW_GROUPS, COLUMN_GROUPS = ROWS // OWN_ROWS, OWN_ROWS // WIDTH, OWN_COLUMNS // WIDTH
-    A_WORDS, A_STRIDE, A_GROUPS, load_a, put_a = factor(dtype, ROWS, DEPTH, THREADS, not transpose_a)
-    B_WORDS, B_STRIDE, B_GROUPS, load_b, put_b = factor(dtype, COLUMNS, DEPTH, THREADS, transpose_b)
-    A_STAGED, B_STAGED = A_GROUPS * WIDTH, B_GROUPS * WIDTH
-
-    @kernel(THREADS, resident=2)
-    def multiply_many(a, b, out, sizes, wide):
-        m, n, k = sizes
-        a_tile = cuda.shared.array(A_WORDS, kind, ALIGNED)
-        b_tile = cuda.shared.array(B_WORDS, kind, ALIGNED)
-        sums = cuda.local.array(OWN, kind)
-        a_staged = cuda.local.array(A_STAGED, kind)
-        b_staged = cuda.local.array(B_STAGED, kind)
-        left = cuda.local.array(OWN_ROWS, kind)
-        right = cuda.local.array(OWN_COLUMNS, kind)
-        thread = cuda.threadIdx.x
-        x, y = thread % ACROSS, thread // ACROSS
-        bands, strips = (m + ROWS - 1) // ROWS, (n + COLUMNS - 1) // COLUMNS
-        band, first_column = cuda.blockIdx.x // strips, cuda.blockIdx.x % strips * COLUMNS
-        item, first_row = band // bands, band % bands * ROWS
-        # Where memory runs along the sum, rows of all matrices are one column of rows; or else their terms are.
-        a_edges, a_first, a_terms, a_term = m, first_row, k, 0
-        if transpose_a:
-            a_terms, a_term = k + item * k, item * k
-        else:
-            a_edges, a_first = m + item * m, first_row + item * m
-        b_edges, b_first, b_terms, b_term = n, first_column, k, 0
-        if transpose_b:
-            b_edges, b_first = n + item * n, first_column + item * n
-        else:
-            b_terms, b_term = k + item * k, item * k
-        for i in range(OWN):
-            sums[i] = ZERO
-        load_a(a, a_edges, a_terms, a_first, a_term, thread, a_staged, wide[0])
-        load_b(b, b_edges, b_terms, b_first, b_term, thread, b_staged, wide[1])
-        for term in range(0, k, DEPTH):
-            put_a(a_staged, a_tile, 0, thread)
-            put_b(b_staged, b_tile, 0, thread)
-            cuda.syncthreads()
-            if term + DEPTH < k:
-                load_a(a, a_edges, a_terms, a_first, a_term + term + DEPTH, thread, a_staged, wide[0])
-                load_b(b, b_edges, b_terms, b_first, b_term + term + DEPTH, thread, b_staged, wide[1])
-            for t in range(DEPTH):
-                for g in range(ROW_GROUPS):
-                    load_wide(a_tile, t * A_STRIDE + (g * DOWN + y) * WIDTH, left, g * WIDTH)
-                for g in range(COLUMN_GROUPS):
-                    load_wide(b_tile, t * B_STRIDE + (g * ACROSS + x) * WIDTH, right, g * WIDTH)
-                for i in range(OWN_ROWS):
-                    for j in range(OWN_COLUMNS):
-                        sums[i * OWN_COLUMNS + j] += left[i] * right[j]
-            cuda.syncthreads()
-        for g in range(COLUMN_GROUPS):
-            column = first_column + (g * ACROSS + x) * WIDTH
-            for i in range(OWN_ROWS):
-                row = first_row + (i // WIDTH * DOWN + y) * WIDTH + i % WIDTH
-                if row < m:
-                    at = (item * m + row) * n + column
-                    if wide[2] and column < n:
-                        store_wide(sums, i * OWN_COLUMNS + g * WIDTH, out, at)
-                    else:
-                        for v in range(WIDTH):
-                            if column + v < n:
-                                out[at + v] = sums[i * OWN_COLUMNS + g * WIDTH + v]
-
-    return multiply_many
 
 
 @lru_cache(1024)
@@ -268,15 +198,11 @@ def tile_of_many(numbers: Tuning, dtype: np.dtype, count: int, m: int, n: int) -
 
 
 def batched_matmul(a, b, out, transpose_a=False, transpose_b=False):
+    """An element is one chain of k terms, in order."""
     if out.size:
         (count, m, n), k = out.shape, a.shape[1 if transpose_a else 2]
-        tile, width = tile_of_many(tuning.current(), out.dtype, count, m, n), 16 // out.itemsize
-        edges = m if transpose_a else k, k if transpose_b else n, n
-        wide = tuple(is_wide(x) and edge % width == 0 for x, edge in zip((a, b, out), edges, strict=True))
-        loop = products(out.dtype, tile, bool(transpose_a), bool(transpose_b))
-        a, b = (x if x.size else out for x in (a, b))  # k = 0: no element is read
-        blocks = count * -(-m // tile.rows) * -(-n // tile.columns)
-        launch(loop, blocks, tile.threads, a, b, out, (m, n, k), wide)
+        tile = tile_of_many(tuning.current(), out.dtype, count, m, n)
+        _by_tiles(tile, a, b, None, out, (bool(transpose_a), bool(transpose_b)), (m, n, k, k))
 
 
 KERNELS = {"matmul": matmul, "linear": linear, "batched_matmul": batched_matmul}

@@ -15,10 +15,10 @@ import numba
 import numpy as np
 
 from . import tuning
-from .compile import ALIGNED, Kernel, cuda, kernel, launch, load_wide
+from .compile import ALIGNED, Kernel, cuda, kernel, launch
 from .ends import End, ending
 from .folds import folding
-from .gemm_tiles import factor
+from .gemm_tiles import factor, multiplying
 from .grids import is_wide
 from .tuning import Tile
 
@@ -36,10 +36,11 @@ def product_of_few(
     kind, ZERO, WIDTH = numba.from_dtype(dtype), dtype.type(0), 16 // dtype.itemsize
     ROWS, COLUMNS, DEPTH, OWN_ROWS, OWN_COLUMNS = tile.rows, tile.columns, tile.depth, tile.own_rows, tile.own_columns
     ACROSS, MEMBERS, OWN, THREADS = COLUMNS // OWN_COLUMNS, tile.threads, OWN_ROWS * OWN_COLUMNS, groups * tile.threads
-    DOWN, ROW_GROUPS, COLUMN_GROUPS, TILE = ROWS // OWN_ROWS, OWN_ROWS // WIDTH, OWN_COLUMNS // WIDTH, ROWS * COLUMNS
+    DOWN, TILE = ROWS // OWN_ROWS, ROWS * COLUMNS
     A_WORDS, A_STRIDE, A_GROUPS, load_a, put_a = factor(dtype, ROWS, DEPTH, MEMBERS, not transposed[0])
     B_WORDS, B_STRIDE, B_GROUPS, load_b, put_b = factor(dtype, COLUMNS, DEPTH, MEMBERS, transposed[1])
     A_SHARED, B_SHARED, A_STAGED, B_STAGED = groups * A_WORDS, groups * B_WORDS, A_GROUPS * WIDTH, B_GROUPS * WIDTH
+    add_products = multiplying(dtype, tile, A_STRIDE, B_STRIDE)
     PARTIAL, HAS_BESIDE = groups * TILE, layers > 0
     LAYERS = max(layers, 1)
     STRIP = THREADS // LAYERS
@@ -76,14 +77,7 @@ def product_of_few(
                 if term + DEPTH < start + span:
                     load_a(a, m, k, first_row, term + DEPTH, thread, a_staged, wide[0])
                     load_b(b, n, k, first_column, term + DEPTH, thread, b_staged, wide[1])
-                for t in range(DEPTH):
-                    for g in range(ROW_GROUPS):
-                        load_wide(a_tiles, a_start + t * A_STRIDE + (g * DOWN + y) * WIDTH, left, g * WIDTH)
-                    for g in range(COLUMN_GROUPS):
-                        load_wide(b_tiles, b_start + t * B_STRIDE + (g * ACROSS + x) * WIDTH, right, g * WIDTH)
-                    for i in range(OWN_ROWS):
-                        for j in range(OWN_COLUMNS):
-                            sums[i * OWN_COLUMNS + j] += left[i] * right[j]
+                add_products(a_tiles, a_start, b_tiles, b_start, left, right, sums, x, y)
                 cuda.syncthreads()
             for i in range(OWN_ROWS):
                 row = (i // WIDTH * DOWN + y) * WIDTH + i % WIDTH

@@ -20,6 +20,7 @@ import numpy as np
 
 from . import gemm, memory, reduce, tuning
 from .compile import ALIGNED, Kernel, cuda, device, kernel, launch, load_wide, machine, store_wide
+from .gemm_tiles import lines_of
 from .grids import in_row, is_wide
 from .tensor_cores import COLUMNS as PIECE_COLUMNS
 from .tensor_cores import LANES, PRECISIONS, WORDS, float_of_bits, multiplying, sum_place, word, word_of_tf32
@@ -27,6 +28,7 @@ from .tensor_cores import ROWS as PIECE_ROWS
 from .tuning import Tile, Tuning
 
 ZERO = np.float32(0)
+THREE_PRODUCTS = "tf32x3"  # a precision: nearly float32, by three products in TF32
 
 
 class _Factor(NamedTuple):
@@ -99,10 +101,11 @@ def factor(name: str, edge: int, depth: int, threads: int, across: bool) -> _Fac
 
 
 @cache
-def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool) -> Kernel:
+def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool, thrice: bool = False) -> Kernel:
     """The kernel (a, b, out, sizes, wide) of `count` products: a, b, out are float32 (count, ...), one after the other.
 
     sizes: (count, m, n, k, span); span, and out where it is less than k: as in gemm.py, with (parts, count, m, n).
+    thrice: what rounding leaves of a, in TF32, is multiplied by b, too, and that of b by a: sums that are added last.
     """
     ROWS, COLUMNS, DEPTH, THREADS = tile.rows, tile.columns, tile.depth, tile.threads
     OWN_ROWS, OWN_COLUMNS = tile.own_rows * 8, tile.own_columns * 4  # of a warp, whose threads are 8 x 4
@@ -111,15 +114,24 @@ def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool
     A_WORDS, A_STEPS, A_NUMBERS, load_a, put_a = factor(name, ROWS, DEPTH, THREADS, A_ACROSS)
     B_WORDS, B_STEPS, B_NUMBERS, load_b, put_b = factor(name, COLUMNS, DEPTH, THREADS, B_ACROSS)
     A_EDGE, A_WORD, B_EDGE, B_WORD = *A_STEPS, *B_STEPS
-    A_SHARED, B_SHARED, SUMS = 2 * A_WORDS, 2 * B_WORDS, DOWN * ACROSS * 4
+    THRICE, SUMS, TILES = thrice, DOWN * ACROSS * 4, 4 if thrice else 2  # of the rests: sums and tiles after the others
+    A_SHARED, B_SHARED, ALL_SUMS, A_REST, B_REST = (
+        TILES * A_WORDS,
+        TILES * B_WORDS,
+        TILES // 2 * SUMS,
+        2 * A_WORDS,
+        2 * B_WORDS,
+    )
     multiply_add = multiplying(name, A_STEPS, B_STEPS)
+    put_a_rest = factor("rest of tf32", ROWS, DEPTH, THREADS, A_ACROSS).put
+    put_b_rest = factor("rest of tf32", COLUMNS, DEPTH, THREADS, B_ACROSS).put
     WORD, NUMBER = numba.uint32, numba.float32
 
     @kernel(THREADS, resident=2)
     def multiply(a, b, out, sizes, wide):
         a_tiles = cuda.shared.array(A_SHARED, WORD, ALIGNED)
         b_tiles = cuda.shared.array(B_SHARED, WORD, ALIGNED)
-        sums = cuda.local.array(SUMS, NUMBER)
+        sums = cuda.local.array(ALL_SUMS, NUMBER)
         a_staged = cuda.local.array(A_NUMBERS, NUMBER)
         b_staged = cuda.local.array(B_NUMBERS, NUMBER)
         words = cuda.local.array(4, WORD)
@@ -132,24 +144,18 @@ def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool
         item, first_row = band // bands, band % bands * ROWS
         part, item = item // count, item % count
         start, end = part * span, min(part * span + span, k)
-        # Where memory runs along the sum, the rows of all products are one column of rows; or else their terms are.
-        a_edges, a_first, a_terms, a_term = m, first_row, k, 0
-        if A_ACROSS:
-            a_edges, a_first = m + item * m, first_row + item * m
-        else:
-            a_terms, a_term = k + item * k, item * k
-        b_edges, b_first, b_terms, b_term = n, first_column, k, 0
-        if B_ACROSS:
-            b_edges, b_first = n + item * n, first_column + item * n
-        else:
-            b_terms, b_term = k + item * k, item * k
-        for i in range(SUMS):
+        a_edges, a_first, a_terms, a_term = lines_of(item, m, first_row, k, A_ACROSS)
+        b_edges, b_first, b_terms, b_term = lines_of(item, n, first_column, k, B_ACROSS)
+        for i in range(ALL_SUMS):
             sums[i] = ZERO
 
         load_a(a, a_edges, a_terms, a_first, a_term + start, thread, a_staged, wide[0])
         load_b(b, b_edges, b_terms, b_first, b_term + start, thread, b_staged, wide[1])
         put_a(a_staged, words, a_tiles, 0, thread)
         put_b(b_staged, words, b_tiles, 0, thread)
+        if THRICE:
+            put_a_rest(a_staged, words, a_tiles, A_REST, thread)
+            put_b_rest(b_staged, words, b_tiles, B_REST, thread)
         cuda.syncthreads()
         half = 0
         for term in range(start, end, DEPTH):
@@ -161,11 +167,17 @@ def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool
                     a_at = half * A_WORDS + (own_row + i * PIECE_ROWS) * A_EDGE + step * WORDS * A_WORD
                     for j in range(ACROSS):
                         b_at = half * B_WORDS + (own_column + j * PIECE_COLUMNS) * B_EDGE + step * WORDS * B_WORD
+                        if THRICE:
+                            multiply_add(a_tiles, A_REST + a_at, b_tiles, b_at, lane, sums, SUMS + (i * ACROSS + j) * 4)
+                            multiply_add(a_tiles, a_at, b_tiles, B_REST + b_at, lane, sums, SUMS + (i * ACROSS + j) * 4)
                         multiply_add(a_tiles, a_at, b_tiles, b_at, lane, sums, (i * ACROSS + j) * 4)
             if term + DEPTH < end:
                 half = 1 - half
                 put_a(a_staged, words, a_tiles, half * A_WORDS, thread)
                 put_b(b_staged, words, b_tiles, half * B_WORDS, thread)
+                if THRICE:
+                    put_a_rest(a_staged, words, a_tiles, A_REST + half * A_WORDS, thread)
+                    put_b_rest(b_staged, words, b_tiles, B_REST + half * B_WORDS, thread)
             cuda.syncthreads()
 
         for i in range(DOWN):
@@ -175,26 +187,30 @@ def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool
                     row += first_row + own_row + i * PIECE_ROWS
                     column += first_column + own_column + j * PIECE_COLUMNS
                     if row < m and column < n:
-                        out[((part * count + item) * m + row) * n + column] = sums[(i * ACROSS + j) * 4 + v]
+                        value = sums[(i * ACROSS + j) * 4 + v]
+                        if THRICE:
+                            value += sums[SUMS + (i * ACROSS + j) * 4 + v]
+                        out[((part * count + item) * m + row) * n + column] = value
 
     return multiply
 
 
 @lru_cache(1024)
-def cut(numbers: Tuning, count: int, m: int, n: int, k: int) -> tuple[Tile, int]:
-    """The tile and the span of a block, by the law of gemm.py."""
-    return gemm.span_of(numbers, numbers.tensor_tiles, count, m, n, k)
+def cut(numbers: Tuning, thrice: bool, count: int, m: int, n: int, k: int) -> tuple[Tile, int]:
+    """The tile and the span of a block, by the law of gemm.py; with twice the words and sums no large one has room."""
+    return gemm.span_of(numbers, numbers.tensor_tiles[-2:] if thrice else numbers.tensor_tiles, count, m, n, k)
 
 
 def multiply(name: str, a, b, out, transpose_a: bool, transpose_b: bool) -> None:
     """out = op(a) @ op(b) of each two matrices, float32 (count, ...), whose elements are read in a precision."""
     (count, m, n), k = out.shape, a.shape[1 if transpose_a else 2]
-    tile, span = cut(tuning.current(), count, m, n, k)
+    thrice = name == THREE_PRODUCTS
+    tile, span = cut(tuning.current(), thrice, count, m, n, k)
     parts = max(-(-k // span), 1)
     target = out if parts == 1 else memory.empty((1, parts, out.size), out.dtype)
     edges = m if transpose_a else k, k if transpose_b else n
     wide = tuple(is_wide(x) and edge % 4 == 0 for x, edge in zip((a, b), edges, strict=True))
-    loop = product_in_warps(name, tile, transpose_a, transpose_b)
+    loop = product_in_warps("tf32" if thrice else name, tile, transpose_a, transpose_b, thrice)
     blocks = -(-n // tile.columns) * -(-m // tile.rows) * parts * count
     a, b = (x if x.size else out for x in (a, b))  # k = 0: no element is read
     launch(loop, blocks, tile.threads, a, b, target, (count, m, n, k, span), wide)
@@ -216,6 +232,8 @@ def rounding(threads: int) -> Kernel:
 
 
 def _rounded(name: str, x):
+    if name == THREE_PRODUCTS:
+        return x
     if name != "tf32":
         return x.astype(name).astype(x.dtype)
     out, grid = memory.empty(x.shape, x.dtype), in_row(x.size)
@@ -240,4 +258,4 @@ def _matmul(name: str) -> Callable[..., None]:
     return run
 
 
-KERNELS = {f"matmul_{name}": _matmul(name) for name in PRECISIONS}
+KERNELS = {f"matmul_{name}": _matmul(name) for name in ("bfloat16", "float16", "tf32", THREE_PRODUCTS)}

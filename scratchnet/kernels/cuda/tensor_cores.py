@@ -37,6 +37,7 @@ PRECISIONS = {
     "float16": Precision(2, "m16n8k16.row.col.f32.f16.f16.f32", "cvt.rn.f16x2.f32"),
     "tf32": Precision(1, "m16n8k8.row.col.f32.tf32.tf32.f32"),
 }
+PRECISIONS["rest of tf32"] = PRECISIONS["tf32"]  # of what rounding to TF32 leaves of a float32
 
 
 # --- the bits of a float32 --------------------------------------------------------------------------------------------
@@ -83,11 +84,17 @@ def word_of_tf32(x, unused):
     return np.uint32(bits + BELOW_HALF + (bits >> LAST & ONE) & KEPT)
 
 
+@device
+def word_of_rest(x, unused):
+    """What word_of_tf32 leaves of x, in TF32; at most 2**-23 of x is lost. Of an infinite x it is NaN."""
+    return word_of_tf32(np.float32(x - float_of_bits(word_of_tf32(x, unused))), unused)
+
+
 @cache
 def word(name: str) -> Callable:
     """word(low, high): what a precision makes of two numbers, or of the first one."""
-    if name == "tf32":
-        return word_of_tf32
+    if "tf32" in name:
+        return word_of_tf32 if name == "tf32" else word_of_rest
     if not PYTHON:
         return _packing(PRECISIONS[name].pack)
     to_half = scalars(np.dtype(np.float32))[f"to_{name}"]
@@ -187,7 +194,7 @@ def multiplying(name: str, a_steps: tuple[int, int], b_steps: tuple[int, int]) -
 @cache
 def _widened(name: str) -> Callable:
     """widened(word, term): an operand as a float32."""
-    if name == "tf32":
+    if "tf32" in name:
 
         @device
         def whole(word, term):

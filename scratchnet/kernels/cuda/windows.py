@@ -1,4 +1,4 @@
-"""Convolution and pooling, and gather and scatter along rows: a thread computes one element of the result, in order.
+"""Pooling, and gather and scatter along rows: a thread computes one element of the result, in order.
 
 Its formula is the definition, read backwards where the result is a gradient: which outputs did this element meet?
 Nothing is shared between threads, so there is no barrier, no atomic, and no order that a launch could change.
@@ -12,117 +12,6 @@ import numpy as np
 
 from .compile import Kernel, cuda, device, kernel, launch
 from .grids import in_row
-from .movement import fill
-
-# A shape is (channels, h, w, filters, oh, ow, kh, kw, stride, stride, padding, padding, dilation, dilation), where
-# channels of x and filters are those of one group.
-
-
-@cache
-def convolving(dtype: np.dtype, threads: int) -> Kernel:
-    ZERO = dtype.type(0)
-
-    @kernel(threads)
-    def loop(x, weight, bias, out, shape, groups):
-        channels, h, w, filters, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw = shape
-        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
-            column, row, o = i % ow, i // ow % oh, i // (ow * oh) % (groups * filters)
-            plane = (i // (ow * oh * groups * filters) * groups + o // filters) * channels
-            total = ZERO
-            for c in range(channels):
-                for r in range(kh):
-                    y = row * sh + r * dh - ph
-                    if 0 <= y < h:
-                        for s in range(kw):
-                            at = column * sw + s * dw - pw
-                            if 0 <= at < w:
-                                factor = weight[((o * channels + c) * kh + r) * kw + s]
-                                total += x[((plane + c) * h + y) * w + at] * factor
-            out[i] = total + bias[o % bias.size]
-
-    return loop
-
-
-@cache
-def convolving_back(dtype: np.dtype, threads: int) -> Kernel:
-    ZERO = dtype.type(0)
-
-    @kernel(threads)
-    def loop(g, weight, out, shape, groups):
-        channels, h, w, filters, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw = shape
-        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
-            x, y, channel = i % w, i // w % h, i // (w * h) % (groups * channels)
-            group, c = channel // channels, channel % channels
-            plane = (i // (w * h * groups * channels) * groups + group) * filters
-            total = ZERO
-            for o in range(filters):
-                for r in range(kh):
-                    row = y + ph - r * dh
-                    if row % sh == 0 and 0 <= row // sh < oh:
-                        for s in range(kw):
-                            column = x + pw - s * dw
-                            if column % sw == 0 and 0 <= column // sw < ow:
-                                factor = weight[(((group * filters + o) * channels + c) * kh + r) * kw + s]
-                                total += g[((plane + o) * oh + row // sh) * ow + column // sw] * factor
-            out[i] = total
-
-    return loop
-
-
-@cache
-def correlating(dtype: np.dtype, threads: int) -> Kernel:
-    ZERO = dtype.type(0)
-
-    @kernel(threads)
-    def loop(g, x, out, shape, groups, images):
-        channels, h, w, filters, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw = shape
-        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
-            s, r, c, o = i % kw, i // kw % kh, i // (kw * kh) % channels, i // (kw * kh * channels)
-            total = ZERO
-            for image in range(images):
-                from_ = (image * groups * filters + o) * oh
-                plane = ((image * groups + o // filters) * channels + c) * h
-                part = ZERO  # of one image: a sum over all would lose digits with their number
-                for row in range(oh):
-                    y = row * sh + r * dh - ph
-                    if 0 <= y < h:
-                        for column in range(ow):
-                            at = column * sw + s * dw - pw
-                            if 0 <= at < w:
-                                part += g[(from_ + row) * ow + column] * x[(plane + y) * w + at]
-                total += part
-            out[i] = total
-
-    return loop
-
-
-def _shape(x, weight, y, stride, padding, dilation, groups):
-    """The numbers that a loop needs; all index arithmetic is in int64."""
-    (_, c, h, w), (o, _, kh, kw), (_, _, oh, ow) = x.shape, weight.shape, y.shape
-    return c // groups, h, w, o // groups, oh, ow, kh, kw, *stride, *padding, *dilation
-
-
-def conv2d(x, weight, bias, out, stride, padding, dilation, groups):
-    if out.size:
-        (blocks, threads), shape = in_row(out.size), _shape(x, weight, out, stride, padding, dilation, groups)
-        launch(convolving(out.dtype, threads), blocks, threads, x, weight, bias, out, shape, groups)
-
-
-def conv2d_input(g, weight, out, stride, padding, dilation, groups):
-    if not g.size:
-        fill(out, 0)
-    elif out.size:
-        (blocks, threads), shape = in_row(out.size), _shape(out, weight, g, stride, padding, dilation, groups)
-        launch(convolving_back(out.dtype, threads), blocks, threads, g, weight, out, shape, groups)
-
-
-def conv2d_weight(g, x, out, stride, padding, dilation, groups):
-    if not g.size:
-        fill(out, 0)
-    elif out.size:
-        (blocks, threads), shape = in_row(out.size), _shape(x, out, g, stride, padding, dilation, groups)
-        launch(correlating(out.dtype, threads), blocks, threads, g, x, out, shape, groups, len(x))
-
 
 # --- pooling: x (n, h, w), out (n, oh, ow); a shape is (h, w, oh, ow, window 2, stride 2, padding 2) ------------------
 
@@ -270,9 +159,6 @@ def scatter_in_rows(g, index, out):
 
 
 KERNELS = {
-    "conv2d": conv2d,
-    "conv2d_input": conv2d_input,
-    "conv2d_weight": conv2d_weight,
     "max_pool2d": max_pool2d,
     "avg_pool2d": avg_pool2d,
     "avg_pool2d_grad": avg_pool2d_grad,

@@ -31,3 +31,4 @@ def _rounded_products(rounded):
 
 
 PRODUCTS = {name: _rounded_products(rounded) for name, rounded in ROUNDED.items()}
+PRODUCTS["tf32x3"] = products  # of float32: two numbers of TF32 are nearly one of those

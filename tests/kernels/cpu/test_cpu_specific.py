@@ -99,7 +99,7 @@ def case(name, dtype=np.float32, rows=ROWS, columns=COLUMNS, seed=0):
         "matmul": ([x[0], x[1][:columns].copy()], [np.empty((rows, x[1][:columns].shape[1]), dtype)]),
         "batched_matmul": ([flat[0], flat[1].reshape(24, 36, 30)], [np.empty((24, 30, 30), dtype)]),
         **dict.fromkeys(
-            ("matmul_bfloat16", "matmul_float16", "matmul_tf32"),
+            ("matmul_bfloat16", "matmul_float16", "matmul_tf32", "matmul_tf32x3"),
             ([flat[0], flat[1].reshape(24, 36, 30)], [np.empty((24, 30, 30), dtype)]),
         ),
         "linear": ([x[0], x[1][:columns].copy(), x[2][0].copy()], [np.empty((rows, columns), dtype)]),

@@ -12,7 +12,7 @@ from sizes import THOROUGH
 NEEDS = "compiled"
 
 HOT = {"unary", "binary", "folding_strips", "exponential_rows", "product", "product_in_warps"}
-HOT |= {"standardizing", "folding_rows", "dropping", "updating"}
+HOT |= {"standardizing", "folding_rows", "dropping", "updating", "convolving"}
 BY_STRIDES = {"broadcasting", "strided_copying", "transposing"}  # what "binary" and "copying" do to rows of memory
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU
 
@@ -118,13 +118,21 @@ def test_the_loop_of_a_product_multiplies_much_more_than_it_reads(compiled):
     assert sum(loop["fma"] == 64 for launch, loop in products if launch.is_float32) >= 5
 
 
+def test_convolutions_multiply_as_often_as_products_of_the_same_tile(compiled):
+    found = [(x, f["loop"]) for x, _, f in compiled if x.factory == "convolving"]
+    assert {x.name for x, _ in found} == {"conv2d", "conv2d_input", "conv2d_weight"}
+    for launch, loop in found:
+        assert loop["shared_narrow"] == 0 and loop["fma"] >= (8 if launch.is_float32 else 4) * loop["shared_wide"] > 0
+
+
 def test_products_in_halves_and_tf32_are_made_by_tensor_cores(compiled):
     """One instruction is 16 x 8 elements: a warp has 64 x 32 of a tile, and reads each word once for each step."""
     products = [(x, arch, f) for x, arch, f in compiled if x.factory == "product_in_warps"]
-    assert {x.name for x, _, _ in products} == {"matmul_bfloat16", "matmul_float16", "matmul_tf32"}
-    assert {arch for _, arch, _ in products} == {"sm_80", "sm_90"} and len(products) >= 7
+    each = {"matmul_bfloat16": 16, "matmul_float16": 16, "matmul_tf32": 16, "matmul_tf32x3": 24}  # of 32 x 32, thrice
+    assert {x.name for x, _, _ in products} == set(each)
+    assert {arch for _, arch, _ in products} == {"sm_80", "sm_90"} and len(products) >= 8
     for launch, arch, f in products:
-        assert f["mma"] == f["hmma"] == 16, (launch.name, arch)
+        assert f["mma"] == f["hmma"] == each[launch.name], (launch.name, arch)
         assert f["wide_loads"] and f["fma"] == 0
     others = [(x.name, f["mma"], f["hmma"]) for x, _, f in compiled if x.factory != "product_in_warps"]
     assert not [other for other in others if any(other[1:])]
@@ -141,8 +149,8 @@ def test_a_spill_would_be_seen():
 
     with on_paper() as noted:
         x = memory.empty((64, 64), np.float32)
-        loop = product(np.dtype(np.float32), Tile(128, 128, 8, 8, 8), False, False, False)
-        arguments = (x, x, x, x, 64, 64, 64, 64, (True, True, True))
+        loop = product(np.dtype(np.float32), Tile(128, 128, 8, 8, 8), False, False, False, False)
+        arguments = (x, x, x, x, (64, 64, 64, 64), (True, True, True))
         crowded = Kernel(loop.function, 1024)  # 64 registers a thread at most
         f = facts(Launch("matmul", [x] * 3, crowded, (1, 1), 1024, arguments), "sm_80")
     assert f["spills"] > 0 and not noted

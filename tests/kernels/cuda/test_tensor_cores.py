@@ -157,6 +157,33 @@ def test_a_gpu_without_them_rounds_first_and_multiplies_as_float32(name):
     assert (np.abs(out[True] - exact) <= error).all()
 
 
+@pytest.mark.parametrize("transposed", [(False, False), (True, True)], ids=str)
+def test_three_products_in_tf32_have_float32s_error_and_one_has_not(transposed):
+    shape = count, m, k, n = 1, 17, 33, 9
+    a, b = operands(*shape, transposed)
+    out = {name: np.empty((count, m, n), np.float32) for name in ("tf32x3", "tf32")}
+    with interpreted(), tuning.use(tuning.TINY):
+        for name, y in out.items():
+            host_kernel("cuda", f"matmul_{name}")(a, b, y, *transposed)
+    a, b = (
+        x.astype(np.float64).swapaxes(1, 2) if t else x.astype(np.float64)
+        for x, t in zip((a, b), transposed, strict=True)
+    )
+    bound = k * EPS / 2 * (np.abs(a) @ np.abs(b))  # of k products and k - 1 additions, each rounded to the nearest
+    assert (np.abs(out["tf32x3"] - a @ b) <= bound).all()
+    assert (np.abs(out["tf32"] - a @ b) > bound).mean() > 0.5
+
+
+def test_what_tf32_leaves_of_a_number_is_its_rest():
+    values = VALUES[np.isfinite(VALUES) & (np.abs(VALUES) < 3e38)]
+    for x in values:
+        both = [tensor_cores.float_of_bits(f(x, x)) for f in (tensor_cores.word_of_tf32, tensor_cores.word_of_rest)]
+        assert abs(np.float64(both[0]) + np.float64(both[1]) - np.float64(x)) <= max(
+            abs(np.float64(x)) * 2**-23, 2**-137
+        )
+        assert both[1] == tf32(both[1])
+
+
 def test_a_product_in_tf32_is_one_call_with_its_gradients():
     a, b = operands(1, 5, 9, 6, (False, False))
     x, y = (sn.Tensor(t[0], device="cuda", requires_grad=True) for t in (a, b))

@@ -61,7 +61,11 @@ CALLS = [
     ("batched_matmul", (floats(2, 17, 13), floats(2, 13, 18)), (2, 17, 18), "f", (False, False)),
     ("batched_matmul", (floats(3, 13, 17), floats(3, 18, 13)), (3, 17, 18), "f", (True, True)),
     ("batched_matmul", (floats(2, 3, 9), floats(2, 9, 2)), (2, 3, 2), "f", (False, False)),
+    ("conv2d", (floats(1, 4, 4, 3), floats(10, 2, 3, 2), floats(10)), (1, 10, 4, 2), "f", ((1, 1), (1, 0), (1, 1), 2)),
+    ("conv2d_input", (floats(1, 9, 2, 2), floats(9, 3, 2, 2)), (1, 3, 3, 4), "f", ((2, 2), (1, 1), (1, 1), 1)),
+    ("conv2d_weight", (floats(2, 5, 3, 4), floats(2, 2, 4, 5)), (5, 2, 2, 2), "f", ((1, 1), (0, 0), (1, 1), 1)),
     ("matmul_bfloat16", (floats(2, 17, 35), floats(2, 35, 9)), (2, 17, 9), "f", (False, False)),
+    ("matmul_tf32x3", (floats(1, 5, 35), floats(1, 35, 4)), (1, 5, 4), "f", (False, False)),
     ("matmul_tf32", (floats(1, 35, 17), floats(1, 9, 35)), (1, 17, 9), "f", (True, True)),
 ]
 TUNINGS = [True, False] if SIMULATED else []  # with shuffles, and with their twin in shared memory

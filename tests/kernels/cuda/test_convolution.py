@@ -1,0 +1,137 @@
+"""Convolution on the device "cuda", by tiles: values, the order of additions, and what lies outside of the planes."""
+
+import math
+
+import numpy as np
+import pytest
+from gpu_arrays import RNG
+from sizes import SIMULATED
+
+from scratchnet.kernels import reference_windows as reference
+from scratchnet.testing import host_kernel, interpreted
+
+NEEDS = "simulated"
+if SIMULATED:
+    from scratchnet.kernels.cuda import convolution, tuning
+
+KERNELS = "conv2d", "conv2d_input", "conv2d_weight"
+# (images, groups, channels, h, w, filters), window, stride, padding, dilation: channels and filters are those of a
+# group. Tiles have 8 x 8 and 4 x 8 elements and 4 terms, and nothing here is a multiple of that.
+CALLS = {
+    "two tiles and a rest": ((2, 1, 3, 6, 5, 9), (3, 2), (1, 1), (1, 1), (1, 1)),
+    "groups": ((1, 2, 3, 4, 5, 5), (2, 2), (1, 1), (0, 1), (1, 1)),
+    "each channel on its own": ((2, 3, 1, 5, 4, 1), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "strides": ((2, 1, 2, 7, 9, 5), (3, 3), (2, 3), (1, 2), (1, 1)),
+    "windows with holes": ((1, 1, 2, 7, 8, 3), (2, 3), (1, 1), (2, 1), (2, 3)),
+    "strides and holes": ((1, 1, 3, 9, 8, 4), (3, 2), (2, 4), (1, 1), (3, 2)),
+    "windows that miss most of x": ((1, 1, 2, 5, 7, 3), (1, 1), (2, 3), (0, 0), (1, 1)),
+    "one term": ((1, 1, 1, 1, 3, 2), (1, 1), (1, 1), (0, 0), (1, 1)),
+    "no channel": ((1, 1, 0, 3, 3, 2), (2, 2), (1, 1), (0, 0), (1, 1)),
+    "no filter": ((1, 1, 2, 3, 3, 0), (2, 2), (1, 1), (0, 0), (1, 1)),
+    "no image": ((0, 1, 2, 3, 3, 2), (2, 2), (1, 1), (0, 0), (1, 1)),
+}
+
+
+def arrays(call, dtype=np.float32, draw=RNG.standard_normal):
+    """x, weight, bias, g of a call."""
+    (images, groups, channels, h, w, filters), window, stride, padding, dilation = call
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip((h, w), padding, dilation, window, stride, strict=True)
+    ]
+    shapes = (images, groups * channels, h, w), (groups * filters, channels, *window), (groups * filters,)
+    return [np.asarray(draw(shape)).astype(dtype) for shape in (*shapes, (images, groups * filters, *size))]
+
+
+def computed(name, call, x, weight, bias, g, table=None):
+    """The result of a kernel; by the reference if that is the table."""
+    (_, groups, *_), _, *windows = call
+    inputs, like = {
+        "conv2d": ((x, weight, bias), g), "conv2d_input": ((g, weight), x), "conv2d_weight": ((g, x), weight)
+    }[name]  # fmt: skip
+    out = np.full_like(like, np.nan)
+    if table is reference:
+        getattr(reference, name)(*inputs, out, *windows, groups)
+    else:
+        with interpreted(), tuning.use(tuning.TINY):
+            host_kernel("cuda", name)(*inputs, out, *windows, groups)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_sums_of_small_integers_are_exact(name, call, dtype):
+    """So no rounding hides an element that is missed, or met twice."""
+    given = arrays(call, dtype, lambda shape: RNG.integers(-3, 4, shape))
+    wide = [x.astype(np.float64) for x in given]
+    np.testing.assert_array_equal(computed(name, call, *given), computed(name, call, *wide, table=reference))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_an_element_is_two_parts_of_the_sum_each_in_order(name):
+    call = (4, 1, 4, 2, 3, 5), (2, 2), (1, 1), (0, 1), (1, 1)
+    x, weight, bias, g = arrays(call)
+    (images, _, channels, *_, filters), window, _, (ph, pw), _ = call
+    at = one, two, y, z = {"conv2d": (2, 3, 0, 3), "conv2d_input": (2, 3, 1, 0), "conv2d_weight": (4, 3, 1, 0)}[name]
+    if name == "conv2d":
+        terms = [
+            (weight[two, c, r, s], x, (one, c, y + r - ph, z + s - pw)) for c, r, s in np.ndindex(channels, *window)
+        ]
+    elif name == "conv2d_input":
+        terms = [
+            (weight[f, two, r, s], g, (one, f, y + ph - r, z + pw - s)) for f, r, s in np.ndindex(filters, *window)
+        ]
+    else:
+        terms = [(g[i, one, r, s], x, (i, two, r + y - ph, s + z - pw)) for i, r, s in np.ndindex(images, *g.shape[2:])]
+    _, span, parts, _ = convolution.planned(*planned_with(name, call, x, weight, g))
+    sums = np.zeros(parts, np.float32)
+    for k, (factor, plane, (i, c, row, column)) in enumerate(terms):
+        if 0 <= row < plane.shape[2] and 0 <= column < plane.shape[3]:
+            sums[k // span] += factor * plane[i, c, row, column]
+    sums[0] += bias[two] if name == "conv2d" else 0
+    assert parts == 2 and computed(name, call, x, weight, bias, g)[at] == sums[0] + sums[1]
+
+
+def planned_with(name, call, x, weight, g):
+    walks = {
+        "conv2d": convolution.forward,
+        "conv2d_input": convolution.of_input,
+        "conv2d_weight": convolution.of_weight,
+    }
+    shape = convolution._shape(x, weight, g, *call[2:], call[0][1])
+    return walks[name], shape, 4, tuning.TINY
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_what_lies_outside_of_a_plane_takes_no_part_in_a_sum(name):
+    call = CALLS["strides"]
+    x, weight, bias, g = arrays(call)
+    weight[0, 1, 0, 0], weight[3, 0, 2, 2] = np.inf, np.nan
+    g[1, 1, 0, 0], g[0, 2, -1, -1] = -np.inf, np.nan
+    expected = computed(name, call, x, weight, bias, g, table=reference)
+    assert np.isnan(expected).any() and np.isfinite(expected).any()
+    np.testing.assert_allclose(computed(name, call, x, weight, bias, g), expected, 1e-5, 1e-5)
+
+
+def test_a_strided_gradient_multiplies_what_meets_and_nothing_else():
+    call = CALLS["strides"]
+    x, weight, _, g = arrays(call)
+    _, _, _, found = convolution.planned(*planned_with("conv2d_input", call, x, weight, g))
+    (images, _, _, h, w, filters), (kh, kw), (sh, sw), (ph, pw), _ = call
+    met = sum(
+        (y + ph - r) % sh == 0 and (z + pw - s) % sw == 0
+        for y in range(h) for z in range(w) for r in range(kh) for s in range(kw)
+    )  # fmt: skip
+    assert len(found) == sh * sw
+    assert sum(n * k for _, _, _, (_, n, k, *_) in found) == images * filters * met
+
+
+def test_the_tile_fits_the_filters_and_long_sums_have_parts():
+    numbers = tuning.PRODUCTION
+    for filters, rows in {128: 64, 64: 64, 33: 64, 32: 32, 16: 16, 8: 8, 3: 8, 1: 8}.items():
+        shape = convolution.Shape(128, 1, 64, 28, 28, filters, 28, 28, 3, 3, (1, 1), (1, 1), (1, 1))
+        tile, span, parts, _ = convolution.planned(convolution.forward, shape, 4, numbers)
+        assert (tile.rows, parts) == (rows, 1) and span >= 576
+        _, span, parts, _ = convolution.planned(convolution.of_weight, shape, 4, numbers)
+        assert span <= 1024 and parts == math.ceil(128 * 784 / span)
