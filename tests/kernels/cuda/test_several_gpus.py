@@ -94,6 +94,12 @@ def test_where_gpus_share_nothing_gradients_go_through_the_host_and_a_line_says_
     assert large(calls, TO_HOST) == STEPS * SHARDS and large(calls, TO_GPU) > 0 and found["contexts"] == [0, 0]
 
 
+def test_where_there_is_no_room_an_error_says_what_needs_less():
+    found = stub_driver.facts_of("several_gpus.py", "two", devices=2, memory=4 << 20)["two"]
+    assert found.startswith("DeviceError") and "cuda:0: expected 1" in found
+    assert "bytes of free device memory, got 4,194,304; SCRATCHNET_GRADIENTS=host keeps pages and slots in" in found
+
+
 def test_the_way_through_the_host_can_be_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("SCRATCHNET_GRADIENTS", "host")
     found, calls, _ = run("two", tmp_path)

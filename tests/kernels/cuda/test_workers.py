@@ -242,8 +242,10 @@ def test_no_bit_depends_on_the_number_of_gpus_nor_of_workers():
     with mock.patch.object(steps, "DeviceArena", noted):
         assert_same(trained("cpu", 2, ["cuda:0", "cuda:1"], shards=5, samples=MORE)[0], expected)
         assert_same(trained("cpu", 3, THREE, shards=5, samples=MORE)[0], expected)
-    assert seen == [[0, 1], [0, 1, 0]]
+        assert seen == [[0, 1], [0, 1, 0]]
     assert_same(trained("cuda", shards=5, samples=MORE)[0], expected)  # in this process, as one program
+    server = ParameterServer(staleness=0)
+    assert_same(trained("cpu", 2, ["cuda:0", "cuda:1"], shards=5, samples=MORE, strategy=server)[0], expected)
     assert_near(by_one(), trained("cpu", shards=5, samples=MORE)[0])
 
 
