@@ -198,7 +198,8 @@ def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool
 @lru_cache(1024)
 def cut(numbers: Tuning, thrice: bool, count: int, m: int, n: int, k: int) -> tuple[Tile, int]:
     """The tile and the span of a block, by the law of gemm.py; with twice the words and sums no large one has room."""
-    return gemm.span_of(numbers, numbers.tensor_tiles[-2:] if thrice else numbers.tensor_tiles, count, m, n, k)
+    tiles = numbers.tensor_tiles
+    return gemm.span_of(numbers, tiles[1:] or tiles if thrice else tiles, count, m, n, k)
 
 
 def multiply(name: str, a, b, out, transpose_a: bool, transpose_b: bool) -> None:

@@ -135,3 +135,12 @@ def test_the_tile_fits_the_filters_and_long_sums_have_parts():
         assert (tile.rows, parts) == (rows, 1) and span >= 576
         _, span, parts, _ = convolution.planned(convolution.of_weight, shape, 4, numbers)
         assert span <= 1024 and parts == math.ceil(128 * 784 / span)
+
+
+def test_opencl_gets_the_same_source():
+    from scratchnet.kernels.opencl.source import translated
+
+    loop = convolution.convolving(np.dtype(np.float32), tuning.PRODUCTION.windows[0], False, True)
+    numbers = [("q",) * n for n in (14, 11, 3, 4, 7, 2)]  # of a walk, and where the sum is cut
+    text = translated(loop.function, ("[f",) * 4 + tuple(numbers))
+    assert text.count("barrier(") == 3 and text.count("aligned(16)") == 9  # four arrays of the block, five of a thread
