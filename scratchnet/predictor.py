@@ -359,6 +359,9 @@ class Predictor:
             return np.concatenate([1 - second, second], axis=1)
         if outputs.ndim != 2:
             raise ShapeError(f"predict: expected outputs (n, classes), got {outputs.shape}; outputs(x) gives them")
+        if outputs.shape[1] == 1:
+            remedy = "save_model(outputs='binary logits') says that there are two, 'values' that there are none"
+            raise ShapeError(f"predict: expected outputs for two classes or more, got one a row; {remedy}")
         if self.classes is not None and outputs.shape[1] != len(self.classes):
             raise ShapeError(f"predict: expected {len(self.classes)} outputs, one a class, got {outputs.shape[1]}")
         shares = np.exp(outputs - outputs.max(axis=1, keepdims=True))

@@ -128,7 +128,12 @@ def test_probabilities_are_those_that_the_loss_means(tmp_path, outputs, raw, exp
 
 @pytest.mark.parametrize(
     ("outputs", "shape", "message"),
-    [("binary logits", (3, 2), "one output a row for two classes, got (3, 2)"), ("logits", (3, 2, 2), "(n, classes)")],
+    [
+        ("binary logits", (3, 2), "one output a row for two classes, got (3, 2)"),
+        ("logits", (3, 2, 2), "(n, classes)"),
+        ("logits", (3, 1), "two classes or more, got one a row; save_model(outputs='binary logits')"),
+        ("log-probabilities", (3, 1), "two classes or more, got one a row"),
+    ],
 )
 def test_outputs_that_are_of_no_classes_have_no_probabilities(tmp_path, outputs, shape, message):
     sn.save_model(tmp_path / "m", nn.Sequential(nn.Identity()), outputs=outputs)

@@ -22,15 +22,17 @@ class SeriesInputs:
     """How series (channels, frames) become features (b, channels, length) float32.
 
     length: frames that count; longer series are cut, shorter ones filled up by 0. mels: bands, of series that are
-    log-mel features of WAV files; the channels of a .ts file unless given.
+    log-mel features of WAV files; the channels of a .ts file unless given. rate: samples a second that those files
+    have, as bands reach to half of it; None takes any, one a file.
     """
 
     kind = "series"
 
-    def __init__(self, channels: int, length: int, mels: int | None = None):
+    def __init__(self, channels: int, length: int, mels: int | None = None, rate: int | None = None):
         self.channels = checks.integer("SeriesInputs: channels", channels, 1)
         self.length = checks.integer("SeriesInputs: length", length, 1, LONGEST)
         self.mels = None if mels is None else checks.integer("SeriesInputs: mels", mels, 1, 1000)
+        self.rate = None if rate is None else checks.integer("SeriesInputs: rate", rate, 1)
 
     def __call__(self, series: Any) -> np.ndarray:
         """The features of series (channels, any number of frames), in a list or an array."""
@@ -45,13 +47,13 @@ class SeriesInputs:
     def read(self, path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
         """The features of the series in a .ts file, or of a WAV file, and where each stands."""
         if self.mels is not None:
-            return self([log_mel(*read_wav(path), self.mels)]), [str(path)]
+            return self([_sound(path, self.mels, self.rate)[0]]), [str(path)]
         found = read_ts(path)
         return self(found.series), [f"{found.path} line {line}" for line in found.lines]
 
     def state_dict(self) -> dict[str, Any]:
         """All there is, as plain values."""
-        return {"channels": self.channels, "length": self.length, "mels": self.mels}
+        return {"channels": self.channels, "length": self.length, "mels": self.mels, "rate": self.rate}
 
     def __repr__(self) -> str:
         return f"SeriesInputs({self.channels} channels, length {self.length})"
@@ -77,7 +79,8 @@ def audio_folder(
 ) -> TensorDataset:
     """A folder with a folder of WAV files for each class as a data set of log-mel features (n, mels, length).
 
-    mels: bands of the mel scale. length, like: as for `from_ts`. Raises DataError naming the file, DataNotFoundError.
+    mels: bands of the mel scale. length, like: as for `from_ts`. Raises DataError naming the file, also for one of
+    another number of samples a second than the first; DataNotFoundError.
     """
     length = None if length is None else checks.integer("audio_folder: length", length, 1, LONGEST)
     inputs = _inputs_of("audio_folder", like, SeriesInputs)
@@ -86,8 +89,20 @@ def audio_folder(
     files = sorted(root.glob("*/*.wav"))
     if not files:
         raise DataNotFoundError(f"{root}: expected folders of classes with WAV files in them, found none")
-    series = [log_mel(*read_wav(file), mels) for file in files]
-    return _labelled(list(map(str, files)), series, [file.parent.name for file in files], length, inputs, like, mels)
+    rate, series = None if inputs is None else inputs.rate, []
+    for file in files:
+        features, rate = _sound(file, mels, rate)
+        series.append(features)
+    labels = [file.parent.name for file in files]
+    return _labelled(list(map(str, files)), series, labels, length, inputs, like, mels, rate)
+
+
+def _sound(path: str | os.PathLike, mels: int, rate: int | None) -> tuple[np.ndarray, int]:
+    """The features of a WAV file and its samples a second, which must be `rate` if that is given."""
+    samples, found = read_wav(path)
+    if rate not in (None, found):
+        raise DataError(f"{path}: expected {rate} samples a second, as the files before it have, found {found}")
+    return log_mel(samples, found, mels), found
 
 
 def _labelled(
@@ -98,9 +113,10 @@ def _labelled(
     inputs: Any,
     like: Any,
     mels: int | None = None,
+    rate: int | None = None,
 ) -> TensorDataset:
     if inputs is None:
-        inputs = SeriesInputs(len(series[0]), length or max(one.shape[1] for one in series), mels)
+        inputs = SeriesInputs(len(series[0]), length or max(one.shape[1] for one in series), mels, rate)
     elif length is not None and length != inputs.length:
         checks.refuse("from_ts: length", f"that of `like`, {inputs.length}", length)
     elif len(series[0]) != inputs.channels:

@@ -1,9 +1,11 @@
 """Series as data sets: one length, classes by name, the same for the files of a test."""
 
+import wave
+
 import numpy as np
 import pytest
 
-from scratchnet.data import SeriesInputs, from_ts, random_split
+from scratchnet.data import SeriesInputs, audio_folder, from_ts, random_split
 from scratchnet.errors import ConfigError, DataError, DataNotFoundError
 
 HEAD = "@classLabel true 9 10\n@data\n"
@@ -53,3 +55,27 @@ def test_what_does_not_fit_is_refused(write, tmp_path):
         SeriesInputs(2, 5)([np.zeros((3, 4))])
     with pytest.raises(DataNotFoundError, match="no such file"):
         from_ts(tmp_path / "nothing.ts")
+
+
+def test_sounds_of_another_rate_whose_bands_would_mean_other_tones_are_refused(tmp_path):
+    def tone(path, rate):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, rate, 0, "NONE", ""))
+            file.writeframes((16000 * np.sin(2000 * np.pi * np.arange(rate // 10) / rate)).astype("<i2").tobytes())
+        return path
+
+    for name in "ab":
+        tone(tmp_path / "train" / name / "1.wav", 8000)
+    train = audio_folder(tmp_path / "train")
+    other = tone(tmp_path / "test" / "a" / "1.wav", 16000)
+    again = SeriesInputs(**train.inputs.state_dict())
+    for read in (
+        lambda: audio_folder(tmp_path / "test", like=train),
+        lambda: again.read(other),
+        lambda: audio_folder(tone(tmp_path / "train" / "b" / "2.wav", 16000).parents[1]),
+    ):
+        with pytest.raises(DataError, match=r"\.wav: expected 8000 samples a second, .* found 16000"):
+            read()
+    before = SeriesInputs(**{name: value for name, value in train.inputs.state_dict().items() if name != "rate"})
+    assert before.read(other)[0].shape == again.read(tmp_path / "train" / "a" / "1.wav")[0].shape

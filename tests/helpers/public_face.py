@@ -923,7 +923,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "data.from_ts": lambda: {"path": data.data_files("vowels")[1], "length": 3, "like": None},
     "data.audio_folder": lambda: {"path": sounds(), "mels": 4, "length": 3, "like": None},
-    "data.SeriesInputs": lambda: {"channels": 2, "length": 3, "mels": None},
+    "data.SeriesInputs": lambda: {"channels": 2, "length": 3, "mels": None, "rate": None},
     "data.SeriesInputs.read": lambda: {"self": data.SeriesInputs(8, 3), "path": data.data_files("vowels")[1]},
     "data.SeriesInputs.state_dict": lambda: {"self": data.SeriesInputs(8, 3)},
     "data.data_files": lambda: {"name": table()},
