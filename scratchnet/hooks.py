@@ -40,6 +40,9 @@ class RemovableHandle:
         self.remove()
 
 
+RETAINED = "retained gradient"
+
+
 class Entry:
     """A hook that was registered; the same function may be twice."""
 
@@ -51,7 +54,7 @@ def run(entries: tuple[Entry, ...], g: Any) -> Any:
     """The gradient after the hooks of a tensor, which may replace it."""
     if entries and isinstance(g, RowGradient):
         raise GradientError("register_hook: expected a dense gradient, got one by rows; use sparse=False, or no hook")
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: entry.kind == RETAINED):  # which sees what the others made of it
         tracing.current().refuse("a hook on a gradient")
         result = entry.function(g)
         if result is None:
@@ -73,13 +76,17 @@ def register_hook(self: Any, hook: Hook) -> RemovableHandle:
     checks.function("register_hook", hook)
     if not self.requires_grad:
         raise GradientError("register_hook: expected a tensor that requires grad, got one that does not")
+    return _registered(self, Entry(hook))
+
+
+def _registered(tensor: Any, entry: Entry) -> RemovableHandle:
     tracing.current().refuse("register_hook")
-    holder = (self, "_hooks") if self._node is None else (self._node, "hooks")
-    return RemovableHandle(*holder, Entry(hook))
+    holder = (tensor, "_hooks") if tensor._node is None else (tensor._node, "hooks")
+    return RemovableHandle(*holder, entry)
 
 
 def retain_grad(self: Any) -> None:
-    """Lets backward passes fill `.grad` of this result of an op, too; a leaf has it anyway."""
+    """Lets backward passes fill `.grad` of this result of an op, too, after all its hooks; a leaf has it anyway."""
     if not self.requires_grad:
         raise GradientError("retain_grad: expected a tensor that requires grad, got one that does not")
     if self._node is None:
@@ -88,5 +95,5 @@ def retain_grad(self: Any) -> None:
     def keep(g: Any) -> None:
         self.grad = g if self.grad is None else self.grad + g
 
-    if not any(getattr(entry.function, "__name__", "") == "keep" for entry in self._node.hooks):
-        register_hook(self, keep)
+    if all(entry.kind != RETAINED for entry in self._node.hooks):
+        _registered(self, Entry(keep, RETAINED))

@@ -60,6 +60,20 @@ def test_retain_grad_keeps_the_gradient_of_a_result(device):
     assert y.grad.numpy().tolist() == [8, 16]
 
 
+def test_what_is_retained_is_what_the_hooks_made_of_it_whichever_came_first():
+    def keep(g):  # a user may call it so
+        return g * 3
+
+    for retains_first in (False, True):
+        x = leaf()
+        y = x * 2
+        steps = [lambda y=y: y.register_hook(keep), y.retain_grad]
+        for step in steps[::-1] if retains_first else steps:
+            step()
+        (y * y).sum().backward()
+        assert y.grad.numpy().tolist() == [12, 24] and x.grad.numpy().tolist() == [24, 48]  # 3 * 2 y, times 2
+
+
 @pytest.mark.parametrize(
     ("hook", "error"), [(lambda g: 1.0, sn.GradientError), (lambda g: g.sum(), sn.ShapeError), (3, sn.ConfigError)]
 )
