@@ -136,20 +136,22 @@ def _pair(what: str, p: Any, least: int, default: int) -> tuple[int, int]:
     return values[0], values[1]
 
 
-@kind("Convolution", "weight", "bias")
-def _convolution(m: Any, layer: Any, x: Tensor) -> Tensor:
-    p = layer.convolution_param
+def _filters(p: Any) -> dict[str, Any]:
+    """Where the filters of a convolution lie, or of its transpose."""
     if len(p.dilation) > 1 or p.axis != 1:
         raise CheckpointError("expected one dilation, of images (n, c, h, w)")
     at = {"stride": _pair("stride", p, 1, 1), "padding": _pair("pad", p, 0, 0), "groups": p.group}
-    return F.conv2d(x, m.weight, m.bias, dilation=p.dilation[0] if p.dilation else 1, **at)
+    return at | {"dilation": p.dilation[0] if p.dilation else 1}
+
+
+@kind("Convolution", "weight", "bias")
+def _convolution(m: Any, layer: Any, x: Tensor) -> Tensor:
+    return F.conv2d(x, m.weight, m.bias, **_filters(layer.convolution_param))
 
 
 @kind("Deconvolution", "weight", "bias")
 def _deconvolution(m: Any, layer: Any, x: Tensor) -> Tensor:
-    p = layer.convolution_param
-    at = {"stride": _pair("stride", p, 1, 1), "padding": _pair("pad", p, 0, 0), "groups": p.group}
-    return F.conv_transpose2d(x, m.weight, m.bias, **at)
+    return F.conv_transpose2d(x, m.weight, m.bias, **_filters(layer.convolution_param))
 
 
 @kind("InnerProduct", "weight", "bias")

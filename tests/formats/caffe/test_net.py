@@ -152,11 +152,13 @@ def test_pooling_rounds_up(kind, k, step, pad, tmp_path):
     np.testing.assert_allclose(found, pooled(X, kind, k, step, pad), rtol=1e-5, atol=1e-6)
 
 
-def deconvolved(x, w, b):
+def deconvolved(x, w, b, apart=1):
     """Each number of x times the filter, at steps of 2, added up where they overlap; a frame of 1 is cut off."""
-    out = np.zeros((len(x), w.shape[1], 2 * x.shape[2] + 1, 2 * x.shape[3] + 1))
+    reach = 2 * apart + 1
+    out = np.zeros((len(x), w.shape[1], 2 * x.shape[2] - 2 + reach, 2 * x.shape[3] - 2 + reach))
     for i, j in np.ndindex(*x.shape[2:]):
-        out[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] += np.einsum("nc,cohw->nohw", x[:, :, i, j], w)
+        rows, columns = (slice(2 * k, 2 * k + reach, apart) for k in (i, j))
+        out[:, :, rows, columns] += np.einsum("nc,cohw->nohw", x[:, :, i, j], w)
     return out[:, :, 1:-1, 1:-1] + b[:, None, None]
 
 
@@ -169,6 +171,9 @@ def within_planes(x):
 FORMULAS = {  # (kind, options, shapes of weights, what Caffe's documentation says)
     "transposed": ("Deconvolution", "convolution_param { num_output: 2 kernel_size: 3 stride: 2 pad: 1 }",
                    [(3, 2, 3, 3), (2,)], deconvolved),
+    "dilated": ("Deconvolution",
+                "convolution_param { num_output: 2 kernel_size: 3 stride: 2 pad: 1 dilation: 2 }",
+                [(3, 2, 3, 3), (2,)], lambda *arrays: deconvolved(*arrays, apart=2)),
     "planes": ("LRN", "lrn_param { norm_region: WITHIN_CHANNEL local_size: 3 alpha: 0.5 beta: 0.75 }", [],
                within_planes),
     "reshape": ("Reshape", "reshape_param { shape { dim: 0 dim: -1 dim: 4 } }", [], lambda x: x.reshape(2, -1, 4)),
