@@ -93,7 +93,7 @@ def plot_curves(history: History, path: str | Path | None = None) -> Picture:
         (right, "accuracy", {"val_accuracy": "validation"}),
     ):
         for column, label in columns.items():
-            if any(value is not None for value in history[column]):
+            if column in history.columns and any(value is not None for value in history[column]):
                 axes.plot(epochs, history[column], marker="o", markersize=3, label=label)
         _axes(figure, axes, title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -48,9 +48,10 @@ def evaluated(model: Module, loss: Callable[..., Tensor], batches: Iterable[Any]
                 counted = np.full(len(expected), True) if ignored is None else expected != ignored
                 labels += int(counted.sum())
                 correct += int(((output.numpy().argmax(axis=1) == expected) & counted).sum())
-    result = {"loss": _share(loss_sum, weights)}
-    return result | {"accuracy": _share(correct, labels)} if classes else result
+    result = {"loss": share(loss_sum, weights)}
+    return result | {"accuracy": share(correct, labels)} if classes else result
 
 
-def _share(part: float, whole: float) -> float:
+def share(part: float, whole: float) -> float:
+    """part / whole; NaN of nothing."""
     return part / whole if whole else math.nan

@@ -38,6 +38,9 @@ class History:
         return len(self.records)
 
     def __getitem__(self, column: str) -> list[Any]:
+        """A column, with None where a record lacks it. Raises ConfigError for a name that no record has."""
+        if self.records:
+            checks.one_of("History", column, self.columns)
         return [record.get(column) for record in self.records]
 
     @property

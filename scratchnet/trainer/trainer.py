@@ -35,7 +35,7 @@ from ..precisions import checked_precision, current_precision
 from ..sealed import Sealed
 from ..tensor import Tensor
 from .checks import check_hooks, check_loss, check_parts, check_precision, check_schedule, step_schedule
-from .evaluation import evaluated, evaluating
+from .evaluation import evaluated, evaluating, share
 from .history import History
 from .metrics_log import append_jsonl
 from .moments import Callbacks, checked_callbacks
@@ -374,7 +374,7 @@ class Trainer(Sealed):
         run.require_finite()
         seconds = time.perf_counter() - start
         record: dict[str, Any] = {"epoch": run.epoch + 1, "step": run.step, **run.engine.loss_scale()}
-        record["train_loss"] = run.loss_sum / max(run.samples, 1)
+        record["train_loss"] = share(run.loss_sum, run.samples)
         if val_loader is not None and self._is_first:
             record |= {f"val_{name}": value for name, value in self.evaluate(val_loader).items()}
         record = share_record(record)

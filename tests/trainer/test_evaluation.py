@@ -1,5 +1,7 @@
 """What `evaluate` says is the mean over all rows together, and neither it nor `predict` leaves a trace in the model."""
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.special
@@ -76,3 +78,15 @@ def test_a_loss_that_is_no_mean_is_refused(reduction):
     with pytest.raises(sn.ConfigError, match=f"a mean over the batch, got MSELoss.reduction='{reduction}'") as error:
         trainer_of(sn.nn.Linear(4, 3), sn.nn.MSELoss(reduction))
     error_line(error)
+
+
+def test_the_loss_of_an_epoch_whose_steps_were_all_skipped_is_nan():
+    def overflowing(output, target):
+        return (output * 1e38 * 1e38).mean()
+
+    model = sn.nn.Linear(4, 3)
+    trainer = sn.Trainer(model, sn.optim.SGD(model.parameters(), 0.1), overflowing, nonfinite="skip", progress=False)
+    loader = sn.data.DataLoader(sn.data.TensorDataset(X, Y), 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert np.isnan(trainer.fit(loader, epochs=2)["train_loss"]).all()

@@ -2,6 +2,9 @@
 
 from xml.etree import ElementTree
 
+import pytest
+from messages import error_line
+
 import scratchnet as sn
 
 RECORDS = [{"epoch": i + 1, "step": 8 * (i + 1), "train_loss": 1 / (i + 1), "val_loss": 0.5} for i in range(3)]
@@ -17,6 +20,14 @@ def test_a_history_prints_as_a_table():
     ]
     assert repr(sn.History([])) == "History of 0 epochs"
     assert len(repr(sn.History(RECORDS * 40)).splitlines()) == 23  # of many the first and the last
+
+
+def test_a_column_that_no_record_has_is_refused_and_one_that_some_have_is_none_elsewhere():
+    history = sn.History([*RECORDS, {"epoch": 4, "val_accuracy": 0.5}])
+    assert history["val_accuracy"] == [None, None, None, 0.5] and sn.History([])["val_loss"] == []
+    with pytest.raises(sn.ConfigError, match=r"History: expected one of epoch, step, .*, got 'val_los'") as error:
+        history["val_los"]
+    error_line(error)
 
 
 def test_how_workers_spent_their_time_is_a_line_each_unless_there_is_one():
