@@ -168,7 +168,7 @@ def _parallel_loops_only_where_they_are_expected(request):
     def start(*args):
         pytest.fail("expected no parallel loop in a test that is not marked `threads`, see tests/conftest.py")
 
-    with mock.patch.object(loops, "_over_blocks", start), mock.patch.object(execute, "_work_together", start):
+    with mock.patch.object(loops, "over_blocks", start), mock.patch.object(execute, "over_blocks", start):
         yield
 
 

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from .atomics import LINE, SPINS, clock, fetch_add, let_others_run, load_acquire, pause
 from .compile import MAX_THREADS, jit
-from .loops import PACKED_WORDS, PARALLEL_FROM, Task, call
+from .loops import PACKED_WORDS, PARALLEL_FROM, Task, call, over_blocks, ranged
 
 # --- one thread's part ----------------------------------------------------------------------------------------------
 
@@ -99,10 +98,19 @@ def _work(me, turns, tables):
         done[0] = len(counters)
 
 
-@jit(parallel=True)
-def _work_together(threads, turns, tables):
-    for i in prange(threads):
-        _work(np.int64(i), turns, tables)
+@jit
+def _work_of(lo, hi, turns, tables):
+    """The parts of threads `lo` to `hi`."""
+    for me in range(lo, hi):
+        _work(me, turns, tables)
+
+
+_program = ranged(_work_of, "program", writes=())
+
+
+@jit
+def _call(function, lo, hi, arguments):
+    call(function, lo, hi, arguments)
 
 
 # --- a program ------------------------------------------------------------------------------------------------------
@@ -155,26 +163,31 @@ class Executable:
         )
         self.words, self.done = self.arguments.reshape(-1), np.zeros(1, np.int64)
         self.counters = np.zeros((1, LINE * ((threads + 1) * len(stages) + 2)), np.int64)
-        self.threads, self.stop, self.kept, self.marks = threads, stop, tasks, NO_MARKS
+        self.threads, self.stop, self.kept = threads, stop, tasks
         self.work = sum(group.work for group in groups)
         self.shared = threads > 1 and self.work >= PARALLEL_FROM
+        self._whole = self._packed(self.queues)
+        self._watched: tuple[np.ndarray, tuple] | None = None
 
     def run(self, stage: int | None = None) -> None:
         """Runs all tasks, or those of one stage; on all threads if the work is large enough."""
-        queues = self.queues if stage is None else self.queues[stage : stage + 1]
-        self._run(self.counters[:1], NO_PLACES, NO_ADDRESSES, queues, self.shared)
+        if stage is None:
+            self._run(self._whole, self.shared)
+        else:
+            self._run(self._packed(self.queues[stage : stage + 1]), self.shared)
 
     def run_watched(self) -> np.ndarray:
         """`run`, and when each thread began, and when it ended its last block of each stage: (threads, 1 + stages).
 
         Nanoseconds, as of `atomics.nanoseconds`; 0 where it did nothing. A program that is not watched pays nothing.
         """
-        self.marks = np.zeros((self.threads, 1 + len(self.queues) + 2), np.int64)
-        try:
-            self.run()
-            return self.marks[:, :-2]
-        finally:
-            self.marks = NO_MARKS
+        if self._watched is None:
+            marks = np.zeros((self.threads, 1 + len(self.queues) + 2), np.int64)
+            self._watched = marks, self._packed(self.queues, marks=marks)
+        marks, packed = self._watched
+        marks.fill(0)
+        self._run(packed, self.shared)
+        return marks[:, :-2].copy()
 
     def run_turns(self, places: np.ndarray, addresses: np.ndarray, shared: bool) -> None:
         """Runs all tasks once for each row of `addresses`, which stands at `places` in the tables then.
@@ -186,18 +199,30 @@ class Executable:
         turns = len(addresses)
         if len(self.counters) < turns:
             self.counters = np.zeros((turns, self.counters.shape[1]), np.int64)
-        self._run(self.counters[:turns], places, addresses, self.queues, shared)
+        self._run(self._packed(self.queues, turns, places, addresses), shared)
 
-    def _run(
-        self, counters: np.ndarray, places: np.ndarray, addresses: np.ndarray, queues: np.ndarray, shared: bool
-    ) -> None:
+    def _packed(
+        self,
+        queues: np.ndarray,
+        turns: int = 1,
+        places: np.ndarray = NO_PLACES,
+        addresses: np.ndarray = NO_ADDRESSES,
+        marks: np.ndarray = NO_MARKS,
+    ) -> tuple:
+        """What `_run` runs: a function, the address of its arguments, their memory, and they, which live as long."""
+        rows = self.counters[:turns], self.done, self.words, places, addresses, marks
+        arguments = rows, (queues, self.blocks, self.groups, self.tasks, self.stop)
+        memory = np.empty(PACKED_WORDS, np.int64)
+        address = memory.ctypes.data
+        return _program.pack(address, *arguments), address, memory, arguments
+
+    def _run(self, packed: tuple, shared: bool) -> None:
+        function, address, _, ((counters, *_), _) = packed
         counters.fill(0)
-        turns = counters, self.done, self.words, places, addresses, self.marks
-        tables = queues, self.blocks, self.groups, self.tasks, self.stop
         if shared:
-            _work_together(self.threads, turns, tables)
+            over_blocks(self.threads, 1, function, address)
         else:
-            _work(0, turns, tables)
+            _call(function, 0, 1, address)
 
     def places_of(self, array: np.ndarray) -> list[tuple[int, int]]:
         """Where in the tables addresses within an array stand: (place, offset in the array)."""

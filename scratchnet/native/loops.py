@@ -135,7 +135,7 @@ class Loop:
             self.serial(0, size, *arguments)
         else:
             function = self.pack(_memory.address, *arguments)
-            _over_blocks(size, block or max(1, BLOCK * size // work), function, _memory.address)
+            over_blocks(size, block or max(1, BLOCK * size // work), function, _memory.address)
 
     def pack(self, address: int, *arguments: Any) -> int:
         """Write the arguments to memory; the address of a function that reads them there and runs the body."""
@@ -261,7 +261,7 @@ def _pack(body, address, *arguments):
 
 
 @jit(parallel=True)
-def _over_blocks(size, block, function, arguments):
+def over_blocks(size, block, function, arguments):
     for i in prange((size + block - 1) // block):
         lo = np.int64(i) * block  # the index of a prange is unsigned
         call(function, lo, min(lo + block, size), arguments)

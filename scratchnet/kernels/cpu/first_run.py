@@ -5,8 +5,8 @@ Products come first, then the others, both in the order of their calls. Printed 
 """
 
 FIRST_RUN = """\
-scratchnet.kernels.cpu.gemm.matmul: l l f2 f2 f2 f2 ? ? ? f2
 scratchnet.kernels.cpu.gemm._direct: f2 f2 f2 f2 ? ? ? f1
+scratchnet.kernels.cpu.gemm.matmul: l l f2 f2 f2 f2 ? ? ? f2
 scratchnet.kernels.cpu.gemm.matmul_columns: l l f2 f2 f2 f2 ? ? f2
 scratchnet.kernels.cpu.gemm_update.matmul_sgd_columns: l l f2 f2 f2 f2 f2 l d1 f2
 scratchnet.kernels.cpu.gemm_pack.pack: l l f2 ? l f2 ?
@@ -18,7 +18,7 @@ scratchnet.kernels.cpu.elementwise.mul: l l f1 f1 f1 l1
 scratchnet.kernels.cpu.elementwise.sub: l l f1 f1 f1 l1
 scratchnet.kernels.cpu.elementwise.div: l l f1 f1 f1 l1
 scratchnet.native.loops._pack: l l (f1 f1 f1 l1)
-scratchnet.native.loops._over_blocks: l l l l
+scratchnet.native.loops.over_blocks: l l l l
 scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? ? ? f2)
 scratchnet.kernels.cpu.elementwise.relu: l l f1 f1
 scratchnet.kernels.cpu.softmax.cross_entropy: l l f2 l1 f1 d2
@@ -44,7 +44,8 @@ scratchnet.native.loops._pack: l l (f1 f1 l l)
 scratchnet.kernels.cpu.guards.finite: l l f1 l1
 scratchnet.native.loops._pack: l l (f1 l1)
 scratchnet.native.loops._pack: l l (f2 f2 f2 f2 f2 l d1 f2)
-scratchnet.native.execute._work_together: l (l2 l1 l1 l1 l2 l2) (l2 l2 l2 l2 l1)
-scratchnet.native.execute._work: l (l2 l1 l1 l1 l2 l2) (l2 l2 l2 l2 l1)
+scratchnet.native.execute.program: l l (l2 l1 l1 l1 l2 l2) (l2 l2 l2 l2 l1)
+scratchnet.native.loops._pack: l l ((l2 l1 l1 l1 l2 l2) (l2 l2 l2 l2 l1))
+scratchnet.native.execute._call: l l l l
 scratchnet.native.loops._pack: l l (f2 f2 f2 f2 ? l ? f2)
 """.splitlines()
