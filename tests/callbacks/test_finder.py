@@ -28,6 +28,17 @@ def test_the_suggestion_lies_below_where_steps_diverge(curvature):
     np.testing.assert_allclose(np.diff(np.log(finder.rates)), np.log(1e6) / 79)
 
 
+def test_batches_of_other_difficulty_do_not_count_as_a_fall():
+    """As the quadratic of curvature 1, beside rows of zeros whose loss nothing changes, from batch to batch less."""
+    layer = sn.nn.Linear(4, 1, bias=False)
+    x = np.tile(np.concatenate([2 * np.eye(4, dtype=np.float32), np.zeros((4, 4), np.float32)]), (10, 1))
+    y = np.repeat(np.linspace(2.5, 2.0, 10, dtype=np.float32), 8)[:, None] * (x.sum(axis=1, keepdims=True) == 0)
+    trainer = sn.Trainer(layer, sn.optim.SGD(layer.parameters(), 0.1), sn.nn.MSELoss(), progress=False)
+    trainer.callbacks = [finder := LearningRateFinder(1e-6, 100, steps=100)]
+    trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(x, y), 8), epochs=1)
+    assert 1e-2 < finder.suggestion < 5
+
+
 def test_the_test_leaves_the_run_as_it_was():
     plain, loader = make()
     plain.fit(loader, epochs=1)
