@@ -30,8 +30,8 @@ class LearningRateFinder(Sealed):
     smallest, largest: learning rates of the first and the last step, between which it grows by a constant factor.
     steps: at most; the test ends where the smoothed loss is four times the best one. After the test, `rates` and
     `losses` hold the steps, and `suggestion` the rate where the smoothed loss falls fastest, each batch compared with
-    the model as it was, or None. The run is as it was: build the optimizer with the rate that you choose. Method: L. N. Smith, "Cyclical Learning Rates for Training
-    Neural Networks", 2017, section 3.3.
+    the model as it was, or None. The run is as it was: build the optimizer with the rate that you choose. Method:
+    L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, section 3.3.
     """
 
     def __init__(self, smallest: float = 1e-6, largest: float = 1.0, steps: int = 100):
