@@ -221,7 +221,7 @@ class Trainer(Sealed):
         resume: str | Path | None = None,
         new_phase: bool = False,
     ) -> History:
-        """Trains until `epochs` epochs are done in all, those before a resume included.
+        """Trains until `epochs` epochs are done in all, those before a resume included; all modules train.
 
         resume: "auto" goes on from the newest whole checkpoint of the folder, or starts if there is none; a path
         goes on from that file. The result has the bytes of a run that was never interrupted.
