@@ -92,3 +92,36 @@ def test_no_two_shards_of_a_run_draw_from_one_stream(shards):
     """Each has DRAWS streams of its own, whatever its batch."""
     firsts = sorted(first_stream(batch, k, shards) for batch in range(5) for k in range(shards))
     assert firsts == [i * DRAWS for i in range(5 * shards)]
+
+
+class Skipping(sn.nn.Module):
+    """Stochastic depth, by Python's own random numbers: a layer takes part in some shards and not in others."""
+
+    def __init__(self):
+        super().__init__()
+        self.always, self.sometimes = sn.nn.Linear(FEATURES, CLASSES), sn.nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x):
+        return self.always(x) + self.sometimes(x) if random.random() < 0.5 else self.always(x)
+
+
+@pytest.mark.parametrize("options", [{"workers": 2}, {"clip_norm": 1.0}, {"strategy": sn.parallel.LocalSGD(2)}])
+def test_a_parameter_that_takes_part_in_some_shards_alone_is_refused_by_name_and_never_left_untrained(options):
+    def change_of_the_layer(seed, **options):
+        sn.manual_seed(0)
+        model = Skipping()
+        before = model.sometimes.weight.detach().numpy().copy()
+        trainer = sn.Trainer(
+            model, sn.optim.SGD(model.parameters(), 0.1), sn.nn.CrossEntropyLoss(), shards=4, seed=seed, jit=False,
+            progress=False, **options,
+        )  # fmt: skip
+        trainer.fit(sn.data.DataLoader(sn.data.TensorDataset(X, Y), BATCH))
+        return abs(model.sometimes.weight.detach().numpy() - before).max()
+
+    refusals = []
+    for seed in (0, 1):  # in the first shard the layer takes no part, and takes part
+        assert change_of_the_layer(seed) > 0, "one program takes what comes, as a loop of one's own does"
+        with pytest.raises(sn.ScratchnetError, match=r"'sometimes.weight', 'sometimes.bias' in each shard") as refused:
+            change_of_the_layer(seed, **options)
+        refusals.append(str(refused.value))
+    assert "expected no gradient" in refusals[0] and "expected a gradient" in refusals[1]

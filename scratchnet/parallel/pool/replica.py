@@ -199,12 +199,17 @@ class Replica:
         parameters = [self.optimizer.states[i].param for i in layout.parameters]
         arrays = [extent.of(theta) for extent in layout.parameters.values()]
         arrays += [extent.of(slot) for extent in layout.buffers]
+        idle = [i for i in range(len(self.optimizer.states)) if i not in layout.parameters]
+        for i in idle:
+            self.optimizer.states[i].param.zero_grad()
         with self.bound(arrays):
             with self.streams_kept(), others_seeded(self.generator, self.settings.jit):
                 loss = shard_loss(self.model, self.loss, batch, self.generator, self.settings.precision)
                 require_finite(loss)
                 loss.backward(Tensor._wrap(scale._data.reshape(loss.shape), self.device))
             gradients = {i: p.grad for i, p in zip(layout.parameters, parameters, strict=True)}
+            if late := [i for i in idle if self.optimizer.states[i].param.grad is not None]:
+                self._refuse("no gradient", late, "one")
             self.write_gradients(gradients, slot, fresh)
         return loss.detach()
 
@@ -216,7 +221,7 @@ class Replica:
     def write_gradients(self, gradients: Mapping[int, Any], slot: np.ndarray, fresh: bool) -> None:
         """Gradients, by the number of the optimizer's state, go to a slot, or are added to what is there."""
         if missing := [i for i, gradient in gradients.items() if gradient is None]:
-            raise ConfigError(f"fit: expected a gradient for every parameter in each shard, got none for {missing}")
+            self._refuse("a gradient", missing, "none")
         device, layout = tracing.active(self.device), self.layout
         for i, gradient in gradients.items():
             own = layout.parameters[i].of(slot)
@@ -226,6 +231,12 @@ class Replica:
                 device.copy(gradient._data, own)
             else:
                 device.add(own, gradient._data, own)
+
+    def _refuse(self, expected: str, states: Sequence[int], came: str) -> None:
+        """Raises ConfigError: in a pool it is fixed which parameters take part, as all shards are merged alike."""
+        names = ", ".join([repr(self.name_of(i)) for i in states[:3]]) + ", ..." * (len(states) > 3)
+        remedy = "let forward take it in each, if only with a factor 0"
+        raise ConfigError(f"fit: expected {expected} of {names} in each shard, as in the first, got {came}; {remedy}")
 
     def _write_rows(self, i: int, gradient: Any, own: np.ndarray, fresh: bool) -> None:
         """A gradient by rows goes to a slot, as layout.py says; of one that is dense all rows occur."""
