@@ -456,6 +456,7 @@ def test_large_products_share_a_stage_and_small_work_comes_before_them(other, st
 
 
 @pytest.mark.threads
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
 def test_the_reference_step_is_one_compiled_call_of_few_stages():
     training = Training(width=128)
     training.run([64, 64])
