@@ -218,6 +218,7 @@ def is_dtype(value: Any) -> bool:
 
 def array(what: str, value: Any, kinds: str = "biuf") -> np.ndarray:
     """What NumPy makes of value, if its dtype is of these kinds."""
+    check_masks(what, value)
     try:
         made = np.asarray(value)
     except ScratchnetError:  # what is recorded by jit says itself why it is no array
@@ -234,3 +235,9 @@ def array(what: str, value: Any, kinds: str = "biuf") -> np.ndarray:
         refuse(what, "numbers", value, DtypeError)
     remedy = "; convert them, as with .astype('float32')" if made.dtype.kind in "OUSV" else ""
     raise DtypeError(f"{what}: expected numbers, got dtype {made.dtype}{remedy}")
+
+
+def check_masks(what: str, value: Any) -> None:
+    """Raises DtypeError for an array of `np.ma` with masked elements, whose numbers NumPy would take for good."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        refuse(what, "an array without masked elements", value, DtypeError, "x.filled(value) puts a number there")

@@ -56,6 +56,8 @@ CALLS = {
     "tril": lambda x: np.tril(x),
     "triu": lambda x: np.triu(x, 1),
     "trace": lambda x: np.trace(x),
+    "diagonal": lambda x: np.diagonal(x),
+    "a diagonal of a cube": lambda x: np.diagonal(np.stack([x, X, X, X]), offset=-1, axis1=0, axis2=2),
     "concatenate": lambda x: np.concatenate([x, X], axis=1),
     "stack": lambda x: np.stack([X, x]),
 }

@@ -12,7 +12,7 @@ from .movement import permute_op, reshape_op, unsqueeze
 from .operands import ArrayLike, as_operand
 from .products import matmul
 from .reductions import sum
-from .shapes import diagonal, movedim
+from .shapes import diagonal
 from .table import Tensor, method
 
 
@@ -115,7 +115,7 @@ def _once(term: str, x: Tensor) -> tuple[str, Tensor]:
     for letter in sorted({*term}):
         while term.count(letter) > 1:
             first, second = term.index(letter), term.rindex(letter)
-            x = diagonal(movedim(movedim(x, second, x.ndim - 1), first, x.ndim - 2))
+            x = diagonal(x, 0, first, second)
             term = term[:first] + term[first + 1 : second] + term[second + 1 :] + letter
     return term, x
 

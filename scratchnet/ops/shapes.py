@@ -141,15 +141,23 @@ def t(x: Tensor) -> Tensor:
 
 
 @method
-def diagonal(x: Tensor) -> Tensor:
-    """The elements x[..., i, i] of the last two axes, as the last one."""
+def diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """The elements (i, i + offset) of two axes, as the last axis; a view where the two can be one without a copy."""
     if x.ndim < 2:
         raise ShapeError(f"diagonal: expected at least two dimensions, got shape {x.shape}")
-    rows, columns = x.shape[-2:]
-    n = min(rows, columns)
-    square = getitem(x, key=(..., slice(n), slice(n)))
-    flat = reshape_op(square, shape=(*x.shape[:-2], n * n))
-    return getitem(flat, key=(..., slice(None, None, n + 1)))
+    offset = checks.integer("diagonal: offset", offset, -(2**48), 2**48)
+    first, second = (checks.axis("diagonal", a, x.ndim) for a in (dim1, dim2))
+    if first == second:
+        raise ShapeError(f"diagonal: expected two axes, got {dim1} and {dim2}")
+    if first > second:
+        first, second, offset = second, first, -offset
+    rows, columns = x.shape[first], x.shape[second]
+    x = movedim(x, second, first + 1)
+    x = reshape_op(x, shape=(*x.shape[:first], rows * columns, *x.shape[first + 2 :]))
+    start = offset if offset >= 0 else -offset * columns
+    n = max(min(rows + min(offset, 0), columns - max(offset, 0)), 0)
+    own = slice(start, start + (n - 1) * (columns + 1) + 1, columns + 1) if n else slice(0)
+    return movedim(getitem(x, key=(slice(None),) * first + (own,)), first, -1)
 
 
 def _axis_of(name: str, x: Tensor, axis: int) -> int:

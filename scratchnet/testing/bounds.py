@@ -110,7 +110,7 @@ def worst(got: np.ndarray, expected: np.ndarray, magnitude: np.ndarray, bound: B
         exact = inexact and (expected.dtype.kind not in "fc" or np.finfo(expected.dtype).eps < np.finfo(got.dtype).eps)
         limit = np.broadcast_to(np.asarray(bound.of(got.dtype, exact, expected, magnitude)), got.shape)
         same = _same(got, expected)
-        error = np.abs(got - expected) if inexact else np.abs(got.astype(float) - expected)
+        error = np.abs(got - expected) if inexact else np.abs(got.astype(np.longdouble) - expected)  # all of int64
         right = same | (np.isfinite(got) & np.isfinite(expected) & (error <= limit))
         if inexact:
             cancels = np.abs(expected) + limit < magnitude  # an overflow of either sign, or both, on the way

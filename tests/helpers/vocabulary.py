@@ -175,7 +175,7 @@ ROWS: dict[str, Row] = {
     "permute": Row(method("permute", 1, 0), lambda x: x.T, **MATRIX, numpy="`transpose`"),
     "movedim": Row(method("movedim", 0, -1), lambda x: np.moveaxis(x, 0, -1), shapes=((2, 3, 4),), numpy="`moveaxis`"),
     "t": Row(method("t"), np.transpose, shapes=((3, 4), (3,), ()), numpy="`.T`"),
-    "diagonal": like("diagonal", **MATRIX, torch="of the last two axes", numpy="of the first two axes"),
+    "diagonal": like("diagonal", None, 1, shapes=((3, 4), (4, 2, 3))),
     "diag": like("diag", shapes=((3, 4), (3,))),
     **{n: like(n, None, 1, shapes=((3, 4), (2, 3, 3))) for n in ("tril", "triu")},
     "flip": Row(method("flip", 0), lambda x: np.flip(x, 0), shapes=((3, 4), (0, 3)), numpy="a view"),

@@ -233,3 +233,18 @@ def test_a_wrong_shape_or_axis_is_one_typed_line_that_names_the_op(call, error, 
         call(sn.Tensor(X))
     assert isinstance(caught.value, error)
     error_line(caught)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 4), (4, 3), (2, 3, 4), (4, 3, 2), (0, 3), (3, 0, 2)])
+def test_a_diagonal_is_numpys_of_any_two_axes_and_a_view(shape):
+    x = np.random.default_rng(0).standard_normal(shape)
+    for axes in [(i, j) for i in range(len(shape)) for j in range(-len(shape), 0) if i != j % len(shape)]:
+        for offset in range(-5, 6):
+            expected = x.diagonal(offset, *axes)
+            np.testing.assert_array_equal(sn.Tensor(x).diagonal(offset, *axes).numpy(), expected)
+    own, theirs = sn.zeros(shape, dtype=sn.float64), np.zeros(shape)
+    own.diagonal(1).fill_(7.0)
+    on_it = np.arange(min(shape[0], max(shape[1] - 1, 0)))
+    theirs[on_it, on_it + 1] = 7
+    np.testing.assert_array_equal(own.numpy(), theirs)
+    gradcheck(lambda x: x.diagonal(1), [x], max_elements=0)

@@ -141,3 +141,12 @@ def test_complex_results_are_compared_by_their_distance(wrong):
     assert_matches_reference(lambda x: x * np.complex64(1 + 1e-7j), lambda x: x, [x])
     with pytest.raises(sn.ContractError):
         assert_matches_reference(lambda x: np.full_like(x, wrong), lambda x: x, [x])
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_integers_that_float64_cannot_tell_apart_are_not_equal(dtype):
+    x = np.array([2**62 + 1, 5], dtype)
+    assert_matches_reference(lambda x: x + dtype(1), lambda x: x + dtype(1), [x])
+    with pytest.raises(sn.ContractError, match=r"element \(0,\): expected 4611686018427387905 within 0"):
+        assert_matches_reference(lambda x: x ^ (x > 5).astype(dtype), lambda x: x, [x])
+    assert_matches_reference(lambda x: x ^ (x > 5).astype(dtype), lambda x: x, [x], atol=1)
