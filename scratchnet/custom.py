@@ -11,7 +11,7 @@ from . import checks
 from .autograd import apply
 from .errors import DtypeError, ShapeError
 from .kernels import TABLES
-from .ops.operands import ArrayLike
+from .ops.operands import ArrayLike, checked_dtype
 from .ops.table import VJP, Op
 from .tensor import Tensor, as_tensor
 
@@ -26,7 +26,8 @@ def op(
 
     forward(*arrays, **params) -> an array, of the inputs' float dtype if they are floats; it must not change them.
     vjps: one an input: vjp(g, y, *inputs, **params) -> the gradient of that input, by ops on tensors, where g is that
-        of the output y; None where there is none. Gradients of inputs that broadcast are summed for you.
+        of the output y; None where there is none. It has the input's dtype, and its shape or one that it broadcasts to:
+        such gradients are summed for you.
     kernels: {device: function} that is called in the place of forward there: {"cpu": one compiled by Numba}. On "cuda"
         it gets and returns Numba's arrays of the GPU, new memory; without one, arrays travel to the host and back.
 
@@ -57,10 +58,11 @@ def op(
             checks.refuse(what, f"an array {'' if is_of_host else 'of Numba '}as a result", y, DtypeError)
         if arrays[0].dtype.kind == "f" == y.dtype.kind and y.dtype != arrays[0].dtype:
             raise DtypeError(f"{called}: expected a result of {arrays[0].dtype}, as its input is, got {y.dtype}")
+        checked_dtype(called, y.dtype)
         return device.from_host(np.array(y) if is_of_host else y)  # memory of its own
 
     run.__module__ = getattr(forward, "__module__", None) or "__main__"  # a recorded step calls it again
-    row = Op(called, run, vjps)
+    row = Op(called, run, tuple(vjp and _checked(called, i, vjp) for i, vjp in enumerate(vjps)))
 
     def function(*inputs: ArrayLike, **params: Any) -> Tensor:
         if len(inputs) != len(vjps):
@@ -71,3 +73,22 @@ def op(
     function.__name__ = function.__qualname__ = called
     function.__doc__ = forward.__doc__
     return function
+
+
+def _checked(called: str, i: int, vjp: VJP) -> VJP:
+    """The vjp of input i, whose result must be a gradient of that input."""
+
+    def checked(g: Tensor, y: Tensor, *inputs: Tensor, **params: Any) -> Tensor:
+        found, x = vjp(g, y, *inputs, **params), inputs[i]
+        if not isinstance(found, Tensor):
+            remedy = "ops on tensors make one, and sn.tensor of an array"
+            checks.refuse(f"{called}: the vjp of input {i}", "a tensor", found, DtypeError, remedy)
+        if found.dtype != x.dtype:
+            raise DtypeError(f"{called}: expected a gradient of {x.dtype} for input {i}, got {found.dtype}")
+        fits = zip(x.shape[::-1], found.shape[::-1], strict=False)
+        if found.ndim < x.ndim or any(n not in (1, m) for n, m in fits):
+            expected = f"a gradient of shape {x.shape}, or one that it broadcasts to, for input {i}"
+            raise ShapeError(f"{called}: expected {expected}, got {found.shape}")
+        return found
+
+    return checked

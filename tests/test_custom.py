@@ -13,6 +13,11 @@ scaled = sn.op(lambda x, y, factor: x * y * factor, lambda g, z, x, y, factor: g
                lambda g, z, x, y, factor: g * x * factor, name="scaled")  # fmt: skip
 
 
+def derived(vjp):
+    """A backward pass through an op that has this derivative."""
+    sn.op(lambda x: x * 2, vjp, name="bad")(sn.tensor(X, requires_grad=True)).sum().backward()
+
+
 @pytest.mark.usefixtures("device")
 def test_an_op_of_ones_own_has_values_and_gradients_of_any_order():
     np.testing.assert_allclose(cube(X).detach().to("numpy").numpy(), X**3)
@@ -71,6 +76,12 @@ def test_a_recorded_step_calls_it_in_each_replay():
         (lambda: cube(X, X), sn.ShapeError, "cube: expected 1 inputs"),
         (lambda: sn.op(lambda x: "no", None, name="bad")(X), sn.DtypeError, "bad: forward: expected an array"),
         (lambda: sn.op(lambda x: x.astype("f4"), None, name="bad")(X), sn.DtypeError, "bad: expected .* float64"),
+        (lambda: sn.op(lambda x: x * 1j, None, name="bad")(X), sn.DtypeError, "bad: expected .*, got dtype complex128"),
+        (lambda: derived(lambda g, y, x: g.detach().numpy()), sn.DtypeError, "bad: the vjp of input 0: expected a ten"),
+        (lambda: derived(lambda g, y, x: None), sn.DtypeError, "bad: the vjp of input 0: expected a tensor, got None"),
+        (lambda: derived(lambda g, y, x: g.float()), sn.DtypeError, "expected a gradient of float64 for input 0, got"),
+        (lambda: derived(lambda g, y, x: g.sum()), sn.ShapeError, r"gradient of shape \(3,\), or .* input 0, got \(\)"),
+        (lambda: derived(lambda g, y, x: g[:2]), sn.ShapeError, r"for input 0, got \(2,\)"),
     ],
 )
 def test_what_makes_no_op_is_refused_in_a_line(call, error, words):
