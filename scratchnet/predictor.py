@@ -71,7 +71,7 @@ def describe(model: nn.Module, data: Any = None, outputs: str = "logits") -> dic
     """
     architecture: dict[str, Any] = {}
     try:
-        architecture = {"layers": _layers(model), "dtype": str(_dtype(model))}
+        architecture = {"layers": _layers(model, {}), "dtype": str(_dtype(model))}
         difference = _difference(model, _built(architecture))
     except ScratchnetError as error:
         difference = str(error)
@@ -87,18 +87,28 @@ def describe(model: nn.Module, data: Any = None, outputs: str = "logits") -> dic
     return {"architecture": architecture, "steps": steps, "classes": known, "outputs": outputs}
 
 
-def _layers(module: nn.Module) -> dict[str, Any]:
-    """A module by name and arguments. What is called as a Sequential is described by what it holds."""
+def _layers(module: nn.Module, known: dict[int, int]) -> dict[str, Any]:
+    """A module by name and arguments. What is called as a Sequential is described by what it holds.
+
+    known: id -> number of the modules that are described: one that stands in several places is described once.
+    """
+    if id(module) in known:
+        return {"again": known[id(module)]}
     kind = type(module)
     if module._hooks:
         raise ConfigError(f"a hook of {kind.__name__} cannot be saved")
+    if "forward" in vars(module) or kind.__call__ is not nn.Module.__call__:
+        raise ConfigError(f"a {kind.__name__} that computes in a way of its own cannot be saved")
     if kind.forward is nn.Sequential.forward:
-        return {"sequential": {name: _layers(child) for name, child in module.named_children()}}
+        described = {"sequential": {name: _layers(child, known) for name, child in module._items().items()}}
+        known[id(module)] = len(known)
+        return described
     if _known(kind.__name__) is not kind:
         raise ConfigError(f"{kind.__name__} is no module of scratchnet.nn")
     if module._arguments is None:
         raise ConfigError(f"the arguments of {kind.__name__} are no plain values")
     args, options = module._arguments
+    known[id(module)] = len(known)
     return {"name": kind.__name__, "args": list(args), "options": dict(options)}
 
 
@@ -114,17 +124,23 @@ def _dtype(model: nn.Module) -> np.dtype:
 def _built(architecture: Mapping[str, Any]) -> nn.Module:
     """The model that `_layers` describes, with weights that are still random."""
     with using(Generator(0)):
-        model = _module(architecture["layers"])
+        model = _module(architecture["layers"], [])
     return model.to(dtype=architecture["dtype"])
 
 
-def _module(layers: Mapping[str, Any]) -> nn.Module:
+def _module(layers: Mapping[str, Any], made: list[nn.Module]) -> nn.Module:
+    """The module that `_layers` describes; made: those so far, by their numbers."""
+    if "again" in layers:
+        return made[layers["again"]]
     if "sequential" in layers:
-        return nn.Sequential({name: _module(child) for name, child in layers["sequential"].items()})
-    kind = _known(layers["name"])
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise CheckpointError(f"expected modules of scratchnet.nn, found {layers['name']!r:.60}")
-    return kind(*layers["args"], **layers["options"])
+        module: nn.Module = nn.Sequential({name: _module(one, made) for name, one in layers["sequential"].items()})
+    else:
+        kind = _known(layers["name"])
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise CheckpointError(f"expected modules of scratchnet.nn, found {layers['name']!r:.60}")
+        module = kind(*layers["args"], **layers["options"])
+    made.append(module)
+    return module
 
 
 def _difference(model: nn.Module, rebuilt: nn.Module) -> str | None:

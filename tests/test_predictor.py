@@ -63,6 +63,33 @@ def test_a_checkpoint_predicts_the_cells_of_a_table(flowers, tmp_path):
         assert names[0].endswith("flowers.csv line 2")
 
 
+def test_a_layer_that_stands_in_several_places_is_there_in_each(tmp_path):
+    sn.manual_seed(0)
+    act, twice = nn.Tanh(), nn.Sequential(nn.Linear(3, 3), nn.Sigmoid())
+    for layers in ([nn.Linear(3, 4), act, nn.Linear(4, 4), act, nn.Linear(4, 2)], [twice, act, twice, twice[0]]):
+        model = nn.Sequential(*layers)
+        sn.save_model(tmp_path / "model.safetensors", model)
+        x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+        expected = x
+        for layer in layers:  # one after the other, in a loop of one's own
+            expected = layer(sn.Tensor(expected)).detach().numpy()
+        loaded = sn.load_model(tmp_path / "model.safetensors")
+        assert loaded.outputs(x, prepared=True).tobytes() == expected.tobytes()
+        assert len(loaded.model) == len(layers) and loaded.model[1] is loaded.model[3 if len(layers) == 5 else 1]
+
+
+def test_a_model_that_computes_in_a_way_of_its_own_is_not_saved_as_if_it_did_not(tmp_path):
+    class Tenfold(nn.Sequential):
+        def __call__(self, x):
+            return 10 * super().__call__(x)
+
+    changed = nn.Linear(3, 2)
+    changed.forward = lambda x: x @ changed.weight
+    for model in (Tenfold(nn.Linear(3, 2)), nn.Sequential(changed)):
+        with pytest.raises(ConfigError, match=r"save_model: .* in a way of its own cannot be saved"):
+            sn.save_model(tmp_path / "model.safetensors", model)
+
+
 def test_a_folder_of_images_and_a_convolution_like_stack(tmp_path):
     for k, name in enumerate(("dark", "light")):
         (tmp_path / "images" / name).mkdir(parents=True)
