@@ -103,8 +103,11 @@ def _words_of(file: str, flags: dict[str, tuple[type, bool]]) -> list[str]:
     if not isinstance(found or {}, dict):
         raise ConfigError(f"{file}: expected flags as name: value, got a {type(found).__name__}")
     words: list[str] = []
+    keys = dict[str, Any]()
     for key, value in (found or {}).items():
         name = str(key).replace("-", "_")
+        if (other := keys.setdefault(name, key)) != key:
+            raise ConfigError(f"{file}: expected {other!r} once, got {key!r} as well")
         if name not in flags:
             raise ConfigError(f"{file}: expected names of flags, got {key!r}; --help lists them")
         flag_name, (kind, takes_several) = "--" + name.replace("_", "-"), flags[name]

@@ -100,7 +100,8 @@ def _layers(module: nn.Module, known: dict[int, int]) -> dict[str, Any]:
     if "forward" in vars(module) or kind.__call__ is not nn.Module.__call__:
         raise ConfigError(f"a {kind.__name__} that computes in a way of its own cannot be saved")
     if kind.forward is nn.Sequential.forward:
-        described = {"sequential": {name: _layers(child, known) for name, child in module._items().items()}}
+        children = {name: child for name, child in vars(module).items() if isinstance(child, nn.Module)}
+        described = {"sequential": {name: _layers(child, known) for name, child in children.items()}}
         known[id(module)] = len(known)
         return described
     if _known(kind.__name__) is not kind:
