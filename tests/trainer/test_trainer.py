@@ -464,6 +464,9 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
 def test_a_loss_that_is_no_mean_is_refused():
     trainer, loader = make()
     trainer.loss = sn.nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(sn.ConfigError, match="a mean over the batch"):
+        trainer.fit(loader, epochs=1)
+    trainer.loss = lambda output, target: sn.nn.functional.cross_entropy(output, target, reduction="none")
     with pytest.raises(sn.ShapeError, match="loss of one element"):
         trainer.fit(loader, epochs=1)
 
