@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import io
 import os
 import sys
@@ -133,6 +134,9 @@ def _number_or_text(text: str) -> int | str:
         return text
 
 
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG  # said where a file is closed, which has no name then
+
+
 def run_script(main: Callable[[Config], Any], config: type[Config]) -> None:
     """Parses the flags, calls main, and turns what scratchnet raises into one line and status 1 (130 for Ctrl-C)."""
     for stream in (sys.stdout, sys.stderr):  # None, or of a kind of its own, where somebody has replaced it
@@ -149,8 +153,9 @@ def run_script(main: Callable[[Config], Any], config: type[Config]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        sys.exit(f"{Path(sys.argv[0]).name}: {error.filename}: {error.strerror}")
+        where = "" if error.filename is None else f"{error.filename}: "
+        sys.exit(f"{Path(sys.argv[0]).name}: {where}{error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -89,6 +89,7 @@ class Example:
     names: tuple[str, ...] = flag(("a",), "names")
     fast: bool = flag(False, "be fast")
     rate: float | None = flag(None, "a rate")
+    dry_run: bool = flag(False, "change nothing")
 
 
 def test_flags_follow_the_types_of_the_fields():
@@ -133,6 +134,7 @@ def test_flags_come_from_a_file_and_those_given_count_more(tmp_path, name):
         ("names = {a = 1}", "names: expected a number or a text, or several, got {'a': 1}"),
         ("rate = [0.5]", "rate: expected a number or a text, got [0.5]"),
         ('files = ["x"]', "expected names of flags, got 'files'"),
+        ("dry_run = true\ndry-run = false", "expected 'dry_run' once, got 'dry-run' as well"),
         (None, "expected a file of flags: No such file"),
     ],
 )
@@ -284,6 +286,9 @@ def test_a_file_that_cannot_be_written_and_a_closed_pipe_end_a_script_without_a_
     command = [sys.executable, "-c", program.format(f"open('{tmp_path}/no/file', 'w')")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, f"-c: {tmp_path}/no/file: No such file or directory\n")
+    command[2] = program.format("np.savetxt('/dev/full', [1.0])").replace("import", "import numpy as np,", 1)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "-c: No space left on device\n")
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as closed:
