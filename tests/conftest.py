@@ -4,6 +4,7 @@ HYPOTHESIS_PROFILE=thorough draws many more examples, new ones each time. With N
 """
 
 import os
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -170,6 +171,22 @@ def _parallel_loops_only_where_they_are_expected(request):
 
     with mock.patch.object(loops, "over_blocks", start), mock.patch.object(execute, "over_blocks", start):
         yield
+
+
+def threads_of_kernels():
+    """How many threads the kernels of this process use; None if none has run."""
+    layer = sys.modules.get("numba.np.ufunc.parallel")
+    return layer._get_num_threads() if layer is not None and layer._is_initialized else None
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads_as_before():
+    """A test that leaves another number fails, not those that come later in the same process."""
+    before = threads_of_kernels()
+    yield
+    if before is not None and (after := threads_of_kernels()) != before:
+        sn.set_num_threads(before)
+        pytest.fail(f"expected {before} threads of kernels after the test, as before it, got {after}")
 
 
 @pytest.fixture(autouse=True, scope="session")

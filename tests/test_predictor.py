@@ -355,6 +355,11 @@ def test_inputs_that_the_model_does_not_know_are_refused(flowers, tmp_path):
         DataError, lambda: model.predict([[1, "green"]])
     )
     assert "rows of 2 cells" in refused(ShapeError, lambda: model.predict([[1, "red", 3]]))
+    rows = np.float32([[1, 2, 3], [1, np.nan, 3]])
+    assert "the outputs of row 1: expected finite numbers" in refused(
+        DataError, lambda: model.predict(rows, prepared=True)
+    )
+    assert np.isnan(model.predict_proba(rows, prepared=True)).any(axis=1).tolist() == [False, True]
     plain = sn.Predictor(nn.MLP(3, 2), {"steps": [], "classes": None, "outputs": "logits"}, [], "m")
     assert "one of plain arrays" in refused(CheckpointError, lambda: plain.read("x.png"))
     three = sn.Predictor(nn.MLP(3, 3), {"steps": [], "classes": "ab", "outputs": "logits"}, [], "m")

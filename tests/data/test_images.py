@@ -117,15 +117,17 @@ def test_inputs_take_paths_and_pixels_of_one_image_or_several(folder):
     for images in (GRAY, GRAY[None], GRAY[None, None]):
         assert flat(images).shape == (1, 35)
     assert flat(np.stack([GRAY, GRAY])).shape == (2, 35)
+    assert flat(np.stack([GRAY, GRAY])[:0]).shape == (0, 35)
 
 
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
         (COLORS, ShapeError, r"expected images of (3, 7, 5), or n of them, got (1, 7, 5, 3)"),
-        (np.ones((3, 7, 5)), DtypeError, "expected numbers"),
+        (np.ones((3, 7, 5)), ConfigError, "pixels of uint8"),
         (np.ones((3, 7, 5), np.uint16), ConfigError, "pixels of uint8"),
-        (5, DtypeError, "expected numbers"),
+        (5, ConfigError, "pixels of uint8"),
+        (min, DtypeError, "expected numbers"),
     ],
 )
 def test_what_are_no_images_is_refused(images, error, message):

@@ -12,6 +12,8 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+import scratchnet as sn
+
 ROOT = Path(__file__).parents[2]
 BOOK = sorted((ROOT / "docs" / "book").glob("*.md"))
 COPIES = "contributing.md", "changelog.md"  # in the site, of pages that stand above docs/
@@ -47,15 +49,18 @@ def blocks(text: str) -> list[Block]:
 
 def run_examples(path: Path) -> None:
     """Executes the Python blocks of a page in the current folder. Raises AssertionError where they print other text."""
-    namespace = {"__name__": path.stem}
-    for block in blocks(path.read_text()):
-        if block.language == "python":
-            tree = ast.increment_lineno(ast.parse(block.text, str(path)), block.line - 1)
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed):
-                exec(compile(tree, str(path), "exec"), namespace)
-            came = printed.getvalue()
-            assert came == block.printed, f"{path.name}, line {block.line}: expected\n{block.printed}got\n{came}"
+    namespace, threads = {"__name__": path.stem}, sn.get_num_threads()
+    try:
+        for block in blocks(path.read_text()):
+            if block.language == "python":
+                tree = ast.increment_lineno(ast.parse(block.text, str(path)), block.line - 1)
+                printed = io.StringIO()
+                with contextlib.redirect_stdout(printed):
+                    exec(compile(tree, str(path), "exec"), namespace)
+                came = printed.getvalue()
+                assert came == block.printed, f"{path.name}, line {block.line}: expected\n{block.printed}got\n{came}"
+    finally:
+        sn.set_num_threads(threads)
 
 
 def missing_files(path: Path) -> list[str]:
