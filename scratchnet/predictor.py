@@ -17,6 +17,7 @@ from . import checks, networks, nn
 from .data import DataLoader, PiecewiseLinear, Standardize
 from .data.dataset import checked_samples, fields_of
 from .data.images import ImageInputs
+from .data.rows import check_finite
 from .data.series import SeriesInputs
 from .data.tables import TableInputs
 from .data.text import TextInputs
@@ -385,10 +386,15 @@ class Predictor:
         return shares / shares.sum(axis=1, keepdims=True)
 
     def predict(self, x: Any, prepared: bool = False, batch_size: int = 1024) -> np.ndarray:
-        """(n,): the name, or the number, of the most probable class of each input; of a model of values its outputs."""
+        """(n,): the name, or the number, of the most probable class of each input; of a model of values its outputs.
+
+        Raises DataError for an input of which the model gives NaN, such as one that is NaN itself: it has no class.
+        """
         if self.outputs_are == "values":
             return self.outputs(x, prepared, batch_size)
-        best = self.predict_proba(x, prepared, batch_size).argmax(axis=1)
+        shares = self.predict_proba(x, prepared, batch_size)
+        check_finite(shares, "predict: the outputs of row")
+        best = shares.argmax(axis=1)
         return best if self.classes is None else np.array(self.classes)[best]
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +93,7 @@ class ImageInputs:
             images = [images]
         if isinstance(images, list | tuple) and images and all(isinstance(x, str | os.PathLike) for x in images):
             return self._scaled(np.stack([self.pixels(path) for path in images]))
-        pixels = checks.array("predict", images, "u")
+        pixels = checks.array("predict", images)
         one = (self.channels, *self.size)
         if pixels.dtype != np.uint8:
             checks.refuse("predict", "pixels of uint8, from 0 to 255, or paths of images", images)
@@ -118,7 +119,7 @@ class ImageInputs:
 
     def _scaled(self, pixels: np.ndarray) -> np.ndarray:
         features = take_scaled(pixels, np.arange(len(pixels)), SCALE)
-        return features.reshape(len(features), -1) if self.flat else features
+        return features.reshape(len(features), math.prod(features.shape[1:])) if self.flat else features
 
     def state_dict(self) -> dict[str, Any]:
         """All there is, as plain values."""
