@@ -139,6 +139,8 @@ class TensorDataset(_BatchDataset):
     def __init__(self, *arrays: ArrayLike, scale: float | None = None):
         if not arrays:
             raise ShapeError("TensorDataset: expected at least one array, got none")
+        for k, array in enumerate(arrays):
+            checks.check_masks(f"TensorDataset: array {k}", array)
         self.arrays = tuple(as_rows(array, f"TensorDataset: array {k}") for k, array in enumerate(arrays))
         check_lengths(self.arrays, "TensorDataset")
         for k, array in enumerate(self.arrays):
@@ -307,6 +309,8 @@ def clean(*arrays: ArrayLike) -> tuple[np.ndarray, ...]:
 
     Returns a tuple of arrays of equal length, ready for TensorDataset. Raises ShapeError or DtypeError as that does.
     """
+    for k, array in enumerate(arrays):
+        checks.check_masks(f"clean: array {k}", array)
     rows = [as_rows(array, f"clean: array {k}") for k, array in enumerate(arrays)]
     check_lengths(rows, "clean")
     keep = np.logical_and.reduce([finite_rows(array) for array in rows])

@@ -15,7 +15,6 @@ def as_rows(values, what, remedy=""):
 
     Halves become float32.
     """
-    checks.check_masks(what, values)
     try:
         array = np.asarray(values)
     except ValueError as error:

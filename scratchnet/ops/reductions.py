@@ -50,6 +50,10 @@ def _reduce(name: str, dtype=lambda x: x.dtype, empty_is_error: bool = True):
     def forward(device, x, axes, keepdims):
         if empty_is_error:
             not_empty(name, x.shape, axes)
+        if name == "sum" and x.dtype == np.uint64:  # which NumPy would add to int64 as float64
+            wide = device.empty(x.shape, np.dtype(np.int64))
+            device.copy(x, wide)
+            x = wide
         x3 = outer_n_inner(device, x, axes)
         shape = kept_shape(x.shape, axes) if keepdims else tuple([n for i, n in enumerate(x.shape) if i not in axes])
         out = device.empty(shape, dtype(x))

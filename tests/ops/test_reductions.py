@@ -95,3 +95,12 @@ def test_softmax_works_along_any_axis_and_does_not_overflow(axis):
     assert sn.logsumexp(sn.Tensor(x)).item() == 1000.0
     for f in (sn.softmax, sn.log_softmax):
         gradcheck(lambda t, f=f: f(t, axis), [small], order=2)
+
+
+def test_integers_of_64_bits_are_summed_exactly():
+    """Modulo 2^64, as NumPy does."""
+    for values in ([2**60 + 1, 1, 1], [2**64 - 1, 3, 2**63]):
+        x = np.array([values, values], np.uint64)
+        for axis in (None, 0, 1):
+            np.testing.assert_array_equal(sn.Tensor(x).sum(axis=axis).numpy().view(np.uint64), x.sum(axis=axis))
+    np.testing.assert_array_equal(sn.Tensor(x.astype(np.int64)).sum().numpy(), x.astype(np.int64).sum())
