@@ -111,6 +111,7 @@ class Run:
     def start(self) -> None:
         """Lock the folder, and load the checkpoint from which the run goes on, if there is one."""
         if self.folder is not None:
+            checkpoint.dumps({"config": self.config, "scheduler": self.parts.get("scheduler")})  # not after an epoch
             self.checkpoints = self._open.enter_context(CheckpointFolder(self.folder))
         found = None
         if self.checkpoints is not None and self.resume in (None, "auto"):

@@ -55,6 +55,19 @@ def newest(folder):
 # --- resuming ------------------------------------------------------------------------------------------------------
 
 
+def test_a_config_that_cannot_be_saved_is_refused_before_an_epoch_is_lost(tmp_path):
+    for config in ({"a": {1, 2}}, {3: "a"}, {"a": Path("x")}):
+        steps = []
+        watch = SimpleNamespace(every=1, on_step_end=lambda run, steps=steps: steps.append(run.step))
+        trainer, loader = make(tmp_path / "run", config=config, callbacks=[watch])
+        with pytest.raises(sn.CheckpointError, match="checkpoint key config"):
+            trainer.fit(loader)
+        assert steps == []
+        trainer.config = {"a": [1, 2]}
+    trainer.fit(loader)  # the folder is still that of no run
+    assert steps
+
+
 @pytest.mark.parametrize("new_phase", [False, True])
 def test_a_run_that_cannot_be_saved_in_the_folder_is_refused_before_its_log_is_cut(tmp_path, new_phase):
     best = sn.callbacks.BestCheckpoint("train_loss", mode="max")
