@@ -461,3 +461,10 @@ def test_the_training_script_takes_the_device(tmp_path, capsys, few_images):
     finally:
         sn.default_device("cpu")
     assert "test accuracy" in capsys.readouterr().out
+
+
+def test_axes_are_turned_around_however_many_there_are():
+    """More than a launch walks over, no two of which lie in memory as one."""
+    x = np.arange(96.0).reshape(2, 3, 2, 2, 2, 2)
+    turned = sn.Tensor(x, device="cuda").permute(5, 4, 3, 2, 1, 0).reshape(96)
+    np.testing.assert_array_equal(turned.numpy(), x.T.reshape(96))
