@@ -166,15 +166,12 @@ class Executable:
         self.threads, self.stop, self.kept = threads, stop, tasks
         self.work = sum(group.work for group in groups)
         self.shared = threads > 1 and self.work >= PARALLEL_FROM
-        self._whole = self._packed(self.queues)
+        self._whole = self._packed()
         self._watched: tuple[np.ndarray, tuple] | None = None
 
-    def run(self, stage: int | None = None) -> None:
-        """Runs all tasks, or those of one stage; on all threads if the work is large enough."""
-        if stage is None:
-            self._run(self._whole, self.shared)
-        else:
-            self._run(self._packed(self.queues[stage : stage + 1]), self.shared)
+    def run(self) -> None:
+        """Runs all tasks; on all threads if the work is large enough."""
+        self._run(self._whole, self.shared)
 
     def run_watched(self) -> np.ndarray:
         """`run`, and when each thread began, and when it ended its last block of each stage: (threads, 1 + stages).
@@ -183,7 +180,7 @@ class Executable:
         """
         if self._watched is None:
             marks = np.zeros((self.threads, 1 + len(self.queues) + 2), np.int64)
-            self._watched = marks, self._packed(self.queues, marks=marks)
+            self._watched = marks, self._packed(marks=marks)
         marks, packed = self._watched
         marks.fill(0)
         self._run(packed, self.shared)
@@ -199,11 +196,10 @@ class Executable:
         turns = len(addresses)
         if len(self.counters) < turns:
             self.counters = np.zeros((turns, self.counters.shape[1]), np.int64)
-        self._run(self._packed(self.queues, turns, places, addresses), shared)
+        self._run(self._packed(turns, places, addresses), shared)
 
     def _packed(
         self,
-        queues: np.ndarray,
         turns: int = 1,
         places: np.ndarray = NO_PLACES,
         addresses: np.ndarray = NO_ADDRESSES,
@@ -211,7 +207,7 @@ class Executable:
     ) -> tuple:
         """What `_run` runs: a function, the address of its arguments, their memory, and they, which live as long."""
         rows = self.counters[:turns], self.done, self.words, places, addresses, marks
-        arguments = rows, (queues, self.blocks, self.groups, self.tasks, self.stop)
+        arguments = rows, (self.queues, self.blocks, self.groups, self.tasks, self.stop)
         memory = np.empty(PACKED_WORDS, np.int64)
         address = memory.ctypes.data
         return _program.pack(address, *arguments), address, memory, arguments
