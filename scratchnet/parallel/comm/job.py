@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ RESTARTS = "OMPI_SCRATCHNET_RESTARTS"
 LAUNCHES = (
     "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "PMI_FD", "PMI_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID"
 )  # fmt: skip
+# The modules that start worker processes, and know in one of them who its parent is.
+WORKERS = ("multiprocess", "multiprocessing")
 # "pid launch" of the process that is the rank: one that it starts inherits all variables, but is none.
 RANK = "SCRATCHNET_RANK"
 ENDED = "scratchnet: all ranks have come to their end\n"  # rank 0 writes it for mpi_train.py
@@ -30,8 +33,9 @@ def started_as() -> tuple[int, int] | None:
 
     A program that a rank starts, for a plot or a trial, has the rank's environment and is none.
     """
-    for name in ("multiprocess", "multiprocessing"):
-        if name in sys.modules and sys.modules[name].parent_process() is not None:
+    for name in WORKERS:
+        # By import: another thread may be in the middle of importing it, and this one waits for that.
+        if name in sys.modules and importlib.import_module(name).parent_process() is not None:
             return None  # a worker process: it has the environment of a rank, but is none
     for size, rank in LAUNCHERS:
         if os.environ.get(size, "").isdigit() and os.environ.get(rank, "").isdigit():
