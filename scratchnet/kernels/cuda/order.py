@@ -120,10 +120,13 @@ def folding_rows(step: Callable[..., Any], dtype: np.dtype, start: int, threads:
             number = index[order[first]]
             if first == 0 or index[order[max(first - 1, 0)]] != number:
                 for j in range(column, inner, across):
-                    total, i = START, first
-                    while i < index.size and index[order[min(i, index.size - 1)]] == number:
-                        total = step(total, order[i], j, inner, x, source, scale)
-                        i += 1
+                    total, last, at, is_own = START, first, order[first], True
+                    while is_own:
+                        last += 1
+                        following = order[min(last, index.size - 1)]  # is on its way while the row is
+                        follows = index[following] == number
+                        total = step(total, at, j, inner, x, source, scale)
+                        at, is_own = following, (last < index.size) & follows
                     out[number * inner + j] = total
 
     return loop

@@ -10,32 +10,59 @@ from functools import cache
 import numba
 import numpy as np
 
+from . import tuning
 from .compile import Kernel, cuda, device, kernel, launch
 from .grids import in_row
+from .movement import fill
+
+WINDOWS = 4  # of max pooling, that a thread has at a time
 
 # --- pooling: x (n, h, w), out (n, oh, ow); a shape is (h, w, oh, ow, window 2, stride 2, padding 2) ------------------
 
 
 @cache
 def max_pooling(dtype: np.dtype, threads: int) -> Kernel:
-    ZERO = dtype.type(0)
+    """A thread has WINDOWS windows, and asks for an element of each before it compares the first."""
+    kind, ZERO, INDEX = numba.from_dtype(dtype), dtype.type(0), numba.int64
 
-    @kernel(threads)
+    @kernel(threads, resident=3)
     def loop(x, out, shape, dilation):
         h, w, oh, ow, kh, kw, sh, sw, ph, pw = shape
-        for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
-            plane = i // (oh * ow) * h * w
-            best, found = ZERO, -1
-            for r in range(kh):
-                y = i // ow % oh * sh + r * dilation[0] - ph
-                if 0 <= y < h:
-                    for s in range(kw):
-                        at = i % ow * sw + s * dilation[1] - pw
-                        if 0 <= at < w:
-                            value = x[plane + y * w + at]
-                            if found < 0 or value > best or (value != value and best == best):
-                                best, found = value, y * w + at
-            out[i] = found
+        corners = cuda.local.array(WINDOWS, INDEX)
+        tops = cuda.local.array(WINDOWS, INDEX)
+        lefts = cuda.local.array(WINDOWS, INDEX)
+        places = cuda.local.array(WINDOWS, INDEX)
+        found = cuda.local.array(WINDOWS, INDEX)
+        values = cuda.local.array(WINDOWS, kind)
+        best = cuda.local.array(WINDOWS, kind)
+        step = cuda.gridsize(1)
+        for first in range(cuda.grid(1), out.size, step * WINDOWS):
+            for v in range(WINDOWS):
+                i = min(first + v * step, out.size - 1)
+                tops[v], lefts[v] = i // ow % oh * sh - ph, i % ow * sw - pw
+                corners[v] = (i // (oh * ow) * h + tops[v]) * w + lefts[v]
+                best[v], found[v] = ZERO, -1
+            r, s = 0, 0
+            while r < kh:
+                down, right = r * dilation[0], s * dilation[1]
+                for v in range(WINDOWS):
+                    y, at = tops[v] + down, lefts[v] + right
+                    is_inside = (y >= 0) & (y < h) & (at >= 0) & (at < w)
+                    places[v] = corners[v] + down * w + right if is_inside else -1
+                    values[v] = x[max(places[v], 0)]  # without a branch, which would wait for it
+                for v in range(WINDOWS):
+                    value, other = values[v], best[v]
+                    is_better = (found[v] < 0) | (value > other) | ((value != value) & (other == other))
+                    is_better = is_better & (places[v] >= 0)
+                    best[v] = value if is_better else other
+                    found[v] = places[v] if is_better else found[v]
+                s += 1
+                if s == kw:
+                    r, s = r + 1, 0
+            for v in range(WINDOWS):
+                i = first + v * step
+                if i < out.size:
+                    out[i] = found[v] - i // (oh * ow) * h * w if found[v] >= 0 else -1
 
     return loop
 
@@ -90,12 +117,14 @@ def averaging_back(dtype: np.dtype, threads: int) -> Kernel:
     return loop
 
 
-def _pooled(make: Callable[[np.dtype, int], Kernel], backwards: bool) -> Callable[..., None]:
+def _pooled(make: Callable[[np.dtype, int], Kernel], backwards: bool, each: int = 1) -> Callable[..., None]:
+    """each: elements of a thread at a time."""
+
     def run(x, out, window, stride, padding, last):
         if not out.size:
             return
         whole, pooled = (out, x) if backwards else (x, out)
-        blocks, threads = in_row(out.size)
+        blocks, threads = in_row(out.size, each)
         shape = (*whole.shape[1:], *pooled.shape[1:], *window, *stride, *padding)
         launch(make(x.dtype, threads), blocks, threads, x, out, shape, last)
 
@@ -104,7 +133,10 @@ def _pooled(make: Callable[[np.dtype, int], Kernel], backwards: bool) -> Callabl
 
 def max_pool2d(x, out, window, stride, padding, dilation):
     out.set_limits(None)
-    _pooled(max_pooling, False)(x, out, window, stride, padding, dilation)
+    if x.size:
+        _pooled(max_pooling, False, WINDOWS)(x, out, window, stride, padding, dilation)
+    else:
+        fill(out, -1)
 
 
 def avg_pool2d(x, out, window, stride, padding, counts_padding):
@@ -129,17 +161,21 @@ def taking_in_rows(threads: int) -> Kernel:
 
 
 @cache
-def scattering_in_rows(dtype: np.dtype, threads: int) -> Kernel:
+def scattering_in_rows(dtype: np.dtype, lanes: int, threads: int) -> Kernel:
+    """A row has `lanes` threads, and each of them every so-many-th column. So two elements of g that go to one place
+    are added by one thread, in order, and neighbours fill a row with zeros.
+    """
     ZERO = dtype.type(0)
 
     @kernel(threads)
     def loop(g, index, out, n, m):
-        """A thread has a row: two elements of g may go to one place, and are added in order."""
-        for row in range(cuda.grid(1), out.size // n, cuda.gridsize(1)):
-            for k in range(n):
+        for i in range(cuda.grid(1), out.size // n * lanes, cuda.gridsize(1)):
+            row, lane = i // lanes, i % lanes
+            for k in range(lane, n, lanes):
                 out[row * n + k] = ZERO
-            for j in range(row * m, (row + 1) * m):
-                out[row * n + index[j]] += g[j]
+            for j in range(row * m, row * m + m):
+                if index[j] % lanes == lane:
+                    out[row * n + index[j]] += g[j]
 
     return loop
 
@@ -152,9 +188,10 @@ def take_in_rows(x, index, out):
 
 def scatter_in_rows(g, index, out):
     if out.size:
-        blocks, threads = in_row(len(out))
+        lanes = min(2 * tuning.current().columns, 1 << (out.shape[1] - 1).bit_length())
+        blocks, threads = in_row(len(out) * lanes)
         g, index = (g, index) if g.size else (out, out)  # no element is read
-        loop = scattering_in_rows(out.dtype, threads)
+        loop = scattering_in_rows(out.dtype, lanes, threads)
         launch(loop, blocks, threads, g, index, out, out.shape[1], index.shape[1] if g is not out else 0)
 
 
