@@ -26,8 +26,7 @@ def top_k_accuracy(logits: Any, labels: Any, k: int = 5) -> float:
     """
     logits, labels = _checked("top_k_accuracy", logits, labels)
     k = checks.integer("top_k_accuracy: k", k, 1, logits.shape[1])
-    best = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :k]
-    return float((best == labels[:, None]).any(axis=1).mean())
+    return float((_best(logits, k) == labels[:, None]).any(axis=1).mean())
 
 
 def confusion_matrix(logits: Any, labels: Any) -> np.ndarray:
@@ -97,15 +96,20 @@ def _ranked(name: str, scores: Any, relevant: Any, k: Any) -> tuple[np.ndarray, 
     k = checks.integer(f"{name}: k", k, 1, scores.shape[1])
     if np.isnan(scores).any():
         raise NonFiniteError(f"{name}: expected scores that can be ranked, got NaN")
-    scores = scores.astype(np.float64)
-    if (np.isneginf(scores) & relevant).any():
-        row, item = np.argwhere(np.isneginf(scores) & relevant)[0]
+    if (out := (scores == -np.inf) & relevant).any():
+        row, item = np.argwhere(out)[0]
         raise NonFiniteError(f"{name}: expected a score for each relevant item, got -inf for item {item} of row {row}")
     some = relevant.any(axis=1)
     if not some.any():
         raise ShapeError(f"{name}: expected a row with a relevant item, got none")
-    best = np.argsort(-scores[some], axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(relevant[some], best, axis=1), relevant[some]
+    return np.take_along_axis(relevant[some], _best(scores[some], k), axis=1), relevant[some]
+
+
+def _best(scores: np.ndarray, k: int) -> np.ndarray:
+    """Where the k largest of each row are, largest first, equal ones in order: (rows, k). In the scores' own type, as
+    float64 would make equal what large integers are not."""
+    last = scores.shape[1] - 1
+    return last - np.argsort(scores[:, ::-1], axis=1, kind="stable")[:, : -k - 1 : -1]
 
 
 class Mean:

@@ -44,7 +44,7 @@ ONCE = {
         "test_tables", "test_text",
     ),
     "large": ("test_folder", "test_scattered", "test_spark", "test_stored"),
-    "files": ("test_cells", "test_content", "test_idx", "test_series"),
+    "files": ("test_cells", "test_classes", "test_content", "test_idx", "test_series"),
     "cuda": ("test_compiled", "test_several_gpus", "test_stub", "test_without_gpu"),
     "cpu": ("test_pairs", "test_tiles"),
     "opencl": ("test_driver", "test_source"),

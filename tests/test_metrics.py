@@ -131,6 +131,14 @@ def test_a_ranking_agrees_with_a_sum_over_ranks():
     assert ndcg_at_k(scores, relevant, 4) == pytest.approx(np.mean(gains))
 
 
+def test_large_integers_rank_as_they_are_though_float64_makes_them_equal():
+    scores = np.array([[2**53, 2**53 + 1], [5, 5]])
+    assert top_k_accuracy(scores, [1, 0], 1) == accuracy(scores, [1, 0]) == 1.0
+    assert top_k_accuracy(scores.astype(np.uint64) + np.uint64(2**63), [1, 0], 1) == 1.0
+    assert recall_at_k(scores, np.eye(2, dtype=bool)[::-1], 1) == 1.0
+    assert top_k_accuracy(np.array([[-(2**63), 0]]), [1], 1) == 1.0  # whose negative is itself
+
+
 @pytest.mark.parametrize("metric", [recall_at_k, ndcg_at_k])
 def test_rankings_that_are_none_are_refused(metric):
     for scores, relevant, k, kind in (

@@ -18,10 +18,12 @@ from .dataset import (
     Samples,
     View,
     _BatchDataset,
+    check_meanings,
     checked_samples,
     counts_epochs,
     fields_of,
     gather,
+    meaning_of,
     positions_of,
 )
 from .rows import check_finite, checked_positions, collated, widen
@@ -81,13 +83,7 @@ class ConcatDataset(_BatchDataset):
             raise ConfigError("ConcatDataset: expected at least one data set, got none")
         if any(map(counts_epochs, self.datasets)):
             raise ConfigError("ConcatDataset: expected data sets that are not augmented; augment the whole of them")
-        known = [found for d in self.datasets if (found := getattr(d, "classes", None)) is not None]
-        if any(list(found) != list(known[0]) for found in known):
-            other = next(found for found in known if list(found) != list(known[0]))
-            raise ConfigError(
-                f"ConcatDataset: expected equal classes, got {checks.shown(list(known[0]))} and "
-                f"{checks.shown(list(other))}; read the second with like=the first"
-            )
+        check_meanings("ConcatDataset", *map(meaning_of, self.datasets))
         self.ends = list(itertools.accumulate(map(len, self.datasets)))
         for name in ("classes", "feature_names", "inputs"):
             setattr(self, name, getattr(self.datasets[0], name, None))

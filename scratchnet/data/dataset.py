@@ -317,6 +317,28 @@ def clean(*arrays: ArrayLike) -> tuple[np.ndarray, ...]:
     return tuple(array if keep.all() else array[keep] for array in rows)
 
 
+def meaning_of(dataset: Any) -> dict[str, list[Any]]:
+    """What the numbers of a data set mean: the names of labels and features, and how those were made, where known."""
+    inputs: Any = getattr(dataset, "inputs", None)
+    made = inputs.state_dict() if hasattr(inputs, "state_dict") else {}
+    found = {name: getattr(dataset, name, None) for name in ("classes", "feature_names")}
+    found |= {name: made.get(name) for name in ("vocabulary", "mels", "rate")}
+    for name in ("categories", "fills"):
+        found[name] = list(made[name].items()) if made.get(name) else None
+    numbers = {name: [x] for name, x in found.items() if isinstance(x, int)}
+    return numbers | {name: list(x) for name, x in found.items() if isinstance(x, list | tuple | np.ndarray)}
+
+
+def check_meanings(what: str, *meanings: dict[str, list[Any]]) -> None:
+    """Raises ConfigError for data sets of which a number means something in one and something else in another."""
+    for name in dict.fromkeys(name for meaning in meanings for name in meaning):
+        known = [meaning[name] for meaning in meanings if name in meaning]
+        for other in known:
+            if other != known[0]:
+                found = f"{checks.shown(known[0])} and {checks.shown(other)}"
+                raise ConfigError(f"{what}: expected equal {name}, got {found}; read the second with like=the first")
+
+
 def checked_samples(what: str, dataset: Any) -> Any:
     """dataset itself. Raises ConfigError unless it has a length and numbered samples."""
     try:

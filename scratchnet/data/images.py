@@ -13,6 +13,7 @@ import numpy as np
 from .. import checks
 from ..errors import ConfigError, DataError, DataNotFoundError, ShapeError
 from .dataset import TensorDataset, _BatchDataset
+from .files.classes import class_folders
 from .rows import checked_positions, take_scaled
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
@@ -171,38 +172,11 @@ def image_folder(
     wanted = None if size is None else _size("image_folder: size", size)
     if transform is not None:
         checks.function("image_folder: transform", transform)
-    folders = [entry for entry in _entries(root) if entry.is_dir()]
-    if loose := [entry for entry in _entries(root) if not entry.is_dir()]:
-        raise DataError(f"{loose[0]}: expected a folder for each class in {root}, found a file")
-    if not folders:
-        raise DataError(f"{root}: expected a folder of images for each class, found none")
-    paths: list[str] = []
-    labels: list[int] = []
-    for number, folder in enumerate(folders):
-        files = _entries(folder)
-        if not files:
-            raise DataError(f"{folder}: expected images of the class {folder.name!r}, found none")
-        for file in files:
-            if file.suffix.lower() not in SUFFIXES:
-                raise DataError(f"{file}: expected an image ({' '.join(SUFFIXES[:3])} ...), found another file")
-        paths += map(str, files)
-        labels += [number] * len(files)
+    paths, labels, classes = class_folders(root, "images", SUFFIXES)
     inputs = ImageInputs(wanted or read_image(paths[0], channels).shape[1:], channels, resizes=wanted is not None)
-    files_read = ImageFiles(paths, np.array(labels, np.int64), inputs, tuple(folder.name for folder in folders))
+    files_read = ImageFiles(paths, np.array(labels, np.int64), inputs, classes)
     dataset: Any = files_read
     if in_memory:
         dataset = TensorDataset(files_read.pixels(range(len(paths))), files_read.labels, scale=1 / 255)
         dataset.inputs, dataset.classes = inputs, files_read.classes
     return dataset if transform is None else dataset.transform(transform)
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, sorted, without hidden files and those that systems leave there."""
-    try:
-        return sorted(
-            x for x in folder.iterdir() if not x.name.startswith(".") and x.name not in ("Thumbs.db", "desktop.ini")
-        )
-    except FileNotFoundError:
-        raise DataNotFoundError(f"{folder}: expected a folder of images, found no such folder") from None
-    except OSError as error:
-        raise DataError(f"{folder}: expected a folder of images ({error.strerror})") from error

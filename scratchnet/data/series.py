@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from .. import checks
-from ..errors import DataError, DataNotFoundError
+from ..errors import DataError
 from .dataset import TensorDataset
+from .files.classes import class_folders
 from .files.series import log_mel, read_ts, read_wav
 from .tables import _inputs_of, _ranked, described
 
@@ -86,15 +87,13 @@ def audio_folder(
     inputs = _inputs_of("audio_folder", like, SeriesInputs)
     mels = checks.integer("audio_folder: mels", mels, 1, 1000) if inputs is None else inputs.mels
     root = Path(checks.path("audio_folder", path))
-    files = sorted(root.glob("*/*.wav"))
-    if not files:
-        raise DataNotFoundError(f"{root}: expected folders of classes with WAV files in them, found none")
+    files, numbers, names = class_folders(root, "WAV files", (".wav",))
     rate, series = None if inputs is None else inputs.rate, []
     for file in files:
         features, rate = _sound(file, mels, rate)
         series.append(features)
-    labels = [file.parent.name for file in files]
-    return _labelled(list(map(str, files)), series, labels, length, inputs, like, mels, rate)
+    labels = [names[number] for number in numbers]
+    return _labelled(files, series, labels, length, inputs, like, mels, rate)
 
 
 def _sound(path: str | os.PathLike, mels: int, rate: int | None) -> tuple[np.ndarray, int]:

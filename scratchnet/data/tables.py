@@ -294,13 +294,17 @@ def _floats(table: Table, name: str) -> np.ndarray:
         floats = numbers.astype(np.float32)
     if not np.isfinite(floats).all():
         raise table.refuse(int(np.argmin(np.isfinite(floats))), name, "a finite number of float32")
-    if (np.abs(numbers) > EXACT).any() and len(np.unique(floats)) < len(np.unique(numbers)):
-        warnings.warn(
-            f"{table.path}: column {name!r}: different numbers become one as float32, which has 24 bits; "
-            "if it counts or names something, leave it out or read it as text: categories=[...]",
-            stacklevel=2,
-        )
+    warn_if_one(table.path, name, numbers)
     return floats
+
+
+def warn_if_one(path: Any, name: str, numbers: np.ndarray) -> None:
+    """Warns of a column (n,) float64 with different numbers that are one in float32."""
+    with np.errstate(over="ignore"):
+        if (np.abs(numbers) > EXACT).any() and len(np.unique(numbers.astype(np.float32))) < len(np.unique(numbers)):
+            why = f"{path}: column {name!r}: different numbers become one as float32, which has 24 bits"
+            remedy = "if it counts or names something, leave it out or read it as text: categories=[...]"
+            warnings.warn(f"{why}; {remedy}", stacklevel=3)
 
 
 EXACT = 1 << 24  # integers up to this are numbers of float32

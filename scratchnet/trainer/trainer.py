@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import checks
 from ..data import DataLoader
-from ..data.dataset import gather, selects
+from ..data.dataset import check_meanings, gather, meaning_of, selects
 from ..errors import CallbackError, ConfigError, ShapeError
 from ..kernels import get_num_threads, set_num_threads
 from ..kernels.signatures import FLOATS
@@ -130,6 +130,7 @@ class Trainer(Sealed):
         self.jit, self.patience, self.callbacks, self.precision = jit, patience, callbacks, precision
         self._is_first, self._is_running, self._has_cast = is_first_rank(), False, False
         self._device, self._placement = "", Placement(None, "cpu")
+        self._meaning: dict[str, Any] = {}  # of the data that the last run trained on
         self._check()
 
     def _check(self) -> None:
@@ -250,6 +251,9 @@ class Trainer(Sealed):
         check_schedule(self.scheduler, val_loader is not None)
         if not len(train_loader):
             raise ConfigError("fit: expected at least one batch to train on, got none")
+        self._meaning = meaning_of(train_loader.dataset)
+        if val_loader is not None:
+            check_meanings("fit: val_loader", self._meaning, meaning_of(val_loader.dataset))
         train_loader = self._typed(train_loader)
         choice = self._choose(train_loader) if self.workers == "auto" and not is_distributed() else None
         with contextlib.ExitStack() as stack:
@@ -413,10 +417,12 @@ class Trainer(Sealed):
         """{"loss": ..., "accuracy": ...} over a loader, in evaluation mode; accuracy if targets are class numbers.
 
         Labels that the loss ignores count for neither; class weights are those of all labels together.
+        Raises ConfigError for data of other classes or features than those that `fit` trained on.
         """
         checks.instance("evaluate", loader, DataLoader, "a DataLoader", LOADER)
         if not len(loader):
             raise ConfigError("evaluate: expected at least one batch, got none")
+        check_meanings("evaluate", self._meaning, meaning_of(loader.dataset))
         return evaluated(self.model, self.loss, self._typed(loader).batches(0), self._device)
 
     def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:

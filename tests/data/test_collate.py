@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import scratchnet as sn
-from scratchnet.data import ConcatDataset, DataLoader, TensorDataset, default_collate, gather, pad_sequence
+from scratchnet.data import ConcatDataset, DataLoader, TensorDataset, TextInputs, default_collate, gather, pad_sequence
 from scratchnet.errors import ConfigError, DataError, DtypeError, IndexOutOfRangeError, ShapeError
 
 POEMS = [{"words": np.arange(n), "title": f"poem {n}", "label": n % 2} for n in (3, 1, 2, 4, 2)]
@@ -115,6 +115,12 @@ def named(classes):
     return dataset
 
 
+def of_words(*words):
+    dataset = numbered(0, 2)
+    dataset.inputs = TextInputs(words, length=1)
+    return dataset
+
+
 def test_data_sets_one_after_the_other_are_one():
     whole = ConcatDataset([numbered(0, 3), numbered(3, 0), numbered(3, 4), [(np.float32(7), 7)]])
     assert len(whole) == 8
@@ -137,8 +143,13 @@ def test_data_sets_one_after_the_other_are_one():
             ConfigError,
             r"classes, got \['a', 'b'\] and \['b",
         ),
+        (
+            lambda: ConcatDataset([numbered(0, 2), of_words("a", "b"), of_words("b", "a")]),
+            ConfigError,
+            r"vocabulary, got \['a', 'b'\] and \['b', 'a'\]; read the second with like=the first",
+        ),
     ],
-    ids=["none", "a number", "fields", "rows", "index", "classes"],
+    ids=["none", "a number", "fields", "rows", "index", "classes", "words"],
 )
 def test_data_sets_that_do_not_go_together_are_refused(make, error, message):
     with pytest.raises(error, match=message):

@@ -74,7 +74,7 @@ SPOILED = {
         lambda root: (root / "dog/9.png").write_bytes((root / "dog/0.png").read_bytes()[:60]),
         "9.png: expected an image",
     ),
-    "other file": (lambda root: (root / "dog/notes.txt").write_text("no"), "notes.txt: expected an image"),
+    "other file": (lambda root: (root / "dog/notes.txt").write_text("no"), "notes.txt: expected images"),
     "empty class": (lambda root: (root / "cow").mkdir(), "expected images of the class 'cow'"),
     "in no class": (lambda root: save(root / "9.png", COLORS), "9.png: expected a folder for each class"),
     "16 bits": (lambda root: save(root / "dog/9.png", GRAY.astype(np.uint16)), "9.png: expected at most 8 bits"),

@@ -27,6 +27,31 @@ def evaluated(loss, labels, batch_size):
     return found, -scipy.special.log_softmax(logits, axis=1), logits.argmax(axis=1)
 
 
+def test_data_whose_numbers_mean_something_else_are_refused():
+    def data(**meaning):
+        dataset = sn.data.TensorDataset(X, Y)
+        vars(dataset).update(meaning)
+        return sn.data.DataLoader(dataset.map(np.negative), 37)
+
+    trainer = trainer_of(sn.nn.Linear(4, 3), sn.nn.CrossEntropyLoss())
+    columns = [sn.data.TableInputs(["a", "b"], {"a": list(texts)}) for texts in ("uv", "vu")]
+    train, others = (
+        data(classes=("x", "y", "z"), feature_names=("a", "b", "c", "d"), inputs=columns[0]),
+        {
+            "classes": data(classes=("x", "z")),
+            "feature_names": data(feature_names=("b", "a", "c", "d")),
+            "categories": data(inputs=columns[1]),
+        },
+    )
+    trainer.fit(train, data(), epochs=1)
+    trainer.evaluate(data(classes=["x", "y", "z"]))
+    for name, other in others.items():
+        with pytest.raises(sn.ConfigError, match=f"evaluate: expected equal {name}, got .*; read the second with like"):
+            trainer.evaluate(other)
+        with pytest.raises(sn.ConfigError, match=f"fit: val_loader: expected equal {name}"):
+            trainer.fit(train, other, epochs=1)
+
+
 @pytest.mark.parametrize("batch_size", [1, 8, 36, 37, 100])
 @pytest.mark.parametrize("ignored", [None, -100, 1])
 @pytest.mark.parametrize("weight", [None, WEIGHTS])

@@ -13,6 +13,8 @@ from ... import checks
 from ...errors import DataError
 from .content import read_bytes
 
+STREAM = 1 << 30  # bytes: a stream does not know its length, and claims this or more
+
 
 class Series(NamedTuple):
     """Series (channels, length) float32 of one number of channels and any lengths, and their labels."""
@@ -74,19 +76,22 @@ def read_ts(path: str | os.PathLike) -> Series:
 def read_wav(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     """(samples (n,) float32 in [-1, 1), samples a second) of a WAV file of 16 bits; of several channels the mean.
 
-    Raises DataNotFoundError, or DataError for a file of another format.
+    Raises DataNotFoundError, or DataError for a file of another format, or one that is cut short.
     """
     path = checks.path("read_wav", path)
     try:
         with wave.open(io.BytesIO(read_bytes(path))) as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            content = file.readframes(1 << 31)  # a stream does not know its length and claims the most
+            claimed = file.getnframes() * channels * width
+            content = file.readframes(1 << 31)
     except (wave.Error, EOFError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: expected a WAV file of PCM ({str(error) or 'it ends too early'})") from None
     if width != 2:
         raise DataError(f"{path}: expected 16 bits a sample, found {8 * width}")
+    if len(content) < claimed < STREAM:
+        raise DataError(f"{path}: expected {claimed} bytes of samples, found {len(content)}: the file is cut short")
     samples = np.frombuffer(content[: len(content) // (2 * channels) * 2 * channels], "<i2").reshape(-1, channels)
     if not len(samples):
         raise DataError(f"{path}: expected samples, found none")
@@ -102,10 +107,12 @@ def log_mel(samples: np.ndarray, rate: int, mels: int = 40) -> np.ndarray:
     size, step = round(0.025 * rate), round(0.010 * rate)
     padded = np.pad(samples.astype(np.float64), (0, max(size - len(samples), 0)))
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::step] * np.hanning(size)
-    points = 2 ** int(np.ceil(np.log2(2 * size)))  # so many that there is one in each narrow band, too
-    power = np.abs(np.fft.rfft(frames, points)) ** 2 / size
     edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + rate / 1400), mels + 2) / 2595) - 1)
     low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    frequencies = np.fft.rfftfreq(points, 1 / rate)
-    bands = np.clip(np.minimum((frequencies - low) / (middle - low), (high - frequencies) / (high - middle)), 0, None)
+    points, bands = 2 ** int(np.ceil(np.log2(size))), np.zeros((mels, 1))
+    while not bands.any(axis=1).all():  # until there is a frequency in each narrow band, too
+        points *= 2
+        at = np.fft.rfftfreq(points, 1 / rate)
+        bands = np.clip(np.minimum((at - low) / (middle - low), (high - at) / (high - middle)), 0, None)
+    power = np.abs(np.fft.rfft(frames, points)) ** 2 / size
     return np.log(np.maximum(bands @ power.T, 1e-10)).astype(np.float32)

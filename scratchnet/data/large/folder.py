@@ -11,8 +11,8 @@ import numpy as np
 
 from ... import checks
 from ...errors import ConfigError, DataError, DataNotFoundError
-from ..files.cells import checked_dialect, is_number, names_of
-from ..tables import MOST, _ranked
+from ..files.cells import MISSING, checked_dialect, is_number, names_of
+from ..tables import MOST, _is_whole, _ranked, warn_if_one
 from .stored import StoredRows, Writer, begin, filling, finish, read_about
 
 PART = 1 << 16  # rows
@@ -21,6 +21,7 @@ TOO_MANY = {
     2: ("classes", "classes=False makes values of them"),
 }  # of features, of a target
 ENDINGS = {".parquet": "parquet", ".csv": "csv"}
+PACKED = ".gz", ".bz2", ".xz", ".zst", ".zip"
 
 
 def from_folder(
@@ -34,7 +35,8 @@ def from_folder(
 ) -> StoredRows:
     """A folder of Parquet or CSV files, however large, as a data set of features float32 and of labels or values.
 
-    path: the folder, below which all .parquet or .csv files are read, in the order of their names; or one such file.
+    path: the folder, below which all .parquet or .csv files are read, in the order of their names, or one such file;
+    not what is hidden, nor what is in folders whose names begin with _, where Spark keeps what it has not finished.
     store: a folder that is filled once with the rows as numbers (about 4 bytes a number), and found again while the
     files stay as they are. target: the column of labels; texts and whole numbers become classes, other numbers values,
     (n, 1); classes=True or False says which. features: names of columns; all others than the target, if None. Numbers
@@ -61,12 +63,23 @@ def from_folder(
 def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise DataNotFoundError(f"{path}: no such file or folder")
-    found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in ENDINGS)
-    kinds = {file.suffix for file in found}
+    found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _counts(file, path))
+    if packed := [file for file in found if file.suffix.lower() in PACKED]:
+        raise DataError(f"{packed[0]}: expected files of rows that are not compressed, found one that is")
+    kinds = {file.suffix.lower() for file in found}
     if len(kinds) != 1 or not kinds <= set(ENDINGS):
         there = " and ".join(sorted(kinds)) or "none"
         raise DataError(f"{path}: expected files that end in {' or in '.join(ENDINGS)}, of one kind, found {there}")
     return found
+
+
+def _counts(file: Path, root: Path) -> bool:
+    """Is it a file of rows? One of Spark may be a folder with the name of a file, in which the files are."""
+    *folders, name = file.relative_to(root).parts
+    is_hidden = name.startswith(".") or any(folder.startswith((".", "_")) for folder in folders)
+    suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
+    ending = suffixes[0] if suffixes[-1:] and suffixes[-1] in PACKED else suffixes[-1] if suffixes else ""
+    return ending in ENDINGS and not is_hidden and file.is_file()
 
 
 def _fill(
@@ -90,9 +103,14 @@ def _fill(
     for table in tables:
         table.require([*names, target])
     kind = tables[0].types[target]
-    if classes is None:
+    if guessed := classes is None:
         classes = not types.is_floating(kind)
     texts = _ranked(_texts(tables, target, 2)) if classes else None
+    if guessed and texts and (fractions := [text for text in texts if is_number(text) and not _is_whole(text)]):
+        raise DataError(
+            f"{files[0]}: column {target!r}: expected classes, texts or whole numbers, found {fractions[0]!r:.40}; "
+            "classes=False makes values of them"
+        )
     are_texts = types.is_string, types.is_large_string, types.is_dictionary
     of_text = [name for name in names if any(is_text(tables[0].types[name]) for is_text in are_texts)]
     categories = {name: sorted(_texts(tables, name, 1)) for name in of_text}
@@ -129,7 +147,7 @@ class _Table:
         import pyarrow
         from pyarrow import csv, dataset
 
-        if self.path.suffix == ".parquet":
+        if self.path.suffix.lower() == ".parquet":
             return dataset.dataset(self.path, format="parquet")
         kinds = {name: getattr(pyarrow, "float64" if kind == "double" else kind)() for name, kind in forced.items()}
         options = csv.ConvertOptions(column_types=kinds, strings_can_be_null=True)
@@ -138,15 +156,13 @@ class _Table:
 
     def parts(self, names: Sequence[str], as_text: Sequence[str]) -> Iterator[Any]:
         """Parts of at most PART rows of these columns: of numbers, or where `as_text` names them of text."""
-        import pyarrow
-
         forced = dict.fromkeys(names, "double") | dict.fromkeys(as_text, "string")
         bounds = {"batch_size": PART, "batch_readahead": 1, "fragment_readahead": 1}
         parts = self._ask(lambda: iter(self._opened(forced).to_batches(columns=list(names), **bounds)))
         while (part := self._ask(lambda: next(parts, None))) is not None:
             for name in as_text:
                 at = part.schema.get_field_index(name)
-                part = part.set_column(at, name, part[name].cast(pyarrow.string()))
+                part = part.set_column(at, name, _cells(part[name]))
             yield part
 
     def require(self, names: Iterable[str]) -> None:
@@ -166,12 +182,22 @@ class _Table:
             raise DataError(f"{self.path}: cannot be read ({why:.200})") from None
 
 
+def _cells(column: Any) -> Any:
+    """Texts as from_csv takes them: without spaces around them, and none where a cell says that it is missing."""
+    from pyarrow import array, compute, scalar, string
+
+    texts = compute.utf8_trim_whitespace(column.cast(string()))
+    return compute.if_else(compute.is_in(texts, array(sorted(MISSING))), scalar(None, string()), texts)
+
+
 def _numbers(table: _Table, part: Any, name: str) -> np.ndarray:
     """A column as float64, NaN where a value is missing."""
     import pyarrow
 
     try:
-        return part[name].cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
+        numbers = part[name].cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
+        warn_if_one(table.path, name, numbers)
+        return numbers
     except pyarrow.ArrowException:
         kind = table.types[name]
         raise DataError(

@@ -80,6 +80,41 @@ def test_a_store_is_filled_once_while_the_files_stay_as_they_are(tmp_path, monke
 
 @needs_arrow
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_each_file_counts_once_and_those_that_are_hidden_or_unfinished_do_not(tmp_path, ending):
+    rows, source = tables(), tmp_path / "source"
+    files = "1", "2", f"spark{ending}/part-0", ".ipynb_checkpoints/1-checkpoint", "_temporary/0/part-1", ".3"
+    for name in files:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        write(source / f"{name}{ending}", rows)
+    (source / f"2{ending}").rename(source / f"2{ending.upper()}")
+    assert len(from_folder(source, "y", store=tmp_path / "store")) == 30
+    (source / f"4{ending}.gz").touch()
+    with pytest.raises(DataError, match=rf"4{ending}.gz: expected files of rows that are not compressed"):
+        from_folder(source, "y", store=tmp_path / "store")
+
+
+@needs_arrow
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_texts_are_those_of_from_csv(tmp_path, ending):
+    columns = {"a": [1 << 24, (1 << 24) + 1, 3], "c": [" u", "v", "u"], "y": ["p ", "q", "p"]}
+    file = write(tmp_path / f"t{ending}", columns)
+    with pytest.warns(UserWarning, match="column 'a': different numbers become one as float32"):
+        found = from_folder(file, "y", store=tmp_path / "store")
+    assert found.classes == ("p", "q") and found.feature_names == ("a", "c=u", "c=v")
+    write(file, columns | {"c": ["?", "v", "u"]})
+    with (
+        pytest.warns(UserWarning, match="different numbers"),
+        pytest.raises(DataError, match="row 1: column 'c': expected a value, found None"),
+    ):
+        from_folder(file, "y", store=tmp_path / "store")
+    for name, labels in (("t", [1, 2, 3]), ("u", [1.0, 1.5, 2.0])):
+        write(tmp_path / f"{name}{ending}", columns | {"y": labels})
+    with pytest.raises(DataError, match=r"column 'y': expected classes, texts or whole numbers, found '1\.[05]'"):
+        from_folder(tmp_path, "y", features=["c"], store=tmp_path / "other")
+
+
+@needs_arrow
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
 @pytest.mark.parametrize(("changes", "options", "words"), [
     ({"a": [1.0, None, 2.0]}, {}, r"t{}: row 2: column 'a': expected a value, found None"),
     ({"a": [1.0, 2.0, 1e300]}, {}, r"t{}: row 3: column 'a': expected a finite number of float32, found 1e\+300"),
