@@ -34,10 +34,11 @@ import numba
 import numpy as np
 from numba.core import sigutils
 from numba.core.caching import _Cache
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.environment import Environment, _rebuild_env
-from numba.core.runtime.nrt import rtsys
+from numba.core.runtime import _nrt_python
 from numba.core.serialize import dumps
 
 try:
@@ -204,6 +205,50 @@ class _Unpickler(pickle.Unpickler):
         return _environment if found is _rebuild_env else found
 
 
+class _Library(JITCodeLibrary):
+    """Machine code from disk. What LLVM made it of is read when a caller is compiled that needs it.
+
+    Numba reads it at once, and asks it for the name of each function: half of the time that a kernel took to load.
+    """
+
+    def __init__(self, codegen, name, code, bitcode, symbols):
+        super().__init__(codegen, name)
+        self._bitcode = bitcode
+        self.enable_object_caching()
+        self._set_compiled_object(code)
+        self._finalize_final_module()
+        codegen._engine._defined_symbols.update(symbols)
+
+    def _get_module_for_linking(self):
+        if self._shared_module is None:
+            self._shared_module = llvm.parse_bitcode(self._bitcode)
+        return self._shared_module
+
+
+class _Target:
+    """Numba's target, where `CompileResult._rebuild` asks it for a library."""
+
+    def __init__(self, target, symbols):
+        self._target, self._symbols = target, symbols
+
+    def codegen(self):
+        return self
+
+    def unserialize_library(self, serialized):
+        name, _, (code, bitcode) = serialized
+        return _Library(self._target.codegen(), name, code, bitcode, self._symbols)
+
+    def __getattr__(self, name):
+        return getattr(self._target, name)
+
+
+@functools.cache
+def _find_runtime():
+    """Make Numba's memory runtime known to LLVM. Its own `rtsys.initialize` compiles some more, which takes 15 ms."""
+    for name, address in _nrt_python.c_helpers.items():
+        llvm.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+
+
 class KernelCache(_Cache):
     """The machine code of one kernel: a file for each signature, named by a digest of all that determines its content.
 
@@ -218,22 +263,25 @@ class KernelCache(_Cache):
         return _folder()
 
     def load_overload(self, sig, target_context):
-        # The memory runtime is all that loading needs; `refresh` would import half of Numba, and SciPy: 0.4 s.
-        rtsys.initialize(target_context)
         content = session.fetch(self._py_func.__name__, self._file(sig, target_context.codegen()))
         if content is None:
-            target_context.refresh()
+            target_context.refresh()  # half of Numba, and SciPy: 0.4 s, of which loading needs nothing
             return None
+        _find_runtime()
         define_functions_in(content)
-        result = CompileResult._rebuild(target_context, *_Unpickler(io.BytesIO(content)).load())
+        symbols, state = _Unpickler(io.BytesIO(content)).load()
+        result = CompileResult._rebuild(_Target(target_context, symbols), *state)
         # These functions start the threads. Numba forgets that a caller which is compiled later needs them, too: a
         # third process that loads the caller from the cache would run its parallel loop without threads, and crash.
         result.library._reload_init.update(result.reload_init)
-        return result
+        return result._replace(target_context=target_context)
 
     def save_overload(self, sig, result):
         cachable = not result.lifted and not result.library.has_dynamic_globals
-        session.keep(self._file(sig, result.codegen) if cachable else None, dumps(result._reduce()))
+        state = result._reduce()
+        module = result.library._get_module_for_linking()
+        symbols = [v.name for kind in (module.functions, module.global_variables) for v in kind if not v.is_declaration]
+        session.keep(self._file(sig, result.codegen) if cachable else None, dumps((symbols, state)))
 
     def _file(self, sig, codegen):
         """The file for one signature, or None: no folder, or a function whose meaning its source file does not fix."""

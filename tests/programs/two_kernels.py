@@ -1,4 +1,5 @@
-"""A script of kernels: it calls them, and prints their results, what was compiled, and what was imported, as JSON.
+"""A script of kernels: it calls them, and prints their results, what was compiled, what was imported, and how many had
+what LLVM made of them read, as JSON.
 
 Tests of the cache copy it, sometimes with an edit, and run it in fresh processes.
 """
@@ -42,4 +43,5 @@ def main():
         kernel(x, out)
         results.append(out.tolist())
     modules = [name for name in ("scipy.linalg", "numba.np.linalg") if name in sys.modules]
-    print(json.dumps({"results": results, "stats": compile_stats(), "modules": modules}))
+    read = sum(found.library._shared_module is not None for kernel in kernels for found in kernel.overloads.values())
+    print(json.dumps({"results": results, "stats": compile_stats(), "modules": modules, "read": read}))
