@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 from . import checks
+from .errors import ConfigError
 
 _grad_enabled: ContextVar[bool] = ContextVar("grad_enabled", default=True)
 _modes: ContextVar[tuple[bool, ...]] = ContextVar("modes", default=())  # what it was before each open `no_grad`
@@ -127,3 +130,51 @@ _KINDS = (
 def _kind_of(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """How a function of its kind is run without a record."""
     return next((wrap for is_kind, wrap in _KINDS if is_kind(function)), _plain)
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+class _Turn:
+    """Whose the modes of a model's modules are: of a thread that evaluates it, or of the one that trains it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.trains_in: int | None = None
+
+    def take(self, what: str) -> None:
+        if self.trains_in not in (None, threading.get_ident()):
+            raise ConfigError(f"{what}: expected a model at rest, got one that trains in another thread")
+
+
+_turns: weakref.WeakKeyDictionary[Any, _Turn] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def training(model: Any) -> Iterator[None]:
+    """Inside, this thread trains the model, when those that evaluate it have come to their end."""
+    turn = _turns.setdefault(model, _Turn())
+    with turn.lock:
+        turn.take("fit")
+        before, turn.trains_in = turn.trains_in, threading.get_ident()
+    try:
+        yield
+    finally:
+        turn.trains_in = before
+
+
+@contextlib.contextmanager
+def evaluating(model: Any, what: str = "evaluate") -> Iterator[None]:
+    """Evaluation mode without a graph; afterwards the mode of each module is as before. Threads take turns: modes are
+    the model's, so that one would end evaluation while another computes. ConfigError where another one trains it."""
+    turn = _turns.setdefault(model, _Turn())
+    with turn.lock:
+        turn.take(what)
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            with no_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from ..grad_mode import no_grad
+from ..grad_mode import evaluating
 from ..nn import Module
 from ..parallel.shards import output_and_target, tensors_of
 from ..precisions import precision
 from ..tensor import Tensor
-
-
-@contextlib.contextmanager
-def evaluating(model: Module) -> Iterator[None]:
-    """Evaluation mode without a graph, in float32; afterwards the mode of each module is as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with no_grad(), precision("float32"):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def evaluated(model: Module, loss: Callable[..., Tensor], batches: Iterable[Any], device: str) -> dict[str, float]:
@@ -37,7 +23,7 @@ def evaluated(model: Module, loss: Callable[..., Tensor], batches: Iterable[Any]
     """
     weigh, ignored = getattr(loss, "_weight_of", len), getattr(loss, "ignore_index", None)
     loss_sum, weights, correct, labels, classes = 0.0, 0.0, 0, 0, True
-    with evaluating(model):
+    with evaluating(model), precision("float32"):
         for batch in batches:
             output, target = output_and_target(model, tensors_of(batch, lambda array: Tensor(array, device=device)))
             if weight := weigh(target):

@@ -20,6 +20,7 @@ from .. import checks
 from ..data import DataLoader
 from ..data.dataset import check_meanings, gather, meaning_of, selects
 from ..errors import CallbackError, ConfigError, ShapeError
+from ..grad_mode import evaluating, training
 from ..kernels import get_num_threads, set_num_threads
 from ..kernels.signatures import FLOATS
 from ..nn import Module
@@ -31,11 +32,11 @@ from ..parallel.placement import Placement
 from ..parallel.settings import Settings
 from ..parallel.shards import SHARDS
 from ..parallel.strategies import Strategy, strategy_of
-from ..precisions import checked_precision, current_precision
+from ..precisions import checked_precision, current_precision, precision
 from ..sealed import Sealed
 from ..tensor import Tensor
 from .checks import check_hooks, check_loss, check_parts, check_precision, check_schedule, step_schedule
-from .evaluation import evaluated, evaluating, share
+from .evaluation import evaluated, share
 from .history import History
 from .metrics_log import append_jsonl
 from .moments import Callbacks, checked_callbacks
@@ -257,6 +258,7 @@ class Trainer(Sealed):
         train_loader = self._typed(train_loader)
         choice = self._choose(train_loader) if self.workers == "auto" and not is_distributed() else None
         with contextlib.ExitStack() as stack:
+            stack.enter_context(training(self.model))
             if choice and choice.plan.workers == 1:
                 stack.callback(set_num_threads, get_num_threads())
                 set_num_threads(choice.plan.threads)
@@ -430,7 +432,7 @@ class Trainer(Sealed):
         x, batch_size = checks.array("predict", x), checks.integer("predict: batch_size", batch_size, 1)
         if not x.ndim:
             checks.refuse("predict", "rows", x, ShapeError)
-        with evaluating(self.model):
+        with evaluating(self.model, "predict"), precision("float32"):
             starts = range(0, max(len(x), 1), batch_size)
             outputs = [self.model(Tensor(x[i : i + batch_size], device=self._device)).numpy() for i in starts]
         return np.concatenate(outputs)

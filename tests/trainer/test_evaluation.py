@@ -1,5 +1,6 @@
 """What `evaluate` says is the mean over all rows together, and neither it nor `predict` leaves a trace in the model."""
 
+import threading
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import scipy.special
 from messages import error_line
 
 import scratchnet as sn
+from scratchnet.grad_mode import evaluating
 
 X = np.random.default_rng(0).standard_normal((37, 4)).astype(np.float32)
 Y = np.arange(37) % 3
@@ -115,3 +117,44 @@ def test_the_loss_of_an_epoch_whose_steps_were_all_skipped_is_nan():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert np.isnan(trainer.fit(loader, epochs=2)["train_loss"]).all()
+
+
+class InAnotherThread:
+    """Calls something in another thread after an epoch, and keeps what it raised."""
+
+    def __init__(self, call):
+        self.call, self.raised = call, []
+
+    def on_epoch_end(self, run):
+        thread = threading.Thread(target=self.tried)
+        thread.start()
+        thread.join()
+
+    def tried(self):
+        try:
+            self.call()
+        except sn.ConfigError as error:
+            self.raised.append(str(error))
+
+
+def test_threads_that_evaluate_a_model_take_turns_as_its_modes_are_one():
+    trainer = trainer_of(sn.nn.Sequential(sn.nn.Linear(4, 3), sn.nn.Dropout(0.5)), sn.nn.CrossEntropyLoss())
+    expected, found = trainer.predict(X), []
+    thread = threading.Thread(target=lambda: found.append(trainer.predict(X)))
+    with evaluating(trainer.model):
+        thread.start()
+        thread.join(0.1)
+        assert not found
+    thread.join()
+    assert np.array_equal(found[0], expected) and all(module.training for module in trainer.model.modules())
+
+
+def test_a_model_that_one_thread_trains_no_other_evaluates():
+    data = sn.data.DataLoader(sn.data.TensorDataset(X, Y), 37)
+    trainer = trainer_of(sn.nn.Linear(4, 3), sn.nn.CrossEntropyLoss())
+    calls = {"predict": lambda: trainer.predict(X), "evaluate": lambda: trainer.evaluate(data)}
+    trainer.callbacks = [InAnotherThread(call) for call in calls.values()]
+    trainer.fit(data, data, epochs=1)  # its own thread evaluates
+    for name, callback in zip(calls, trainer.callbacks, strict=True):
+        assert callback.raised == [f"{name}: expected a model at rest, got one that trains in another thread"]
+        callback.call()

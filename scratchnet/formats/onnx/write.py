@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ... import checks, grad_mode, tracing
+from ... import checks, tracing
 from ...errors import CheckpointError, ConfigError
+from ...grad_mode import evaluating
 from ...kernels.signatures import HALVES
 from ...nn import Module
 from ...tensor import Tensor
@@ -43,13 +44,8 @@ def export(model: Module, path: str | os.PathLike, example: Any, batch: str | No
     if batch is not None and not (isinstance(batch, str) and batch):
         checks.refuse("onnx.export: batch", "a name or None", batch)
     arrays, by_name = _inputs(model, example), isinstance(example, Mapping)
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with grad_mode.no_grad():
-            blob = _exported(model.eval(), arrays, by_name, batch)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model, "onnx.export"):
+        blob = _exported(model, arrays, by_name, batch)
     try:
         write_atomically(name, blob)
     except OSError as error:
