@@ -124,8 +124,8 @@ class Database(Sealed):
             key = f"{path.name} {path.stat().st_mtime_ns}"
             if key not in self._files:
                 self._files.add(key)
-                digits = "".join(c for c in path.stem if c.isdigit())
-                step = int(digits) if digits else run.step
+                numbered = path.stem.removeprefix("checkpoint-")
+                step = int(numbered) if numbered.isdecimal() else run.step
                 rows.append(("checkpoints", {"path": str(path.absolute()), "step": step}))
         return rows
 

@@ -38,6 +38,11 @@ class _Monitor(Sealed):
             self.best, self.best_epoch = None, run.epoch
         self._goes_on = False
 
+    @property
+    def watches(self) -> str:
+        """A part of the name by which a checkpoint keeps its state: the best loss is nothing to an accuracy."""
+        return f" of {self.monitor or 'val_loss'}"
+
     def watched(self, run: Progress) -> str:
         return self.monitor or ("val_loss" if "val_loss" in run.record else "train_loss")
 

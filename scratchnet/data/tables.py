@@ -6,7 +6,6 @@ A column of numbers is a feature; a column of text becomes a feature a category,
 from __future__ import annotations
 
 import os
-import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,18 @@ import numpy as np
 from .. import checks
 from ..errors import ConfigError, DataError, DataNotFoundError, ShapeError
 from .dataset import TensorDataset
-from .files.cells import GROUPING, MISSING, Table, checked_dialect, is_number, names_of, read_table
+from .files.cells import (
+    GROUPING,
+    MISSING,
+    Table,
+    checked_dialect,
+    is_number,
+    is_whole,
+    names_of,
+    read_table,
+    spelled_twice,
+    warn_if_one,
+)
 from .files.idx import MAX_BYTES
 from .rows import as_rows
 
@@ -246,11 +256,7 @@ def ratings_csv(
 def _ranked(cells: Iterable[str]) -> list[str]:
     """The different cells in order: that of numbers, where all are whole numbers."""
     different = set(cells)
-    return sorted(different, key=(lambda cell: (int(cell), cell)) if all(map(_is_whole, different)) else None)
-
-
-def _is_whole(cell: str) -> bool:
-    return cell.removeprefix("-" if cell.startswith("-") else "+").isdecimal()
+    return sorted(different, key=(lambda cell: (int(cell), cell)) if all(map(is_whole, different)) else None)
 
 
 def described(dataset: TensorDataset, inputs: Any, classes: Any = None) -> TensorDataset:
@@ -298,16 +304,6 @@ def _floats(table: Table, name: str) -> np.ndarray:
     return floats
 
 
-def warn_if_one(path: Any, name: str, numbers: np.ndarray) -> None:
-    """Warns of a column (n,) float64 with different numbers that are one in float32."""
-    with np.errstate(over="ignore"):
-        if (np.abs(numbers) > EXACT).any() and len(np.unique(numbers.astype(np.float32))) < len(np.unique(numbers)):
-            why = f"{path}: column {name!r}: different numbers become one as float32, which has 24 bits"
-            remedy = "if it counts or names something, leave it out or read it as text: categories=[...]"
-            warnings.warn(f"{why}; {remedy}", stacklevel=3)
-
-
-EXACT = 1 << 24  # integers up to this are numbers of float32
 NO_NUMBER = "numbers have a decimal point and no other signs; categories=[...] reads a column as text"
 
 
@@ -349,7 +345,7 @@ def _labels(table: Table, name: str, classes: bool | None, known: Any) -> tuple[
     if known is not None:
         return numbers_of(table, name, known, "a class of the training"), known
     different = set(table.columns[name])
-    whole = all(map(_is_whole, different))
+    whole = all(map(is_whole, different))
     if classes is None and whole and len(different) > MOST:
         raise ConfigError(
             f"{table.path}: column {name!r}: expected at most {MOST} classes, found {len(different)} different whole "
@@ -362,13 +358,16 @@ def _labels(table: Table, name: str, classes: bool | None, known: Any) -> tuple[
     if len(different) < 2:
         raise DataError(f"{table.path}: column {name!r}: expected at least two classes, found only {min(different)!r}")
     found = _ranked(different)
+    if twice := spelled_twice(found):
+        row = table.columns[name].index(twice[1])
+        raise table.refuse(row, name, f"one spelling of each number, such as {twice[0]!r}")
     return numbers_of(table, name, found, "a class"), found
 
 
 def label_numbers(table: Table, name: str, like: Any) -> tuple[np.ndarray, Any]:
     """(labels, names of the classes) of a column of classes. Raises DataError for a number with a fraction."""
     for row, cell in enumerate(table.columns[name] if like is None else ()):
-        if is_number(cell) and not _is_whole(cell):
+        if is_number(cell) and not is_whole(cell):
             raise table.refuse(row, name, "a class, a name or a whole number")
     return _labels(table, name, True, None if like is None else like.classes)
 

@@ -216,14 +216,16 @@ class Callbacks:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._losses.extend(state["losses"])
         for name, callback in self._named():
-            if name in state["states"] and hasattr(callback, "load_state_dict"):
-                callback.load_state_dict(state["states"][name])
+            older = name.replace(getattr(callback, "watches", ""), "")  # of a version that did not say what it watches
+            found = state["states"].get(name, state["states"].get(older))
+            if found is not None and hasattr(callback, "load_state_dict"):
+                callback.load_state_dict(found)
 
     def _named(self) -> Iterator[tuple[str, Any]]:
-        """By the name of the class; the second of a class is "EarlyStopping 2"."""
+        """By the name of the class and what it `watches`; the second of a name is "EarlyStopping of val_loss 2"."""
         counts: Counter[str] = Counter()
         for callback in self.all:
-            name = type(callback).__name__
+            name = type(callback).__name__ + getattr(callback, "watches", "")
             counts[name] += 1
             yield name if counts[name] == 1 else f"{name} {counts[name]}", callback
 

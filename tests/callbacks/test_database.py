@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 
 import scratchnet as sn
-from scratchnet.callbacks import Database, database
+from scratchnet.callbacks import BestCheckpoint, Database, database
 from scratchnet.callbacks.tables import connect, public, read_runs, read_steps
 from scratchnet.errors import CallbackError, ConfigError, DatabaseError, ScratchnetError
 from tests.trainer.test_moments import STEPS, Diary
@@ -56,9 +56,12 @@ def test_a_run_is_read_back(tmp_path, url, workers):
 
 def test_checkpoints_have_their_hashes(tmp_path):
     url = f"sqlite:///{tmp_path}/runs.db"
-    trainer, loader = make(tmp_path / "run", callbacks=[Database(url)])
-    trainer.fit(loader, epochs=2)
-    rows = dict(sqlite3.connect(tmp_path / "runs.db").execute("SELECT path, sha256 FROM checkpoints").fetchall())
+    best = BestCheckpoint("train_loss", path=tmp_path / "run" / "best-of-7.safetensors")
+    trainer, loader = make(tmp_path / "run", callbacks=[best, Database(url)])
+    last = trainer.fit(loader, epochs=2)["step"][-1]
+    database = sqlite3.connect(tmp_path / "runs.db")
+    rows = dict(database.execute("SELECT path, sha256 FROM checkpoints").fetchall())
+    assert max(step for (step,) in database.execute("SELECT step FROM checkpoints WHERE path LIKE '%-7%'")) == last
     files = sorted((tmp_path / "run").glob("*.safetensors"))
     assert files and all(rows[str(file)] == hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
 

@@ -6,6 +6,7 @@ import pytest
 import scratchnet as sn
 from scratchnet.callbacks import BestCheckpoint, EarlyStopping
 from scratchnet.errors import CallbackError, ConfigError
+from scratchnet.trainer.moments import Callbacks
 from tests.trainer.test_trainer import make, weights
 
 
@@ -45,6 +46,18 @@ def test_early_stopping_without_any_value_that_is_a_number_ends_too():
     trainer, loader = make(callbacks=[Scripted(*[np.nan] * 9), EarlyStopping(patience=3)])
     history = trainer.fit(loader, epochs=9)
     assert (len(history), history.stopped) == (3, "val_loss has not been a number for 3 epochs")
+
+
+def test_the_best_of_one_metric_is_nothing_to_another():
+    loss, accuracy = EarlyStopping("val_loss"), EarlyStopping("val_accuracy")
+    loss.best, accuracy.best = 0.3, 0.9
+    state = Callbacks([loss, accuracy]).state_dict()
+    other, again, more = EarlyStopping("train_loss"), EarlyStopping("val_accuracy"), EarlyStopping()
+    Callbacks([other, again, more]).load_state_dict(state)
+    assert (other.best, again.best, more.best) == (None, 0.9, 0.3)
+    older = {"losses": [], "states": {"EarlyStopping": loss.state_dict()}}  # of a version that knew the class alone
+    Callbacks([again]).load_state_dict(older)
+    assert again.best == 0.3
 
 
 def test_a_resumed_run_goes_on_counting_and_a_stopped_one_stays_stopped(tmp_path):

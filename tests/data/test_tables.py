@@ -48,6 +48,13 @@ def test_a_class_with_several_signs_is_a_text(write):
     assert from_csv(write("x,y\n1,--1\n2,+-2\n"), target="y").classes == ("+-2", "--1")
 
 
+@pytest.mark.parametrize("spellings", [("1", "+1"), ("01", "1"), ("1.0", "1")])
+def test_a_number_that_is_spelled_in_two_ways_is_not_two_classes(write, spellings):
+    first, second = spellings
+    with pytest.raises(DataError, match=r"line [23]: column 'y': expected one spelling of each number, such as '"):
+        from_csv(write(f"x,y\n1,{first}\n2,{second}\n3,2\n"), target="y", classes=True)
+
+
 def test_a_view_knows_what_its_data_set_knows(write):
     dataset = from_csv(write(FLOWERS), target="species")
     part = random_split(dataset, [2, 2])[0].map(sn.data.Standardize.fit(dataset))

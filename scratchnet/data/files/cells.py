@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
+import warnings
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +69,30 @@ def is_number(cell: str) -> bool:
     except ValueError:
         return False
     return GROUPING not in cell
+
+
+def is_whole(cell: str) -> bool:
+    """Is it a whole number, with one sign at most?"""
+    return cell.removeprefix("-" if cell.startswith("-") else "+").isdecimal()
+
+
+def spelled_twice(texts: Iterable[str]) -> tuple[str, str] | None:
+    """Two of the texts that are one number, such as 01 and 1, or 1.0; None if there are none."""
+    first: dict[Decimal, str] = {}
+    numbers = [text for text in texts if is_number(text)]
+    return next(((other, text) for text in numbers if (other := first.setdefault(Decimal(text), text)) != text), None)
+
+
+EXACT = 1 << 24  # integers up to this are numbers of float32
+
+
+def warn_if_one(path: Any, name: str, numbers: np.ndarray) -> None:
+    """Warns of a column (n,) float64 with different numbers that are one in float32."""
+    with np.errstate(over="ignore"):
+        if (np.abs(numbers) > EXACT).any() and len(np.unique(numbers.astype(np.float32))) < len(np.unique(numbers)):
+            why = f"{path}: column {name!r}: different numbers become one as float32, which has 24 bits"
+            remedy = "if it counts or names something, leave it out or read it as text: categories=[...]"
+            warnings.warn(f"{why}; {remedy}", stacklevel=3)
 
 
 def read_table(

@@ -11,8 +11,8 @@ import numpy as np
 
 from ... import checks
 from ...errors import ConfigError, DataError, DataNotFoundError
-from ..files.cells import MISSING, checked_dialect, is_number, names_of
-from ..tables import MOST, _is_whole, _ranked, warn_if_one
+from ..files.cells import MISSING, checked_dialect, is_number, is_whole, names_of, spelled_twice, warn_if_one
+from ..tables import MOST, _ranked
 from .stored import StoredRows, Writer, begin, filling, finish, read_about
 
 PART = 1 << 16  # rows
@@ -106,11 +106,14 @@ def _fill(
     if guessed := classes is None:
         classes = not types.is_floating(kind)
     texts = _ranked(_texts(tables, target, 2)) if classes else None
-    if guessed and texts and (fractions := [text for text in texts if is_number(text) and not _is_whole(text)]):
+    if guessed and texts and (fractions := [text for text in texts if is_number(text) and not is_whole(text)]):
         raise DataError(
             f"{files[0]}: column {target!r}: expected classes, texts or whole numbers, found {fractions[0]!r:.40}; "
             "classes=False makes values of them"
         )
+    if texts and (twice := spelled_twice(texts)):
+        found = " and ".join(map(repr, twice))
+        raise DataError(f"{files[0]}: column {target!r}: expected one spelling of each number, found {found:.80}")
     are_texts = types.is_string, types.is_large_string, types.is_dictionary
     of_text = [name for name in names if any(is_text(tables[0].types[name]) for is_text in are_texts)]
     categories = {name: sorted(_texts(tables, name, 1)) for name in of_text}
