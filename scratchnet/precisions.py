@@ -19,12 +19,8 @@ from .errors import ConfigError
 
 TYPES: dict[str, dict[str, str]] = {  # precision -> the ops that have it, with the type in which they read operands
     "float32": {},
-    "bfloat16": {
-        "matmul": "bfloat16"
-    },  # by which go x @ y, linear, attention, einsum and the inputs of recurrent layers
-    "float16": {"matmul": "float16"},
-    "tf32": {"matmul": "tf32"},
-    "tf32x3": {"matmul": "tf32x3"},  # three products in TF32 for one of float32
+    # By matmul go x @ y, linear, attention, einsum and the inputs of recurrent layers. tf32x3: three products in TF32.
+    **{name: {"matmul": name, "conv2d": name} for name in ("bfloat16", "float16", "tf32", "tf32x3")},
 }
 PRECISIONS = tuple(TYPES)
 DEVICES = dict.fromkeys(("float16", "tf32", "tf32x3"), ("cuda",))  # of a precision that not all devices have
@@ -33,8 +29,9 @@ DEVICES = dict.fromkeys(("float16", "tf32", "tf32x3"), ("cuda",))  # of a precis
 # gradients have the same three sides, so all of them are rounded, or none. What GPUs alone have needs no limit.
 # A CPU without units for bfloat16 wins nothing: there each side is so long that rounding takes no more than a fiftieth
 # of the time; vectors of pairs win less than a matrix unit does (docs/precision.md). LEAST has what a precision needs,
-# and what an order of sums (kernels.order_of) does.
-LEAST = {"bfloat16": (32, 1 << 18), "pairs": (64, 3 << 19), "widened": (1024, 1 << 18)}
+# what an order of sums (kernels.order_of) does, and what a convolution does, whose tiles would else be empty: it is
+# rounded on a GPU alone.
+LEAST = {"bfloat16": (32, 1 << 18), "pairs": (64, 3 << 19), "widened": (1024, 1 << 18), "conv2d": (16, 1 << 18)}
 SCALED = "float16"  # the precision whose loss is scaled
 
 FIRST_SCALE, LEAST_SCALE, MOST_SCALE = 2.0**16, 1.0, 2.0**24
@@ -85,7 +82,7 @@ def next_scale(state: Sequence[float], overflowed: bool) -> tuple[float, float, 
 
 
 class precision:
-    """Inside, matrix products of float32 read their operands in this type, and add up in float32.
+    """Inside, matrix products of float32, and on "cuda" convolutions, read operands in this type and sum up in float32.
 
         with sn.precision("bfloat16"):
             loss = loss_of(model(x), y)

@@ -16,6 +16,7 @@ from .trace import Call, Guard, memory_of
 from .values import key_of
 
 CONVOLUTIONS = {"conv2d": (-1, 1), "conv2d_input": (0, 1), "conv2d_weight": (0, 2)}  # of the outputs, of the weight
+CONVOLUTIONS |= {f"{name}_rounded": places for name, places in CONVOLUTIONS.items()}
 UPDATING = {f"matmul_{update}" for update in UPDATES}
 PRODUCTS = {"matmul", "batched_matmul", "linear", *UPDATING}
 PRODUCTS |= {f"matmul_{name}" for name in ("bfloat16", "float16", "tf32", "tf32x3")}

@@ -44,6 +44,8 @@ SIGNATURES: dict[str, str] = {
     **dict.fromkeys(("matmul_bfloat16", "matmul_float16", "matmul_tf32", "matmul_tf32x3"), "ss->s"),
     "conv2d": "fff->f",
     **dict.fromkeys(("conv2d_input", "conv2d_weight"), "ff->f"),
+    "conv2d_rounded": "sss->s",
+    **dict.fromkeys(("conv2d_input_rounded", "conv2d_weight_rounded"), "ss->s"),
     "channel_moments": "f->f",
     "batch_norm": "ffff->f",
     "batch_norm_sums": "fff->f",

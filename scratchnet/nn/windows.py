@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import checks, ops
 from ..errors import ConfigError, ShapeError
+from ..precisions import options_of
 from ..tensor import FLOATS, ArrayLike, Tensor, as_tensor
 
 LONGEST = 2**31 - 1
@@ -112,7 +113,8 @@ def conv_transpose2d(
     if min(size) < 1:
         raise ShapeError(f"{name}: expected less padding, so that an output is left, got {padding} for x {x.shape}")
     checks.elements(name, (len(x), groups * weight.shape[1], *size))
-    y = ops.conv2d_input(x, weight, size=size, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    at: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    y = ops.conv2d_input(x, weight, size=size, **(at | options_of("conv2d")))
     return y if bias is None else y + bias.reshape(-1, 1, 1)
 
 
@@ -166,7 +168,8 @@ def _convolved(name: str, axes: int, x, weight, bias, stride, padding, dilation,
         x, weight = x.unsqueeze(2), weight.unsqueeze(2)
         size, stride, before, dilation = (1, *size), (1, *stride), (0, *before), (1, *dilation)
     inputs = (x, weight) if bias is None else (x, weight, bias)
-    y = ops.conv2d(*inputs, size=size, stride=stride, padding=before, dilation=dilation, groups=groups)
+    at: Any = {"stride": stride, "padding": before, "dilation": dilation, "groups": groups}
+    y = ops.conv2d(*inputs, size=size, **(at | options_of("conv2d")))
     return y.squeeze(2) if axes == 1 else y
 
 

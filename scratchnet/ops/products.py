@@ -40,13 +40,20 @@ def _stacked(device, x: np.ndarray) -> tuple[np.ndarray, bool]:
     return rows.reshape(math.prod(x.shape[:-2]), *rows.shape[-2:]), transposed
 
 
+def is_asked(op, device, dtype, precision):
+    """Is a precision asked for that an op can read operands of this dtype in? Raises ConfigError, DtypeError."""
+    check_device(op, precision, [device.name])
+    if precision is None or dtype.kind != "f":
+        return False
+    if dtype != np.float32:
+        raise DtypeError(f"{op}: expected float32 with precision {precision!r}, got {dtype}; use .astype('float32')")
+    return True
+
+
 def _reads(device, dtype, sides, precision=None):
     """The precision in which a product of sides (m, k, n) reads its operands; None: as they are."""
-    check_device("matmul", precision, [device.name])
-    if precision is None or dtype.kind != "f":
+    if not is_asked("matmul", device, dtype, precision):
         return None
-    if dtype != np.float32:
-        raise DtypeError(f"matmul: expected float32 with precision {precision!r}, got {dtype}; use .astype('float32')")
     if not is_rounded(precision, None, *sides):  # a small one does not ask for the way of this CPU
         return None
     order = order_of(precision, (device.name,)) if device.is_host else None

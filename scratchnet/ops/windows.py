@@ -12,22 +12,38 @@ from typing import Any
 
 import numpy as np
 
+from ..precisions import is_rounded
 from .movement import permute_op, reshape_op, stack
+from .products import is_asked
 from .reductions import standardize_grad_vjp_x, sum
 from .table import Tensor, contiguous, define
 
 # --- convolution: x (n, c, h, w), weight (o, c / groups, kh, kw), g and y (n, o, oh, ow) -----------------------------
 
 
+def _is_rounded(device, dtype, weight, y, groups, precision) -> bool:
+    """Are operands read in the precision? On a GPU, if the product of a group, (filters, terms) @ (terms, places), has
+    sides that are worth it: all three rows of a layer have the same.
+    """
+    if not is_asked("conv2d", device, dtype, precision) or device.is_host:
+        return False
+    return is_rounded(precision, "conv2d", weight[0] // groups, math.prod(weight[1:]), y[0] * math.prod(y[2:]))
+
+
 def _convolution(kernel: str, shape):
     """shape(*arrays, groups): (number of images or filters, channels) of the result."""
 
-    def forward(device, *arrays, size, stride, padding, dilation, groups):
+    def forward(device, *arrays, size, stride, padding, dilation, groups, precision=None):
         out = device.empty((*shape(*arrays[:2], groups), *size), arrays[0].dtype)
         given = [contiguous(device, x) for x in arrays]
         if kernel == "conv2d" and len(given) == 2:
             given.append(np.zeros(1, out.dtype))  # a bias of one element is added everywhere
-        getattr(device, kernel)(*given, out, stride, padding, dilation, groups)
+        weight = out if kernel == "conv2d_weight" else arrays[1]
+        y = out if kernel == "conv2d" else arrays[0]
+        if _is_rounded(device, out.dtype, weight.shape, y.shape, groups, precision):
+            getattr(device, f"{kernel}_rounded")(*given, out, stride, padding, dilation, groups, precision)
+        else:
+            getattr(device, kernel)(*given, out, stride, padding, dilation, groups)
         return out
 
     return forward

@@ -64,6 +64,18 @@ _CONV: dict[str, Any] = {
         "groups": (1, 2, 4),
     },
 }
+_CONV_ROUNDED: dict[str, Sequence[Any]] = {
+    "stride": ((2, 1),),
+    "padding": ((0, 0),),  # an infinite weight adds nothing there, but in the oracle
+    "dilation": ((1, 2),),
+    "groups": (2,),
+    "precision": ("bfloat16", "float16", "tf32", "tf32x3"),
+}
+_CONVOLUTIONS: dict[str, tuple[str, Callable[..., Any], str]] = {  # shapes, oracle, terms
+    "conv2d": ("nci odk o", oracles.conv2d, "dk"),
+    "conv2d_input": ("noy odk", oracles.conv2d_input, "fk"),
+    "conv2d_weight": ("noy nci", oracles.conv2d_weight, "ny"),
+}
 _POOL: dict[str, Sequence[Any]] = {
     "window": ((2, 2), (3, 2)),
     "stride": ((2, 2), (1, 2)),
@@ -192,13 +204,22 @@ KERNEL_ROWS: dict[str, Row] = {
     },
     "linear": Row("mk kn n", oracles.linear, roundings=2, **_PRODUCT),
     # windows
-    "conv2d": Row(oracles.conv2d_shapes("nci odk o"), oracles.conv2d, oracles.conv2d_shapes("dk"), 2, **_CONV),
-    "conv2d_input": Row(
-        oracles.conv2d_shapes("noy odk"), oracles.conv2d_input, oracles.conv2d_shapes("fk"), 2, **_CONV
-    ),
-    "conv2d_weight": Row(
-        oracles.conv2d_shapes("noy nci"), oracles.conv2d_weight, oracles.conv2d_shapes("ny"), 2, **_CONV
-    ),
+    **{
+        name: Row(oracles.conv2d_shapes(words), oracle, oracles.conv2d_shapes(terms), 2, **_CONV)
+        for name, (words, oracle, terms) in _CONVOLUTIONS.items()
+    },
+    **{
+        f"{name}_rounded": Row(
+            oracles.conv2d_shapes(words.replace("n", "1")),  # one image: tensor cores are slow where there are none
+            half.convolution(oracle),
+            oracles.conv2d_shapes(terms.replace("n", "1")),
+            roundings=10,
+            dtypes=FLOATS[:1],
+            special=(),
+            params=_CONV_ROUNDED,
+        )
+        for name, (words, oracle, terms) in _CONVOLUTIONS.items()
+    },
     "channel_moments": Row("NCL", oracles.channel_moments, "NL", 8, magnitude=oracles.channel_moments_size, special=()),
     "batch_norm": Row(
         "ncl 2c c c",

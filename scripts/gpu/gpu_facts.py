@@ -6,7 +6,6 @@ then compiled for the types of its launch, to PTX by numba-cuda and to machine c
 
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -14,15 +13,15 @@ import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+from gpu_roofline import A100, TENSOR_CORES, roofline
 
 from scratchnet.flags import flag, run_script
-from scratchnet.jit.explain import CONVOLUTIONS
 from scratchnet.kernels import cuda as table
 from scratchnet.kernels.cuda import compile, machine_code, memory
 from scratchnet.kernels.cuda.compile import Kernel
@@ -30,34 +29,6 @@ from scratchnet.kernels.scalars import kernels_of
 from scratchnet.kernels.signatures import DTYPES, SIGNATURES, accepted
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")
-
-
-@dataclass
-class Gpu:
-    """What a data sheet says of a GPU. Bandwidth in bytes/s, arithmetic in float32 and float64 operations/s."""
-
-    name: str
-    architecture: str
-    bandwidth: float
-    float32: float
-    float64: float
-    multiprocessors: int
-    clock: float
-    threads: int = 2048  # of a multiprocessor, at most
-    blocks: int = 32
-    registers: int = 65536
-    shared: int = 164 * 1024  # bytes of a multiprocessor for shared memory
-    reserved: int = 1024  # bytes of shared memory that the system takes of each block
-    latency: float = 600e-9  # seconds that a read from memory takes, about; so much must be under way at any time
-    shared_bytes: int = 128  # that a multiprocessor reads from shared memory in a cycle
-    issues: int = 4  # instructions of a warp that it starts in a cycle
-    tensor: dict[str, float] = field(default_factory=dict)  # operations/s of tensor cores, dense
-
-
-# NVIDIA A100 40GB SXM, data sheet: 1555 GB/s, 19.5 and 9.7 TFLOP/s without tensor cores, 108 multiprocessors, 1410 MHz;
-# limits of compute capability 8.0 from the CUDA C++ Programming Guide, technical specifications.
-TENSOR_CORES = {"bfloat16": 312e12, "float16": 312e12, "tf32": 156e12, "tf32x3": 52e12}
-A100 = Gpu("NVIDIA A100 40GB SXM", "sm_80", 1555e9, 19.5e12, 9.7e12, 108, 1.41e9, tensor=TENSOR_CORES)
 
 # --- launches on paper ------------------------------------------------------------------------------------------------
 
@@ -84,6 +55,7 @@ class Launch:
 
     name: str
     arrays: list  # of the call
+    numbers: tuple
     kernel: Kernel
     blocks: tuple[int, int]
     threads: int
@@ -104,7 +76,19 @@ class Launch:
 
     def is_for(self, architecture: str) -> bool:
         """Has a GPU of this architecture what the kernel needs?"""
-        return int(architecture[3:]) >= (80 if self.factory == "product_in_warps" else 0)
+        return int(architecture[3:]) >= (80 if self.is_in_warps else 0)
+
+    @property
+    def precision(self) -> str | None:
+        """Of rounded operands."""
+        if self.name.endswith("_rounded"):
+            return self.numbers[-1]
+        return self.name.removeprefix("matmul_") if self.name.startswith("matmul_") else None
+
+    @property
+    def is_in_warps(self) -> bool:
+        """Does it multiply by tensor cores?"""
+        return self.precision is not None and self.factory in ("product_in_warps", "convolving")
 
     @property
     def is_float32(self) -> bool:
@@ -162,6 +146,9 @@ SHAPES = {
     "conv2d": [[IMAGES, (n, *FILTERS[1:]), (n,), (128, n, 28, 28)] for n in (64, 8)],
     "conv2d_input": [[IMAGES, FILTERS, IMAGES]],
     "conv2d_weight": [[IMAGES, IMAGES, FILTERS]],
+    "conv2d_rounded": [[IMAGES, FILTERS, FILTERS[:1], IMAGES]],
+    "conv2d_input_rounded": [[IMAGES, FILTERS, IMAGES]],
+    "conv2d_weight_rounded": [[IMAGES, IMAGES, FILTERS]],
     "channel_moments": [[CHANNELS, (2, 64)]],
     "batch_norm": [[CHANNELS, (2, 64), (64,), (64,), CHANNELS]],
     "batch_norm_sums": [[CHANNELS, CHANNELS, (2, 64), (2, 64)]],
@@ -190,6 +177,8 @@ SHAPES = {
 }
 TRANSPOSED = list(itertools.product((False, True), repeat=2))
 ALL_WAYS = "matmul", "batched_matmul", "matmul_bfloat16"
+WINDOWS = (1, 1), (1, 1), (1, 1), 1
+ROUNDED = "conv2d_rounded", "conv2d_input_rounded", "conv2d_weight_rounded"
 NUMBERS = {
     "matmul": TRANSPOSED[0],
     "sgd": (np.array([0.1, 0.9, 0.0, 1e-4]),),
@@ -202,11 +191,15 @@ NUMBERS = {
     **dict.fromkeys(("rnn_cell", "rnn_cell_grad"), (False,)),
     "fill": (0,),
     **dict.fromkeys(("standardize", "standardize_grad", *BATCH_NORM), (1e-5,)),
-    **dict.fromkeys(("conv2d", "conv2d_input", "conv2d_weight"), ((1, 1), (1, 1), (1, 1), 1)),
+    **dict.fromkeys(("conv2d", "conv2d_input", "conv2d_weight"), WINDOWS),
+    **dict.fromkeys(ROUNDED, (*WINDOWS, "bfloat16")),
     "max_pool2d": ((2, 2), (2, 2), (0, 0), (1, 1)),
     **dict.fromkeys(("avg_pool2d", "avg_pool2d_grad"), ((2, 2), (2, 2), (0, 0), True)),
     "dropout": (0.1, np.array([1, 2], np.uint64)),
 }
+
+
+WAYS = dict.fromkeys(ALL_WAYS, TRANSPOSED) | {key: [(*WINDOWS, name) for name in TENSOR_CORES] for key in ROUNDED}
 
 
 @cache
@@ -217,7 +210,7 @@ def launches() -> list[Launch]:
         for name in SIGNATURES:
             for dtypes in accepted(name, "cuda"):
                 for shapes in SHAPES[name]:
-                    for numbers in TRANSPOSED if name in ALL_WAYS else [NUMBERS.get(name, ())]:
+                    for numbers in WAYS.get(name) or [NUMBERS.get(name, ())]:
                         arrays = [memory.empty(*pair) for pair in zip(shapes, dtypes, strict=True)]
                         if name in ALL_WAYS:
                             ways = zip(arrays, numbers, strict=False)
@@ -234,7 +227,7 @@ def _note(name: str, arrays: list, numbers: tuple, noted: list, found: dict) -> 
     table.KERNELS[name](*arrays, *numbers)
     for kernel, blocks, threads, arguments in noted:
         grid = blocks if isinstance(blocks, tuple) else (blocks, 1)
-        launch = Launch(name, arrays, kernel, grid, int(np.prod(threads)), arguments)
+        launch = Launch(name, arrays, numbers, kernel, grid, int(np.prod(threads)), arguments)
         found.setdefault((kernel.function, launch.codes), launch)
 
 
@@ -323,75 +316,6 @@ def inner_loop(ptx: str) -> dict:
     return best
 
 
-def occupancy(launch: Launch, found: dict, gpu: Gpu = A100) -> tuple[int, float]:
-    """(blocks that a multiprocessor holds at a time, the part of its threads that they are)."""
-    warps = -(-launch.threads // 32)
-    registers = -(-found["registers"] * 32 // 256) * 256 * warps  # given out by warps, in units of 256
-    shared = found["shared"] + gpu.reserved
-    blocks = min(gpu.blocks, gpu.threads // (warps * 32), gpu.registers // max(registers, 1), gpu.shared // shared)
-    return blocks, blocks * warps * 32 / gpu.threads
-
-
-# --- the roofline -----------------------------------------------------------------------------------------------------
-
-
-def work(launch: Launch) -> tuple[int, int]:
-    return work_of(launch.name, [x.shape for x in launch.arrays], [x.dtype for x in launch.arrays])
-
-
-def work_of(name: str, shapes: Sequence, dtypes: Sequence[np.dtype]) -> tuple[int, int]:
-    """(bytes that must be read and written once, multiplications and additions) of a call."""
-    sizes = [math.prod(shape) for shape in shapes]
-    size = sum(n * dtype.itemsize for n, dtype in zip(sizes, dtypes, strict=True))
-    if name in CONVOLUTIONS:
-        return size, 2 * sizes[CONVOLUTIONS[name][0]] * math.prod(shapes[CONVOLUTIONS[name][1]][1:])
-    if "matmul" not in name and name != "linear":
-        return size, max(sizes)
-    return size, 2 * sizes[-1] * (sizes[0] * shapes[-1][-1] // (sizes[-1] or 1))  # 2 m n k
-
-
-def roofline(launch: Launch, found: dict, gpu: Gpu = A100) -> dict:
-    """floor: the least time on this GPU, in seconds. fraction: the part of that speed that the facts allow at most.
-
-    Three things are counted. *Waves*: the grid fills the GPU a whole number of times, and the rest of the last time is
-    idle. *Under way*: by Little's law bandwidth times latency bytes must be on their way: those that its
-    threads ask for before a branch.
-    *Issue*: in the inner loop of a product, loads from shared memory and other instructions take turns with the
-    multiplications. Caches, clocks that fall and the distance between peak and possible bandwidth are not counted.
-    """
-    size, operations = work(launch)
-    tensor = gpu.tensor.get(launch.name.removeprefix("matmul_"))
-    peak = tensor or (gpu.float64 if "d" in launch.dtypes else gpu.float32)
-    by_memory, by_arithmetic = size / gpu.bandwidth, operations / peak
-    resident, part = occupancy(launch, found, gpu)
-    blocks = launch.blocks[0] * launch.blocks[1]
-    places = gpu.multiprocessors * resident
-    waves = blocks / (-(-blocks // places) * places)
-    if by_arithmetic > by_memory and found["loop"]["fma"]:
-        loop = found["loop"]
-        width = 32 / (peak / 2 / gpu.multiprocessors / gpu.clock)  # cycles of a multiprocessor for one warp's fma
-        arithmetic = loop["fma"] * width
-        reads = (loop["shared_wide"] * 512 + loop["shared_narrow"] * 128) / gpu.shared_bytes
-        issue = (loop["fma"] + loop["shared_wide"] + loop["shared_narrow"] + loop["other"]) / gpu.issues
-        limits = {"waves": waves, "shared reads": arithmetic / reads, "issue": arithmetic / issue}
-    else:
-        busy = min(blocks, places) * launch.threads
-        each = found["under_way"] or launch.arrays[-1].itemsize  # a kernel that reads nothing: what it writes
-        under_way = busy * each / (gpu.bandwidth * gpu.latency)
-        limits = {"waves": waves if blocks > places else 1.0, "bytes under way": under_way}
-    reason = min(limits, key=lambda name: limits[name])
-    fraction = min(1.0, limits.pop("waves")) * min(1.0, *limits.values())
-    return {
-        "bytes": size,
-        "operations": operations,
-        "bound": "arithmetic" if by_arithmetic > by_memory else "memory",
-        "floor": max(by_memory, by_arithmetic),
-        "fraction": fraction,
-        "reason": reason if fraction < 0.995 else "-",
-        "occupancy": part,
-    }
-
-
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -405,7 +329,7 @@ class Config:
 
 
 COLUMNS = {
-    "kernel": "<20", "written as": "<27", "types": "<9", "regs": ">8", "spill": ">6", "shared": ">8", "bar": ">4",
+    "kernel": "<22", "written as": "<27", "types": "<9", "regs": ">8", "spill": ">6", "shared": ">8", "bar": ">4",
     "f64": ">4", "wide": ">5", "fma/read": ">9", "hmma": ">5", "occup.": ">8", "MB": ">8", "GFLOP": ">8",
     "floor us": ">10", "fraction": ">10", "  limit": "",
 }  # fmt: skip
@@ -428,7 +352,8 @@ def main(config: Config) -> None:
         roof, loop = roofline(launch, first), first["loop"]
         reads = loop["shared_wide"] + loop["shared_narrow"]
         cells = (
-            launch.name, launch.factory, launch.dtypes, "/".join(str(f["registers"]) for f in found.values()),
+            launch.name, launch.factory, launch.precision or launch.dtypes,
+            "/".join(str(f["registers"]) for f in found.values()),
             sum(f["spills"] for f in found.values()), first["shared"], first["barriers"],
             first["f64"] if launch.is_float32 else "", first["wide_loads"],
             f"{loop['fma'] / reads:.0f}" if reads and loop["fma"] > 8 else "", first["hmma"] or "",

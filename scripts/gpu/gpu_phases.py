@@ -23,6 +23,7 @@ from typing import Any
 import gpu_facts
 import hypothesis
 import numpy as np
+from gpu_roofline import work_of
 
 import scratchnet as sn
 from scratchnet.kernels import device
@@ -228,10 +229,11 @@ def _time(config: Any, name: str, shapes: list, facts: dict, peers: dict, row: d
     sets = [arrays_for(config.seed + i, name, shapes, dtypes) for i in range(1 if is_simulated() else _copies(shapes))]
     there = [[memory.from_host(x) for x in arrays] for arrays in sets]
     row["seconds"] = seconds_of(name, there, config.rounds)
-    size, operations = gpu_facts.work_of(name, shapes, dtypes)
+    size, operations = work_of(name, shapes, dtypes)
     if facts["bandwidth"] and facts["float32"]:
         slower = {"matmul_tf32": 2, "matmul_tf32x3": 6}.get(name, 1)
-        peak = facts["halves" if name.startswith("matmul_") else "float32"] / slower
+        is_rounded = name.startswith("matmul_") or name.endswith("_rounded")
+        peak = facts["halves" if is_rounded else "float32"] / slower
         row["floor"] = max(size / facts["bandwidth"], operations / peak)
     for peer, module in peers.items() if name in PEERS else ():
         row[peer] = _peer_time(peer, module, name, sets, config)

@@ -126,6 +126,7 @@ _COMPILED: dict[str, Any] = {
     "matmul_bfloat16": gemm_bfloat16.matmul_bfloat16,
     # No precisions of this device: the GPU's are compared with them.
     **{name: REFERENCE[name] for name in ("matmul_float16", "matmul_tf32", "matmul_tf32x3")},
+    **{f"{name}_rounded": REFERENCE[f"{name}_rounded"] for name in conv.KERNELS},
 }
 
 KERNELS = {name: kernel if name in ANY_LAYOUT else _guarded(name, kernel) for name, kernel in _COMPILED.items()}

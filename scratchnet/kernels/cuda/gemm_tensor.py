@@ -46,12 +46,20 @@ class _Factor(NamedTuple):
     put: Callable
 
 
+def layout(name: str, edge: int, depth: int, across: bool) -> tuple[tuple[int, int], int]:
+    """(how far the next (row or column, word) of a tile is, the words of one). across: words of a sum lie side by side.
+
+    Rows of words are as far apart as lets a warp read its words at once.
+    """
+    words = depth // PRECISIONS[name].terms
+    return ((words + 4, 1), edge * (words + 4)) if across else ((1, edge + 8), words * (edge + 8))
+
+
 @cache
 def factor(name: str, edge: int, depth: int, threads: int, across: bool) -> _Factor:
     """edge: how many rows of op(a), or columns of op(b), a tile has. across: memory runs along the sum."""
     TERMS = PRECISIONS[name].terms
-    EDGE, WORD = (depth // TERMS + 4, 1) if across else (1, edge + 8)
-    WHOLE_WORDS = edge * EDGE if across else depth // TERMS * WORD
+    (EDGE, WORD), WHOLE_WORDS = layout(name, edge, depth, across)
     LINE = (depth if across else edge) // 4  # groups of 16 bytes in a line of memory
     TOTAL = edge * depth // 4 // (1 if across else TERMS)  # groups, or where words need several lines, sets of them
     SETS, LINES = -(-TOTAL // threads), 1 if across else TERMS
@@ -100,29 +108,85 @@ def factor(name: str, edge: int, depth: int, threads: int, across: bool) -> _Fac
     return _Factor(WHOLE_WORDS, (EDGE, WORD), SETS * OWN, load, put)
 
 
+class Warps(NamedTuple):
+    """What the warps of a block make of a pair of tiles. A thread has `sums` numbers, of which the first are elements.
+
+    add_products(a_tiles, a_start, b_tiles, b_start, thread, sums): the terms of both tiles, which begin there.
+    place(thread, own): (row, column) in the tile of element `own` of a thread. finish(sums): makes elements of sums.
+    elements: how many. words: how many of a precision's words a pair of numbers is, each in a tile of its own.
+    """
+
+    sums: int
+    elements: int
+    words: int
+    add_products: Callable
+    place: Callable
+    finish: Callable
+
+
 @cache
-def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool, thrice: bool = False) -> Kernel:
+def warps(name: str, tile: Tile, a_steps: tuple[int, int], b_steps: tuple[int, int], rests: tuple[int, int]) -> Warps:
+    """steps: see tensor_cores.multiplying. name: may be THREE_PRODUCTS: then what rounding leaves of a is multiplied by
+    b, too, and that of b by a: sums that are added last. rests: how far behind a tile that of its rests begins.
+    """
+    OWN_ROWS, OWN_COLUMNS = tile.own_rows * 8, tile.own_columns * 4  # of a warp, whose threads are 8 x 4
+    DOWN, ACROSS, WARPS = OWN_ROWS // PIECE_ROWS, OWN_COLUMNS // PIECE_COLUMNS, tile.columns // OWN_COLUMNS
+    (A_EDGE, A_WORD), (B_EDGE, B_WORD), (A_REST, B_REST) = a_steps, b_steps, rests
+    THRICE, ELEMENTS = name == THREE_PRODUCTS, DOWN * ACROSS * 4
+    STEPS = tile.depth // (WORDS * PRECISIONS[once(name)].terms)
+    multiply_add = multiplying(once(name), a_steps, b_steps)
+
+    @device
+    def add_products(a_tiles, a_start, b_tiles, b_start, thread, sums):
+        lane, warp = thread % LANES, thread // LANES
+        own_row, own_column = warp // WARPS * OWN_ROWS, warp % WARPS * OWN_COLUMNS
+        for step in range(STEPS):
+            for i in range(DOWN):
+                a_at = a_start + (own_row + i * PIECE_ROWS) * A_EDGE + step * WORDS * A_WORD
+                for j in range(ACROSS):
+                    b_at = b_start + (own_column + j * PIECE_COLUMNS) * B_EDGE + step * WORDS * B_WORD
+                    first = (i * ACROSS + j) * 4
+                    if THRICE:
+                        multiply_add(a_tiles, A_REST + a_at, b_tiles, b_at, lane, sums, ELEMENTS + first)
+                        multiply_add(a_tiles, a_at, b_tiles, B_REST + b_at, lane, sums, ELEMENTS + first)
+                    multiply_add(a_tiles, a_at, b_tiles, b_at, lane, sums, first)
+
+    @device
+    def place(thread, own):
+        warp, piece = thread // LANES, own // 4
+        row, column = sum_place(thread % LANES, own % 4)
+        row += warp // WARPS * OWN_ROWS + piece // ACROSS * PIECE_ROWS
+        return row, column + warp % WARPS * OWN_COLUMNS + piece % ACROSS * PIECE_COLUMNS
+
+    @device
+    def finish(sums):
+        if THRICE:
+            for own in range(ELEMENTS):
+                sums[own] += sums[ELEMENTS + own]
+
+    words = 2 if THRICE else 1
+    return Warps(words * ELEMENTS, ELEMENTS, words, add_products, place, finish)
+
+
+def once(name: str) -> str:
+    """The precision of one of its products."""
+    return "tf32" if name == THREE_PRODUCTS else name
+
+
+@cache
+def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool) -> Kernel:
     """The kernel (a, b, out, sizes, wide) of `count` products: a, b, out are float32 (count, ...), one after the other.
 
     sizes: (count, m, n, k, span); span, and out where it is less than k: as in gemm.py, with (parts, count, m, n).
-    thrice: what rounding leaves of a, in TF32, is multiplied by b, too, and that of b by a: sums that are added last.
     """
     ROWS, COLUMNS, DEPTH, THREADS = tile.rows, tile.columns, tile.depth, tile.threads
-    OWN_ROWS, OWN_COLUMNS = tile.own_rows * 8, tile.own_columns * 4  # of a warp, whose threads are 8 x 4
-    DOWN, ACROSS, WARPS = OWN_ROWS // PIECE_ROWS, OWN_COLUMNS // PIECE_COLUMNS, COLUMNS // OWN_COLUMNS
-    A_ACROSS, B_ACROSS, STEPS = not transpose_a, transpose_b, DEPTH // (WORDS * PRECISIONS[name].terms)
-    A_WORDS, A_STEPS, A_NUMBERS, load_a, put_a = factor(name, ROWS, DEPTH, THREADS, A_ACROSS)
-    B_WORDS, B_STEPS, B_NUMBERS, load_b, put_b = factor(name, COLUMNS, DEPTH, THREADS, B_ACROSS)
-    A_EDGE, A_WORD, B_EDGE, B_WORD = *A_STEPS, *B_STEPS
-    THRICE, SUMS, TILES = thrice, DOWN * ACROSS * 4, 4 if thrice else 2  # of the rests: sums and tiles after the others
-    A_SHARED, B_SHARED, ALL_SUMS, A_REST, B_REST = (
-        TILES * A_WORDS,
-        TILES * B_WORDS,
-        TILES // 2 * SUMS,
-        2 * A_WORDS,
-        2 * B_WORDS,
-    )
-    multiply_add = multiplying(name, A_STEPS, B_STEPS)
+    A_ACROSS, B_ACROSS, THRICE = not transpose_a, transpose_b, name == THREE_PRODUCTS
+    A_WORDS, a_steps, A_NUMBERS, load_a, put_a = factor(once(name), ROWS, DEPTH, THREADS, A_ACROSS)
+    B_WORDS, b_steps, B_NUMBERS, load_b, put_b = factor(once(name), COLUMNS, DEPTH, THREADS, B_ACROSS)
+    A_REST, B_REST = 2 * A_WORDS, 2 * B_WORDS  # behind both halves
+    SUMS, ELEMENTS, TILES, add_products, place, finish = warps(name, tile, a_steps, b_steps, (A_REST, B_REST))
+    A_SHARED, B_SHARED, LINE = TILES * A_REST, TILES * B_REST, min(ELEMENTS, 16)
+    LINES = ELEMENTS // LINE
     put_a_rest = factor("rest of tf32", ROWS, DEPTH, THREADS, A_ACROSS).put
     put_b_rest = factor("rest of tf32", COLUMNS, DEPTH, THREADS, B_ACROSS).put
     WORD, NUMBER = numba.uint32, numba.float32
@@ -131,14 +195,12 @@ def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool
     def multiply(a, b, out, sizes, wide):
         a_tiles = cuda.shared.array(A_SHARED, WORD, ALIGNED)
         b_tiles = cuda.shared.array(B_SHARED, WORD, ALIGNED)
-        sums = cuda.local.array(ALL_SUMS, NUMBER)
+        sums = cuda.local.array(SUMS, NUMBER)
         a_staged = cuda.local.array(A_NUMBERS, NUMBER)
         b_staged = cuda.local.array(B_NUMBERS, NUMBER)
         words = cuda.local.array(4, WORD)
         count, m, n, k, span = sizes
         thread = cuda.threadIdx.x
-        lane, warp = thread % LANES, thread // LANES
-        own_row, own_column = warp // WARPS * OWN_ROWS, warp % WARPS * OWN_COLUMNS
         bands, strips = (m + ROWS - 1) // ROWS, (n + COLUMNS - 1) // COLUMNS
         band, first_column = cuda.blockIdx.x // strips, cuda.blockIdx.x % strips * COLUMNS
         item, first_row = band // bands, band % bands * ROWS
@@ -146,7 +208,7 @@ def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool
         start, end = part * span, min(part * span + span, k)
         a_edges, a_first, a_terms, a_term = lines_of(item, m, first_row, k, A_ACROSS)
         b_edges, b_first, b_terms, b_term = lines_of(item, n, first_column, k, B_ACROSS)
-        for i in range(ALL_SUMS):
+        for i in range(SUMS):
             sums[i] = ZERO
 
         load_a(a, a_edges, a_terms, a_first, a_term + start, thread, a_staged, wide[0])
@@ -162,15 +224,7 @@ def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool
             if term + DEPTH < end:
                 load_a(a, a_edges, a_terms, a_first, a_term + term + DEPTH, thread, a_staged, wide[0])
                 load_b(b, b_edges, b_terms, b_first, b_term + term + DEPTH, thread, b_staged, wide[1])
-            for step in range(STEPS):
-                for i in range(DOWN):
-                    a_at = half * A_WORDS + (own_row + i * PIECE_ROWS) * A_EDGE + step * WORDS * A_WORD
-                    for j in range(ACROSS):
-                        b_at = half * B_WORDS + (own_column + j * PIECE_COLUMNS) * B_EDGE + step * WORDS * B_WORD
-                        if THRICE:
-                            multiply_add(a_tiles, A_REST + a_at, b_tiles, b_at, lane, sums, SUMS + (i * ACROSS + j) * 4)
-                            multiply_add(a_tiles, a_at, b_tiles, B_REST + b_at, lane, sums, SUMS + (i * ACROSS + j) * 4)
-                        multiply_add(a_tiles, a_at, b_tiles, b_at, lane, sums, (i * ACROSS + j) * 4)
+            add_products(a_tiles, half * A_WORDS, b_tiles, half * B_WORDS, thread, sums)
             if term + DEPTH < end:
                 half = 1 - half
                 put_a(a_staged, words, a_tiles, half * A_WORDS, thread)
@@ -180,17 +234,13 @@ def product_in_warps(name: str, tile: Tile, transpose_a: bool, transpose_b: bool
                     put_b_rest(b_staged, words, b_tiles, B_REST + half * B_WORDS, thread)
             cuda.syncthreads()
 
-        for i in range(DOWN):
-            for j in range(ACROSS):
-                for v in range(4):
-                    row, column = sum_place(lane, v)
-                    row += first_row + own_row + i * PIECE_ROWS
-                    column += first_column + own_column + j * PIECE_COLUMNS
-                    if row < m and column < n:
-                        value = sums[(i * ACROSS + j) * 4 + v]
-                        if THRICE:
-                            value += sums[SUMS + (i * ACROSS + j) * 4 + v]
-                        out[((part * count + item) * m + row) * n + column] = value
+        finish(sums)
+        out_at = ((part * count + item) * m + first_row) * n + first_column
+        for line in range(LINES):  # in two loops, each of which is short enough to be unrolled
+            for i in range(LINE):
+                row, column = place(thread, line * LINE + i)
+                if row < m - first_row and column < n - first_column:
+                    out[out_at + row * n + column] = sums[line * LINE + i]
 
     return multiply
 
@@ -211,7 +261,7 @@ def multiply(name: str, a, b, out, transpose_a: bool, transpose_b: bool) -> None
     target = out if parts == 1 else memory.empty((1, parts, out.size), out.dtype)
     edges = m if transpose_a else k, k if transpose_b else n
     wide = tuple(is_wide(x) and edge % 4 == 0 for x, edge in zip((a, b), edges, strict=True))
-    loop = product_in_warps("tf32" if thrice else name, tile, transpose_a, transpose_b, thrice)
+    loop = product_in_warps(name, tile, transpose_a, transpose_b)
     blocks = -(-n // tile.columns) * -(-m // tile.rows) * parts * count
     a, b = (x if x.size else out for x in (a, b))  # k = 0: no element is read
     launch(loop, blocks, tile.threads, a, b, target, (count, m, n, k, span), wide)
@@ -232,7 +282,7 @@ def rounding(threads: int) -> Kernel:
     return loop
 
 
-def _rounded(name: str, x):
+def rounded(name: str, x):
     if name == THREE_PRODUCTS:
         return x
     if name != "tf32":
@@ -250,7 +300,7 @@ def _matmul(name: str) -> Callable[..., None]:
         if machine.has_tensor_cores():
             multiply(name, a, b, out, bool(transpose_a), bool(transpose_b))
             return
-        a, b = (_rounded(name, x) for x in (a, b))
+        a, b = (rounded(name, x) for x in (a, b))
         if len(out) == 1:
             gemm.matmul(a[0], b[0], out[0], transpose_a, transpose_b)
         else:

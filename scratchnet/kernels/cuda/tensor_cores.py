@@ -174,7 +174,7 @@ def multiplying(name: str, a_steps: tuple[int, int], b_steps: tuple[int, int]) -
 
         return multiply_add
 
-    widened = _widened(name)
+    widened = operand_of(name)
 
     @device
     def emulated(a, a_at, b, b_at, lane, sums, first):
@@ -192,8 +192,20 @@ def multiplying(name: str, a_steps: tuple[int, int], b_steps: tuple[int, int]) -
 
 
 @cache
-def _widened(name: str) -> Callable:
-    """widened(word, term): an operand as a float32."""
+def rounded(name: str) -> Callable:
+    """rounded(x): a number as an operand has it."""
+    made, widened = word(name), operand_of(name)
+
+    @device
+    def of_word(x):
+        return widened(made(x, x), 0)
+
+    return of_word
+
+
+@cache
+def operand_of(name: str) -> Callable:
+    """operand(word, term): one of a word, as a float32."""
     if "tf32" in name:
 
         @device

@@ -34,7 +34,7 @@ class Tuning:
     tiles, tiles_of_8_bytes: of matrix products in float32 and in other dtypes, the largest first.
     tensor_tiles: of those by tensor cores; a warp computes 8 own_rows x 4 own_columns, pieces of 16 x 8.
     windows: of convolutions; the first one that is less than half empty along the filters is taken, in
-    dtypes of 8 bytes from the second one on.
+    dtypes of 8 bytes from the second one on. tensor_windows: the same by tensor cores.
     multiprocessors: fewer blocks than this leave part of the GPU idle, so a smaller tile is taken.
     few, few_of_8_bytes, groups, few_terms: of products of few tiles, see gemm_few.py: the tile, the groups of threads
     that share a sum, and the longest sum.
@@ -51,6 +51,7 @@ class Tuning:
     tiles_of_8_bytes: tuple[Tile, ...] = (Tile(64, 64, 8, 4, 4), Tile(32, 32, 16, 4, 2))
     tensor_tiles: tuple[Tile, ...] = (Tile(128, 64, 16, 8, 8), Tile(64, 64, 16, 4, 8), Tile(32, 32, 32, 2, 4))
     windows: tuple[Tile, ...] = tuple(Tile(*x, 4, 4) for x in ((64, 64, 16), (32, 64, 8), (16, 128, 8), (8, 128, 8)))
+    tensor_windows: tuple[Tile, ...] = (Tile(128, 64, 16, 4, 8), Tile(64, 64, 16, 4, 8), Tile(32, 64, 16, 4, 4))
     multiprocessors: int = 108
     few: Tile = Tile(16, 16, 16, 4, 4)
     few_of_8_bytes: Tile = Tile(16, 16, 8, 4, 4)
@@ -66,12 +67,13 @@ TINY = Tuning(
     few=Tile(8, 8, 4, 4, 4), few_of_8_bytes=Tile(4, 4, 2, 2, 2), groups=2, few_terms=12,
     tensor_tiles=(Tile(32, 16, 16, 4, 2), Tile(16, 8, 32, 2, 2)),
     windows=(Tile(8, 8, 4, 4, 4), Tile(4, 8, 4, 4, 4)),
+    tensor_windows=(Tile(32, 16, 16, 4, 2), Tile(16, 8, 16, 2, 2)),
 )  # fmt: skip
 SIMULATED_SMALL = replace(  # for Numba's simulator, in which each thread costs as much as a call of Python
     TINY, threads=4, blocks=2, warp=2, shuffles=False, chunk=8, small_rows=2,
     tiles=(Tile(4, 8, 4, 4, 4),), tiles_of_8_bytes=(Tile(4, 4, 2, 2, 2),),
     few=Tile(4, 8, 4, 4, 4), few_terms=6, tensor_tiles=(Tile(16, 8, 16, 2, 2),),
-    windows=(Tile(4, 8, 4, 4, 4),) * 2,
+    windows=(Tile(4, 8, 4, 4, 4),) * 2, tensor_windows=(Tile(16, 8, 16, 2, 2),),
 )  # fmt: skip
 _current: ContextVar[Tuning] = ContextVar("tuning", default=SIMULATED_SMALL if SIMULATED else PRODUCTION)
 

@@ -343,7 +343,7 @@ def conv2d_weight(g, x, stride, padding, dilation, groups):
 def conv2d_shapes(words):
     """Words; c, o: channels of x, of the result; d, f: a group's - i, y, k: sizes of x, result, filter."""
 
-    def shapes(stride, padding, dilation, groups):
+    def shapes(stride, padding, dilation, groups, precision=None):
         c, o = CHANNELS[groups]
         sizes = {"i": "86", "k": "32", "y": outputs_of(FILTER, stride, padding, dilation)}
         letters = {"c": c, "o": o, "d": c // groups, "f": o // groups} | sizes

@@ -30,5 +30,15 @@ def _rounded_products(rounded):
     return lambda a, b, transpose_a, transpose_b: products(rounded(a), rounded(b), transpose_a, transpose_b)
 
 
+def convolution(oracle):
+    """An oracle of a convolution or of one of its gradients, of operands that are rounded first."""
+
+    def rounded(a, b, *bias, precision, **windows):
+        made = ROUNDED.get(precision, np.asarray)  # two numbers of TF32 are nearly one of float32
+        return oracle(made(a), made(b), *bias, **windows)
+
+    return rounded
+
+
 PRODUCTS = {name: _rounded_products(rounded) for name, rounded in ROUNDED.items()}
 PRODUCTS["tf32x3"] = products  # of float32: two numbers of TF32 are nearly one of those

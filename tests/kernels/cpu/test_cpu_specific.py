@@ -20,6 +20,7 @@ from scratchnet.native.compile import compile_stats, get_num_threads, set_num_th
 
 CPU, NUMPY = device("cpu").kernels, device("numpy").kernels
 ROWS, COLUMNS = (700, 200) if JIT else (7, 13)  # with the JIT: parallel, in several blocks, with a remainder
+WINDOWS = (1, 1), (1, 1), (1, 1), 1
 NUMBERS = {
     "clip": (-0.5, 0.5),
     "dropout": (0.3, np.array([1, 2], np.uint64)),
@@ -31,7 +32,8 @@ NUMBERS = {
     "adadelta": (np.array([0.1, 0.9, 1e-6, 0.01]),),
     "standardize": (1e-5,),
     "standardize_grad": (1e-5,),
-    **dict.fromkeys(("conv2d", "conv2d_input", "conv2d_weight"), ((1, 1), (1, 1), (1, 1), 1)),
+    **dict.fromkeys(("conv2d", "conv2d_input", "conv2d_weight"), WINDOWS),
+    **dict.fromkeys(("conv2d_rounded", "conv2d_input_rounded", "conv2d_weight_rounded"), (*WINDOWS, "tf32")),
     "max_pool2d": ((2, 2), (2, 2), (0, 0), (1, 1)),
     **dict.fromkeys(("avg_pool2d", "avg_pool2d_grad"), ((2, 2), (2, 2), (0, 0), True)),
     **dict.fromkeys(("batch_norm", "batch_norm_sums", "batch_norm_grad"), (1e-5,)),
@@ -74,9 +76,9 @@ def case(name, dtype=np.float32, rows=ROWS, columns=COLUMNS, seed=0):
         "rnn_cell_grad": cell(1, 1, 1),
         "gru_cell_grad": cell(5, 3, 1, 2),
         "lstm_cell_grad": cell(6, 4, 2),
-        "conv2d": ([images[0], kernels, channels], like[:1]),
-        "conv2d_input": ([images[0], kernels], like[:1]),
-        "conv2d_weight": ([images[0], images[1]], [np.empty_like(kernels)]),
+        **dict.fromkeys(("conv2d", "conv2d_rounded"), ([images[0], kernels, channels], like[:1])),
+        **dict.fromkeys(("conv2d_input", "conv2d_input_rounded"), ([images[0], kernels], like[:1])),
+        **dict.fromkeys(("conv2d_weight", "conv2d_weight_rounded"), (images[:2], [np.empty_like(kernels)])),
         "max_pool2d": ([flat[0]], [np.empty(small.shape, np.int64)]),
         "avg_pool2d": ([flat[0]], [small]),
         "avg_pool2d_grad": ([np.resize(x[0], small.shape).astype(dtype)], [like[0].reshape(flat[0].shape)]),

@@ -14,6 +14,7 @@ NEEDS = "compiled"
 HOT = {"unary", "binary", "folding_strips", "exponential_rows", "product", "product_in_warps"}
 HOT |= {"standardizing", "folding_rows", "dropping", "updating", "convolving"}
 BY_STRIDES = {"broadcasting", "strided_copying", "transposing"}  # what "binary" and "copying" do to rows of memory
+ROUNDED = {("conv2d_rounded", "bfloat16"), ("conv2d_weight_rounded", "tf32x3")}  # with a bias, and the most registers
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU
 
 
@@ -27,6 +28,11 @@ def first_of_each(key, launches, count):
         seen[key(launch)] += 1
         if seen[key(launch)] <= count:
             yield i, launch
+
+
+def is_repeating(launch):
+    """Is it a convolution in a precision that does what those of ROUNDED do?"""
+    return not THOROUGH and launch.name.endswith("_rounded") and (launch.name, launch.precision) not in ROUNDED
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,8 @@ def compiled(known):
     from gpu_facts import ARCHITECTURES, facts_of_all
 
     is_needed = [
-        (x.is_float32 and x.factory not in BY_STRIDES) or (x.factory == "product" and "l" not in x.dtypes)
+        (x.is_float32 and x.factory not in BY_STRIDES and not is_repeating(x))
+        or (x.factory == "product" and "l" not in x.dtypes)
         for x in known
     ]
     hot = {(x.name, x.factory, x.threads): i for i, x in enumerate(known) if x.is_float32 and x.factory in HOT}
@@ -85,7 +92,7 @@ def test_float32_kernels_have_no_float64_instruction(compiled):
 
 
 def test_registers_and_shared_memory_leave_room_for_several_blocks(compiled):
-    from gpu_facts import occupancy
+    from gpu_roofline import occupancy
 
     for launch, _, f in compiled:
         assert f["registers"] * launch.kernel.bounds[0] * launch.kernel.bounds[1] <= 65536, launch.name
@@ -119,7 +126,7 @@ def test_the_loop_of_a_product_multiplies_much_more_than_it_reads(compiled):
 
 
 def test_convolutions_multiply_as_often_as_products_of_the_same_tile(compiled):
-    found = [(x, f["loop"]) for x, _, f in compiled if x.factory == "convolving"]
+    found = [(x, f["loop"]) for x, _, f in compiled if x.factory == "convolving" and not x.precision]
     assert {x.name for x, _ in found} == {"conv2d", "conv2d_input", "conv2d_weight"}
     for launch, loop in found:
         assert loop["shared_narrow"] == 0 and loop["fma"] >= (8 if launch.is_float32 else 4) * loop["shared_wide"] > 0
@@ -134,8 +141,22 @@ def test_products_in_halves_and_tf32_are_made_by_tensor_cores(compiled):
     for launch, arch, f in products:
         assert f["mma"] == f["hmma"] == each[launch.name], (launch.name, arch)
         assert f["wide_loads"] and f["fma"] == 0
-    others = [(x.name, f["mma"], f["hmma"]) for x, _, f in compiled if x.factory != "product_in_warps"]
+    others = [(x.name, f["mma"], f["hmma"]) for x, _, f in compiled if not x.is_in_warps]
     assert not [other for other in others if any(other[1:])]
+
+
+def test_convolutions_in_a_precision_are_made_by_tensor_cores(compiled):
+    """A block asks for the numbers of its next tiles, 16 of a thread, before it waits for one."""
+    found = [(x, f) for x, _, f in compiled if x.factory == "convolving" and x.precision]
+    each = {
+        "bfloat16": 8,
+        "float16": 8,
+        "tf32": 16,
+        "tf32x3": 24,
+    }  # of 32 x 32 elements and 16 terms; thrice of 32 x 16
+    assert {(x.name, x.precision) for x, _ in found} >= ROUNDED
+    for launch, f in found:
+        assert f["mma"] == f["hmma"] == each[launch.precision] and f["under_way"] >= 64, (launch.name, launch.precision)
 
 
 def test_a_spill_would_be_seen():
@@ -152,7 +173,7 @@ def test_a_spill_would_be_seen():
         loop = product(np.dtype(np.float32), Tile(128, 128, 8, 8, 8), False, False, False, False)
         arguments = (x, x, x, x, (64, 64, 64, 64), (True, True, True))
         crowded = Kernel(loop.function, 1024)  # 64 registers a thread at most
-        f = facts(Launch("matmul", [x] * 3, crowded, (1, 1), 1024, arguments), "sm_80")
+        f = facts(Launch("matmul", [x] * 3, (), crowded, (1, 1), 1024, arguments), "sm_80")
     assert f["spills"] > 0 and not noted
 
 
@@ -171,7 +192,7 @@ def test_a_fold_along_the_tree_adds_in_registers(shards):
         x = memory.empty(1000, np.float32)
         folds.fold_tree(tree_sum(range(shards), int, lambda left, right: (left, right)), [x] * shards, x)
         ((kernel, blocks, threads, arguments),) = noted
-        launch = Launch("fold", [x], kernel, blocks, threads, arguments)
+        launch = Launch("fold", [x], (), kernel, blocks, threads, arguments)
         f = facts(launch, "sm_80")
     assert f["spills"] + f["stack"] + f["local"] + f["f64"] + f["fma"] == 0
     assert f["registers"] * kernel.bounds[0] <= 65536

@@ -1,18 +1,21 @@
 """Convolution on the device "cuda", by tiles: values, the order of additions, and what lies outside of the planes."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
-from gpu_arrays import RNG
+from gpu_arrays import RNG, ROUNDED
 from sizes import SIMULATED
 
+import scratchnet as sn
 from scratchnet.kernels import reference_windows as reference
+from scratchnet.nn import functional as F
 from scratchnet.testing import host_kernel, interpreted
 
 NEEDS = "simulated"
 if SIMULATED:
-    from scratchnet.kernels.cuda import convolution, tuning
+    from scratchnet.kernels.cuda import compile, convolution, tuning
 
 KERNELS = "conv2d", "conv2d_input", "conv2d_weight"
 # (images, groups, channels, h, w, filters), window, stride, padding, dilation: channels and filters are those of a
@@ -43,7 +46,7 @@ def arrays(call, dtype=np.float32, draw=RNG.standard_normal):
     return [np.asarray(draw(shape)).astype(dtype) for shape in (*shapes, (images, groups * filters, *size))]
 
 
-def computed(name, call, x, weight, bias, g, table=None):
+def computed(name, call, x, weight, bias, g, table=None, precision=None):
     """The result of a kernel; by the reference if that is the table."""
     (_, groups, *_), _, *windows = call
     inputs, like = {
@@ -53,8 +56,9 @@ def computed(name, call, x, weight, bias, g, table=None):
     if table is reference:
         getattr(reference, name)(*inputs, out, *windows, groups)
     else:
+        name, more = (f"{name}_rounded", (precision,)) if precision else (name, ())
         with interpreted(), tuning.use(tuning.TINY):
-            host_kernel("cuda", name)(*inputs, out, *windows, groups)
+            host_kernel("cuda", name)(*inputs, out, *windows, groups, *more)
     return out
 
 
@@ -66,6 +70,61 @@ def test_sums_of_small_integers_are_exact(name, call, dtype):
     given = arrays(call, dtype, lambda shape: RNG.integers(-3, 4, shape))
     wide = [x.astype(np.float64) for x in given]
     np.testing.assert_array_equal(computed(name, call, *given), computed(name, call, *wide, table=reference))
+
+
+SEVERAL_TILES = (1, 2, 3, 4, 6, 33), (2, 2), (1, 1), (1, 0), (1, 1)  # of 32 x 16 and 16 x 8 elements
+
+
+IN_A_PRECISION = [("bfloat16", SEVERAL_TILES), ("tf32x3", SEVERAL_TILES), ("tf32", CALLS["strides and holes"])]
+IN_A_PRECISION += [("float16", CALLS["windows with holes"]), ("bfloat16", CALLS["no channel"])]
+
+
+@pytest.mark.parametrize(("precision", "call"), IN_A_PRECISION, ids=str)
+@pytest.mark.parametrize("name", KERNELS)
+def test_by_tensor_cores_sums_are_numpys_of_rounded_operands(name, precision, call):
+    x, weight, bias, g = arrays(call)
+    rounded = ROUNDED.get(precision, np.asarray)
+    wide = [rounded(y).astype(np.float64) for y in (x, weight)] + [bias.astype(np.float64), rounded(g).astype(float)]
+    exact = computed(name, call, *wide, table=reference)
+    size = computed(name, call, *map(np.abs, wide), table=reference)
+    (images, _, channels, *_, filters), (kh, kw), *_ = call
+    places = images * math.prod(g.shape[2:])
+    terms = {"conv2d": channels * kh * kw, "conv2d_input": filters * kh * kw, "conv2d_weight": places}[name]
+    roundings = terms + 1 + (8 if precision == "tf32x3" else 0)  # what three products lose: docs/precision.md
+    error = np.abs(computed(name, call, x, weight, bias, g, precision=precision) - exact)
+    assert (error <= roundings * np.finfo(np.float32).eps / 2 * size).all()
+    if precision == "tf32x3":
+        once = computed(name, call, x, weight, bias, g, precision="tf32")
+        assert (np.abs(once - exact) > roundings * np.finfo(np.float32).eps / 2 * size).any()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32x3"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_gpu_without_tensor_cores_rounds_first(name, precision):
+    call = CALLS["groups"]
+    given = arrays(call)
+    with mock.patch.object(compile.machine, "has_tensor_cores", lambda: False):
+        found = computed(name, call, *given, precision=precision)
+    rounded = ROUNDED.get(precision, np.asarray)
+    x, weight, bias, g = given
+    assert found.tobytes() == computed(name, call, rounded(x), rounded(weight), bias, rounded(g)).tobytes()
+
+
+def test_a_layer_is_rounded_with_its_gradients_or_not_at_all():
+    convolving = convolution.convolving
+    for filters, channels, is_rounded in ((16, 16, True), (15, 16, False), (16, 1, False)):
+        x, weight = (
+            sn.Tensor(RNG.standard_normal(shape).astype(np.float32), device="cuda", requires_grad=True)
+            for shape in ((1, channels, 16, 128), (filters, channels, 2, 2))
+        )
+        made = []
+        given = mock.patch.object(convolution, "convolving", lambda *x, made=made: made.append(x[-1]) or convolving(*x))
+        token = compile.launcher.set(lambda *launch: None)
+        with given, sn.precision("tf32"):
+            y = F.conv2d(x, weight)
+            y.sum().backward()
+        compile.launcher.reset(token)
+        assert made == ["tf32" if is_rounded else None] * 3
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -100,18 +159,21 @@ def planned_with(name, call, x, weight, g):
         "conv2d_weight": convolution.of_weight,
     }
     shape = convolution._shape(x, weight, g, *call[2:], call[0][1])
-    return walks[name], shape, 4, tuning.TINY
+    return walks[name], shape, 4, False, tuning.TINY
 
 
+@pytest.mark.parametrize("precision", [None, "bfloat16", "tf32"])
 @pytest.mark.parametrize("name", KERNELS)
-def test_what_lies_outside_of_a_plane_takes_no_part_in_a_sum(name):
+def test_what_lies_outside_of_a_plane_takes_no_part_in_a_sum(name, precision):
     call = CALLS["strides"]
     x, weight, bias, g = arrays(call)
     weight[0, 1, 0, 0], weight[3, 0, 2, 2] = np.inf, np.nan
     g[1, 1, 0, 0], g[0, 2, -1, -1] = -np.inf, np.nan
-    expected = computed(name, call, x, weight, bias, g, table=reference)
+    given = [ROUNDED[precision](y) if precision and y is not bias else y for y in (x, weight, bias, g)]
+    expected = computed(name, call, *given, table=reference)
     assert np.isnan(expected).any() and np.isfinite(expected).any()
-    np.testing.assert_allclose(computed(name, call, x, weight, bias, g), expected, 1e-5, 1e-5)
+    found = computed(name, call, x, weight, bias, g, precision=precision)
+    np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
 
 
 def test_a_strided_gradient_multiplies_what_meets_and_nothing_else():
@@ -131,16 +193,19 @@ def test_the_tile_fits_the_filters_and_long_sums_have_parts():
     numbers = tuning.PRODUCTION
     for filters, rows in {128: 64, 64: 64, 33: 64, 32: 32, 16: 16, 8: 8, 3: 8, 1: 8}.items():
         shape = convolution.Shape(128, 1, 64, 28, 28, filters, 28, 28, 3, 3, (1, 1), (1, 1), (1, 1))
-        tile, span, parts, _ = convolution.planned(convolution.forward, shape, 4, numbers)
+        tile, span, parts, _ = convolution.planned(convolution.forward, shape, 4, False, numbers)
         assert (tile.rows, parts) == (rows, 1) and span >= 576
-        _, span, parts, _ = convolution.planned(convolution.of_weight, shape, 4, numbers)
+        _, span, parts, _ = convolution.planned(convolution.of_weight, shape, 4, False, numbers)
         assert span <= 1024 and parts == math.ceil(128 * 784 / span)
 
 
-def test_opencl_gets_the_same_source():
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_opencl_gets_the_same_source(precision):
     from scratchnet.kernels.opencl.source import translated
 
-    loop = convolution.convolving(np.dtype(np.float32), tuning.PRODUCTION.windows[0], False, True)
+    numbers = tuning.PRODUCTION
+    tile = (numbers.tensor_windows if precision else numbers.windows)[0]
+    loop = convolution.convolving(np.dtype(np.float32), tile, False, True, precision)
     numbers = [("q",) * n for n in (14, 11, 3, 4, 7, 2)]  # of a walk, and where the sum is cut
     text = translated(loop.function, ("[f",) * 4 + tuple(numbers))
-    assert text.count("barrier(") == 3 and text.count("aligned(16)") == 9  # four arrays of the block, five of a thread
+    assert text.count("barrier(") == 3 and text.count("aligned(16)") == 11  # six arrays of the block, five of a thread

@@ -34,6 +34,7 @@ SHORT_ROWS = [  # a warp takes several of them, and exchanges values without a b
     ("softmax", (floats(29, 3),), (29, 3), "f", ()),
     ("softmax_grad", (floats(29, 4), floats(29, 4)), (29, 4), "f", ()),
 ]
+WINDOWS = (1, 1), (0, 0), (1, 1), 1
 # Calls whose kernels have barriers: name, inputs, shape and dtype of the result, numbers.
 CALLS = [
     ("sum", (floats(2, 40, 1),), (2, 1), "f", ()),
@@ -64,11 +65,15 @@ CALLS = [
     ("conv2d", (floats(1, 4, 4, 3), floats(10, 2, 3, 2), floats(10)), (1, 10, 4, 2), "f", ((1, 1), (1, 0), (1, 1), 2)),
     ("conv2d_input", (floats(1, 9, 2, 2), floats(9, 3, 2, 2)), (1, 3, 3, 4), "f", ((2, 2), (1, 1), (1, 1), 1)),
     ("conv2d_weight", (floats(2, 5, 3, 4), floats(2, 2, 4, 5)), (5, 2, 2, 2), "f", ((1, 1), (0, 0), (1, 1), 1)),
+    ("conv2d_rounded", (floats(1, 3, 4, 3), floats(17, 3, 2, 2), floats(17)), (1, 17, 3, 2), "f", (*WINDOWS, "tf32x3")),
+    ("conv2d_weight_rounded", (floats(1, 3, 6, 3), floats(1, 2, 6, 3)), (3, 2, 1, 1), "f", (*WINDOWS, "bfloat16")),
     ("matmul_bfloat16", (floats(2, 17, 35), floats(2, 35, 9)), (2, 17, 9), "f", (False, False)),
     ("matmul_tf32x3", (floats(1, 5, 35), floats(1, 35, 4)), (1, 5, 4), "f", (False, False)),
     ("matmul_tf32", (floats(1, 35, 17), floats(1, 9, 35)), (1, 17, 9), "f", (True, True)),
 ]
-TUNINGS = [True, False] if SIMULATED else []  # with shuffles, and with their twin in shared memory
+# With shuffles, and where threads of a kernel exchange values, with their twin in shared memory.
+WITHOUT_EXCHANGE = "matmul", "batched_matmul", "linear", "conv2d", "transposed"
+TUNINGS = [(c, s) for c in CALLS for s in (True, False) if SIMULATED and (s or not c[0].startswith(WITHOUT_EXCHANGE))]
 
 
 def transposed(x, out):
@@ -104,16 +109,14 @@ def with_shuffles(shuffles):
     return tuning.use(dataclasses.replace(tuning.TINY, shuffles=shuffles))
 
 
-@pytest.mark.parametrize("shuffles", TUNINGS)
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: call[0])
+@pytest.mark.parametrize(("call", "shuffles"), TUNINGS, ids=lambda x: x[0] if isinstance(x, tuple) else str(x))
 def test_bits_do_not_depend_on_the_order_of_threads(call, shuffles):
     with with_shuffles(shuffles):
         results = {run(call, order)[0].tobytes() for order in ORDERS}
     assert len(results) == 1
 
 
-@pytest.mark.parametrize("shuffles", TUNINGS)
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: call[0])
+@pytest.mark.parametrize(("call", "shuffles"), TUNINGS, ids=lambda x: x[0] if isinstance(x, tuple) else str(x))
 def test_every_barrier_is_missed_when_it_is_taken_out(call, shuffles):
     with with_shuffles(shuffles):
         found = {barrier for function in run(call)[1] for barrier in barriers_of(function)}
