@@ -34,7 +34,6 @@ import numba
 import numpy as np
 from numba.core import sigutils
 from numba.core.caching import _Cache
-from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.environment import Environment, _rebuild_env
@@ -205,38 +204,20 @@ class _Unpickler(pickle.Unpickler):
         return _environment if found is _rebuild_env else found
 
 
-class _Library(JITCodeLibrary):
-    """Machine code from disk. What LLVM made it of is read when a caller is compiled that needs it.
-
-    Numba reads it at once, and asks it for the name of each function: half of the time that a kernel took to load.
-    """
-
-    def __init__(self, codegen, name, code, bitcode, symbols):
-        super().__init__(codegen, name)
-        self._bitcode = bitcode
-        self.enable_object_caching()
-        self._set_compiled_object(code)
-        self._finalize_final_module()
-        codegen._engine._defined_symbols.update(symbols)
-
-    def _get_module_for_linking(self):
-        if self._shared_module is None:
-            self._shared_module = llvm.parse_bitcode(self._bitcode)
-        return self._shared_module
-
-
 class _Target:
-    """Numba's target, where `CompileResult._rebuild` asks it for a library."""
+    """Numba's target, as `CompileResult._rebuild` sees it: it makes a library of what was kept of one."""
 
-    def __init__(self, target, symbols):
-        self._target, self._symbols = target, symbols
+    def __init__(self, target, library):
+        self._target, self._library = target, library
 
     def codegen(self):
         return self
 
-    def unserialize_library(self, serialized):
-        name, _, (code, bitcode) = serialized
-        return _Library(self._target.codegen(), name, code, bitcode, self._symbols)
+    def unserialize_library(self, kept):
+        return self._library.load(self._target.codegen(), *kept)
+
+    def get_executable(self, *arguments):
+        return self._library.executable(self._target, *arguments)
 
     def __getattr__(self, name):
         return getattr(self._target, name)
@@ -252,11 +233,12 @@ def _find_runtime():
 class KernelCache(_Cache):
     """The machine code of one kernel: a file for each signature, named by a digest of all that determines its content.
 
-    Numba's own cache does not notice a change in a callee of another file; SOURCES is for that.
+    Numba's own cache does not notice a change in a callee of another file; SOURCES is for that. `library` is the class
+    of what is kept, Whole or Part of compile.py.
     """
 
-    def __init__(self, py_func, options):
-        self._py_func, self._options = py_func, options
+    def __init__(self, py_func, options, library):
+        self._py_func, self._options, self._library = py_func, options, library
 
     @property
     def cache_path(self):
@@ -269,8 +251,8 @@ class KernelCache(_Cache):
             return None
         _find_runtime()
         define_functions_in(content)
-        symbols, state = _Unpickler(io.BytesIO(content)).load()
-        result = CompileResult._rebuild(_Target(target_context, symbols), *state)
+        state = _Unpickler(io.BytesIO(content)).load()
+        result = CompileResult._rebuild(_Target(target_context, self._library), *state)
         # These functions start the threads. Numba forgets that a caller which is compiled later needs them, too: a
         # third process that loads the caller from the cache would run its parallel loop without threads, and crash.
         result.library._reload_init.update(result.reload_init)
@@ -278,10 +260,8 @@ class KernelCache(_Cache):
 
     def save_overload(self, sig, result):
         cachable = not result.lifted and not result.library.has_dynamic_globals
-        state = result._reduce()
-        module = result.library._get_module_for_linking()
-        symbols = [v.name for kind in (module.functions, module.global_variables) for v in kind if not v.is_declaration]
-        session.keep(self._file(sig, result.codegen) if cachable else None, dumps((symbols, state)))
+        kept = dumps(self._library.to_keep(result._reduce(), result.library._final_module))
+        session.keep(self._file(sig, result.codegen) if cachable else None, kept)
 
     def _file(self, sig, codegen):
         """The file for one signature, or None: no folder, or a function whose meaning its source file does not fix."""
@@ -298,6 +278,7 @@ class KernelCache(_Cache):
             source,
             sorted(self._options["fastmath"]),
             self._options["parallel"],
+            self._library.__name__,
             str(argument_types),
             codegen.magic_tuple(),
         )

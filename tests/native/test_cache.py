@@ -56,7 +56,7 @@ def test_a_second_process_compiles_nothing(warm):
 
 @needs_jit
 def test_a_warm_start_leaves_most_of_numba_asleep(warm):
-    assert warm.second["modules"] == [] and warm.second["read"] == 0
+    assert warm.second["modules"] == []
 
 
 @needs_jit

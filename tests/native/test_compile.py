@@ -117,6 +117,25 @@ def test_garbage_is_collected_after_compiling_as_before(enabled, argument):
         (gc.enable if before else gc.disable)()
 
 
+@needs_jit
+def test_a_kernel_that_another_one_calls_is_compiled_as_a_part_of_that_and_by_itself_when_python_calls_it():
+    @jit
+    def part(x):
+        return 3 * x
+
+    @jit
+    def whole(x):
+        return part(x) + 1
+
+    assert whole(2.0) == 7.0
+    assert not part.overloads and len(part._part.overloads) == 1
+    (made,) = part._part.overloads.values()
+    assert native.Part is type(made.library) and not made.library.codegen._engine.is_symbol_defined(
+        made.fndesc.llvm_cpython_wrapper_name
+    )
+    assert part(2.0) == 6.0 and len(part.overloads) == len(part._part.overloads) == 1
+
+
 def test_a_stamp_has_its_own_name():
     kernel = stamp(elementwise, "squares", function=compiled_square)
     assert (kernel.__name__, kernel.__qualname__, kernel.__module__) == ("squares", "squares", __name__)
