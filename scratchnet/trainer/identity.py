@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.dataset import gather, selects
+from ..data.dataset import View, gather, meaning_of, selects
 from ..kernels import order_of
 from ..nn import Module
 from ..parallel.model.parts_plan import plan_of
@@ -18,9 +18,10 @@ from ..parallel.settings import Settings
 from ..parallel.strategies import options_of
 from ..precisions import least
 
+FIRST = "first samples"
 # What a new phase of a run may change: how it goes on. What it is stays: model, optimizer, loss, shards, seed.
 OF_A_PHASE = {
-    "batch_size", "samples", "shuffle", "sampler", "loader_seed", "drop_last", "first samples", "accumulate",
+    "batch_size", "samples", "shuffle", "sampler", "loader_seed", "drop_last", FIRST, "accumulate",
     "clip_norm", "nonfinite", "options", "precision", "products", "scheduler", "base_lrs", "schedule",
 }  # fmt: skip
 PARTS = "parts"  # another number of them changes bits, but no checkpoint depends on it
@@ -40,7 +41,7 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "sampler": None if loader.sampler is None else repr(loader.sampler),
         "loader_seed": loader.seed,
         "drop_last": bool(loader.drop_last),
-        "first samples": _digest(settings),
+        FIRST: _digest(settings.loader.dataset),
         "accumulate": settings.accumulate,
         "clip_norm": settings.clip_norm,
         "precision": settings.precision,
@@ -101,8 +102,8 @@ def changes(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
 def _differences(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
     """(key, the name of what differs in it, as saved, now)."""
     for key, value in mine.items():
-        if key not in saved or (was := saved[key]) == value:  # older versions saved less
-            continue
+        if key not in saved or (was := saved[key]) == value or (key == FIRST and was is None):
+            continue  # older versions saved less
         name = key
         if isinstance(was, list) and isinstance(value, list) and len(was) == len(value):
             was, value = next((a, b) for a, b in zip(was, value, strict=True) if a != b)
@@ -114,12 +115,17 @@ def _differences(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[
         yield key, name, was, value
 
 
-def _digest(settings: Settings) -> str | None:
-    """Of the samples that come first; None for a data set that may draw them at random."""
-    if not selects(settings.loader.dataset):
-        return None
-    arrays = gather(settings.loader.dataset, range(min(8, len(settings.loader.dataset))))
-    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()[:16]
+def _digest(dataset: Any) -> str | None:
+    """Of the samples that come first. Of a data set that may draw them at random: of those that it is a view of, and of
+    what their numbers mean; None where neither is known."""
+    base = dataset
+    while isinstance(base, View) and not selects(base):
+        base = base.dataset
+    arrays = gather(base, range(min(8, len(base)))) if selects(base) else ()
+    content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+    if base is not dataset or not arrays:
+        content += "".join(f"{name}={list(map(str, x))}" for name, x in meaning_of(dataset).items()).encode()
+    return hashlib.sha256(content).hexdigest()[:16] if content else None
 
 
 def _options_of(optimizer: Any, scheduler: Any) -> list[dict[str, Any]]:

@@ -221,6 +221,24 @@ def test_each_field_of_the_identity_of_a_run_has_a_test(tmp_path):
     assert set(identity) == {*ANOTHER, *of_parts, "devices", "parts"}  # tests/parallel/pool, tests/parallel/model
 
 
+def test_resuming_on_other_data_is_refused_also_below_functions_of_it(tmp_path):
+    def loader_of(column, names="ab"):
+        x, y = data()[:]
+        rows = sn.data.TensorDataset(np.roll(x, column, axis=1), y)
+        rows.feature_names = list(names)
+        return sn.data.DataLoader(rows.map(np.copy), 8)
+
+    make(tmp_path)[0].fit(loader_of(0), epochs=1)
+    make(tmp_path)[0].fit(loader_of(0), epochs=2, resume="auto")
+    for other in (loader_of(1), loader_of(0, "ba")):
+        with pytest.raises(sn.CheckpointError, match="resume: expected first samples="):
+            make(tmp_path)[0].fit(other, epochs=3, resume="auto")
+    older = sn.load(sorted(tmp_path.glob("checkpoint-*"))[-1])
+    older["identity"]["first samples"] = None  # of a version that looked at no function's data
+    sn.save(tmp_path / "older.safetensors", **older)
+    make(tmp_path / "other")[0].fit(loader_of(1), epochs=3, resume=tmp_path / "older.safetensors")
+
+
 def test_resuming_another_model_names_the_difference(tmp_path):
     trainer, loader = make(tmp_path)
     trainer.fit(loader, epochs=1)
