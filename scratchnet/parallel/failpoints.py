@@ -34,6 +34,8 @@ STAGE_POINTS = tuple(  # of a pipeline, beside those of slices
     [f"{phase}.{when}" for phase in ("forward", "backward") for when in ("claimed", "half_written", "written")]
 )
 
+GPU_POINTS = "gradients.sent", "parameters.sent"  # of ranks whose gradients stay on GPUs, see mpi/gpus.py
+
 
 def armed(rank: int, starts: int) -> Callable[..., None]:
     """The function that a worker calls at each point, fail(point, step, memory). starts: earlier processes of its rank.

@@ -2,7 +2,8 @@
  * (docs.nvidia.com/cuda/cuda-driver-api) says. So the whole host path runs, and what it does wrong is seen:
  *
  * - Memory of a device is at addresses that the host can neither read nor write: it lies elsewhere.
- * - It is the laziest GPU that the rules allow: nothing queued in a stream happens before somebody waits for it. A copy
+ * - It is the laziest GPU that the rules allow: nothing queued in a stream happens before somebody waits for it, or asks
+ *   again and again whether it is done. A copy
  *   from pinned memory that was overwritten too early copies the wrong bytes; a kernel whose memory was freed too early
  *   finds it gone.
  * - It refuses what a driver refuses: calls before cuInit or without a context, handles that are dead or another
@@ -37,7 +38,8 @@ enum {
     ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701, MISALIGNED = 716, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALID = 901
 };
 enum { MOST_DEVICES = 8, MOST_PARAMETERS = 128 };
-enum { COPY, FILL, LAUNCH, MARK, WAIT };
+enum { COPY, FILL, LAUNCH, MARK, WAIT, CALL };
+enum { ASKED = 64 };  /* a GPU that is asked so often whether it has come to an event has come there */
 
 typedef struct Context { int device; struct Stream *streams, *null; } Context;
 typedef struct Kernel {
@@ -45,10 +47,11 @@ typedef struct Kernel {
     int count, registers, shared, most_threads; struct { int offset, size; } parameter[MOST_PARAMETERS];
 } Kernel;
 typedef struct Library { Kernel *kernels; int alive; } Library;
-typedef struct Event { int alive, timed; Context *context; struct Stream *stream; uint64_t at; } Event;
+typedef struct Event { int alive, timed, asked; Context *context; struct Stream *stream; uint64_t at; } Event;
 typedef struct Op {
     struct Op *next; int kind; uint64_t number, from_number; void *to; const void *from; size_t n; void *kept;
     int value, width, on_device; struct Stream *stream; Kernel *kernel; unsigned char *arguments;
+    int (*call)(void *); void *argument;  /* of another library: 0 once it is done */
 } Op;
 typedef struct Graph { Op *first, *last; } Graph;
 typedef struct Stream {
@@ -154,7 +157,7 @@ static int release(void *at, int pinned) {
 
 /* --- streams: queues whose work happens when somebody waits for it ------------------------------------------------ */
 
-static void run_to(Stream *stream, uint64_t number);
+static int run_to(Stream *stream, uint64_t number, int waits);
 
 static int check_arguments(Kernel *k, const unsigned char *arguments, int device) {
     /* An array is 0, 0, elements, bytes of one, address, length, stride: seven parameters of 8 bytes. */
@@ -186,30 +189,38 @@ static void perform(Op *op) {
         else if (op->kind == COPY) memmove(to, from, op->n);
         else for (size_t i = 0; i < op->n; i++) memcpy(to + i * op->width, &op->value, op->width);
     } else if (op->kind == WAIT) {
-        if (op->to) run_to(op->to, op->from_number);
+        if (op->to) run_to(op->to, op->from_number, 1);
     } else if (op->kind == LAUNCH) {
         performed++;
         int found = check_arguments(op->kernel, op->arguments, device);
         if (found && !sticky) { sticky = found; note("stub: a kernel failed", "%d %s", found, op->kernel->name); }
     }
 }
-static void run_to(Stream *stream, uint64_t number) {
+static int run_to(Stream *stream, uint64_t number, int waits) {  /* waits: for calls that are not done; is it there? */
     while (stream->first && stream->first->number <= number) {
         Op *op = stream->first;
+        if (op->kind == CALL && op->call(op->argument)) {
+            if (!waits) return 0;
+            if (waits == 1) note("stub: waits for an exchange", "");
+            waits = 2;
+            usleep(200);
+            continue;
+        }
         stream->first = op->next;
         if (!stream->first) stream->last = NULL;
         stream->done = op->number;
         perform(op);
         free(op->kept); free(op->arguments); free(op);
     }
+    return 1;
 }
 static void run_all(Context *context) {
-    for (Stream *s = context->streams; s; s = s->next) run_to(s, s->queued);
+    for (Stream *s = context->streams; s; s = s->next) run_to(s, s->queued, 1);
 }
 static Op *queue(Stream *stream, Op op) {
     if (stream == stream->context->null) {  /* the default stream waits for all others but the non-blocking ones */
-        for (Stream *s = stream->context->streams; s; s = s->next) if (s->blocking && s != stream) run_to(s, s->queued);
-    } else if (stream->blocking) run_to(stream->context->null, stream->context->null->queued);
+        for (Stream *s = stream->context->streams; s; s = s->next) if (s->blocking && s != stream) run_to(s, s->queued, 1);
+    } else if (stream->blocking) run_to(stream->context->null, stream->context->null->queued, 1);
     Op *own = malloc(sizeof *own);
     *own = op; own->next = NULL; own->stream = stream;
     if (stream->capture) {
@@ -463,13 +474,13 @@ static int host_to_device(Stream *s, void *to, const void *from, size_t n, int w
     int is_pinned = holding((uintptr_t)from, n) != NULL;
     if (!is_pinned) memcpy(op.kept = malloc(n), from, n);  /* pageable memory is read at once, and sent at any time */
     queue(s, op);
-    if (waits && is_pinned) run_to(s, s->queued);
+    if (waits && is_pinned) run_to(s, s->queued, 1);
     return OK;
 }
 static int device_to_host(Stream *s, void *to, const void *from, size_t n, int waits) {
     if (!readable(from, n, s->context->device)) return INVALID_VALUE;
     queue(s, (Op){.kind = COPY, .on_device = 2, .to = to, .from = from, .n = n});
-    if (waits || (!s->capture && !holding((uintptr_t)to, n))) run_to(s, s->queued);  /* pageable memory is waited for */
+    if (waits || (!s->capture && !holding((uintptr_t)to, n))) run_to(s, s->queued, 1);  /* pageable memory is waited for */
     return sticky;
 }
 #define COPIES(name, step, to_t, from_t)                                                                              \
@@ -517,7 +528,7 @@ API cuStreamCreateWithPriority(Stream **out, unsigned flags, int priority) {
 API cuStreamDestroy(void *handle) {
     BEGIN_IN_CONTEXT("cuStreamDestroy", "%p", handle);
     STREAM(s, handle);
-    run_to(s, s->queued);  /* its work is still done */
+    run_to(s, s->queued, 1);  /* its work is still done */
     s->alive = 0;
     BACK(OK);
 }
@@ -546,7 +557,7 @@ API cuStreamSynchronize(void *handle) {
     STREAM(s, handle);
     if (s->capture) { s->broken = 1; BACK(CAPTURE_UNSUPPORTED); }
     NOT_CAPTURED;
-    run_to(s, s->queued);
+    run_to(s, s->queued, 1);
     if (s == s->context->null) run_all(s->context);
     BACK(sticky);
 }
@@ -572,20 +583,21 @@ API cuEventRecord(Event *event, void *handle) {
     STREAM(s, handle);
     if (!event || !event->alive || event->context != s->context) BACK(INVALID_HANDLE);
     queue(s, (Op){.kind = MARK});
-    if (!s->capture) { event->stream = s; event->at = s->queued; }
+    if (!s->capture) { event->stream = s; event->at = s->queued; event->asked = 0; }
     BACK(OK);
 }
 API cuEventRecordWithFlags(Event *event, void *handle, unsigned flags) { (void)flags; return cuEventRecord(event, handle); }
 API cuEventQuery(Event *event) {
     BEGIN("cuEventQuery", "%p", (void *)event);
     if (!event->alive) BACK(INVALID_HANDLE);
-    BACK(event->stream && event->stream->done < event->at ? NOT_READY : OK);
+    if (event->stream && event->asked++ >= ASKED) run_to(event->stream, event->at, 0);
+    BACK(event->stream && event->stream->done < event->at ? NOT_READY : sticky);
 }
 API cuEventSynchronize(Event *event) {
     BEGIN("cuEventSynchronize", "%p", (void *)event);
     NOT_CAPTURED;
     if (!event->alive) BACK(INVALID_HANDLE);
-    if (event->stream) run_to(event->stream, event->at);
+    if (event->stream) run_to(event->stream, event->at, 1);
     BACK(sticky);
 }
 API cuEventElapsedTime(float *out, Event *a, Event *b) {
@@ -786,6 +798,19 @@ API cuGetErrorName(int code, const char **out) {
 API cuGetErrorString(int code, const char **out) { return cuGetErrorName(code, out); }
 API cuProfilerStart(void) { return OK; }
 API cuProfilerStop(void) { return OK; }
+
+/* For other libraries, as stub_nccl.c: a call in the order of a stream; and where bytes of a device of this context are. */
+API stub_queue(void *handle, int (*call)(void *), void *argument) {
+    BEGIN_IN_CONTEXT("stub_queue", "%p", handle);
+    STREAM(s, handle);
+    NOT_CAPTURED;
+    queue(s, (Op){.kind = CALL, .call = call, .argument = argument});
+    BACK(OK);
+}
+__attribute__((visibility("default"))) char *stub_reached(void *at, size_t n, int device) {
+    Memory *m = holding((uintptr_t)at, n);
+    return m && m->device == device ? reached(at, n, 1, device) : NULL;
+}
 
 __attribute__((visibility("default"))) long stub_count(const char *name) {
     for (int i = 0; i < 256 && counts[i].name; i++) if (!strcmp(counts[i].name, name)) return counts[i].count;

@@ -1,4 +1,4 @@
-"""A CUDA driver without a GPU (stub_driver.c), built here, and processes that run under it."""
+"""A CUDA driver and an NCCL without a GPU (stub_driver.c, stub_nccl.c), built here, and processes that run under them."""
 
 import functools
 import json
@@ -28,19 +28,26 @@ def _compiler() -> str | None:
 
 
 @functools.cache
-def _folder() -> tempfile.TemporaryDirectory:
-    folder = tempfile.TemporaryDirectory(prefix="stub-driver-")
+def _folder(source: str, library: str) -> tempfile.TemporaryDirectory:
+    folder = tempfile.TemporaryDirectory(prefix="stub-")
     flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden"]
-    target = Path(folder.name) / "libcuda.so.1"
-    subprocess.run([_compiler(), *flags, "-o", target, HERE / "stub_driver.c", "-ldl", "-lpthread"], check=True)
+    target = Path(folder.name) / library
+    subprocess.run([_compiler(), *flags, "-o", target, HERE / source, "-ldl", "-lpthread"], check=True)
     return folder
 
 
-def environment(**settings: object) -> dict[str, str]:
-    """Of a process under the stub. settings: devices, capability, memory, version, no_graphs, trace (stub_driver.c)."""
+def nccl() -> str:
+    """The folder of an NCCL that goes before others."""
+    return _folder("stub_nccl.c", "libnccl.so.2").name
+
+
+def environment(with_nccl: bool = False, **settings: object) -> dict[str, str]:
+    """Of a process under the stub. settings: devices, capability, memory, version, no_graphs, trace (stub_driver.c);
+    with_nccl, and nccl_kill, nccl_error, nccl_trace, nccl_version (stub_nccl.c)."""
+    folders = [_folder("stub_driver.c", "libcuda.so.1").name, *[nccl()] * with_nccl]
     kept = {k: v for k, v in os.environ.items() if k not in ("NUMBA_ENABLE_CUDASIM", "CUDA_VISIBLE_DEVICES")}
     return kept | {
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [_folder().name, os.environ.get("LD_LIBRARY_PATH")])),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [*folders, os.environ.get("LD_LIBRARY_PATH")])),
         "PYTHONPATH": os.pathsep.join([*map(str, PATHS), os.environ.get("PYTHONPATH", "")]),
         "SCRATCHNET_QUIET": "1",
         **{f"STUB_{name.upper()}": str(value) for name, value in settings.items()},

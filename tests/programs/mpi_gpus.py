@@ -1,4 +1,4 @@
-"""A short training on GPUs, by the ranks of an MPI job, or by one worker of one process; each prints what it has.
+"""Short trainings on GPUs, by the ranks of an MPI job, or by one worker of one process; each prints what it has.
 
 Under the stub driver kernels compute nothing; in the simulator they are interpreted.
 """
@@ -6,6 +6,9 @@ Under the stub driver kernels compute nothing; in the simulator they are interpr
 import contextlib
 import hashlib
 import json
+import logging
+import os
+from dataclasses import dataclass
 
 import numpy as np
 from losses import Interpreted
@@ -13,25 +16,58 @@ from sizes import SIMULATED
 from stub_driver import compile_nothing
 
 import scratchnet as sn
+from scratchnet.flags import flag, run_script
 from scratchnet.parallel.comm.job import started_as
 
+JOBS = {  # arguments of the trainer, and the optimizer
+    "buffers": ({"shards": 3}, sn.optim.SGD, {"momentum": 0.9}),
+    "adam": ({"shards": 5}, sn.optim.Adam, {}),  # of the last batch a shard has none
+    "one shard": ({"shards": 1}, sn.optim.SGD, {}),
+    "norm": ({"shards": 6, "accumulate": 2, "clip_norm": 0.1}, sn.optim.Adam, {}),
+    "float16": ({"shards": 4, "precision": "float16"}, sn.optim.SGD, {}),
+    "fast": ({"shards": 3, "strategy": sn.parallel.AllReduce(order="fast")}, sn.optim.SGD, {}),
+    "local": ({"shards": 3, "strategy": sn.parallel.LocalSGD(every=2)}, sn.optim.SGD, {}),
+}
 
-def trained():
+
+@dataclass
+class Config:
+    jobs: tuple[str, ...] = flag(("buffers",), "names of JOBS")
+    folder: str | None = flag(None, "of checkpoints, from which a run goes on")
+    epochs: int = flag(1, "passes over the data, of 3 batches each")
+    nan: bool = flag(False, "a sample is not finite")
+
+
+def trained(job, config):
+    options, rule, details = JOBS[job]
     sn.manual_seed(1)
     rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((24, 5)).astype(np.float32), rng.integers(0, 3, 24)
+    samples = 24 if job == "buffers" else 20
+    x, y = rng.standard_normal((samples, 5)).astype(np.float32), rng.integers(0, 3, samples)
+    if config.nan:
+        x[7] = np.nan
     first = sn.nn.Linear(5, 4, bias=False)
-    model = sn.nn.Sequential(first, sn.nn.BatchNorm1d(4), sn.nn.Tanh(), sn.nn.Dropout(0.3), sn.nn.Linear(4, 3))
-    optimizer = sn.optim.SGD(model.to("cuda").parameters(), 0.1, momentum=0.9)
+    norm = sn.nn.BatchNorm1d(4) if job == "buffers" else sn.nn.LayerNorm(4)
+    model = sn.nn.Sequential(first, norm, sn.nn.Tanh(), sn.nn.Dropout(0.3), sn.nn.Linear(4, 3))
+    optimizer = rule(model.to("cuda").parameters(), 0.1, **details)
     loader = sn.data.DataLoader(sn.data.TensorDataset(x, y), 8, shuffle=True, seed=3)
     loss = Interpreted() if SIMULATED else sn.nn.CrossEntropyLoss()
     devices = None if started_as() else ["cuda:0"]
-    sn.Trainer(model, optimizer, loss, shards=3, devices=devices, progress=False).fit(loader, epochs=1)
-    states = [*model.state_dict().values(), *(s["velocity"] for s in optimizer.state_dict()["state"])]
-    return hashlib.sha256(b"".join(array.tobytes() for array in states)).hexdigest()
+    folder = {"folder": config.folder, "save_every": 1} if config.folder else {}
+    trainer = sn.Trainer(model, optimizer, loss, devices=devices, progress=False, **options, **folder)
+    history = trainer.fit(loader, epochs=config.epochs, resume="auto" if folder else None)
+    states = [array for state in optimizer.state_dict()["state"] for array in state.values()]
+    states += [*model.state_dict().values(), np.array(history["train_loss"])]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in states)).hexdigest()
 
 
-if __name__ == "__main__":
+def main(config):
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log = logging.getLogger("scratchnet.parallel")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     with contextlib.ExitStack() as stack:
         if SIMULATED:
             from scratchnet.kernels.cuda import tuning
@@ -41,11 +77,16 @@ if __name__ == "__main__":
             stack.enter_context(tuning.use(tuning.TINY))
         else:
             compile_nothing()
-        digest = trained()
+        digests = {job: trained(job, config) for job in config.jobs}
     if SIMULATED:
         number = 0
     else:
         from scratchnet.kernels.cuda import driver
 
         number = driver.gpu().number
-    print("RESULT", json.dumps({"digest": digest, "gpu": number}), flush=True)
+    line = json.dumps({"digests": digests, "gpu": number, "log": lines})
+    os.write(1, f"RESULT {line}\n".encode())  # at once, as mpirun mixes what ranks print
+
+
+if __name__ == "__main__":
+    run_script(main, Config)

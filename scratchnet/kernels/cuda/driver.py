@@ -91,6 +91,11 @@ def has_tensor_cores() -> bool:
     return capability_of(chosen()) >= TENSOR_CORES
 
 
+def identity() -> bytes:
+    """16 bytes that no other GPU has, nor another part of this one."""
+    return bytes(call("cuDeviceGetUuid", gpu().number).bytes)[:16]
+
+
 def why_unavailable(number: int) -> str | None:
     """What stands against computing on this GPU, found without a context on it: others may use it meanwhile."""
     none = "expected an NVIDIA GPU and its driver, got none"

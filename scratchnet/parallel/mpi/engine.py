@@ -37,12 +37,14 @@ from .. import failpoints
 from ..comm.communicator import RAISED, ranks_named
 from ..comm.job import RESTARTS, is_first_rank
 from ..phases import Phase
+from ..pool.device_memory import DeviceArena
 from ..pool.replica import Replica
 from ..pool.steps import Steps, slices_of
 from ..pool.worker import Worker
 from ..settings import Settings, Start
 from ..shards import starts_of
 from .communicator import MpiCommunicator, world
+from .gpus import GpuBlocks, GpuSlices, are_linked
 from .machines import MESSAGE_BYTES, extents_of, machine_of
 from .slices import PHASES, Slices, add_up
 
@@ -132,21 +134,24 @@ class Ranks(Steps):
     """
 
     workers = 1
+    _slices: Slices | None = None  # of what machines own
+    _is_fast = False
 
     def __init__(self, settings: Settings, start: Start, stop: Any):
         self._comm = comm = world()
-        self._machine = machine = machine_of(comm)
+        self._machine = machine_of(comm)
         self._listens = threading.current_thread() is threading.main_thread()
         self._wakeup = comm.watch.listen() if self._listens else -1
         self._stop, self._keeps = stop, settings.keeps_checkpoints
         stop.share()  # a signal only sets `asked` from now on
         with _announced(comm):
             replica = self._replica_of(settings)
-            super().__init__(replica, start._replace(state={}), self._slices_of(replica), machine.memory)
+            slices = self._slices_of(replica)  # on GPUs each rank is a machine
+            super().__init__(replica, start._replace(state={}), slices, self._machine.memory)
             for name in self.arena.ENTRY:  # each rank writes its own, so that it need not wait for another to do it
                 setattr(self.arena, name, np.zeros_like(getattr(self.arena, name)))
             fail = failpoints.armed(comm.rank, int(os.environ.get(RESTARTS, "0")))
-            self._worker = Worker(machine.local.rank, self.arena, replica, -1, fail)
+            self._worker = Worker(self._machine.local.rank, self.arena, replica, -1, fail, blocks=self._on_gpu())
             self._state: dict[str, np.ndarray] = {}
             self._attach()
             self._load_state(start.state)
@@ -157,11 +162,23 @@ class Ranks(Steps):
 
     def _slices_of(self, replica: Replica) -> int:
         """In how many pieces the merge and update is done."""
+        if not replica.device.is_host and are_linked(self._comm, replica):
+            self._machine = machine_of(self._comm, 1)
+            self._slices = GpuSlices(self._machine, replica)
+            return self._slices.count
         machine, strategy = self._machine, replica.strategy
         is_plain = machine.count > 1 and not strategy.compression
         self._is_fast = is_plain and strategy.order == "fast"  # the library's order
         self._slices = Slices(machine, replica) if is_plain and not self._is_fast else None
         return self._slices.count if self._slices else slices_of(replica, machine.local.size)
+
+    def _on_gpu(self) -> GpuBlocks | None:
+        """The memory of this rank's GPU, where gradients stay on it."""
+        if not isinstance(self._slices, GpuSlices):
+            return None
+        self._on_gpus = DeviceArena(self.arena, None, len(self._slices.shards))
+        self._on_gpus.send(self.arena.newest_page())
+        return self._slices.blocks(self._on_gpus.blocks)
 
     def _attach(self) -> None:
         """Before the first step: what is whose, and memory for it. All ranks call this at once."""
@@ -187,6 +204,8 @@ class Ranks(Steps):
         """For all that this machine writes. Without compression its slots hold the gradients of its own shards."""
         arena, own = self.arena, self._shards
         for name, (offset, shape, dtype) in arena.extents.items():
+            if name == "slots" and self._on_gpus:
+                continue
             if name == "slots" and not self.compressor:
                 rings, shards, size = shape
                 for ring in range(rings):
@@ -363,6 +382,8 @@ class Ranks(Steps):
         return self._state
 
     def close(self, error: BaseException | None = None) -> None:
+        if error is not None and self._slices:
+            self._slices.abandon()
         self.read()
         if self.timeline and self._comm.rank == 0:
             self.timeline.write(self._machine.local.size)

@@ -33,12 +33,12 @@ class Machine:
 
     number, of `count`: this machine's. local: the MPI communicator of its ranks. leaders: that of the first ranks of
     all machines, None on other ranks. ordinal: this rank's. rank_at: the rank of each ordinal. neighbours: how many
-    ranks run on this machine, whether they share memory or not.
+    ranks run on this machine, whether they share memory or not. most: see SHARE_VARIABLE, which 0 follows.
     """
 
-    def __init__(self, comm: MpiCommunicator):
+    def __init__(self, comm: MpiCommunicator, most: int = 0):
         self.comm, group = comm, comm.group
-        most = int(os.environ.get(SHARE_VARIABLE, 0)) or (comm.size if os.path.exists("/proc/self/fd") else 1)
+        most = most or int(os.environ.get(SHARE_VARIABLE, 0)) or (comm.size if os.path.exists("/proc/self/fd") else 1)
         same = group.Split_type(comm.library.COMM_TYPE_SHARED, group.rank)
         self.local = same.Split(same.rank // most, group.rank)
         self.neighbours = same.size
@@ -131,9 +131,9 @@ class Machine:
 
 
 @functools.cache
-def machine_of(comm: MpiCommunicator) -> Machine:
+def machine_of(comm: MpiCommunicator, most: int = 0) -> Machine:
     """Made at the first call, which all ranks make."""
-    return Machine(comm)
+    return Machine(comm, most)
 
 
 def extents_of(

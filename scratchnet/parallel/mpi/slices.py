@@ -106,9 +106,9 @@ class Slices:
     arena: TrainingArena
     worker: Worker  # of this rank
 
-    def __init__(self, machine: Machine, replica: Replica):
+    def __init__(self, machine: Machine, replica: Replica, most: int = ROUNDS):
         self.machine, self.replica, self.layout, size = machine, replica, replica.layout, machine.comm.size
-        rounds = int(np.clip(self.layout.parameter_bytes // (size * GRAIN), 1, ROUNDS))
+        rounds = int(np.clip(self.layout.parameter_bytes // (size * GRAIN), 1, most))
         self.count = size * rounds if replica.settings.clip_norm is None else NORMS
         self.own = self._pieces_of([machine.ordinal])
         self._of_machine = self._pieces_of(machine.ordinals(machine.number))
@@ -154,6 +154,9 @@ class Slices:
         for messages in self._messages.values():
             messages.release()
         self.replica.on_final = None
+
+    def abandon(self) -> None:
+        """This rank goes no further, because of an error."""
 
     def _commit_memory(self, partial: SharedMemory, rows: Iterable[int], slots: Extent) -> None:
         """For sums that this machine sends, and for what its pieces need of the other machines' sums."""

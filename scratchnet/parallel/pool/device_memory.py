@@ -179,21 +179,23 @@ class PeerMemory(HostMemory):
         return bool(np.isfinite(total.item()))
 
     def folded(self, part, gradients):
+        return gradients if len(gradients) == 1 else {next(iter(gradients)): self.add_up(part, gradients, self._merged)}
+
+    def add_up(self, part: tuple[int, int], gradients: Leaves, out: Any) -> Any:
+        """`out` gets slice s of n, (s, n) = part, of the sum of these gradients along the tree."""
         from ...kernels.cuda.folds import fold_tree
 
-        if len(gradients) == 1:
-            return gradients
-        kind = part, tuple(gradients)
+        kind = part, tuple(gradients), id(out)
         if kind not in self._folds:
             places = {k: i for i, k in enumerate(gradients)}
             tree = tree_sum(gradients, places.__getitem__, _pair)
             self._folds[kind] = [
-                (tree, [extent.of(slot) for slot in gradients.values()], extent.of(self._merged))
+                (tree, [extent.of(slot) for slot in gradients.values()], extent.of(out))
                 for extent in self.layout.cut(part)
             ]
         for fold in self._folds[kind]:
             fold_tree(*fold)
-        return {next(iter(gradients)): self._merged}
+        return out
 
     def sum_of_squares(self, part, gradients):
         (merged,) = self.folded(part, gradients).values()
@@ -254,15 +256,17 @@ class Blocks(NamedTuple):
 class DeviceArena:
     """What the parent holds, on the GPUs of these numbers; None: for itself, on the one on which it computes.
 
+    slots: how many; None: all of the arena.
     Raises DeviceError if there is no room.
     """
 
-    def __init__(self, arena: TrainingArena, numbers: Sequence[int] | None):
+    def __init__(self, arena: TrainingArena, numbers: Sequence[int] | None, slots: int | None = None):
         from ...kernels.cuda.ipc import Held, Own
 
         make, numbers = (Own, [0]) if numbers is None else (Held, list(dict.fromkeys(numbers)))
-        self._pages, (_, slots, size) = arena.pages, arena.slots.shape
+        self._pages, (_, every, size) = arena.pages, arena.slots.shape
         pages, page_bytes = arena.pages.shape
+        slots = every if slots is None else slots
         self.blocks = Blocks([b""] * len(numbers), pages, page_bytes, slots, round_up(size))
         self._held: list[Any] = []
         try:
@@ -289,10 +293,11 @@ class DeviceArena:
             held.free()
 
 
-def why_on_host(replica: Replica) -> str | None:
+def why_on_host(replica: Replica, by_nccl: bool = False) -> str | None:
     """Why gradients go through the memory of the host, though workers have GPUs; None: they need not.
 
-    The answer does not depend on the number of workers, as it changes bits: CPUs and GPUs update differently.
+    by_nccl: would they go between ranks of an MPI job? The answer does not depend on the number of workers, as it
+    changes bits: CPUs and GPUs update differently.
     """
     settings, strategy = replica.settings, replica.strategy
     if checks.one_of(VARIABLE, os.environ.get(VARIABLE) or "gpu", ("gpu", "host")) == "host":
@@ -309,6 +314,10 @@ def why_on_host(replica: Replica) -> str | None:
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         return found[0]
+    if by_nccl:
+        from ...kernels.cuda import nccl
+
+        return nccl.why_not()
     from ...kernels.cuda.ipc import why_not_shared
 
     return why_not_shared()
