@@ -45,7 +45,7 @@ ONCE = {
     ),
     "large": ("test_folder", "test_scattered", "test_spark", "test_stored"),
     "files": ("test_cells", "test_classes", "test_content", "test_idx", "test_series"),
-    "cuda": ("test_compiled", "test_several_gpus", "test_stub", "test_without_gpu"),
+    "cuda": ("test_compiled", "test_linked_gpus", "test_several_gpus", "test_stub", "test_without_gpu"),
     "cpu": ("test_pairs", "test_tiles"),
     "opencl": ("test_driver", "test_source"),
     "native": ("test_ahead", "test_aligned", "test_cache", "test_compile", "test_limits", "test_llvm"),
@@ -97,7 +97,8 @@ def computes_with_numpy_alone(item):
 TESTS = Path(__file__).parent
 START_PROCESSES = (
     "trainer", "parallel/pool", "scripts", "test_docs.py", "parallel", "test_time_limit.py",
-    "kernels/cuda/test_workers.py", "kernels/cuda/test_several_gpus.py", "kernels/cuda/test_stub.py",
+    "kernels/cuda/test_workers.py", "kernels/cuda/test_linked_gpus.py", "kernels/cuda/test_several_gpus.py",
+    "kernels/cuda/test_stub.py",
     "nn/sequences/test_workers.py",
 )  # fmt: skip
 LONG = (

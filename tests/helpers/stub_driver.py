@@ -1,4 +1,4 @@
-"""A CUDA driver and an NCCL without a GPU (stub_driver.c, stub_nccl.c), built here, and processes that run under them."""
+"""A CUDA driver and NCCL without a GPU (stub_driver.c, stub_nccl.c), built here, and processes that run under them."""
 
 import functools
 import json
@@ -44,7 +44,7 @@ def nccl() -> str:
 def environment(with_nccl: bool = False, **settings: object) -> dict[str, str]:
     """Of a process under the stub. settings: devices, capability, memory, version, no_graphs, trace (stub_driver.c);
     with_nccl, and nccl_kill, nccl_error, nccl_trace, nccl_version (stub_nccl.c)."""
-    folders = [_folder("stub_driver.c", "libcuda.so.1").name, *[nccl()] * with_nccl]
+    folders = [*([nccl()] if with_nccl else []), _folder("stub_driver.c", "libcuda.so.1").name]
     kept = {k: v for k, v in os.environ.items() if k not in ("NUMBA_ENABLE_CUDASIM", "CUDA_VISIBLE_DEVICES")}
     return kept | {
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [*folders, os.environ.get("LD_LIBRARY_PATH")])),

@@ -19,6 +19,7 @@ import scratchnet as sn
 from scratchnet.flags import flag, run_script
 from scratchnet.parallel.comm.job import started_as
 
+WIDE = 40_000  # units of a layer, where the bytes of a gradient are to be told from all others
 JOBS = {  # arguments of the trainer, and the optimizer
     "buffers": ({"shards": 3}, sn.optim.SGD, {"momentum": 0.9}),
     "adam": ({"shards": 5}, sn.optim.Adam, {}),  # of the last batch a shard has none
@@ -27,6 +28,7 @@ JOBS = {  # arguments of the trainer, and the optimizer
     "float16": ({"shards": 4, "precision": "float16"}, sn.optim.SGD, {}),
     "fast": ({"shards": 3, "strategy": sn.parallel.AllReduce(order="fast")}, sn.optim.SGD, {}),
     "local": ({"shards": 3, "strategy": sn.parallel.LocalSGD(every=2)}, sn.optim.SGD, {}),
+    "wide": ({"shards": 4}, sn.optim.SGD, {"momentum": 0.9}),
 }
 
 
@@ -35,7 +37,7 @@ class Config:
     jobs: tuple[str, ...] = flag(("buffers",), "names of JOBS")
     folder: str | None = flag(None, "of checkpoints, from which a run goes on")
     epochs: int = flag(1, "passes over the data, of 3 batches each")
-    nan: bool = flag(False, "a sample is not finite")
+    nan: bool = flag(False, "what the first layer gives of a sample is not finite")
 
 
 def trained(job, config):
@@ -45,10 +47,10 @@ def trained(job, config):
     samples = 24 if job == "buffers" else 20
     x, y = rng.standard_normal((samples, 5)).astype(np.float32), rng.integers(0, 3, samples)
     if config.nan:
-        x[7] = np.nan
-    first = sn.nn.Linear(5, 4, bias=False)
-    norm = sn.nn.BatchNorm1d(4) if job == "buffers" else sn.nn.LayerNorm(4)
-    model = sn.nn.Sequential(first, norm, sn.nn.Tanh(), sn.nn.Dropout(0.3), sn.nn.Linear(4, 3))
+        x[7] = 3e38  # the first sum is infinite
+    width = WIDE if job == "wide" else 4
+    first, norm = sn.nn.Linear(5, width, bias=False), sn.nn.BatchNorm1d if job == "buffers" else sn.nn.LayerNorm
+    model = sn.nn.Sequential(first, norm(width), sn.nn.Tanh(), sn.nn.Dropout(0.3), sn.nn.Linear(width, 3))
     optimizer = rule(model.to("cuda").parameters(), 0.1, **details)
     loader = sn.data.DataLoader(sn.data.TensorDataset(x, y), 8, shuffle=True, seed=3)
     loss = Interpreted() if SIMULATED else sn.nn.CrossEntropyLoss()

@@ -44,7 +44,7 @@ from ..pool.worker import Worker
 from ..settings import Settings, Start
 from ..shards import starts_of
 from .communicator import MpiCommunicator, world
-from .gpus import GpuBlocks, GpuSlices, are_linked
+from .gpus import GpuSlices, are_linked
 from .machines import MESSAGE_BYTES, extents_of, machine_of
 from .slices import PHASES, Slices, add_up
 
@@ -172,8 +172,8 @@ class Ranks(Steps):
         self._slices = Slices(machine, replica) if is_plain and not self._is_fast else None
         return self._slices.count if self._slices else slices_of(replica, machine.local.size)
 
-    def _on_gpu(self) -> GpuBlocks | None:
-        """The memory of this rank's GPU, where gradients stay on it."""
+    def _on_gpu(self) -> Any:
+        """The memory of this rank's GPU as `Blocks`, where gradients stay on it."""
         if not isinstance(self._slices, GpuSlices):
             return None
         self._on_gpus = DeviceArena(self.arena, None, len(self._slices.shards))

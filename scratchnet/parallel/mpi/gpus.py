@@ -17,11 +17,12 @@ The link lives as long as a run. Where a rank dies the job ends; the next one, f
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import logging
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,8 @@ class GpuSlices(Slices):
     A rank has one slice; with clip_norm the slices are parts of the norm, as ever.
     """
 
+    _link: Any = None
+
     def __init__(self, machine: Machine, replica: Replica):
         from ...kernels.cuda import nccl
 
@@ -110,9 +113,11 @@ class GpuSlices(Slices):
         self.comm, self.shards = machine.comm, machine.shards(machine.number, replica.shards)
         self._others = [rank for rank in range(machine.count) if rank != machine.number]
         self._last = (self.count - 1) % machine.count  # who owns the last slice, to which the buffers belong
+        cut = [extents_of(self.layout, [0], self._pieces_of([rank]), self.count) for rank in range(machine.count)]
+        self._at = [[extent for extent in own if extent.nbytes] for own in cut]  # of each rank, in a slot or a page
         name = np.frombuffer(nccl.new_name() if self.comm.rank == 0 else bytes(nccl.NAME), np.int64)
         name = self.comm.broadcast(name.copy())
-        with self.comm.waiting("the link of GPUs"):
+        with self._watched("the link of GPUs"):
             self._link = nccl.Link(machine.count, machine.number, name.tobytes())
 
     def blocks(self, blocks: Blocks) -> GpuBlocks:
@@ -122,7 +127,7 @@ class GpuSlices(Slices):
         for k in range(self.replica.shards):
             if k not in self.shards:
                 buffers = self._buffers() if self._last == self.machine.number else []
-                extents[k] = (self._slices_of(self.machine.number) if k in starts else []) + buffers
+                extents[k] = (self._at[self.machine.number] if k in starts else []) + buffers
         return GpuBlocks(blocks, self.shards, extents)
 
     def attach(self, arena: TrainingArena, worker: Worker) -> None:
@@ -136,12 +141,13 @@ class GpuSlices(Slices):
         self._sums = {tree: PinnedTransfer.memory(self.layout.parameter_bytes) for tree in sums}
 
     def detach(self) -> None:
-        with self.comm.waiting("the end of the link of GPUs"):
+        with self._watched("the end of the link of GPUs"):
             self._link.close()
 
     def abandon(self) -> None:
         """This rank goes no further: what its GPU still waits for will not come."""
-        self._link.abort()
+        if self._link:
+            self._link.abort()
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
@@ -155,7 +161,7 @@ class GpuSlices(Slices):
         """Start to exchange sums, and buffers. All ranks have computed all their shards."""
         me, full = self.machine.number, self.worker.shares_of(step).full
         slots: Any = self._memory.slots[0]
-        messages: list[tuple[int, int, Any, list[Extent]]] = []  # from, to, memory here, extents
+        messages: list[tuple[int, int, Any, list[Extent]]] = []
         for rank, trees in enumerate(self._subtrees):
             for tree in trees:
                 shards = [k for k in tree if k in full]
@@ -163,63 +169,66 @@ class GpuSlices(Slices):
                     total = slots[shards[0]]
                     if len(shards) > 1:
                         total = self._memory.add_up((0, 1), {k: slots[k] for k in shards}, self._sums[tree])
-                    messages += [(me, other, total, self._slices_of(other)) for other in self._others]
+                    messages += [(me, other, total, self._at[other]) for other in self._others]
                 elif shards:
-                    messages.append((rank, me, slots[tree.start], self._slices_of(me)))
+                    messages.append((rank, me, slots[tree.start], self._at[me]))
             for k in self.machine.shards(rank, self.replica.shards) if rank != self._last else ():
                 if k in full and me in (rank, self._last):
                     messages.append((rank, self._last, slots[k], self._buffers()))
-        self._exchange(messages)
+        self._exchange("gradients", messages)
         self.worker.fail("gradients.sent", step)
 
     def wait_for_gradients(self, step: int) -> None:
-        self._wait("the exchange of gradients")
+        self._wait("gradients")
 
     def wait_for_parameters(self, step: int) -> None:
         """All ranks get all slices of the new page, and seal them as if they had done them."""
-        self._share((step + 1) % len(self._memory.pages), [0], lambda: self.worker.fail("parameters.sent", step))
+        self._share((step + 1) % len(self._memory.pages), range(1), lambda: self.worker.fail("parameters.sent", step))
         seals = self.arena.pieces[-1].sealed(self.arena.words)
         seals[self._of_others] = step + 1
 
     def share_states(self, with_older: bool) -> None:
         """The optimizer's state in the newest page goes to all ranks."""
-        self._share(self.arena.committed() % len(self._memory.pages), self.layout.begins[1:])
+        self._share(self.arena.committed() % len(self._memory.pages), range(1, len(self.layout.begins)))
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
-    def _share(self, page: int, begins: Sequence[int], sent: Any = lambda: None) -> None:
-        """All that lies like the parameters at `begins` of a page goes from the owners of its slices to all others."""
+    def _share(self, page: int, parts: Iterable[int], sent: Any = lambda: None) -> None:
+        """Parts of a page (0: parameters and buffers, j: a state) go from the owners of their slices to all others."""
         me, messages = self.machine.number, []
-        for begin in begins:
-            memory = self._memory.pages[page][self.layout.begins.index(begin)]
-            for rank in range(self.machine.count):
-                extents = self._slices_of(rank) + (self._buffers() if rank == self._last and not begin else [])
-                to = self._others if rank == me else [me]
-                messages += [(rank, other, memory, extents) for other in to]
-        self._exchange(messages)
+        for part, rank in itertools.product(parts, range(self.machine.count)):
+            extents = self._at[rank] + (self._buffers() if rank == self._last and part == 0 else [])
+            to = self._others if rank == me else [me]
+            messages += [(rank, other, self._memory.pages[page][part], extents) for other in to]
+        self._exchange("parameters", messages)
         sent()
-        self._wait("the exchange of parameters")
+        self._wait("parameters")
 
-    def _slices_of(self, rank: int) -> list[Extent]:
-        """Where the slices of a rank lie in a slot, or in the parameters of a page; none of them empty."""
-        found = extents_of(self.layout, [0], self._pieces_of([rank]), self.count)
-        return [extent for extent in found if extent.nbytes]
+    def _exchange(self, what: str, messages: Sequence[tuple[int, int, Any, list[Extent]]]) -> None:
+        """Start it. messages: from, to, memory here, extents in it."""
 
-    def _exchange(self, messages: Sequence[tuple[int, int, Any, list[Extent]]]) -> None:
         def of(way: int) -> Iterator[tuple[int, Any]]:
             for *ends, memory, extents in messages:
                 if ends[way] == self.machine.number:
                     for offset, nbytes in ((extent.offset, extent.nbytes) for extent in extents):
                         yield ends[1 - way], memory[offset : offset + nbytes]
 
-        self._link.exchange(of(0), of(1))
+        with self._watched(f"the exchange of {what}"):
+            self._link.exchange(of(0), of(1))
 
-    def _wait(self, text: str) -> None:
-        """Returns when the exchange is done. Where NCCL has lost a rank, the watch gets the time to say which."""
-        try:
+    def _wait(self, what: str) -> None:
+        """Returns when the exchange is done."""
+        with self._watched(text := f"the exchange of {what}"):
             self.comm.wait(self._link, text)
+
+    @contextlib.contextmanager
+    def _watched(self, text: str) -> Iterator[None]:
+        """Inside this rank waits for others. Where NCCL has lost one, the watch gets the time to say which."""
+        try:
+            with self.comm.waiting(text):
+                yield
         except DeviceError:
-            self._link.abort()
+            self.abandon()
             with self.comm.waiting(text):
                 time.sleep(self.comm.watch.patience + 1)
             raise

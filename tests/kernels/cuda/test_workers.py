@@ -7,7 +7,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from jobs import program
+import stub_driver
+from jobs import WRAPPER, program
 from losses import Divided, Interpreted, Vertical, Where
 from servants import NO_MPI, mpirun
 
@@ -363,15 +364,67 @@ def test_devices_and_stages_are_refused_with_gpus_under_mpi(options, found):
 
 @pytest.mark.skipif(NO_MPI is not None, reason=str(NO_MPI))
 def test_ranks_of_an_mpi_job_on_gpus_have_the_bits_of_one_process(monkeypatch):
-    monkeypatch.setenv(device_memory.VARIABLE, "host")  # as ranks do, which merge on the host
+    monkeypatch.setenv(device_memory.VARIABLE, "host")
     digests = set()
     for command, share in ((lambda ranks, *line: line, 0), (mpirun, 0), (mpirun, 1)):  # share=1: as two machines
         status, said = program(2, "mpi_gpus", command=command, SCRATCHNET_MPI_SHARE=str(share))
         assert status == 0, said
-        found = [json.loads(line.split("RESULT ")[1])["digest"] for line in said.splitlines() if "RESULT" in line]
+        found = [json.loads(line.split("RESULT ")[1])["digests"]["buffers"] for line in said.splitlines() if "RESULT" in line]
         assert len(found) == (2 if command is mpirun else 1)
         digests.update(found)
     assert len(digests) == 1
+
+
+# --- gradients of ranks stay on the GPUs, see mpi/gpus.py --------------------------------------------------------------
+
+needs_nccl = pytest.mark.skipif(bool(NO_MPI or stub_driver.why_none()), reason=str(NO_MPI or stub_driver.why_none()))
+LINKED = "buffers", "adam", "one shard", "norm", "float16"  # of mpi_gpus.JOBS
+
+
+def linked(ranks, *flags, command=mpirun, **environment):
+    """The exit status of a job whose ranks are linked by a stub of NCCL, what each of them found, and what it wrote."""
+    environment |= {"LD_LIBRARY_PATH": stub_driver.nccl(), "SCRATCHNET_MPI_PATIENCE": "5"}
+    status, said = program(ranks, "mpi_gpus", *flags, command=command, **environment)
+    found = [json.loads(line.split("RESULT ")[1]) for line in said.splitlines() if "RESULT" in line]
+    assert not any(row["log"] for row in found)
+    return status, [row["digests"] for row in found], said
+
+
+def by_one_worker(*flags):
+    """The digests of one worker on a GPU, in a process that MPI did not start."""
+    status, found, said = linked(1, *flags, command=lambda ranks, *line: line)
+    assert status == 0, said
+    return found[0]
+
+
+@needs_nccl
+def test_no_bit_depends_on_the_number_of_ranks_whose_gradients_stay_on_gpus():
+    expected = by_one_worker("--jobs", *LINKED)
+    assert len({*expected.values()}) == len(LINKED)
+    for ranks in (2, 3, 4):
+        status, found, said = linked(ranks, "--jobs", *LINKED)
+        assert status == 0 and found == [expected] * ranks, said
+
+
+@needs_nccl
+@pytest.mark.parametrize("point", ["gradients.sent", "parameters.sent"])
+def test_ranks_that_die_come_back_with_a_new_link_and_the_same_bytes(point, tmp_path):
+    def restarted(ranks, *line):
+        return [*WRAPPER, "--restarts", "1", "--pause", "0", "--", *mpirun(ranks, *line)]
+
+    flags = "--jobs", "adam", "--epochs", "2"
+    fault = {"SCRATCHNET_FAIL": f"{point}:4:1:SIGKILL", "SCRATCHNET_FIRED": str(tmp_path / "fired")}
+    status, found, said = linked(3, *flags, "--folder", tmp_path / "run", command=restarted, **fault)
+    assert status == 0 and found == [by_one_worker(*flags)] * 3, said
+    assert (tmp_path / "fired").read_text() == f"{point}:4:1:SIGKILL\n"
+
+
+@needs_nccl
+def test_what_is_not_finite_is_one_line_of_all_ranks_that_are_linked():
+    status, found, said = linked(2, "--jobs", "adam", "--nan")
+    (line,) = [line for line in said.splitlines() if line.startswith(("mpi_gpus.py:", "scratchnet:"))]
+    assert status != 0 and not found
+    assert line.startswith("mpi_gpus.py: fit: expected a finite loss, got nan at step ")
 
 
 def test_a_run_on_other_kinds_of_devices_does_not_go_on_with_a_mixed_one(tmp_path):
