@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_phases
+import gpu_ranks
 import gpu_steps
 
 import scratchnet as sn
@@ -32,9 +33,10 @@ PHASES: dict[str, tuple[int, Callable[[Any, gpu_phases.Note], None]]] = {  # sec
     "compile": (70, gpu_phases.compile_all),
     "properties": (70, gpu_phases.properties),
     "large": (20, gpu_phases.large),
-    "steps": (70, gpu_steps.steps),
-    "kernels": (60, gpu_phases.kernels),
+    "steps": (60, gpu_steps.steps),
+    "kernels": (50, gpu_phases.kernels),
     "training": (30, gpu_phases.training),
+    "ranks": (20, gpu_ranks.ranks),
     "checkers": (30, gpu_phases.checkers),
 }
 OTHERS = {"launches": gpu_phases.launch_all}  # what the checkers run
