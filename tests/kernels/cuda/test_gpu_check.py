@@ -8,6 +8,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import stub_driver
+from servants import NO_MPI
 
 from scratchnet.kernels import device
 from scratchnet.testing import KERNEL_ROWS
@@ -30,6 +32,8 @@ def test_it_runs_to_the_end_and_leaves_both_reports(tmp_path):
     assert trained["largest_relative_difference"] < 1e-5 and "through_the_host" not in trained
     assert trained["one worker"]["digest"] == trained["workers"]["digest"] == trained["cuda"]["digest"]
     assert len(report["large"]) == 5 and [x["step"] for x in report["steps"][:2]] == ["scratchnet", "scratchnet jit"]
+    (ranks,) = report["ranks"][:1]
+    assert "missing" in ranks or len(ranks["digests"]) == 2
     assert "simulated: times mean nothing" in (tmp_path / "report.html").read_text()
 
 
@@ -85,3 +89,21 @@ def test_shapes_are_known_for_every_kernel(name):
     import gpu_facts
 
     assert gpu_facts.SHAPES[name]
+
+
+@pytest.mark.skipif(bool(NO_MPI or stub_driver.why_none()), reason=str(NO_MPI or stub_driver.why_none()))
+def test_ranks_whose_number_changes_bits_are_told_of(monkeypatch):
+    import gpu_ranks
+
+    found = []
+    monkeypatch.setattr(gpu_ranks, "_missing", lambda: None)
+    monkeypatch.setenv("LD_LIBRARY_PATH", stub_driver.nccl())
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    gpu_ranks.ranks(None, lambda **row: found.append(row))
+    monkeypatch.setenv("SCRATCHNET_GRADIENTS", "host")
+    gpu_ranks.ranks(None, lambda **row: found.append(row))
+    monkeypatch.setattr(gpu_ranks, "_run", lambda *launcher: (0, [["b" if launcher else "a", []]]))
+    gpu_ranks.ranks(None, lambda **row: found.append(row))
+    wrong = "gradients go through the memory of the host: SCRATCHNET_GRADIENTS=host"
+    assert [row["wrong"] for row in found] == [None, wrong, "ranks on GPUs gave other bits than one worker"]
+    assert list(map(len, found[0]["digests"])) == [1, 2]
