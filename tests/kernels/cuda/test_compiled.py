@@ -31,7 +31,11 @@ def first_of_each(key, launches, count):
 
 
 def is_repeating(launch):
-    """Is it a convolution in a precision that does what those of ROUNDED do?"""
+    """Is it a convolution in a precision that does what those of ROUNDED do, or a product of which one factor is
+    transposed? Both, and neither, are what a factor may be.
+    """
+    if launch.factory in ("product", "product_in_warps"):
+        return not THOROUGH and len(set(launch.numbers)) == 2
     return not THOROUGH and launch.name.endswith("_rounded") and (launch.name, launch.precision) not in ROUNDED
 
 
@@ -49,12 +53,12 @@ def compiled(known):
     from gpu_facts import ARCHITECTURES, facts_of_all
 
     is_needed = [
-        (x.is_float32 and x.factory not in BY_STRIDES and not is_repeating(x))
-        or (x.factory == "product" and "l" not in x.dtypes)
+        ((x.is_float32 and x.factory not in BY_STRIDES) or (x.factory == "product" and "l" not in x.dtypes))
+        and not is_repeating(x)
         for x in known
     ]
     hot = {(x.name, x.factory, x.threads): i for i, x in enumerate(known) if x.is_float32 and x.factory in HOT}
-    others = [(i, x) for i, x in enumerate(known) if not is_needed[i]]
+    others = [(i, x) for i, x in enumerate(known) if not is_needed[i] and not is_repeating(x)]
     wanted = [(i, "sm_80") for i in range(len(known)) if is_needed[i]]
     wanted += [(i, "sm_80") for i, _ in first_of_each(lambda x: x.factory, others, OF_A_LOOP)]
     for arch in ARCHITECTURES:
@@ -116,13 +120,13 @@ def test_streams_of_elements_are_read_sixteen_bytes_at_a_time(compiled):
 
 def test_the_loop_of_a_product_multiplies_much_more_than_it_reads(compiled):
     products = [(x, f["loop"]) for x, _, f in compiled if x.factory == "product" and "l" not in x.dtypes]
-    assert len(products) >= 24
+    assert len(products) >= 14
     for launch, loop in products:
         assert loop["shared_narrow"] == 0, launch.dtypes  # all 16 bytes at a time
         if launch.is_float32 and launch.threads == 256 and loop["fma"] == 64:
             assert loop["fma"] / loop["shared_wide"] == 16 and loop["other"] <= 20
         assert loop["fma"] >= 2 * loop["shared_wide"], launch.dtypes
-    assert sum(loop["fma"] == 64 for launch, loop in products if launch.is_float32) >= 5
+    assert sum(loop["fma"] == 64 for launch, loop in products if launch.is_float32) >= 3
 
 
 def test_convolutions_multiply_as_often_as_products_of_the_same_tile(compiled):
@@ -137,7 +141,7 @@ def test_products_in_halves_and_tf32_are_made_by_tensor_cores(compiled):
     products = [(x, arch, f) for x, arch, f in compiled if x.factory == "product_in_warps"]
     each = {"matmul_bfloat16": 16, "matmul_float16": 16, "matmul_tf32": 16, "matmul_tf32x3": 24}  # of 32 x 32, thrice
     assert {x.name for x, _, _ in products} == set(each)
-    assert {arch for _, arch, _ in products} == {"sm_80", "sm_90"} and len(products) >= 8
+    assert {arch for _, arch, _ in products} == {"sm_80", "sm_90"} and len(products) >= 6
     for launch, arch, f in products:
         assert f["mma"] == f["hmma"] == each[launch.name], (launch.name, arch)
         assert f["wide_loads"] and f["fma"] == 0

@@ -1,5 +1,6 @@
 """Convolution on the device "cuda", by tiles: values, the order of additions, and what lies outside of the planes."""
 
+import contextlib
 import math
 from unittest import mock
 
@@ -15,7 +16,7 @@ from scratchnet.testing import host_kernel, interpreted
 
 NEEDS = "simulated"
 if SIMULATED:
-    from scratchnet.kernels.cuda import compile, convolution, tuning
+    from scratchnet.kernels.cuda import compile, convolution, memory, tuning
 
 KERNELS = "conv2d", "conv2d_input", "conv2d_weight"
 # (images, groups, channels, h, w, filters), window, stride, padding, dilation: channels and filters are those of a
@@ -197,6 +198,20 @@ def test_the_tile_fits_the_filters_and_long_sums_have_parts():
         assert (tile.rows, parts) == (rows, 1) and span >= 576
         _, span, parts, _ = convolution.planned(convolution.of_weight, shape, 4, False, numbers)
         assert span <= 1024 and parts == math.ceil(128 * 784 / span)
+
+
+@pytest.mark.parametrize(("h", "w", "fits"), [(2**29 - 3, 1, True), (2**29 - 2, 1, False), (1, 2**31 - 2, False)])
+def test_planes_whose_rows_or_columns_do_not_fit_their_bits_are_refused(h, w, fits):
+    """With one row and one column of zeros on each side."""
+    x = memory.empty((1,), np.float32)
+    shape = convolution.Shape(1, 1, 1, h, w, 1, 1, 1, 1, 1, (1, 1), (1, 1), (1, 1))
+    token, launched = compile.launcher.set(lambda *launch: launched.append(launch)), []
+    try:
+        with contextlib.nullcontext() if fits else pytest.raises(sn.ShapeError, match="conv2d: expected fewer than"):
+            convolution._convolve(convolution.forward, x, x, x, x, shape)
+    finally:
+        compile.launcher.reset(token)
+    assert len(launched) == fits
 
 
 @pytest.mark.parametrize("precision", [None, "bfloat16"])
