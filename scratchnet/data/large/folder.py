@@ -54,9 +54,18 @@ def from_folder(
     files = _files(path)
     stamps = [[os.fspath(f.relative_to(path.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     source = {"files": stamps, "target": target, "features": chosen, "classes": classes, "delimiter": delimiter}
-    with filling(store):
-        if (read_about(store) or {}).get("source") != source:
-            _fill(store, files, target, chosen, classes, delimiter, source)
+    folders = {folder for file in files for folder in file.relative_to(path).parts[:-1] if "=" in folder}
+    if folders and chosen is None:
+        found = f"found {min(folders)!r:.60} in names of folders"
+        raise DataError(f"{path}: expected all columns in the files, {found}; features=[...] names those to take")
+    try:
+        with filling(store):
+            if (read_about(store) or {}).get("source") != source:
+                _fill(store, files, target, chosen, classes, delimiter, source)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{store}: cannot be written ({error.strerror})") from error
     return StoredRows(store)
 
 

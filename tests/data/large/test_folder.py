@@ -94,6 +94,23 @@ def test_each_file_counts_once_and_those_that_are_hidden_or_unfinished_do_not(tm
 
 
 @needs_arrow
+def test_columns_that_are_names_of_folders_are_not_left_out_unasked(tmp_path):
+    for country in ("de", "fr"):
+        (tmp_path / "source" / f"country={country}").mkdir(parents=True)
+        write(tmp_path / "source" / f"country={country}" / "0.csv", tables())
+    with pytest.raises(DataError, match=r"expected all columns in the files, found 'country=de' in names of folders"):
+        from_folder(tmp_path / "source", "y", store=tmp_path / "store")
+    assert len(from_folder(tmp_path / "source", "y", features=["a"], store=tmp_path / "store")) == 20
+
+
+@needs_arrow
+def test_a_store_that_cannot_be_written_is_one_line(tmp_path):
+    file = write(tmp_path / "t.csv", tables())
+    with pytest.raises(DataError, match=r"t\.csv/store: cannot be written \(Not a directory\)"):
+        from_folder(file, "y", store=file / "store")
+
+
+@needs_arrow
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
 def test_texts_are_those_of_from_csv(tmp_path, ending):
     columns = {"a": [1 << 24, (1 << 24) + 1, 3], "c": [" u", "v", "u"], "y": ["p ", "q", "p"]}
