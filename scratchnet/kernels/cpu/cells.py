@@ -26,11 +26,17 @@ def _tanh_of_sum(x, h, out):
 
 
 @jit
+def _copy(x, out):
+    for j in range(out.size):
+        out[j] = x[j]
+
+
+@jit
 def _keep(row, before, out, states):
     """A row that is not alive."""
     for slot in range(out.shape[0]):
         if slot < states:
-            out[slot, row, :] = before[slot, row, :]
+            _copy(before[slot, row], out[slot, row])
         else:
             out[slot, row, :] = 0
 
@@ -70,7 +76,7 @@ def _gru(lo, hi, x, h, before, alive, out):
         _sigmoid_of_sum(x[row, 1], h[row, 1], out[2, row])
         _new_of_gru(x[row, 2], out[1, row], h[row, 2], out[3, row])
         _between(out[3, row], out[2, row], before[0, row], out[0, row])
-        out[4, row, :] = h[row, 2]
+        _copy(h[row, 2], out[4, row])
 
 
 @jit
@@ -180,8 +186,8 @@ def _gru_grad(lo, hi, g, carry, back, around, alive, d_x, d_h, d_state):
         _new_of_gru_grad(total, z, n, d_x[row, 2])
         _through_sigmoid(d_x[row, 2], around[1, 4, row], r, d_x[row, 0])
         _update_of_gru_grad(total, around[0, 0, row], n, z, d_x[row, 1])
-        d_h[row, 0, :] = d_x[row, 0]
-        d_h[row, 1, :] = d_x[row, 1]
+        _copy(d_x[row, 0], d_h[row, 0])
+        _copy(d_x[row, 1], d_h[row, 1])
         _product(d_x[row, 2], r, d_h[row, 2])
         _scale(z, total)
 

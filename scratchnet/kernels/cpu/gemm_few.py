@@ -89,7 +89,8 @@ def multiply_one_row(a, b, start, out, j0, j1, scratch):
     left, row, k = a.ravel(), out[0, j0:j1], b.shape[0]
     span = span_of(k)
     if start.shape[1] == out.shape[1]:
-        row[:] = start[0, j0:j1]
+        for j in range(row.size):
+            row[j] = start[0, j0 + j]
     else:
         row[:] = 0
     _add_rows(left, b, row, j0, 0, min(span, k))

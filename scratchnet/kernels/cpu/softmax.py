@@ -64,7 +64,8 @@ def _side_by_side(x, first, count, work):
     totals, memory = memory[:count], memory[SIDE:].view(x.dtype)
     tops, exps = memory[:count], memory[SIDE : SIDE + max(n, 1) * SIDE]
     transpose_block(Operand(x, first * n, n, 0), count, n, Operand(exps, 0, SIDE, 0))
-    tops[:] = exps[:count]
+    for i in range(count):
+        tops[i] = exps[i]
     for j in range(1, n):
         column = exps[j * SIDE : j * SIDE + count]
         for i in range(count):
