@@ -26,7 +26,7 @@ def read_image(path: str | os.PathLike, channels: int = 3, size: tuple[int, int]
     """An image file as uint8 (channels, height, width), the right way up (EXIF), transparency left out.
 
     channels: 1 for gray, 3 for red, green and blue. size: (height, width) to which it is resized (bilinear).
-    Raises DataNotFoundError; DataError for a file that is no image, is cut, or has more than 8 bits a channel;
+    Raises DataNotFoundError; DataError for a file that is no image, is cut, or has more than 8 bits or one frame;
     ConfigError where Pillow is not installed.
     """
     path = checks.path("read_image", path)
@@ -39,6 +39,9 @@ def read_image(path: str | os.PathLike, channels: int = 3, size: tuple[int, int]
         with Image.open(path) as image:
             if image.mode not in EIGHT_BITS:
                 raise DataError(f"{path}: expected at most 8 bits a channel, found mode {image.mode!r}")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # in which cameras keep a preview behind the image
+                raise DataError(f"{path}: expected one image, found {frames} frames or pages; save the one that counts")
             upright = ImageOps.exif_transpose(image).convert(MODES[channels])
             if height_width is not None and upright.size != height_width[::-1]:
                 upright = upright.resize(height_width[::-1], Image.Resampling.BILINEAR)

@@ -132,3 +132,14 @@ def test_inputs_take_paths_and_pixels_of_one_image_or_several(folder):
 )
 def test_what_are_no_images_is_refused(images, error, message):
     assert message in refused(error, lambda: ImageInputs((7, 5), 3)(images))
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.tif", "x.mpo"])
+def test_frames_behind_the_first_are_not_left_out_in_silence_but_for_the_preview_of_a_camera(tmp_path, name):
+    frames = [Image.fromarray(np.full((2, 3), value, np.uint8)) for value in (10, 200)]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    if name == "x.mpo":
+        assert read_image(tmp_path / name, 1).mean() == 10
+    else:
+        with pytest.raises(DataError, match="expected one image, found 2 frames or pages; save the one that counts"):
+            read_image(tmp_path / name, 1)
