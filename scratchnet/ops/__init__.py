@@ -9,7 +9,7 @@ from . import along, logic  # noqa: F401 - they add to METHODS
 from .einsum import einsum
 from .elementwise import add, bounded_log, cast, dropout, where
 from .movement import add_rows, argmax_rows, cat, checked_index, index, permute_op, reshape_op, stack, take_rows
-from .products import cross_entropy, cross_entropy_op, linear, matmul
+from .products import cross_entropy_op, linear, matmul
 from .recurrent import recurrent
 from .reductions import standardize, sum
 from .table import METHODS, OPS, Op
@@ -43,7 +43,6 @@ __all__ = [
     "checked_index",
     "conv2d",
     "conv2d_input",
-    "cross_entropy",
     "cross_entropy_op",
     "dropout",
     "einsum",

@@ -6,13 +6,12 @@ import math
 
 import numpy as np
 
-from .. import checks, tracing
 from ..errors import DtypeError, ShapeError
 from ..kernels import order_of
 from ..kernels.signatures import HALVES
 from ..precisions import check_device, is_rounded, options_of
-from .movement import checked_index, reshape_op
-from .operands import ArrayLike, TensorBase, as_operand
+from .movement import reshape_op
+from .operands import ArrayLike, as_operand
 from .reductions import softmax_grad, softmax_op, sum
 from .table import Tensor, contiguous, define, method
 
@@ -194,23 +193,3 @@ cross_entropy_grad = define(
     None,
     promotes=(0, 1),
 )
-
-
-def cross_entropy(logits: Tensor, labels: ArrayLike) -> Tensor:
-    """-log softmax(logits)[label] for each row: logits (rows, classes), labels (rows,) integers -> (rows,).
-
-    Raises ShapeError, DtypeError, or IndexOutOfRangeError for a label outside [0, classes).
-    """
-    if not isinstance(labels, TensorBase) and not hasattr(labels, "layout"):
-        labels = checks.array("cross_entropy: labels", tracing.current().given(labels))
-    shape = labels.shape
-    if logits.ndim != 2 or shape != logits.shape[:1]:
-        remedy = "; of one-hot rows take labels.argmax(1)" if logits.ndim == 2 and shape == logits.shape else ""
-        raise ShapeError(
-            f"cross_entropy: expected logits (rows, classes) and labels (rows,), got {logits.shape} and {shape}{remedy}"
-        )
-    if labels.dtype.kind not in "iu":
-        checks.refuse(
-            "cross_entropy", "integers as labels", labels.dtype, DtypeError, "labels.astype('int64') makes them"
-        )
-    return cross_entropy_op(logits, checked_index("cross_entropy", labels, logits.shape[1], from_end=False))
