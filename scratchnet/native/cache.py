@@ -87,6 +87,7 @@ class _Session:
         self.before_compiling = []  # functions that are called with the name of a kernel that has to be compiled
         self._depth, self._started, self._said, self._collects = 0, None, False, False
         self._locks, self._patience = None, LOCK_SECONDS
+        self._lost = None  # why a kernel could not be kept
 
     def __enter__(self):
         if self._depth == 0:
@@ -129,8 +130,10 @@ class _Session:
         """`content` was made: `file` will have it next time."""
         self.compiled += 1
         if file is not None:
-            with contextlib.suppress(OSError):  # a full disk costs the cache, not the run
+            try:
                 _write(file, content)
+            except OSError as error:  # a full disk costs the cache, not the run
+                self._lost = error.strerror
 
     def _lock(self, file):
         """Wait for the right to make `file`: no longer than it is missing, nor than LOCK_SECONDS.
@@ -179,6 +182,8 @@ class _Session:
     def _summarise(self):
         folder = writable_folder()
         kept = f"kept in {folder}" if folder else "not kept: no writable cache folder"
+        if self._lost is not None:
+            kept = f"not all {kept}: {self._lost}"
         print(f"scratchnet: compiled {self.compiled} kernels in {self.seconds:.1f} s ({kept})", file=sys.stderr)
 
 

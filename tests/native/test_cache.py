@@ -1,6 +1,7 @@
 """A cache that many processes fill together, lose and damage; seen from outside, by scripts in fresh processes."""
 
 import ast
+import errno
 import os
 import shutil
 import signal
@@ -107,6 +108,17 @@ def test_a_damaged_file_is_compiled_anew(filled):
 def test_without_a_writable_folder_kernels_compile_in_memory(scripts):
     run = scripts.run("two_kernels", SCRATCHNET_CACHE_DIR=os.path.join(os.devnull, "none"))
     assert compiled(run) == 4 and run["results"] == RIGHT and "no writable cache folder" in run["stderr"]
+
+
+def test_what_a_full_disk_does_not_keep_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        cache, "_write", lambda file, content: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+    )
+    monkeypatch.setattr(cache, "writable_folder", lambda: tmp_path)
+    session = cache._Session()
+    session.keep(tmp_path / "a.kernel", b"")
+    session._summarise()
+    assert f"(not all kept in {tmp_path}: No space left)" in capsys.readouterr().err
 
 
 @pytest.fixture

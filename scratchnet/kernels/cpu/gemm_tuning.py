@@ -91,8 +91,11 @@ def keep(cuts: Cuts) -> Path | None:
     """Writes `cuts` for later processes, and returns where; None without a cache folder."""
     if (file := kept_in()) is not None:
         new = file.with_suffix(f".{os.getpid()}.tmp")
-        new.write_text(json.dumps(cuts._asdict()))
-        os.replace(new, file)
+        try:
+            new.write_text(json.dumps(cuts._asdict()))
+            os.replace(new, file)
+        finally:
+            new.unlink(missing_ok=True)  # of a full disk
     return file
 
 
