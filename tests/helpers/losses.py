@@ -50,3 +50,10 @@ class Vertical(Interpreted):
 
     def forward(self, output, target):
         return super().forward(output, target) + ((output * 0.0).sum() + target.astype(np.float32).min()).sqrt()
+
+
+class Tiny(Interpreted):
+    """Gradients that float16 holds with a loss scale alone."""
+
+    def forward(self, output, target):
+        return super().forward(output, target) * 1e-5

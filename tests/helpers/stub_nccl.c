@@ -25,7 +25,7 @@
 #include <unistd.h>
 
 enum { OK = 0, CUDA_ERROR = 1, SYSTEM_ERROR = 2, INVALID_ARGUMENT = 4, INVALID_USAGE = 5, REMOTE_ERROR = 6 };
-enum { MOST_RANKS = 8, CHUNK = 1 << 16, MOST_OPS = 4096, MAGIC = 0x5ca7cc };
+enum { MOST_RANKS = 16, CHUNK = 1 << 16, MOST_OPS = 4096, MAGIC = 0x5ca7cc };
 
 typedef struct { volatile int full; uint64_t total, n; char data[CHUNK]; } Box;
 typedef struct {  /* what the ranks of a link share */

@@ -260,6 +260,7 @@ class Ranks(Steps):
                     if self._slices:
                         self._slices.done(pieces.phase.name, piece, step)
             self._finish_phase(pieces.phase.name, step)
+        self._worker.scale_next(step)  # a machine may have no slice that does so: of a norm there are few
 
     def _finish_phase(self, phase: str, step: int) -> None:
         """Returns when all pieces of a phase are done, and this machine has what the next phase needs."""

@@ -284,16 +284,20 @@ class Worker:
         else:
             kind, fold = ("slice", s, stage, old, ring, shares.full), self.gradients.folded(part, self._to_fold(step))
             merge = self._kept(kind, Slice, replica, part, self.pages[old], self.pages[new], fold, slots, stage)
-            window, is_skipped = arena.window, self._is_skipped(step)
-            if self.is_scaled:  # each slice writes the same
-                arena.scales[(step + 1) % window] = next_scale(arena.scales[step % window].tolist(), is_skipped)
-            if is_skipped:
+            self.scale_next(step)
+            if self._is_skipped(step):
                 merge.skip()
                 if self.compressor:
                     self.compressor.skip(step)
             else:
                 merge.update(arena.numbers[entry, 0], shares.weights, self._factor(step))
         self.fail("slice.half_written", step, lambda: merge.written)
+
+    def scale_next(self, step: int) -> None:
+        """Note the loss scale of the step after this one. All slices write the same."""
+        if self.is_scaled:
+            scales, window = self.arena.scales, self.arena.window
+            scales[(step + 1) % window] = next_scale(scales[step % window].tolist(), self._is_skipped(step))
 
     def serve(self, k: int, step: int) -> None:
         """Asynchronous: the gradient of shard k alone becomes an update."""

@@ -407,6 +407,13 @@ def test_no_bit_depends_on_the_number_of_ranks_whose_gradients_stay_on_gpus():
 
 
 @needs_nccl
+def test_a_rank_without_a_part_of_the_norm_has_the_loss_scale_of_the_others():
+    flags = "--jobs", "more ranks than parts of a norm"
+    status, found, said = linked(9, *flags)
+    assert status == 0 and found == [by_one_worker(*flags)] * 9, said
+
+
+@needs_nccl
 @pytest.mark.parametrize("point", ["gradients.sent", "parameters.sent"])
 def test_ranks_that_die_come_back_with_a_new_link_and_the_same_bytes(point, tmp_path):
     def restarted(ranks, *line):
