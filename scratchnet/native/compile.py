@@ -239,7 +239,7 @@ class _Dispatcher(CPUDispatcher):
     library: type = Whole
 
     def __init__(self, py_func, locals=None, targetoptions=None, **kwargs):
-        super().__init__(py_func, locals, targetoptions, pipeline_class=self.compiler, **kwargs)
+        super().__init__(py_func, locals or {}, targetoptions, pipeline_class=self.compiler, **kwargs)
         self._cache = KernelCache(py_func, targetoptions, self.library)
 
     def compile(self, sig):
