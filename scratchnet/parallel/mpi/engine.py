@@ -177,7 +177,7 @@ class Ranks(Steps):
         if not isinstance(self._slices, GpuSlices):
             return None
         self._on_gpus = DeviceArena(self.arena, None, len(self._slices.shards))
-        self._on_gpus.send(self.arena.newest_page())
+        self._on_gpus.write(self.arena.newest_page())
         return self._slices.blocks(self._on_gpus.blocks)
 
     def _attach(self) -> None:

@@ -279,11 +279,11 @@ class DeviceArena:
             raise
         self.blocks = self.blocks._replace(handles=[held.handle for held in self._held])
 
-    def send(self, page: int) -> None:
+    def write(self, page: int) -> None:
         """Copy a page of the arena to the GPU."""
         self._held[0].send(page * self.blocks.page_bytes, self._pages[page])
 
-    def receive(self, page: int) -> None:
+    def read(self, page: int) -> None:
         """Copy a page from the GPU to the arena."""
         self._held[0].receive(page * self.blocks.page_bytes, self._pages[page])
 

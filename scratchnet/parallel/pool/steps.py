@@ -73,7 +73,7 @@ class Steps:
             log.info("gradients go through the memory of the host: %s", why)
             return None
         self._on_gpus = DeviceArena(self.arena, numbers)
-        self._on_gpus.send(self.arena.newest_page())
+        self._on_gpus.write(self.arena.newest_page())
         return self._on_gpus.blocks
 
     def leave_gpus(self) -> None:
@@ -189,12 +189,12 @@ class Steps:
         """The model and the optimizer go to the newest page."""
         self.replica.write(self.replica.layout.page(self.arena.newest()))
         if self._on_gpus:
-            self._on_gpus.send(self.arena.newest_page())
+            self._on_gpus.write(self.arena.newest_page())
 
     def read(self) -> None:
         """The newest page goes to the model and the optimizer."""
         if self._on_gpus:
-            self._on_gpus.receive(self.arena.newest_page())
+            self._on_gpus.read(self.arena.newest_page())
         self.replica.read(self.replica.layout.page(self.arena.newest()))
 
     def collect(self) -> int:
