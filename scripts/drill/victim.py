@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,8 @@ def limit_files(config):
     """Of this process; a file in memory is one, and there RLIMIT_FSIZE is as good as a full memory."""
     if config.file_size is not None:
         note(f"file size:{config.file_size}")
+        sys.dont_write_bytecode = True  # half a module would be there for all who import it later
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # of workers
         resource.setrlimit(resource.RLIMIT_FSIZE, (config.file_size, config.file_size))
 
 

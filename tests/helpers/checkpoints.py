@@ -25,7 +25,9 @@ def run_victim(mode, folder, *, prefix=(), **env):
 
 
 def victim_env(**env):
-    return {**os.environ, "PYTHONPATH": str(Path(scratchnet.__file__).parents[1]), **env}
+    """It writes no bytecode: a full disk or a limit of sizes would leave half a module to all who import it later."""
+    here = {"PYTHONPATH": str(Path(scratchnet.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**os.environ, **here, **env}
 
 
 @contextlib.contextmanager

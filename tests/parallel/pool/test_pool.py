@@ -381,7 +381,8 @@ def test_a_machine_with_too_little_memory_is_said(monkeypatch):
     assert "shared memory: expected" in str(error_of(sn.SharedMemoryError, *make(2, 4)))
 
 
-def test_shared_memory_that_the_system_refuses_is_said():
+def test_shared_memory_that_the_system_refuses_is_said(monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # half a module would be there for all who import it later
     trainer, loader = make(2, 4, model=sn.nn.MLP(FEATURES, 4096, CLASSES))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # it binds files in memory, too
