@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from residue import alive, descendants
 from sizes import THOROUGH
@@ -77,6 +78,7 @@ def end_descendants(of):
     found = {pid: command for pid, command in descendants(of).items() if pid != os.getpid()}
     streams = {pid: readable(pid) for pid in found}
     send(signal.SIGSTOP, [of])
+    wait_until(lambda: has_stopped(of))  # until then one of its threads might read, and lose, what is printed here
     for number in (signal.SIGSTOP, signal.SIGABRT, signal.SIGCONT):  # no parent sees its child end, and goes on
         send(number, found)
     wait_until(lambda: not any(map(alive, found)))
@@ -93,6 +95,15 @@ def send(number, processes):
     for pid in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def has_stopped(pid):
+    """Have all threads of a process?"""
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if thread.read_text().rpartition(")")[2].split()[0] not in "Tt":
+                return False
+    return True
 
 
 def readable(pid):
