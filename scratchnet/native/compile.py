@@ -233,7 +233,7 @@ class _PartCompiler(_Compiler):
 
 
 class _Dispatcher(CPUDispatcher):
-    """Numba's dispatcher with our compiler and our cache."""
+    """Numba's dispatcher with our compiler, our cache and our progress note."""
 
     compiler: type = _Compiler
     library: type = Whole
@@ -260,7 +260,7 @@ class _Part(_Dispatcher):
 
 
 class _Kernel(_Dispatcher):
-    """A kernel as Python calls it, with our progress note."""
+    """A kernel as Python calls it; others that call it have it as a part."""
 
     def __init__(self, py_func, locals=None, targetoptions=None, **kwargs):
         super().__init__(py_func, locals, targetoptions, **kwargs)
