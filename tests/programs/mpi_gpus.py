@@ -6,11 +6,11 @@ Under the stub driver kernels compute nothing; in the simulator they are interpr
 import contextlib
 import hashlib
 import json
-import logging
 import os
 from dataclasses import dataclass
 
 import numpy as np
+from logs import log_lines
 from losses import Interpreted, Tiny
 from sizes import SIMULATED
 from stub_driver import compile_nothing
@@ -65,12 +65,7 @@ def trained(job, config):
 
 
 def main(config):
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    log = logging.getLogger("scratchnet.parallel")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    lines = log_lines()
     with contextlib.ExitStack() as stack:
         if SIMULATED:
             from scratchnet.kernels.cuda import tuning

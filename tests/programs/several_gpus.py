@@ -4,12 +4,12 @@ Prints one line: {scene: what it saw, or its error}.
 """
 
 import json
-import logging
 import os
 import subprocess
 import sys
 
 import numpy as np
+from logs import log_lines
 from stub_driver import compile_nothing, stub
 
 compile_nothing()
@@ -109,12 +109,7 @@ def trained(loss, devices, workers=2, shards=4, **options):
     """A run of two epochs of two steps: what its workers did, and what the log says."""
     import stub_losses
 
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    log = logging.getLogger("scratchnet.parallel")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    lines = log_lines()
     sn.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(16, 7)).astype(np.float32)
     loader = sn.data.DataLoader(sn.data.TensorDataset(x, (x[:, 0] > 0).astype(np.int64)), 8)
