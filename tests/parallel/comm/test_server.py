@@ -122,12 +122,20 @@ def test_workers_of_a_server_that_is_killed_are_dead_and_others_start():
 
 
 def kill():
-    return [os.kill(pid, signal.SIGKILL) for pid in parents()]
+    """Servers, and with them workers: these do no further step, because a server that is joined has struck them."""
+    killed = [child for child in multiprocess.active_children() if child.name == server.NAME]
+    for child in killed:
+        child.kill()
+        child.join()
+    return [child.exitcode == -signal.SIGKILL for child in killed]
 
 
 def stop_as_a_worker_dies():
     (worker, *_) = (child.pid for child in multiprocess.active_children() if child.name != server.NAME)
-    return [os.kill(pid, signal.SIGSTOP) for pid in parents()] + [os.kill(worker, signal.SIGKILL)]
+    for pid in parents():
+        os.kill(pid, signal.SIGSTOP)
+    os.kill(worker, signal.SIGKILL)
+    return [True]
 
 
 @pytest.mark.parametrize(("strike", "steps"), [(kill, (3, 4)), (stop_as_a_worker_dies, (3,))])
@@ -149,7 +157,8 @@ def test_a_run_whose_server_is_killed_or_stopped_goes_on_to_the_same_bytes(strik
                 struck.append(strike())
 
     struck = []
-    assert weights(2, Strike()) == weights(1) and all(struck) and len(struck) == len(steps)
+    assert weights(2, Strike()) == weights(1)
+    assert len(struck) == len(steps) and all(any(each) for each in struck)
 
 
 def test_a_server_without_workers_ends_after_a_while():
