@@ -19,6 +19,7 @@ from .dataset import Dataset, TensorDataset, features_of, gather
 
 CHUNK = 4096  # rows at a time: bounds memory, and fixes the order of the sums
 SMALLEST_STD = np.finfo(np.float32).tiny  # what is smaller would be 0 in float32
+FAR = 1000  # deviations from 0: what lies beyond, such as a time, loses digits that count in float32
 
 
 class Standardize:
@@ -63,16 +64,22 @@ class Standardize:
         return cls(mean, np.where((low == high) | (std < SMALLEST_STD), 1.0, std))
 
     def __call__(self, batch: Any) -> Any:
-        """batch: (b, ...) features, array or tensor -> the same shape, in its float type (float32 for integers)."""
+        """batch: (b, ...) features, array or tensor -> the same shape, in its float type (float32 for integers).
+
+        Computed in that type; in float64 where it is float16 or where a mean is more than 1000 std from 0.
+        """
         batch = batch if isinstance(batch, Tensor) else np.asarray(batch)
         if self.mean.ndim and batch.shape[1:] != self.mean.shape:
             raise ShapeError(f"Standardize: expected rows of shape {self.mean.shape}, got {batch.shape[1:]}")
         dtype = batch.dtype if batch.dtype.kind == "f" else np.dtype(np.float32)
+        is_near = dtype.itemsize > 2 and (np.abs(self.mean) <= FAR * self.std).all()
+        wide = dtype if is_near else np.dtype(np.float64)
+        mean, std = self.mean.astype(wide), self.std.astype(wide)
         if isinstance(batch, Tensor):
-            return (batch - Tensor(self.mean.astype(dtype))) / Tensor(self.std.astype(dtype))
-        out = np.subtract(batch, self.mean.astype(dtype), dtype=dtype)
-        out /= self.std.astype(dtype)
-        return out
+            return ((batch.astype(wide) - Tensor(mean)) / Tensor(std)).astype(dtype)
+        out = np.subtract(batch, mean, dtype=wide)
+        out /= std
+        return out.astype(dtype, copy=False)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """{"mean", "std"}: copies."""
@@ -96,7 +103,7 @@ class PiecewiseLinear:
     A network on them is piecewise linear in each number, with as many kinks as bins, as trees are (Gorishniy, Rubachev
     and Babenko 2022, "On embeddings for numerical features"). Columns of 0 and 1 stay as they are.
     `PiecewiseLinear.fit(train)` finds the bins; `train.map(p)` and `test.map(p)` apply.
-    column: (k,) integers; low, high: (k,) float32.
+    column: (k,) integers; low, high: (k,) float64.
     """
 
     def __init__(self, column: ArrayLike, low: ArrayLike, high: ArrayLike):
@@ -113,7 +120,7 @@ class PiecewiseLinear:
         dataset = data if isinstance(data, Dataset) else TensorDataset(data)
         if len(dataset) == 0:
             raise DataError("PiecewiseLinear.fit: expected at least one row, got none")
-        rows = np.asarray(features_of(gather(dataset, np.arange(len(dataset)))), np.float32)
+        rows = np.asarray(features_of(gather(dataset, np.arange(len(dataset)))))
         if rows.ndim != 2 or not rows.shape[1]:
             raise ShapeError(f"PiecewiseLinear.fit: expected features (n, columns), got {rows.shape}")
         shares, found = np.linspace(0, 1, bins + 1), []
@@ -126,14 +133,16 @@ class PiecewiseLinear:
         return cls(*zip(*found, strict=True))
 
     def __call__(self, batch: Any) -> np.ndarray:
-        """batch: (b, columns) -> (b, k) float32."""
+        """batch: (b, columns) -> (b, k) float32; computed in float64 unless batch and edges are numbers of float32."""
         batch = np.asarray(batch)
         if batch.ndim != 2 or batch.shape[1] <= self.column.max(initial=-1):
             raise ShapeError(f"PiecewiseLinear: expected rows of {self.column.max() + 1} columns, got {batch.shape}")
-        out = np.clip(batch[:, self.column], self.low, self.high, dtype=np.float32, casting="same_kind")
-        out -= self.low
-        out /= self.high - self.low
-        return out
+        wide = np.float32 if self._is_narrow and batch.dtype == np.float32 else np.float64
+        low, high = self.low.astype(wide), self.high.astype(wide)
+        out = np.clip(batch[:, self.column], low, high, dtype=wide)
+        out -= low
+        out /= high - low
+        return out.astype(np.float32, copy=False)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """{"column", "low", "high"}: copies."""
@@ -145,7 +154,7 @@ class PiecewiseLinear:
             checks.refuse("PiecewiseLinear", "a state with column, low and high", state, DataError)
         column = checks.array("PiecewiseLinear: column", state["column"], "iu").astype(np.int64)
         low, high = (
-            checks.array(f"PiecewiseLinear: {name}", state[name]).astype(np.float32) for name in ("low", "high")
+            checks.array(f"PiecewiseLinear: {name}", state[name]).astype(np.float64) for name in ("low", "high")
         )
         if column.ndim != 1 or not column.size or not column.shape == low.shape == high.shape:
             shapes = ", ".join(str(each.shape) for each in (column, low, high))
@@ -155,6 +164,8 @@ class PiecewiseLinear:
         if column.min() < 0 or not (np.isfinite(widths).all() and (widths > 0).all()):
             raise DataError("PiecewiseLinear: expected columns from 0, and bins of finite, positive width")
         self.column, self.low, self.high = column, low, high
+        with np.errstate(over="ignore"):
+            self._is_narrow = all((edges == edges.astype(np.float32)).all() for edges in (low, high))
 
 
 def _of_chunks(

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import scratchnet as sn
 from scratchnet.data import PiecewiseLinear, Standardize, TensorDataset, random_split, standardize
 from scratchnet.errors import DataError, ShapeError
 
@@ -77,6 +78,31 @@ def test_integers_come_out_as_float32():
     assert Standardize(1.0, 2.0)(np.array([[1, 3]])).dtype == np.float32
 
 
+FAR = {
+    "seconds since 1970": RNG.integers(1_700_000_000, 1_700_000_600, (200, 1)),
+    "numbers that float32 just holds": (2**24 + 2 * RNG.integers(0, 20, (200, 1))).astype(np.float32),
+    "a warm room": (300 + 1e-3 * RNG.normal(size=(200, 1))).astype(np.float32),
+    "halves": (1000 + RNG.integers(0, 3, (200, 1))).astype(np.float16),
+    "no mean but a far outlier": np.append(RNG.normal(size=199), 1e9)[:, None].astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "data set"])
+@pytest.mark.parametrize("case", FAR)
+def test_features_far_from_0_keep_their_digits(case, kind):
+    x = FAR[case]
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(axis=0)) / wide.std(axis=0)
+    s = Standardize.fit(x)
+    z = {
+        "array": lambda: s(x),
+        "tensor": lambda: s(sn.Tensor(x)).numpy(),
+        "data set": lambda: TensorDataset(x).map(s)[:][0],
+    }[kind]()
+    digits = np.finfo(z.dtype).eps
+    np.testing.assert_allclose(z, expected, rtol=4 * digits, atol=8 * digits)
+
+
 def test_the_state_moves_to_another_instance():
     s, other = Standardize.fit(X), Standardize()
     other.load_state_dict(s.state_dict())
@@ -132,6 +158,15 @@ def test_edges_are_quantiles_of_the_values_and_of_the_different_values():
     assert halves.low.tolist() == [0, 50] and halves.high.tolist() == [50, 100]
     x = np.float32([[0, 1, 7]])
     assert bins(x).tolist() == [[0, 0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_bins_of_numbers_that_float32_does_not_tell_apart(dtype):
+    seconds = np.arange(1_700_000_000, 1_700_000_101, dtype=dtype)[:, None]
+    bins = PiecewiseLinear.fit(seconds, bins=2)
+    assert (bins.low - seconds[0]).tolist() == [0, 50] and (bins.high - seconds[0]).tolist() == [50, 100]
+    np.testing.assert_allclose(bins(seconds).sum(axis=1), np.arange(101) / 50, rtol=1e-6)
+    assert np.isfinite(bins(seconds.astype(np.float32))).all()
 
 
 def test_bins_keep_their_state_and_refuse_another():
