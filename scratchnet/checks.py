@@ -238,6 +238,11 @@ def array(what: str, value: Any, kinds: str = "biuf") -> np.ndarray:
 
 
 def check_masks(what: str, value: Any) -> None:
-    """Raises DtypeError for an array of `np.ma` with masked elements, whose numbers NumPy would take for good."""
+    """Raises DtypeError for an array of `np.ma` with masked elements, whose numbers NumPy would take for good, and for
+    lists of them.
+    """
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         refuse(what, "an array without masked elements", value, DtypeError, "x.filled(value) puts a number there")
+    if isinstance(value, list | tuple) and value and not isinstance(value[0], int | float | np.number):
+        for item in value:
+            check_masks(what, item)

@@ -91,7 +91,7 @@ def _ranked(name: str, scores: Any, relevant: Any, k: Any) -> tuple[np.ndarray, 
         raise ShapeError(
             f"{name}: expected scores and relevant (rows, items), not empty, got {scores.shape} and {relevant.shape}"
         )
-    if (scores.dtype not in FLOATS and scores.dtype.kind not in "iu") or relevant.dtype != bool:
+    if not _are_real(scores) or relevant.dtype != bool:
         raise DtypeError(f"{name}: expected real scores and relevant as bool, got {scores.dtype} and {relevant.dtype}")
     k = checks.integer(f"{name}: k", k, 1, scores.shape[1])
     if np.isnan(scores).any():
@@ -134,13 +134,18 @@ class Mean:
         return self.total / self.n
 
 
+def _are_real(numbers: np.ndarray) -> bool:
+    """Integers, or floats of a tensor's types in any order of bytes?"""
+    return numbers.dtype.kind in "iu" or numbers.dtype.newbyteorder("=") in FLOATS
+
+
 def _checked(name: str, logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     logits, labels = (x.detach().numpy() if isinstance(x, Tensor) else checks.array(name, x) for x in (logits, labels))
     if logits.ndim != 2 or not logits.size or labels.shape != logits.shape[:1]:
         raise ShapeError(
             f"{name}: expected logits (rows, classes), labels (rows,), not empty, got {logits.shape} and {labels.shape}"
         )
-    if (logits.dtype not in FLOATS and logits.dtype.kind not in "iu") or labels.dtype.kind not in "iu":
+    if not _are_real(logits) or labels.dtype.kind not in "iu":
         raise DtypeError(f"{name}: expected real logits and integer labels, got {logits.dtype} and {labels.dtype}")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         bad = labels[(labels < 0) | (labels >= logits.shape[1])][0]

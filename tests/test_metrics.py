@@ -40,6 +40,8 @@ def test_tensors_and_arrays_of_any_real_dtype_are_taken():
     assert accuracy(logits, sn.Tensor(LABELS)) == 0.5
     assert top_k_accuracy(np.array([[200, 3, 100]], np.uint8), np.array([2], np.uint8), 2) == 1.0
     assert accuracy([[0.0, np.inf]], [1]) == 1.0
+    assert accuracy(LOGITS.astype(">f4"), LABELS.astype(">i2")) == 0.5
+    assert ndcg_at_k(LOGITS.astype(">f8"), LOGITS == 2.0, 1) == 1.0
 
 
 @pytest.mark.parametrize("metric", METRICS)

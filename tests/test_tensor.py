@@ -92,6 +92,7 @@ def test_arrays_of_every_layout_become_tensors(layout):
         (lambda: sn.Tensor(np.longdouble([1])), TypeError, "float128|longdouble"),
         (lambda: sn.Tensor(np.ma.masked_greater([1.0, 9.0], 5)), TypeError, "masked elements.*filled"),
         (lambda: sn.ones(2) + np.ma.masked_greater([1.0, 9.0], 5), TypeError, "masked elements.*filled"),
+        (lambda: sn.Tensor([[np.ma.masked_greater([1.0, 9.0], 5)]]), TypeError, "masked elements.*filled"),
         (lambda: sn.data.TensorDataset(np.ma.masked_greater([1.0, 9.0], 5)), TypeError, "masked elements.*filled"),
         (lambda: sn.Tensor([[1.0], [1.0, 2.0]]), ValueError, "rectangular"),
         (lambda: sn.Tensor([1, 2], requires_grad=True), TypeError, "floats for requires_grad, got int64"),

@@ -139,8 +139,6 @@ class TensorDataset(_BatchDataset):
     def __init__(self, *arrays: ArrayLike, scale: float | None = None):
         if not arrays:
             raise ShapeError("TensorDataset: expected at least one array, got none")
-        for k, array in enumerate(arrays):
-            checks.check_masks(f"TensorDataset: array {k}", array)
         self.arrays = tuple(as_rows(array, f"TensorDataset: array {k}") for k, array in enumerate(arrays))
         check_lengths(self.arrays, "TensorDataset")
         for k, array in enumerate(self.arrays):
@@ -309,8 +307,6 @@ def clean(*arrays: ArrayLike) -> tuple[np.ndarray, ...]:
 
     Returns a tuple of arrays of equal length, ready for TensorDataset. Raises ShapeError or DtypeError as that does.
     """
-    for k, array in enumerate(arrays):
-        checks.check_masks(f"clean: array {k}", array)
     rows = [as_rows(array, f"clean: array {k}") for k, array in enumerate(arrays)]
     check_lengths(rows, "clean")
     keep = np.logical_and.reduce([finite_rows(array) for array in rows])
@@ -341,8 +337,9 @@ def check_meanings(what: str, *meanings: dict[str, list[Any]]) -> None:
 
 def checked_samples(what: str, dataset: Any) -> Any:
     """dataset itself. Raises ConfigError unless it has a length and numbered samples."""
+    is_by_name = isinstance(dataset, str | bytes | dict) or hasattr(dataset, "iloc")  # [0] of pandas is a column
     try:
-        if hasattr(dataset, "__getitem__") and not isinstance(dataset, str | bytes | dict) and len(dataset) >= 0:
+        if hasattr(dataset, "__getitem__") and not is_by_name and len(dataset) >= 0:
             return dataset
     except TypeError:  # an array without dimensions, a class
         pass

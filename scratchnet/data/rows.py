@@ -15,6 +15,7 @@ def as_rows(values, what, remedy=""):
 
     Halves become float32.
     """
+    checks.check_masks(what, values)
     try:
         array = np.asarray(values)
     except ValueError as error:

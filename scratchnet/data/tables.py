@@ -435,6 +435,8 @@ def from_npz(
                         f"{path}: expected an array {name!r:.60}, found {there:.200}; features= and target= name them"
                     )
                 array = as_rows(archive[name], f"{path}: {name}")
+                if array.dtype == np.float64:
+                    warn_if_one(path, name, array, "save float32, or differences to the first of such numbers")
                 arrays.append(array.astype(np.float32) if array.dtype == np.float64 else array)
     except FileNotFoundError:
         raise DataNotFoundError(f"{path}: no such file") from None

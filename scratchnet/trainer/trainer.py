@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from .. import checks
-from ..data import DataLoader
+from ..data import DataLoader, Dataset
 from ..data.dataset import check_meanings, gather, meaning_of, selects
-from ..errors import CallbackError, ConfigError, ShapeError
+from ..errors import CallbackError, ConfigError, DtypeError, ShapeError
 from ..grad_mode import evaluating, training
 from ..kernels import get_num_threads, set_num_threads
 from ..kernels.signatures import FLOATS
@@ -429,6 +429,8 @@ class Trainer(Sealed):
 
     def predict(self, x: Any, batch_size: int = 1024) -> np.ndarray:
         """The model's outputs for the rows of x (for a classifier: logits), in evaluation mode, as a NumPy array."""
+        if isinstance(x, Dataset):
+            checks.refuse("predict", "rows", x, DtypeError, "dataset[:][0] are those of a data set")
         x, batch_size = checks.array("predict", x), checks.integer("predict: batch_size", batch_size, 1)
         if not x.ndim:
             checks.refuse("predict", "rows", x, ShapeError)

@@ -166,6 +166,7 @@ REFUSED = {
     "no arrays": ((), {}, ShapeError, "at least one array, got none"),
     "other lengths": ((some("f4"), some("i8", (6,))), {}, ShapeError, "equal length, got lengths 7, 6"),
     "a number": ((3.0,), {}, ShapeError, "at least one dimension, got a single number"),
+    "masked rows": (([np.ma.arange(2), np.ma.array([1, 2], mask=[0, 1])],), {}, DtypeError, "without masked elements"),
     "a ragged list": (([[1, 2], [3]],), {}, ShapeError, "expected rows of one shape"),
     "too large for int64": ((np.array([2**63], np.uint64),), {}, DataError, f"fit in int64, found {2**63}"),
     "scale NaN": ((some("u1"),), {"scale": float("nan")}, ConfigError, "scale: expected a finite number, got nan"),
@@ -232,6 +233,7 @@ BAD_SAMPLES = {
         "field 0 of the samples: expected bool, integers",
     ),
     "with NaN": ([0.0, float("nan")], DataError, "sample 1: expected finite numbers"),
+    "masked": ([np.ma.arange(2), np.ma.array([1, 2], mask=[0, 1])], DtypeError, "without masked elements, got"),
 }
 
 
@@ -240,6 +242,14 @@ def test_samples_that_do_not_stack_are_refused(case):
     samples, error, message = BAD_SAMPLES[case]
     with pytest.raises(error, match=message):
         gather(samples, [0, 1])
+
+
+def test_tables_of_pandas_whose_brackets_take_names_are_no_samples():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    for table in (pandas.DataFrame(np.eye(2)), pandas.Series([5, 6], index=[1, 0])):
+        with pytest.raises(ConfigError, match=r"len\(\) and \[i\], got a .*; TensorDataset\(features, labels\) makes"):
+            gather(table, [0, 1])
+    assert TensorDataset(table)[:][0].tolist() == [5, 6]
 
 
 def test_a_data_set_without_its_two_methods_cannot_be_made():

@@ -290,6 +290,10 @@ def test_numbers_that_float32_cannot_tell_apart_are_named(tmp_path):
     with pytest.warns(UserWarning, match="column 'id': different numbers become one as float32") as said:
         sn.data.from_csv(file, "y")
     assert len(said) == 1  # not of the large ones that stay apart
+    np.savez(tmp_path / "x.npz", x=[[1.0, 2.0**53], [2.0, 2.0**53 + 2]])
+    with pytest.warns(UserWarning, match="column 'x': different numbers become one as float32") as said:
+        from_npz(tmp_path / "x.npz", target=None)
+    assert len(said) == 1
 
 
 # --- missing cells that are filled, ratings ---------------------------------------------------------------------------

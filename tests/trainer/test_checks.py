@@ -315,6 +315,11 @@ NONE = sn.data.DataLoader(LOADER.dataset, 32, drop_last=True)
         (lambda trainer, path: trainer.fit(NONE), sn.ConfigError, "fit: expected at least one batch to train on"),
         (lambda trainer, path: trainer.evaluate(NONE), sn.ConfigError, "evaluate: expected at least one batch, got"),
         (lambda trainer, path: trainer.predict(1.0), sn.ShapeError, "predict: expected rows, got"),
+        (
+            lambda trainer, path: trainer.predict(sn.data.TensorDataset(X)),
+            sn.DtypeError,
+            r"predict: expected rows, got a TensorDataset; dataset\[:\]\[0\] are those of a data set",
+        ),
         (lambda trainer, path: trainer.fit(LOADER, resume="auto"), sn.ConfigError, r"Trainer\(folder=\.\.\.\) with"),
         (lambda trainer, path: trainer.fit(LOADER, resume=path), sn.CheckpointError, "got one without .identity."),
     ],

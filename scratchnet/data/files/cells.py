@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterable
@@ -86,13 +87,18 @@ def spelled_twice(texts: Iterable[str]) -> tuple[str, str] | None:
 EXACT = 1 << 24  # integers up to this are numbers of float32
 
 
-def warn_if_one(path: Any, name: str, numbers: np.ndarray) -> None:
-    """Warns of a column (n,) float64 with different numbers that are one in float32."""
+NO_NUMBER = "if it counts or names something, leave it out or read it as text: categories=[...]"
+
+
+def warn_if_one(path: Any, name: str, numbers: np.ndarray, remedy: str = NO_NUMBER) -> None:
+    """Warns of a column (n,) float64, or of several (n, ...), with different numbers that are one in float32."""
+    columns = numbers.reshape(len(numbers), math.prod(numbers.shape[1:])).T
     with np.errstate(over="ignore"):
-        if (np.abs(numbers) > EXACT).any() and len(np.unique(numbers.astype(np.float32))) < len(np.unique(numbers)):
-            why = f"{path}: column {name!r}: different numbers become one as float32, which has 24 bits"
-            remedy = "if it counts or names something, leave it out or read it as text: categories=[...]"
-            warnings.warn(f"{why}; {remedy}", stacklevel=3)
+        for column in columns[(np.abs(columns) > EXACT).any(axis=1)]:
+            if len(np.unique(column.astype(np.float32))) < len(np.unique(column)):
+                why = f"{path}: column {name!r}: different numbers become one as float32, which has 24 bits"
+                warnings.warn(f"{why}; {remedy}", stacklevel=3)
+                return
 
 
 def read_table(
