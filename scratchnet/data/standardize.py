@@ -137,7 +137,7 @@ class PiecewiseLinear:
         batch = np.asarray(batch)
         if batch.ndim != 2 or batch.shape[1] <= self.column.max(initial=-1):
             raise ShapeError(f"PiecewiseLinear: expected rows of {self.column.max() + 1} columns, got {batch.shape}")
-        wide = np.float32 if self._is_narrow and batch.dtype == np.float32 else np.float64
+        wide: Any = np.float32 if self._is_narrow and batch.dtype == np.float32 else np.float64
         low, high = self.low.astype(wide), self.high.astype(wide)
         out = np.clip(batch[:, self.column], low, high, dtype=wide)
         out -= low
