@@ -6,6 +6,9 @@ helper made, and waits for what it is making. The helper ends with its list or w
 it dies, the job compiles everything itself.
 
 `SCRATCHNET_COMPILERS=1` keeps the helper away.
+
+Kernels loaded ahead: a process that forks others loads what earlier ones of these told it that they needed, so that the
+next have it from their first instant.
 """
 
 import atexit
@@ -15,8 +18,10 @@ import signal
 import subprocess
 import sys
 
+import numba
 from numba.core import types
 
+from . import compile
 from .cache import TakenError, fcntl, session, writable_folder
 from .compile import JIT_ENABLED, MAX_THREADS, kernels
 
@@ -108,3 +113,40 @@ def work(parent):
         if name in kernels:
             with contextlib.suppress(TakenError):
                 kernels[name].compile(read_types(arguments))
+
+
+# --- before a fork ----------------------------------------------------------------------------------------------------
+
+# With these, GNU OpenMP binds the thread in which it is loaded to a core, which forked processes would inherit.
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
+
+
+def tell(line_is_needed):
+    """Call `line_is_needed("module.kernel: types")` for each kernel that this process loads from now on."""
+
+    def listen(kernel, kinds):
+        with contextlib.suppress(KeyError, ValueError):  # a type without a letter; no threads yet
+            if numba.threading_layer() == "omp" and not any(name in os.environ for name in BINDING):
+                line_is_needed(f"{kernel.__module__}.{kernel.__qualname__}: {write_types(kinds)}")
+
+    compile.listeners[:] = [listen]
+
+
+def load(lines):
+    """Load the kernels that `tell` told of, if this process has their modules and they are kept.
+
+    It may fork others from now on, but runs no kernel.
+    """
+    from . import execute  # noqa: F401 - has kernels on the list, too
+
+    compile.runs, session.only_loads = False, True
+    for line in lines:
+        name, _, arguments = line.partition(": ")
+        if name in kernels:
+            with contextlib.suppress(TakenError):
+                kernels[name].compile(read_types(arguments))
+
+
+def begin():
+    """In a process that was forked by one that loads: run kernels, and count one's own."""
+    compile.runs, session.only_loads, session.loaded = True, False, 0

@@ -70,7 +70,7 @@ class CompileStats(NamedTuple):
 
 
 class TakenError(Exception):
-    """Another process compiles this kernel already."""
+    """This kernel is for another process to compile, or is being compiled there."""
 
 
 class _Session:
@@ -84,6 +84,7 @@ class _Session:
     def __init__(self):
         self.compiled, self.loaded, self.seconds = 0, 0, 0.0
         self.skips_taken = False  # raise TakenError where another process compiles the kernel that was asked for?
+        self.only_loads = False  # raise it where the kernel is not there?
         self.before_compiling = []  # functions that are called with the name of a kernel that has to be compiled
         self._depth, self._started, self._said, self._collects = 0, None, False, False
         self._locks, self._patience = None, LOCK_SECONDS
@@ -112,6 +113,8 @@ class _Session:
     def fetch(self, name, file):
         """The content of `file`; None if it has to be made, and then this process has the right to make it."""
         content = _read(file)
+        if content is None and self.only_loads:
+            raise TakenError(name)
         if content is None and file is not None:
             with contextlib.suppress(OSError):
                 self._lock(file)

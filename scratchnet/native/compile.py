@@ -123,6 +123,7 @@ _before_first_kernel: list = []
 
 
 kernels: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by "module.qualname"
+listeners: list = []  # functions that are called with each kernel that Python calls, and its types, once it is there
 
 
 class _Lower(Lower):
@@ -267,6 +268,12 @@ class _Kernel(_Dispatcher):
         self._part = _Part(py_func, locals, targetoptions, **kwargs)
         kernels[f"{py_func.__module__}.{py_func.__qualname__}"] = self
 
+    def compile(self, sig):
+        entry = super().compile(sig)
+        for listener in listeners:
+            listener(self, sig)
+        return entry
+
     def get_call_template(self, args, kws):
         return self._part.get_call_template(args, kws)
 
@@ -293,21 +300,24 @@ def compile_stats():
 if cores() < MAX_THREADS and "NUMBA_NUM_THREADS" not in os.environ:  # Numba knows no quota of a control group
     numba.set_num_threads(cores())
 
+runs = True  # does this process run kernels, or only load them for those that it forks?
 _main_of_forked: int | None = None  # the thread that a forked process began with, if kernels ran before the fork
 
 
 def _after_fork() -> None:
     """In a process that was forked after parallel kernels ran, GNU OpenMP's threads are missing. Numba would end it.
 
-    So kernels run on its first thread alone, with the same bits. A thread that it starts gets new ones.
+    So kernels run on its first thread alone, with the same bits. A thread that it starts gets new ones. Where none ran,
+    there were no threads yet.
     """
     global _main_of_forked
     if threading_layer._is_initialized and numba.threading_layer() == "omp":
         from numba.np.ufunc import omppool
 
         ctypes.CFUNCTYPE(None, ctypes.c_int)(omppool.launch_threads)(MAX_THREADS)  # Numba: this is your process
-        numba.set_num_threads(1)
-        _main_of_forked = threading.get_ident()
+        if runs:
+            numba.set_num_threads(1)
+            _main_of_forked = threading.get_ident()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -3,7 +3,8 @@
 To start Python and to import NumPy, Numba and this package takes most of a second, and 60 MB. So the first process that
 a program starts does no work: it imports what workers need, runs no thread, and forks a worker whenever it is asked to.
 Until a worker writes to it, its memory is the server's. (A fork of the program itself would copy locks and threads in
-the middle of their work.)
+the middle of their work.) Kernels that earlier workers needed, it loads before it forks the next: that is two thirds
+of what a worker takes to its first step.
 
 A server belongs to one thread and to its surroundings: environment, limits, cores. A thread in others has another one.
 It ends with its program, whatever ends that, and when it had no worker for a minute, or at once where its thread has
@@ -189,6 +190,14 @@ def serve(sock: socket.socket, work: Callable | None = None, idle: float = IDLE)
     os.chdir("/")  # perhaps the folder is gone, which some imports mind
     inherited = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody learns how workers end
     kernels.device("cpu")  # imports Numba
+    import numpy.ma  # noqa: F401 - which Numba imports when it sees an array: 20 ms
+
+    from ...native import ahead
+    from . import arena  # noqa: F401 - has kernels that workers need
+
+    told, tell = os.pipe()
+    os.set_blocking(told, False)
+    os.set_blocking(tell, False)
     with selectors.DefaultSelector() as selector:
         selector.register(sock, selectors.EVENT_READ)
         while events := selector.select(None if len(selector.get_map()) > 1 else idle):
@@ -203,14 +212,22 @@ def serve(sock: socket.socket, work: Callable | None = None, idle: float = IDLE)
                 if isinstance(asked := json.loads(order), float):
                     idle = asked
                     continue
+                ahead.load(_lines(told))
                 children = [fd for key in selector.get_map().values() if key.data for fd in (key.fd, key.data[1])]
-                forked = _fork(asked, given, [sock.fileno(), selector.fileno(), *children], inherited)
+                forked = _fork(asked, given, [sock.fileno(), selector.fileno(), told, *children], tell, inherited)
                 if isinstance(forked, OSError):
                     sock.send(ANSWER.pack(0, forked.errno))
                 else:
                     handle = os.pidfd_open(forked[0])
                     selector.register(handle, selectors.EVENT_READ, forked)
                     socket.send_fds(sock, [ANSWER.pack(forked[0], 0)], [handle])
+
+
+def _lines(pipe: int) -> list[str]:
+    """What workers have told; they write whole lines, and leave out those for which there is no room."""
+    with contextlib.suppress(BlockingIOError):
+        return os.read(pipe, 1 << 20).decode().splitlines()
+    return []
 
 
 def _report(handle: int, process: int, status: int) -> None:
@@ -221,7 +238,7 @@ def _report(handle: int, process: int, status: int) -> None:
     os.close(handle)
 
 
-def _fork(order: Any, given: list[int], servers: list[int], inherited: Any) -> tuple[int, int] | OSError:
+def _fork(order: Any, given: list[int], servers: list[int], tell: int, inherited: Any) -> tuple[int, int] | OSError:
     """A worker's process, and the descriptor through which its end is to be said."""
     numbers, variables = order
     places = dict(zip(numbers, given, strict=True))
@@ -233,21 +250,26 @@ def _fork(order: Any, given: list[int], servers: list[int], inherited: Any) -> t
         found = error
         os.close(status)
     if os.getpid() != parent:
-        _work(parent, places, variables, [status, *servers], inherited)
+        _work(parent, places, variables, [status, *servers], tell, inherited)
     for fd in places.values():
         os.close(fd)
     return found
 
 
-def _work(server: int, places: dict[int, int], variables: dict[str, Any], others: list[int], inherited: Any) -> None:
+def _work(
+    server: int, places: dict[int, int], variables: dict[str, Any], others: list[int], tell: int, inherited: Any
+) -> None:
     """A worker, from its first instant to its last."""
+    from ...native import ahead
+
     global forked_by
     code = 1
     try:
         forked_by = server
         die_with(server)  # now: nobody else may read orders that are for another
         signal.signal(signal.SIGCHLD, inherited)
-        for fd in others:
+        above = fcntl.fcntl(tell, fcntl.F_DUPFD_CLOEXEC, max(places) + 1)
+        for fd in (*others, tell):
             os.close(fd)
         os.fchdir(places[FOLDER])
         os.close(places.pop(FOLDER))
@@ -257,10 +279,17 @@ def _work(server: int, places: dict[int, int], variables: dict[str, Any], others
             os.environ.pop(name, None)
             os.environ.update({} if value is None else {name: value})
         np.random.seed()  # noqa: NPY002 - numbers of its own, as a process has that starts afresh
+        ahead.begin()
+        ahead.tell(functools.partial(_say, above))
         code = spawn._main(orders, os.dup(orders))
         atexit._run_exitfuncs()
     finally:
         os._exit(code)
+
+
+def _say(pipe: int, line: str) -> None:
+    with contextlib.suppress(OSError):  # it is full, or nobody reads it any more
+        os.write(pipe, f"{line}\n".encode())
 
 
 def _move(places: dict[int, int]) -> None:

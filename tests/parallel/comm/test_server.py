@@ -9,11 +9,14 @@ import sys
 import time
 
 import multiprocess
+import numba
 import numpy as np
 import pytest
 from residue import no_residue
 
 import scratchnet as sn
+from scratchnet.native import cache
+from scratchnet.native.compile import JIT_ENABLED, MAX_THREADS
 from scratchnet.parallel.comm import server
 from scratchnet.parallel.pool import launch
 
@@ -87,6 +90,36 @@ def test_workers_draw_numbers_of_their_own():
 
     drawn = [x for _ in range(2) for pair in sn.parallel.run(draw, workers=2) for x in pair]
     assert len({*drawn}) == 8
+
+
+def compute(comm, dtype):
+    """The kernels that this worker loaded and compiled, its threads, those that it started, and a product."""
+    from scratchnet.native.compile import compile_stats
+
+    before = len(os.listdir("/proc/self/task"))
+    with sn.default_device("cpu"):
+        product = sn.tensor(np.arange(1 << 16, dtype=dtype).reshape(256, 256)) @ sn.tensor(np.eye(256, dtype=dtype))
+    started = len(os.listdir("/proc/self/task")) - before
+    return compile_stats()[:2], sn.get_num_threads(), started, product.numpy().tobytes()
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="compiles nothing")
+def test_a_server_loads_what_its_workers_needed_and_they_run_on_as_many_threads(monkeypatch):
+    monkeypatch.setenv("SOMETHING", "its own server")
+    sn.set_num_threads(MAX_THREADS)
+    if numba.threading_layer() != "omp":
+        pytest.skip("other threads would not survive a fork: nothing is loaded")
+    (product,) = sn.parallel.run(lambda comm: compute(comm, np.float32)[-1], workers=1)
+    assert sn.parallel.run(compute, np.float32, workers=1) == [((0, 0), MAX_THREADS, MAX_THREADS - 1, product)]
+    assert sum(sn.parallel.run(compute, np.float64, workers=1)[0][0]) > 0  # others, which no worker needed yet
+
+
+def test_a_server_compiles_nothing(tmp_path, monkeypatch):
+    """Kernels that are not there are for a worker: nobody waits for a server."""
+    monkeypatch.setattr(cache.session, "only_loads", True)
+    with pytest.raises(cache.TakenError):
+        cache.session.fetch("kernel", tmp_path / "kernel")
+    assert not list(tmp_path.iterdir())  # nor did it ask for a lock
 
 
 CLOSED = """
