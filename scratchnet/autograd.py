@@ -69,10 +69,26 @@ def apply(op: Op, *inputs: ArrayLike, **params) -> Tensor:
             if t._requires_grad and op.vjp(i) is not None:
                 node = Node(op, tensors, params, out, device)
                 break
+            if t._version == STALE:
+                check_view(op.name, t)
     y = tensors[0]._wrap(out, device, node)
     if op.is_view:
-        y._base = tensors[0]._owner
+        y._base = owner = tensors[0]._owner
+        if not owner._requires_grad:
+            y._version = STALE
     return y
+
+
+STALE = -1  # as version of a view: its owner had no record when it was made, so it has none if that gets one
+
+
+def check_view(name: str, t: Tensor) -> None:
+    """Raises GradientError for a view of what has a record since: its gradient would be lost."""
+    if t._version == STALE and t._base._requires_grad and t._base._node is not None:
+        raise GradientError(
+            f"{name}: expected a view made after its tensor was changed in place by a recorded op, got an older one; "
+            "make it again, as x[...]"
+        )
 
 
 # --- the backward pass -----------------------------------------------------------------------------------------------

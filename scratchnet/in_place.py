@@ -2,7 +2,8 @@
 
 PyTorch's rules. The tensor stays the same object with the same memory, shape and dtype, so views and NumPy arrays of
 that memory see the change. A leaf that requires grad changes inside `no_grad` only. A result of recorded ops may change
-while ops are recorded: from then on it is the result of the op in place too. Ops that read what was there before are
+while ops are recorded: from then on it is the result of the op in place too, and numbers that are written over it have
+no gradient. Ops that read what was there before are
 found by `backward`, which refuses.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import checks, ops, random, tracing
-from .autograd import apply
+from .autograd import apply, check_view
 from .errors import ConfigError, DtypeError, GradientError, ShapeError
 from .grad_mode import is_recording, no_grad
 from .kernels.signatures import FLOATS as WIDE
@@ -41,6 +42,8 @@ def change(t: Tensor, name: str, compute: Callable[[], Tensor]) -> Tensor:
         what = "a leaf that requires grad" if t.is_leaf else "a view of one that requires grad"
         raise GradientError(f"{name}: expected a tensor that may change in place, got {what}; use `with sn.no_grad():`")
     _check_memory(t, name)
+    if is_recording():
+        check_view(name, t)
     y = compute()
     if y.shape != t.shape:
         raise ShapeError(f"{name}: expected a result of shape {t.shape}, which stays in place, got {y.shape}")
@@ -48,6 +51,8 @@ def change(t: Tensor, name: str, compute: Callable[[], Tensor]) -> Tensor:
         raise DtypeError(
             f"{name}: expected a result of {t.dtype}, which stays in place, got {y.dtype}; use .astype(...)"
         )
+    if y._node is None and t._node is not None and is_recording():  # numbers from elsewhere: no gradient goes on
+        y = ops.where(t._wrap(t._device.from_host(np.zeros((), bool)), t._device), t, y)
     if y._node is not None:
         _continue_record(t, name, y)
     assign(t, y)
@@ -165,6 +170,8 @@ def set_items(t: Tensor, key: Any, value: ArrayLike) -> None:
             f"{name}: expected tensors without a gradient, got one; use sn.where or `with sn.no_grad():`"
         )
     _check_memory(t, name)
+    if is_recording():
+        check_view(name, t)
     key = _host_key(key)
     with no_grad():
         target = ops.index(t, key)
@@ -201,5 +208,7 @@ def _fitted(t: Tensor, value: ArrayLike, name: str) -> Tensor:
     check_integers(name, value, t.dtype)
     value = value.to(t.device).astype(t.dtype)
     if value._owner is t._owner or (t._device.is_host and np.may_share_memory(value._data, t._data)):
-        value = value._wrap(copied(value._data, t.dtype, t._device), t._device)
+        value = ops.cast(value, dtype=value.dtype)
+        if value.shape == t.shape:
+            return value
     return value.broadcast_to(t.shape)

@@ -117,6 +117,52 @@ def test_a_result_that_changes_in_place_goes_on_with_its_record():
     assert numbers(total) == [3.0, 9.0] and numbers(x.grad) == [21.0, 39.0]
 
 
+WRITTEN = {
+    "zero_": lambda y: y.zero_(),
+    "fill_": lambda y: y.fill_(2.0),
+    "copy_": lambda y: y.copy_(plain(5.0, 6.0)),
+    "uniform_": lambda y: y.uniform_(),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_over_has_no_gradient(name):
+    x = leaf(1.0, 2.0)
+    y = x * 2
+    if name == "uniform_" and y.device == "cuda":
+        return  # drawn on the host alone
+    assert WRITTEN[name](y) is y and y.requires_grad
+    (y * 3 + x).sum().backward()
+    assert numbers(x.grad) == [1.0, 1.0]
+
+
+def test_what_is_written_over_by_the_numbers_of_a_tensor_has_its_gradient():
+    x, w = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    y = x * 2
+    y.copy_(w)
+    y.copy_(y)
+    (y * 3 + x).sum().backward()
+    assert numbers(x.grad) == [1.0, 1.0] and numbers(w.grad) == [3.0, 3.0]
+
+
+def test_a_view_that_is_older_than_the_record_of_its_tensor_is_refused():
+    x, total = leaf(1.0, 2.0), plain(0.0, 1.0)
+    view, alias = total[1:], total.detach()
+    with sn.no_grad():
+        total += 1.0
+    assert numbers(view * x[1:]) == [4.0]
+    total += x
+    for use in (lambda: view * 3.0, lambda: view[0], lambda: view.zero_(), lambda: view.__setitem__(0, 1.0)):
+        with pytest.raises(sn.GradientError, match="expected a view made after its tensor was changed") as error:
+            use()
+        error_line(error)
+    with sn.no_grad():
+        assert numbers(view * 2.0) == [8.0]
+    assert numbers(alias) == [2.0, 4.0] and not (alias * 1.0).requires_grad
+    (total[1:] * 3.0).sum().backward()
+    assert numbers(x.grad) == [0.0, 3.0]
+
+
 def test_what_was_read_before_the_change_is_refused_by_backward():
     for change in (lambda y: add(y, 1.0), lambda y: y.detach().zero_(), lambda y: y.detach().__setitem__(0, 5.0)):
         x = leaf(1.0, 2.0)

@@ -31,7 +31,7 @@ class TensorBase:
 
     _data, _device: the array, and the kernels that compute with it. _node: how it was made (None: a leaf).
     _base: the tensor whose memory this view looks at. _version: how often the memory of this tensor was written since;
-    of a view, that of its base counts. _hooks: of a leaf, see hooks.py.
+    of a view, that of its base counts, and its own says when it was made. _hooks: of a leaf, see hooks.py.
     """
 
     __slots__ = ("__weakref__", "_base", "_data", "_device", "_grad", "_hooks", "_node", "_requires_grad", "_version")

@@ -131,7 +131,7 @@ class Trace(Tracing):
     def check_no_change(self) -> None:
         """Raises ConfigError if the output of an op was changed in place."""
         for t in self.tensors:
-            if t._version and id(t) not in self._known and id(t._data) in self._outputs:
+            if t._version > 0 and id(t) not in self._known and id(t._data) in self._outputs:
                 made = self.made[self._outputs[id(t._data)]]
                 raise ConfigError(
                     f"{WHO}: expected a forward that changes no activation in place, got one that changes what "
