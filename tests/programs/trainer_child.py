@@ -1,4 +1,5 @@
-"""The run of tests/trainer/test_trainer.py that is killed and stopped: it prints each step that is done.
+"""The run of tests/trainer/test_trainer.py that is killed and stopped: it prints each step that is done, and waits for a
+line, or for the end of its standard input, before it goes on.
 
 `python trainer_child.py FOLDER`
 """
@@ -19,6 +20,7 @@ class AnnouncingLoader(sn.data.DataLoader):
         for number, positions in enumerate(super().batch_indices(epoch, start), epoch * len(self) + start):
             yield positions
             print("step", number + 1, flush=True)
+            sys.stdin.readline()
 
 
 if __name__ == "__main__":

@@ -126,13 +126,17 @@ CHILD = Path(__file__).parents[1] / "programs" / "trainer_child.py"
 
 
 def start(folder):
-    return subprocess.Popen([sys.executable, CHILD, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, CHILD, folder], text=True, **pipes)
 
 
 def wait_for_step(process, step):
+    """There the child stays: however late it is killed, it has done no step more."""
     for line in process.stdout:
         if line == f"step {step}\n":
             return
+        process.stdin.write("\n")
+        process.stdin.flush()
     raise AssertionError(f"the child ended before step {step}: {process.stderr.read()}")
 
 
