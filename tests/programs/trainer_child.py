@@ -1,5 +1,5 @@
-"""The run of tests/trainer/test_trainer.py that is killed and stopped: it prints each step that is done, and waits for a
-line, or for the end of its standard input, before it goes on.
+"""The run of tests/trainer/test_trainer.py that is killed and stopped: it prints each step that is done, and waits for
+a line, or for the end of its standard input, before it goes on.
 
 `python trainer_child.py FOLDER`
 """

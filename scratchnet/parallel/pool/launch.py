@@ -364,19 +364,35 @@ class _Popen(popen_spawn_posix.Popen):
                         return False
         return False
 
-    def poll(self, flag=os.WNOHANG):
-        """The exit status, None while it runs; REAPED if somebody else of this process has taken the status.
+    def __init__(self, process):
+        self._program, self._taking = os.getpid(), threading.RLock()
+        super().__init__(process)
 
-        A server that handles SIGCHLD takes those of all its children, and with SIG_IGN the system does.
+    def poll(self, flag=os.WNOHANG):
+        """The exit status, None while it runs; REAPED if somebody else has taken the status.
+
+        A server that handles SIGCHLD takes those of all its children, and with SIG_IGN the system does. A thread that
+        starts a process asks for the status of all of them, those of other threads included; and so does a process that
+        was forked from this one, whose children they are not.
         """
+        if self.returncode is None and os.getpid() != self._program:
+            self.returncode = REAPED
         if self.returncode is None:
-            try:
-                status = self._status(flag)
-            except ChildProcessError:
-                self.returncode = REAPED
-            else:
-                self.returncode = None if status is None else os.waitstatus_to_exitcode(status)
+            with self._taking:  # the status comes once
+                if self.returncode is None:
+                    self.returncode = self._taken(flag)
         return self.returncode
+
+    def close(self):
+        with self._taking:  # nobody reads the files that are closed
+            super().close()
+
+    def _taken(self, flag):
+        try:
+            status = self._status(flag)
+        except ChildProcessError:
+            return REAPED
+        return None if status is None else os.waitstatus_to_exitcode(status)
 
     def _status(self, flag):
         """As waitpid gives it."""

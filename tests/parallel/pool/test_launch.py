@@ -9,16 +9,19 @@ import threading
 import time
 from pathlib import Path
 
+import multiprocess
 import numpy as np
 import pytest
 import workers
+from multiprocess import connection
 from residue import alive, no_residue
 
 import scratchnet as sn
 from scratchnet.native.compile import JIT_ENABLED
 from scratchnet.parallel.comm import server
 from scratchnet.parallel.comm.arena import Arena
-from scratchnet.parallel.pool.launch import Workers, describe
+from scratchnet.parallel.pool import launch
+from scratchnet.parallel.pool.launch import Process, Workers, describe
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +151,45 @@ def test_children_may_be_reaped_by_somebody_else(monkeypatch, is_possible, end):
             sn.parallel.run(lambda comm: os._exit(0), workers=1)
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+class Lock:
+    """One that notes that somebody wants it."""
+
+    def __init__(self):
+        self.lock, self.asked = threading.RLock(), threading.Event()
+
+    def __enter__(self):
+        self.asked.set()
+        self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+
+@pytest.mark.parametrize("is_possible", [True, False], ids=["forked", "started afresh"])
+def test_another_thread_that_looks_at_all_processes_takes_no_status_away(is_possible, monkeypatch):
+    """It does when it starts one; here while the thread whose process it is takes the status."""
+    monkeypatch.setattr(server, "is_possible", lambda: is_possible)
+    ending = Process({}, launch._begin, (os._exit, 7), "scratchnet-worker-0")
+    ending.start()
+    looker, take, lock = threading.Thread(target=multiprocess.active_children), launch._Popen._status, Lock()
+
+    def status(popen, flag):
+        if looker.ident is None:
+            lock.asked.clear()
+            looker.start()
+            while looker.is_alive() and not lock.asked.wait(0.01):
+                pass
+        return take(popen, flag)
+
+    monkeypatch.setattr(ending._popen, "_taking", lock, raising=False)
+    monkeypatch.setattr(launch._Popen, "_status", status)
+    connection.wait([ending.sentinel])
+    ending.join()
+    looker.join()
+    assert ending.exitcode == 7
+    ending.close()
 
 
 class Wordless(Exception):
@@ -294,6 +336,28 @@ print(status, work.exitcode)
 
 def test_a_process_that_was_forked_after_kernels_ran_has_workers_too():
     assert python("-c", FORKED).stdout == "0 0\n"
+
+
+LOOKS = """
+import os
+import multiprocess
+from multiprocess import connection
+from scratchnet.parallel.pool import launch
+
+ending = launch.Process({}, launch._begin, (os._exit, 7), "scratchnet-worker-0")
+ending.start()
+connection.wait([ending.sentinel])
+if not (pid := os.fork()):
+    multiprocess.active_children()  # as when it starts one of its own
+    os._exit(0)
+os.waitpid(pid, 0)
+ending.join()
+print(ending.exitcode)
+"""
+
+
+def test_a_forked_process_takes_no_status_away_from_the_one_that_it_was_forked_from():
+    assert python("-c", LOOKS).stdout == "7\n"
 
 
 # --- the parent ends --------------------------------------------------------------------------------------------------
