@@ -351,7 +351,7 @@ def trickle(handler, body):
 
 
 def hold(handler, body):
-    NEVER.wait(1.0)
+    handler.rfile.read()  # until the other side gives up
 
 
 OTHER = gzip.compress(struct.pack(">BBBBI", 0, 0, 8, 1, 3) + b"abc")
@@ -374,12 +374,15 @@ DOWNLOAD_FAULTS = {
 }
 
 
+LIMITS = {hold: "STALL_SECONDS", trickle: "DOWNLOAD_SECONDS"}
+
+
 @pytest.mark.parametrize("fault", DOWNLOAD_FAULTS)
 def test_a_failed_download_says_how_to_get_the_data_and_leaves_nothing(machine, upstream, monkeypatch, fault):
-    monkeypatch.setattr(sources, "STALL_SECONDS", 0.3)
-    monkeypatch.setattr(sources, "DOWNLOAD_SECONDS", 0.2)
     monkeypatch.setattr(sources, "MAX_DOWNLOAD", 50_000)
     damage, message = DOWNLOAD_FAULTS[fault]
+    if (limit := LIMITS.get(damage)) is not None:  # the others answer, however busy the machine is
+        monkeypatch.setattr(sources, limit, 0.2)
     with serve(lambda handler, name: damage(handler, upstream[name])) as (url, _):
         monkeypatch.setenv("SCRATCHNET_DATA_URL", url)
         with pytest.raises(DataError, match=message) as caught:
