@@ -65,10 +65,8 @@ def test_the_helper_ends_with_the_job(scripts, end):
     (helper,) = scripts.said(job)["helpers"]
     if end != "exit":
         os.killpg(job.pid, end)
-    job.communicate(timeout=60)
-    deadline = time.monotonic() + 20
+    job.communicate()
     while alive(helper):
-        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
