@@ -1,8 +1,10 @@
 """Command lines from dataclasses: each field is a flag, with its default and its help text."""
 
 import argparse
+import atexit
 import dataclasses
 import errno
+import gc
 import io
 import os
 import sys
@@ -139,6 +141,7 @@ FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG  # said where a file is closed, w
 
 def run_script(main: Callable[[Config], Any], config: type[Config]) -> None:
     """Parses the flags, calls main, and turns what scratchnet raises into one line and status 1 (130 for Ctrl-C)."""
+    atexit.register(gc.freeze)  # Python would look through all that was imported as it ends, for 0.05 s
     for stream in (sys.stdout, sys.stderr):  # None, or of a kind of its own, where somebody has replaced it
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a path may have letters that the terminal does not show

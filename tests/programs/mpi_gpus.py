@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ JOBS = {  # arguments of the trainer, and the optimizer
     "one shard": ({"shards": 1}, sn.optim.SGD, {}),
     "norm": ({"shards": 6, "accumulate": 2, "clip_norm": 0.1}, sn.optim.Adam, {}),
     "float16": ({"shards": 4, "precision": "float16"}, sn.optim.SGD, {}),
-    "more ranks than parts of a norm": ({"shards": 9, "precision": "float16", "clip_norm": 0.1}, sn.optim.SGD, {}),
+    "more ranks than parts of a norm": ({"shards": 3, "precision": "float16", "clip_norm": 0.1}, sn.optim.SGD, {}),
     "fast": ({"shards": 3, "strategy": sn.parallel.AllReduce(order="fast")}, sn.optim.SGD, {}),
     "local": ({"shards": 3, "strategy": sn.parallel.LocalSGD(every=2)}, sn.optim.SGD, {}),
     "wide": ({"shards": 4}, sn.optim.SGD, {"momentum": 0.9}),
@@ -39,6 +40,7 @@ class Config:
     folder: str | None = flag(None, "of checkpoints, from which a run goes on")
     epochs: int = flag(1, "passes over the data, of 3 batches each")
     nan: bool = flag(False, "what the first layer gives of a sample is not finite")
+    norms: int = flag(0, "pieces of a norm; 0: as many as there are")
 
 
 def trained(job, config):
@@ -66,6 +68,9 @@ def trained(job, config):
 
 def main(config):
     lines = log_lines()
+    if config.norms:
+        for module in [module for module in sys.modules.values() if hasattr(module, "NORMS")]:
+            module.NORMS = config.norms
     with contextlib.ExitStack() as stack:
         if SIMULATED:
             from scratchnet.kernels.cuda import tuning

@@ -1,7 +1,7 @@
 """Kernels compiled without a GPU: registers, memory, instructions are as they should be.
 
-Each float32 kernel and each matrix product; of other dtypes, and of loops that do the same to other strides, two of
-each loop. `make thorough` compiles every signature, and the hot ones for every architecture.
+Each float32 kernel; of other dtypes, and of loops that do the same to other strides, one of each loop. `make thorough`
+compiles every signature, and the hot ones for every architecture.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ ROUNDED = {("conv2d_rounded", "bfloat16"), ("conv2d_weight_rounded", "tf32x3")} 
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block may have on every GPU
 
 
-OF_A_LOOP, ON_OTHERS = (10**6, 10**6) if THOROUGH else (2, 1)  # kernels of other dtypes; hot ones on other GPUs
+OF_A_LOOP, ON_OTHERS = (10**6, 10**6) if THOROUGH else (1, 1)  # kernels of other dtypes; hot ones on other GPUs
 
 
 def first_of_each(key, launches, count):
@@ -34,7 +34,7 @@ def is_repeating(launch):
     """Is it a convolution in a precision that does what those of ROUNDED do, or a product of which one factor is
     transposed? Both, and neither, are what a factor may be.
     """
-    if launch.factory in ("product", "product_in_warps"):
+    if launch.factory.startswith("product"):
         return not THOROUGH and len(set(launch.numbers)) == 2
     return not THOROUGH and launch.name.endswith("_rounded") and (launch.name, launch.precision) not in ROUNDED
 
@@ -52,11 +52,7 @@ def compiled(known):
     """(launch, architecture, facts), for sm_80, and of hot float32 kernels for the others."""
     from gpu_facts import ARCHITECTURES, facts_of_all
 
-    is_needed = [
-        ((x.is_float32 and x.factory not in BY_STRIDES) or (x.factory == "product" and "l" not in x.dtypes))
-        and not is_repeating(x)
-        for x in known
-    ]
+    is_needed = [x.is_float32 and x.factory not in BY_STRIDES and not is_repeating(x) for x in known]
     hot = {(x.name, x.factory, x.threads): i for i, x in enumerate(known) if x.is_float32 and x.factory in HOT}
     others = [(i, x) for i, x in enumerate(known) if not is_needed[i] and not is_repeating(x)]
     wanted = [(i, "sm_80") for i in range(len(known)) if is_needed[i]]

@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 import stub_driver
 from servants import NO_MPI, mpirun
-from sizes import SIMULATED
+from sizes import SIMULATED, THOROUGH
 
 pytestmark = [
     pytest.mark.skipif(SIMULATED, reason="the simulator has no driver"),
@@ -70,7 +70,7 @@ def test_gpus_that_share_no_memory_are_named(settings, words):
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("scene", "workers"), [("two", 2), ("three", 3)])
+@pytest.mark.parametrize(("scene", "workers"), [("two", 2), ("three", 3)] if THOROUGH else [("two", 2)])
 def test_neither_gradients_nor_parameters_go_through_the_host(scene, workers, tmp_path):
     found, calls, lines = run(scene, tmp_path)
     assert sum(found["shards"]) == STEPS * SHARDS and found["starts"] == [1] * workers and not found["log"]

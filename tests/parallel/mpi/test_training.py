@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jobs import program, srun_like, train, undisturbed
 from servants import mpirun
+from sizes import THOROUGH
 
 import scratchnet as sn
 from tests.trainer.test_moments import STEPS
@@ -23,8 +24,7 @@ BY_SLICES = [name for name in mpi_job.JOBS if name not in ("fast", "half", "larg
         (2, 0, mpi_job.JOBS, srun_like),
         (3, 1, mpi_job.JOBS, mpirun),
         (5, 2, mpi_job.JOBS, mpirun),
-        (2, 1, BY_SLICES, mpirun),
-        (4, 1, BY_SLICES, mpirun),
+        *[(2, 1, BY_SLICES, mpirun), (4, 1, BY_SLICES, mpirun)] * THOROUGH,
     ],
     ids=lambda value: getattr(value, "__name__", "") if callable(value) else None,
 )
