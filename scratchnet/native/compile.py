@@ -25,6 +25,7 @@ A kernel compiles at its first call for given argument types; cache.py keeps the
 
 import ctypes
 import functools
+import inspect
 import os
 import threading
 import types
@@ -104,6 +105,7 @@ def stamp(template, name, **bindings):
     code = source.__code__.replace(co_name=name, co_qualname=name)
     function = types.FunctionType(code, {**source.__globals__, **bindings}, name, source.__defaults__)
     function.__module__, function.__doc__ = source.__module__, source.__doc__
+    function.__dict__["__signature__"] = inspect.signature(source)
     bound = sorted((key, _describe(value)) for key, value in bindings.items())
     function.__dict__["__bindings__"] = bound  # goes into the name of the cache file
     return _Kernel(function, targetoptions=template.targetoptions) if isinstance(template, CPUDispatcher) else function
@@ -264,9 +266,13 @@ class _Kernel(_Dispatcher):
     """A kernel as Python calls it; others that call it have it as a part."""
 
     def __init__(self, py_func, locals=None, targetoptions=None, **kwargs):
+        py_func.__signature__ = inspect.signature(py_func)  # Numba asks twice: half of the time that 350 kernels took
         super().__init__(py_func, locals, targetoptions, **kwargs)
-        self._part = _Part(py_func, locals, targetoptions, **kwargs)
         kernels[f"{py_func.__module__}.{py_func.__qualname__}"] = self
+
+    @functools.cached_property
+    def _part(self):
+        return _Part(self.py_func, self.locals, self.targetoptions)
 
     def compile(self, sig):
         entry = super().compile(sig)
