@@ -66,7 +66,7 @@ def apply(op: Op, *inputs: ArrayLike, **params) -> Tensor:
     node = None
     if is_recording():
         for i, t in enumerate(tensors):
-            if t._requires_grad and op.vjp(i) is not None:
+            if t._requires_grad and op.vjps[i] is not None:
                 node = Node(op, tensors, params, out, device)
                 break
             if t._version == STALE:
@@ -112,18 +112,17 @@ def backward(
     found = backpropagate([(y, g)], retain_graph=retain_graph, create_graph=create_graph)
     taken = {id(g._data)}
     for leaf, leaf_gradient in found.values():
-        tracing.current().touch(leaf)
         tracing.current().watch(leaf, "_hooks")
-        data = leaf_gradient._data
-        if leaf.grad is not None:
+        data, known = leaf_gradient._data, leaf.grad
+        if known is not None:
             with recording(create_graph):
-                leaf_gradient = total(leaf.grad, leaf_gradient)
+                leaf_gradient = total(known, leaf_gradient)
         elif isinstance(leaf_gradient, RowGradient):
             pass
         elif not create_graph and (isinstance(data.base, type(data)) or id(data) in taken):  # on a GPU, too
             leaf_gradient = leaf._wrap(copied(data, data.dtype, leaf._device), leaf._device)  # memory of its own
         taken.add(id(leaf_gradient._data))
-        leaf.grad = leaf_gradient
+        leaf._grad = leaf_gradient
 
 
 def initial_gradient(y: Tensor, gradient: ArrayLike | None) -> Tensor:
@@ -207,8 +206,8 @@ def _vjps(node: Node, g: Tensor, among: Callable[[Tensor], bool] | None) -> Iter
     if op.shared is not None:
         params = params | {"shared": op.shared(g, y, *inputs, **params)}
     for i, t in enumerate(inputs):
-        if t._requires_grad and (vjp := op.vjp(i)) is not None and (among is None or among(t)):
-            yield t, unbroadcast(vjp(g, y, *inputs, **params), t.shape)
+        if t._requires_grad and (vjp := op.vjps[i]) is not None and (among is None or among(t)):
+            yield t, unbroadcast(vjp(g, y, *inputs, **params), t._data.shape)
 
 
 def unbroadcast(g: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -19,15 +19,20 @@ _modes: ContextVar[tuple[bool, ...]] = ContextVar("modes", default=())  # what i
 is_recording = _grad_enabled.get  # True unless inside `no_grad`
 
 
-@contextlib.contextmanager
-def recording(enabled: bool) -> Iterator[None]:
+class recording:
     """Inside, ops are recorded or not."""
-    before = _grad_enabled.get()
-    _grad_enabled.set(enabled)
-    try:
-        yield
-    finally:
-        _grad_enabled.set(before)  # not reset(token): a generator may be closed in another context
+
+    __slots__ = ("_before", "_enabled")
+
+    def __init__(self, enabled: bool):
+        self._enabled = enabled
+
+    def __enter__(self) -> None:
+        self._before = is_recording()
+        _grad_enabled.set(self._enabled)
+
+    def __exit__(self, *exc_info: Any) -> None:
+        _grad_enabled.set(self._before)  # not reset(token): a generator may be closed in another context
 
 
 class no_grad:

@@ -16,7 +16,7 @@ import numpy as np
 
 from .kernels.signatures import FLOATS, HALVES
 from .ops import cast
-from .ops.table import VJP, Op, Tensor
+from .ops.table import VJP, AnyNumber, Op, Tensor
 from .row_gradient import RowGradient
 
 FLOAT32 = FLOATS[0]
@@ -45,9 +45,9 @@ def in_float32(op: Op) -> Op:
         return rounded
 
     def any_vjp(i: int, g: Tensor, y: Tensor, *inputs: Tensor, **params: Any) -> Any:
-        return vjp(i, op.vjp(i))(g, y, *inputs, **params)  # type: ignore[arg-type]
+        return vjp(i, op.vjps[i])(g, y, *inputs, **params)  # type: ignore[arg-type]
 
-    vjps: Any = any_vjp
+    vjps: Any = AnyNumber(any_vjp)
     if isinstance(op.vjps, tuple):
         vjps = tuple(None if f is None else vjp(i, f) for i, f in enumerate(op.vjps))
     forward.__module__ = op.forward.__module__  # jit calls what is the user's again

@@ -52,7 +52,9 @@ class Entry:
 
 def run(entries: tuple[Entry, ...], g: Any) -> Any:
     """The gradient after the hooks of a tensor, which may replace it."""
-    if entries and isinstance(g, RowGradient):
+    if not entries:
+        return g
+    if isinstance(g, RowGradient):
         raise GradientError("register_hook: expected a dense gradient, got one by rows; use sparse=False, or no hook")
     for entry in sorted(entries, key=lambda entry: entry.kind == RETAINED):  # which sees what the others made of it
         tracing.current().refuse("a hook on a gradient")

@@ -2,7 +2,7 @@
 
 A step reads Python values of such an object (the mode of a module) and changes some (the count of an optimizer). A step
 that is replayed without Python must know both. The base class passes them on, so that `nn` and `optim` import neither
-jit nor its hook; tensors do the same for memory and gradients (`_kernels`, `_read_grad` and `_updated`).
+jit nor its hook; tensors do the same for memory and gradients (`_kernels`, `grad` and `_updated`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .tracing import Undo
 class Stateful:
     """An object whose Python values a step reads and changes."""
 
-    def _relies_on(self, attribute: str) -> None:
-        """This step holds only as long as the attribute is the object that it is now."""
-        tracing.current().watch(self, attribute)
+    def _relies_on(self, *attributes: str) -> None:
+        """This step holds only as long as each attribute is the object that it is now."""
+        tracing.current().watch(self, *attributes)
 
     def _relies_on_item(self, holder: dict, key: Any) -> None:
         """The same of an item of a dictionary."""

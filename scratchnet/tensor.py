@@ -349,10 +349,6 @@ class Tensor(TensorBase):
             with no_grad():
                 self.grad.zero_()
 
-    def _read_grad(self) -> Any:
-        """The gradient, for who computes with it: a step that is traced reads it here, too."""
-        return self.grad
-
     def _updated(self) -> None:
         """An optimizer wrote over this parameter."""
         tracing.current().updated(self)

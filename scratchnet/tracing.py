@@ -45,8 +45,8 @@ class Tracing:
         """Is the content of `array` another one in each call of the step?"""
         return False
 
-    def watch(self, thing: Any, attribute: str) -> None:
-        """The step relies on `thing.attribute`: with another object there it is recorded again."""
+    def watch(self, thing: Any, *attributes: str) -> None:
+        """The step relies on these attributes: with another object in one of them it is recorded again."""
 
     def watch_item(self, holder: dict, key: Any) -> None:
         """The step relies on an item of a dictionary, too."""

@@ -28,7 +28,7 @@ def in_both(function: Function) -> Function:
 
     @wraps(function)
     def in_either(*args: Any, **words: Any) -> Any:
-        for word in words.keys() & theirs.keys():
+        for word in words.keys() & theirs.keys() if words else ():
             numpys = theirs[word]
             if numpys in words:
                 raise ConfigError(f"{function.__name__}: expected {word}= or {numpys}=, got both")

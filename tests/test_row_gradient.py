@@ -220,6 +220,17 @@ def made(rows):
     return RowGradient(np.array(rows), sn.Tensor(np.ones((2, DIM), np.float32)), N)
 
 
+def test_a_recorded_step_that_is_refused_for_a_gradient_by_rows_updates_nothing():
+    table, other = parameter(), nn.Parameter(TABLE)
+    backward(table, True)
+    backward(other, False)
+    optimizer = sn.optim.SGD([other, table], 0.1)
+    with pytest.raises(sn.JitError, match="sparse=True"):
+        sn.jit(lambda x: optimizer.step())(sn.Tensor(1.0))
+    np.testing.assert_array_equal(other.detach().numpy(), TABLE)
+    assert [state.step for state in optimizer.states] == [0, 0]
+
+
 def test_a_gradient_by_rows_never_changes_and_is_an_array_of_the_whole_shape():
     gradient = backward(parameter(), True)
     with pytest.raises(ValueError, match="read-only"):

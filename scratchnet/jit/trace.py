@@ -165,8 +165,7 @@ class Trace(Tracing):
         """The device whose kernels are run and noted. Parameters and buffers are read where they lie now."""
         for t in inputs:
             if t._node is None and (t._requires_grad or type(t) is not Tensor) and not self.is_inside(t._data):
-                for attribute in ("_data", "_requires_grad", "_device"):
-                    self.watch(t, attribute)
+                self.watch(t, "_data", "_requires_grad", "_device")
         return _Recorder(device, self)  # type: ignore[return-value]
 
     def run(self, op: Any, device: Device, inputs: tuple[Any, ...], params: dict[str, Any]) -> np.ndarray:
@@ -223,9 +222,10 @@ class Trace(Tracing):
         """Is it an argument's, or made by the step?"""
         return id(memory_of(array)) in self.varying or self.owns(array)
 
-    def watch(self, thing: Any, attribute: str) -> None:
-        key = id(thing), attribute
-        self.watched[key] = thing, self.written[key][1] if key in self.written else getattr(thing, attribute)
+    def watch(self, thing: Any, *attributes: str) -> None:
+        for attribute in attributes:
+            key = id(thing), attribute
+            self.watched[key] = thing, self.written[key][1] if key in self.written else getattr(thing, attribute)
 
     def watch_item(self, holder: dict, key: Any) -> None:
         self.items.setdefault((id(holder), key), (holder, key, dict.get(holder, key)))

@@ -101,7 +101,7 @@ class Sequential(Positions):
         return Sequential(dict([*self._items().items()][i])) if isinstance(i, slice) else super().__getitem__(i)
 
     def forward(self, x: ArrayLike) -> Tensor:
-        for layer in self:
+        for layer in self._items().values():
             x = layer(x)
         return as_tensor(x)
 

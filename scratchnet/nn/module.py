@@ -91,8 +91,7 @@ class Module(Stateful):
         raise MissingMethodError(f"{type(self).__name__}: expected a method forward, got none")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._relies_on("training")
-        self._relies_on("_hooks")
+        self._relies_on("training", "_hooks")
         if self._hooks:
             return module_hooks.call(self, args, kwargs)
         try:

@@ -29,7 +29,7 @@ def clip_grad_norm_(
     norm_type = checks.number("clip_grad_norm_: norm_type", norm_type, "(0, inf]")
     error_if_nonfinite = checks.flag("clip_grad_norm_: error_if_nonfinite", error_if_nonfinite)
     parameters = _parameters("clip_grad_norm_", parameters)
-    gradients = [(p, g) for p in parameters if (g := p._read_grad()) is not None]
+    gradients = [(p, g) for p in parameters if (g := p.grad) is not None]
     with no_grad():
         values = [g.values if isinstance(g, RowGradient) else g for _, g in gradients]
         norm = _norm([g for g in values if g.size], norm_type)
@@ -56,7 +56,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     clip_value = checks.number("clip_grad_value_: clip_value", clip_value, "[0, inf]")
     with no_grad():
         for p in _parameters("clip_grad_value_", parameters):
-            if (gradient := p._read_grad()) is not None:
+            if (gradient := p.grad) is not None:
                 p.grad = _mapped(gradient, lambda values: values.clip(-clip_value, clip_value))
 
 

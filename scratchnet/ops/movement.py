@@ -15,7 +15,7 @@ from ..grad_mode import is_recording
 from ..kernels import device as find_device
 from ..row_gradient import WHAT, RowGradient
 from .operands import ArrayLike, TensorBase, array_of, as_operand, copied, limits_of
-from .table import Tensor, broadcast_shape, contiguous, define, method
+from .table import AnyNumber, Tensor, broadcast_shape, contiguous, define, method
 
 # --- views -------------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ def _cat_vjp(i, g, y, *tensors, axis):
     return getitem(g, key=_span(axis, start, start + tensors[i].shape[axis]))
 
 
-cat_op = define("cat", _cat, variadic_vjp=_cat_vjp, moves=True)
+cat_op = define("cat", _cat, vjps=AnyNumber(_cat_vjp), moves=True)
 
 # --- the forms that people call ------------------------------------------------------------------------------------
 

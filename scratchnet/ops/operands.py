@@ -6,7 +6,6 @@ no more of it than the fields of its base here.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ ArrayLike = Any  # a Tensor, a NumPy array, a number, or a nested sequence of nu
 
 FLOATS = (*HALVES, *WIDE)  # in the order of their significant digits
 _ALLOWED_KINDS = "fiub"
+MOST_BITS = 1024  # an integer of fewer is a number of floats, though it may be infinity
 _BEYOND_FLOAT16 = 65_520  # the least integer that float16 rounds to infinity
 _DTYPES = frozenset({np.dtype(np.bool_), *FLOATS, *map(np.dtype, np.typecodes["AllInteger"])})  # of tensors
 
@@ -234,21 +234,21 @@ def prepare(op: Any, inputs: tuple) -> tuple[tuple[Any, ...], bool]:
     like = inputs[0] if isinstance(inputs[0], TensorBase) else next(x for x in inputs if isinstance(x, TensorBase))
     device, dtype = like._device, like._data.dtype
     if dtype is WIDE[0] or dtype is WIDE[1]:  # the usual case: tensors of one dtype, and Python numbers
-        weak = False
-        for x in inputs:
+        weak, promotes = False, op.promotes
+        for i, x in enumerate(inputs):
             if isinstance(x, TensorBase):
-                if x._data.dtype is not dtype or x._device is not device:
+                promoted = promotes is None or i in promotes
+                if x._device is not device or (promoted and x._data.dtype is not dtype):
                     break
-            elif type(x) is float or type(x) is int:
+            elif type(x) is float or (type(x) is int and x.bit_length() < MOST_BITS):
                 weak = True
             else:
                 break
         else:
             if not weak:
                 return inputs, False
-            with contextlib.suppress(OverflowError):  # an integer that no float holds is refused below
-                weakly = [x if isinstance(x, TensorBase) else like._wrap(np.array(x, dtype), device) for x in inputs]
-                return tuple(weakly), False
+            weakly = [x if isinstance(x, TensorBase) else like._wrap(np.array(x, dtype), device) for x in inputs]
+            return tuple(weakly), False
     like = next((x for x in inputs if isinstance(x, TensorBase) and x._data.dtype in FLOATS), like)
     tensors = tuple([as_operand(x, like) for x in inputs])
     for x in tensors:

@@ -51,7 +51,7 @@ def is_asked(op, device, dtype, precision):
 
 def _reads(device, dtype, sides, precision=None):
     """The precision in which a product of sides (m, k, n) reads its operands; None: as they are."""
-    if not is_asked("matmul", device, dtype, precision):
+    if precision is None or not is_asked("matmul", device, dtype, precision):
         return None
     if not is_rounded(precision, None, *sides):  # a small one does not ask for the way of this CPU
         return None
@@ -86,22 +86,18 @@ def _matmul(device, a, b, transpose_a=False, transpose_b=False, precision=None):
 # y = a @ b: g @ b.T; y = a.T @ b: b @ g.T
 def _matmul_vjp_a(g, y, a, b, transpose_a=False, transpose_b=False, **precision):
     if transpose_a:
-        return _times(b, g, transpose_b, True, **precision)
-    return _times(g, b, False, not transpose_b, **precision)
+        return matmul_op(b, g, transpose_a=transpose_b, transpose_b=True, **precision)
+    return matmul_op(g, b, transpose_b=not transpose_b, **precision)
 
 
 # y = a @ b: a.T @ g; y = a @ b.T: g.T @ a
 def _matmul_vjp_b(g, y, a, b, transpose_a=False, transpose_b=False, **precision):
     if transpose_b:
-        return _times(g, a, True, transpose_a, **precision)
-    return _times(a, g, not transpose_a, False, **precision)
+        return matmul_op(g, a, transpose_a=True, transpose_b=transpose_a, **precision)
+    return matmul_op(a, g, transpose_a=not transpose_a, **precision)
 
 
 matmul_op = define("matmul", _matmul, _matmul_vjp_a, _matmul_vjp_b)
-
-
-def _times(a, b, transpose_a=False, transpose_b=False, **precision):
-    return matmul_op(a, b, transpose_a=transpose_a, transpose_b=transpose_b, **precision)
 
 
 @method
@@ -129,27 +125,28 @@ def _linear(device, x, weight, bias):
 linear_op = define(
     "linear",
     _linear,
-    lambda g, y, x, weight, bias: _times(g, weight, transpose_b=True),
-    lambda g, y, x, weight, bias: _times(x, g, transpose_a=True),
+    lambda g, y, x, weight, bias: matmul_op(g, weight, transpose_b=True),
+    lambda g, y, x, weight, bias: matmul_op(x, g, transpose_a=True),
     lambda g, y, x, weight, bias: g,  # summed over the rows by the backward pass
 )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) @ weight (in, out) + bias (out,) in one pass -> (..., out)."""
-    if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[0]:
-        raise ShapeError(f"linear: expected x (..., in) and weight (in, out), got {x.shape} and {weight.shape}")
-    if bias is not None and bias.shape != weight.shape[1:]:
-        raise ShapeError(f"linear: expected bias {weight.shape[1:]}, got {bias.shape}")
+    shape, of_weight = x.shape, weight.shape
+    if len(of_weight) != 2 or not shape or shape[-1] != of_weight[0]:
+        raise ShapeError(f"linear: expected x (..., in) and weight (in, out), got {shape} and {of_weight}")
+    if bias is not None and bias.shape != of_weight[1:]:
+        raise ShapeError(f"linear: expected bias {of_weight[1:]}, got {bias.shape}")
     precision = options_of("matmul")
-    rows = x if x.ndim == 2 else reshape_op(x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
+    rows = x if len(shape) == 2 else reshape_op(x, shape=(math.prod(shape[:-1]), shape[-1]))
     dtype = np.dtype(np.float32) if x.dtype in HALVES else x.dtype
-    if bias is None or _reads(x._device, dtype, (*rows.shape, weight.shape[1]), **precision):
+    if bias is None or (precision and _reads(x._device, dtype, (*rows.shape, of_weight[1]), **precision)):
         y = matmul_op(rows, weight, **precision)
         y = y if bias is None else y + bias
     else:
         y = linear_op(rows, weight, bias)
-    return y if x.ndim == 2 else reshape_op(y, shape=(*x.shape[:-1], weight.shape[1]))
+    return y if len(shape) == 2 else reshape_op(y, shape=(*shape[:-1], of_weight[1]))
 
 
 # --- cross-entropy: softmax and negative log-likelihood in one pass, logits (rows, n), labels (rows,) -----------------

@@ -18,7 +18,7 @@ import numpy as np
 from ..grad_mode import is_recording
 from .elementwise import relu_grad, sigmoid, sigmoid_grad, tanh, tanh_grad, where_op
 from .movement import cat, getitem, reshape_op, stack
-from .products import _times, linear
+from .products import linear, matmul_op
 from .table import Op, Tensor, contiguous, define
 
 
@@ -153,7 +153,7 @@ def _grad_as_ops(g, y, x, weight, bias, state, alive, cell, reverse):
         for part, grads in zip(parts, (d_x, d_h), strict=True):
             part[t] = stack([where_op(goes_on, grad, 0.0) for grad in grads], 1)
         carry = [where_op(goes_on, *pair) for pair in zip(d_state, d, strict=True)]
-        carry[0] = carry[0] + _times(reshape_op(parts[1][t], shape=(n, gates * width)), weight)
+        carry[0] = carry[0] + matmul_op(reshape_op(parts[1][t], shape=(n, gates * width)), weight)
     return stack(parts[0]), stack(parts[1]), stack(carry)
 
 
@@ -173,7 +173,7 @@ def _rows(x: Tensor) -> Tensor:
 def _weight_vjp(g, y, x, weight, bias, state, alive, shared, reverse, **_):
     first, rest = _at(state, slice(0, 1)), _at(y, slice(1, None) if reverse else slice(-1), 0)
     before = cat([rest, first] if reverse else [first, rest])
-    return _times(_rows(before), _rows(shared[1]), transpose_a=True).T  # faster than the product that needs no .T
+    return matmul_op(_rows(before), _rows(shared[1]), transpose_a=True).T  # faster than the product that needs no .T
 
 
 # These two are called by `recurrent` alone, where nothing is recorded: derivatives are those of functions of x.

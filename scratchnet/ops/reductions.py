@@ -34,8 +34,8 @@ def outer_n_inner(device, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     if len(axes) == x.ndim:
         return x.reshape(1, x.size, 1)
     first, last = (axes[0], axes[-1] + 1) if axes else (0, 0)
-    split = (x.shape[:first], x.shape[first:last], x.shape[last:])
-    return x.reshape([math.prod(part) for part in split])
+    shape = x.shape
+    return x.reshape(math.prod(shape[:first]), math.prod(shape[first:last]), math.prod(shape[last:]))
 
 
 def not_empty(name: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:

@@ -11,8 +11,9 @@ ends in _op.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,7 +43,7 @@ class Op:
 
     name: str
     forward: Callable[..., np.ndarray]
-    vjps: tuple[VJP | None, ...] | VJP
+    vjps: Sequence[VJP | None] | AnyNumber
     promotes: tuple[int, ...] | None = None
     floating: bool = False
     moves: bool = False
@@ -52,12 +53,15 @@ class Op:
     def __call__(self, x, *inputs, **params):
         return x._apply(self, x, *inputs, **params)
 
-    def vjp(self, i: int) -> VJP | None:
-        """The VJP of input i. Ops of any number of inputs have one function, which takes i first."""
-        if isinstance(self.vjps, tuple):
-            return self.vjps[i]
-        vjps = self.vjps
-        return lambda *args, **params: vjps(i, *args, **params)
+
+class AnyNumber:
+    """The VJPs of an op of any number of inputs: one function, which takes first the input that it is asked for."""
+
+    def __init__(self, vjp: VJP):
+        self.vjp = vjp
+
+    def __getitem__(self, i: int) -> VJP:
+        return partial(self.vjp, i)
 
 
 OPS: dict[str, Op] = {}
@@ -74,7 +78,7 @@ def define(name: str, forward: Callable[..., np.ndarray], *vjps: VJP | None, **o
     """Adds a row to the table."""
     if name in OPS:
         raise KeyError(f"op {name!r} is in the table already")
-    OPS[name] = Op(name, forward, options.pop("variadic_vjp", vjps), **options)
+    OPS[name] = Op(name, forward, options.pop("vjps", vjps), **options)
     return OPS[name]
 
 

@@ -191,21 +191,23 @@ class Optimizer(Sealed, Stateful):
         if closure is not None:
             with recording(True):
                 loss = checks.function(f"{self._name}: step", closure)()
-        given = [(state, state.param._read_grad()) for state in self.states]
-        ready = [(state, self._gradient(state, grad)) for state, grad in given if grad is not None]
-        states = [state for state, _ in ready]
+        given = [(state, grad) for state in self.states if (grad := state.param.grad) is not None]
+        gradients = [self._gradient(state, grad) for state, grad in given]
+        states = [state for state, _ in given]
         numbers: dict[Any, tuple[ParameterState, np.ndarray]] = {}  # one array for states of one group and step count
         own = [numbers.setdefault((id(s.group), s.step), (s, np.empty(self.n_numbers)))[1] for s in states]
         leaders = list(numbers.values())
-        self.advance(states, leaders, own)
-        rows = [grad.rows if isinstance(grad, RowGradient) else None for _, grad in given if grad is not None]
-        for (state, gradient), chosen, array in zip(ready, rows, own, strict=True):
-            kernel, old = getattr(state.param._kernels, self.kernel), [state.param._data, *state.arrays]
+        rows = [grad.rows if isinstance(grad, RowGradient) else None for _, grad in given]
+        self.advance(states, leaders)
+        for state, gradient, chosen, array in zip(states, gradients, rows, own, strict=True):
+            param, arrays = state.param, state.arrays
+            kernel = getattr(param._kernels, self.kernel)
             if chosen is None:
-                kernel(old[0], gradient, *old[1:], *old, array)
+                kernel(param._data, gradient, *arrays, param._data, *arrays, array)
             else:
+                old = [param._data, *arrays]
                 update_rows(kernel, chosen, gradient, old, old, array)
-            state.param._updated()
+            param._updated()
         self._repeats(lambda: self.advance(states, leaders, own), tuple(own))
         return loss
 
@@ -254,7 +256,7 @@ class Optimizer(Sealed, Stateful):
             raise DtypeError(
                 f"{self._name}: expected parameter and gradient {state.dtype}, got {param.dtype} and {gradient.dtype}"
             )
-        return contiguous(param._kernels, gradient)
+        return gradient if gradient.flags.c_contiguous else contiguous(param._kernels, gradient)
 
     # --- state --------------------------------------------------------------------------------------------------
 
