@@ -233,6 +233,8 @@ EQUATIONS = {
     "i,i->": [(3,), (3,)],
     "ij,ij->i": [(3, 4), (3, 4)],
     "ij,k->j": [(3, 4), (2,)], "b...->...": [(2, 3, 4)], "iij->ij": [(3, 3, 2)], "ab,cd->abcd": [(2, 3), (1, 2)],
+    "Zi,...i": [(2, 3), (2, 3)], "Zi,...i->...": [(2, 3), (2, 3)], "ZY,...->Z...Y": [(2, 3), (2, 3)],
+    "...i,...i->...": [(2, 1, 3), (4, 3)], "i,e...i,...->...e": [(2,), (1, 3, 1, 2), (1, 4)],
 }  # fmt: skip
 
 
@@ -247,8 +249,11 @@ def test_einsum_is_numpys(equation):
 
 @pytest.mark.parametrize(
     ("equation", "shapes"),
-    [("ij,jk", [(2, 3)]), ("ij->k", [(2, 3)]), ("ij", [(2,)]), ("ij,jk->ik", [(2, 3), (4, 2)]), ("i1", [(2, 3)])],
-)
+    [
+        ("ij,jk", [(2, 3)]), ("ij->k", [(2, 3)]), ("ij", [(2,)]), ("ij,jk->ik", [(2, 3), (4, 2)]), ("i1", [(2, 3)]),
+        ("\uac00i,...i", [(2, 3), (2, 3)]), ("...i,...i->...", [(2, 3), (4, 3)]),
+    ],
+)  # fmt: skip
 def test_an_equation_that_does_not_fit_is_refused_in_a_line(equation, shapes):
     with pytest.raises(sn.ShapeError, match="einsum: expected"):
         sn.einsum(equation, *[np.ones(shape) for shape in shapes])

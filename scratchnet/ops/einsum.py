@@ -66,6 +66,8 @@ def trace(x: Tensor) -> Tensor:
 
 # --- einsum ----------------------------------------------------------------------------------------------------------
 
+DOTS = "".join(map(chr, range(0xAC00, 0xAC40)))  # of the axes of `...`: letters that no equation may have
+
 
 def einsum(equation: str, operands: Sequence[Tensor]) -> Tensor:
     """Sums of products by Einstein's notation; see functions.py."""
@@ -73,9 +75,13 @@ def einsum(equation: str, operands: Sequence[Tensor]) -> Tensor:
     lengths: dict[str, int] = {}
     for term, x in zip(terms, operands, strict=True):
         for letter, n in zip(term, x.shape, strict=True):
-            if lengths.setdefault(letter, n) != n:
-                raise ShapeError(f"einsum: expected one length for {letter!r}, got {lengths[letter]} and {n}")
-    parts = [_once(term, x) for term, x in zip(terms, operands, strict=True)]
+            known = lengths.setdefault(letter, n)
+            if letter in DOTS and known == 1:
+                lengths[letter] = n
+            elif known != n and not (letter in DOTS and n == 1):
+                name = "an axis of ..." if letter in DOTS else repr(letter)
+                raise ShapeError(f"einsum: expected one length for {name}, got {known} and {n}")
+    parts = [_once(*_long(term, x, lengths)) for term, x in zip(terms, operands, strict=True)]
     while len(parts) > 1:
         (a, x), (b, y), *rest = parts
         later = {*result, *(letter for term, _ in rest for letter in term)}
@@ -85,7 +91,7 @@ def einsum(equation: str, operands: Sequence[Tensor]) -> Tensor:
 
 
 def _parsed(equation: Any, operands: Sequence[Tensor]) -> tuple[list[str], str]:
-    """The letters of each operand's axes and those of the result; `...` becomes upper-case letters from the right."""
+    """The letters of each operand's axes and those of the result; `...` becomes letters of DOTS, from the right."""
     checks.instance("einsum", equation, str, "an equation such as 'ij,jk->ik'")
     left, arrow, right = equation.replace(" ", "").partition("->")
     given = left.split(",")
@@ -95,10 +101,11 @@ def _parsed(equation: Any, operands: Sequence[Tensor]) -> tuple[list[str], str]:
     for term, x in zip(given, operands, strict=True):
         extra = x.ndim - len(term.replace("...", "", 1)) if "..." in term else 0
         most = max(most, extra)
-        terms.append(term.replace("...", "".join(chr(ord("Z") - i) for i in range(extra))[::-1], 1))
-        if extra < 0 or len(terms[-1]) != x.ndim or not terms[-1].isalpha() * x.ndim == x.ndim:
+        terms.append(term.replace("...", DOTS[:extra][::-1], 1))
+        letters = term.replace("...", "", 1)
+        if extra < 0 or len(terms[-1]) != x.ndim or (letters and not (letters.isalpha() and letters.isascii())):
             raise ShapeError(f"einsum: expected a letter for each axis of {x.shape}, got {checks.shown(term)}")
-    dots = "".join(chr(ord("Z") - i) for i in range(most))[::-1]
+    dots = DOTS[:most][::-1]
     letters = "".join(terms)
     result = (
         right.replace("...", dots, 1)
@@ -108,6 +115,14 @@ def _parsed(equation: Any, operands: Sequence[Tensor]) -> tuple[list[str], str]:
     if len({*result}) != len(result) or not {*result} <= {*letters}:
         raise ShapeError(f"einsum: expected letters of the operands, each once, as a result, got {checks.shown(right)}")
     return terms, result
+
+
+def _long(term: str, x: Tensor, lengths: dict[str, int]) -> tuple[str, Tensor]:
+    """x without the axes of `...` along which it is one element for all of the others'."""
+    kept = [(letter, n) for letter, n in zip(term, x.shape, strict=True) if n == lengths[letter]]
+    if len(kept) == x.ndim:
+        return term, x
+    return "".join(letter for letter, _ in kept), reshape_op(x, shape=tuple([n for _, n in kept]))
 
 
 def _once(term: str, x: Tensor) -> tuple[str, Tensor]:
