@@ -260,7 +260,9 @@ def _every(callback: Any) -> int:
 
 
 def checked_callbacks(what: str, callbacks: Any) -> list[Any]:
-    """A list of callbacks. Raises ConfigError for what is none: it has no method that would be called."""
+    """A list of callbacks. Raises ConfigError for what is none: it has no method that would be called, or one, such as
+    `on_epoch_start`, of a moment that there is not.
+    """
     given = checks.items(what, callbacks, "a list of callbacks")
     if len({id(callback) for callback in given}) < len(given):
         checks.refuse(what, "each object once", given)
@@ -270,6 +272,10 @@ def checked_callbacks(what: str, callbacks: Any) -> list[Any]:
             remedy = "give an object, not its class" if isinstance(callback, type) else ""
             methods = f"{', '.join(MOMENTS[:-1])} or {MOMENTS[-1]}"
             checks.refuse(what, f"an object with a method {methods}", callback, remedy=remedy)
+        for name in dir(type(callback)):
+            if name.startswith("on_") and name not in MOMENTS and callable(getattr(type(callback), name)):
+                method = f"{type(callback).__name__}.{name}"
+                raise ConfigError(f"{what}: expected methods of moments, {', '.join(MOMENTS)}, got {method}")
         if "on_step_end" in has:
             checks.integer(f"{what}: {type(callback).__name__}.every", _every(callback), 1)
     return given

@@ -339,6 +339,10 @@ def test_a_resumed_run_keeps_the_state_of_its_callbacks(tmp_path):
     [
         ([object()], "expected an object with a method on_fit_start"),
         ([Counter], "give an object, not its class"),
+        (
+            [type("Timer", (Counter,), {"on_epoch_start": print})()],
+            r"expected methods of moments, .* got Timer\.on_epoch_s",
+        ),
         (7, "expected a list of callbacks"),
     ],
 )
