@@ -19,7 +19,8 @@ class Container(Module):
     def _add(self, name: Any, item: Any) -> None:
         what = type(self).__name__
         if not isinstance(name, str) or not name or "." in name or name in vars(self) or hasattr(type(self), name):
-            raise ConfigError(f"{what}: expected a new name without a dot, got {checks.shown(name)}")
+            expected = f"a new name without a dot that {what} has no attribute of"
+            raise ConfigError(f"{what}: expected {expected}, got {checks.shown(name)}")
         setattr(self, name, self._checked(item))
 
     def _checked(self, item: Any) -> Any:

@@ -90,7 +90,7 @@ class Module(Stateful):
         """What the module computes; each subclass writes its own."""
         raise MissingMethodError(f"{type(self).__name__}: expected a method forward, got none")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         self._relies_on("training", "_hooks")
         if self._hooks:
             return module_hooks.call(self, args, kwargs)

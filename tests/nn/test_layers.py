@@ -168,7 +168,9 @@ def test_sequential_takes_names_and_no_modules_at_all():
 
 @pytest.mark.parametrize("name", ["", "a.b", "forward", "training", "append"])
 def test_sequential_refuses_names_that_mean_something_else(name):
-    with pytest.raises(sn.ConfigError, match="expected a new name without a dot"):
+    with pytest.raises(
+        sn.ConfigError, match="expected a new name without a dot that Sequential has no attribute of, got"
+    ):
         nn.Sequential({name: nn.ReLU()})
 
 

@@ -126,6 +126,14 @@ def test_a_module_without_forward_says_so():
 # --- state -----------------------------------------------------------------------------------------------------------
 
 
+def test_an_argument_may_have_any_name():
+    class Named(Module):
+        def forward(this, **given):  # as of a dict of samples
+            return given["self"] * 2
+
+    assert Named()(**{"self": sn.Tensor([3.0])}).tolist() == [6.0]
+
+
 def test_a_state_dict_holds_copies():
     block = Block()
     state = block.state_dict()

@@ -144,8 +144,8 @@ def _exported(model: Module, arrays: dict[str, np.ndarray], by_name: bool, batch
         (ops if isinstance(entry.what, str) else layers).write(w, entry)
     w.path = ""
     values = {w.last(name, ref): ref for name, ref in refs.items()}
-    lengths = {name: ((batch, *a.shape[1:]) if batch is not None else a.shape) for name, a in arrays.items()}
-    model_proto = _assembled(w, {name: (a.dtype, lengths[name]) for name, a in arrays.items()}, values, batch)
+    inputs = [(a.dtype, (batch, *a.shape[1:]) if batch is not None else a.shape) for a in arrays.values()]
+    model_proto = _assembled(w, dict(zip(w.inputs, inputs, strict=True)), values, batch)
     blob: bytes = model_proto.SerializeToString(deterministic=True)
     if len(blob) > files.LARGEST:
         raise ConfigError(f"onnx.export: expected a model of at most {files.LARGEST} bytes, got {len(blob)}")

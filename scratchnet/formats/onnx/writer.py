@@ -15,12 +15,13 @@ OPSET, IR_VERSION = 17, 8  # of 2022, the first with LayerNormalization: what ru
 class Writer:
     """A graph that grows. Each method that makes a value returns its name.
 
-    inputs: the names of the graph's inputs, whose first axis may be the batch. names: of the parameters and buffers, by
-    the id of their array.
+    inputs: the names of the graph's inputs, whose first axis may be the batch; one that a parameter has gets a number.
+    names: of the parameters and buffers, by the id of their array.
     """
 
     def __init__(self, onnx: Any, inputs: list[str], names: dict[int, str]):
-        self.onnx, self.inputs, self.names = onnx, inputs, names
+        self.onnx, self.names, self.used = onnx, names, {*names.values()}
+        self.inputs = [self.fresh(name) for name in inputs]
         self.nodes: list[Any] = []
         self.weights: dict[str, np.ndarray] = {}
         self.values: dict[Any, str] = {}  # of what was traced
@@ -28,7 +29,6 @@ class Writer:
         self.reshaped: dict[str, str] = {}  # what has the same elements in another shape
         self.shapes: dict[str, tuple[Any, ...]] = {}  # of some values
         self.constants: dict[Any, str] = {}
-        self.used = {*inputs, *names.values()}
         self.renamed: dict[str, str] = {}  # outputs of nodes that are outputs of the graph
         self.path = ""
 

@@ -273,6 +273,20 @@ def test_a_model_of_several_inputs(tmp_path):
         np.testing.assert_allclose(loaded(S, S).numpy(), S @ S.swapaxes(1, 2), rtol=1e-5, atol=1e-5)
 
 
+def test_a_parameter_with_the_name_of_an_input_keeps_it(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            self.x, self.output, self.Mul = (nn.Parameter(np.full(6, n, np.float32)) for n in (2, 3, 5))
+
+        def forward(self, x):
+            return x * self.x * self.output * self.Mul
+
+    sn.onnx.export(Named(), tmp_path / "model.onnx", X)
+    loaded = sn.onnx.load(tmp_path / "model.onnx")
+    assert {*loaded.state_dict()} == {"x", "output", "Mul"}
+    np.testing.assert_allclose(loaded(X).detach().numpy(), X * 30, rtol=1e-6)
+
+
 def test_a_fixed_batch(tmp_path):
     sn.onnx.export(Calls(lambda x: x * len(x)), tmp_path / "model.onnx", X, batch=None)
     loaded = sn.onnx.load(tmp_path / "model.onnx")
