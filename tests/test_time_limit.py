@@ -22,8 +22,6 @@ def test_a_hang_prints_the_stacks_of_all_processes_and_ends_them():
     assert job.stdout.replace("\n", "").startswith("F."), job.stdout
     assert "test_turns_in_circles: ends process" in job.stderr
     killed = [int(line.split()[1].rstrip(",")) for line in job.stderr.splitlines() if line.startswith("process ")]
-    deadline = time.monotonic() + 20
     while any(map(alive, killed)):
-        assert time.monotonic() < deadline
         time.sleep(0.01)
     assert len(killed) == 2

@@ -21,7 +21,7 @@ SMALL = {"w": np.array([1.5, -2.0], np.float32), "epoch": 3}
 def run_victim(mode, folder, *, prefix=(), **env):
     """The finished process of `checkpoint_victim.py MODE FOLDER`."""
     command = [*prefix, sys.executable, victim.__file__, mode, str(folder)]
-    return subprocess.run(command, env=victim_env(**env), capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=victim_env(**env), capture_output=True, text=True)
 
 
 def victim_env(**env):

@@ -85,4 +85,4 @@ class MpiGroup:
         for channel in self.channels:
             channel.send_bytes(b"end")
             channel.close()
-        assert self.process.wait(30) == 0
+        assert self.process.wait() == 0

@@ -19,7 +19,7 @@ PROGRAM = Path(__file__).parents[1] / "programs" / "sent_objects.py"
 
 
 def test_what_a_script_defines_arrives_in_a_worker_and_comes_back_as_the_very_thing():
-    done = subprocess.run([sys.executable, PROGRAM], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, PROGRAM], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[] True\n", "")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from residue import no_residue
 import scratchnet as sn
 from scratchnet.parallel import AllReduce, Float16, Hogwild, LocalSGD, ParameterServer, PowerSGD, TopK
 from scratchnet.parallel.failpoints import VARIABLE
-from scratchnet.parallel.pool import steps, worker
+from scratchnet.parallel.pool import pool, steps, worker
+from scratchnet.parallel.pool.training_arena import COMPUTE, SHARDS
 from scratchnet.parallel.strategies import Strategy
 
 # --- formulas ---------------------------------------------------------------------------------------------------------
@@ -326,6 +328,7 @@ def test_running_statistics_stay_where_a_step_is_skipped():
 
 
 def test_a_slow_worker_gets_fewer_shards_and_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr(pool, "SLOW", 1.1)  # how much slower it is depends on what else the machine does
     monkeypatch.setenv(VARIABLE, "shard.claimed:*:0:!sleep=0.0001,shard.claimed:*:1:!sleep=0.06")
     with caplog.at_level(logging.WARNING, "scratchnet.parallel"):
         slow, history = train(AllReduce(), workers=2, shards=8, epochs=30)
@@ -334,6 +337,31 @@ def test_a_slow_worker_gets_fewer_shards_and_a_warning(monkeypatch, caplog):
     fast, slow = (row["shards"] for row in history.workers)
     assert fast > 2 * slow
     assert "worker 1 takes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shards", "slow"),
+    [
+        ((1.0, 1.0, 5.2), 10, [2]),
+        ((1.0, 1.0, 4.9), 10, []),
+        ((1.0, 1.0, 5.2), 9, []),
+        ((0.1, 1.0, 5.2), 10, [2]),
+        ((1.0, 5.2), 10, [1]),
+        ((1.0,), 10, []),
+    ],
+)
+def test_a_worker_that_takes_five_times_as_long_as_the_others_is_said_to_be_slow_once(seconds, shards, slow, caplog):
+    times = np.zeros((len(seconds), 8))
+    times[:, SHARDS] = shards
+    times[:, COMPUTE] = np.multiply(seconds, shards)
+    watching = SimpleNamespace(
+        arena=SimpleNamespace(times=times), workers=len(seconds), placement=SimpleNamespace(are_mixed=False),
+        replica=SimpleNamespace(plan=None), _slow=set(),
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING, "scratchnet.parallel"):
+        for _ in range(2):
+            pool.Pool._look_for_slow(watching)
+    assert [record.args[0] for record in caplog.records] == slow
 
 
 def test_a_timeline_shows_each_piece_of_each_worker(tmp_path):

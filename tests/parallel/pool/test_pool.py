@@ -25,7 +25,7 @@ import scratchnet as sn
 from scratchnet.formats import checkpoint
 from scratchnet.native.compile import JIT_ENABLED, compile_stats
 from scratchnet.parallel import failpoints, planner
-from scratchnet.parallel.comm import memory
+from scratchnet.parallel.comm import memory, server
 from scratchnet.parallel.modules import Modules
 from scratchnet.parallel.pool import pool
 
@@ -265,7 +265,7 @@ EXPECTED = "main program runs\nTrue\n"
 
 def python(*arguments, text=None, cwd=None, **variables):
     done = subprocess.run(
-        [sys.executable, *arguments], input=text, capture_output=True, text=True, cwd=cwd, timeout=60,
+        [sys.executable, *arguments], input=text, capture_output=True, text=True, cwd=cwd,
         env=os.environ | {"SCRATCHNET_QUIET": "1"} | variables,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -332,7 +332,7 @@ def test_a_wait_that_would_not_end_is_left_when_the_run_was_asked_to_stop():
         while "ended by SIGKILL" not in (line := child.stderr.readline()):
             assert line, "ended"
         child.terminate()
-        rest = child.communicate(timeout=60)[1]
+        rest = child.communicate()[1]
     finally:
         child.kill()
     assert "the run ends, as it was asked to" in rest
@@ -429,22 +429,30 @@ def test_workers_that_take_longer_to_start_than_a_piece_may_take_are_left_alone(
     assert "over no piece" not in caplog.text
 
 
-def test_waves_of_kills_faster_than_workers_start_change_no_bit():
-    """All workers, four times: none of the later ones has done a shard yet."""
-    expected = trained(1, 4, epochs=40)
+def test_waves_of_kills_faster_than_workers_start_change_no_bit(monkeypatch):
+    """All workers, four times: none has done a shard, because those of a wave wait to be killed."""
+    expected = trained(1, 4)
+    monkeypatch.setenv(failpoints.VARIABLE, "start:*:*:!sleep=600")
+    killed = []
+
+    def living():
+        return [p for p in multiprocess.active_children() if p.name != server.NAME and p not in killed]
 
     def kill():
-        for _ in range(4):
-            while not (found := [p for p in multiprocess.active_children() if p.is_alive()]):
-                time.sleep(0.01)
+        for wave in range(4):
+            while len(found := living()) < 2:
+                time.sleep(0.001)
+            if wave == 3:
+                del os.environ[failpoints.VARIABLE]
             for process in found:
                 process.kill()
-            time.sleep(0.2)
+            killed.extend(found)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    assert trained(2, 4, epochs=40) == expected
+    assert trained(2, 4) == expected
     thread.join()
+    assert len(killed) == 8
 
 
 class Slow(Sampled):
