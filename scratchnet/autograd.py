@@ -130,7 +130,7 @@ def initial_gradient(y: Tensor, gradient: ArrayLike | None) -> Tensor:
     if not y.requires_grad:
         raise GradientError("backward: expected a tensor made from one that requires grad, got one with no record")
     if gradient is None:
-        if y.size != 1:
+        if y._data.size != 1:
             raise ShapeError(f"backward: expected a gradient for a tensor of shape {y.shape}, got none")
         return y._wrap(y._device.from_host(np.ones(y.shape, y.dtype)), y._device)
     is_tensor = isinstance(gradient, TensorBase)

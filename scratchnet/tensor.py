@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from copy import deepcopy
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,18 +126,7 @@ class Tensor(TensorBase):
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._data.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self._data.dtype
-
-    @property
-    def ndim(self) -> int:
-        return self._data.ndim
-
+    shape, dtype, ndim = (property(attrgetter(f"_data.{name}")) for name in ("shape", "dtype", "ndim"))  # no calls
     size = property(conversions.size)
 
     @property

@@ -194,40 +194,38 @@ class Optimizer(Sealed, Stateful):
         given = [(state, grad) for state in self.states if (grad := state.param.grad) is not None]
         gradients = [self._gradient(state, grad) for state, grad in given]
         states = [state for state, _ in given]
-        numbers: dict[Any, tuple[ParameterState, np.ndarray]] = {}  # one array for states of one group and step count
-        own = [numbers.setdefault((id(s.group), s.step), (s, np.empty(self.n_numbers)))[1] for s in states]
-        leaders = list(numbers.values())
+        known: dict[Any, tuple[ParameterState, np.ndarray]] = {}  # one array for states of one group and step count
+        shared = [known.setdefault((id(s.group), s.step), (s, np.empty(self.n_numbers))) for s in states]
         rows = [grad.rows if isinstance(grad, RowGradient) else None for _, grad in given]
-        self.advance(states, leaders)
-        for state, gradient, chosen, array in zip(states, gradients, rows, own, strict=True):
+        self.advance(states, shared)
+        for state, gradient, chosen, (_, numbers) in zip(states, gradients, rows, shared, strict=True):
             param, arrays = state.param, state.arrays
             kernel = getattr(param._kernels, self.kernel)
             if chosen is None:
-                kernel(param._data, gradient, *arrays, param._data, *arrays, array)
+                kernel(param._data, gradient, *arrays, param._data, *arrays, numbers)
             else:
                 old = [param._data, *arrays]
-                update_rows(kernel, chosen, gradient, old, old, array)
+                update_rows(kernel, chosen, gradient, old, old, numbers)
             param._updated()
-        self._repeats(lambda: self.advance(states, leaders, own), tuple(own))
+        self._repeats(lambda: self.advance(states, shared), tuple([numbers for _, numbers in shared]))
         return loss
 
     def advance(
-        self,
-        states: list[ParameterState],
-        leaders: list[tuple[ParameterState, np.ndarray]],
-        own: list[np.ndarray] | None = None,
+        self, states: Sequence[ParameterState], shared: Sequence[tuple[ParameterState, np.ndarray]]
     ) -> Callable[[], None]:
         """Counts one more step of each state, before the kernels run; returns what takes it back.
 
-        leaders: one state of each group and step count, and the array, float64 (n_numbers,), that the kernel takes for
-        all such states; it is filled in here. own: of each state the array that its kernel takes. Raises ConfigError,
-        and counts nothing, if states that share one array have counts of their own by now.
+        shared: for each state, the first one of its group and step count, and the array, float64 (n_numbers,), that the
+        kernel takes for all of these; it is filled in here. Raises ConfigError, and counts nothing, if a state and its
+        first one have other counts by now.
         """
-        counts = {id(numbers): state.step for state, numbers in leaders}
-        if own is not None and any(counts[id(x)] != state.step for state, x in zip(states, own, strict=True)):
-            raise ConfigError(f"{self._name}: expected the counts of steps to go on together, as when it was recorded")
-        for state, numbers in leaders:
-            numbers[:] = self.numbers(self._options(state.group), state.step + 1)
+        for state, (first, numbers) in zip(states, shared, strict=True):
+            if state is first:
+                numbers[:] = self.numbers(self._options(state.group), state.step + 1)
+            elif state.step != first.step:
+                raise ConfigError(
+                    f"{self._name}: expected the counts of steps to go on together, as when it was recorded"
+                )
         for state in states:
             state.step += 1
             state.param._owner._version += 1

@@ -177,12 +177,12 @@ class Replica:
     def next_numbers(self) -> np.ndarray:
         """Advance the optimizer by a step, without its kernels: (segments, n) numbers that they take in that step."""
         states = self.optimizer.states
-        leaders = [(states[segment.states[0]], np.empty(self.optimizer.n_numbers)) for segment in self.layout.segments]
-        filled = zip(self.layout.segments, leaders, strict=True)
-        own = {i: numbers for segment, (_, numbers) in filled for i in segment.states}
+        numbers = np.empty((len(self.layout.segments), self.optimizer.n_numbers))
+        filled = list(zip(self.layout.segments, numbers, strict=True))
+        shared = {i: (states[segment.states[0]], row) for segment, row in filled for i in segment.states}
         parameters = self.layout.parameters
-        self.optimizer.advance([states[i] for i in parameters], leaders, [own[i] for i in parameters])
-        return np.array([numbers for _, numbers in leaders])
+        self.optimizer.advance([states[i] for i in parameters], [shared[i] for i in parameters])
+        return numbers
 
     def name_of(self, i: int) -> str:
         """The model's name of the parameter of the optimizer's state i."""
