@@ -155,6 +155,11 @@ def _difference(model: nn.Module, rebuilt: nn.Module) -> str | None:
     if ours != theirs:
         name, was = next((pair for pair in ours if pair not in theirs), ours[0])
         return f"{name or 'the model'} was changed after it was made, to {was or 'other layers'}"
+    for (name, m), (_, made) in zip(model.named_modules(), rebuilt.named_modules(), strict=True):
+        for key, value in _options(made).items():
+            if getattr(m, key, None) != value:
+                came = checks.shown(getattr(m, key, None))
+                return f"{name or 'the model'} was changed after it was made, to {key}={came}"
     states = [{name: (x.shape, x.dtype) for name, x in one.state_dict().items()} for one in (model, rebuilt)]
     if states[0] != states[1]:
         name = next(iter(dict(states[0].items() ^ states[1].items())))
@@ -189,6 +194,12 @@ def outputs_of(loss: Any) -> str:
         loss = loss.func
     name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", "")
     return OUTPUTS.get(name, "values")
+
+
+def _options(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that are options, whether it prints them or not."""
+    plain = {key: x for key, x in vars(module).items() if isinstance(x, bool | int | float | str | tuple)}
+    return {key: x for key, x in plain.items() if key != "training" and not key.startswith("_")}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -256,7 +256,13 @@ def hooked():
     return model
 
 
-@pytest.mark.parametrize("make", [changed_option, shared, hooked], ids=lambda f: f.__name__)
+def unprinted_option():
+    model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8))
+    model[0].norm_first = True
+    return model
+
+
+@pytest.mark.parametrize("make", [changed_option, unprinted_option, shared, hooked], ids=lambda f: f.__name__)
 def test_a_model_that_was_changed_is_not_saved_as_another_one(tmp_path, make):
     line = refused(ConfigError, lambda: sn.save_model(tmp_path / "m", make()))
     assert "but" in line and "load_model(path, model=...)" in line
