@@ -156,7 +156,7 @@ def _difference(model: nn.Module, rebuilt: nn.Module) -> str | None:
         name, was = next((pair for pair in ours if pair not in theirs), ours[0])
         return f"{name or 'the model'} was changed after it was made, to {was or 'other layers'}"
     for (name, m), (_, made) in zip(model.named_modules(), rebuilt.named_modules(), strict=True):
-        for key, value in _options(made).items():
+        for key, value in options_in(made).items():
             if getattr(m, key, None) != value:
                 came = checks.shown(getattr(m, key, None))
                 return f"{name or 'the model'} was changed after it was made, to {key}={came}"
@@ -196,10 +196,10 @@ def outputs_of(loss: Any) -> str:
     return OUTPUTS.get(name, "values")
 
 
-def _options(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that are options, whether it prints them or not."""
+def options_in(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module of this package that are options, whether it prints them or not."""
     plain = {key: x for key, x in vars(module).items() if isinstance(x, bool | int | float | str | tuple)}
-    return {key: x for key, x in plain.items() if key != "training" and not key.startswith("_")}
+    return {key: x for key, x in plain.items() if key not in ("training", "_arguments", "_hooks")}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from ..parallel.model.parts_plan import plan_of
 from ..parallel.settings import Settings
 from ..parallel.strategies import options_of
 from ..precisions import least
+from ..predictor import options_in
+from ..tensor import Tensor
 
 FIRST = "first samples"
 # What a new phase of a run may change: how it goes on. What it is stays: model, optimizer, loss, shards, seed.
@@ -49,7 +51,9 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "nonfinite": "skip" if settings.skip_nonfinite else "raise",
         "devices": list(settings.placement.kinds) if settings.placement.are_mixed else None,
         "model": _words(repr(settings.model)).split("\n"),
+        "layers": _layers_of(settings.model),
         "loss": _name_of(settings.loss),
+        "options of the loss": _options_of_loss(settings.loss),
         "optimizer": type(settings.optimizer).__name__ + " to maximize" * settings.optimizer.maximize,
         "options": _options_of(settings.optimizer, scheduler),
         "scheduler": None if scheduler is None else type(scheduler).__name__,
@@ -141,6 +145,32 @@ def _name_of(loss: Callable) -> str:
     while isinstance(loss, functools.partial):
         loss = loss.func
     return _words(repr(loss)) if isinstance(loss, Module) else getattr(loss, "__qualname__", type(loss).__qualname__)
+
+
+def _layers_of(model: Module) -> list[str]:
+    """The options of its layers, also those that they do not print. A class of the user's own may count in them."""
+    layers = {name: m for name, m in model.named_modules() if type(m).__module__.startswith("scratchnet.")}
+    return [f"{name} {key}={value!r}".strip() for name, m in layers.items() for key, value in options_in(m).items()]
+
+
+def _options_of_loss(loss: Any) -> dict[str, str]:
+    """What a partial binds, and the buffers of a module, such as weights of classes."""
+    found: dict[str, Any] = {}
+    while isinstance(loss, functools.partial):
+        found = {str(i): x for i, x in enumerate(loss.args)} | loss.keywords | found
+        loss = loss.func
+    if isinstance(loss, Module):
+        found |= dict(loss.named_buffers())
+    return {name: _content(x) for name, x in found.items()}
+
+
+def _content(value: Any) -> str:
+    """A value in words; an array's begin with its first numbers, and tell all."""
+    if not isinstance(value, np.ndarray | Tensor):
+        return _words(repr(value))
+    array = value.detach().to("cpu").numpy() if isinstance(value, Tensor) else value
+    numbers = np.array2string(array, threshold=20, floatmode="unique").replace("\n", "")
+    return numbers if array.size <= 20 else f"{numbers} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
 
 
 def _words(text: str) -> str:

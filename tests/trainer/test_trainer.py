@@ -1,5 +1,6 @@
 """The Trainer: the same bits after a resume, a kill or a signal; shards that add up to the batch; clear refusals."""
 
+import functools
 import io
 import signal
 import subprocess
@@ -213,7 +214,9 @@ def test_each_field_of_the_identity_of_a_run_has_a_test(tmp_path):
     of_parts = {
         "first samples",
         "model",
+        "layers",
         "loss",
+        "options of the loss",
         "optimizer",
         "options",
         "scheduler",
@@ -241,6 +244,57 @@ def test_resuming_on_other_data_is_refused_also_below_functions_of_it(tmp_path):
     older["identity"]["first samples"] = None  # of a version that looked at no function's data
     sn.save(tmp_path / "older.safetensors", **older)
     make(tmp_path / "other")[0].fit(loader_of(1), epochs=3, resume=tmp_path / "older.safetensors")
+
+
+def classes_weigh(*weights):
+    return sn.nn.CrossEntropyLoss(weight=weights)
+
+
+def smoothed(part):
+    return functools.partial(sn.nn.functional.cross_entropy, label_smoothing=part)
+
+
+UNPRINTED = {  # what no layer and no loss prints: before, after, the message
+    "norm_first": (lambda x: sn.nn.TransformerEncoderLayer(6, 2, 8, norm_first=x), False, True, "layers="),
+    "activation": (lambda x: sn.nn.TransformerEncoderLayer(6, 2, 8, activation=x), "relu", "gelu", "layers="),
+    "nonlinearity": (lambda x: sn.nn.RNNCell(6, 6, nonlinearity=x), "tanh", "relu", "layers="),
+    "weights of classes": (
+        lambda x: classes_weigh(1.0, x, 3.0),
+        2.0,
+        2.5,
+        r"weight=\[1. 2. 3.\], as saved, got \[1. *2.5",
+    ),
+    "a partial": (smoothed, 0.1, 0.2, "label_smoothing=0.1, as saved, got 0.2"),
+}
+
+
+@pytest.mark.parametrize("name", UNPRINTED)
+def test_resuming_with_other_options_that_nobody_prints_is_refused(tmp_path, name):
+    def run(option):
+        made = make_one(option)
+        is_layer = name in ("norm_first", "activation", "nonlinearity")
+        layers = [sn.nn.Linear(FEATURES, 6), made] if is_layer else [sn.nn.Linear(FEATURES, 6)]
+        model = Rows(*layers, sn.nn.Linear(6, CLASSES))
+        trainer, loader = make(tmp_path, model=model)
+        if not is_layer:
+            trainer.loss = made
+        return trainer.fit(loader, epochs=2, resume="auto" if any(tmp_path.iterdir()) else None)
+
+    make_one, before, after, message = UNPRINTED[name]
+    run(before)
+    with pytest.raises(sn.CheckpointError, match=f"resume: expected {message}"):
+        run(after)
+    run(before)
+
+
+class Rows(sn.nn.Sequential):
+    """Layers of sequences get one of a single step."""
+
+    def forward(self, x):
+        for layer in self:
+            is_encoder = isinstance(layer, sn.nn.TransformerEncoderLayer)
+            x = layer(x.unsqueeze(1)).squeeze(1) if is_encoder else layer(x)
+        return x
 
 
 def test_resuming_another_model_names_the_difference(tmp_path):
