@@ -110,9 +110,9 @@ def backward(
     retain_graph = checks.flag("backward: retain_graph", retain_graph) or create_graph
     g = initial_gradient(y, gradient)
     found = backpropagate([(y, g)], retain_graph=retain_graph, create_graph=create_graph)
-    taken = {id(g._data)}
+    taken, trace = {id(g._data)}, tracing.current()
     for leaf, leaf_gradient in found.values():
-        tracing.current().watch(leaf, "_hooks")
+        trace.watch(leaf, "_hooks")
         data, known = leaf_gradient._data, leaf.grad
         if known is not None:
             with recording(create_graph):
@@ -132,7 +132,9 @@ def initial_gradient(y: Tensor, gradient: ArrayLike | None) -> Tensor:
     if gradient is None:
         if y._data.size != 1:
             raise ShapeError(f"backward: expected a gradient for a tensor of shape {y.shape}, got none")
-        return y._wrap(y._device.from_host(np.ones(y.shape, y.dtype)), y._device)
+        ones = np.empty(y.shape, y.dtype)
+        ones.fill(1)
+        return y._wrap(y._device.from_host(ones), y._device)
     is_tensor = isinstance(gradient, TensorBase)
     gradient = as_operand(gradient, y)
     if not is_tensor:  # also a number becomes memory of the device

@@ -20,7 +20,7 @@ from .module import Buffer, FunctionModule
 
 # (loss, what each element weighs in the mean or None for 1 each)
 REDUCTIONS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "mean": lambda loss, weights: loss.mean() if weights is None else loss.sum() / weights.sum(),
+    "mean": lambda loss, weights: ops.mean(loss) if weights is None else loss.sum() / weights.sum(),
     "sum": lambda loss, weights: loss.sum(),
     "none": lambda loss, weights: loss,
 }

@@ -12,7 +12,7 @@ from ..kernels.signatures import HALVES
 from ..precisions import check_device, is_rounded, options_of
 from .movement import reshape_op
 from .operands import ArrayLike, as_operand
-from .reductions import softmax_grad, softmax_op, sum
+from .reductions import softmax_grad, softmax_op, sum, sum_op
 from .table import Tensor, contiguous, define, method
 
 
@@ -127,7 +127,7 @@ linear_op = define(
     _linear,
     lambda g, y, x, weight, bias: matmul_op(g, weight, transpose_b=True),
     lambda g, y, x, weight, bias: matmul_op(x, g, transpose_a=True),
-    lambda g, y, x, weight, bias: g,  # summed over the rows by the backward pass
+    lambda g, y, x, weight, bias: sum_op(g, axes=(0,), keepdims=False),
 )
 
 

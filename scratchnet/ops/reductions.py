@@ -84,18 +84,33 @@ sum_op = define(
 )
 
 
-def _mean_forward(device, x, axes, keepdims):
-    total = sum_op.forward(device, x, axes, keepdims)
+def _shared_out(device, total, shape, axes):
+    """total divided by the number of elements of `shape` that each of its own stands for."""
     out = device.empty(total.shape, total.dtype)
-    device.div(total, np.array(_count(x.shape, axes), total.dtype), out)
+    device.div(contiguous(device, total), np.array(_count(shape, axes), total.dtype), out)
     return out
+
+
+def _mean_forward(device, x, axes, keepdims):
+    return _shared_out(device, sum_op.forward(device, x, axes, keepdims), x.shape, axes)
+
+
+def _mean_grad_forward(device, g, shape, axes, keepdims):
+    share = _shared_out(device, g, shape, axes)
+    kept = share if share.ndim in (0, len(shape)) else share.reshape(kept_shape(shape, axes))
+    return broadcast_to_op.forward(device, kept, shape)
 
 
 mean_op = define(
     "mean",
     _mean_forward,
-    lambda g, y, x, axes, keepdims: _expand(g / _count(x.shape, axes), x, axes),
+    lambda g, y, x, **over: mean_grad(g, shape=x.shape, **over),
     floating=True,
+)
+mean_grad = define(
+    "mean_grad",
+    _mean_grad_forward,
+    lambda h, z, g, shape, **over: mean_op(h, **over),
 )
 max_op = define("max", _reduce("max"), _extremum_vjp)
 min_op = define("min", _reduce("min"), _extremum_vjp)

@@ -4,6 +4,7 @@ CASES holds the calls of each op with an oracle from outside; the tests below tu
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -95,6 +96,27 @@ def reduced(function: Callable, **options) -> list[Case]:
         )
         for shape, axes in calls
         for k in (False, True)
+    ]
+
+
+def mean_grads() -> list[Case]:
+    """Of a mean of `shape` over some axes, kept or not: each element has the same share."""
+
+    def oracle(g, shape, axes, keepdims):
+        kept = g if keepdims else np.expand_dims(g, axes)
+        return np.broadcast_to(kept, shape) / g.dtype.type(math.prod([shape[i] for i in axes]))
+
+    return [
+        Case([given], oracle, {"shape": shape, "axes": axes, "keepdims": keepdims}, terms=1)
+        for shape, axes, given, keepdims in [
+            ((3, 4), (0,), (4,), False),
+            ((3, 4), (1,), (3, 1), True),
+            ((3, 4), (0, 1), (), False),
+            ((2, 3, 4), (0, 2), (3,), False),
+            ((2, 3, 4), (0, 2), (1, 3, 1), True),
+            ((), (), (), False),
+            ((3, 0, 2), (0,), (0, 2), False),
+        ]
     ]
 
 
@@ -230,6 +252,7 @@ CASES: dict[str, list[Case]] = {
     # reductions
     "sum": reduced(np.sum, terms=12),
     "mean": reduced(np.mean, terms=13),
+    "mean_grad": mean_grads(),
     "max": [case for case in reduced(np.max, **EXACT) if case.inputs[0] != (3, 0, 2)],
     "min": [case for case in reduced(np.min, **EXACT) if case.inputs[0] != (3, 0, 2)],
     "argmax": argmaxed(),
