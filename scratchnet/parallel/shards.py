@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import operator
 import random
@@ -63,6 +64,12 @@ def split(batch: Sequence[Any], k: int, shards: int) -> tuple[Any, ...]:
     """Shard k of K of each array or tensor: views of n // K consecutive rows, or of one more."""
     n = len(batch[0])
     return tuple(rows[k * n // shards : (k + 1) * n // shards] for rows in batch)
+
+
+@functools.cache
+def sizes_of(n: int, shards: int) -> list[int]:
+    """The rows that each of K shards gets of n by `split`."""
+    return [(k + 1) * n // shards - k * n // shards for k in range(shards)]
 
 
 def first_full(batch: np.ndarray, shards: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from ..formats import checkpoint
 from ..formats.checkpoint_folder import CheckpointFolder
 from ..parallel.engines import Engine
 from ..parallel.settings import Settings, Start
-from ..parallel.shards import StepResult, split
+from ..parallel.shards import StepResult, sizes_of
 from ..predictor import describe, newest_checkpoint, outputs_of
 from ..version import __version__
 from .identity import OF_A_PHASE, PARTS, changes, difference, identity_of, parts_line
@@ -90,9 +90,8 @@ class Run:
         for step in steps:
             total, count = 0.0, 0
             for positions, losses in zip(step.batches, step.losses.tolist(), strict=True):
-                for k, loss in enumerate(losses):
+                for n, loss in zip(sizes_of(len(positions), len(losses)), losses, strict=True):
                     if not math.isnan(loss):
-                        n = len(split((positions,), k, len(losses))[0])
                         self.loss_sum, self.samples = self.loss_sum + loss * n, self.samples + n
                         total, count = total + loss * n, count + n
                 self.batch += 1

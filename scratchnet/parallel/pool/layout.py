@@ -12,6 +12,7 @@ sum over shards, in any order and on any machine, is -0.0 just where no shard ha
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Extent(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def of(self, memory: np.ndarray) -> np.ndarray:
         """The array, in memory of bytes."""

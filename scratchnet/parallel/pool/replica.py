@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -176,13 +177,18 @@ class Replica:
 
     def next_numbers(self) -> np.ndarray:
         """Advance the optimizer by a step, without its kernels: (segments, n) numbers that they take in that step."""
-        states = self.optimizer.states
-        numbers = np.empty((len(self.layout.segments), self.optimizer.n_numbers))
-        filled = list(zip(self.layout.segments, numbers, strict=True))
-        shared = {i: (states[segment.states[0]], row) for segment, row in filled for i in segment.states}
-        parameters = self.layout.parameters
-        self.optimizer.advance([states[i] for i in parameters], [shared[i] for i in parameters])
-        return numbers
+        numbers, *places = self._numbers
+        self.optimizer.advance(*places)
+        return numbers.copy()
+
+    @functools.cached_property
+    def _numbers(self) -> tuple[np.ndarray, list, list]:
+        """Where the optimizer fills in its numbers, and what its `advance` takes for it."""
+        states, segments, parameters = self.optimizer.states, self.layout.segments, self.layout.parameters
+        numbers = np.empty((len(segments), self.optimizer.n_numbers))
+        rows = list(zip(segments, numbers, strict=True))
+        shared = {i: (states[segment.states[0]], row) for segment, row in rows for i in segment.states}
+        return numbers, [states[i] for i in parameters], [shared[i] for i in parameters]
 
     def name_of(self, i: int) -> str:
         """The model's name of the parameter of the optimizer's state i."""

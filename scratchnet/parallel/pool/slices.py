@@ -63,7 +63,7 @@ class Slice:
 
     def update(self, numbers: np.ndarray, weights: Sequence[float], factor: float = 1.0) -> None:
         """numbers: see `Replica.next_numbers`. weights: of each slot's buffers. factor: scales the gradient."""
-        self.numbers[...] = numbers[self.numbers_of]
+        numbers.take(self.numbers_of, 0, self.numbers, "clip")  # which needs no memory between
         for own in self.factors or []:
             self.device.write(own, np.full((), factor, own.dtype))
         self._step(tuple(weights) if self.buffers else ())

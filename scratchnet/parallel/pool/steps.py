@@ -100,8 +100,11 @@ class Steps:
     def settled(self) -> list[StepResult]:
         if self._batches:
             self._begin()
-        with self._origin_named():
+        try:
             self.drain()
+        except NonFiniteError:
+            self._name_origin()
+            raise
         self.read()
         return self.finished()
 
@@ -158,8 +161,11 @@ class Steps:
             numbers.append(self.replica.next_numbers())
             if (schedule := self.settings.schedule_of_steps) is not None:
                 schedule.step()
-        with self._origin_named():
+        try:
             self.submit_step(batches, numbers, is_local)
+        except NonFiniteError:
+            self._name_origin()
+            raise
         self._next_batch += len(batches)
 
     def submit_step(self, batches: Sequence[np.ndarray], numbers: Sequence[np.ndarray], is_local: bool) -> None:
@@ -223,19 +229,14 @@ class Steps:
         """What was not finite, from a shard's `bad`."""
         return "loss" if bad == LOSS_IS_BAD else f"gradient of {self.replica.name_of(int(bad) - 1)!r}"
 
-    @contextlib.contextmanager
-    def _origin_named(self) -> Iterator[None]:
-        """Where a loss in a worker is not finite, it is computed once more here, to name the op."""
-        try:
-            yield
-        except NonFiniteError:
-            self.read()
-            step = self.result(self.arena.committed())
-            if self.strategy.merges_gradients and not self.strategy.lag:
-                for i, positions in enumerate(step.batches):
-                    if origin := nonfinite_loss(self.settings, positions, step.first + i, step.number):
-                        raise origin from None
-            raise
+    def _name_origin(self) -> None:
+        """A loss in a worker is not finite: it is computed once more here, to raise an error that names the op."""
+        self.read()
+        step = self.result(self.arena.committed())
+        if self.strategy.merges_gradients and not self.strategy.lag:
+            for i, positions in enumerate(step.batches):
+                if origin := nonfinite_loss(self.settings, positions, step.first + i, step.number):
+                    raise origin from None
 
 
 def slices_of(replica: Replica, workers: int) -> int:

@@ -108,7 +108,7 @@ class Worker:
         self.stage: int | None = None  # of a pipeline, that of the piece in hand
         self.times, self.events = arena.times[rank], arena.events[rank] if rank < len(arena.events) else None
         self.kept: dict[Any, Any] = {}  # gradients and slices, recorded at their first use
-        self.shares: dict[tuple[int, ...], Shares] = {}
+        self.shares: dict[bytes, Shares] = {}  # by the samples of each batch
         self.compressor = Compressor(replica, arena) if replica.strategy.compression else None
         self.is_scaled = replica.settings.precision == SCALED
 
@@ -276,7 +276,7 @@ class Worker:
         arena, replica, entry, ring = self.arena, self.replica, step % self.arena.window, step % len(self.arena.slots)
         part, shares, stage = (s, arena.pieces[-1].count), self.shares_of(step), self.stage
         old, new = (t % len(self.pages) for t in (step, step + 1))
-        slots = {k: self.gradients.slots[ring][k] for k in shares.full}
+        slots = self._chosen("slots", ring, self.gradients.slots[ring], shares.full)
         if arena.local[entry]:
             pages = {k: replica.layout.page(memory) for k, memory in self._to_fold(step).items()}
             merge = self._kept(("mean", s, new, shares.full), Average, replica, part, pages, self.pages[new], slots)
@@ -333,11 +333,12 @@ class Worker:
 
     def shares_of(self, step: int) -> Shares:
         """How the samples of a step are shared out."""
-        entry = step % self.arena.window
-        counts = tuple(self.arena.counts[entry, : self.arena.batches[entry]].tolist())
-        if counts not in self.shares:
-            self.shares[counts] = Shares.of(counts, self.replica.shards)
-        return self.shares[counts]
+        counts = self.arena.counts[step % self.arena.window]
+        found = self.shares.get(key := counts.tobytes())
+        if found is None:
+            batches = counts[: self.arena.batches[step % self.arena.window]]
+            found = self.shares[key] = Shares.of(tuple(batches.tolist()), self.replica.shards)
+        return found
 
     def _to_fold(self, step: int) -> dict[int, np.ndarray]:
         """What is folded: of each shard that is not empty its slot, or what compression sent of it. Between machines
@@ -345,9 +346,13 @@ class Worker:
         """
         if self.folded is not None:
             return {0: self.folded}
-        arena = self.arena
-        slots = arena.sent if len(arena.sent) else self.gradients.slots[step % len(arena.slots)]
-        return {k: slots[k] for k in self.leaves(self.shares_of(step).full)}
+        arena, full = self.arena, self.leaves(self.shares_of(step).full)
+        ring = step % len(arena.slots)
+        return self._chosen("leaves", ring, arena.sent if len(arena.sent) else self.gradients.slots[ring], full)
+
+    def _chosen(self, kind: str, ring: int, slots: Any, numbers: Sequence[int]) -> dict[int, np.ndarray]:
+        """{k: slots[k]} for these numbers of shards; of a kind and ring the slots are always the same."""
+        return self._kept((kind, ring, *numbers), lambda: {k: slots[k] for k in numbers})
 
     def _is_skipped(self, step: int) -> bool:
         """Is something in the step not finite, and are such steps skipped? All gradients are there."""
