@@ -24,7 +24,7 @@ FIRST = "first samples"
 # What a new phase of a run may change: how it goes on. What it is stays: model, optimizer, loss, shards, seed.
 OF_A_PHASE = {
     "batch_size", "samples", "shuffle", "sampler", "loader_seed", "drop_last", FIRST, "accumulate",
-    "clip_norm", "nonfinite", "options", "precision", "products", "scheduler", "base_lrs", "schedule",
+    "clip_norm", "nonfinite", "options", "precision", "products", "scheduler", "base_lrs", "schedule", "frozen",
 }  # fmt: skip
 PARTS = "parts"  # another number of them changes bits, but no checkpoint depends on it
 SCHEDULED = "lr", "momentum", "betas"  # what the schedule of somebody else may set
@@ -40,7 +40,7 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "batch_size": loader.batch_size,
         "samples": len(loader.dataset),
         "shuffle": bool(loader.shuffle),
-        "sampler": None if loader.sampler is None else repr(loader.sampler),
+        "sampler": None if loader.sampler is None else _words(repr(loader.sampler)),
         "loader_seed": loader.seed,
         "drop_last": bool(loader.drop_last),
         FIRST: _digest(settings.loader.dataset),
@@ -52,6 +52,7 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "devices": list(settings.placement.kinds) if settings.placement.are_mixed else None,
         "model": _words(repr(settings.model)).split("\n"),
         "layers": _layers_of(settings.model),
+        "frozen": [name for name, p in settings.model.named_parameters() if not p.requires_grad],
         "loss": _name_of(settings.loss),
         "options of the loss": _options_of_loss(settings.loss),
         "optimizer": type(settings.optimizer).__name__ + " to maximize" * settings.optimizer.maximize,

@@ -215,6 +215,7 @@ def test_each_field_of_the_identity_of_a_run_has_a_test(tmp_path):
         "first samples",
         "model",
         "layers",
+        "frozen",
         "loss",
         "options of the loss",
         "optimizer",
@@ -295,6 +296,22 @@ class Rows(sn.nn.Sequential):
             is_encoder = isinstance(layer, sn.nn.TransformerEncoderLayer)
             x = layer(x.unsqueeze(1)).squeeze(1) if is_encoder else layer(x)
         return x
+
+
+def test_resuming_with_other_parameters_that_do_not_train_is_a_new_phase(tmp_path):
+    def trainer_of(is_frozen):
+        model = sn.nn.MLP(FEATURES, 8, CLASSES)
+        model.linear1.weight.requires_grad_(not is_frozen)
+        return make(tmp_path, model=model)
+
+    trainer, loader = trainer_of(True)
+    trainer.fit(loader, epochs=1)
+    trainer, loader = trainer_of(False)
+    with pytest.raises(
+        sn.CheckpointError, match=r"expected frozen=\['linear1.weight'\], as saved, got \[\]; new_phase=True"
+    ):
+        trainer.fit(loader, epochs=2, resume="auto")
+    trainer.fit(loader, epochs=2, resume="auto", new_phase=True)
 
 
 def test_resuming_another_model_names_the_difference(tmp_path):
@@ -680,6 +697,26 @@ def test_a_run_with_another_sampler_is_another_run(tmp_path):
     loader.shuffle, loader.sampler = False, sn.data.RandomSampler(loader.dataset, seed=2)
     with pytest.raises(sn.CheckpointError, match=r"expected sampler=.*seed=1\).* got .*seed=2"):
         trainer.fit(loader, epochs=2, resume="auto")
+
+
+class Halves(sn.data.Sampler):
+    """Every second sample; it keeps the object that it samples from, as samplers written for PyTorch do."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return SAMPLES // 2
+
+    def indices(self, epoch):
+        return np.arange(SAMPLES // 2) * 2
+
+
+def test_a_sampler_that_keeps_an_object_is_the_same_one_after_a_resume(tmp_path):
+    for epochs in (1, 2):
+        trainer, loader = make(tmp_path)
+        loader.shuffle, loader.sampler = False, Halves(SimpleNamespace(rows=object()))  # another address each time
+        trainer.fit(loader, epochs=epochs, resume="auto")
 
 
 @pytest.mark.parametrize(("workers", "dtype"), [(1, "float32"), (1, "float64"), (2, "float32")])
