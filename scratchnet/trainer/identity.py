@@ -20,10 +20,10 @@ from ..precisions import least
 from ..predictor import options_in
 from ..tensor import Tensor
 
-FIRST = "first samples"
+FIRST, SOME = "first samples", "some samples"  # where their rows are: 8 at the front, 64 from the first to the last
 # What a new phase of a run may change: how it goes on. What it is stays: model, optimizer, loss, shards, seed.
 OF_A_PHASE = {
-    "batch_size", "samples", "shuffle", "sampler", "loader_seed", "drop_last", FIRST, "accumulate",
+    "batch_size", "samples", "shuffle", "sampler", "loader_seed", "drop_last", FIRST, SOME, "accumulate",
     "clip_norm", "nonfinite", "options", "precision", "products", "scheduler", "base_lrs", "schedule", "frozen",
 }  # fmt: skip
 PARTS = "parts"  # another number of them changes bits, but no checkpoint depends on it
@@ -43,7 +43,8 @@ def identity_of(settings: Settings) -> dict[str, Any]:
         "sampler": None if loader.sampler is None else _words(repr(loader.sampler)),
         "loader_seed": loader.seed,
         "drop_last": bool(loader.drop_last),
-        FIRST: _digest(settings.loader.dataset),
+        FIRST: _digest(settings.loader.dataset, lambda n: range(min(8, n))),
+        SOME: _digest(settings.loader.dataset, lambda n: np.linspace(0, n - 1, min(64, n)).astype(np.int64)),
         "accumulate": settings.accumulate,
         "clip_norm": settings.clip_norm,
         "precision": settings.precision,
@@ -107,7 +108,7 @@ def changes(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
 def _differences(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
     """(key, the name of what differs in it, as saved, now)."""
     for key, value in mine.items():
-        if key not in saved or (was := saved[key]) == value or (key == FIRST and was is None):
+        if key not in saved or (was := saved[key]) == value or (key in (FIRST, SOME) and was is None):
             continue  # older versions saved less
         name = key
         if isinstance(was, list) and isinstance(value, list) and len(was) == len(value):
@@ -120,13 +121,13 @@ def _differences(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[
         yield key, name, was, value
 
 
-def _digest(dataset: Any) -> str | None:
-    """Of the samples that come first. Of a data set that may draw them at random: of those that it is a view of, and of
-    what their numbers mean; None where neither is known."""
+def _digest(dataset: Any, positions: Callable[[int], Any]) -> str | None:
+    """Of the samples at `positions` of so many. Of a data set that may draw them at random: of those that it is a view
+    of, and of what their numbers mean; None where neither is known."""
     base = dataset
     while isinstance(base, View) and not selects(base):
         base = base.dataset
-    arrays = gather(base, range(min(8, len(base)))) if selects(base) else ()
+    arrays = gather(base, positions(len(base))) if selects(base) else ()
     content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
     if base is not dataset or not arrays:
         content += "".join(f"{name}={list(map(str, x))}" for name, x in meaning_of(dataset).items()).encode()

@@ -213,6 +213,7 @@ def test_each_field_of_the_identity_of_a_run_has_a_test(tmp_path):
     identity = sn.load(sorted(tmp_path.glob("checkpoint-*"))[-1])["identity"]
     of_parts = {
         "first samples",
+        "some samples",
         "model",
         "layers",
         "frozen",
@@ -242,9 +243,26 @@ def test_resuming_on_other_data_is_refused_also_below_functions_of_it(tmp_path):
         with pytest.raises(sn.CheckpointError, match="resume: expected first samples="):
             make(tmp_path)[0].fit(other, epochs=3, resume="auto")
     older = sn.load(sorted(tmp_path.glob("checkpoint-*"))[-1])
-    older["identity"]["first samples"] = None  # of a version that looked at no function's data
+    for name in ("first samples", "some samples"):
+        older["identity"][name] = None  # of a version that looked at no function's data
     sn.save(tmp_path / "older.safetensors", **older)
     make(tmp_path / "other")[0].fit(loader_of(1), epochs=3, resume=tmp_path / "older.safetensors")
+
+
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_resuming_on_data_that_begin_alike_is_refused(tmp_path, is_mapped):
+    def trainer_on(labels):
+        trainer, loader = make(tmp_path)
+        rows = sn.data.TensorDataset(data().arrays[0], labels)
+        loader.dataset = rows.map(np.copy) if is_mapped else rows
+        return trainer, loader
+
+    y = data().arrays[1]
+    trainer, loader = trainer_on(y)
+    trainer.fit(loader, epochs=1)
+    trainer, loader = trainer_on(np.append(y[:-1], (y[-1] + 1) % CLASSES))
+    with pytest.raises(sn.CheckpointError, match=r"resume: expected some samples=.*new_phase=True"):
+        trainer.fit(loader, epochs=2, resume="auto")
 
 
 def classes_weigh(*weights):
