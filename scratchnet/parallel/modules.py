@@ -201,7 +201,8 @@ def _functions_of(owner: Any) -> Iterator[types.FunctionType]:
         if isinstance(value, types.FunctionType) and value.__module__ == module:
             yield value
         elif isinstance(value, type) and value.__module__ == module:
-            yield from (f for f in vars(value).values() if isinstance(f, types.FunctionType) and f.__module__ == module)
+            found = list(vars(value).values())
+            yield from (f for f in found if isinstance(f, types.FunctionType) and f.__module__ == module)
 
 
 def _meaning(code: types.CodeType) -> tuple:
@@ -215,9 +216,10 @@ def _meaning(code: types.CodeType) -> tuple:
 
 def _filters() -> list[tuple]:
     """Of warnings that every process knows: to know a category of another library, it would have to import that."""
-    texts = [(getattr(m, "pattern", m) or "", getattr(n, "pattern", n) or "") for _, m, _, n, _ in warnings.filters]
-    entries = zip(warnings.filters, texts, strict=True)
-    return [(e[0], text, e[2], module, e[4]) for e, (text, module) in entries if e[2].__module__ == "builtins"]
+    entries = list(warnings.filters)  # at once: other threads have `catch_warnings`, too
+    texts = [(getattr(m, "pattern", m) or "", getattr(n, "pattern", n) or "") for _, m, _, n, _ in entries]
+    both = zip(entries, texts, strict=True)
+    return [(e[0], text, e[2], module, e[4]) for e, (text, module) in both if e[2].__module__ == "builtins"]
 
 
 def _set_filters(filters: list[tuple]) -> None:

@@ -168,7 +168,7 @@ def generator_in(value: Any, path: str, depth: int = 6) -> str | None:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object is made of, and how one gets there from it."""
+    """What an object is made of, and how one gets there from it; another thread may change it meanwhile."""
     if isinstance(value, types.FunctionType):
         names = value.__code__.co_names
         yield from ((f".{name}", value.__globals__[name]) for name in names if name in value.__globals__)
@@ -176,8 +176,8 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             with contextlib.suppress(ValueError):  # an empty cell
                 yield f".{name}", cell.cell_contents
     elif isinstance(value, dict):
-        yield from ((f"[{key!r}]", part) for key, part in value.items())
+        yield from ((f"[{key!r}]", part) for key, part in list(value.items()))
     elif isinstance(value, list | tuple):
         yield from ((f"[{i}]", part) for i, part in enumerate(value))
     elif not isinstance(value, type | types.ModuleType):
-        yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
+        yield from ((f".{name}", part) for name, part in list(getattr(value, "__dict__", {}).items()))

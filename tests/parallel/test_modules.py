@@ -125,6 +125,18 @@ def test_what_a_program_set_for_its_process_holds_for_its_workers():
         sys.set_int_max_str_digits(limits[1])
 
 
+def test_filters_of_warnings_that_another_thread_changes_meanwhile_do_no_harm(monkeypatch):
+    class Growing(list):
+        def __iter__(self):
+            seen = self[:]
+            self.append(seen[-1])  # as another thread does
+            return iter(seen)
+
+    monkeypatch.setattr(warnings, "filters", Growing(warnings.filters))
+    before = len(warnings.filters)
+    assert 0 < len(modules.Modes().values["warnings"]) <= before
+
+
 def test_installed_modules_are_watched_only(monkeypatch):
     snapshot = Modules()
     assert not {name.partition(".")[0] for name in snapshot.own} & {"numpy", "scratchnet", "json", "pytest"}

@@ -89,6 +89,18 @@ def test_a_generator_that_a_data_set_keeps_is_found(make):
     assert generator_in(Data([1] * 1000), "dataset") is None and generator_in(Data(np.random), "dataset") is None
 
 
+def test_a_data_set_that_another_thread_changes_meanwhile_is_looked_through():
+    class Part:
+        @property
+        def __dict__(self):
+            data.more = 1  # as another thread does, which reads from the same data set
+            return {}
+
+    data = Data(Part())
+    data.last = np.random.default_rng(3)
+    assert generator_in(data, "dataset") == "dataset.last"
+
+
 def test_weak_collections_arrive():
     import weakref
 
