@@ -20,7 +20,7 @@ from .module import Buffer, FunctionModule
 
 # (loss, what each element weighs in the mean or None for 1 each)
 REDUCTIONS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "mean": lambda loss, weights: ops.mean(loss) if weights is None else loss.sum() / weights.sum(),
+    "mean": lambda loss, weights: loss.mean() if weights is None else loss.sum() / weights.sum(),
     "sum": lambda loss, weights: loss.sum(),
     "none": lambda loss, weights: loss,
 }
@@ -269,6 +269,8 @@ def cross_entropy(
         spread = target * (1.0 - smoothing) + even if smoothing else target
         return _reduced(_shaped(_expected(rows, spread, factors), shape), reduction)
     rows, labels, counted, weights = _labels(name, target, rows, factors, ignore_index)
+    if reduction == "mean" and weights is None and not smoothing:  # as most are
+        return ops.cross_entropy_op(rows, labels, mean=True)
     loss = _times(ops.cross_entropy_op(rows, labels), weights)
     if smoothing:
         loss = loss * (1.0 - smoothing) + _times(_expected(rows, even, factors), counted)

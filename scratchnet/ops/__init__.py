@@ -11,7 +11,7 @@ from .elementwise import add, bounded_log, cast, dropout, where
 from .movement import add_rows, argmax_rows, cat, checked_index, index, permute_op, reshape_op, stack, take_rows
 from .products import cross_entropy_op, linear, matmul
 from .recurrent import recurrent
-from .reductions import mean, standardize, sum
+from .reductions import standardize, sum
 from .table import METHODS, OPS, Op
 from .windows import (
     avg_pool2d,
@@ -50,7 +50,6 @@ __all__ = [
     "linear",
     "matmul",
     "max_pool2d",
-    "mean",
     "permute_op",
     "recurrent",
     "reshape_op",

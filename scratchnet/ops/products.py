@@ -12,7 +12,7 @@ from ..kernels.signatures import HALVES
 from ..precisions import check_device, is_rounded, options_of
 from .movement import reshape_op
 from .operands import ArrayLike, as_operand
-from .reductions import softmax_grad, softmax_op, sum, sum_op
+from .reductions import mean_grad, mean_op, softmax_grad, softmax_op, sum, sum_op
 from .table import Tensor, contiguous, define, method
 
 
@@ -116,6 +116,9 @@ def matmul(x: Tensor, other: ArrayLike) -> Tensor:
     return reshape_op(y, shape=y.shape[:-1]) if b.ndim == 1 else y
 
 
+ROWS = {"axes": (0,), "keepdims": False}  # over the rows
+
+
 def _linear(device, x, weight, bias):
     out = device.empty((len(x), weight.shape[1]), x.dtype)
     device.linear(contiguous(device, x), contiguous(device, weight), contiguous(device, bias), out)
@@ -127,7 +130,7 @@ linear_op = define(
     _linear,
     lambda g, y, x, weight, bias: matmul_op(g, weight, transpose_b=True),
     lambda g, y, x, weight, bias: matmul_op(x, g, transpose_a=True),
-    lambda g, y, x, weight, bias: sum_op(g, axes=(0,), keepdims=False),
+    lambda g, y, x, weight, bias: sum_op(g, **ROWS),
 )
 
 
@@ -149,13 +152,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y if len(shape) == 2 else reshape_op(y, shape=(*shape[:-1], of_weight[1]))
 
 
-# --- cross-entropy: softmax and negative log-likelihood in one pass, logits (rows, n), labels (rows,) -----------------
+# --- cross-entropy: softmax and negative log-likelihood in one pass, logits (rows, n), labels (rows,); or its mean ----
 
 
-def _cross_entropy(device, logits, labels):
+def _cross_entropy(device, logits, labels, mean=False):
     out = device.empty(labels.shape, logits.dtype)
     device.cross_entropy(contiguous(device, logits), contiguous(device, labels), out)
-    return out
+    return mean_op.forward(device, out, **ROWS) if mean else out
+
+
+def _cross_entropy_vjp(g, y, logits, labels, mean=False):
+    return cross_entropy_grad(mean_grad(g, shape=labels.shape, **ROWS) if mean else g, logits, labels)
 
 
 def _cross_entropy_grad(device, g, logits, labels):
@@ -177,7 +184,7 @@ def _one_hot_minus_softmax_vjp(h, z, g, logits, labels):
 cross_entropy_op = define(
     "cross_entropy",
     _cross_entropy,
-    lambda g, y, logits, labels: cross_entropy_grad(g, logits, labels),
+    _cross_entropy_vjp,
     None,
     promotes=(0,),
     floating=True,

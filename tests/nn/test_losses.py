@@ -240,6 +240,19 @@ def classes_loss(log_p, labels, weight=None, ignored=None, smoothing=0.0):
     return (1 - smoothing) * nll + smoothing * even, weight[labels] * counted
 
 
+@pytest.mark.parametrize("rows", [(7,), (2, 3), ()])
+def test_a_mean_of_cross_entropies_has_the_bits_of_the_mean_of_its_rows(rows):
+    rng = np.random.default_rng(1)
+    shape = (*rows[:1], 5, *rows[1:])
+    numbers, labels = rng.standard_normal(shape).astype(np.float32), sn.Tensor(rng.integers(0, 5, rows))
+    found, expected = (sn.Tensor(numbers, requires_grad=True) for _ in range(2))
+    mean, by_rows = F.cross_entropy(found, labels), F.cross_entropy(expected, labels, reduction="none").mean()
+    mean.backward()
+    by_rows.backward()
+    np.testing.assert_array_equal(mean.detach().numpy(), by_rows.detach().numpy())
+    np.testing.assert_array_equal(found.grad.numpy(), expected.grad.numpy())
+
+
 @pytest.mark.parametrize("reduction", REDUCED)
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("ignored", [None, 1, -100])

@@ -226,7 +226,7 @@ def scattered(g, index, n):
 
 
 EXACT = {"roundings": 0}
-ROW_SIZE = {"magnitude": lambda *x: 20.0}  # rows of up to 8 normal numbers: every term is smaller
+ROW_SIZE = {"magnitude": lambda *x, **_: 20.0}  # rows of up to 8 normal numbers: every term is smaller
 
 CASES: dict[str, list[Case]] = {
     # elementwise: each by its kernel's row, but those that are not smooth everywhere
@@ -398,7 +398,14 @@ CASES: dict[str, list[Case]] = {
             lambda x, labels: -(scipy.special.log_softmax(x, axis=1) * one_hot(labels, x.shape[1])).sum(axis=1),
             terms=6,
             **ROW_SIZE,
-        )
+        ),
+        Case(
+            [(5, 6), LABELS],
+            lambda x, labels, mean: -(scipy.special.log_softmax(x, axis=1) * one_hot(labels, 6)).sum(axis=1).mean(),
+            {"mean": True},
+            terms=11,
+            **ROW_SIZE,
+        ),
     ],
     "cross_entropy_grad": [
         Case(
