@@ -6,6 +6,7 @@ does nothing else, forks workers (../comm/server.py), or they are started afresh
 """
 
 import contextlib
+import errno
 import gc
 import io
 import os
@@ -31,6 +32,11 @@ LAST_WORDS = 1.0  # seconds to wait for other workers' errors, once one has fail
 ENV = b"/usr/bin/env"  # starts a program with more variables in its environment
 REAPED = 254  # the status of a process whose status is not known
 WORDS = 2000  # characters of an error's message that are sent
+REMEDIES = {  # where no worker can be started
+    errno.EMFILE: "; `ulimit -n 1024` allows more in a shell",
+    errno.EAGAIN: "; take fewer workers, or allow more processes by `ulimit -u`",
+    errno.ENOMEM: "; take fewer workers",
+}
 END = 5.0  # seconds in which a worker that sent its result has to end by itself
 
 
@@ -118,15 +124,16 @@ class Workers:
             self._start_now(rank)
 
     def _start_now(self, rank: int) -> None:
-        ours, theirs = connection.Pipe()
-        arguments = (self._target, theirs, rank, *self._args_of(rank))
-        process = Process(_variables(self._threads), _begin, arguments, f"scratchnet-worker-{rank}")
-        try:
-            process.start()
-        except OSError as error:
-            ours.close()
-            raise WorkerError(f"worker {rank} could not be started: {error}", rank) from None
-        finally:
+        with contextlib.ExitStack() as ends:
+            try:
+                ours, theirs = map(ends.enter_context, connection.Pipe())
+                arguments = (self._target, theirs, rank, *self._args_of(rank))
+                process = Process(_variables(self._threads), _begin, arguments, f"scratchnet-worker-{rank}")
+                process.start()
+            except OSError as error:
+                remedy = REMEDIES.get(error.errno or 0, "")
+                raise WorkerError(f"worker {rank} could not be started: {error}{remedy}", rank) from None
+            ends.pop_all()
             theirs.close()
         self.processes.append(process)
         self.channels.append(ours)

@@ -1,5 +1,6 @@
 """`run` with real processes and real signals: results in order, errors that name the rank, and nothing left behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -419,5 +420,20 @@ def test_a_system_without_room_for_processes_is_an_error_and_leaves_none(monkeyp
         original(process)
 
     monkeypatch.setattr(launch.multiprocess.context.SpawnProcess, "start", start)
-    with pytest.raises(sn.WorkerError, match=r"worker 1 could not be started: .*temporarily unavailable"):
+    with pytest.raises(sn.WorkerError, match=r"worker 1 could not be started: .*temporarily unavailable; take fewer"):
         sn.parallel.run(print, workers=2)
+
+
+def test_a_process_with_too_many_open_files_is_an_error_that_says_what_to_do(monkeypatch):
+    pipes, original = [], connection.Pipe
+
+    def pipe():
+        if pipes:
+            raise OSError(errno.EMFILE, "Too many open files")
+        pipes.append(original())
+        return pipes[0]
+
+    monkeypatch.setattr(launch.connection, "Pipe", pipe)
+    with pytest.raises(sn.WorkerError, match=r"worker 1 could not be started: .*open files; `ulimit -n 1024` allows"):
+        sn.parallel.run(print, workers=2)
+    assert all(end.closed for end in pipes[0])
