@@ -31,6 +31,7 @@ from scratchnet.parallel.failpoints import LOG, VARIABLE
 
 VICTIM = Path(__file__).with_name("victim.py")
 LIMIT = 90.0  # seconds until a trial counts as hung
+LATE = 50  # pieces after which a run is killed at once: it may be over soon
 PAUSES = {"shard": "0.01", "slice": "0.005", "forward": "0.003", "backward": "0.003"}  # seconds before each piece,
 PACE = ",".join(f"{phase}.claimed:*:*:sleep={pause}" for phase, pause in PAUSES.items())  # so that all workers get some
 
@@ -115,7 +116,7 @@ def _judge(result: Result, ended: Ended, facts: dict, expected: str, good: str =
 
 
 class RandomKills:
-    """Kills workers of a victim at random instants of its life."""
+    """Kills workers of a victim at random instants of its life, which is short on a fast machine."""
 
     def __init__(self, trial: Trial, log: Path):
         self.kills, self.log, self.dice = trial.kills, log, random.Random(trial.seed)
@@ -124,13 +125,19 @@ class RandomKills:
         for _ in range(self.kills):
             while process.poll() is None and not self._workers(process.pid):
                 time.sleep(0.005)
-            time.sleep(self.dice.uniform(0, 1.0))
+            instant = time.monotonic() + self.dice.uniform(0, 1.0)
+            while time.monotonic() < instant and self._pieces() < LATE and process.poll() is None:
+                time.sleep(0.005)
             if process.poll() is None and (workers := self._workers(process.pid)):
                 victim, number = self.dice.choice(workers), self.dice.choice(SIGNALS)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, signal.Signals[number])
                     with self.log.open("a") as file:
                         file.write(f"outside:{number}\n")
+
+    def _pieces(self) -> int:
+        """That workers began, see PACE."""
+        return self.log.read_text().count("\n") if self.log.exists() else 0
 
     def _workers(self, pid: int) -> list[int]:
         return sorted(child for child, command in session(pid).items() if "spawn_main" in command)
