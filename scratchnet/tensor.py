@@ -253,6 +253,8 @@ class Tensor(TensorBase):
         return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ShapeError(f"bool: expected one element, got shape {self.shape}; write .any() or .all()")
         return bool(self.item())
 
     def __float__(self) -> float:
