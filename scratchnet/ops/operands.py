@@ -237,8 +237,9 @@ def prepare(op: Any, inputs: tuple) -> tuple[tuple[Any, ...], bool]:
         weak, promotes = False, op.promotes
         for i, x in enumerate(inputs):
             if isinstance(x, TensorBase):
-                promoted = promotes is None or i in promotes
-                if x._device is not device or (promoted and x._data.dtype is not dtype):
+                if x._data.dtype is not dtype and (promotes is None or i in promotes):
+                    break
+                if x._device is not device:
                     break
             elif type(x) is float or (type(x) is int and x.bit_length() < MOST_BITS):
                 weak = True

@@ -49,9 +49,9 @@ def is_asked(op, device, dtype, precision):
     return True
 
 
-def _reads(device, dtype, sides, precision=None):
+def _reads(device, dtype, sides, precision):
     """The precision in which a product of sides (m, k, n) reads its operands; None: as they are."""
-    if precision is None or not is_asked("matmul", device, dtype, precision):
+    if not is_asked("matmul", device, dtype, precision):
         return None
     if not is_rounded(precision, None, *sides):  # a small one does not ask for the way of this CPU
         return None
@@ -62,7 +62,7 @@ def _reads(device, dtype, sides, precision=None):
 # (..., m, k) @ (..., k, n), after transposing
 def _matmul(device, a, b, transpose_a=False, transpose_b=False, precision=None):
     a, b = a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b
-    rounded = _reads(device, a.dtype, (*a.shape[-2:], b.shape[-1]), precision)
+    rounded = precision and _reads(device, a.dtype, (*a.shape[-2:], b.shape[-1]), precision)
     one, many = (f"matmul_{rounded}",) * 2 if rounded else ("matmul", "batched_matmul")
     if a.ndim == b.ndim == 2:
         out = device.empty((a.shape[0], b.shape[1]), a.dtype)
