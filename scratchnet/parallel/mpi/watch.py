@@ -5,18 +5,21 @@ has waited for half of `patience` pings all others; the thread of each answers w
 while its rank computes. One line names the ranks that do not answer in the other half, and the step; then the job ends.
 
 A rank that died is seen by mpirun. Open MPI's sends SIGTERM to the other ranks, which then ping each other to name the
-dead one. MPICH's (Hydra, seen in 5.0.2) kills them at once (SIGKILL), so that nobody can name it; it prints the exit
-code, but ends with the dead rank's own status, which may be 0: so mpi_train.py waits for the line of rank 0 that all
-ranks have come to their end. `-disable-auto-cleanup` does not reliably stop it from that. srun (22.05, with PMIx) kills
-them, too, and ends with status 137.
+dead one; but SIGTERM may also ask them to save and end, and one that runs on the same machine is not dead, though it is
+too busy to answer. MPICH's (Hydra, seen in 5.0.2) kills them at once (SIGKILL), so that nobody can name it; it prints
+the exit code, but ends with the dead rank's own status, which may be 0: so mpi_train.py waits for the line of rank 0
+that all ranks have come to their end. `-disable-auto-cleanup` does not reliably stop it from that. srun (22.05, with
+PMIx) kills them, too, and ends with status 137.
 """
 
+import hashlib
 import os
 import select
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +48,8 @@ class Watch(threading.Thread):
         self._round = 0
         self._answers: dict[int, int] = {}  # collective calls of each rank that answered the last ping
         self._sent: list[Any] = []
+        self._where = np.zeros((group.size, 2), np.int64)  # machine and process of each rank
+        group.Allgather(np.array([_machine(), os.getpid()]), self._where)
         self._parent = os.getppid()
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._ended = self._was_stopped = False
@@ -107,9 +112,19 @@ class Watch(threading.Thread):
 
     def _name_the_dead(self) -> None:
         """This rank was told to end while it waited for others, perhaps because one of them died."""
-        waits, missing = self._waits, self.behind(URGENT, alive=True)
+        waits = self._waits
+        missing = [rank for rank in self.behind(URGENT, alive=True) if not self._runs_here(rank)]
         if waits is not None and missing:
             self._end(missing, "seen as the job was ended", waits[1])
+
+    def _runs_here(self, rank: int) -> bool:
+        """Is it a process of this machine that runs? It may be too busy to answer in so short a time."""
+        (machine, process), own = self._where[rank].tolist(), self._where[self.group.rank, 0]
+        try:
+            status = Path(f"/proc/{process}/stat").read_text()
+        except OSError:
+            return False
+        return machine == own != 0 and status.rpartition(")")[2].split()[0] in "RSD"
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self.group.size) if rank != self.group.rank]
@@ -154,3 +169,12 @@ class Watch(threading.Thread):
             self._abort()
         where = f"step {self.step}" if self.step >= 0 else f"collective call {self.calls}"
         self.end_job(f"{where}: {SILENT} {ranks_named(missing)}, {when}, while rank {me} waited in {text}")
+
+
+def _machine() -> int:
+    """The same number for processes that see each other under the same process numbers; 0 where that is not known."""
+    try:
+        words = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return 0
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "little")

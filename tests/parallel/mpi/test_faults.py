@@ -57,9 +57,11 @@ def test_a_job_that_lost_a_rank_goes_on_with_any_number_of_ranks_to_the_same_byt
     assert len(checkpoints) == 1
 
 
-def test_sigterm_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("fault", ["term", "busy"])
+def test_sigterm_to_ranks_stops_all_after_the_same_step_with_a_checkpoint(fault, tmp_path):
+    """To one of them, or to those that wait for one that is too busy to answer."""
     flags = "--jobs", "delayed", "--folder", tmp_path
-    status, results, said = train(3, *flags, "--fault", "term", share=2)
+    status, results, said = train(3, *flags, "--fault", fault, share=2)
     assert status == 128 + signal.SIGTERM and not results, said
     assert [path.name for path in tmp_path.glob("*.safetensors")]
     status, results, said = train(2, *flags, "--resume", "auto")
