@@ -89,7 +89,10 @@ def _zero(x: Tensor) -> Any:
 
 @method
 def prod(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """Product of elements, 1 of none; integers and booleans are multiplied as int64."""
+    """Product of elements, 1 of none; integers and booleans are multiplied as int64.
+
+    Halves are multiplied first: they may overflow, or become 0, where the whole product does not.
+    """
     axes, keepdims = checks.axes("prod", axis, x.ndim), checks.flag("prod: keepdims", keepdims)
     y = rows_of(_integral(x), axes)
     n = y.shape[-1]
@@ -142,7 +145,10 @@ def cumsum(x: Tensor, axis: int) -> Tensor:
 
 @method
 def cumprod(x: Tensor, axis: int) -> Tensor:
-    """Products of the elements up to each one along an axis; integers and booleans as int64."""
+    """Products of the elements up to each one along an axis; integers and booleans as int64.
+
+    Parts are multiplied first: they may overflow, or become 0, where a product from the left does not.
+    """
     return last_axis("cumprod", lambda rows: _scan(rows, lambda a, b: a * b), x, axis)
 
 
