@@ -269,7 +269,8 @@ def cross_entropy(
         spread = target * (1.0 - smoothing) + even if smoothing else target
         return _reduced(_shaped(_expected(rows, spread, factors), shape), reduction)
     rows, labels, counted, weights = _labels(name, target, rows, factors, ignore_index)
-    if reduction == "mean" and weights is None and not smoothing:  # as most are
+    is_mean = checks.one_of("reduction", reduction, REDUCTIONS) == "mean"
+    if is_mean and weights is None and not smoothing:  # as most are
         return ops.cross_entropy_op(rows, labels, mean=True)
     loss = _times(ops.cross_entropy_op(rows, labels), weights)
     if smoothing:
