@@ -18,3 +18,7 @@ JIT = not numba.config.DISABLE_JIT and not SIMULATED
 SIZES = {"sizes": EDGES, "max_elements": 2**13} if JIT else {"sizes": EDGES[:7], "max_elements": 2**7}
 if SIMULATED:
     SIZES = {"sizes": EDGES[:10], "max_elements": 2**8}
+# In simulators the instructions of tensor cores are interpreted, too: `conv2d_rounded` and `matmul_bfloat16` stand for
+# these, which have tests of their own in kernels/cuda.
+SLOW = ("conv2d_input_rounded", "conv2d_weight_rounded", "matmul_float16", "matmul_tf32", "matmul_tf32x3")
+SLOW *= SIMULATED and not THOROUGH

@@ -6,17 +6,13 @@ It shows that kernels mean there what they mean to our interpreter, in which all
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sizes import SIMULATED, THOROUGH
+from sizes import SIMULATED, SLOW
 
 from scratchnet.testing import KERNEL_ROWS, host_kernel, kernel_cases
 
 NEEDS = "simulated"
 if SIMULATED:
     from scratchnet.kernels.cuda import compile, tuning
-
-
-# Of tensor cores, whose instructions are interpreted, `conv2d_rounded` and `matmul_bfloat16` stand for the others.
-SLOW = () if THOROUGH else ("conv2d_input_rounded", "conv2d_weight_rounded", "matmul_float16", "matmul_tf32x3")
 
 
 @pytest.mark.parametrize("name", [name for name in KERNEL_ROWS if name not in SLOW])

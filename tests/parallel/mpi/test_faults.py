@@ -10,6 +10,7 @@ import pytest
 import residue
 from jobs import PATIENCE, PROGRAMS, train, undisturbed, variables_of_a_job
 from servants import is_open_mpi, mpirun
+from sizes import THOROUGH
 
 SAID = {  # what happens at sample 17, in step 4, on rank 2: the one line that says it
     "nan": "mpi_job.py: fit: expected a finite loss, got nan at step 4, shard 3, from an input",
@@ -35,8 +36,8 @@ def test_a_fault_of_one_rank_ends_the_job_with_one_line(fault):
     ("point", "name", "starts"),
     [
         ("shard.claimed:9:1:SIGKILL", "low rank", [(2, 0), (0, 0)]),
-        ("slice.claimed:6:0:exit", "largest", [(4, 2)]),
         ("slice.claimed:9:1:SIGKILL", "delayed", [(4, 2), (0, 0)]),
+        *[("slice.claimed:6:0:exit", "largest", [(4, 2)])] * THOROUGH,
     ],
 )
 def test_a_job_that_lost_a_rank_goes_on_with_any_number_of_ranks_to_the_same_bytes(tmp_path, point, name, starts):

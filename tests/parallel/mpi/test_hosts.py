@@ -8,6 +8,7 @@ import time
 
 import pytest
 from jobs import HUNG, PATIENCE, WRAPPER, program, train, undisturbed
+from sizes import THOROUGH
 
 from scratchnet.testing.hosts import Hosts, reason_against_hosts
 
@@ -34,7 +35,7 @@ def across(hosts):
     return command
 
 
-@pytest.mark.parametrize(("hosts", "ranks"), [(2, 2), (3, 4)], indirect=["hosts"])
+@pytest.mark.parametrize(("hosts", "ranks"), [(2, 2), (3, 4)] if THOROUGH else [(3, 4)], indirect=["hosts"])
 def test_training_on_several_hosts_has_the_bits_of_one_process(hosts, ranks):
     hosts.limit(50e6)
     status, results, said = train(ranks, "--jobs", "momentum", command=across(hosts))
