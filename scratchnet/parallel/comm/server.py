@@ -79,6 +79,7 @@ class Server:
     def __init__(self, start: Callable[..., Any]):
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._program, self.has_forked, self._idle = os.getpid(), False, IDLE
+        self._closing = threading.Lock()  # two threads may find at once that it does not answer
         with theirs:
             self._process = start(serve, theirs)
 
@@ -125,12 +126,15 @@ class Server:
 
     def close(self) -> None:
         """End it, stopped or not; in a process that was forked after it started, only forget it."""
-        was_closed = self._is_closed()
-        self._socket.close()
-        if not was_closed and os.getpid() == self._program:
-            self._process.kill()
-            self._process.join()
-            self._process.close()
+        if os.getpid() != self._program:
+            self._socket.close()
+            return
+        with self._closing:
+            if not self._is_closed():
+                self._socket.close()
+                self._process.kill()
+                self._process.join()
+                self._process.close()
 
     def __del__(self):  # the thread ends
         with contextlib.suppress(Exception):  # it is closed, or was never started; or the program ends

@@ -1,12 +1,16 @@
 """Workers that a server forks find what processes find that start afresh, and nobody depends on the server."""
 
+import contextlib
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import multiprocess
 import numba
@@ -192,6 +196,22 @@ def test_a_run_whose_server_is_killed_or_stopped_goes_on_to_the_same_bytes(strik
     struck = []
     assert weights(2, Strike()) == weights(1)
     assert len(struck) == len(steps) and all(any(each) for each in struck)
+
+
+def test_two_threads_may_forget_a_server_at_once(monkeypatch):
+    is_closed, together, process = server.Server._is_closed, threading.Barrier(2), mock.Mock()
+
+    def both_see_it_open(self):
+        found = is_closed(self)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.3)
+        return found
+
+    own = server.Server(lambda serve, sock: process)
+    monkeypatch.setattr(server.Server, "_is_closed", both_see_it_open)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda _: own.close(), range(2))) == [None] * 2
+    process.close.assert_called_once()  # which may be called once alone
 
 
 def test_a_server_without_workers_ends_after_a_while():
