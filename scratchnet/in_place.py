@@ -3,8 +3,7 @@
 PyTorch's rules. The tensor stays the same object with the same memory, shape and dtype, so views and NumPy arrays of
 that memory see the change. A leaf that requires grad changes inside `no_grad` only. A result of recorded ops may change
 while ops are recorded: from then on it is the result of the op in place too, and numbers that are written over it have
-no gradient. Ops that read what was there before are
-found by `backward`, which refuses.
+no gradient. Ops that read what was there before are found by `backward`, which refuses.
 """
 
 from __future__ import annotations

@@ -103,16 +103,21 @@ def _end(helper):
 
 def work(parent):
     """The helper: compile what the list has, from its end, until it is through or the parent is gone."""
-    from . import execute  # noqa: F401 - has kernels on the list, too
-
     session.skips_taken = True
     for line in reversed(_wanted):
         if os.getppid() != parent:
             return
-        name, _, arguments = line.partition(":")
-        if name in kernels:
-            with contextlib.suppress(TakenError):
-                kernels[name].compile(read_types(arguments))
+        _compile(line)
+
+
+def _compile(line):
+    """Compile or load a kernel, unless that is for another process; one of a module that is not here is left out."""
+    from . import execute  # noqa: F401 - has kernels on lists, too
+
+    name, _, arguments = line.partition(":")
+    if name in kernels:
+        with contextlib.suppress(TakenError):
+            kernels[name].compile(read_types(arguments))
 
 
 # --- before a fork ----------------------------------------------------------------------------------------------------
@@ -137,14 +142,9 @@ def load(lines):
 
     It may fork others from now on, but runs no kernel.
     """
-    from . import execute  # noqa: F401 - has kernels on the list, too
-
     compile.runs, session.only_loads = False, True
     for line in lines:
-        name, _, arguments = line.partition(": ")
-        if name in kernels:
-            with contextlib.suppress(TakenError):
-                kernels[name].compile(read_types(arguments))
+        _compile(line)
 
 
 def begin():

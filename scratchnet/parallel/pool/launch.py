@@ -321,6 +321,10 @@ class _Popen(popen_spawn_posix.Popen):
     handle: int | None = None  # of a process that a server forked
     server: Any = None
 
+    def __init__(self, process):
+        self._program, self._taking = os.getpid(), threading.RLock()
+        super().__init__(process)
+
     def _launch(self, process):
         own = multiprocess.current_process()
         folders = [folder for folder in sys.path if isinstance(folder, str)]  # as Python, which passes over the others
@@ -370,10 +374,6 @@ class _Popen(popen_spawn_posix.Popen):
                     if not own.has_forked:
                         return False
         return False
-
-    def __init__(self, process):
-        self._program, self._taking = os.getpid(), threading.RLock()
-        super().__init__(process)
 
     def poll(self, flag=os.WNOHANG):
         """The exit status, None while it runs; REAPED if somebody else has taken the status.
