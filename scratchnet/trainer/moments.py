@@ -272,8 +272,8 @@ def checked_callbacks(what: str, callbacks: Any) -> list[Any]:
             remedy = "give an object, not its class" if isinstance(callback, type) else ""
             methods = f"{', '.join(MOMENTS[:-1])} or {MOMENTS[-1]}"
             checks.refuse(what, f"an object with a method {methods}", callback, remedy=remedy)
-        for name in dir(type(callback)):
-            if name.startswith("on_") and name not in MOMENTS and callable(getattr(type(callback), name)):
+        for name in dir(callback):
+            if name.startswith("on_") and name not in MOMENTS and callable(getattr(callback, name, None)):
                 method = f"{type(callback).__name__}.{name}"
                 raise ConfigError(f"{what}: expected methods of moments, {', '.join(MOMENTS)}, got {method}")
         if "on_step_end" in has:

@@ -1,5 +1,7 @@
 """Callbacks are called at their moments, on settled state; they change no bit, and what they raise is named."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from messages import error_line
@@ -343,6 +345,7 @@ def test_a_resumed_run_keeps_the_state_of_its_callbacks(tmp_path):
             [type("Timer", (Counter,), {"on_epoch_start": print})()],
             r"expected methods of moments, .* got Timer\.on_epoch_s",
         ),
+        ([SimpleNamespace(on_step_end=print, on_epoch_start=print)], "got SimpleNamespace.on_epoch_start"),
         (7, "expected a list of callbacks"),
     ],
 )
