@@ -169,10 +169,10 @@ def kill():
 
 def stop_as_a_worker_dies():
     (worker, *_) = (child.pid for child in multiprocess.active_children() if child.name != server.NAME)
-    for pid in parents():
+    for pid in (stopped := parents()):
         os.kill(pid, signal.SIGSTOP)
     os.kill(worker, signal.SIGKILL)
-    return [True]
+    return stopped
 
 
 @pytest.mark.parametrize(("strike", "steps"), [(kill, (3, 4)), (stop_as_a_worker_dies, (3,))])
